@@ -1,0 +1,3 @@
+"""Shrink LoRA networks by exact SVD."""
+
+__version__ = "0.1.0"
