@@ -1,0 +1,148 @@
+"""Put a network into a model: choose modules, wrap each one, gather the parameters in flat buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn.base import Adapter, Dropouts
+from lorapipe_engine.nn.flat import FlatGroup
+from lorapipe_engine.nn.lora import Lora
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module to adapt: the part of the model ("unet", "te1", "te2"), its name in a LoRA file, itself."""
+
+    part: str
+    name: str
+    module: nn.Module
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkPlan:
+    """Ranks and strengths. Linear layers and 1x1 convolutions take ``rank``, larger kernels ``conv_rank``.
+
+    ``alpha`` scales the change by alpha / rank. ``conv_rank`` None leaves larger kernels alone.
+    """
+
+    rank: int
+    alpha: float
+    conv_rank: int | None = None
+    conv_alpha: float = 1.0
+    dropouts: Dropouts = field(default_factory=Dropouts)
+
+    def size_of(self, module: nn.Module) -> tuple[int, float] | None:
+        """Rank and alpha for a module, or None where it stays as it is."""
+        if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            return None if self.conv_rank is None else (self.conv_rank, self.conv_alpha)
+        return self.rank, self.alpha
+
+
+class Network:
+    """The adapters of a model: ``adapters`` by LoRA name, ``groups`` of parameters by part."""
+
+    def __init__(self, adapters: Mapping[str, Adapter], parts: Mapping[str, str]) -> None:
+        self.adapters = dict(adapters)
+        self.parts = dict(parts)
+        self.groups: dict[str, FlatGroup] = {}
+        for part in dict.fromkeys(self.parts[name] for name in self.adapters):
+            inside = [adapter for name, adapter in self.adapters.items() if self.parts[name] == part]
+            owned = [p for adapter in inside for p in adapter.parameters() if p.requires_grad]
+            self.groups[part] = FlatGroup(part, owned)
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the LoRA file, by its key, on the CPU in float32 and sorted by key."""
+        found = {
+            f"{name}.{role}": tensor.detach().to("cpu", torch.float32)
+            for name, adapter in self.adapters.items()
+            for role, tensor in adapter.file_tensors().items()
+        }
+        return dict(sorted(found.items()))
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the values of a file with exactly these keys and shapes (no key may be missing or left over)."""
+        own = {f"{n}.{role}": t for n, a in self.adapters.items() for role, t in a.file_tensors().items()}
+        if set(own) != set(tensors):
+            odd = sorted(set(own) ^ set(tensors))
+            raise ConfigError(f"the network file does not fit this network: {len(odd)} keys differ, first {odd[0]}")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                if not key.endswith(".alpha"):
+                    tensor.copy_(tensors[key])
+
+    def train(self, mode: bool = True) -> None:
+        """Switch the dropouts of all adapters on or off."""
+        for adapter in self.adapters.values():
+            adapter.training = mode
+
+    def set_multiplier(self, value: float) -> None:
+        """Set the strength of every adapter."""
+        for adapter in self.adapters.values():
+            adapter.multiplier = value
+
+    @contextmanager
+    def scaled(self, value: float) -> Iterator[None]:
+        """Use another strength for a while (0 is the base model)."""
+        before = {name: adapter.multiplier for name, adapter in self.adapters.items()}
+        self.set_multiplier(value)
+        try:
+            yield
+        finally:
+            for name, adapter in self.adapters.items():
+                adapter.multiplier = before[name]
+
+    def count(self) -> int:
+        """Number of trainable values."""
+        return sum(p.numel() for a in self.adapters.values() for p in a.parameters() if p.requires_grad)
+
+
+def attach(
+    roots: Iterable[nn.Module],
+    targets: Iterable[Target],
+    plan: NetworkPlan,
+    make: Callable[[nn.Module, int, float, Dropouts], Adapter] = Lora,
+) -> Network:
+    """Wrap every target that the plan gives a rank, in place, inside the trees of ``roots``.
+
+    Raises ConfigError if nothing is left to train.
+    """
+    places = {id(child): (parent, name) for parent, name, child in _children(roots)}
+    adapters: dict[str, Adapter] = {}
+    parts: dict[str, str] = {}
+    for target in targets:
+        size = plan.size_of(target.module)
+        if size is None:
+            continue
+        adapter = make(target.module, *size, plan.dropouts)
+        parent, name = places[id(target.module)]
+        setattr(parent, name, adapter)
+        adapters[target.name] = adapter
+        parts[target.name] = target.part
+    if not adapters:
+        raise ConfigError("the network has nothing to train: no module of this model is a target")
+    return Network(adapters, parts)
+
+
+def detach(roots: Iterable[nn.Module]) -> int:
+    """Take every adapter out again, leaving the frozen modules in their places; returns how many there were."""
+    count = 0
+    for parent, name, child in list(_children(roots)):
+        if isinstance(child, Adapter):
+            setattr(parent, name, child.base)
+            count += 1
+    return count
+
+
+def _children(roots: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for root in roots:
+        for parent in root.modules():
+            for name, child in parent.named_children():
+                yield parent, name, child
+
+

@@ -1,0 +1,203 @@
+"""The training objective: noise, targets, losses and their weights, as pure functions on tensors.
+
+Latents x and noise ε are (B, 4, h, w) float32, timesteps t (B,) int64 in 0..999. Formulas: DDPM (Ho et al. 2020),
+v-prediction (Salimans & Ho 2022), min-SNR (Hang et al. 2023), zero terminal SNR (Lin et al. 2023); the order of
+the steps is sd-scripts', so that a run gives the field's results. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TIMESTEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the loss is made of; names and meaning as the options of the same name.
+
+    ``v_prediction``: the model predicts v instead of ε. ``loss_type``: l2, l1, huber or smooth_l1, the last two with
+    a threshold from ``huber_schedule`` (constant, exponential, snr), ``huber_c`` and ``huber_scale``.
+    ``min_timestep`` is included, ``max_timestep`` is not.
+    """
+
+    v_prediction: bool = False
+    zero_terminal_snr: bool = False
+    min_snr_gamma: float | None = None
+    scale_v_pred_loss_like_noise_pred: bool = False
+    v_pred_like_loss: float | None = None
+    debiased_estimation: bool = False
+    noise_offset: float | None = None
+    noise_offset_random_strength: bool = False
+    adaptive_noise_scale: float | None = None
+    multires_noise_iterations: int = 0
+    multires_noise_discount: float = 0.3
+    ip_noise_gamma: float | None = None
+    ip_noise_gamma_random_strength: bool = False
+    loss_type: str = "l2"
+    huber_schedule: str = "snr"
+    huber_c: float = 0.1
+    huber_scale: float = 1.0
+    min_timestep: int = 0
+    max_timestep: int = TIMESTEPS
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """``alpha_bar``: ᾱ (1000,), the one used to make x_t; ``snr``: ᾱ/(1-ᾱ) (1000,) of the untouched schedule, which
+    all loss weights use."""
+
+    alpha_bar: Tensor
+    snr: Tensor
+
+    @classmethod
+    def stable_diffusion(cls, *, zero_terminal_snr: bool = False, device: torch.device | str = "cpu") -> NoiseSchedule:
+        """The scaled-linear schedule of all Stable Diffusion models, β from 0.00085 to 0.012."""
+        beta = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float32) ** 2
+        alpha_bar = torch.cumprod(1 - beta, 0)
+        snr = alpha_bar / (1 - alpha_bar)
+        if zero_terminal_snr:
+            root = alpha_bar.sqrt()
+            root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+            # Through β and back, in float32, as the reference does: the last digits of ᾱ near 0 depend on it.
+            squared = root**2
+            alpha = torch.cat([squared[:1], squared[1:] / squared[:-1]])
+            alpha_bar = torch.cumprod(1 - (1 - alpha), 0)
+        return cls(alpha_bar.to(device), snr.to(device))
+
+
+def draw_noise(latents: Tensor, objective: Objective) -> Tensor:
+    """ε for a batch of scaled latents, with the offsets that the objective asks for. Draws from the global stream."""
+    noise = torch.randn_like(latents)
+    if objective.noise_offset:
+        noise = offset_noise(latents, noise, objective)
+    if objective.multires_noise_iterations:
+        # The grid sizes are shapes, so they are drawn on the CPU, from torch's own stream.
+        draws = torch.rand(objective.multires_noise_iterations, device="cpu").tolist()
+        noise = pyramid_noise(noise, objective.multires_noise_discount, draws)
+    return noise
+
+
+def offset_noise(latents: Tensor, noise: Tensor, objective: Objective) -> Tensor:
+    """Shift each channel of the noise by one draw: ε + k·randn(B, C, 1, 1)."""
+    strength = torch.full((1, 1, 1, 1), objective.noise_offset or 0.0, device=noise.device)
+    if objective.noise_offset_random_strength:
+        strength = strength * torch.rand(1, device=noise.device)
+    if objective.adaptive_noise_scale:
+        mean = latents.mean(dim=(2, 3), keepdim=True).abs()
+        strength = (strength + objective.adaptive_noise_scale * mean).clamp(min=0)
+    return noise + strength * torch.randn(*noise.shape[:2], 1, 1, device=noise.device)
+
+
+def pyramid_noise(noise: Tensor, discount: float, draws: Sequence[float]) -> Tensor:
+    """Add noise of coarser and coarser grids (multires), then bring the batch back to unit variance.
+
+    One number of ``draws`` in 0..1 for each grid decides how much coarser it is: a factor 2 to 4 a level.
+    """
+    height, width = noise.shape[2:]
+    for level, draw in enumerate(draws):
+        ratio = (2 + 2 * draw) ** level
+        size = max(1, int(height / ratio)), max(1, int(width / ratio))
+        coarse = torch.randn(*noise.shape[:2], *size, device=noise.device)
+        noise = noise + F.interpolate(coarse, (height, width), mode="bilinear") * discount**level
+        if 1 in size:
+            break
+    return noise / noise.std()
+
+
+def draw_timesteps(batch: int, objective: Objective, device: torch.device) -> Tensor:
+    """Timesteps (B,) int64, uniform in min_timestep..max_timestep - 1 (max_timestep itself if the range is empty)."""
+    low, high = objective.min_timestep, objective.max_timestep
+    if low >= high:
+        return torch.full((batch,), high, device=device, dtype=torch.int64)
+    return torch.randint(low, high, (batch,), device=device)
+
+
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """x_t = √ᾱ·x + √(1-ᾱ)·ε, (B, 4, h, w)."""
+    alpha_bar = schedule.alpha_bar[timesteps].view(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
+
+
+def perturb(noise: Tensor, objective: Objective) -> Tensor:
+    """The noise that is put on the latents: ε + γ·randn (input perturbation); the target keeps ε."""
+    if not objective.ip_noise_gamma:
+        return noise
+    strength = torch.full((1,), objective.ip_noise_gamma, device=noise.device)
+    if objective.ip_noise_gamma_random_strength:
+        strength = strength * torch.rand(1, device=noise.device)
+    return noise + strength * torch.randn_like(noise)
+
+
+def target_of(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule, v_prediction: bool) -> Tensor:
+    """What the model should predict: ε, or v = √ᾱ·ε - √(1-ᾱ)·x. (B, 4, h, w)"""
+    if not v_prediction:
+        return noise
+    alpha_bar = schedule.alpha_bar[timesteps].view(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
+
+
+def sample_losses(
+    prediction: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+    schedule: NoiseSchedule,
+    objective: Objective,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Loss of each sample before its weights, (B,) float32: element loss, times the mask, mean over C, h, w.
+
+    ``mask`` is (B, 1, h, w) in 0..1; the mean is not renormalised by it.
+    """
+    loss = _element_loss(prediction.float(), target.float(), timesteps, schedule, objective)
+    if mask is not None:
+        loss = loss * mask
+    return loss.mean(dim=(1, 2, 3))
+
+
+def _element_loss(
+    prediction: Tensor, target: Tensor, timesteps: Tensor, schedule: NoiseSchedule, objective: Objective
+) -> Tensor:
+    difference = prediction - target
+    if objective.loss_type == "l2":
+        return difference.square()
+    if objective.loss_type == "l1":
+        return difference.abs()
+    delta = huber_threshold(timesteps, schedule, objective).view(-1, 1, 1, 1)
+    bowl = (difference.square() + delta.square()).sqrt() - delta
+    return 2 * delta * bowl if objective.loss_type == "huber" else 2 * bowl
+
+
+def huber_threshold(timesteps: Tensor, schedule: NoiseSchedule, objective: Objective) -> Tensor:
+    """Where the Huber losses turn from square to linear, (B,)."""
+    c, scale = objective.huber_c, objective.huber_scale
+    t = timesteps.float()
+    if objective.huber_schedule == "constant":
+        return torch.full_like(t, c * scale)
+    if objective.huber_schedule == "exponential":
+        return torch.tensor(c, device=t.device) ** (t / TIMESTEPS) * scale
+    alpha_bar = schedule.alpha_bar[timesteps]
+    sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
+    return (1 - c) / (1 + sigma) ** 2 + c
+
+
+def loss_weights(timesteps: Tensor, schedule: NoiseSchedule, objective: Objective) -> Tensor:
+    """The weight of each sample's loss by its timestep, (B,) float32."""
+    snr = schedule.snr[timesteps]
+    weight = torch.ones_like(snr)
+    if objective.min_snr_gamma:
+        clipped = snr.clamp(max=objective.min_snr_gamma)
+        weight = weight * clipped / (snr + 1 if objective.v_prediction else snr)
+    capped = snr.clamp(max=1000)
+    if objective.v_prediction and objective.scale_v_pred_loss_like_noise_pred:
+        weight = weight * capped / (capped + 1)
+    if not objective.v_prediction and objective.v_pred_like_loss:
+        weight = weight * (1 + objective.v_pred_like_loss * (capped + 1) / capped)
+    if objective.debiased_estimation:
+        weight = weight * (1 / (capped + 1) if objective.v_prediction else capped.rsqrt())
+    return weight

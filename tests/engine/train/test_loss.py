@@ -1,0 +1,143 @@
+"""Noise, targets, losses and weights against reference results."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lorapipe_engine.train.loss import (  # noqa: E402
+    NoiseSchedule,
+    Objective,
+    add_noise,
+    draw_timesteps,
+    huber_threshold,
+    loss_weights,
+    offset_noise,
+    perturb,
+    pyramid_noise,
+    sample_losses,
+    target_of,
+)
+
+DATA = Path(__file__).parents[2] / "data/train"
+
+
+def golden(name: str) -> Any:
+    return json.loads(gzip.decompress((DATA / f"{name}.json.gz").read_bytes()))
+
+
+LOSS = golden("a_loss")
+NOISE = golden("e_noise")
+STEPS = torch.tensor(LOSS["timesteps"])
+KINDS = {"standard": False, "zero_terminal_snr": True}
+
+
+def agree(found: torch.Tensor, expected: list[float], relative: float = 1e-4) -> None:
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=relative, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_schedule_and_weights(kind: str) -> None:
+    schedule = NoiseSchedule.stable_diffusion(zero_terminal_snr=KINDS[kind])
+    want = LOSS[kind]
+    torch.testing.assert_close(
+        schedule.alpha_bar[STEPS], torch.tensor(want["alphas_cumprod"]), rtol=1e-4, atol=1e-8
+    )
+    agree(schedule.snr[STEPS], want["snr_used_by_weights"])
+    for gamma, row in want["min_snr"].items():
+        for target, values in row.items():
+            objective = Objective(min_snr_gamma=float(gamma), v_prediction=target != "epsilon")
+            agree(loss_weights(STEPS, schedule, objective), values)
+    for target, values in want["debiased"].items():
+        objective = Objective(debiased_estimation=True, v_prediction=target != "epsilon")
+        agree(loss_weights(STEPS, schedule, objective), values)
+    objective = Objective(v_prediction=True, scale_v_pred_loss_like_noise_pred=True)
+    agree(loss_weights(STEPS, schedule, objective), want["scale_v_pred_loss_like_noise_pred"])
+    for weight, values in want["v_pred_like_loss"].items():
+        agree(loss_weights(STEPS, schedule, Objective(v_pred_like_loss=float(weight))), values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_huber_thresholds(kind: str) -> None:
+    schedule = NoiseSchedule.stable_diffusion(zero_terminal_snr=KINDS[kind])
+    for name, values in LOSS[kind]["huber_threshold"].items():
+        curve, c, scale = name.split()
+        objective = Objective(
+            huber_schedule=curve, huber_c=float(c.split("=")[1]), huber_scale=float(scale.split("=")[1])
+        )
+        agree(huber_threshold(STEPS, schedule, objective), values)
+
+
+RENAMED = {
+    "v_parameterization": "v_prediction",
+    "debiased_estimation_loss": "debiased_estimation",
+}
+ALPHA_MASKED = {"alpha mask", "all"}
+
+
+@pytest.mark.parametrize("case", LOSS["batch_loss"]["cases"], ids=lambda case: case["name"])
+def test_whole_batches(case: dict[str, Any]) -> None:
+    batch = LOSS["batch_loss"]
+    shape = tuple(batch["shape"])
+    generator = torch.Generator().manual_seed(batch["seed"])
+    latents = torch.randn(shape, generator=generator)
+    bias = torch.randn(shape, generator=generator) * 0.3
+    height, width = shape[2] * 8, shape[3] * 8
+    alpha = (torch.rand(shape[0], height, width, generator=generator) > 0.4).float()
+    picture = torch.rand(shape[0], 3, height, width, generator=generator) * 2 - 1
+    options = dict(case["options"])
+    mask = None
+    if options.pop("masked_loss", None):
+        mask = picture[:, :1] / 2 + 0.5
+    if case["name"] in ALPHA_MASKED:
+        mask = alpha[:, None]
+    weights = torch.tensor(batch["loss_weights"])
+    if "prior_loss_weight" in options:
+        weights = torch.where(weights == 1, 1.0, float(options.pop("prior_loss_weight")))
+    objective = Objective(**{RENAMED.get(key, key): value for key, value in options.items()})
+    schedule = NoiseSchedule.stable_diffusion(zero_terminal_snr=objective.zero_terminal_snr)
+
+    random.seed(batch["seed"])
+    torch.manual_seed(batch["seed"])
+    noise = torch.randn_like(latents)
+    steps = draw_timesteps(shape[0], objective, latents.device)
+    assert steps.tolist() == case["timesteps"]
+    noisy = add_noise(latents, perturb(noise, objective), steps, schedule)
+    target = target_of(latents, noise, steps, schedule, objective.v_prediction)
+    if mask is not None:
+        mask = torch.nn.functional.interpolate(mask, shape[2:], mode="area")
+    losses = sample_losses(0.8 * noisy + bias, target, steps, schedule, objective, mask)
+    loss = (losses * weights * loss_weights(steps, schedule, objective)).mean()
+    torch.testing.assert_close(loss, torch.tensor(case["loss"]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("case", [c for c in NOISE["cases"] if c["kind"] == "multires"])
+def test_pyramid_noise(case: dict[str, Any]) -> None:
+    noise = torch.tensor(case["noise"]).view(case["shape"])
+    for row in case["results"]:
+        random.seed(case["python_seed"])
+        torch.manual_seed(case["seed"])
+        count = row["iterations"]
+        draws = [random.random() for _ in range(count)]
+        found = pyramid_noise(noise, row["discount"], draws)
+        torch.testing.assert_close(found.flatten(), torch.tensor(row["out"]), rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("case", [c for c in NOISE["cases"] if c["kind"] == "noise_offset"])
+def test_noise_offset(case: dict[str, Any]) -> None:
+    noise = torch.tensor(case["noise"]).view(case["shape"])
+    latents = torch.tensor(case["latents"]).view(case["shape"])
+    for row in case["results"]:
+        torch.manual_seed(case["seed"])
+        objective = Objective(
+            noise_offset=row["noise_offset"], adaptive_noise_scale=row.get("adaptive_noise_scale")
+        )
+        found = offset_noise(latents, noise, objective)
+        torch.testing.assert_close(found.flatten(), torch.tensor(row["out"]), rtol=1e-5, atol=3e-6)
