@@ -1,0 +1,220 @@
+"""What the training loop and the sampler need of a model family.
+
+Shapes: B pictures, H x W pixels, h x w latents (H / ``latent_factor``, W / ``latent_factor``), n chunks of 75 tokens.
+Every tensor that goes in may lie on any device; what comes out lies on ``device``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lorapipe_engine import keys
+from lorapipe_engine.train import text
+
+if TYPE_CHECKING:
+    from lorapipe_engine.train.load import BaseModel
+
+# Classes whose linear layers and convolutions take a LoRA (kohya's target lists), by the part of the model.
+TEXT_TARGETS = ("CLIPAttention", "CLIPMLP")
+UNET_TARGETS = ("Transformer2DModel",)
+UNET_CONV_TARGETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told. ``hidden``: text states (B, 75n+2, C); ``pooled``: SDXL's summary (B, P), else None."""
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+
+
+class TargetModule(NamedTuple):
+    """A module that may take a LoRA: part ("unet", "te1", "te2"), canonical path (see ``keys``), the module."""
+
+    part: str
+    path: str
+    module: nn.Module
+
+
+class Family(ABC):
+    """A frozen base model on a device, behind one interface for every family.
+
+    ``dtype`` is the precision of UNet and text encoders, ``vae_dtype`` that of the VAE (None: the same). ``chunks``
+    (1 to 3) sets the caption length to 75, 150 or 225 tokens.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        base: BaseModel,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        vae_dtype: torch.dtype | None = None,
+        chunks: int = 3,
+    ) -> None:
+        self.base = base
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.vae_dtype = vae_dtype or dtype
+        self.chunks = chunks
+        self.unet: Any = _freeze(base.unet).to(self.device, dtype)
+        self.vae: Any = _freeze(base.vae).to(self.device, self.vae_dtype)
+        self.text_encoders: tuple[Any, ...] = tuple(
+            _freeze(encoder).to(self.device, dtype) for encoder in base.text_encoders
+        )
+        self.tokenizers = base.tokenizers
+
+    # ---------------------------------------------------------------- facts
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The trainable parts in training order: "te1", for SDXL "te2", "unet"."""
+        found = {f"te{index}": encoder for index, encoder in enumerate(self.text_encoders, start=1)}
+        return {**found, "unet": self.unet}
+
+    @property
+    def train_parts(self) -> tuple[str, ...]:
+        """Names of the parts that can be trained, in order."""
+        return tuple(self.parts)
+
+    @property
+    def latent_scale(self) -> float:
+        """What unscaled latents are multiplied with before the UNet sees them."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent picture (4 for all of Stable Diffusion)."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels on a side for one latent cell: 8, or what the VAE's levels give."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def latent_size(self, width: int, height: int) -> tuple[int, int]:
+        """(h, w) of the latents of a picture of width x height pixels."""
+        return height // self.latent_factor, width // self.latent_factor
+
+    # ---------------------------------------------------------------- pictures
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W) in -1..1 -> mean and standard deviation of the latents, unscaled, (B, 4, h, w) float32."""
+        latents = self.vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
+        return latents.mean.float(), latents.std.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 4, h, w), scaled as the UNet sees them -> pixels (B, 3, H, W) in about -1..1, float32."""
+        unscaled = latents.to(self.device, torch.float32) / self.latent_scale
+        pixels: Tensor = self.vae.decode(unscaled.to(self.vae_dtype)).sample
+        return pixels.float()
+
+    # ---------------------------------------------------------------- text
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
+        """Token ids, one (B, n, 77) int64 tensor for each text encoder. Longer captions are cut."""
+        return tuple(
+            torch.tensor(
+                [
+                    text.chunk_ids(ids, self.chunks, tokenizer.bos, tokenizer.eos, self._pad(index))
+                    for ids in map(tokenizer.encode, texts)
+                ],
+                device=self.device,
+            )
+            for index, tokenizer in enumerate(self.tokenizers)
+        )
+
+    def tokenize_weighted(self, texts: Sequence[str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """As :meth:`tokenize` for captions with weights such as ``(red:1.2)``: ids, and multipliers (B, 75n+2)."""
+        all_ids, all_weights = [], []
+        for index, tokenizer in enumerate(self.tokenizers):
+            rows = [text.weighted_ids(line, tokenizer.encode) for line in texts]
+            pad = self._pad(index)
+            all_ids.append(
+                [text.chunk_ids(ids, self.chunks, tokenizer.bos, tokenizer.eos, pad) for ids, _ in rows]
+            )
+            all_weights.append([text.chunk_weights(weights, self.chunks) for _, weights in rows])
+        return (
+            tuple(torch.tensor(ids, device=self.device) for ids in all_ids),
+            tuple(torch.tensor(weights, device=self.device) for weights in all_weights),
+        )
+
+    @abstractmethod
+    def encode_text(
+        self,
+        ids: Sequence[Tensor],
+        *,
+        clip_skip: int | None = None,
+        weights: Sequence[Tensor] | None = None,
+    ) -> Conditioning:
+        """Ids from :meth:`tokenize` -> conditioning, differentiable; nothing in it waits for the device.
+
+        ``clip_skip`` k takes the k-th layer from the end (None and 1: the last); ``weights`` multiply text states.
+        """
+
+    @abstractmethod
+    def _pad(self, index: int) -> int:
+        """The padding id of a text encoder."""
+
+    # ---------------------------------------------------------------- the UNet
+
+    @abstractmethod
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, geometry: Tensor | None = None
+    ) -> Tensor:
+        """The UNet's answer (B, 4, h, w) in float32 for noisy latents (B, 4, h, w) at timesteps (B,) in 0..999.
+
+        ``geometry``: SDXL's (B, 6) original height and width, crop top and left, target height and width, in pixels.
+        """
+
+    def plain_geometry(self, count: int, width: int, height: int) -> Tensor | None:
+        """The geometry of pictures that were neither scaled nor cropped; None where the family has none."""
+        return None
+
+    # ---------------------------------------------------------------- the network
+
+    def target_modules(self, conv: bool = False) -> Iterator[TargetModule]:
+        """Modules that take a LoRA: text encoders first, then the UNet, each in the order of its module tree.
+
+        With ``conv`` also everything in residual blocks and samplers. Call it before adapters are attached.
+        """
+        for part, root in self.parts.items():
+            classes = TEXT_TARGETS if part != "unet" else UNET_TARGETS + (UNET_CONV_TARGETS if conv else ())
+            for path, module in find_targets(root, classes):
+                canonical = path if part == "unet" or path.startswith("text_model.") else f"text_model.{path}"
+                yield TargetModule(part, canonical, module)
+
+    def lora_name(self, part: str, path: str) -> str:
+        """Name of a module in a LoRA file, such as ``lora_unet_down_blocks_0_attentions_0_proj_in``."""
+        return keys.lora_name(self.name, part, path)
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.unet.enable_gradient_checkpointing()
+        # Both libraries only recompute in training mode; there is no dropout in these models.
+        self.unet.train()
+        for encoder in self.text_encoders:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            encoder.train()
+
+
+def find_targets(root: nn.Module, classes: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of every linear layer and convolution inside modules of the named classes, in tree order."""
+    for path, module in root.named_modules():
+        if type(module).__name__ not in classes:
+            continue
+        for inner, child in module.named_modules():
+            if isinstance(child, nn.Linear | nn.Conv2d):
+                yield f"{path}.{inner}", child
+
+
+def _freeze(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False).eval()
