@@ -12,9 +12,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from lorapipe_engine.settings import LossSettings  # noqa: E402
 from lorapipe_engine.train.loss import (  # noqa: E402
     NoiseSchedule,
-    Objective,
     add_noise,
     draw_timesteps,
     huber_threshold,
@@ -53,15 +53,15 @@ def test_schedule_and_weights(kind: str) -> None:
     agree(schedule.snr[STEPS], want["snr_used_by_weights"])
     for gamma, row in want["min_snr"].items():
         for target, values in row.items():
-            objective = Objective(min_snr_gamma=float(gamma), v_prediction=target != "epsilon")
+            objective = LossSettings(min_snr_gamma=float(gamma), v_parameterization=target != "epsilon")
             agree(loss_weights(STEPS, schedule, objective), values)
     for target, values in want["debiased"].items():
-        objective = Objective(debiased_estimation=True, v_prediction=target != "epsilon")
+        objective = LossSettings(debiased_estimation_loss=True, v_parameterization=target != "epsilon")
         agree(loss_weights(STEPS, schedule, objective), values)
-    objective = Objective(v_prediction=True, scale_v_pred_loss_like_noise_pred=True)
+    objective = LossSettings(v_parameterization=True, scale_v_pred_loss_like_noise_pred=True)
     agree(loss_weights(STEPS, schedule, objective), want["scale_v_pred_loss_like_noise_pred"])
     for weight, values in want["v_pred_like_loss"].items():
-        agree(loss_weights(STEPS, schedule, Objective(v_pred_like_loss=float(weight))), values)
+        agree(loss_weights(STEPS, schedule, LossSettings(v_pred_like_loss=float(weight))), values)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,16 +69,12 @@ def test_huber_thresholds(kind: str) -> None:
     schedule = NoiseSchedule.stable_diffusion(zero_terminal_snr=KINDS[kind])
     for name, values in LOSS[kind]["huber_threshold"].items():
         curve, c, scale = name.split()
-        objective = Objective(
+        objective = LossSettings(
             huber_schedule=curve, huber_c=float(c.split("=")[1]), huber_scale=float(scale.split("=")[1])
         )
         agree(huber_threshold(STEPS, schedule, objective), values)
 
 
-RENAMED = {
-    "v_parameterization": "v_prediction",
-    "debiased_estimation_loss": "debiased_estimation",
-}
 ALPHA_MASKED = {"alpha mask", "all"}
 
 
@@ -101,7 +97,7 @@ def test_whole_batches(case: dict[str, Any]) -> None:
     weights = torch.tensor(batch["loss_weights"])
     if "prior_loss_weight" in options:
         weights = torch.where(weights == 1, 1.0, float(options.pop("prior_loss_weight")))
-    objective = Objective(**{RENAMED.get(key, key): value for key, value in options.items()})
+    objective = LossSettings(**options)
     schedule = NoiseSchedule.stable_diffusion(zero_terminal_snr=objective.zero_terminal_snr)
 
     random.seed(batch["seed"])
@@ -110,7 +106,7 @@ def test_whole_batches(case: dict[str, Any]) -> None:
     steps = draw_timesteps(shape[0], objective, latents.device)
     assert steps.tolist() == case["timesteps"]
     noisy = add_noise(latents, perturb(noise, objective), steps, schedule)
-    target = target_of(latents, noise, steps, schedule, objective.v_prediction)
+    target = target_of(latents, noise, steps, schedule, objective)
     if mask is not None:
         mask = torch.nn.functional.interpolate(mask, shape[2:], mode="area")
     losses = sample_losses(0.8 * noisy + bias, target, steps, schedule, objective, mask)
@@ -136,7 +132,7 @@ def test_noise_offset(case: dict[str, Any]) -> None:
     latents = torch.tensor(case["latents"]).view(case["shape"])
     for row in case["results"]:
         torch.manual_seed(case["seed"])
-        objective = Objective(
+        objective = LossSettings(
             noise_offset=row["noise_offset"], adaptive_noise_scale=row.get("adaptive_noise_scale")
         )
         found = offset_noise(latents, noise, objective)

@@ -14,37 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorapipe_engine.settings import LossSettings
+
 TIMESTEPS = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What the loss is made of; names and meaning as the options of the same name.
-
-    ``v_prediction``: the model predicts v instead of ε. ``loss_type``: l2, l1, huber or smooth_l1, the last two with
-    a threshold from ``huber_schedule`` (constant, exponential, snr), ``huber_c`` and ``huber_scale``.
-    ``min_timestep`` is included, ``max_timestep`` is not.
-    """
-
-    v_prediction: bool = False
-    zero_terminal_snr: bool = False
-    min_snr_gamma: float | None = None
-    scale_v_pred_loss_like_noise_pred: bool = False
-    v_pred_like_loss: float | None = None
-    debiased_estimation: bool = False
-    noise_offset: float | None = None
-    noise_offset_random_strength: bool = False
-    adaptive_noise_scale: float | None = None
-    multires_noise_iterations: int = 0
-    multires_noise_discount: float = 0.3
-    ip_noise_gamma: float | None = None
-    ip_noise_gamma_random_strength: bool = False
-    loss_type: str = "l2"
-    huber_schedule: str = "snr"
-    huber_c: float = 0.1
-    huber_scale: float = 1.0
-    min_timestep: int = 0
-    max_timestep: int = TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -71,7 +43,7 @@ class NoiseSchedule:
         return cls(alpha_bar.to(device), snr.to(device))
 
 
-def draw_noise(latents: Tensor, objective: Objective) -> Tensor:
+def draw_noise(latents: Tensor, objective: LossSettings) -> Tensor:
     """ε for a batch of scaled latents, with the offsets that the objective asks for. Draws from the global stream."""
     noise = torch.randn_like(latents)
     if objective.noise_offset:
@@ -83,7 +55,7 @@ def draw_noise(latents: Tensor, objective: Objective) -> Tensor:
     return noise
 
 
-def offset_noise(latents: Tensor, noise: Tensor, objective: Objective) -> Tensor:
+def offset_noise(latents: Tensor, noise: Tensor, objective: LossSettings) -> Tensor:
     """Shift each channel of the noise by one draw: ε + k·randn(B, C, 1, 1)."""
     strength = torch.full((1, 1, 1, 1), objective.noise_offset or 0.0, device=noise.device)
     if objective.noise_offset_random_strength:
@@ -110,7 +82,7 @@ def pyramid_noise(noise: Tensor, discount: float, draws: Sequence[float]) -> Ten
     return noise / noise.std()
 
 
-def draw_timesteps(batch: int, objective: Objective, device: torch.device) -> Tensor:
+def draw_timesteps(batch: int, objective: LossSettings, device: torch.device) -> Tensor:
     """Timesteps (B,) int64, uniform in min_timestep..max_timestep - 1 (max_timestep itself if the range is empty)."""
     low, high = objective.min_timestep, objective.max_timestep
     if low >= high:
@@ -124,7 +96,7 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: Noise
     return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
 
 
-def perturb(noise: Tensor, objective: Objective) -> Tensor:
+def perturb(noise: Tensor, objective: LossSettings) -> Tensor:
     """The noise that is put on the latents: ε + γ·randn (input perturbation); the target keeps ε."""
     if not objective.ip_noise_gamma:
         return noise
@@ -134,9 +106,11 @@ def perturb(noise: Tensor, objective: Objective) -> Tensor:
     return noise + strength * torch.randn_like(noise)
 
 
-def target_of(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule, v_prediction: bool) -> Tensor:
+def target_of(
+    latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule, objective: LossSettings
+) -> Tensor:
     """What the model should predict: ε, or v = √ᾱ·ε - √(1-ᾱ)·x. (B, 4, h, w)"""
-    if not v_prediction:
+    if not objective.v_parameterization:
         return noise
     alpha_bar = schedule.alpha_bar[timesteps].view(-1, 1, 1, 1)
     return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * latents
@@ -147,7 +121,7 @@ def sample_losses(
     target: Tensor,
     timesteps: Tensor,
     schedule: NoiseSchedule,
-    objective: Objective,
+    objective: LossSettings,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Loss of each sample before its weights, (B,) float32: element loss, times the mask, mean over C, h, w.
@@ -161,7 +135,7 @@ def sample_losses(
 
 
 def _element_loss(
-    prediction: Tensor, target: Tensor, timesteps: Tensor, schedule: NoiseSchedule, objective: Objective
+    prediction: Tensor, target: Tensor, timesteps: Tensor, schedule: NoiseSchedule, objective: LossSettings
 ) -> Tensor:
     difference = prediction - target
     if objective.loss_type == "l2":
@@ -173,7 +147,7 @@ def _element_loss(
     return 2 * delta * bowl if objective.loss_type == "huber" else 2 * bowl
 
 
-def huber_threshold(timesteps: Tensor, schedule: NoiseSchedule, objective: Objective) -> Tensor:
+def huber_threshold(timesteps: Tensor, schedule: NoiseSchedule, objective: LossSettings) -> Tensor:
     """Where the Huber losses turn from square to linear, (B,)."""
     c, scale = objective.huber_c, objective.huber_scale
     t = timesteps.float()
@@ -186,18 +160,18 @@ def huber_threshold(timesteps: Tensor, schedule: NoiseSchedule, objective: Objec
     return (1 - c) / (1 + sigma) ** 2 + c
 
 
-def loss_weights(timesteps: Tensor, schedule: NoiseSchedule, objective: Objective) -> Tensor:
+def loss_weights(timesteps: Tensor, schedule: NoiseSchedule, objective: LossSettings) -> Tensor:
     """The weight of each sample's loss by its timestep, (B,) float32."""
     snr = schedule.snr[timesteps]
     weight = torch.ones_like(snr)
     if objective.min_snr_gamma:
         clipped = snr.clamp(max=objective.min_snr_gamma)
-        weight = weight * clipped / (snr + 1 if objective.v_prediction else snr)
+        weight = weight * clipped / (snr + 1 if objective.v_parameterization else snr)
     capped = snr.clamp(max=1000)
-    if objective.v_prediction and objective.scale_v_pred_loss_like_noise_pred:
+    if objective.v_parameterization and objective.scale_v_pred_loss_like_noise_pred:
         weight = weight * capped / (capped + 1)
-    if not objective.v_prediction and objective.v_pred_like_loss:
+    if not objective.v_parameterization and objective.v_pred_like_loss:
         weight = weight * (1 + objective.v_pred_like_loss * (capped + 1) / capped)
-    if objective.debiased_estimation:
-        weight = weight * (1 / (capped + 1) if objective.v_prediction else capped.rsqrt())
+    if objective.debiased_estimation_loss:
+        weight = weight * (1 / (capped + 1) if objective.v_parameterization else capped.rsqrt())
     return weight

@@ -1,0 +1,142 @@
+"""Pictures to latents, once: decode, place in the bucket, encode, keep.
+
+What is kept is the VAE's mean and standard deviation, so that training draws a fresh sample at every step. The disk
+cache is keyed by content (picture bytes, VAE, bucket, crop, mirror), lies in one folder of its own and is written
+atomically: a stale entry cannot be met, and two runs may share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorapipe_engine.buckets import Placement
+from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.train.families.base import Family
+
+CACHE_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class LatentJob:
+    """One picture to encode: the file, its placement, and whether it is mirrored."""
+
+    path: Path
+    placement: Placement
+    mirrored: bool = False
+
+
+def read_pixels(job: LatentJob) -> Tensor:
+    """The picture as trained: upright, alpha on white, scaled to cover its bucket, cropped; (3, H, W) in -1..1.
+
+    Raises InputError for a file that is no picture or is cut short.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(job.path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                ground = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(ground, picture)
+            picture = picture.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{job.path}: not a whole picture ({error}); mend it or take it out") from error
+    left, top = job.placement.crop
+    width, height = job.placement.bucket
+    resized = job.placement.resized
+    if picture.size != resized:
+        shrinks = resized[0] < picture.width and resized[1] < picture.height
+        # Hamming is Pillow's nearest to OpenCV's area filter, which the field uses to shrink.
+        filter_ = Image.Resampling.HAMMING if shrinks else Image.Resampling.LANCZOS
+        picture = picture.resize(resized, filter_)
+    picture = picture.crop((left, top, left + width, top + height))
+    if job.mirrored:
+        picture = ImageOps.mirror(picture)
+    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+class LatentCache:
+    """Latents of earlier runs in a folder; ``folder`` None keeps nothing on disk. ``vae_key`` names the VAE's bytes."""
+
+    def __init__(self, folder: Path | None, vae_key: str) -> None:
+        self.folder = folder
+        self.vae_key = vae_key
+
+    def get(self, job: LatentJob) -> Tensor | None:
+        """Mean and deviation (8, h, w) in float32, or None where they must be made (a broken entry too)."""
+        path = self._path(job)
+        if path is None or not path.exists():
+            return None
+        try:
+            with open_tensors(path) as file:
+                return torch.from_numpy(np.array(file.read("latents"), dtype=np.float32))
+        except (LoraError, KeyError, OSError):
+            return None
+
+    def put(self, job: LatentJob, latents: Tensor) -> None:
+        """Keep an entry; a cache that cannot be written is no reason to stop."""
+        path = self._path(job)
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, {"latents": latents.numpy()}, force=True)
+        except (LoraError, OSError):
+            self.folder = None
+
+    def _path(self, job: LatentJob) -> Path | None:
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(job.path.read_bytes())
+        place = job.placement
+        digest.update(f"{CACHE_VERSION}|{self.vae_key}|{place.resized}|{place.bucket}|{place.crop}|{job.mirrored}".encode())
+        name = digest.hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def encode_all(
+    jobs: Sequence[LatentJob], family: Family, cache: LatentCache, batch: int, progress: Iterable[int] | None = None
+) -> list[Tensor]:
+    """Mean and deviation (8, h, w) float32 on the CPU for each job, in order.
+
+    Raises InputError for a broken picture, and for latents that are not finite (a VAE in half precision can
+    overflow).
+    """
+    found: list[Tensor | None] = [None] * len(jobs)
+    waiting: dict[tuple[int, int], list[int]] = {}
+    for index in progress if progress is not None else range(len(jobs)):
+        found[index] = cache.get(jobs[index])
+        if found[index] is None:
+            group = waiting.setdefault(jobs[index].placement.bucket, [])
+            group.append(index)
+            if len(group) == batch:
+                _encode(group, jobs, family, cache, found)
+                group.clear()
+    for group in waiting.values():
+        if group:
+            _encode(group, jobs, family, cache, found)
+    return [latents for latents in found if latents is not None]
+
+
+def _encode(
+    group: Sequence[int], jobs: Sequence[LatentJob], family: Family, cache: LatentCache, found: list[Tensor | None]
+) -> None:
+    pixels = torch.stack([read_pixels(jobs[index]) for index in group])  # (B, 3, H, W)
+    with torch.inference_mode():
+        mean, deviation = family.encode_images(pixels)
+    both = torch.cat([mean, deviation], dim=1).float().cpu().clone()  # (B, 8, h, w)
+    for index, latents in zip(group, both, strict=True):
+        if not torch.isfinite(latents).all():
+            raise InputError(f"{jobs[index].path}: its latents are not finite; try --no_half_vae or another --vae")
+        found[index] = latents.clone()
+        cache.put(jobs[index], latents.contiguous())

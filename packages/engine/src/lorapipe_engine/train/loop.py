@@ -1,0 +1,196 @@
+"""Train a LoRA: the story from settings to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lorapipe_engine.errors import ProblemFound
+from lorapipe_engine.nn.attach import Network, Target, attach
+from lorapipe_engine.progress import progress
+from lorapipe_engine.settings import TrainSettings, with_base_defaults
+from lorapipe_engine.train.batches import Batch, epoch_batches
+from lorapipe_engine.train.data import Dataset, TrainingData, caption_rule, latent_jobs
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.latents import LatentCache, default_cache_folder, encode_all
+from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, set_rates
+from lorapipe_engine.train.plan import RunPlan, network_plan, plan_run, rates_of, schedule_of
+from lorapipe_engine.train.prompts import Prompt
+from lorapipe_engine.train.results import Results
+from lorapipe_engine.train.schedules import rate_multiplier
+from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class State:
+    """Where the run is: finished optimizer steps, finished epochs, mean loss of late."""
+
+    step: int = 0
+    epoch: int = 0
+    loss: float = 0.0
+
+
+def train(settings: TrainSettings, dataset: Dataset, prompts: Sequence[Prompt], family: Family, say: Say) -> list[Path]:
+    """Train on an already scanned dataset with a loaded base; returns the network files in the order saved.
+
+    Raises ProblemFound when the loss is no longer a number, KeyboardInterrupt (with what was saved told through
+    ``say``) on Ctrl-C.
+    """
+    settings = with_base_defaults(settings, family.name, family.v_prediction, family.encoder_layer)
+    run = settings.run
+    arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
+    network = attach_network(settings, family)
+    plan = plan_run(len(batches_of(dataset, settings, 0)), run, settings.optimizer.gradient_accumulation_steps)
+    rates = rates_of(settings.optimizer, tuple(network.groups))
+    optimizer = build_optimizer(settings.optimizer.optimizer_type, arguments, network.groups, rates)
+    multiplier = rate_multiplier(schedule_of(settings.optimizer, plan.steps, max(rates.by_part.values())))
+    data = load_data(settings, dataset, family)
+    stepper = Stepper(
+        family,
+        network,
+        optimizer,
+        settings.loss,
+        clip_skip=settings.model.clip_skip,
+        max_grad_norm=settings.optimizer.max_grad_norm,
+        train_text=not settings.network.network_train_unet_only,
+        half_precision=family.dtype == torch.float16,
+    )
+    for line in summary(settings, dataset, network, plan, rates.by_part):
+        say(line)
+    with Results(settings, dataset, network, family, plan, prompts) as results:
+        state = State()
+        try:
+            run_steps(settings, data, stepper, multiplier, plan, state, results)
+        except KeyboardInterrupt:
+            results.save_interrupted(state.step, state.epoch)
+            say(f"stopped after step {state.step} of {plan.steps}; saved: {results.listed()}")
+            raise
+        results.save_final(state.step, state.epoch)
+    return results.files
+
+
+def run_steps(
+    settings: TrainSettings,
+    data: TrainingData,
+    stepper: Stepper,
+    multiplier: Callable[[int], float],
+    plan: RunPlan,
+    state: State,
+    results: Results,
+) -> None:
+    """All optimizer steps, with records, samples and saved files between them."""
+    results.sample_at_first()
+    bar = progress(total=plan.steps, label="train", unit="step")
+    with bar:
+        for epoch in range(plan.epochs):
+            for group in groups_of(batches_of(data.dataset, settings, epoch), settings):
+                if state.step == plan.steps:
+                    break
+                set_rates(stepper.optimizer, multiplier(state.step))
+                inputs = [data.micro_batch(batch, epoch, 1 / len(group)) for batch in group]
+                loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
+                state.step += 1
+                state.loss = follow(state, loss)
+                results.record(state.step, loss, state.loss, norm, stepper.optimizer)
+                bar.update(1, loss=f"{state.loss:.4f}")
+                results.after_step(state.step, state.epoch, last=state.step == plan.steps)
+            state.epoch = epoch + 1
+            results.after_epoch(state.step, state.epoch, last=state.step == plan.steps)
+
+
+def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: int) -> tuple[float, float]:
+    """One optimizer step with its own random streams; the loss and the gradient norm as numbers.
+
+    Raises ProblemFound for a loss that is not finite.
+    """
+    seed_step(seed, step)
+    loss, norm = (value.item() for value in stepper.run(inputs))
+    if not torch.isfinite(torch.tensor(loss)):
+        raise ProblemFound(
+            f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32. "
+            "Files saved before are good"
+        )
+    return loss, norm
+
+
+def follow(state: State, loss: float) -> float:
+    """The running mean that is shown: a plain mean at first, then about the last fifty steps."""
+    share = max(1 / state.step, 0.02)
+    return state.loss + share * (loss - state.loss)
+
+
+def batches_of(dataset: Dataset, settings: TrainSettings, epoch: int) -> list[Batch]:
+    """The batches of an epoch, in order."""
+    return epoch_batches(
+        dataset.buckets, dataset.repeats, settings.data.train_batch_size, settings.run.seed, epoch
+    )
+
+
+def groups_of(batches: Sequence[Batch], settings: TrainSettings) -> Iterator[Sequence[Batch]]:
+    """Accumulation groups: what one optimizer step is made of. The last of an epoch may be short."""
+    size = settings.optimizer.gradient_accumulation_steps
+    for start in range(0, len(batches), size):
+        yield batches[start : start + size]
+
+
+def attach_network(settings: TrainSettings, family: Family) -> Network:
+    """Put a fresh network into the model, drawn from the run's seed."""
+    torch.manual_seed(settings.run.seed)
+    plan = network_plan(settings.network)
+    parts = ("unet",) if settings.network.network_train_unet_only else family.train_parts
+    targets = [
+        Target(part, family.lora_name(part, path), module)
+        for part, path, module in family.target_modules(conv=plan.conv_rank is not None)
+        if part in parts
+    ]
+    network = attach(family.roots(), targets, plan)
+    network.train()
+    if settings.model.gradient_checkpointing:
+        family.enable_gradient_checkpointing()
+    return network
+
+
+def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> TrainingData:
+    """Encode every picture (or read its latents from the cache) and let the VAE go to rest."""
+    jobs = latent_jobs(dataset, mirrored=settings.data.flip_aug)
+    folder = settings.data.cache_dir or default_cache_folder()
+    cache = LatentCache(folder / "latents" if settings.data.cache_latents_to_disk else None, family.vae_key)
+    with progress(total=len(jobs), label="latents", unit="picture") as bar:
+        latents = encode_all(jobs, family, cache, settings.data.vae_batch_size, bar)
+    family.rest_vae()
+    return TrainingData(
+        dataset,
+        latents,
+        family,
+        caption_rule(settings.data),
+        seed=settings.run.seed,
+        mirror=settings.data.flip_aug,
+    )
+
+
+def summary(
+    settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan, rates: dict[str, float]
+) -> list[str]:
+    """What is about to be done, in a few lines."""
+    shown = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
+    images = sum(dataset.repeats)
+    accumulation = settings.optimizer.gradient_accumulation_steps
+    together = f" x {accumulation}" if accumulation > 1 else ""
+    return [
+        *(
+            f"{row.folder.name}: {row.pictures} pictures x {row.repeats}"
+            + (f", {row.without_caption} without a caption (the folder's name is used)" if row.without_caption else "")
+            for row in dataset.concepts
+        ),
+        f"{images} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {settings.data.train_batch_size}"
+        f"{together}: {plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.steps} steps",
+        f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
+        f"{network.count():,} values; rates: {shown}",
+    ]
+
+

@@ -1,0 +1,127 @@
+"""What a run will do, worked out from its settings before anything is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn.attach import NetworkPlan
+from lorapipe_engine.nn.base import Dropouts
+from lorapipe_engine.settings import DataSettings, NetworkSettings, OptimizerSettings, RunSettings
+from lorapipe_engine.train.optimizers import Rates, optimizer_kind, parse_arguments
+from lorapipe_engine.train.schedules import ScheduleSettings, warmup_steps
+
+DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Length of the run: batches an epoch, optimizer steps an epoch, epochs, steps in all."""
+
+    batches: int
+    steps_per_epoch: int
+    epochs: int
+    steps: int
+
+
+def plan_run(batches: int, run: RunSettings, accumulation: int) -> RunPlan:
+    """Epochs go before steps; the last epoch may be cut by ``max_train_steps``."""
+    steps_per_epoch = -(-batches // accumulation)
+    if run.max_train_epochs is not None:
+        return RunPlan(batches, steps_per_epoch, run.max_train_epochs, run.max_train_epochs * steps_per_epoch)
+    epochs = -(-run.max_train_steps // steps_per_epoch)
+    return RunPlan(batches, steps_per_epoch, epochs, run.max_train_steps)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or the GPU if there is one. Raises ConfigError for one that is not there."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: '{name}' cannot be used here ({reason})") from error
+    return device
+
+
+def choose_precision(name: str | None, device: torch.device) -> str:
+    """``no``, ``fp16`` or ``bf16``. Raises ConfigError for fp16 on a CPU."""
+    if name is None:
+        if device.type != "cuda":
+            return "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type == "cpu":
+        raise ConfigError("mixed_precision: fp16 cannot train on the CPU; use no or bf16")
+    return name
+
+
+NETWORK_ARGS = {"conv_dim": int, "conv_alpha": float, "rank_dropout": float, "module_dropout": float}
+
+
+def network_plan(network: NetworkSettings) -> NetworkPlan:
+    """Ranks and dropouts from the network options. Raises ConfigError for an unknown or unusable network_args."""
+    extra = parse_arguments(network.network_args, "network_args")
+    for key, value in extra.items():
+        if key not in NETWORK_ARGS:
+            raise ConfigError(f"network_args: '{key}' is not known; known: {', '.join(NETWORK_ARGS)}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ConfigError(f"network_args: {key} takes a number of 0 or more, not '{value}'")
+    rank = network.network_dim or 0
+    conv_rank = int(extra["conv_dim"]) if extra.get("conv_dim") else None
+    return NetworkPlan(
+        rank=rank,
+        alpha=float(network.network_alpha or rank),
+        conv_rank=conv_rank,
+        conv_alpha=float(extra.get("conv_alpha", 1.0)),
+        dropouts=Dropouts(
+            element=network.network_dropout,
+            rank=float(extra.get("rank_dropout", 0.0)),
+            module=float(extra.get("module_dropout", 0.0)),
+        ),
+    )
+
+
+def rates_of(optimizer: OptimizerSettings, parts: tuple[str, ...]) -> Rates:
+    """The learning rate of each part: "unet", and "te1", "te2" where they are trained.
+
+    The text encoder has a third of the UNet's weights and burns first, so without any rate given it takes half.
+    """
+    common = optimizer.learning_rate
+    unet = optimizer.unet_lr if optimizer.unet_lr is not None else common
+    text = optimizer.text_encoder_lr if optimizer.text_encoder_lr is not None else common
+    if unet is None:
+        unet = optimizer_kind(optimizer.optimizer_type).rate
+    if text is None:
+        text = unet / 2
+    return Rates({part: unet if part == "unet" else text for part in parts})
+
+
+def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> ScheduleSettings:
+    """The curve of the rate over ``total`` optimizer steps."""
+    warmup = optimizer.lr_warmup_steps
+    if warmup is None:
+        warmup = 0.0 if optimizer.lr_scheduler == "constant" else 0.05
+    return ScheduleSettings(
+        name=optimizer.lr_scheduler,
+        total=total,
+        warmup=warmup_steps(warmup, total),
+        cycles=optimizer.lr_scheduler_num_cycles,
+        power=optimizer.lr_scheduler_power,
+        base=base_rate,
+    )
+
+
+def check_batch(data: DataSettings, pictures: int) -> str | None:
+    """A warning where the batch is large for the set (more than a quarter of it), else None."""
+    if data.train_batch_size > max(1, pictures // 4):
+        return (
+            f"train_batch_size {data.train_batch_size} is large for {pictures} pictures; "
+            "a quarter of them or fewer trains better"
+        )
+    return None

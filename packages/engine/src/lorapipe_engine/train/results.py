@@ -1,0 +1,165 @@
+"""Everything a run leaves behind: networks, samples, curves. Every file is whole or not there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.tensorfile import atomic_write, encode, write_tensors
+from lorapipe_engine.train.data import Dataset
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.numbering import epoch_file, final_file, stale_epoch, stale_step, step_file
+from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.prompts import Prompt
+from lorapipe_engine.train.record import RunRecord
+from lorapipe_engine.train.run import RunLog
+from lorapipe_engine.train.sample import draw
+
+PRECISION_NAMES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+def refuse_to_overwrite(run: RunSettings) -> None:
+    """Raise ConfigError if results of this name stand in the output folder already, unless allowed."""
+    name = run.output_name
+    found = sorted(path for path in run.output_dir.glob(f"{name}*.safetensors") if _is_result(path, name))
+    if found and not run.overwrite:
+        raise ConfigError(
+            f"{found[0]} exists from an earlier run; choose another --output_name or --output_dir, or give --overwrite"
+        )
+
+
+def _is_result(path: Path, name: str) -> bool:
+    rest = path.stem.removeprefix(name)
+    return rest == "" or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
+
+
+class Results:
+    """Saves and records while a run goes on; ``files`` are the networks saved and still there."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        dataset: Dataset,
+        network: Network,
+        family: Family,
+        plan: RunPlan,
+        prompts: Sequence[Prompt],
+    ) -> None:
+        self.run = settings.run
+        self.settings = settings
+        self.network = network
+        self.family = family
+        self.prompts = prompts
+        self.files: list[Path] = []
+        self.samples: list[Path] = []
+        self.plan = plan
+        self.record_of_run = RunRecord(settings, dataset, family, plan)
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        logs = self.run.logging_dir or self.run.output_dir / "logs"
+        self.log = RunLog(
+            self.run.output_dir, logs / f"{self.run.log_prefix}{stamp}" / "network_train", self.run.output_name
+        )
+
+    def record(self, step: int, loss: float, average: float, norm: float, optimizer: torch.optim.Optimizer) -> None:
+        """Write the numbers of a step."""
+        values = {"loss/current": loss, "loss/average": average, "grad_norm": norm}
+        for row in optimizer.param_groups:
+            values[f"lr/{row['part']}"] = float(row["lr"])
+        self.log.scalars(step, values)
+
+    def after_step(self, step: int, epoch: int, *, last: bool) -> None:
+        """Save and sample where the step asks for it."""
+        every = self.run.save_every_n_steps
+        if every and step % every == 0 and not last:
+            self._save(step_file(self.run.output_dir, self.run.output_name, step), step, epoch)
+            self._remove_step(stale_step(step, every, self.run.save_last_n_steps))
+        if self.run.sample_every_n_steps and not self.run.sample_every_n_epochs:
+            if step % self.run.sample_every_n_steps == 0:
+                self._sample(step, f"{step:06d}")
+
+    def after_epoch(self, step: int, epoch: int, *, last: bool) -> None:
+        """Save and sample where the epoch asks for it."""
+        every = self.run.save_every_n_epochs
+        if every and epoch % every == 0 and not last:
+            self._save(epoch_file(self.run.output_dir, self.run.output_name, epoch), step, epoch)
+            old = stale_epoch(epoch, every, self.run.save_last_n_epochs)
+            if old is not None:
+                self._remove(epoch_file(self.run.output_dir, self.run.output_name, old))
+        if self.run.sample_every_n_epochs and epoch % self.run.sample_every_n_epochs == 0:
+            self._sample(step, f"e{epoch:06d}")
+
+    def sample_at_first(self) -> None:
+        """Draw the samples of the untrained network, if asked for."""
+        if self.run.sample_at_first:
+            self._sample(0, "e000000")
+
+    def save_final(self, step: int, epoch: int) -> None:
+        """The result of the whole run."""
+        self._save(final_file(self.run.output_dir, self.run.output_name), step, epoch)
+
+    def save_interrupted(self, step: int, epoch: int) -> None:
+        """What an interrupted run has learned so far, unless that was nothing."""
+        path = step_file(self.run.output_dir, self.run.output_name, step)
+        if step and path not in self.files:
+            self._save(path, step, epoch)
+
+    def listed(self) -> str:
+        """The networks saved so far, in words."""
+        return ", ".join(str(path) for path in self.files) or "nothing yet"
+
+    def _save(self, path: Path, step: int, epoch: int) -> None:
+        kind = PRECISION_NAMES[self.settings.run.save_precision or self.record_of_run.default_precision]
+        tensors = {
+            # A rank-sized scale such as 11.1 would not survive half precision.
+            key: encode(tensor.numpy(), "F32" if key.endswith(".alpha") else kind)
+            for key, tensor in self.network.file_tensors().items()
+        }
+        metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch)
+        write_tensors(path, tensors, metadata, force=True)
+        if path not in self.files:
+            self.files.append(path)
+
+    def _remove_step(self, step: int | None) -> None:
+        if step is not None:
+            self._remove(step_file(self.run.output_dir, self.run.output_name, step))
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        if path in self.files:
+            self.files.remove(path)
+
+    def _sample(self, step: int, stamp: str) -> None:
+        if not self.prompts:
+            return
+        folder = self.run.output_dir / "sample"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.network.train(False)
+        pictures = draw(
+            self.family,
+            self.prompts,
+            clip_skip=self.settings.model.clip_skip,
+            sampler=self.run.sample_sampler,
+            seed=self.run.seed,
+        )
+        for index, picture in enumerate(pictures):
+            path = folder / f"{self.run.output_name}_{stamp}_{index:02d}.png"
+            with atomic_write(path, force=True) as file:
+                picture.save(file, "PNG")
+            self.samples.append(path)
+            self.log.picture(step, f"sample/{index:02d}", picture)
+        self.network.train()
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.log.__exit__(kind, error, trace)

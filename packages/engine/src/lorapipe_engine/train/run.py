@@ -1,0 +1,71 @@
+"""The records of a run: TensorBoard, ``metrics.jsonl``, the list of files it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lorapipe_engine.errors import OutputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class RunLog:
+    """Writes scalars, pictures and text of one run; every file of a run is named in ``files`` as it is finished."""
+
+    def __init__(self, output_dir: Path, logging_dir: Path, name: str) -> None:
+        self.files: list[Path] = []
+        self.folder = logging_dir
+        self._metrics_path = output_dir / f"{name}.metrics.jsonl"
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            logging_dir.mkdir(parents=True, exist_ok=True)
+            self._metrics = self._metrics_path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{error.filename or output_dir}: cannot write there ({error.strerror})") from error
+        self._started = time.monotonic()
+        self._board = _open_board(logging_dir)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers of an optimizer step under TensorBoard tags such as ``loss/current``."""
+        for tag, value in values.items():
+            self._board.add_scalar(tag, value, step)
+        row = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+
+    def text(self, tag: str, text: str) -> None:
+        """Record a text, such as the configuration."""
+        self._board.add_text(tag, "    " + text.replace("\n", "\n    "), 0)
+
+    def picture(self, step: int, tag: str, image: Image) -> None:
+        """Record a sample picture."""
+        self._board.add_image(tag, np.asarray(image), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Finish all files."""
+        self._board.close()
+        self._metrics.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self.close()
+
+
+def _open_board(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]

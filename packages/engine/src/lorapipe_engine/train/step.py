@@ -1,0 +1,134 @@
+"""One optimizer step, shaped so that it can be captured as a CUDA graph.
+
+Everything it reads is a tensor of a fixed shape for its bucket (latents, token ids, weights, rates), everything it
+draws comes from the device's own random stream, and nothing in it waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.settings import LossSettings
+from lorapipe_engine.train.families.base import Conditioning, Family
+from lorapipe_engine.train.loss import (
+    NoiseSchedule,
+    add_noise,
+    draw_noise,
+    draw_timesteps,
+    loss_weights,
+    perturb,
+    sample_losses,
+    target_of,
+)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The inputs of one forward pass, on the device.
+
+    ``latents``: mean and deviation of the VAE, unscaled, (B, 8, h, w) float32. ``ids``: token ids, one (B, n, 77)
+    for each text encoder. ``weights``: sample weights divided by the number of batches of this update, (B,).
+    ``geometry``: SDXL's size and crop numbers (B, 6), else None.
+    """
+
+    latents: Tensor
+    ids: tuple[Tensor, ...]
+    weights: Tensor
+    geometry: Tensor | None = None
+
+
+def batch_loss(
+    family: Family,
+    batch: MicroBatch,
+    objective: LossSettings,
+    schedule: NoiseSchedule,
+    *,
+    clip_skip: int | None,
+    conditioning: Conditioning | None = None,
+) -> Tensor:
+    """The weighted loss of a batch, a float32 scalar tensor. ``conditioning`` replaces encoding the ids."""
+    mean, deviation = batch.latents.chunk(2, dim=1)
+    latents = (mean + deviation * torch.randn_like(mean)) * family.latent_scale  # (B, 4, h, w)
+    noise = draw_noise(latents, objective)
+    timesteps = draw_timesteps(len(latents), objective, latents.device)
+    noisy = add_noise(latents, perturb(noise, objective), timesteps, schedule)
+    if conditioning is None:
+        conditioning = family.encode_text(batch.ids, clip_skip=clip_skip)
+    prediction = family.predict(noisy, timesteps, conditioning, batch.geometry)
+    target = target_of(latents, noise, timesteps, schedule, objective)
+    losses = sample_losses(prediction, target, timesteps, schedule, objective)
+    return (losses * loss_weights(timesteps, schedule, objective) * batch.weights).mean()
+
+
+class Stepper:
+    """Forward, backward, clip and update; ``loss`` of the last step stays on the device."""
+
+    def __init__(
+        self,
+        family: Family,
+        network: Network,
+        optimizer: torch.optim.Optimizer,
+        objective: LossSettings,
+        *,
+        clip_skip: int | None,
+        max_grad_norm: float,
+        train_text: bool,
+        half_precision: bool,
+    ) -> None:
+        self.family = family
+        self.network = network
+        self.optimizer = optimizer
+        self.objective = objective
+        self.schedule = NoiseSchedule.stable_diffusion(
+            zero_terminal_snr=objective.zero_terminal_snr, device=family.device
+        )
+        self.clip_skip = clip_skip
+        self.max_grad_norm = max_grad_norm
+        self.train_text = train_text
+        # fp16 gradients underflow: the loss is scaled up and steps that overflow are skipped. bf16 needs neither.
+        self.scaler = torch.amp.GradScaler(family.device.type, enabled=half_precision)
+
+    def run(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """One update from the batches of an accumulation group: the loss and the gradient's norm, both tensors."""
+        for group in self.network.groups.values():
+            group.zero_grad()
+        total = torch.zeros((), device=self.family.device)
+        for batch in batches:
+            conditioning = None
+            if not self.train_text:
+                with torch.no_grad():
+                    conditioning = self.family.encode_text(batch.ids, clip_skip=self.clip_skip)
+            loss = batch_loss(
+                self.family,
+                batch,
+                self.objective,
+                self.schedule,
+                clip_skip=self.clip_skip,
+                conditioning=conditioning,
+            )
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total, self._update()
+
+    def _update(self) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        grads = [row["params"][0].grad for row in self.optimizer.param_groups]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        if self.max_grad_norm > 0:
+            share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            for grad in grads:
+                grad.mul_(share)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return norm
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Give a step random streams of its own, so that a run can go on anywhere with the same draws."""
+    # A multiplier far above any step count keeps runs of neighbouring seeds apart.
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)

@@ -1,0 +1,56 @@
+"""Prompt files in kohya's forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
+from lorapipe_engine.train.prompts import Prompt, parse_line, read_prompts  # noqa: E402
+
+DEFAULT = Prompt(text="", width=64, height=64)
+
+
+def test_a_line_with_options() -> None:
+    found = parse_line("a girl, 1girl --n bad --w 100 --h 72 --d 7 --s 12 --l 4.5 --ss euler_a", DEFAULT)
+    assert found == Prompt(
+        text="a girl, 1girl", negative="bad", width=96, height=72, seed=7, steps=12, scale=4.5, sampler="euler_a"
+    )
+
+
+def test_a_prompt_that_begins_with_n_is_no_negative() -> None:
+    assert parse_line("n girl --d 1", DEFAULT).text == "n girl"
+
+
+def test_text_file_with_comments(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("\ufeff# comment\n\nfirst\nsecond --d 3\n", encoding="utf-8")
+    assert [(p.text, p.seed) for p in read_prompts(path, DEFAULT)] == [("first", None), ("second", 3)]
+
+
+def test_toml_and_json(tmp_path: Path) -> None:
+    toml = tmp_path / "p.toml"
+    toml.write_text('[prompt]\nwidth = 72\n[[prompt.subset]]\nprompt = "a"\n[[prompt.subset]]\nprompt = "b"\nseed = 2\n')
+    assert [(p.text, p.width, p.seed) for p in read_prompts(toml, DEFAULT)] == [("a", 72, None), ("b", 72, 2)]
+    json = tmp_path / "p.json"
+    json.write_text('[{"prompt": "a", "sample_steps": 4}]')
+    assert read_prompts(json, DEFAULT)[0].steps == 4
+
+
+@pytest.mark.parametrize(("line", "word"), [("a --w x", "number"), ("a --zz 1", "--zz"), ("a --w 4", "too small")])
+def test_bad_lines_say_where(tmp_path: Path, line: str, word: str) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text(f"good\n{line}\n")
+    with pytest.raises(ConfigError, match=f"p.txt:2.*{word}"):
+        read_prompts(path, DEFAULT)
+
+
+def test_empty_and_missing_files(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(InputError, match="no prompt"):
+        read_prompts(tmp_path / "empty.txt", DEFAULT)
+    with pytest.raises(InputError, match=r"missing\.txt"):
+        read_prompts(tmp_path / "missing.txt", DEFAULT)
