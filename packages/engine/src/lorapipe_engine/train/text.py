@@ -49,7 +49,8 @@ _MARK = re.compile(r"\\[()\[\]\\]|[(\[\])]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[^\
 def parse_weights(caption: str) -> list[tuple[str, float]]:
     """Pieces of a caption in the syntax of AUTOMATIC1111's webui, each with its multiplier.
 
-    ``(x)`` is 1.1, ``[x]`` 1/1.1, ``(x:1.3)`` 1.3; nested ones multiply; a backslash makes the next bracket plain.
+    ``(x)`` is 1.1, ``[x]`` 1/1.1, ``(x:1.3)`` 1.3; nested ones multiply; a backslash makes the next bracket plain (and
+    vanishes anywhere else, as there).
     An unclosed bracket reaches to the end, a closing one too many is plain text. Never empty: "" is [("", 1)].
     """
     texts: list[str] = []
@@ -70,7 +71,7 @@ def parse_weights(caption: str) -> list[tuple[str, float]]:
         elif mark[0] == ":" and mark[-1] == ")" and opened["("]:
             close("(", float(mark[1:-1]))
         else:
-            texts.append(mark[1] if len(mark) == 2 and mark[0] == "\\" else mark)
+            texts.append(mark[1:] if mark[0] == "\\" else mark)
             factors.append(1.0)
     for kind, factor in (("(", EMPHASIS), ("[", 1 / EMPHASIS)):
         while opened[kind]:

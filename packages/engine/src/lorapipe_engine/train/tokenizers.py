@@ -133,7 +133,7 @@ def _build(vocabulary: Path, merges: Path) -> Any:
     backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [
             pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     backend.add_special_tokens([mark for mark in (BOS, EOS) if mark in ids])

@@ -202,7 +202,9 @@ class Family(ABC):
         # Both libraries only recompute in training mode; there is no dropout in these models.
         self.unet.train()
         for encoder in self.text_encoders:
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers 5.2x renamed it; the old name warns there.
+            old = getattr(encoder, "gradient_checkpointing_enable", None)
+            getattr(encoder, "activation_checkpointing_enable", old)({"use_reentrant": False})
             encoder.train()
 
 
