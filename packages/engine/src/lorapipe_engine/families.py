@@ -28,7 +28,7 @@ class Family:
     diffusers' up blocks that upsample but have no attention. ``spare_text_layers``: last
     layers in the checkpoint that are never run.
     ``base_version`` and ``architecture`` are the words of the metadata (``ss_base_model_version``,
-    ``modelspec.architecture``) for plain noise prediction. ``trainer`` is the module to import for training.
+    ``modelspec.architecture``) for plain noise prediction. ``trainer``: "module:class" for training.
     """
 
     name: str
@@ -66,7 +66,7 @@ SD1 = Family(
     resolution=512,
     base_version="sd_v1",
     architecture="stable-diffusion-v1",
-    trainer="lorapipe_engine.train.families.sd1",
+    trainer="lorapipe_engine.train.families.sd1:StableDiffusion",
 )
 SD2 = Family(
     name="sd2",
@@ -83,7 +83,7 @@ SD2 = Family(
     resolution=768,
     base_version="sd_v2",
     architecture="stable-diffusion-v2-512",
-    trainer="lorapipe_engine.train.families.sd2",
+    trainer="lorapipe_engine.train.families.sd1:StableDiffusion2",
 )
 SDXL = Family(
     name="sdxl",
@@ -105,7 +105,7 @@ SDXL = Family(
     resolution=1024,
     base_version="sdxl_base_v1-0",
     architecture="stable-diffusion-xl-v1-base",
-    trainer="lorapipe_engine.train.families.sdxl",
+    trainer="lorapipe_engine.train.families.sdxl:StableDiffusionXL",
 )
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in (SD1, SD2, SDXL)})
 
