@@ -1,0 +1,45 @@
+"""LoRA, LoCon and DyLoRA: s · up · down (arXiv:2106.09685), also with a Tucker core for kernels (LyCORIS).
+
+Shapes for a linear layer: ``lora_down.weight`` (r, in), ``lora_up.weight`` (out, r); for a convolution
+(r, in, k, k) and (out, r, 1, 1). With ``lora_mid.weight`` (r, r, k, k) the down part is (r, in, 1, 1).
+DyLoRA files have the same tensors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lorapipe_engine.delta.base import Array, Module, Rule, flat
+
+
+def lora_factors(module: Module) -> tuple[Array, Array]:
+    """(up, down) with ``up`` (o, r) and ``down`` (r, i) or (r, i, k, k), a Tucker core folded into ``down``.
+
+    The scale alpha / r is not in them; r is the first dimension of the file's ``lora_down``.
+    """
+    up, down = module.need("lora_up.weight", 2, 4), module.need("lora_down.weight", 2, 4)
+    if up.ndim == 4 and up.shape[2:] != (1, 1):
+        raise module.error(f"lora_up.weight has shape {up.shape}, expected (out, rank, 1, 1)")
+    up = flat(up)
+    if module.has("lora_mid.weight"):
+        mid = module.need("lora_mid.weight", 4)
+        if mid.shape[1] != down.shape[0] or flat(down).shape[1] != down.shape[1]:
+            raise module.error(f"lora_mid.weight {mid.shape} does not fit lora_down.weight {down.shape}")
+        down = np.einsum("abkl,bi->aikl", mid, flat(down), optimize=True)
+    if up.shape[1] != down.shape[0]:
+        raise module.error(f"lora_up.weight has rank {up.shape[1]}, lora_down.weight {down.shape[0]}")
+    return up, down
+
+
+def lora_scale(module: Module) -> float:
+    """alpha / rank, where rank is what the file's own ``lora_down`` has (also with a Tucker core)."""
+    return module.scale(module.need("lora_down.weight", 2, 4).shape[0])
+
+
+def _change(module: Module, multiplier: float) -> Array:
+    up, down = lora_factors(module)
+    delta = module.product(up * (multiplier * lora_scale(module)), flat(down), "lora_up and lora_down")
+    return delta.reshape(up.shape[0], *down.shape[1:])
+
+
+LORA = Rule("lora", frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight"}), _change)
