@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lorapipe_engine.tensorfile import open_tensors
 
 from lorapipe_engine.delta import Array, dense_delta, needs_base
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.tensorfile import open_tensors
 
 DATA = Path(__file__).parents[1] / "data"
 NETWORKS = sorted((DATA / "networks").glob("*.safetensors"))
