@@ -45,7 +45,7 @@ def checkpoint_shapes(family: str) -> dict[str, Shape]:
 
 
 def lora_shapes(family: str, rank: int, conv_rank: int = 0) -> dict[str, Shape]:
-    """Tensors of a LoRA file of kohya's targets: 264 modules for SD 1.5, 986 for SDXL; with ``conv_rank`` 86 or
+    """Tensors of a LoRA file of kohya's targets: 264 modules (SD 1.5), 986 (SDXL); with ``conv_rank`` 86 or
     66 more.
     """
     shapes: dict[str, Shape] = {}
