@@ -101,8 +101,13 @@ def singular_values(up: Array, down: Array) -> Array:
 
 def dense_spectrum(matrix: Array) -> Spectrum:
     """Thin SVD of a dense matrix (o, n)."""
-    left, sigma, right = np.linalg.svd(matrix.astype(np.float64, copy=False), full_matrices=False)
-    floor = np.finfo(np.float64).eps * max(matrix.shape) * (sigma[0] if sigma.size else 0.0)
+    return spectrum_of_svd(*np.linalg.svd(matrix.astype(np.float64, copy=False), full_matrices=False))
+
+
+def spectrum_of_svd(left: Array, sigma: Array, right: Array) -> Spectrum:
+    """A thin SVD that was computed elsewhere: left (o, t), sigma (t,) descending, right (t, n), float64."""
+    size = max(left.shape[0], right.shape[1])
+    floor = np.finfo(np.float64).eps * size * (sigma[0] if sigma.size else 0.0)
     sigma = np.where(sigma > floor, sigma, 0.0)
     weights = np.diag(sigma)
     return Spectrum(sigma, left, right, weights, weights)

@@ -55,6 +55,10 @@ class RankRule:
                 f"--dynamic-param {self.param:g}: {self.method} takes a share above 0, at most 1"
             )
 
+    @property
+    def largest(self) -> int:
+        return max(self.rank, self.conv_rank)
+
     def bound(self, *, conv: bool) -> int:
         return self.conv_rank if conv else self.rank
 
@@ -64,13 +68,22 @@ class RankRule:
         ``limit`` is the largest rank the module can have: never more than its file's rank, because what a
         dense SVD shows beyond it is rounding noise.
         """
-        if not singular.size or singular[0] <= DEAD:
+        if is_dead(singular):
             return 1
         bound = min(self.bound(conv=conv), limit)
-        if self.method is None:
-            return bound
-        needed = max(1, _count(self.method, self.param or 1.0, singular))
-        return min(needed if self.exact_count else needed + 1, bound)
+        wanted = self.wanted(singular)
+        return bound if wanted is None else min(wanted, bound)
+
+    def wanted(self, singular: NDArray[Any]) -> int | None:
+        """The rank that the method asks for, without any bound; None without a method."""
+        if self.method is None or self.param is None:
+            return None
+        needed = max(1, _count(self.method, self.param, singular))
+        return needed if self.exact_count else needed + 1
+
+
+def is_dead(singular: NDArray[Any]) -> bool:
+    return not singular.size or bool(singular[0] <= DEAD)
 
 
 def _count(method: Method, param: float, singular: NDArray[Any]) -> int:

@@ -1,0 +1,298 @@
+"""Resizing one network: spectra of all modules, their new ranks, and the tensors of the smaller file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorapipe_engine.delta import find_rule
+from lorapipe_engine.delta.spectra import ModuleSpectrum, module_spectrum, spectral_rule
+from lorapipe_engine.dtypes import FLOAT_DTYPES, Encoded, decode, encode
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
+from lorapipe_engine.tensorfile import TensorFile
+from lorapipe_resize.report import ModuleReport
+from lorapipe_resize.rules import Candidate, RankRule, is_dead, ranks_for_size
+
+Precision = Literal["keep", "fp16", "bf16", "fp32"]
+DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+ITEM_BYTES: Mapping[str, int] = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+ALPHA_BYTES = 4
+
+# Tensors that ride along with a module whose factors are replaced, where readers know them on a plain LoRA.
+COMPANIONS = ("dora_scale", "diff_b")
+
+J = TypeVar("J")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to resize. ``target_bytes`` bounds the bytes of all tensors and takes the place of the rule's
+    method.
+
+    ``decompose`` is the SVD for modules that need a dense one.
+    """
+
+    rule: RankRule
+    precision: Precision = "keep"
+    balance: Balance = "sqrt"
+    target_bytes: int | None = None
+    drop_zero: bool = False
+    allow_nonfinite: bool = False
+    decompose: Callable[[NDArray[Any]], Spectrum] = dense_spectrum
+
+
+@dataclass(frozen=True)
+class ModuleKeys:
+    """A module of a file: suffix -> key of its tensor."""
+
+    name: str
+    keys: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """Tensors of the new file in the order of the old one, and what was done."""
+
+    tensors: dict[str, Encoded]
+    modules: list[ModuleReport]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One module's share of the result; ``bad`` are keys of tensors with NaN or infinite values."""
+
+    tensors: dict[str, Encoded]
+    report: ModuleReport
+    bad: tuple[str, ...] = ()
+
+
+def shrink(
+    file: TensorFile, modules: Sequence[ModuleKeys], others: Iterable[str], settings: Settings
+) -> Shrunk:
+    """Resize every module that has a spectrum of its own; copy the rest, and the keys in ``others``, bit for
+    bit.
+
+    With ``target_bytes`` the ranks are those that lose least within that many bytes. Raises InputError for
+    tensors that do not fit each other and, unless allowed, for values that are not finite; ConfigError for a
+    size that cannot be reached.
+    """
+    ranks: list[int | None] = [None] * len(modules)
+    if settings.target_bytes is not None:
+        copied = sum(file.tensors[key].size for key in others)
+        ranks = _ranks_within(file, modules, settings, settings.target_bytes - copied)
+    jobs = list(zip(modules, ranks, strict=True))
+    pieces = _in_threads(lambda job: _shrink_module(file, job[0], job[1], settings), jobs)
+    _check_finite([key for piece in pieces for key in piece.bad], settings)
+    tensors = {key: tensor for piece in pieces for key, tensor in piece.tensors.items()}
+    tensors.update((key, _copy(file, key)) for key in others)
+    reports = [piece.report for piece in pieces]
+    return Shrunk(tensors, reports, _notes(reports))
+
+
+def _in_threads(work: Callable[[J], T], jobs: Sequence[J]) -> list[T]:
+    """``work`` on every job, results in order. LAPACK runs without the interpreter lock."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(count, 8)) as pool:
+        try:
+            return list(pool.map(work, jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _check_finite(bad: Sequence[str], settings: Settings) -> None:
+    if bad and not settings.allow_nonfinite:
+        shown = ", ".join(ascii(key)[1:-1] for key in bad[:5])
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise InputError(f"NaN or infinite values in {shown}{more}; --allow-nonfinite copies such modules")
+
+
+# -------------------------------------------------------------------------------- one module
+
+
+def _shrink_module(file: TensorFile, module: ModuleKeys, rank: int | None, settings: Settings) -> _Piece:
+    """The new tensors of a module; ``rank`` where it is decided already."""
+    if spectral_rule(module.name, _shapes(file, module)) is None:
+        return _copied(file, module, "which have no low-rank form of their own")
+    found, bad = _decompose(file, module, settings, vectors=rank or settings.rule.largest)
+    if found is None:
+        return replace(_copied(file, module, "which have NaN or infinite values"), bad=bad)
+    singular, conv = found.spectrum.singular, bool(found.kernel)
+    new_rank = rank or settings.rule.choose(singular, limit=found.limit, conv=conv)
+    report = _describe(module, found, new_rank)
+    if settings.drop_zero and not np.any(singular):
+        return _Piece({}, replace(report, new_rank=None, note="dropped, its change is zero"))
+    tensors, cast = _new_tensors(file, module, found, new_rank, settings)
+    wanted = None if rank or report.dead else settings.rule.wanted(singular)
+    capped = wanted is not None and settings.rule.bound(conv=conv) < min(wanted, found.limit)
+    return _Piece(tensors, replace(report, cast=cast, capped=capped))
+
+
+def _decompose(
+    file: TensorFile, module: ModuleKeys, settings: Settings, vectors: int
+) -> tuple[ModuleSpectrum | None, tuple[str, ...]]:
+    """The module's spectrum, or None and the keys of tensors that are not finite."""
+    arrays = {suffix: file.read(key) for suffix, key in module.keys.items() if suffix not in COMPANIONS}
+    bad = tuple(module.keys[suffix] for suffix, array in arrays.items() if not np.isfinite(array).all())
+    bad += _not_finite(file, (module.keys[suffix] for suffix in COMPANIONS if suffix in module.keys))
+    if bad:
+        return None, bad
+    return module_spectrum(module.name, arrays, vectors=vectors, decompose=settings.decompose), ()
+
+
+def _shapes(file: TensorFile, module: ModuleKeys) -> dict[str, tuple[int, ...]]:
+    return {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
+
+
+def _describe(module: ModuleKeys, found: ModuleSpectrum, rank: int) -> ModuleReport:
+    singular = found.spectrum.singular
+    top, norm, total = (
+        float(singular[0]) if singular.size else 0.0,
+        found.spectrum.norm(),
+        float(singular.sum()),
+    )
+    lost = found.spectrum.dropped(rank)
+    return ModuleReport(
+        name=module.name,
+        algorithm="dora" if "dora_scale" in module.keys else found.algorithm,
+        rank=found.rank,
+        new_rank=rank,
+        alpha=found.scale * rank,
+        top=top,
+        next=float(singular[rank]) / top if top and rank < singular.size else 0.0,
+        kept_fro=max(0.0, 1.0 - (lost / norm) ** 2) ** 0.5 if norm else 1.0,
+        kept_sum=float(singular[:rank].sum()) / total if total else 1.0,
+        norm=abs(found.scale) * norm,
+        truncation=lost / norm if norm else 0.0,
+        dead=is_dead(singular),
+    )
+
+
+def _new_tensors(
+    file: TensorFile, module: ModuleKeys, found: ModuleSpectrum, rank: int, settings: Settings
+) -> tuple[dict[str, Encoded], float]:
+    """The module's tensors at its new rank, keyed as in the file, and the relative error of the cast."""
+    if np.any(found.spectrum.singular):
+        exact = found.spectrum.truncate(rank, settings.balance)
+    else:
+        exact = _zero_change(found)
+    dtype = _dtype(file, module, settings)
+    up, down = encode(exact.up, dtype), encode(exact.down, dtype)
+    rounded = Factors(decode(dtype, up.data, up.shape), decode(dtype, down.data, down.shape))
+    if not all(np.isfinite(side).all() for side in rounded):
+        raise InputError(f"module {module.name}: its values do not fit {dtype}; save as bf16 or fp32")
+    tensors = {
+        _key(module, "lora_down.weight"): Encoded(dtype, found.down_shape(rank), down.data),
+        _key(module, "lora_up.weight"): Encoded(dtype, found.up_shape(rank), up.data),
+        _key(module, "alpha"): encode(np.asarray(found.scale * rank), "F32"),
+    }
+    for suffix in COMPANIONS:
+        if suffix in module.keys:
+            tensors[module.keys[suffix]] = _copy(file, module.keys[suffix])
+    norm = found.spectrum.norm()
+    return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
+
+
+def _zero_change(found: ModuleSpectrum) -> Factors:
+    """Rank 1, up zero, down as it was: so the file still shows what never got a gradient, and that alone."""
+    down = found.spectrum.down
+    strongest = int(np.argmax(np.einsum("rn,rn->r", down, down)))
+    return Factors(np.zeros((found.spectrum.up.shape[0], 1)), down[strongest : strongest + 1])
+
+
+def _dtype(file: TensorFile, module: ModuleKeys, settings: Settings) -> str:
+    """Type of the new factors; "keep" is that of the module's largest tensor, F16 for 8-bit types."""
+    if settings.precision != "keep":
+        return DTYPES[settings.precision]
+    largest = max((file.tensors[key] for key in module.keys.values()), key=lambda info: info.size)
+    return largest.dtype if largest.dtype in ITEM_BYTES else "F16"
+
+
+def _key(module: ModuleKeys, suffix: str) -> str:
+    return module.keys.get(suffix, f"{module.name}.{suffix}")
+
+
+def _copied(file: TensorFile, module: ModuleKeys, why: str) -> _Piece:
+    tensors = {key: _copy(file, key) for key in module.keys.values()}
+    name = find_rule(module.name, module.keys).name
+    return _Piece(
+        tensors,
+        ModuleReport(name=module.name, algorithm=name, note=f"copied, {why}"),
+        _not_finite(file, module.keys.values()),
+    )
+
+
+def _copy(file: TensorFile, key: str) -> Encoded:
+    info = file.tensors[key]
+    return Encoded(info.dtype, info.shape, file.raw(key))
+
+
+def _not_finite(file: TensorFile, keys: Iterable[str]) -> tuple[str, ...]:
+    return tuple(
+        key
+        for key in keys
+        if file.tensors[key].dtype in FLOAT_DTYPES and not np.isfinite(file.read(key)).all()
+    )
+
+
+# -------------------------------------------------------------------------------- a given size
+
+
+def _ranks_within(
+    file: TensorFile, modules: Sequence[ModuleKeys], settings: Settings, budget: int
+) -> list[int | None]:
+    """The ranks that lose least within ``budget`` bytes of tensors; None for modules that are copied."""
+    found = _in_threads(lambda module: _candidate(file, module, settings), modules)
+    fixed = sum(size for size, _ in found)
+    candidates = [candidate for _, candidate in found if candidate is not None]
+    ranks = ranks_for_size(candidates, budget - fixed)
+    if ranks is None:
+        least = fixed + sum(c.bytes_per_rank for c in candidates) + (settings.target_bytes or 0) - budget
+        raise ConfigError(f"--target-size: even at rank 1 the tensors take {least:,} bytes")
+    chosen = iter(ranks)
+    return [None if candidate is None else next(chosen) for _, candidate in found]
+
+
+def _candidate(file: TensorFile, module: ModuleKeys, settings: Settings) -> tuple[int, Candidate | None]:
+    """Bytes that the module takes whatever its rank, and what its ranks are worth."""
+    if spectral_rule(module.name, _shapes(file, module)) is None:
+        return sum(file.tensors[key].size for key in module.keys.values()), None
+    found, _ = _decompose(file, module, settings, vectors=1)
+    if found is None:
+        return sum(file.tensors[key].size for key in module.keys.values()), None
+    item = ITEM_BYTES[_dtype(file, module, settings)]
+    sides = math.prod(found.up_shape(1)) + math.prod(found.down_shape(1))
+    bound = min(settings.rule.bound(conv=bool(found.kernel)), found.limit)
+    energy = np.square(found.scale * found.spectrum.singular)
+    kept = sum(file.tensors[module.keys[suffix]].size for suffix in COMPANIONS if suffix in module.keys)
+    return kept + ALPHA_BYTES, Candidate(energy, sides * item, bound)
+
+
+# -------------------------------------------------------------------------------- what to tell
+
+
+def _notes(reports: Sequence[ModuleReport]) -> list[str]:
+    """What the user should know, by algorithm."""
+    notes = []
+    copied = Counter((m.algorithm, m.note) for m in reports if m.new_rank is None)
+    notes += [f"{count} {algorithm} modules {note}" for (algorithm, note), count in copied.items()]
+    resized = Counter(m.algorithm for m in reports if m.new_rank is not None)
+    for algorithm in ("loha", "lokr", "full"):
+        if resized[algorithm]:
+            notes.append(f"{resized[algorithm]} {algorithm} modules are now plain LoRA")
+    if resized["dora"]:
+        notes.append(
+            f"{resized['dora']} dora modules: the change was resized, dora_scale kept; norms shift a little"
+        )
+    return notes
