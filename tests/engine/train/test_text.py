@@ -144,7 +144,9 @@ def ids_of(chunks: int) -> Any:
 
 
 @pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("case", [c for c in GOLDEN["concat"] if c["arch"] != "sdxl"], ids=lambda c: str(c)[9:60])
+@pytest.mark.parametrize(
+    "case", [c for c in GOLDEN["concat"] if c["arch"] != "sdxl"], ids=lambda c: str(c)[9:60]
+)
 def test_layer_norm_and_order_of_states_equal_the_reference(case: dict[str, Any], nested: bool) -> None:
     layers = {"sd1": 12, "sd2": 23}[case["arch"]]
     out = encode_sd(FakeEncoder(layers, nested), ids_of(case["chunks"]), case["clip_skip"]) - 1000
@@ -154,13 +156,15 @@ def test_layer_norm_and_order_of_states_equal_the_reference(case: dict[str, Any]
     assert out[1, [0, -1], 1].tolist() == case["sample1_first_last"]
 
 
-@pytest.mark.parametrize("case", [c for c in GOLDEN["concat"] if c["arch"] == "sdxl"], ids=lambda c: str(c["chunks"]))
+@pytest.mark.parametrize(
+    "case", [c for c in GOLDEN["concat"] if c["arch"] == "sdxl"], ids=lambda c: str(c["chunks"])
+)
 def test_sdxl_states_and_pooled_position_equal_the_reference(case: dict[str, Any]) -> None:
     second = ids_of(case["chunks"])
     second[:, :, case["first_eos_position_in_chunk"]] = EOS
     second[:, :, 76] = EOS
     ids = (ids_of(case["chunks"]), second)
-    hidden, pooled = encode_sdxl(FakeEncoder(12, False), FakeEncoder(32, True), ids, EOS)
+    hidden, pooled = encode_sdxl((FakeEncoder(12, False), FakeEncoder(32, True)), ids, EOS)
     assert hidden.shape == (2, case["out_length"], 4)
     assert hidden[..., 0].unique().tolist() == [case["te1_layer"]]
     assert hidden[..., 2].unique().tolist() == [case["te2_layer"]]

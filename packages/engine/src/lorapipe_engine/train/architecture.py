@@ -1,8 +1,8 @@
 """Read a model's architecture from the shapes of its tensors.
 
 Every function takes names (diffusers' or transformers') with shapes and gives the arguments of the module's
-configuration, so that a narrow or unusual checkpoint needs no configuration file. What shapes cannot tell is fixed
-by the family: heads of attention, groups of norms, activations.
+configuration, so that a narrow or unusual checkpoint needs no configuration file. What shapes cannot tell is
+fixed by the family: heads of attention, groups of norms, activations.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def unet_config(shapes: Shapes, heads: Heads, pooled_width: int | None = None) -
     _refuse_extra_inputs(shapes)
     widths = [_at(shapes, f"down_blocks.{level}.resnets.0.conv1.weight")[0] for level in range(levels)]
     layers = [_count(shapes, f"down_blocks.{level}.resnets") for level in range(levels)]
-    down, up = ([_depths(shapes, f"{side}_blocks.{level}") for level in range(levels)] for side in ("down", "up"))
+    down, up = (
+        [_depths(shapes, f"{side}_blocks.{level}") for level in range(levels)] for side in ("down", "up")
+    )
     middle = _depths(shapes, "mid_block")
     config: dict[str, Any] = {
         "in_channels": shapes["conv_in.weight"][1],
@@ -72,7 +74,9 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
     levels = _count(shapes, "encoder.down_blocks")
     if levels == 0 or "decoder.conv_in.weight" not in shapes:
         raise InputError("the VAE lacks its encoder or decoder: not a Stable Diffusion VAE, or a part of one")
-    widths = [_at(shapes, f"encoder.down_blocks.{level}.resnets.0.conv1.weight")[0] for level in range(levels)]
+    widths = [
+        _at(shapes, f"encoder.down_blocks.{level}.resnets.0.conv1.weight")[0] for level in range(levels)
+    ]
     return {
         "in_channels": _at(shapes, "encoder.conv_in.weight")[1],
         "out_channels": _at(shapes, "decoder.conv_out.weight")[0],
@@ -89,7 +93,10 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def clip_config(shapes: Shapes, activation: str) -> dict[str, Any]:
-    """Arguments of ``CLIPTextConfig``; names start with ``text_model.``. ``activation``: "quick_gelu" or "gelu"."""
+    """Arguments of ``CLIPTextConfig``; names start with ``text_model.``.
+
+    ``activation``: "quick_gelu" or "gelu".
+    """
     layers = _count(shapes, "text_model.encoder.layers")
     if layers == 0:
         raise InputError("the text encoder has no layers: not a CLIP text model, or a part of one")
@@ -117,7 +124,7 @@ def norm_groups(widths: list[int]) -> int:
     return math.gcd(32, *widths)
 
 
-# -------------------------------------------------------------------------------------------------- the UNet's parts
+# ------------------------------------------------------------ the UNet's parts
 
 
 def _refuse_extra_inputs(shapes: Shapes) -> None:
@@ -125,7 +132,9 @@ def _refuse_extra_inputs(shapes: Shapes) -> None:
     if channels == 9:
         raise InputError("an inpainting model (9 input channels) is no base for training; take the plain one")
     if channels != _at(shapes, "conv_out.weight")[0]:
-        raise InputError(f"the UNet takes {channels} channels but predicts {shapes['conv_out.weight'][0]}: no base")
+        raise InputError(
+            f"the UNet takes {channels} channels but predicts {shapes['conv_out.weight'][0]}: no base"
+        )
     if "class_embedding.linear_1.weight" in shapes or "class_embedding.weight" in shapes:
         raise InputError("the UNet takes class labels (an upscaler or unCLIP model): no base for training")
 
@@ -145,7 +154,9 @@ def _transformer_depths(down: list[list[int]], up: list[list[int]], middle: list
     if not down[-1]:
         there[-1] = middle[0] if middle else 1  # the middle block takes the depth of the last level
     plain = all(isinstance(depth, int) for depth in there + back)
-    symmetric = all(a == b or not d or not u for a, b, d, u in zip(there, back[::-1], down, up[::-1], strict=True))
+    symmetric = all(
+        a == b or not d or not u for a, b, d, u in zip(there, back[::-1], down, up[::-1], strict=True)
+    )
     if plain and symmetric:
         return {"transformer_layers_per_block": there[0] if len(set(there)) == 1 else tuple(there)}
     return {"transformer_layers_per_block": tuple(there), "reverse_transformer_layers_per_block": tuple(back)}
@@ -166,7 +177,9 @@ def _middle_type(shapes: Shapes, depths: list[int]) -> str | None:
 def _context_width(shapes: Shapes) -> int:
     widths = {shape[1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight")}
     if len(widths) != 1:
-        raise InputError(f"the UNet's cross-attention has {len(widths)} widths {sorted(widths)}; one is needed")
+        raise InputError(
+            f"the UNet's cross-attention has {len(widths)} widths {sorted(widths)}; one is needed"
+        )
     return widths.pop()
 
 
@@ -175,7 +188,7 @@ def _linear_projection(shapes: Shapes) -> bool:
     return any(len(shape) == 2 for name, shape in shapes.items() if name.endswith(".proj_in.weight"))
 
 
-# -------------------------------------------------------------------------------------------------- names and shapes
+# ------------------------------------------------------------ names and shapes
 
 
 def _count(shapes: Shapes, prefix: str) -> int:

@@ -1,6 +1,7 @@
 """Build diffusers' and transformers' modules around tensors, without a second copy in memory.
 
-A module is made on the ``meta`` device (shapes only), then each tensor is loaded, converted and put in its place.
+A module is made on the ``meta`` device (shapes only), then each tensor is loaded, converted and put in its
+place.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def build_text_encoder(config: Mapping[str, Any], pieces: Pieces, dtype: torch.d
 
 @contextlib.contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep the warnings of libraries that diffusers drags in (bitsandbytes on machines without a GPU) off the screen."""
+    """Keep a warning of bitsandbytes, which diffusers imports, off the screen of machines without a GPU."""
     logger = logging.getLogger("bitsandbytes")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -97,7 +98,9 @@ def _filled(make: Callable[[], nn.Module], pieces: Pieces, dtype: torch.dtype, w
 def _check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
     missing = sorted(set(wanted) - set(found))
     if missing:
-        raise InputError(f"{where}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}")
+        raise InputError(
+            f"{where}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}"
+        )
     extra = sorted(name for name in set(found) - set(wanted) if not name.endswith(HARMLESS))
     if extra:
         raise InputError(f"{where}: {len(extra)} tensors have no place in the model, such as {extra[0]}")
@@ -105,6 +108,6 @@ def _check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int,
     if wrong:
         name = wrong[0]
         raise InputError(
-            f"{where}: {len(wrong)} tensors have another shape than the rest of the model asks for, such as {name} "
-            f"{found[name]} instead of {wanted[name]}"
+            f"{where}: {len(wrong)} tensors have another shape than the rest of the model asks for, "
+            f"such as {name} {found[name]} instead of {wanted[name]}"
         )

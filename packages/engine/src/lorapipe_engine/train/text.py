@@ -1,8 +1,9 @@
 """Captions to what the UNet reads: chunks of token ids, prompt weights, CLIP's states.
 
-CLIP reads 77 tokens: BOS, 75 of content, EOS. A longer caption is cut into n chunks of 75 that are encoded each on
-its own and joined again without the marks between them, 75n+2 states in all (kohya's ``max_token_length``). The
-functions on ids are pure Python, those on states have static shapes and never wait for the device.
+CLIP reads 77 tokens: BOS, 75 of content, EOS. A longer caption is cut into n chunks of 75 that are encoded
+each on its own and joined again without the marks between them, 75n+2 states in all (kohya's
+``max_token_length``). The functions on ids are pure Python, those on states have static shapes and never wait
+for the device.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ EMPHASIS = 1.1
 def chunk_ids(content: Sequence[int], chunks: int, bos: int, eos: int, pad: int) -> list[list[int]]:
     """Cut content ids (without BOS and EOS) into ``chunks`` rows of 77: BOS, up to 75 ids, EOS, padding.
 
-    What is beyond 75 · ``chunks`` is left out. ``pad`` is EOS for CLIP-L and 0 for the OpenCLIP encoders of SD2
-    and SDXL. A chunk always holds its EOS, also where the content itself ends or starts with the id 0 ("!").
+    What is beyond 75 · ``chunks`` is left out. ``pad`` is EOS for CLIP-L and 0 for the OpenCLIP encoders of
+    SD2 and SDXL. A chunk always holds its EOS, also where the content itself ends or starts with the id 0
+    ("!").
     """
     rows = []
     for start in range(0, CHUNK * chunks, CHUNK):
@@ -41,7 +43,7 @@ def chunk_weights(weights: Sequence[float], chunks: int) -> list[float]:
     return [1.0, *kept] + [1.0] * (CHUNK * chunks - len(kept) + 1)
 
 
-# -------------------------------------------------------------------------------------------------- prompt weights
+# ------------------------------------------------------------ prompt weights
 
 _MARK = re.compile(r"\\[()\[\]\\]|[(\[\])]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[^\\()\[\]:]+|[\\:]")
 
@@ -49,9 +51,9 @@ _MARK = re.compile(r"\\[()\[\]\\]|[(\[\])]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[^\
 def parse_weights(caption: str) -> list[tuple[str, float]]:
     """Pieces of a caption in the syntax of AUTOMATIC1111's webui, each with its multiplier.
 
-    ``(x)`` is 1.1, ``[x]`` 1/1.1, ``(x:1.3)`` 1.3; nested ones multiply; a backslash makes the next bracket plain (and
-    vanishes anywhere else, as there).
-    An unclosed bracket reaches to the end, a closing one too many is plain text. Never empty: "" is [("", 1)].
+    ``(x)`` is 1.1, ``[x]`` 1/1.1, ``(x:1.3)`` 1.3; nested ones multiply; a backslash makes the next bracket
+    plain (and vanishes anywhere else, as there). An unclosed bracket reaches to the end, a closing one too
+    many is plain text. Never empty: "" is [("", 1)].
     """
     texts: list[str] = []
     factors: list[float] = []
@@ -107,33 +109,34 @@ def _merged(texts: Sequence[str], factors: Sequence[float]) -> list[tuple[str, f
 def encode_sd(encoder: Any, ids: Tensor, clip_skip: int | None = None) -> Tensor:
     """Ids (B, n, 77) -> text states (B, 75n+2, C) of SD 1.x and 2.x.
 
-    ``clip_skip`` k takes the output of the k-th layer from the end (None and 1: the last), always through the final
-    layer norm. Raises ConfigError where the encoder has fewer layers.
+    ``clip_skip`` k takes the output of the k-th layer from the end (None and 1: the last), always through the
+    final layer norm. Raises ConfigError where the encoder has fewer layers.
     """
     states, _ = clip_states(encoder, ids.flatten(0, 1))
     skip = clip_skip or 1
     if not 1 <= skip < len(states):
         raise ConfigError(f"clip_skip: {skip} is not possible, the text encoder has {len(states) - 1} layers")
     hidden = text_body(encoder).final_layer_norm(states[-skip])
-    return join_chunks(hidden.unflatten(0, ids.shape[:2]))
+    return join_chunks(hidden.reshape(*ids.shape, -1))
 
 
-def encode_sdxl(first: Any, second: Any, ids: Sequence[Tensor], eos: int) -> tuple[Tensor, Tensor]:
+def encode_sdxl(encoders: Sequence[Any], ids: Sequence[Tensor], eos: int) -> tuple[Tensor, Tensor]:
     """Ids (B, n, 77) for SDXL's two encoders -> states (B, 75n+2, C1+C2) and the pooled vector (B, P).
 
-    Both states are those before the last layer, without the final layer norm; pooled is the second encoder's last
-    state, normed, at the first EOS of the first chunk, through the text projection.
+    Both states are those before the last layer, without the final layer norm; pooled is the second encoder's
+    last state, normed, at the first EOS of the first chunk, through the text projection.
     """
+    first, second = encoders
     one, _ = clip_states(first, ids[0].flatten(0, 1))
     two, last = clip_states(second, ids[1].flatten(0, 1))
     hidden = torch.cat([one[-2], two[-2]], dim=-1)
-    last = last.unflatten(0, ids[1].shape[:2])[:, 0]  # (B, 77, C2)
+    last = last.reshape(*ids[1].shape, -1)[:, 0]  # (B, 77, C2)
     pooled = second.text_projection(pool_at(last, ids[1][:, 0], eos))
-    return join_chunks(hidden.unflatten(0, ids[0].shape[:2])), pooled
+    return join_chunks(hidden.reshape(*ids[0].shape, -1)), pooled
 
 
 def join_chunks(states: Tensor) -> Tensor:
-    """States (B, n, 77, C) of chunks -> (B, 75n+2, C): the first BOS, every chunk's content, the last position."""
+    """States (B, n, 77, C) of chunks -> (B, 75n+2, C): the first BOS, all content, the last position."""
     content = states[:, :, 1 : CHUNK + 1].flatten(1, 2)
     return torch.cat([states[:, 0, :1], content, states[:, -1, -1:]], dim=1)
 
@@ -146,7 +149,7 @@ def pool_at(states: Tensor, ids: Tensor, eos: int) -> Tensor:
 
 
 def clip_states(encoder: Any, ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Ids (N, 77) -> the outputs of embedding and every layer, each (N, 77, C), and the last one after its norm."""
+    """Ids (N, 77) -> outputs of the embedding and every layer, each (N, 77, C); and the last, normed."""
     out = encoder(input_ids=ids, output_hidden_states=True, return_dict=True)
     return tuple(out.hidden_states), out.last_hidden_state
 
@@ -154,6 +157,7 @@ def clip_states(encoder: Any, ids: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
 def text_body(encoder: Any) -> Any:
     """The module that holds ``embeddings``, ``encoder`` and ``final_layer_norm``.
 
-    transformers 5.6 took the level ``text_model`` out of CLIPTextModel, but not of CLIPTextModelWithProjection.
+    transformers 5.6 took the level ``text_model`` out of CLIPTextModel, but not of
+    CLIPTextModelWithProjection.
     """
     return getattr(encoder, "text_model", encoder)

@@ -1,7 +1,8 @@
 """CLIP's tokenizer: from a folder, the hub's cache or the hub.
 
-Every Stable Diffusion text encoder has the same vocabulary of 49,408 byte-pair tokens; they differ only in what they
-pad with, which :mod:`lorapipe_engine.train.text` does. Small models may bring a vocabulary of their own.
+Every Stable Diffusion text encoder has the same vocabulary of 49,408 byte-pair tokens; they differ only in
+what they pad with, which :mod:`lorapipe_engine.train.text` does. Small models may bring a vocabulary of their
+own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Tokenizer(Protocol):
 
 
 class ClipTokenizer:
-    """Byte-pair encoding as CLIP does it: NFC, white space collapsed, lower case, "</w>" at the end of a word."""
+    """Byte-pair encoding as CLIP does it: NFC, one space for many, lower case, "</w>" ends a word."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -79,23 +80,30 @@ def open_tokenizer(folder: Path) -> ClipTokenizer:
 def find_tokenizer(given: Path | None, beside: Sequence[Path], vocabulary: int) -> ClipTokenizer:
     """The tokenizer for a text encoder of ``vocabulary`` tokens.
 
-    In this order: the folder ``given`` by the user; the folders ``beside`` the model that hold one of the right
-    size; the hub's cache; the hub. Raises InputError with one line that says which files to put where.
+    In this order: the folder ``given`` by the user; the folders ``beside`` the model that hold one of the
+    right size; the hub's cache; the hub. Raises InputError with one line that says which files to put where.
     """
     if given is not None:
         tokenizer = open_tokenizer(given)
         if tokenizer.size > vocabulary:
-            raise InputError(f"{given}: {tokenizer.size} tokens, but the model's text encoder knows {vocabulary}")
+            raise InputError(
+                f"{given}: {tokenizer.size} tokens, but the model's text encoder knows {vocabulary}"
+            )
         return tokenizer
     for folder in beside:
         if has_tokenizer(folder):
             tokenizer = open_tokenizer(folder)
             if tokenizer.size == vocabulary:
                 return tokenizer
-    place = f"into {beside[0]} or name their folder with --tokenizer_dir" if beside else "somewhere, --tokenizer_dir"
+    place = (
+        f"into {beside[0]} or name their folder with --tokenizer_dir"
+        if beside
+        else "somewhere, --tokenizer_dir"
+    )
     if vocabulary < CLIP_VOCABULARY:
         raise InputError(
-            f"this model has a tokenizer of its own ({vocabulary} tokens): put its vocab.json and merges.txt {place}"
+            f"this model has a tokenizer of its own ({vocabulary} tokens): "
+            f"put its vocab.json and merges.txt {place}"
         )
     found = _cached() or _download()
     if found is None:
@@ -127,10 +135,10 @@ def _build(vocabulary: Path, merges: Path) -> Any:
             unk_token=EOS if EOS in ids else None,
         )
     )
-    backend.normalizer = normalizers.Sequence(  # type: ignore[assignment]
+    backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -144,7 +152,9 @@ def _cached() -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for repository, folder in CACHED:
-        found = [try_to_load_from_cache(repository, f"{folder}{name}") for name in ("vocab.json", "merges.txt")]
+        found = [
+            try_to_load_from_cache(repository, f"{folder}{name}") for name in ("vocab.json", "merges.txt")
+        ]
         if all(isinstance(path, str) for path in found):
             return Path(str(found[0])).parent
     return None
@@ -155,7 +165,9 @@ def _download() -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        paths = [hf_hub_download(CLIP_REPOSITORY, name, etag_timeout=10) for name in ("vocab.json", "merges.txt")]
+        paths = [
+            hf_hub_download(CLIP_REPOSITORY, name, etag_timeout=10) for name in ("vocab.json", "merges.txt")
+        ]
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError):
         return None
     return Path(paths[0]).parent

@@ -1,7 +1,7 @@
 """What the training loop and the sampler need of a model family.
 
-Shapes: B pictures, H x W pixels, h x w latents (H / ``latent_factor``, W / ``latent_factor``), n chunks of 75 tokens.
-Every tensor that goes in may lie on any device; what comes out lies on ``device``.
+Shapes: B pictures, H x W pixels, h x w latents (H / ``latent_factor``, W / ``latent_factor``), n chunks of 75
+tokens. Every tensor that goes in may lie on any device; what comes out lies on ``device``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorapipe_engine import keys
 from lorapipe_engine.train import text
+from lorapipe_engine.train.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from lorapipe_engine.train.load import BaseModel
@@ -28,14 +29,14 @@ UNET_CONV_TARGETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is told. ``hidden``: text states (B, 75n+2, C); ``pooled``: SDXL's summary (B, P), else None."""
+    """What the UNet is told: text states ``hidden`` (B, 75n+2, C), and for SDXL ``pooled`` (B, P)."""
 
     hidden: Tensor
     pooled: Tensor | None = None
 
 
 class TargetModule(NamedTuple):
-    """A module that may take a LoRA: part ("unet", "te1", "te2"), canonical path (see ``keys``), the module."""
+    """A module that may take a LoRA: part ("unet", "te1", "te2"), canonical path (see ``keys``), itself."""
 
     part: str
     path: str
@@ -45,11 +46,12 @@ class TargetModule(NamedTuple):
 class Family(ABC):
     """A frozen base model on a device, behind one interface for every family.
 
-    ``dtype`` is the precision of UNet and text encoders, ``vae_dtype`` that of the VAE (None: the same). ``chunks``
-    (1 to 3) sets the caption length to 75, 150 or 225 tokens.
+    ``dtype`` is the precision of UNet and text encoders, ``vae_dtype`` that of the VAE (None: the same).
+    ``chunks`` (1 to 3) sets the caption length to 75, 150 or 225 tokens.
     """
 
     name: ClassVar[str]
+    pads: ClassVar[tuple[int | None, ...]]  # what each text encoder is padded with; None: its EOS
 
     def __init__(
         self,
@@ -107,12 +109,12 @@ class Family(ABC):
     # ---------------------------------------------------------------- pictures
 
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W) in -1..1 -> mean and standard deviation of the latents, unscaled, (B, 4, h, w) float32."""
+        """Pixels (B, 3, H, W) in -1..1 -> mean and deviation of unscaled latents, (B, 4, h, w) float32."""
         latents = self.vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
         return latents.mean.float(), latents.std.float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 4, h, w), scaled as the UNet sees them -> pixels (B, 3, H, W) in about -1..1, float32."""
+        """Latents (B, 4, h, w), scaled as the UNet sees them -> pixels (B, 3, H, W) in about -1..1."""
         unscaled = latents.to(self.device, torch.float32) / self.latent_scale
         pixels: Tensor = self.vae.decode(unscaled.to(self.vae_dtype)).sample
         return pixels.float()
@@ -122,30 +124,24 @@ class Family(ABC):
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, ...]:
         """Token ids, one (B, n, 77) int64 tensor for each text encoder. Longer captions are cut."""
         return tuple(
-            torch.tensor(
-                [
-                    text.chunk_ids(ids, self.chunks, tokenizer.bos, tokenizer.eos, self._pad(index))
-                    for ids in map(tokenizer.encode, texts)
-                ],
-                device=self.device,
-            )
-            for index, tokenizer in enumerate(self.tokenizers)
+            self._chunked([tokenizer.encode(line) for line in texts], tokenizer, pad)
+            for tokenizer, pad in zip(self.tokenizers, self.pads, strict=True)
         )
 
     def tokenize_weighted(self, texts: Sequence[str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """As :meth:`tokenize` for captions with weights such as ``(red:1.2)``: ids, and multipliers (B, 75n+2)."""
-        all_ids, all_weights = [], []
-        for index, tokenizer in enumerate(self.tokenizers):
+        """Ids as of :meth:`tokenize`, and multipliers (B, 75n+2), of captions such as ``a (red:1.2) cat``."""
+        ids, weights = [], []
+        for tokenizer, pad in zip(self.tokenizers, self.pads, strict=True):
             rows = [text.weighted_ids(line, tokenizer.encode) for line in texts]
-            pad = self._pad(index)
-            all_ids.append(
-                [text.chunk_ids(ids, self.chunks, tokenizer.bos, tokenizer.eos, pad) for ids, _ in rows]
-            )
-            all_weights.append([text.chunk_weights(weights, self.chunks) for _, weights in rows])
-        return (
-            tuple(torch.tensor(ids, device=self.device) for ids in all_ids),
-            tuple(torch.tensor(weights, device=self.device) for weights in all_weights),
-        )
+            ids.append(self._chunked([row for row, _ in rows], tokenizer, pad))
+            factors = [text.chunk_weights(factor, self.chunks) for _, factor in rows]
+            weights.append(torch.tensor(factors, device=self.device))
+        return tuple(ids), tuple(weights)
+
+    def _chunked(self, rows: Sequence[Sequence[int]], tokenizer: Tokenizer, pad: int | None) -> Tensor:
+        bos, eos = tokenizer.bos, tokenizer.eos
+        ids = [text.chunk_ids(row, self.chunks, bos, eos, eos if pad is None else pad) for row in rows]
+        return torch.tensor(ids, dtype=torch.int64, device=self.device).reshape(-1, self.chunks, 77)
 
     @abstractmethod
     def encode_text(
@@ -157,12 +153,9 @@ class Family(ABC):
     ) -> Conditioning:
         """Ids from :meth:`tokenize` -> conditioning, differentiable; nothing in it waits for the device.
 
-        ``clip_skip`` k takes the k-th layer from the end (None and 1: the last); ``weights`` multiply text states.
+        ``clip_skip`` k takes the k-th layer from the end (None and 1: the last); ``weights`` multiply text
+        states.
         """
-
-    @abstractmethod
-    def _pad(self, index: int) -> int:
-        """The padding id of a text encoder."""
 
     # ---------------------------------------------------------------- the UNet
 
@@ -170,12 +163,13 @@ class Family(ABC):
     def predict(
         self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, geometry: Tensor | None = None
     ) -> Tensor:
-        """The UNet's answer (B, 4, h, w) in float32 for noisy latents (B, 4, h, w) at timesteps (B,) in 0..999.
+        """The UNet's answer (B, 4, h, w), float32, to noisy latents (B, 4, h, w) at timesteps (B,) in 0..999.
 
-        ``geometry``: SDXL's (B, 6) original height and width, crop top and left, target height and width, in pixels.
+        ``geometry``: SDXL's (B, 6) original height and width, crop top and left, target height and width, in
+        pixels.
         """
 
-    def plain_geometry(self, count: int, width: int, height: int) -> Tensor | None:
+    def plain_geometry(self, count: int, width: int, height: int) -> Tensor | None:  # noqa: ARG002
         """The geometry of pictures that were neither scaled nor cropped; None where the family has none."""
         return None
 
@@ -203,13 +197,15 @@ class Family(ABC):
         self.unet.train()
         for encoder in self.text_encoders:
             # transformers 5.2x renamed it; the old name warns there.
-            old = getattr(encoder, "gradient_checkpointing_enable", None)
-            getattr(encoder, "activation_checkpointing_enable", old)({"use_reentrant": False})
+            name = "activation_checkpointing_enable"
+            if not hasattr(encoder, name):
+                name = "gradient_checkpointing_enable"
+            getattr(encoder, name)({"use_reentrant": False})
             encoder.train()
 
 
 def find_targets(root: nn.Module, classes: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Path and module of every linear layer and convolution inside modules of the named classes, in tree order."""
+    """Path and module of each linear layer and convolution in modules of the named classes, in tree order."""
     for path, module in root.named_modules():
         if type(module).__name__ not in classes:
             continue

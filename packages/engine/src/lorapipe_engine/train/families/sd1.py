@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ class StableDiffusion(Family):
     """SD 1.x: CLIP-L, padded with EOS."""
 
     name = "sd1"
+    pads: ClassVar[tuple[int | None, ...]] = (None,)
 
     def encode_text(
         self,
@@ -29,20 +31,20 @@ class StableDiffusion(Family):
         return Conditioning(hidden)
 
     def predict(
-        self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, geometry: Tensor | None = None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        geometry: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
         states = conditioning.hidden.to(self.device, self.dtype)
-        out: Tensor = self.unet(noisy.to(self.device, self.dtype), timesteps, states, return_dict=False)[0]
+        noisy, timesteps = noisy.to(self.device, self.dtype), timesteps.to(self.device)
+        out: Tensor = self.unet(noisy, timesteps, states, return_dict=False)[0]
         return out.to(torch.float32)
-
-    def _pad(self, index: int) -> int:
-        return self.tokenizers[index].eos
 
 
 class StableDiffusion2(StableDiffusion):
     """SD 2.x: OpenCLIP-H without its last layer, padded with the id 0."""
 
     name = "sd2"
-
-    def _pad(self, index: int) -> int:
-        return 0
+    pads = (0,)

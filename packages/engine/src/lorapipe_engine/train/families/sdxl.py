@@ -16,17 +16,18 @@ class StableDiffusionXL(Family):
     """SDXL base: CLIP-L (padded with EOS) and OpenCLIP-bigG (padded with 0), states before the last layer."""
 
     name = "sdxl"
+    pads = (None, 0)
 
     def encode_text(
         self,
         ids: Sequence[Tensor],
         *,
-        clip_skip: int | None = None,
+        clip_skip: int | None = None,  # noqa: ARG002
         weights: Sequence[Tensor] | None = None,
     ) -> Conditioning:
         """As the base class says; ``clip_skip`` means nothing for SDXL and is not looked at."""
         both = [row.to(self.device) for row in ids]
-        hidden, pooled = encode_sdxl(*self.text_encoders, both, self.tokenizers[1].eos)
+        hidden, pooled = encode_sdxl(self.text_encoders, both, self.tokenizers[1].eos)
         if weights is not None:
             # Both encoders share their tokens, so the first one's weights hold for the joined channels.
             hidden = hidden * weights[0].to(hidden)[..., None]
@@ -39,18 +40,14 @@ class StableDiffusionXL(Family):
             raise ConfigError("SDXL needs the pooled text vector and the geometry of each picture")
         added = {
             "text_embeds": conditioning.pooled.to(self.device, self.dtype),
-            # float32: numbers of pixels above 256 are not exact in half precision. (B, 6), sinusoids by the UNet.
+            # (B, 6) in float32: half precision holds no pixel counts. The UNet makes sinusoids of them.
             "time_ids": geometry.to(self.device, torch.float32),
         }
         states = conditioning.hidden.to(self.device, self.dtype)
-        out: Tensor = self.unet(
-            noisy.to(self.device, self.dtype), timesteps, states, added_cond_kwargs=added, return_dict=False
-        )[0]
+        noisy, timesteps = noisy.to(self.device, self.dtype), timesteps.to(self.device)
+        out: Tensor = self.unet(noisy, timesteps, states, added_cond_kwargs=added, return_dict=False)[0]
         return out.to(torch.float32)
 
     def plain_geometry(self, count: int, width: int, height: int) -> Tensor:
         row = [height, width, 0, 0, height, width]
         return torch.tensor([row] * count, dtype=torch.float32, device=self.device)
-
-    def _pad(self, index: int) -> int:
-        return self.tokenizers[index].eos if index == 0 else 0

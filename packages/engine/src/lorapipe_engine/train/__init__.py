@@ -1,0 +1,1 @@
+"""Training: needs torch, diffusers and transformers (``pip install lorapipe-engine[train]``)."""

@@ -1,0 +1,64 @@
+"""Diffusers folders: which files hold a component's weights, and what its configuration says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.errors import InputError
+
+COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a component's weights: one file, or its shards. Empty if there are none.
+
+    Full precision goes before variants such as ``.fp16``, safetensors before pickles. Raises InputError where
+    an index names shards that are not there.
+    """
+    for suffix in ("safetensors", "bin"):
+        for variant in _VARIANTS:
+            for stem in _STEMS:
+                whole = folder / f"{stem}{variant}.{suffix}"
+                if whole.is_file():
+                    return [whole]
+                index = folder / f"{stem}.{suffix}.index{variant}.json"
+                if index.is_file():
+                    return _shards(index)
+    return []
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if there is no such file. Raises InputError if it is broken."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: a JSON object is needed")
+    return found
+
+
+def hints(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """What a configuration says about facts that tensors cannot tell."""
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def _shards(index: Path) -> list[Path]:
+    weights = read_config(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise InputError(f"{index}: no weight_map")
+    paths = []
+    for name in sorted(set(weights.values())):
+        path = index.parent / name
+        # The index is data: it may name files of its own folder only.
+        if Path(name).name != name or not path.is_file():
+            raise InputError(f"{index}: the shard {name!r} is not in its folder")
+        paths.append(path)
+    return paths
