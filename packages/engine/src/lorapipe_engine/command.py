@@ -1,0 +1,163 @@
+"""What every command line tool shares: help, exit codes, one-line errors.
+
+``@tool_command("lora-x", examples=...)`` makes a function into a command. Its ``return`` value, if any, is the exit
+status. Options may be written with dashes or underscores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from lorapipe_engine import __version__
+from lorapipe_engine.errors import LoraError
+from lorapipe_engine.progress import QUIET
+
+EXIT_CODES = """\
+0    done
+1    it ran, but something failed or a problem was found
+2    nothing was done: wrong usage, configuration or input
+130  interrupted"""
+INTERRUPTED = 130
+
+
+class ToolCommand(click.Command):
+    """A click command that tells every failure in one line, and treats ``--a-b`` and ``--a_b`` alike."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples.strip("\n")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._spell(args))
+
+    def _spell(self, args: list[str]) -> list[str]:
+        """Write option names as they were declared; what follows ``--`` or is a value stays as it is."""
+        declared = {name.replace("-", "_"): name for p in self.params for name in (*p.opts, *p.secondary_opts)}
+        spelt: list[str] = []
+        for position, word in enumerate(args):
+            if word == "--":
+                return [*spelt, *args[position:]]
+            name, sign, value = word.partition("=")
+            known = declared.get(name.replace("-", "_")) if name.startswith("--") else None
+            spelt.append(f"{known}{sign}{value}" if known else word)
+        return spelt
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write(_indented(self.examples))
+        with formatter.section("Exit codes"):
+            formatter.write(_indented(EXIT_CODES))
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run and exit with the documented status."""
+        words = list(sys.argv[1:] if args is None else args)
+        verbose = "-v" in words or "--verbose" in words
+        raise SystemExit(self._run(words, verbose, extra))
+
+    def _run(self, words: list[str], verbose: bool, extra: dict[str, Any]) -> int:
+        extra.setdefault("prog_name", self.name)
+        extra["standalone_mode"] = False
+        try:
+            result = super().main(words, **extra)
+            sys.stdout.flush()
+            return result if isinstance(result, int) else 0
+        except (KeyboardInterrupt, click.Abort):
+            self._tell("interrupted")
+            return INTERRUPTED
+        except click.UsageError as error:
+            self._tell(f"error: {_one_line(error.format_message())} (see {self.name} --help)")
+            return 2
+        except BrokenPipeError:
+            _silence_stdout()
+            return 0
+        except (LoraError, OSError, click.ClickException) as error:
+            if verbose:
+                traceback.print_exc()
+            self._tell(f"error: {_describe(error)}")
+            return error.exit_code if isinstance(error, LoraError) else 1
+        except Exception as error:
+            if verbose:
+                traceback.print_exc()
+            hint = "" if verbose else " (-v shows where; please report it)"
+            self._tell(f"unexpected error: {type(error).__name__}: {_one_line(str(error))}{hint}")
+            return 1
+
+    def _tell(self, text: str) -> None:
+        click.echo(f"{self.name}: {text}", err=True)
+
+
+def tool_command(name: str, *, examples: str = "", **settings: Any) -> Callable[[Callable[..., Any]], ToolCommand]:
+    """Make a function into the command ``name``. ``examples`` are lines of shell."""
+
+    def decorate(function: Callable[..., Any]) -> ToolCommand:
+        command = click.command(
+            name,
+            cls=ToolCommand,
+            examples=examples,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+            **settings,
+        )(function)
+        command.params += [
+            click.Option(
+                ["-v", "--verbose"], is_flag=True, expose_value=False, help="Show where an error came from."
+            ),
+            click.Option(
+                ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_quiet, help="No progress, no talk."
+            ),
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_print_version,
+                help="Show the version.",
+            ),
+        ]
+        return command
+
+    return decorate
+
+
+def say(text: str) -> None:
+    """A line for the user on stderr, unless quiet was asked for."""
+    if not QUIET.get():
+        click.echo(text, err=True)
+
+
+def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    QUIET.set(value)
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"{ctx.info_name} {__version__}")
+        ctx.exit()
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}"
+    return _one_line(error.format_message() if isinstance(error, click.ClickException) else str(error))
+
+
+def _one_line(text: str) -> str:
+    """Text for one line of a terminal: no line ends, no control characters."""
+    joined = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined)
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line.strip() if line.startswith(' ') else line}\n" for line in text.splitlines())
+
+
+def _silence_stdout() -> None:
+    """Keep Python from complaining about the closed pipe when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,326 @@
+"""One definition for all faces of an option: a dataclass field is a flag, a TOML key, its help and its default.
+
+    @dataclass(frozen=True, kw_only=True)
+    class NetworkSettings:
+        network_dim: int = option(64, "Rank of the LoRA matrices.", min=1)
+
+``settings_options(NetworkSettings, ...)`` adds the flags to a command; ``build_settings`` makes the values from
+flags, a TOML file and the defaults, in that order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lorapipe_engine.errors import ConfigError, InputError
+
+_KEY = "lorapipe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What :func:`option` says of a field."""
+
+    help: str
+    choices: tuple[Any, ...] | None = None
+    min: float | None = None
+    max: float | None = None
+    alias: str | None = None
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the word that click and argparse use
+    *,
+    choices: tuple[Any, ...] | None = None,
+    min: float | None = None,  # noqa: A002
+    max: float | None = None,  # noqa: A002
+    alias: str | None = None,
+) -> Any:
+    """A field of a settings class. ``min`` and ``max`` are allowed themselves; ``alias`` is a second flag."""
+    facts = Facts(help=help, choices=choices, min=min, max=max, alias=alias)
+    return dataclasses.field(default=default, metadata={_KEY: facts})
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a settings class, resolved: its type without None, and whether None is allowed."""
+
+    name: str
+    type: Any
+    optional: bool
+    default: Any
+    facts: Facts
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes any number of words."""
+        return typing.get_origin(self.type) is tuple and typing.get_args(self.type)[-1] is Ellipsis
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it takes one number or two, as ``512,768``."""
+        return typing.get_origin(self.type) is tuple and not self.is_list
+
+
+@cache
+def fields_of(cls: type) -> tuple[Field, ...]:
+    """The options of a settings class, in order."""
+    hints = typing.get_type_hints(cls)
+    found = []
+    for row in dataclasses.fields(cls):
+        kind = hints[row.name]
+        optional = isinstance(kind, types.UnionType) and type(None) in kind.__args__
+        if optional:
+            kind = next(arg for arg in kind.__args__ if arg is not type(None))
+        found.append(Field(row.name, kind, optional, row.default, row.metadata[_KEY]))
+    return tuple(found)
+
+
+# -------------------------------------------------------------------------------- the command line
+
+
+class WordsOption(click.Option):
+    """An option that takes every word up to the next option, as ``--optimizer_args a=1 b=2``; it may be repeated."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        for name in self.opts:
+            known = parser._long_opt.get(name)
+            if known is not None:
+                known.process = _take_words(known, known.process, parser)
+
+
+def _take_words(known: Any, process: Callable[[Any, Any], None], parser: Any) -> Callable[[Any, Any], None]:
+    def take(value: Any, state: Any) -> None:
+        process(value, state)
+        while state.rargs and not any(state.rargs[0].startswith(prefix) for prefix in parser._opt_prefixes):
+            process(state.rargs.pop(0), state)
+
+    return take
+
+
+def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that adds all options of the classes, ``--config_file`` and ``--print-config`` to a command.
+
+    The command gets ``config_file``, ``print_config`` and, as ``flags``-style keyword arguments, every option's raw
+    value (None where it was not given); pass them to :func:`build_settings`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        rows = [field for cls in classes for field in fields_of(cls)]
+        for field in reversed(rows):
+            function = _flag(field)(function)
+        function = click.option("--print_config", is_flag=True, help="Print all options as TOML and stop.")(function)
+        return click.option(
+            "--config_file", type=click.Path(path_type=Path), help="TOML file of options; flags go before it."
+        )(function)
+
+    return decorate
+
+
+def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    names = [f"--{field.name}", *([f"--{field.facts.alias}"] if field.facts.alias else []), field.name]
+    text = field.facts.help
+    if field.type is bool:
+        if not field.facts.alias:
+            opposite = field.name.removeprefix("no_") if field.name.startswith("no_") else f"no_{field.name}"
+            names[0] = f"--{field.name}/--{opposite}"
+        return click.option(*names, default=None, is_flag=True, help=text + _shown_default(field))
+    if field.is_list:
+        return click.option(*names, cls=WordsOption, multiple=True, default=None, help=text, metavar="WORDS")
+    metavar = "|".join(map(str, field.facts.choices)) if field.facts.choices else _metavar(field)
+    return click.option(*names, default=None, type=str, help=text + _shown_default(field), metavar=metavar)
+
+
+def _metavar(field: Field) -> str:
+    if field.is_pair:
+        return "N[,N]"
+    return {int: "N", float: "X", Path: "PATH"}.get(field.type, "TEXT")
+
+
+def _shown_default(field: Field) -> str:
+    if field.default is None or field.default is False or "[default" in field.facts.help or field.default == "":
+        return ""
+    value = field.default
+    if value is True:
+        return "  [default: yes]"
+    return f"  [default: {','.join(map(str, value)) if isinstance(value, tuple) else value}]"
+
+
+# -------------------------------------------------------------------------------- from anywhere to values
+
+
+def build_settings(
+    classes: Sequence[type], flags: Mapping[str, Any], config_file: Path | None = None
+) -> tuple[list[Any], dict[str, str]]:
+    """Instances of the classes, and for each option where its value came from: "flag", "file" or "default".
+
+    Raises ConfigError for an unknown key, a wrong type or a value out of range; InputError for a file that cannot be
+    read.
+    """
+    fields = {field.name: field for cls in classes for field in fields_of(cls)}
+    from_file = read_toml(config_file, fields) if config_file else {}
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name, field in fields.items():
+        given = flags.get(name)
+        if given is not None and given != ():
+            values[name], origin[name] = convert(field, given, ""), "flag"
+        elif name in from_file:
+            values[name], origin[name] = convert(field, from_file[name], f" ({config_file})"), "file"
+        else:
+            values[name], origin[name] = field.default, "default"
+    return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
+
+
+def read_toml(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """The options of a TOML file, whatever sections they stand in. An unknown or repeated key is an error."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a text file ({error})") from error
+    aliases = {field.facts.alias: name for name, field in fields.items() if field.facts.alias}
+    found: dict[str, Any] = {}
+    for section, key, value in _flatten(table, ""):
+        name = key.replace("-", "_")
+        name = aliases.get(name, name)
+        if name not in fields:
+            raise ConfigError(f"{path}: {section}{key}: unknown key{nearest(name, fields)}")
+        if name in found:
+            raise ConfigError(f"{path}: {section}{key}: given twice")
+        found[name] = value
+    return found
+
+
+def _flatten(table: Mapping[str, Any], section: str) -> list[tuple[str, str, Any]]:
+    rows: list[tuple[str, str, Any]] = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{section}{key}.")
+        else:
+            rows.append((section, key, value))
+    return rows
+
+
+def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """``, did you mean 'x'?`` for a misspelt name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def convert(field: Field, value: Any, where: str) -> Any:
+    """A raw value (a string from the command line, anything from TOML) as the field's type, checked."""
+    if field.is_list:
+        return _words(field, value, where)
+    if field.is_pair:
+        return _pair(field, value, where)
+    result = _scalar(field.name, field.type, value, where)
+    facts = field.facts
+    if facts.choices is not None and result not in facts.choices:
+        shown = ", ".join(map(str, facts.choices))
+        raise ConfigError(f"{field.name}: '{result}' is none of {shown}{where}")
+    if facts.min is not None and result < facts.min:
+        raise ConfigError(f"{field.name}: {result} is below {facts.min:g}{where}")
+    if facts.max is not None and result > facts.max:
+        raise ConfigError(f"{field.name}: {result} is above {facts.max:g}{where}")
+    return result
+
+
+def _words(field: Field, value: Any, where: str) -> tuple[str, ...]:
+    items = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, dict | list) for item in items):
+        raise ConfigError(f"{field.name}: expected a list of texts{where}")
+    return tuple(str(item) for item in items)
+
+
+def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
+    items = list(value) if isinstance(value, list | tuple) else str(value).split(",")
+    if len(items) not in (1, 2):
+        raise ConfigError(f"{field.name}: expected one number or two, as 512 or 512,768; got '{value}'{where}")
+    numbers = [_scalar(field.name, int, item, where) for item in items]
+    return numbers[0], numbers[-1]
+
+
+def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
+    if kind is bool:
+        return _truth(name, value, where)
+    if kind is int:
+        return _whole(name, value, where)
+    if kind is float:
+        return _number(name, value, where)
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ConfigError(f"{name}: expected a text, got {_shown(value)}{where}")
+    return Path(str(value)).expanduser() if kind is Path else str(value)
+
+
+def _truth(name: str, value: Any, where: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{name}: expected true or false, got {_shown(value)}{where}")
+
+
+def _whole(name: str, value: Any, where: str) -> int:
+    try:
+        if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+            raise ValueError
+        return int(value.strip() if isinstance(value, str) else value)
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(f"{name}: expected a whole number, got {_shown(value)}{where}") from None
+
+
+def _number(name: str, value: Any, where: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+    except (ValueError, TypeError):
+        raise ConfigError(f"{name}: expected a number, got {_shown(value)}{where}") from None
+    if not math.isfinite(number):
+        raise ConfigError(f"{name}: {number} is not a usable number{where}")
+    return number
+
+
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
+
+
+# -------------------------------------------------------------------------------- and back to TOML
+
+
+def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
+    """The effective options as commented TOML that ``--config_file`` reads."""
+    lines: list[str] = []
+    for part in parts:
+        lines.append(f"[{type(part).__name__.removesuffix('Settings').lower()}]")
+        for field in fields_of(type(part)):
+            value = getattr(part, field.name)
+            lines.append(f"# {field.facts.help} ({origin.get(field.name, 'derived')})")
+            lines.append(f"# {field.name} =" if value is None else f"{field.name} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, int | float):
+        return repr(value)
+    return json.dumps(str(value), ensure_ascii=False)

@@ -1,0 +1,62 @@
+"""Put the parts that ``pretrain.py`` left into the demo's one file, with LDM names, in fp16.
+
+    python tools/demo_world/export.py PARTS packages/demo/src/lorapipe_demo/assets
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from lorapipe_engine.keys import text_path, unet_to_ldm, vae_to_ldm
+from lorapipe_engine.tensorfile import encode, open_tensors, write_tensors
+
+PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.transformer."}
+METADATA = {
+    "modelspec.sai_model_spec": "1.0.1",
+    "modelspec.architecture": "stable-diffusion-v1",
+    "modelspec.title": "lorapipe demo",
+    "modelspec.description": "A tiny Stable Diffusion of a drawn world, 64 x 64 pixels; see docs/demo-world.md",
+    "modelspec.license": "Apache-2.0",
+    "modelspec.resolution": "64x64",
+    "modelspec.prediction_type": "epsilon",
+    "modelspec.encoder_layer": "2",
+    "format": "pt",
+}
+
+
+def main() -> None:
+    parts, target = Path(sys.argv[1]), Path(sys.argv[2])
+    tensors = {}
+    for part in ("unet", "vae", "text"):
+        with open_tensors(parts / f"{part}.safetensors") as file:
+            for name in file.tensors:
+                if name.endswith("position_ids"):
+                    continue
+                tensors[PREFIXES[part] + ldm_name(part, name)] = encode(ldm_shape(part, name, file.read(name)), "F16")
+    target.mkdir(parents=True, exist_ok=True)
+    write_tensors(target / "demo.safetensors", dict(sorted(tensors.items())), METADATA, force=True)
+    shutil.copy(parts / "judge.safetensors", target / "judge.safetensors")
+    shutil.copytree(parts / "tokenizer", target / "tokenizer", dirs_exist_ok=True)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{len(tensors)} tensors, {size / 2**20:.1f} MiB in all")
+
+
+def ldm_name(part: str, name: str) -> str:
+    """A tensor's name in a single-file checkpoint, without the part's prefix."""
+    found = {"unet": unet_to_ldm, "vae": lambda n: vae_to_ldm(n, 3), "text": text_path}[part](name)
+    if found is None:
+        raise SystemExit(f"no LDM name for {part} {name}")
+    return found
+
+
+def ldm_shape(part: str, name: str, value: np.ndarray) -> np.ndarray:
+    """LDM keeps the VAE's attention as 1 x 1 convolutions."""
+    is_attention = part == "vae" and ".attentions." in name and name.endswith("weight") and value.ndim == 2
+    return value[:, :, None, None] if is_attention else value
+
+
+if __name__ == "__main__":
+    main()
