@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -66,8 +66,10 @@ def test_a_chunk_keeps_its_end_where_the_content_looks_like_padding(content: lis
     assert row[len(content) + 1] == EOS
 
 
-@given(st.lists(st.integers(1, 999), max_size=300), st.integers(1, 3))
-def test_no_token_is_lost_or_doubled(content: list[int], chunks: int) -> None:
+@settings(deadline=None)
+@given(st.integers(0, 300), st.integers(1, 3))
+def test_no_token_is_lost_or_doubled(count: int, chunks: int) -> None:
+    content = list(range(1, count + 1))
     rows = chunk_ids(content, chunks, BOS, EOS, 0)
     assert [len(row) for row in rows] == [77] * chunks
     inner = [token for row in rows for token in row[1:] if token not in (EOS, 0)]
@@ -100,6 +102,7 @@ def test_prompt_weights(caption: str, pieces: list[tuple[str, float]]) -> None:
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in pieces])
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_parses_and_plain_text_is_untouched(text: str) -> None:
     pieces = parse_weights(text)

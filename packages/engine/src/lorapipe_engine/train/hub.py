@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
-from collections.abc import Iterable, Sequence
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
@@ -29,24 +34,78 @@ def fetch_base(source: str, half: bool) -> Path:
 
     ``half`` prefers the smaller fp16 files. Raises InputError with one line when it cannot be had.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     cached = _cached(source)
     if cached is not None:
         return cached
+    reason = "no connection"
+    if reachable():
+        try:
+            return _download(source, half)
+        except InputError:
+            raise
+        except Exception as error:  # of whichever HTTP library this version of the hub's client uses
+            reason = first_line(error)
+    raise InputError(
+        f"{source}: no such file or folder here, and not to be had from the hub ({reason}); "
+        f"give a file, a diffusers folder or the id of a model that you may read"
+    )
+
+
+def fetch_files(repository: str, names: Sequence[str]) -> Path | None:
+    """The folder of single files of a repository, downloaded where they are not cached; None if that fails."""
+    from huggingface_hub import hf_hub_download
+
+    if not reachable():
+        return None
     try:
-        files = HfApi().list_repo_files(source)
-        wanted = choose_files(files, half)
+        with _quiet():
+            paths = [hf_hub_download(repository, name) for name in names]
+    except Exception:  # as above; the caller says what is missing
+        return None
+    return Path(paths[0]).parent
+
+
+def reachable() -> bool:
+    """Whether the hub answers at all. The client itself would try for half a minute, and talk about it."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message cut to its first line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
+def _download(source: str, half: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    with _quiet():
+        wanted = choose_files(HfApi().list_repo_files(source), half)
         if not wanted:
             raise InputError(f"{source}: this hub repository is not a diffusers model (no model_index.json)")
         return Path(snapshot_download(source, allow_patterns=wanted))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-        raise InputError(
-            f"{source}: no such file or folder here, and not to be had from the hub ({reason}); "
-            f"give a file, a diffusers folder or the id of a model that you may read"
-        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the client's talk about its tries off the screen; what ends them is told once, by us."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def choose_files(files: Sequence[str], half: bool) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.train.hub import fetch_files, first_line
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_VOCABULARY = 49408
@@ -73,7 +74,7 @@ def open_tokenizer(folder: Path) -> ClipTokenizer:
             backend.no_padding()
             return ClipTokenizer(backend)
     except Exception as error:  # the tokenizers library raises nothing more exact
-        raise InputError(f"{folder}: not a CLIP tokenizer ({_first_line(error)})") from error
+        raise InputError(f"{folder}: not a CLIP tokenizer ({first_line(error)})") from error
     raise InputError(f"{folder}: no tokenizer there; vocab.json and merges.txt are needed")
 
 
@@ -105,7 +106,7 @@ def find_tokenizer(given: Path | None, beside: Sequence[Path], vocabulary: int) 
             f"this model has a tokenizer of its own ({vocabulary} tokens): "
             f"put its vocab.json and merges.txt {place}"
         )
-    found = _cached() or _download()
+    found = _cached() or fetch_files(CLIP_REPOSITORY, ("vocab.json", "merges.txt"))
     if found is None:
         raise InputError(
             f"no CLIP tokenizer here, and the hub cannot be reached: put vocab.json and merges.txt "
@@ -160,23 +161,6 @@ def _cached() -> Path | None:
     return None
 
 
-def _download() -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        paths = [
-            hf_hub_download(CLIP_REPOSITORY, name, etag_timeout=10) for name in ("vocab.json", "merges.txt")
-        ]
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError):
-        return None
-    return Path(paths[0]).parent
-
-
 def _id(backend: Any, token: str, default: int) -> int:
     found = backend.token_to_id(token)
     return default if found is None else int(found)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
