@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from lorapipe_engine.keys import text_path, unet_to_ldm, vae_to_ldm
-from lorapipe_engine.tensorfile import encode, open_tensors, write_tensors
+from lorapipe_engine.dtypes import encode
+from lorapipe_engine.tensorfile import open_tensors, write_tensors
 
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.transformer."}
 METADATA = {

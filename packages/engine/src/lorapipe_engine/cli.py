@@ -1,20 +1,59 @@
-"""``lora-train``: options in, network files out. Imports nothing heavy before the options are sound."""
+"""``lora-train``: options in, network files out. Nothing heavy is imported before the options are sound."""
 
 from __future__ import annotations
 
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lorapipe_engine.command import tool_command
-from lorapipe_engine.config import build_settings, settings_options
+from lorapipe_engine.command import say, tool_command
+from lorapipe_engine.config import build_settings, print_config, settings_options
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS, TrainSettings
 
-TRAIN_EXAMPLES = """
+EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
 lora-train --config_file mayuri.toml --network_dim 32
-lora-train --base demo --train_data_dir demo-run/dataset --resolution 64 --max_train_epochs 4 --output_dir out
+lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
 """
+
+
+@tool_command("lora-train", examples=EXAMPLES)
+@settings_options(*PARTS)
+def lora_train(config_file: Path | None, print_only: bool, **flags: Any) -> None:
+    """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
+
+    Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. The paths of the networks
+    go to stdout, everything else to stderr.
+    """
+    parts, origin = build_settings(PARTS, flags, config_file)
+    if print_only:
+        click.echo(print_config(parts, origin))
+        return
+    model, data, network, optimizer, loss, run = parts
+    settings = TrainSettings(
+        model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run
+    )
+    if settings.model.pretrained_model_name_or_path is None:
+        raise ConfigError("no base model: give --base FILE, a diffusers folder, a hub id, or --base demo")
+    if settings.data.train_data_dir is None:
+        raise ConfigError("no dataset: give --train_data_dir FOLDER with folders N_concept in it")
+    require_training_extra()
+    from lorapipe_engine.train.session import run_training
+
+    for path in run_training(settings, print_config(parts, origin), say):
+        click.echo(path)
+
+
+def require_training_extra() -> None:
+    """Raise MissingExtra, naming the pip command, unless the training packages are installed."""
+    missing = [name for name in ("torch", "diffusers", "transformers", "tensorboard", "PIL") if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'lorapipe-engine[train]'")
+
+
+def train_main() -> None:
+    """Entry point of ``lora-train``."""
+    lora_train.main()

@@ -116,7 +116,7 @@ def _take_words(known: Any, process: Callable[[Any, Any], None], parser: Any) ->
 def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that adds all options of the classes, ``--config_file`` and ``--print-config`` to a command.
 
-    The command gets ``config_file``, ``print_config`` and, as ``flags``-style keyword arguments, every option's raw
+    The command gets ``config_file``, ``print_only`` and, as ``flags``-style keyword arguments, every option's raw
     value (None where it was not given); pass them to :func:`build_settings`.
     """
 
@@ -124,7 +124,7 @@ def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[
         rows = [field for cls in classes for field in fields_of(cls)]
         for field in reversed(rows):
             function = _flag(field)(function)
-        function = click.option("--print_config", is_flag=True, help="Print all options as TOML and stop.")(function)
+        function = click.option("--print_config", "print_only", is_flag=True, help="Print all options as TOML and stop.")(function)
         return click.option(
             "--config_file", type=click.Path(path_type=Path), help="TOML file of options; flags go before it."
         )(function)

@@ -20,7 +20,7 @@ SAVE_PRECISIONS = ("float", "fp16", "bf16")
 class ModelSettings:
     """The base model."""
 
-    pretrained_model_name_or_path: str = option(
+    pretrained_model_name_or_path: str | None = option(
         None, "Base model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'demo'.", alias="base"
     )
     vae: str | None = option(None, "Use this VAE instead of the base model's.")
@@ -43,7 +43,7 @@ class ModelSettings:
 class DataSettings:
     """Pictures, buckets and captions."""
 
-    train_data_dir: Path = option(None, "Folder with subfolders N_concept of pictures and captions.")
+    train_data_dir: Path | None = option(None, "Folder with subfolders N_concept of pictures and captions.")
     resolution: tuple[int, int] = option((512, 512), "Training size: one number, or width,height.")
     train_batch_size: int = option(1, "Pictures a step.", min=1)
     enable_bucket: bool = option(True, "Keep each picture's shape, in buckets of about the wanted area.")
@@ -162,6 +162,11 @@ class RunSettings:
     metadata_tags: str | None = option(None, "Tags in the metadata.")
     metadata_trigger_phrase: str | None = option(None, "Trigger words in the metadata.")
     overwrite: bool = option(False, "Replace results of an earlier run with the same name.", alias="force")
+
+    @property
+    def logs(self) -> Path:
+        """The TensorBoard folder."""
+        return self.logging_dir or self.output_dir / "logs"
 
     def __post_init__(self) -> None:
         if not self.output_name or Path(self.output_name).name != self.output_name:

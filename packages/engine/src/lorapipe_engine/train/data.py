@@ -65,6 +65,8 @@ def scan(data: DataSettings) -> Dataset:
     Raises InputError for a folder that is missing, has no ``N_concept`` level or no pictures, a broken picture, or a
     caption that is not UTF-8.
     """
+    if data.train_data_dir is None:
+        raise ConfigError("train_data_dir: no folder given")
     rule = bucket_rule(data)
     pictures: list[Picture] = []
     concepts: list[Concept] = []
@@ -101,6 +103,20 @@ def bucket_rule(data: DataSettings) -> BucketRule:
         step=data.bucket_reso_steps,
         no_upscale=data.bucket_no_upscale,
         enabled=data.enable_bucket,
+    )
+
+
+def caption_rule(data: DataSettings) -> CaptionRule:
+    """How captions vary, as the options say."""
+    return CaptionRule(
+        separator=data.caption_separator,
+        prefix=data.caption_prefix,
+        suffix=data.caption_suffix,
+        shuffle=data.shuffle_caption,
+        keep_tokens=data.keep_tokens,
+        keep_tokens_separator=data.keep_tokens_separator,
+        dropout=data.caption_dropout_rate,
+        tag_dropout=data.caption_tag_dropout_rate,
     )
 
 
@@ -156,7 +172,7 @@ class TrainingData:
 
     def _geometry(self, batch: Batch) -> Tensor | None:
         """SDXL's original size, crop and target size, (B, 6) as h, w, top, left, h, w: the crop that was cut."""
-        if not self.family.uses_geometry:
+        if self.family.plain_geometry(1, 64, 64) is None:
             return None
         rows = []
         for index in batch.pictures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import torch
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.nn.attach import Network, Target, attach
 from lorapipe_engine.progress import progress
-from lorapipe_engine.settings import TrainSettings, with_base_defaults
+from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
 from lorapipe_engine.train.data import Dataset, TrainingData, caption_rule, latent_jobs
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.latents import LatentCache, default_cache_folder, encode_all
+from lorapipe_engine.train.latents import LatentCache, default_cache_folder, encode_all, vae_key
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, set_rates
 from lorapipe_engine.train.plan import RunPlan, network_plan, plan_run, rates_of, schedule_of
 from lorapipe_engine.train.prompts import Prompt
@@ -35,21 +35,22 @@ class State:
     loss: float = 0.0
 
 
-def train(settings: TrainSettings, dataset: Dataset, prompts: Sequence[Prompt], family: Family, say: Say) -> list[Path]:
-    """Train on an already scanned dataset with a loaded base; returns the network files in the order saved.
+def train(
+    settings: TrainSettings, dataset: Dataset, prompts: Sequence[Prompt], family: Family, configuration: str, say: Say
+) -> list[Path]:
+    """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
-    Raises ProblemFound when the loss is no longer a number, KeyboardInterrupt (with what was saved told through
-    ``say``) on Ctrl-C.
+    ``settings`` are whole (see :func:`lorapipe_engine.settings.with_base_defaults`). Raises ProblemFound when the loss
+    is no longer a number; on Ctrl-C what was learned is saved and told through ``say`` before KeyboardInterrupt goes on.
     """
-    settings = with_base_defaults(settings, family.name, family.v_prediction, family.encoder_layer)
-    run = settings.run
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
+    data = load_data(settings, dataset, family)
     network = attach_network(settings, family)
-    plan = plan_run(len(batches_of(dataset, settings, 0)), run, settings.optimizer.gradient_accumulation_steps)
+    batches = batches_of(dataset, settings, 0)
+    plan = plan_run(len(batches), settings.run, settings.optimizer.gradient_accumulation_steps)
     rates = rates_of(settings.optimizer, tuple(network.groups))
     optimizer = build_optimizer(settings.optimizer.optimizer_type, arguments, network.groups, rates)
     multiplier = rate_multiplier(schedule_of(settings.optimizer, plan.steps, max(rates.by_part.values())))
-    data = load_data(settings, dataset, family)
     stepper = Stepper(
         family,
         network,
@@ -62,8 +63,9 @@ def train(settings: TrainSettings, dataset: Dataset, prompts: Sequence[Prompt], 
     )
     for line in summary(settings, dataset, network, plan, rates.by_part):
         say(line)
-    with Results(settings, dataset, network, family, plan, prompts) as results:
-        state = State()
+    state = State()
+    with Results(settings, dataset, network, family, plan, rates.by_part, prompts) as results:
+        results.log.text("configuration", configuration)
         try:
             run_steps(settings, data, stepper, multiplier, plan, state, results)
         except KeyboardInterrupt:
@@ -85,8 +87,7 @@ def run_steps(
 ) -> None:
     """All optimizer steps, with records, samples and saved files between them."""
     results.sample_at_first()
-    bar = progress(total=plan.steps, label="train", unit="step")
-    with bar:
+    with progress(total=plan.steps, label="train", unit="step") as bar:
         for epoch in range(plan.epochs):
             for group in groups_of(batches_of(data.dataset, settings, epoch), settings):
                 if state.step == plan.steps:
@@ -148,10 +149,10 @@ def attach_network(settings: TrainSettings, family: Family) -> Network:
         for part, path, module in family.target_modules(conv=plan.conv_rank is not None)
         if part in parts
     ]
-    network = attach(family.roots(), targets, plan)
+    network = attach(family.parts.values(), targets, plan)
     network.train()
     if settings.model.gradient_checkpointing:
-        family.enable_gradient_checkpointing()
+        family.checkpoint_activations()
     return network
 
 
@@ -159,10 +160,10 @@ def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> Trai
     """Encode every picture (or read its latents from the cache) and let the VAE go to rest."""
     jobs = latent_jobs(dataset, mirrored=settings.data.flip_aug)
     folder = settings.data.cache_dir or default_cache_folder()
-    cache = LatentCache(folder / "latents" if settings.data.cache_latents_to_disk else None, family.vae_key)
+    cache = LatentCache(folder / "latents" if settings.data.cache_latents_to_disk else None, vae_key(family))
     with progress(total=len(jobs), label="latents", unit="picture") as bar:
         latents = encode_all(jobs, family, cache, settings.data.vae_batch_size, bar)
-    family.rest_vae()
+    family.vae.to("cpu")
     return TrainingData(
         dataset,
         latents,
@@ -174,7 +175,7 @@ def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> Trai
 
 
 def summary(
-    settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan, rates: dict[str, float]
+    settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan, rates: Mapping[str, float]
 ) -> list[str]:
     """What is about to be done, in a few lines."""
     shown = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())

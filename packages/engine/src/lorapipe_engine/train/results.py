@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -12,7 +12,9 @@ import torch
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import RunSettings, TrainSettings
-from lorapipe_engine.tensorfile import atomic_write, encode, write_tensors
+from lorapipe_engine.atomic import atomic_write
+from lorapipe_engine.dtypes import encode
+from lorapipe_engine.tensorfile import write_tensors
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.numbering import epoch_file, final_file, stale_epoch, stale_step, step_file
@@ -50,6 +52,7 @@ class Results:
         network: Network,
         family: Family,
         plan: RunPlan,
+        rates: Mapping[str, float],
         prompts: Sequence[Prompt],
     ) -> None:
         self.run = settings.run
@@ -60,12 +63,10 @@ class Results:
         self.files: list[Path] = []
         self.samples: list[Path] = []
         self.plan = plan
-        self.record_of_run = RunRecord(settings, dataset, family, plan)
+        self.record_of_run = RunRecord(settings, dataset, family, plan, rates)
         stamp = time.strftime("%Y%m%d%H%M%S")
-        logs = self.run.logging_dir or self.run.output_dir / "logs"
-        self.log = RunLog(
-            self.run.output_dir, logs / f"{self.run.log_prefix}{stamp}" / "network_train", self.run.output_name
-        )
+        folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
+        self.log = RunLog(self.run.output_dir, folder, self.run.output_name)
 
     def record(self, step: int, loss: float, average: float, norm: float, optimizer: torch.optim.Optimizer) -> None:
         """Write the numbers of a step."""
@@ -144,6 +145,7 @@ class Results:
         pictures = draw(
             self.family,
             self.prompts,
+            v_prediction=bool(self.settings.loss.v_parameterization),
             clip_skip=self.settings.model.clip_skip,
             sampler=self.run.sample_sampler,
             seed=self.run.seed,

@@ -1,0 +1,110 @@
+"""A training session: check everything that is cheap, load the base, train, say what came of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lorapipe_engine.bases import resolve_base
+from lorapipe_engine.errors import OutputError
+from lorapipe_engine.nn.attach import detach
+from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defaults
+from lorapipe_engine.train.data import scan
+from lorapipe_engine.train.families import open_family
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.optimizers import check_arguments
+from lorapipe_engine.train.plan import DTYPES, check_batch, choose_device, choose_precision, network_plan, schedule_of
+from lorapipe_engine.train.prompts import Prompt, read_prompts
+from lorapipe_engine.train.results import refuse_to_overwrite
+from lorapipe_engine.train.sample import make_scheduler
+from lorapipe_engine.train.schedules import rate_multiplier
+
+Say = Callable[[str], None]
+
+
+def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
+    """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
+    began = time.monotonic()
+    check_cheaply(settings)
+    prompts = sample_prompts(settings)
+    dataset = scan(settings.data)
+    if warning := check_batch(settings.data, len(dataset.pictures)):
+        say(f"note: {warning}")
+    family, settings = load_family(settings, say)
+    from lorapipe_engine.train.loop import train
+
+    try:
+        files = train(settings, dataset, prompts, family, configuration, say)
+    finally:
+        detach(family.parts.values())
+    say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
+    return files
+
+
+def check_cheaply(settings: TrainSettings) -> None:
+    """Find every mistake that can be found before gigabytes are read."""
+    check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
+    network_plan(settings.network)
+    rate_multiplier(schedule_of(settings.optimizer, 1000, 1.0))
+    make_scheduler(settings.run.sample_sampler, v_prediction=False)
+    refuse_to_overwrite(settings.run)
+    check_writable(settings.run)
+
+
+def check_writable(run: RunSettings) -> None:
+    """Make the output folder. Raises OutputError if nothing can be written there."""
+    try:
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        probe = run.output_dir / f".lorapipe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"output_dir: {run.output_dir}: cannot write there ({error.strerror}); choose another folder"
+        ) from error
+
+
+def sample_prompts(settings: TrainSettings) -> list[Prompt]:
+    """The prompts of the prompt file, at the training size unless they say otherwise."""
+    if settings.run.sample_prompts is None:
+        return []
+    width, height = settings.data.resolution
+    return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
+
+
+def load_family(settings: TrainSettings, say: Say) -> tuple[Family, TrainSettings]:
+    """Load the base onto the device, and fill in what depends on it."""
+    from lorapipe_engine.train.load import load_base
+
+    model = settings.model
+    device = choose_device(model.device)
+    precision = choose_precision(model.mixed_precision, device)
+    source = resolve_base(model.pretrained_model_name_or_path or "")
+    base = load_base(
+        source, vae=model.vae, v2=model.v2 or None, dtype=DTYPES[precision], tokenizer_dir=model.tokenizer_dir
+    )
+    v_prediction = settings.loss.v_parameterization
+    if v_prediction is None:
+        v_prediction = base.prediction_type == "v_prediction"
+        if base.prediction_type is None and base.family == "sd2":
+            say("note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)")
+    family = open_family(
+        base,
+        device=device,
+        dtype=DTYPES[precision],
+        vae_dtype=torch.float32 if model.no_half_vae else None,
+        chunks=model.max_token_length // 75,
+    )
+    settings = replace(settings, model=replace(model, mixed_precision=precision))
+    say(f"base: {source} ({family.name}, {'v' if v_prediction else 'epsilon'}) on {device}, {precision_name(precision)}")
+    return family, with_base_defaults(settings, family.name, v_prediction, base.encoder_layer)
+
+
+def precision_name(precision: str) -> str:
+    """The precision in words."""
+    return "float32" if precision == "no" else precision
