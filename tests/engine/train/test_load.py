@@ -212,6 +212,12 @@ def test_the_prediction_type_is_taken_from_what_the_file_says(
     assert load_base(path).prediction_type == said
 
 
+def test_the_first_sd2_base_is_known_by_its_steps(models: dict[str, Tiny], tmp_path: Path) -> None:
+    for steps, said in ((875000, "epsilon"), (140000, None)):
+        path = save_checkpoint(models["sd2"], tmp_path / "model.ckpt", steps=steps)
+        assert load_base(path).prediction_type == said
+
+
 def test_a_folder_tells_its_prediction_type(models: dict[str, Tiny], tmp_path: Path) -> None:
     folder = save_folder(models["sd2"], tmp_path / "model")
     assert load_base(folder).prediction_type is None

@@ -217,14 +217,16 @@ def _openclip(state: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def save_checkpoint(tiny: Tiny, path: Path, metadata: dict[str, str] | None = None, **extra: Any) -> Path:
+def save_checkpoint(
+    tiny: Tiny, path: Path, metadata: dict[str, str] | None = None, steps: int = 7, **extra: Any
+) -> Path:
     """Write one file with LDM names, .safetensors or .ckpt by its suffix, and a tokenizer beside it."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in checkpoint_tensors(tiny).items()} | extra
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         save_file(tensors, path, metadata)
     else:
-        torch.save({"state_dict": tensors, "global_step": 7}, path)
+        torch.save({"state_dict": tensors, "global_step": steps}, path)
     write_tokenizer(path.parent / "tokenizer")
     return path
 

@@ -52,7 +52,7 @@ def fetch_base(source: str, half: bool) -> Path:
 
 
 def fetch_files(repository: str, names: Sequence[str]) -> Path | None:
-    """The folder of single files of a repository, downloaded where they are not cached; None if that fails."""
+    """The folder of single files of a repository, downloaded or from the cache; None if that fails."""
     from huggingface_hub import hf_hub_download
 
     if not reachable():

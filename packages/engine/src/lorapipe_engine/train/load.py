@@ -6,8 +6,9 @@ where it is neither beside the model nor in the hub's cache).
 What the UNet predicts is known where a file says so: a ``v_pred`` mark, ``modelspec.prediction_type`` or
 ``modelspec.architecture`` in its metadata, the scheduler's configuration in a diffusers folder. SD 1.x and
 SDXL without a word predict noise. SD 2.x tells nothing: its 512 models predict noise, its 768 models v, with
-the same tensors (diffusers guesses v unless the file's ``global_step`` is 875000). Then ``prediction_type``
-is None and the caller decides (sd-scripts' ``--v_parameterization``).
+the same tensors. diffusers takes noise where a .ckpt's ``global_step`` is 875000 (2.0's own 512 model), as is
+done here, and guesses v for all others; here ``prediction_type`` is None then, and the caller decides
+(sd-scripts' ``--v_parameterization``).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.families import get_family
+from lorapipe_engine.hashes import legacy_hash, sha256_file
 from lorapipe_engine.train import architecture
 from lorapipe_engine.train.modules import Piece, build_text_encoder, build_unet, build_vae
 from lorapipe_engine.train.sources import Draft, read_base, read_vae, resolve
@@ -164,6 +166,4 @@ def _shapes(pieces: Mapping[str, Piece]) -> dict[str, tuple[int, ...]]:
 
 
 def _hashes(path: Path) -> tuple[str, str] | None:
-    from lorapipe_engine.hashes import legacy_hash, sha256_file
-
     return (legacy_hash(path), sha256_file(path)) if path.is_file() else None

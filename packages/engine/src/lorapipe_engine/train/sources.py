@@ -43,6 +43,7 @@ _WRONG_KINDS = {
     "refiner": "the SDXL refiner, which no LoRA is trained on; give the SDXL base model",
     "unknown": "not a checkpoint of Stable Diffusion 1.x, 2.x or SDXL that is known here",
 }
+SD2_BASE_STEPS = "875000"  # of SD 2.0's 512 model, in its .ckpt
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
@@ -138,6 +139,8 @@ def _prediction_of_file(weights: Weights, family: str) -> str | None:
     kind = weights.metadata.get("modelspec.architecture", "")
     if kind.startswith("stable-diffusion-v2"):
         return "v_prediction" if "-768-v" in kind else "epsilon"
+    if weights.metadata.get("global_step") == SD2_BASE_STEPS:
+        return "epsilon"
     return None if family == "sd2" else "epsilon"
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.tensorfile import WeightFile, open_tensors
+from lorapipe_engine.picklefile import open_weights
+from lorapipe_engine.tensorfile import WeightFile
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
@@ -34,7 +35,7 @@ _DTYPES = {
 class Weights:
     """The tensors of one or several files (shards): ``shapes`` by name, ``load`` one by one.
 
-    A context manager: files stay open, and mapped into memory, until it is left.
+    Safetensors and torch's pickles alike, by what is in them. A context manager, which closes them.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -43,7 +44,7 @@ class Weights:
         self._files: dict[str, WeightFile] = {}
         with ExitStack() as stack:
             for path in paths:
-                file = stack.enter_context(open_tensors(path))
+                file = stack.enter_context(open_weights(path))
                 self.metadata.update(file.metadata)
                 for name, info in file.tensors.items():
                     self.shapes[name] = info.shape
