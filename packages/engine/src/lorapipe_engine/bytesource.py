@@ -32,7 +32,7 @@ class FileSource:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+        self.file = file
         self._lock = threading.Lock()
         self.size = os.fstat(file.fileno()).st_size
 
@@ -46,13 +46,13 @@ class FileSource:
 
     def _read(self, buffer: memoryview, offset: int) -> int:
         if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [buffer], offset)
+            return os.preadv(self.file.fileno(), [buffer], offset)
         with self._lock:  # Windows
-            self._file.seek(offset)
-            return int(self._file.readinto(buffer))  # type: ignore[attr-defined]
+            self.file.seek(offset)
+            return int(self.file.readinto(buffer))  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
 
 
 class MemorySource:

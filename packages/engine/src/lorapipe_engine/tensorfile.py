@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +35,7 @@ __all__ = [
     "build_header",
     "check_output",
     "encode",
+    "lay_out",
     "open_tensors",
     "write_tensors",
 ]
@@ -209,7 +209,8 @@ def _header_length(start: bytes) -> int:
     if len(start) < 8:
         raise _BadHeaderError(f"is {'empty' if not start else 'too short'}, not a safetensors file")
     length = int.from_bytes(start, "little")
-    if length > MAX_HEADER:
+    # The first bytes of a zip file can be read as a length that is not too large.
+    if length > MAX_HEADER or start.startswith(b"PK\x03\x04"):
         known = other_format(start)
         known = f"but {known}" if known else f"(its header would be {length:,} bytes long)"
         raise _BadHeaderError(f"is not a safetensors file {known}")
@@ -352,6 +353,16 @@ def build_header(
     return len(text).to_bytes(8, "little") + text, places
 
 
+def lay_out(
+    tensors: Mapping[str, Array | Encoded], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, list[memoryview]]:
+    """The pieces of a safetensors file: its header, and the tensors' bytes in order. Raises OutputError."""
+    encoded = {name: _encoded(name, tensor) for name, tensor in tensors.items()}
+    kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in encoded.items()}
+    header, places = build_header(kinds, metadata)
+    return header, [_bytes_of(name, encoded[name], info.size) for name, info in places.items()]
+
+
 def write_tensors(
     path: Path | BinaryIO,
     tensors: Mapping[str, Array | Encoded],
@@ -364,16 +375,12 @@ def write_tensors(
     Arrays keep their numpy type; :func:`encode` gives others. Raises OutputError if the file exists and not
     ``force``, if it cannot be written, or for names, metadata and array types that such a file cannot hold.
     """
-    encoded = {name: _encoded(name, tensor) for name, tensor in tensors.items()}
-    header, places = build_header(
-        {name: (tensor.dtype, tensor.shape) for name, tensor in encoded.items()}, metadata
-    )
-    blocks = {name: _bytes_of(name, encoded[name], info.size) for name, info in places.items()}
-    size = len(header) + sum(map(len, blocks.values()))
-    with atomic_write(path, force=force, size=size) if isinstance(path, Path) else nullcontext(path) as file:
-        file.write(header)
-        for block in blocks.values():
-            file.write(block)
+    header, blocks = lay_out(tensors, metadata)
+    if isinstance(path, Path):
+        with atomic_write(path, force=force, size=len(header) + sum(map(len, blocks))) as file:
+            file.writelines([header, *blocks])
+    else:
+        path.writelines([header, *blocks])
 
 
 def _encoded(name: str, tensor: Array | Encoded) -> Encoded:
