@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lorapipe_engine.dtypes import Array
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.hashes import data_hash, legacy_hash, network_hashes, sha256_file
 from lorapipe_engine.tensorfile import write_tensors
@@ -14,11 +15,12 @@ from lorapipe_engine.tensorfile import write_tensors
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "weights" / "f_hash_norm.json").read_text())
 
 
-def tensor(recipe: dict[str, Any]) -> np.ndarray:
+def tensor(recipe: dict[str, Any]) -> Array:
     """The tensor that the golden file describes: ((arange(n)*k % 1009)/1009 - 0.5)."""
     count = np.arange(recipe["n"]) * recipe["k"] % 1009
     values = count.astype(np.float32) / np.float32(1009) - np.float32(0.5)
-    return values.reshape(recipe["shape"]).astype(recipe["dtype"].removeprefix("torch."))
+    found: Array = values.reshape(recipe["shape"]).astype(recipe["dtype"].removeprefix("torch."))
+    return found
 
 
 @pytest.mark.parametrize("case", GOLDEN["hashes"], ids=lambda case: case["name"])

@@ -271,7 +271,7 @@ def test_numbers_of_thousands_of_digits() -> None:
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path: Path) -> None:
-    tensors = {"b": np.ones(2, np.float16), "a": np.ones(2, np.float32)}
+    tensors: dict[str, Array] = {"b": np.ones(2, np.float16), "a": np.ones(2, np.float32)}
     metadata = {"z": "1", "a": "2", "é": "3"}
     write_tensors(tmp_path / "a", tensors, metadata)
     write_tensors(tmp_path / "b", dict(reversed(tensors.items())), dict(reversed(metadata.items())))
