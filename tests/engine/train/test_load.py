@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +254,12 @@ def test_a_model_in_the_hub_cache_needs_no_network(models: dict[str, Tiny], tmp_
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     same(load_base("somebody/tiny"), models["sd1"])
+    other = build("sd1", seed=5).vae
+    other.save_pretrained(tmp_path / "hub" / "models--somebody--vae" / "snapshots" / "abc")
+    shutil.copytree(repository / "refs", tmp_path / "hub" / "models--somebody--vae" / "refs")
+    loaded = load_base("somebody/tiny", vae="somebody/vae").vae
+    assert torch.equal(loaded.quant_conv.weight, other.quant_conv.weight)
+    refused("somebody/vae", "not a diffusers folder")
 
 
 def test_files_of_the_hub_are_chosen() -> None:
@@ -269,6 +278,21 @@ def test_files_of_the_hub_are_chosen() -> None:
     assert choose_files(files, half=False) == [*small, f"{stem}.safetensors", *rest]
     assert choose_files(files, half=True) == [*small, f"{stem}.fp16.safetensors", *rest]
     assert choose_files(["model.safetensors"], half=True) == []
+    vae = ["README.md", "config.json", "diffusion_pytorch_model.safetensors", "more/model.safetensors"]
+    assert choose_files(vae, half=True) == vae[1:3]
+
+
+def test_loading_says_nothing(models: dict[str, Tiny], tmp_path: Path) -> None:
+    """Libraries that diffusers imports talk; none of it reaches the user."""
+    path = save_checkpoint(models["sd1"], tmp_path / "model.safetensors")
+    lines = (
+        "import pathlib, sys, torch",
+        "from lorapipe_engine.train.families import open_family",
+        "from lorapipe_engine.train.load import load_base",
+        "open_family(load_base(pathlib.Path(sys.argv[1])), dtype=torch.bfloat16)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines), path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # ------------------------------------------------------------ what does not

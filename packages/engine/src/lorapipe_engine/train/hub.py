@@ -92,7 +92,9 @@ def _download(source: str, half: bool) -> Path:
     with _quiet():
         wanted = choose_files(HfApi().list_repo_files(source), half)
         if not wanted:
-            raise InputError(f"{source}: this hub repository is not a diffusers model (no model_index.json)")
+            raise InputError(
+                f"{source}: this hub repository is not a diffusers model (no model_index.json, nor a VAE)"
+            )
         return Path(snapshot_download(source, allow_patterns=wanted))
 
 
@@ -109,9 +111,13 @@ def _quiet() -> Iterator[None]:
 
 
 def choose_files(files: Sequence[str], half: bool) -> list[str]:
-    """The files of a repository that are needed: small ones, and one set of weights for each component."""
+    """The files of a repository that are needed: small ones, and one set of weights for each component.
+
+    A repository without ``model_index.json`` may be a component itself, such as a VAE. Empty for any other.
+    """
     if "model_index.json" not in files:
-        return []
+        weights = _weight_set([name for name in files if "/" not in name], half)
+        return ["config.json", *weights] if weights and "config.json" in files else []
     wanted = [name for name in _SMALL_FILES if name in files]
     for component in COMPONENTS:
         inside = [name.removeprefix(f"{component}/") for name in files if name.startswith(f"{component}/")]
@@ -133,7 +139,7 @@ def _weight_set(names: Sequence[str], half: bool) -> list[str]:
 
 
 def _cached(source: str) -> Path | None:
-    """The snapshot in the cache, if every component that it names has its weights."""
+    """The snapshot in the cache, if its components, or it as a component, have their weights."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -141,7 +147,8 @@ def _cached(source: str) -> Path | None:
         folder = Path(snapshot_download(source, local_files_only=True))
     except (OSError, LocalEntryNotFoundError, HFValidationError, ValueError):
         return None
-    return folder if (folder / "model_index.json").is_file() and _complete(folder, COMPONENTS) else None
+    whole = (folder / "model_index.json").is_file() and _complete(folder, COMPONENTS)
+    return folder if whole or weight_files(folder) else None
 
 
 def _complete(folder: Path, components: Iterable[str]) -> bool:

@@ -67,10 +67,10 @@ class Family(ABC):
         self.dtype = dtype
         self.vae_dtype = vae_dtype or dtype
         self.chunks = chunks
-        self.unet: Any = _freeze(base.unet).to(self.device, dtype)
-        self.vae: Any = _freeze(base.vae).to(self.device, self.vae_dtype)
+        self.unet: Any = _place(base.unet, self.device, dtype)
+        self.vae: Any = _place(base.vae, self.device, self.vae_dtype)
         self.text_encoders: tuple[Any, ...] = tuple(
-            _freeze(encoder).to(self.device, dtype) for encoder in base.text_encoders
+            _place(encoder, self.device, dtype) for encoder in base.text_encoders
         )
         self.tokenizers = base.tokenizers
 
@@ -110,11 +110,13 @@ class Family(ABC):
 
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, H, W) in -1..1 -> mean and deviation of unscaled latents, (B, 4, h, w) float32."""
+        self.vae.to(self.device)  # it may have been sent to the CPU to make room
         latents = self.vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
         return latents.mean.float(), latents.std.float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, h, w), scaled as the UNet sees them -> pixels (B, 3, H, W) in about -1..1."""
+        self.vae.to(self.device)
         unscaled = latents.to(self.device, torch.float32) / self.latent_scale
         pixels: Tensor = self.vae.decode(unscaled.to(self.vae_dtype)).sample
         return pixels.float()
@@ -214,5 +216,6 @@ def find_targets(root: nn.Module, classes: Sequence[str]) -> Iterator[tuple[str,
                 yield f"{path}.{inner}", child
 
 
-def _freeze(module: nn.Module) -> nn.Module:
-    return module.requires_grad_(False).eval()
+def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    # Torch's own ``to``: that of diffusers warns about every change of the dtype.
+    return nn.Module.to(module.requires_grad_(False).eval(), device, dtype)
