@@ -129,21 +129,23 @@ class Recognised:
 
 
 _LORA_NAME = re.compile(
-    r"(lora|lycoris)_(unet|te\d?|transformer|prior)_|.*\.(lora_(A|B|up|down|mid)|lora\.(up|down))\b"
+    r"(lora|lycoris|oft)_(unet|te\d?|transformer|prior)_|.*\.(lora_(A|B|up|down|mid)|lora\.(up|down))\b"
+    r"|.*(\.lora_linear_layer|_lora)\.(up|down)\.|.*\.(hada_w|lokr_w)[12]"
 )
 _LDM_UNET = re.compile(r"(input_blocks|output_blocks|middle_block)\.\d+\.")
 _DIFFUSERS_UNET = re.compile(r"(down_blocks|up_blocks|mid_block)\.")
 _VAE = re.compile(r"(encoder|decoder)\.(down|up|mid|down_blocks|up_blocks|mid_block)\.")
 _TEXT = re.compile(r"(text_model\.)?encoder\.layers\.\d+\.|(model\.)?transformer\.resblocks\.\d+\.")
 _CONTEXT_KEY = re.compile(r".*attn2[._]to_k\.(weight|lora_down\.weight|lora_A\.weight)$")
+_WIDTHS = {768: "sd1", 1024: "sd2"}
 
 
 def recognise(keys: Shapes) -> Recognised:
     """Kind and family of a weight file from its tensors' names and shapes.
 
     Names decide, so that models of unusual widths are recognised too. Shapes are asked only where families
-    use the same names: SD 1.x and 2.x without text encoder differ in the layers around their attention, the
-    refiner's UNet and LoRA files without text encoder in the width of the text states.
+    use the same names: SD 1.x and 2.x without text encoder differ in the width of the text states and in the
+    layers around their attention, the refiner's UNet and LoRA files without text encoder in that width.
     """
     if any(_LORA_NAME.match(key) for key in keys):
         return Recognised("lora", _lora_family(keys))
@@ -194,6 +196,9 @@ def _unet(shapes: Shapes) -> Recognised:
     has = _starts_in(shapes)
     if has("label_emb.", "add_embedding."):
         return Recognised("refiner") if _context_width(shapes) == 1280 else Recognised("unet", "sdxl")
+    if (width := _context_width(shapes)) in _WIDTHS:
+        return Recognised("unet", _WIDTHS[width])
+    # Other widths than the published: SD 2.x has linear layers around its attention.
     linear = any(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".proj_in.weight"))
     return Recognised("unet", "sd2" if linear else "sd1")
 
@@ -201,7 +206,7 @@ def _unet(shapes: Shapes) -> Recognised:
 def _lora_family(keys: Shapes) -> str | None:
     """Family of a LoRA file, from its text encoders, the depth of its transformers, and block names."""
     # Dots and underscores alike: kohya's, LyCORIS' and PEFT's names then read the same.
-    names = [re.sub(r"^(lora|lycoris)_", "", key.replace(".", "_")) for key in keys]
+    names = [re.sub(r"^(lora|lycoris|oft)_", "", key.replace(".", "_")) for key in keys]
     unet = [name for name in names if name.startswith("unet_")]
     text = [name for name in names if re.match(r"te\d?_|text_encoder_", name)]
     if any(re.match(r"te2_|text_encoder_2_", name) for name in text):
