@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lorapipe_engine.tensorfile import open_tensors
 
-from lorapipe_engine.delta import Array, dense_delta, needs_base
+from lorapipe_engine.algorithms import ALGORITHMS
+from lorapipe_engine.delta import RULES, Array, dense_delta, needs_base
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.tensorfile import open_tensors
 
 DATA = Path(__file__).parents[1] / "data"
 NETWORKS = sorted((DATA / "networks").glob("*.safetensors"))
@@ -179,8 +180,11 @@ def test_early_glora_files_have_each_pair_swapped() -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"strange": np.ones(3)}, "no known algorithm has these tensors: strange"),
-        ({"diff": np.ones((2, 2)), "w_norm": np.ones(2)}, "belong to full and norm at once"),
+        ({"strange": np.ones(3)}, "are not those of one known algorithm: strange"),
+        (
+            {"diff": np.ones((2, 2)), "w_norm": np.ones(2)},
+            "are not those of one known algorithm: diff, w_norm",
+        ),
         ({"lora_up.weight": np.ones((4, 2)), "lora_down.weight": np.ones((3, 5))}, "has rank 2, lora_down"),
         (
             {"lora_up.weight": np.ones((4, 2)), "lora_down.weight": np.ones((2, 5)), "alpha": np.ones(2)},
@@ -214,3 +218,7 @@ def test_bias_changes_ride_on_any_algorithm() -> None:
     assert only_bias.weight is None
     with pytest.raises(InputError, match="diff_b has shape"):
         dense_delta(tensors, bias=np.ones(5), name="x")
+
+
+def test_every_algorithm_of_the_table_has_its_rule() -> None:
+    assert set(RULES) == {algorithm.name for algorithm in ALGORITHMS}

@@ -23,6 +23,7 @@ class ModuleReport:
     rank: int | None = None
     new_rank: int | None = None
     alpha: float | None = None
+    kernel: tuple[int, ...] = ()
     top: float = 0.0
     next: float = 0.0
     kept_fro: float = 1.0
@@ -108,8 +109,8 @@ def summary(report: FileReport) -> str:
     before, after = [m.rank or 0 for m in resized], [m.new_rank or 0 for m in resized]
     mean = f" (mean {sum(after) / len(after):.1f})" if len(set(after)) > 1 else ""
     text = (
-        f"{report.source}: {len(resized)} modules, rank {_range(before)} -> {_range(after)}{mean}, {size}, error "
-        f"{percent(report.truncation)} from truncation, {percent(report.cast)} from {report.precision}"
+        f"{report.source}: {len(resized)} modules, rank {_range(before)} -> {_range(after)}{mean}, {size}, "
+        f"error {percent(report.truncation)} from truncation, {percent(report.cast)} from {report.precision}"
     )
     for flag in ("dead", "capped"):
         count = sum(getattr(m, flag) for m in resized)
@@ -121,14 +122,14 @@ def _range(ranks: Sequence[int]) -> str:
     return f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
 
 
-def table(report: FileReport, escape: Any) -> list[str]:
-    """The table of ``--report``: a line per module, then the totals. ``escape`` makes names safe to print."""
+def table(report: FileReport) -> list[str]:
+    """The table of ``--report``: a line per module, then the totals. Names are escaped."""
     lines = [
         f"{'rank':>9}  {'alpha':>8}  {'sigma1':>9}  {'dropped':>8}  {'kept F':>7}  {'kept S':>7}  "
         f"{'trunc':>7}  {'cast':>7}  module"
     ]
     for m in report.modules:
-        name = escape(m.name)
+        name = ascii(m.name)[1:-1]
         if m.new_rank is None:
             lines.append(f"{'copied':>9}  {m.algorithm:>8}  {'':>57}{name}")
             continue

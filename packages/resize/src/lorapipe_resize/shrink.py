@@ -18,7 +18,8 @@ from lorapipe_engine.delta.spectra import ModuleSpectrum, module_spectrum, spect
 from lorapipe_engine.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
-from lorapipe_engine.tensorfile import TensorFile
+from lorapipe_engine.network import ModuleKeys
+from lorapipe_engine.tensorfile import WeightFile
 from lorapipe_resize.report import ModuleReport
 from lorapipe_resize.rules import Candidate, RankRule, is_dead, ranks_for_size
 
@@ -52,20 +53,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class ModuleKeys:
-    """A module of a file: suffix -> key of its tensor."""
-
-    name: str
-    keys: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class Shrunk:
-    """Tensors of the new file in the order of the old one, and what was done."""
+    """Tensors of the new file, and what was done. ``precision`` names the types of the new factors."""
 
     tensors: dict[str, Encoded]
     modules: list[ModuleReport]
     notes: list[str]
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class _Piece:
 
 
 def shrink(
-    file: TensorFile, modules: Sequence[ModuleKeys], others: Iterable[str], settings: Settings
+    file: WeightFile, modules: Sequence[ModuleKeys], others: Iterable[str], settings: Settings
 ) -> Shrunk:
     """Resize every module that has a spectrum of its own; copy the rest, and the keys in ``others``, bit for
     bit.
@@ -97,7 +91,13 @@ def shrink(
     tensors = {key: tensor for piece in pieces for key, tensor in piece.tensors.items()}
     tensors.update((key, _copy(file, key)) for key in others)
     reports = [piece.report for piece in pieces]
-    return Shrunk(tensors, reports, _notes(reports))
+    return Shrunk(tensors, reports, _notes(reports), _precision(tensors))
+
+
+def _precision(tensors: Mapping[str, Encoded]) -> str:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    found = {tensor.dtype for key, tensor in tensors.items() if key.endswith(".weight")}
+    return " and ".join(sorted(names.get(dtype, dtype.lower()) for dtype in found))
 
 
 def _in_threads(work: Callable[[J], T], jobs: Sequence[J]) -> list[T]:
@@ -121,7 +121,7 @@ def _check_finite(bad: Sequence[str], settings: Settings) -> None:
 # -------------------------------------------------------------------------------- one module
 
 
-def _shrink_module(file: TensorFile, module: ModuleKeys, rank: int | None, settings: Settings) -> _Piece:
+def _shrink_module(file: WeightFile, module: ModuleKeys, rank: int | None, settings: Settings) -> _Piece:
     """The new tensors of a module; ``rank`` where it is decided already."""
     if spectral_rule(module.name, _shapes(file, module)) is None:
         return _copied(file, module, "which have no low-rank form of their own")
@@ -140,7 +140,7 @@ def _shrink_module(file: TensorFile, module: ModuleKeys, rank: int | None, setti
 
 
 def _decompose(
-    file: TensorFile, module: ModuleKeys, settings: Settings, vectors: int
+    file: WeightFile, module: ModuleKeys, settings: Settings, vectors: int
 ) -> tuple[ModuleSpectrum | None, tuple[str, ...]]:
     """The module's spectrum, or None and the keys of tensors that are not finite."""
     arrays = {suffix: file.read(key) for suffix, key in module.keys.items() if suffix not in COMPANIONS}
@@ -151,7 +151,7 @@ def _decompose(
     return module_spectrum(module.name, arrays, vectors=vectors, decompose=settings.decompose), ()
 
 
-def _shapes(file: TensorFile, module: ModuleKeys) -> dict[str, tuple[int, ...]]:
+def _shapes(file: WeightFile, module: ModuleKeys) -> dict[str, tuple[int, ...]]:
     return {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
 
 
@@ -169,6 +169,7 @@ def _describe(module: ModuleKeys, found: ModuleSpectrum, rank: int) -> ModuleRep
         rank=found.rank,
         new_rank=rank,
         alpha=found.scale * rank,
+        kernel=found.kernel,
         top=top,
         next=float(singular[rank]) / top if top and rank < singular.size else 0.0,
         kept_fro=max(0.0, 1.0 - (lost / norm) ** 2) ** 0.5 if norm else 1.0,
@@ -180,7 +181,7 @@ def _describe(module: ModuleKeys, found: ModuleSpectrum, rank: int) -> ModuleRep
 
 
 def _new_tensors(
-    file: TensorFile, module: ModuleKeys, found: ModuleSpectrum, rank: int, settings: Settings
+    file: WeightFile, module: ModuleKeys, found: ModuleSpectrum, rank: int, settings: Settings
 ) -> tuple[dict[str, Encoded], float]:
     """The module's tensors at its new rank, keyed as in the file, and the relative error of the cast."""
     if np.any(found.spectrum.singular):
@@ -195,8 +196,10 @@ def _new_tensors(
     tensors = {
         _key(module, "lora_down.weight"): Encoded(dtype, found.down_shape(rank), down.data),
         _key(module, "lora_up.weight"): Encoded(dtype, found.up_shape(rank), up.data),
-        _key(module, "alpha"): encode(np.asarray(found.scale * rank), "F32"),
     }
+    # PEFT's files have no alpha, and none means a scale of 1 to every reader.
+    if "alpha" in module.keys or "." not in module.name:
+        tensors[_key(module, "alpha")] = encode(np.asarray(found.scale * rank), "F32")
     for suffix in COMPANIONS:
         if suffix in module.keys:
             tensors[module.keys[suffix]] = _copy(file, module.keys[suffix])
@@ -211,7 +214,7 @@ def _zero_change(found: ModuleSpectrum) -> Factors:
     return Factors(np.zeros((found.spectrum.up.shape[0], 1)), down[strongest : strongest + 1])
 
 
-def _dtype(file: TensorFile, module: ModuleKeys, settings: Settings) -> str:
+def _dtype(file: WeightFile, module: ModuleKeys, settings: Settings) -> str:
     """Type of the new factors; "keep" is that of the module's largest tensor, F16 for 8-bit types."""
     if settings.precision != "keep":
         return DTYPES[settings.precision]
@@ -220,10 +223,14 @@ def _dtype(file: TensorFile, module: ModuleKeys, settings: Settings) -> str:
 
 
 def _key(module: ModuleKeys, suffix: str) -> str:
-    return module.keys.get(suffix, f"{module.name}.{suffix}")
+    """The key of a tensor, also of one that the file does not have yet: named as its neighbours are."""
+    if suffix in module.keys:
+        return module.keys[suffix]
+    known, key = next(iter(module.keys.items()))
+    return f"{key.removesuffix(known)}{suffix}" if key.endswith(known) else f"{module.name}.{suffix}"
 
 
-def _copied(file: TensorFile, module: ModuleKeys, why: str) -> _Piece:
+def _copied(file: WeightFile, module: ModuleKeys, why: str) -> _Piece:
     tensors = {key: _copy(file, key) for key in module.keys.values()}
     name = find_rule(module.name, module.keys).name
     return _Piece(
@@ -233,12 +240,12 @@ def _copied(file: TensorFile, module: ModuleKeys, why: str) -> _Piece:
     )
 
 
-def _copy(file: TensorFile, key: str) -> Encoded:
+def _copy(file: WeightFile, key: str) -> Encoded:
     info = file.tensors[key]
     return Encoded(info.dtype, info.shape, file.raw(key))
 
 
-def _not_finite(file: TensorFile, keys: Iterable[str]) -> tuple[str, ...]:
+def _not_finite(file: WeightFile, keys: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         key
         for key in keys
@@ -250,7 +257,7 @@ def _not_finite(file: TensorFile, keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def _ranks_within(
-    file: TensorFile, modules: Sequence[ModuleKeys], settings: Settings, budget: int
+    file: WeightFile, modules: Sequence[ModuleKeys], settings: Settings, budget: int
 ) -> list[int | None]:
     """The ranks that lose least within ``budget`` bytes of tensors; None for modules that are copied."""
     found = _in_threads(lambda module: _candidate(file, module, settings), modules)
@@ -264,7 +271,7 @@ def _ranks_within(
     return [None if candidate is None else next(chosen) for _, candidate in found]
 
 
-def _candidate(file: TensorFile, module: ModuleKeys, settings: Settings) -> tuple[int, Candidate | None]:
+def _candidate(file: WeightFile, module: ModuleKeys, settings: Settings) -> tuple[int, Candidate | None]:
     """Bytes that the module takes whatever its rank, and what its ranks are worth."""
     if spectral_rule(module.name, _shapes(file, module)) is None:
         return sum(file.tensors[key].size for key in module.keys.values()), None

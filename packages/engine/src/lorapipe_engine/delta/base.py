@@ -83,14 +83,13 @@ class Module:
 
 @dataclass(frozen=True)
 class Rule:
-    """One algorithm: how to know it and what it does to a weight.
+    """What one algorithm does to a weight.
 
-    ``marks`` are the suffixes that only this algorithm has. ``change`` gives W' - W at a multiplier, in the
-    weight's shape or flattened to (out, in·k·k); None where only the bias changes.
+    ``name`` is that of the table of algorithms. ``change`` gives W' - W at a multiplier, in the weight's
+    shape or flattened to (out, in·k·k); None where only the bias changes.
     """
 
     name: str
-    marks: frozenset[str]
     change: Callable[[Module, float], Array | None]
     needs_base: bool = False
 

@@ -35,5 +35,5 @@ def _norm(module: Module, multiplier: float) -> Array | None:
     return _weight_change("w_norm", module, multiplier)
 
 
-FULL = Rule("full", frozenset({"diff"}), _full)
-NORM = Rule("norm", frozenset({"w_norm", "b_norm"}), _norm)
+FULL = Rule("full", _full)
+NORM = Rule("norm", _norm)

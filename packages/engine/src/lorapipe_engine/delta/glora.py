@@ -35,6 +35,4 @@ def _change(module: Module, multiplier: float) -> Array:
     return result
 
 
-GLORA = Rule(
-    "glora", frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}), _change, needs_base=True
-)
+GLORA = Rule("glora", _change, needs_base=True)

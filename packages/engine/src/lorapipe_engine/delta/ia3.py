@@ -25,4 +25,4 @@ def _change(module: Module, multiplier: float) -> Array:
     return result
 
 
-IA3 = Rule("ia3", frozenset({"on_input"}), _change, needs_base=True)
+IA3 = Rule("ia3", _change, needs_base=True)

@@ -41,8 +41,4 @@ def _change(module: Module, multiplier: float) -> Array:
     return result
 
 
-LOHA = Rule(
-    "loha",
-    frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
-    _change,
-)
+LOHA = Rule("loha", _change)

@@ -53,8 +53,4 @@ def _change(module: Module, multiplier: float) -> Array:
     return kron(first * np.asarray(multiplier * lokr_scale(module), module.dtype), second)
 
 
-LOKR = Rule(
-    "lokr",
-    frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}),
-    _change,
-)
+LOKR = Rule("lokr", _change)

@@ -42,4 +42,4 @@ def _change(module: Module, multiplier: float) -> Array:
     return delta.reshape(up.shape[0], *down.shape[1:])
 
 
-LORA = Rule("lora", frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight"}), _change)
+LORA = Rule("lora", _change)

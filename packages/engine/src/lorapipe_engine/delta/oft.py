@@ -73,4 +73,4 @@ def _change(module: Module, multiplier: float) -> Array:
     return change.reshape(base.shape)
 
 
-OFT = Rule("oft", frozenset({"oft_blocks"}), _change, needs_base=True)
+OFT = Rule("oft", _change, needs_base=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lorapipe_engine.algorithms import find_algorithm
 from lorapipe_engine.delta.base import Array, Module, Rule, flat
 from lorapipe_engine.delta.dora import apply_dora
 from lorapipe_engine.delta.full import BIAS_SUFFIXES, FULL, NORM, bias_change
@@ -18,8 +20,9 @@ from lorapipe_engine.delta.lora import LORA
 from lorapipe_engine.delta.oft import OFT
 from lorapipe_engine.errors import InputError
 
-RULES: tuple[Rule, ...] = (LORA, LOHA, LOKR, OFT, GLORA, IA3, FULL, NORM)
-BIAS_ONLY = Rule("full", frozenset({"diff_b"}), lambda _module, _multiplier: None)
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {rule.name: rule for rule in (LORA, LOHA, LOKR, OFT, GLORA, IA3, FULL, NORM)}
+)
 
 
 class Change(NamedTuple):
@@ -34,23 +37,18 @@ def find_rule(name: str, suffixes: Collection[str]) -> Rule:
 
     Raises InputError naming the module if no algorithm, or more than one, answers to them.
     """
-    matches = [rule for rule in RULES if not rule.marks.isdisjoint(suffixes)]
-    if len(matches) == 1:
-        return matches[0]
-    found = ", ".join(sorted(suffixes))
-    if matches:
-        names = " and ".join(rule.name for rule in matches)
-        raise InputError(f"module {name}: its tensors belong to {names} at once ({found})")
-    if BIAS_ONLY.marks.issubset(suffixes):
-        return BIAS_ONLY
-    raise InputError(f"module {name}: no known algorithm has these tensors: {found}")
+    algorithm = find_algorithm(suffixes)
+    if algorithm is None:
+        raise InputError(
+            f"module {name}: its tensors are not those of one known algorithm: {', '.join(sorted(suffixes))}"
+        )
+    return RULES[algorithm.name]
 
 
 def needs_base(suffixes: Collection[str]) -> bool:
     """Whether the change of a module with these tensors depends on the weight it is applied to."""
-    return "dora_scale" in suffixes or any(
-        rule.needs_base and not rule.marks.isdisjoint(suffixes) for rule in RULES
-    )
+    algorithm = find_algorithm(suffixes)
+    return "dora_scale" in suffixes or (algorithm is not None and RULES[algorithm.name].needs_base)
 
 
 def dense_delta(

@@ -1,0 +1,130 @@
+"""``lora-resize``: networks in, smaller networks out. numpy is imported only when there is work to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import click
+
+from lorapipe_engine.command import tool_command
+from lorapipe_engine.errors import ConfigError
+
+EXAMPLES = """
+lora-resize big.safetensors -o small.safetensors --new-rank 32
+lora-resize big.safetensors -o small.safetensors --new_rank 32 --dynamic_method sv_fro --dynamic_param 0.9
+lora-resize big.safetensors -o small.safetensors --target-size 20MB --report
+lora-resize run/ -o small/ --new-rank 32 --new-conv-rank 16
+ls *.safetensors | lora-inspect zeros | lora-resize --new-rank 32 -o small/
+lora-resize big.safetensors --new-rank 32 -o - | lora-inspect zeros -
+"""
+DEFAULT_RANK = 32
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@tool_command("lora-resize", examples=EXAMPLES)
+@click.argument("inputs", nargs=-1, metavar="[IN]...")
+@click.option("--model", metavar="IN", help="The input, as sd-scripts has it.")
+@click.option("-o", "--output", "--save-to", metavar="OUT", help="File, folder for several, or - for stdout.")
+@click.option(
+    "-r",
+    "--new-rank",
+    "--rank",
+    "rank",
+    type=click.IntRange(1),
+    help=f"Largest rank.  [default: {DEFAULT_RANK}]",
+)
+@click.option(
+    "--new-conv-rank",
+    "--conv-rank",
+    "conv_rank",
+    type=click.IntRange(1),
+    help="Largest rank of convolutions (1x1 too).  [default: the same]",
+)
+@click.option(
+    "--dynamic-method",
+    "--method",
+    "method",
+    type=click.Choice(["sv_ratio", "sv_fro", "sv_cumulative"]),
+    help="Choose each rank by the singular values: those above the first / PARAM, or as many as keep "
+    "the share PARAM of their Frobenius norm, or of their sum.",
+)
+@click.option(
+    "--dynamic-param", "--param", "param", type=float, metavar="PARAM", help="Number for the method."
+)
+@click.option("--exact-count", is_flag=True, help="Keep what the method asks for; sd-scripts keeps one more.")
+@click.option(
+    "--target-size",
+    metavar="SIZE",
+    help="Instead of a method: ranks that lose least in a file of at most 20MB.",
+)
+@click.option(
+    "--save-precision",
+    "--precision",
+    "precision",
+    type=click.Choice(["keep", "fp16", "bf16", "fp32", "float"]),
+    default="keep",
+    show_default=True,
+    help="Number type of the new factors.",
+)
+@click.option(
+    "--balance",
+    type=click.Choice(["sqrt", "up", "down"]),
+    default="sqrt",
+    show_default=True,
+    help="Where singular values go: half to each side, or as sd-scripts has it all into lora_up.",
+)
+@click.option("--drop-zero", is_flag=True, help="Leave out modules whose change is exactly zero.")
+@click.option(
+    "--allow-nonfinite", is_flag=True, help="Copy modules with NaN or infinite values instead of stopping."
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="cuda does dense SVDs (diff, LoHa of high rank) with torch.",
+)
+@click.option("--report", is_flag=True, help="Print what every module kept and lost, and the totals.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object per file.")
+@click.option("-n", "--dry-run", is_flag=True, help="Compute and report, write nothing.")
+@click.option("--force", is_flag=True, help="Replace files that exist, the input too.")
+def lora_resize(inputs: tuple[str, ...], model: str | None, target_size: str | None, **flags: Any) -> int:
+    """Shrink LoRA networks by exact singular value decomposition.
+
+    IN are files, folders, or - for standard input (a network, or a list of paths); without any, paths are
+    read from standard input. Linear algorithms (LoRA, LoCon, LoHa, LoKr, full differences) are resized to
+    plain LoRA, what depends on the base model is copied. The paths of the new files go to stdout.
+    """
+    use_one_blas_thread()
+    from lorapipe_resize.run import Options, run
+
+    flags["target_size"] = target_size
+    flags["precision"] = {"float": "fp32"}.get(flags["precision"], flags["precision"])
+    flags["rank"] = flags["rank"] or (None if target_size else DEFAULT_RANK)
+    flags["target_bytes"] = parse_size(target_size) if target_size else None
+    words = (*inputs, model) if model else inputs
+    return run(Options(inputs=words, **flags))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "20MB", "20 MiB", "1.5G" or "20000000". Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
+    size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
+    if size <= 0:
+        raise ConfigError(f"--target-size {text}: not a size; write 20MB, 20MiB or a number of bytes")
+    return size
+
+
+def use_one_blas_thread() -> None:
+    """Ask the BLAS for one thread: on factors two are slower, and modules are spread over threads anyway.
+
+    Has to come before numpy is imported; a value that the user set stays.
+    """
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
+
+def main() -> None:
+    """Entry point of ``lora-resize``."""
+    lora_resize.main()

@@ -1,0 +1,86 @@
+"""The metadata of a resized network: what changed is rewritten, all else stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorapipe_resize.report import ModuleReport
+from lorapipe_resize.rules import RankRule
+
+VARIOUS = "Dynamic"  # sd-scripts' word where ranks differ
+
+
+def resized_metadata(
+    old: Mapping[str, str], modules: Sequence[ModuleReport], rule: RankRule, target: str | None
+) -> dict[str, str]:
+    """``ss_network_dim``, ``_alpha``, ``_args``, ``_module`` and ``ss_training_comment`` for the new ranks.
+
+    With a fixed rank these are the numbers asked for; with a method or a target size "Dynamic" where modules
+    differ. Hashes are not this function's business. A file without any metadata gets the same few keys.
+    """
+    new = dict(old)
+    resized = [m for m in modules if m.new_rank is not None]
+    if not resized:
+        return new
+    fixed = rule.method is None and target is None
+    plain = [m for m in resized if m.kernel != (3, 3)]
+    conv = [m for m in resized if m.kernel == (3, 3)]
+    new["ss_network_dim"], new["ss_network_alpha"] = _dim_and_alpha(
+        plain or conv, rule.rank if fixed else None
+    )
+    arguments = _arguments(old)
+    if _is_plain_lora(modules) and not _was_plain_lora(modules):
+        new["ss_network_module"] = "networks.lora"
+        arguments = {}
+    arguments.pop("conv_dim", None)
+    arguments.pop("conv_alpha", None)
+    if conv:
+        arguments["conv_dim"], arguments["conv_alpha"] = _dim_and_alpha(
+            conv, rule.conv_rank if fixed else None
+        )
+    if arguments:
+        new["ss_network_args"] = json.dumps(arguments)
+    else:
+        new.pop("ss_network_args", None)
+    new["ss_training_comment"] = _comment(old, rule, target)
+    return new
+
+
+def _dim_and_alpha(modules: Sequence[ModuleReport], rank: int | None) -> tuple[str, str]:
+    """As the metadata have them; ``rank`` is the one asked for, which small or dead modules do not reach."""
+    if rank is not None:
+        modules = [m for m in modules if m.new_rank == rank] or modules
+    ranks, alphas = {m.new_rank for m in modules}, {m.alpha for m in modules}
+    dim = str(ranks.pop()) if len(ranks) == 1 else VARIOUS
+    return dim, str(alphas.pop()) if len(alphas) == 1 else VARIOUS
+
+
+def _arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        found = json.loads(metadata.get("ss_network_args", "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_plain_lora(modules: Sequence[ModuleReport]) -> bool:
+    return all(m.new_rank is not None and m.algorithm != "dora" for m in modules)
+
+
+def _was_plain_lora(modules: Sequence[ModuleReport]) -> bool:
+    return all(m.algorithm == "lora" for m in modules)
+
+
+def _comment(old: Mapping[str, str], rule: RankRule, target: str | None) -> str:
+    before = old.get("ss_network_dim", "")
+    if target is not None:
+        how = f"to {target}"
+    elif rule.method is not None:
+        how = f"with {rule.method} {rule.param:g}"
+    else:
+        how = f"to {rule.rank}" + (f" (conv {rule.conv_rank})" if rule.conv_rank != rule.rank else "")
+    comment = f"resized {how}" + (f" from {before}" if before else "")
+    rest = old.get("ss_training_comment", "")
+    return f"{comment}; {rest}" if rest else comment

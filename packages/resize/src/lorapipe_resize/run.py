@@ -1,0 +1,297 @@
+"""What ``lora-resize`` does once its options are read: find inputs, check outputs, resize file by file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from lorapipe_engine.command import say
+from lorapipe_engine.errors import ConfigError, InputError, LoraError
+from lorapipe_engine.factors import Balance
+from lorapipe_engine.hashes import network_hashes
+from lorapipe_engine.network import ModuleKeys, describe_network
+from lorapipe_engine.picklefile import open_weights
+from lorapipe_engine.tensorfile import WeightFile, build_header, check_output, write_tensors
+from lorapipe_resize.device import dense_on
+from lorapipe_resize.metadata import resized_metadata
+from lorapipe_resize.report import FileReport, summary, table
+from lorapipe_resize.rules import Method, RankRule
+from lorapipe_resize.shrink import Precision, Settings, Shrunk, shrink
+
+STREAM = "-"
+NO_BOUND = 1 << 30
+# Room for what the metadata may grow by: a comment, two hashes, network arguments.
+METADATA_ROOM = 1024
+NEW_SUFFIXES = ("lora_down.weight", "lora_up.weight", "alpha")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line. ``rank`` None is no bound, which only a target size allows."""
+
+    inputs: Sequence[str]
+    output: str | None
+    rank: int | None
+    conv_rank: int | None
+    method: Method | None
+    param: float | None
+    exact_count: bool
+    target_size: str | None
+    target_bytes: int | None
+    precision: Precision
+    balance: Balance
+    drop_zero: bool
+    allow_nonfinite: bool
+    device: str
+    report: bool
+    as_json: bool
+    dry_run: bool
+    force: bool
+
+    def __post_init__(self) -> None:
+        if self.target_bytes is not None and self.method is not None:
+            raise ConfigError("--target-size chooses the ranks itself: leave out --dynamic-method")
+        if self.output is None and not self.dry_run:
+            raise ConfigError("no output: give -o FILE, -o FOLDER/, -o - or --dry-run")
+
+    def settings(self) -> Settings:
+        rank = self.rank or NO_BOUND
+        return Settings(
+            rule=RankRule(
+                rank=rank,
+                conv_rank=self.conv_rank or rank,
+                method=self.method,
+                param=self.param,
+                exact_count=self.exact_count,
+            ),
+            precision=self.precision,
+            balance=self.balance,
+            target_bytes=self.target_bytes,
+            drop_zero=self.drop_zero,
+            allow_nonfinite=self.allow_nonfinite,
+            decompose=dense_on(self.device, say),
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network. ``source`` None is standard input, ``target`` None standard output or nowhere."""
+
+    source: Path | None
+    target: Path | None
+
+    @property
+    def name(self) -> str:
+        return STREAM if self.source is None else str(self.source)
+
+
+def run(options: Options) -> int:
+    """Resize everything the options name; the exit status. Raises LoraError where nothing could be done."""
+    settings = options.settings()
+    tasks = plan(options)
+    failures = 0
+    for task in tasks:
+        try:
+            report = resize_file(task, options, settings)
+        except LoraError as error:
+            if len(tasks) == 1:
+                raise
+            click.echo(f"lora-resize: error: {error}", err=True)
+            failures += 1
+            continue
+        tell(report, options)
+    return 1 if failures else 0
+
+
+# -------------------------------------------------------------------------------- inputs and outputs
+
+
+def plan(options: Options) -> list[Task]:
+    """Inputs with their outputs, checked before any work: a name that cannot be written to is found now.
+
+    Raises InputError where there is nothing to resize, ConfigError where inputs would get the same output,
+    and OutputError for outputs that exist (without ``--force``) or cannot be written.
+    """
+    sources = list(find_sources(options.inputs, sys.stdin.buffer))
+    if not sources:
+        raise InputError("no networks to resize: name files or folders, or pipe paths in")
+    if options.dry_run:
+        return [Task(source, None) for source in sources]
+    output = options.output or ""
+    if output == STREAM:
+        if len(sources) > 1:
+            raise ConfigError(f"-o - takes one network, not {len(sources)}: give -o FOLDER/")
+        if sys.stdout.isatty():
+            raise ConfigError("-o - would write binary data to the terminal: pipe it, or give -o FILE")
+        return [Task(sources[0], None)]
+    folder = len(sources) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir()
+    folder = folder or any(Path(word).is_dir() for word in options.inputs)
+    tasks = [Task(source, _target(source, Path(output), folder)) for source in sources]
+    _check_targets(tasks, Path(output), folder, options.force)
+    return tasks
+
+
+def _target(source: Path | None, output: Path, folder: bool) -> Path:
+    if not folder:
+        return output
+    return output / (f"{source.stem}.safetensors" if source else "stdin.safetensors")
+
+
+def _check_targets(tasks: Sequence[Task], output: Path, folder: bool, force: bool) -> None:
+    seen: dict[Path, Task] = {}
+    for task in tasks:
+        target = task.target or output
+        if target in seen:
+            raise ConfigError(f"{seen[target].name} and {task.name} would both become {target}")
+        seen[target] = task
+        if task.source and target.exists() and target.samefile(task.source) and not force:
+            raise ConfigError(f"{target}: is the input itself; give --force to replace it, or another -o")
+    if folder:
+        output.mkdir(parents=True, exist_ok=True)
+    for target in seen:
+        check_output(target, force=force)
+
+
+def find_sources(words: Sequence[str], stdin: BinaryIO) -> Iterator[Path | None]:
+    """Files to resize; None stands for a network on ``stdin``.
+
+    A folder gives its safetensors files. Without words, or for "-", ``stdin`` is a network if it looks like
+    one, else a list of paths and JSON records, one a line.
+    """
+    for word in words or (STREAM,):
+        if word != STREAM:
+            yield from _expand(Path(word))
+        elif _is_network(stdin):
+            yield None
+        else:
+            for path in listed_paths(stdin):
+                yield from _expand(path)
+
+
+def _is_network(stdin: BinaryIO) -> bool:
+    """A safetensors stream begins with the length of its header: eight bytes, the upper ones zero. Text has
+    none.
+    """
+    peek = getattr(stdin, "peek", None)
+    return peek is not None and b"\0" in peek(8)[:8]
+
+
+def _expand(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        yield path
+        return
+    found = sorted(p for p in path.glob("*.safetensors") if p.is_file() and not p.name.startswith("."))
+    if not found:
+        raise InputError(f"{path}: has no .safetensors files")
+    yield from found
+
+
+# -------------------------------------------------------------------------------- one file
+
+
+def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
+    """Resize one network and write it, unless it is a dry run. Raises LoraErrors that name the file."""
+    with open_weights(task.source or sys.stdin.buffer) as file:
+        try:
+            return _resize_open(task, file, options, settings)
+        except InputError as error:
+            text = str(error)
+            raise InputError(text if text.startswith(task.name) else f"{task.name}: {text}") from error
+
+
+def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
+    network = describe_network(file)
+    modules, others = list(network.modules.values()), network.others
+    if settings.target_bytes is not None:
+        room = settings.target_bytes - _largest_header(file, modules)
+        settings = replace(settings, target_bytes=room)
+    shrunk = shrink(file, modules, others, settings)
+    metadata = _metadata(file, shrunk, options, settings)
+    header, places = build_header({key: (t.dtype, t.shape) for key, t in shrunk.tensors.items()}, metadata)
+    if not options.dry_run:
+        target = task.target or sys.stdout.buffer
+        write_tensors(target, shrunk.tensors, metadata, force=options.force)
+        if task.target is None:
+            sys.stdout.buffer.flush()
+    return FileReport(
+        source=task.name,
+        output=str(task.target or STREAM),
+        precision=shrunk.precision,
+        bytes_before=file_bytes(file),
+        bytes_after=len(header) + sum(place.size for place in places.values()),
+        modules=shrunk.modules,
+        notes=shrunk.notes,
+    )
+
+
+def _metadata(file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings) -> dict[str, str]:
+    target = options.target_size if options.target_bytes is not None else None
+    metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, target)
+    hashes = network_hashes(shrunk.tensors, metadata)
+    metadata["sshs_model_hash"], metadata["sshs_legacy_hash"] = hashes
+    if "modelspec.hash_sha256" in metadata:
+        metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
+    return metadata
+
+
+def _largest_header(file: WeightFile, modules: Sequence[ModuleKeys]) -> int:
+    """Bytes that the new file's header can at most take, whatever the ranks."""
+    digits = (NO_BOUND, NO_BOUND)
+    shapes = {f"{module.name}.{suffix}": ("U8", digits) for module in modules for suffix in NEW_SUFFIXES}
+    shapes.update((key, ("U8", digits)) for key in file.tensors)
+    return len(build_header(shapes, file.metadata)[0]) + METADATA_ROOM
+
+
+def file_bytes(file: WeightFile) -> int:
+    """Size of the file, or of what came through a pipe."""
+    if file.path.is_file():
+        return file.path.stat().st_size
+    header, places = build_header({key: (t.dtype, t.shape) for key, t in file.tensors.items()}, file.metadata)
+    return len(header) + sum(place.size for place in places.values())
+
+
+# -------------------------------------------------------------------------------- telling
+
+
+def tell(report: FileReport, options: Options) -> None:
+    """The summary and notes on stderr; the path, the report or its JSON on stdout, unless the network goes
+    there.
+    """
+    say(summary(report))
+    for note in report.notes:
+        say(f"note: {note}")
+    if report.bytes_after > report.bytes_before:
+        say("note: the result is larger than the input; a smaller --new-rank may be what you want")
+    streamed = options.output == STREAM and not options.dry_run
+    if options.as_json:
+        click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=streamed)
+    elif options.report:
+        for line in table(report):
+            click.echo(line, err=streamed)
+    elif not options.dry_run and not streamed:
+        click.echo(report.output)
+
+
+def listed_paths(lines: BinaryIO) -> Iterator[Path]:
+    """Paths from lines of text; of JSON records their "path", or "file" as lora-inspect has it."""
+    for number, line in enumerate(lines, 1):
+        text = line.decode("utf-8", "surrogateescape").strip("\r\n")
+        if not text.strip():
+            continue
+        if not text.startswith("{"):
+            yield Path(text)
+            continue
+        try:
+            record = json.loads(text)
+        except ValueError:
+            raise InputError(f"line {number} of the list is not a JSON record") from None
+        path = record.get("path") or record.get("file")
+        if not isinstance(path, str):
+            raise InputError(f"line {number} of the list has no path")
+        yield Path(path)

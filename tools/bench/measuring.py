@@ -1,0 +1,66 @@
+"""A benchmark's command, and its time, CPU seconds and peak memory."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One command. ``copied`` is the file that ``cp`` is timed on; ``outputs`` are removed before every run.
+
+    Goals: wall seconds, wall seconds over ``cp``'s, and peak MB. ``peer`` is sd-scripts' command for the same
+    work, relative to its folder.
+    """
+
+    name: str
+    command: Sequence[str]
+    copied: Path
+    outputs: Sequence[Path] = ()
+    goal_seconds: float | None = None
+    goal_ratio: float | None = None
+    goal_megabytes: float | None = None
+    peer: Sequence[str] = ()
+    peer_outputs: Sequence[Path] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the runs: seconds by the clock, seconds of CPU, peak resident MB."""
+
+    wall: float
+    cpu: float
+    megabytes: float
+
+
+def measure(command: Sequence[str], outputs: Sequence[Path], repeat: int) -> Timing:
+    """Run a command ``repeat`` times. Raises RuntimeError with the end of its output if it fails."""
+    runs = [_measure_once(command, outputs) for _ in range(repeat)]
+    return Timing(*(statistics.median(column) for column in zip(*runs, strict=True)))
+
+
+def _measure_once(command: Sequence[str], outputs: Sequence[Path]) -> tuple[float, float, float]:
+    for output in outputs:
+        output.unlink(missing_ok=True)
+    with tempfile.TemporaryFile() as talk:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=talk, stderr=talk)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            talk.seek(0)
+            raise RuntimeError(
+                f"{' '.join(map(str, command))}\n{talk.read()[-2000:].decode(errors='replace')}"
+            )
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
