@@ -5,7 +5,6 @@ Every value is text, as the format asks, in Python's spelling ("None", "True"), 
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import Counter
@@ -15,17 +14,13 @@ from typing import Any
 
 import torch
 
-from lorapipe_engine import __version__
 from lorapipe_engine.captions import split_tags
 from lorapipe_engine.dtypes import Encoded
-from lorapipe_engine.families import get_family
-from lorapipe_engine.hashes import network_hashes
+from lorapipe_engine.metadata import ModelSpec, base_version, training_metadata, with_hashes
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.plan import RunPlan
-
-MINIMUM = ("ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
 
 
 class RunRecord:
@@ -48,13 +43,9 @@ class RunRecord:
 
     def metadata(self, tensors: Mapping[str, Encoded], *, step: int, epoch: int) -> dict[str, str]:
         """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs."""
-        found = {f"ss_{key}": str(value) for key, value in self._common.items()}
-        found |= {"ss_steps": str(step), "ss_epoch": str(epoch), "ss_training_finished_at": str(time.time())}
-        if self.settings.run.no_metadata:
-            found = {key: value for key, value in found.items() if key in MINIMUM}
-        found |= _modelspec(self.settings, self._family)
-        model_hash, legacy = network_hashes(tensors, found)
-        return {**found, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy}
+        now = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
+        found = training_metadata(self._common | now, minimum=self.settings.run.no_metadata)
+        return with_hashes(found | _model_spec(self.settings, self._family).metadata(), tensors)
 
 
 def _run(settings: TrainSettings, plan: RunPlan) -> dict[str, Any]:
@@ -96,20 +87,17 @@ def _network(settings: TrainSettings) -> dict[str, Any]:
         "network_dim": network.network_dim,
         "network_alpha": network.network_alpha,
         "network_dropout": network.network_dropout or None,
-        "network_args": json.dumps(pairs),
+        "network_args": pairs,
         "scale_weight_norms": None,
     }
 
 
 def _model(settings: TrainSettings, family: Family) -> dict[str, Any]:
     base = family.base
-    version = get_family(family.name).base_version
-    if family.name != "sdxl" and settings.loss.v_parameterization:
-        version += "_v"
     old, new = base.hashes or (None, None)
     vae_old, vae_new = base.vae_hashes or (None, None)
     found = {
-        "base_model_version": version,
+        "base_model_version": base_version(family.name, v_prediction=bool(settings.loss.v_parameterization)),
         "v2": family.name == "sd2",
         "clip_skip": settings.model.clip_skip,
         "max_token_length": settings.model.max_token_length,
@@ -164,7 +152,7 @@ def _dataset(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
         "bucket_no_upscale": data.bucket_no_upscale,
         "min_bucket_reso": data.min_bucket_reso,
         "max_bucket_reso": data.max_bucket_reso,
-        "bucket_info": json.dumps({"buckets": buckets}),
+        "bucket_info": {"buckets": buckets},
         "color_aug": False,
         "flip_aug": data.flip_aug,
         "random_crop": False,
@@ -174,11 +162,11 @@ def _dataset(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
         "caption_dropout_every_n_epochs": 0,
         "caption_tag_dropout_rate": data.caption_tag_dropout_rate,
         "face_crop_aug_range": None,
-        "dataset_dirs": json.dumps(
-            {row.folder.name: {"n_repeats": row.repeats, "img_count": row.pictures} for row in dataset.concepts}
-        ),
-        "reg_dataset_dirs": json.dumps({}),
-        "tag_frequency": json.dumps(_tag_frequency(dataset), ensure_ascii=False),
+        "dataset_dirs": {
+            row.folder.name: {"n_repeats": row.repeats, "img_count": row.pictures} for row in dataset.concepts
+        },
+        "reg_dataset_dirs": {},
+        "tag_frequency": _tag_frequency(dataset),
     }
 
 
@@ -190,27 +178,21 @@ def _tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
     return {folder: dict(counts) for folder, counts in found.items()}
 
 
-def _modelspec(settings: TrainSettings, family: Family) -> dict[str, str]:
-    run, data = settings.run, settings.data
-    architecture = get_family(family.name).architecture
-    if family.name == "sd2" and settings.loss.v_parameterization:
-        architecture = "stable-diffusion-v2-768-v"
-    found: dict[str, object | None] = {
-        "sai_model_spec": "1.0.1",
-        "architecture": f"{architecture}/lora",
-        "implementation": "diffusers" if family.name != "sdxl" else "https://github.com/Stability-AI/generative-models",
-        "implementation_version": f"lorapipe {__version__}",
-        "title": run.metadata_title or run.output_name,
-        "resolution": f"{data.resolution[0]}x{data.resolution[1]}",
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "prediction_type": "v" if settings.loss.v_parameterization else "epsilon",
-        "author": run.metadata_author,
-        "description": run.metadata_description,
-        "license": run.metadata_license,
-        "tags": run.metadata_tags,
-        "trigger_phrase": run.metadata_trigger_phrase,
-        "encoder_layer": settings.model.clip_skip,
-    }
-    if (settings.loss.min_timestep, settings.loss.max_timestep) != (0, 1000):
-        found["timestep_range"] = f"{settings.loss.min_timestep},{settings.loss.max_timestep}"
-    return {f"modelspec.{key}": str(value) for key, value in found.items() if value is not None}
+def _model_spec(settings: TrainSettings, family: Family) -> ModelSpec:
+    run, loss = settings.run, settings.loss
+    timesteps = (loss.min_timestep, loss.max_timestep)
+    return ModelSpec(
+        family=family.name,
+        adapter=True,
+        title=run.metadata_title or run.output_name,
+        date=datetime.now().astimezone(),
+        v_prediction=bool(loss.v_parameterization),
+        resolution=settings.data.resolution,
+        timesteps=timesteps if timesteps != (0, 1000) else None,
+        encoder_layer=settings.model.clip_skip,
+        author=run.metadata_author,
+        description=run.metadata_description,
+        license=run.metadata_license,
+        tags=run.metadata_tags,
+        trigger_phrase=run.metadata_trigger_phrase,
+    )
