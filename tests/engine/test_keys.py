@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from lorapipe_engine import families, keys
+from lorapipe_engine.bases import demo_base
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.picklefile import open_weights
 
 DATA = Path(__file__).parents[1] / "data" / "keys" / "keymap.json.gz"
 GOLDEN = json.loads(gzip.decompress(DATA.read_bytes()))
@@ -284,3 +286,26 @@ def test_the_refiner_and_strangers() -> None:
     assert families.recognise({}) == families.Recognised("unknown")
     flux_lora = {"lora_unet_double_blocks_0_img_mod_lin.lora_down.weight": (4, 8)}
     assert families.recognise(flux_lora) == families.Recognised("lora", None)
+
+
+def test_every_tensor_of_a_narrow_checkpoint_has_its_place() -> None:
+    """The demo's base: three levels, unusual widths."""
+    pytest.importorskip("lorapipe_demo")
+    with open_weights(demo_base()) as file:
+        shapes = {key: info.shape for key, info in file.tensors.items()}
+    layout = keys.find_layout(shapes)
+    assert layout == keys.Layout(2, 3)
+    assert families.recognise(shapes) == families.Recognised("checkpoint", "sd1")
+    places = [place for key, shape in shapes.items() for place in keys.locate(key, shape, "sd1", layout)]
+    assert len({(place.part, place.tensor) for place in places}) == len(shapes)
+    assert {place.part for place in places} == {"unet", "vae", "te1"}
+
+
+def test_a_unet_alone_of_published_widths() -> None:
+    for width, linear, family in ((768, False, "sd1"), (1024, True, "sd2"), (1024, False, "sd2")):
+        root = "model.diffusion_model.input_blocks.1.1."
+        shapes = {
+            f"{root}proj_in.weight": (320, 320) if linear else (320, 320, 1, 1),
+            f"{root}transformer_blocks.0.attn2.to_k.weight": (320, width),
+        }
+        assert families.recognise(shapes) == families.Recognised("unet", family)

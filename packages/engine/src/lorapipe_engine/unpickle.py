@@ -8,7 +8,6 @@ the pickle's length. Instructions: protocols 0 to 5 as :mod:`pickletools` descri
 
 from __future__ import annotations
 
-import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -58,6 +57,8 @@ def read_pickle(stream: BinaryIO) -> Any:
     The stream stands after the pickle then. Sets become lists, and keys that are not plain text or numbers
     are left out with their values. Raises BadPickleError for anything that is not a pickle.
     """
+    import pickletools  # not on the way to every --help
+
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(stream):
