@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -378,6 +381,32 @@ def test_missing_spare_and_misshapen_tensors(models: dict[str, Tiny], tmp_path: 
     refused(path, "1 tensors have no place", "model.diffusion_model.strange.weight")
     save_file(whole | {f"{block}proj_out.bias": torch.ones(5)}, path)
     refused(path, "another shape", "proj_out.bias")
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_damaged_checkpoint_loads_or_is_refused_in_one_line(
+    seed: int, models: dict[str, Tiny], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    draw = random.Random(seed)
+    path = tmp_path_factory.mktemp("damaged") / "model.safetensors"
+    save_checkpoint(models["sd1"], path)
+    tensors = load_file(path)
+    for name in draw.sample(sorted(tensors), draw.randint(1, 3)):
+        tensor = tensors.pop(name)
+        match draw.choice(("drop", "grow", "flatten", "rename")):
+            case "grow":
+                shape = [max(0, size + draw.choice((-1, 0, 1, 8))) for size in tensor.shape]
+                tensors[name] = torch.zeros(shape)
+            case "flatten":
+                tensors[name] = torch.zeros(draw.choice(((), (3,), (2, 2), (0,), (1, 2, 3, 4, 5))))
+            case "rename":
+                tensors[name.replace(draw.choice("0123"), draw.choice("0123"))] = tensor
+    save_file(tensors, path)
+    try:
+        load_base(path)
+    except InputError:
+        refused(path, str(path))
 
 
 def test_a_text_encoder_of_another_width(models: dict[str, Tiny], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def unet_config(shapes: Shapes, heads: Heads, pooled_width: int | None = None) -
     )
     middle = _depths(shapes, "mid_block")
     config: dict[str, Any] = {
-        "in_channels": shapes["conv_in.weight"][1],
+        "in_channels": _at(shapes, "conv_in.weight")[1],
         "out_channels": _at(shapes, "conv_out.weight")[0],
         "block_out_channels": tuple(widths),
         "layers_per_block": layers[0] if len(set(layers)) == 1 else tuple(layers),
@@ -61,10 +61,14 @@ def unet_config(shapes: Shapes, heads: Heads, pooled_width: int | None = None) -
     }
     config.update(_transformer_depths(down, up, middle))
     if "add_embedding.linear_1.weight" in shapes:
-        width = shapes["add_embedding.linear_1.weight"][1]
+        width = _at(shapes, "add_embedding.linear_1.weight")[1]
         config["addition_embed_type"] = "text_time"
         config["projection_class_embeddings_input_dim"] = width
         rest = width - pooled_width if pooled_width is not None else TIME_NUMBERS * 256
+        if rest <= 0 or rest % TIME_NUMBERS:
+            raise InputError(
+                f"the UNet's added embedding of {width} does not fit a pooled text of {pooled_width}"
+            )
         config["addition_time_embed_dim"] = rest // TIME_NUMBERS
     return config
 
@@ -80,7 +84,7 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
     return {
         "in_channels": _at(shapes, "encoder.conv_in.weight")[1],
         "out_channels": _at(shapes, "decoder.conv_out.weight")[0],
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "latent_channels": _at(shapes, "decoder.conv_in.weight")[1],
         "block_out_channels": tuple(widths),
         "layers_per_block": _count(shapes, "encoder.down_blocks.0.resnets"),
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -100,7 +104,7 @@ def clip_config(shapes: Shapes, activation: str) -> dict[str, Any]:
     layers = _count(shapes, "text_model.encoder.layers")
     if layers == 0:
         raise InputError("the text encoder has no layers: not a CLIP text model, or a part of one")
-    vocabulary, width = _at(shapes, "text_model.embeddings.token_embedding.weight")
+    vocabulary, width = _at(shapes, "text_model.embeddings.token_embedding.weight")[:2]
     config = {
         "vocab_size": vocabulary,
         "hidden_size": width,
@@ -115,7 +119,7 @@ def clip_config(shapes: Shapes, activation: str) -> dict[str, Any]:
         "pad_token_id": vocabulary - 1,
     }
     if "text_projection.weight" in shapes:
-        config["projection_dim"] = shapes["text_projection.weight"][0]
+        config["projection_dim"] = _at(shapes, "text_projection.weight")[0]
     return config
 
 
@@ -128,7 +132,7 @@ def norm_groups(widths: list[int]) -> int:
 
 
 def _refuse_extra_inputs(shapes: Shapes) -> None:
-    channels = shapes["conv_in.weight"][1]
+    channels = _at(shapes, "conv_in.weight")[1]
     if channels == 9:
         raise InputError("an inpainting model (9 input channels) is no base for training; take the plain one")
     if channels != _at(shapes, "conv_out.weight")[0]:
@@ -175,7 +179,7 @@ def _middle_type(shapes: Shapes, depths: list[int]) -> str | None:
 
 
 def _context_width(shapes: Shapes) -> int:
-    widths = {shape[1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight")}
+    widths = {_at(shapes, name)[1] for name in shapes if name.endswith(".attn2.to_k.weight")}
     if len(widths) != 1:
         raise InputError(
             f"the UNet's cross-attention has {len(widths)} widths {sorted(widths)}; one is needed"
@@ -198,6 +202,9 @@ def _count(shapes: Shapes, prefix: str) -> int:
 
 
 def _at(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """Shape of a weight matrix or kernel."""
     if name not in shapes:
         raise InputError(f"tensor {name} is missing: not a whole model")
+    if len(shapes[name]) < 2 or 0 in shapes[name]:
+        raise InputError(f"tensor {name} has the shape {shapes[name]}, which is no layer's")
     return shapes[name]

@@ -81,8 +81,7 @@ def _piece(weights: Weights, key: str, place: keys.Place) -> Piece:
         shape = (place.stop - place.start, *shape[1:])
     if place.transposed:
         shape = shape[::-1]
-    flat = place.part == "vae" and ".attentions." in place.path and len(shape) == 4
-    if flat:
+    if place.part == "vae" and ".attentions." in place.path and shape[2:] == (1, 1):
         shape = shape[:2]
 
     def load(dtype: torch.dtype) -> Tensor:

@@ -13,8 +13,8 @@ done here, and guesses v for all others; here ``prediction_type`` is None then, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -110,9 +110,9 @@ def load_base(
 def _unet(draft: Draft, dtype: torch.dtype) -> Any:
     pieces = draft.parts["unet"]
     projection = draft.parts.get("te2", {}).get("text_projection.weight")
-    config = architecture.unet_config(
-        _shapes(pieces), _HEADS[draft.family], projection.shape[0] if projection else None
-    )
+    pooled = _rows(projection) if projection else None
+    with _naming(draft.path):
+        config = architecture.unet_config(_shapes(pieces), _HEADS[draft.family], pooled)
     return build_unet({**config, **draft.hints.get("unet", {})}, pieces, dtype, str(draft.path))
 
 
@@ -126,15 +126,26 @@ def _vae(draft: Draft, other: Path | None, dtype: torch.dtype, stack: ExitStack)
         pieces, said = read_vae(other, stack)
     if not pieces:
         raise InputError(f"{path}: no VAE in it; pass one with --vae")
-    config = architecture.vae_config(_shapes(pieces))
+    with _naming(path):
+        config = architecture.vae_config(_shapes(pieces))
     return build_vae({**config, **said, "scaling_factor": scale}, pieces, dtype, str(path))
 
 
-def _text_encoders(draft: Draft, dtype: torch.dtype) -> Any:
+def _text_encoders(draft: Draft, dtype: torch.dtype) -> Iterator[Any]:
     for part, activation in zip(get_family(draft.family).text_parts, _ACTIVATIONS[draft.family], strict=True):
         pieces = draft.parts[part]
-        config = architecture.clip_config(_shapes(pieces), activation)
+        with _naming(draft.path):
+            config = architecture.clip_config(_shapes(pieces), activation)
         yield build_text_encoder({**config, **draft.hints.get(part, {})}, pieces, dtype, str(draft.path))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before an error that is only about its tensors."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _tokenizers(draft: Draft, given: Path | None) -> tuple[Tokenizer, ...]:
@@ -143,7 +154,8 @@ def _tokenizers(draft: Draft, given: Path | None) -> tuple[Tokenizer, ...]:
         embedding = draft.parts.get(part, {}).get("text_model.embeddings.token_embedding.weight")
         if embedding is None:
             raise InputError(f"{draft.path}: no text encoder {part} in it; give the whole checkpoint")
-        found.append(find_tokenizer(given, beside, embedding.shape[0]))
+        with _naming(draft.path):
+            found.append(find_tokenizer(given, beside, _rows(embedding)))
     return tuple(found)
 
 
@@ -159,6 +171,10 @@ def _check_fit(model: BaseModel) -> None:
         raise InputError(
             f"{where}: the VAE makes {channels} channels, the UNet reads {model.unet.config.in_channels}"
         )
+
+
+def _rows(piece: Piece) -> int:
+    return piece.shape[0] if piece.shape else 0
 
 
 def _shapes(pieces: Mapping[str, Piece]) -> dict[str, tuple[int, ...]]:
