@@ -14,7 +14,7 @@ since numpy gives up the interpreter lock inside LAPACK.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -62,6 +62,15 @@ class Spectrum:
         up = self.up @ (self.up_mix[:, :rank] * up_share)
         down = (self.down_mix[:rank] * down_share[:, None]) @ self.down
         return Factors(up, down)
+
+    def scaled(self, scale: float) -> Spectrum:
+        """The spectrum of ``scale`` (positive) times the change."""
+        return replace(
+            self,
+            singular=self.singular * scale,
+            up_mix=self.up_mix * scale,
+            down_mix=self.down_mix * scale,
+        )
 
     def dropped(self, rank: int) -> float:
         """Frobenius norm of what :meth:`truncate` leaves out."""

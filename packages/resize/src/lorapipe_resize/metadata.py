@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorapipe_engine.delta.adapter import ADAPTER_KEY
 from lorapipe_resize.report import ModuleReport
 from lorapipe_resize.rules import RankRule
 
@@ -21,6 +22,7 @@ def resized_metadata(
     differ. Hashes are not this function's business. A file without any metadata gets the same few keys.
     """
     new = dict(old)
+    new.pop(ADAPTER_KEY, None)  # its scales are in the factors now, its ranks no longer true
     resized = [m for m in modules if m.new_rank is not None]
     if not resized:
         return new

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import click
 
 from lorapipe_engine.command import say
+from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.errors import ConfigError, InputError, LoraError
 from lorapipe_engine.factors import Balance
 from lorapipe_engine.hashes import network_hashes
@@ -208,6 +209,7 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
     modules, others = list(network.modules.values()), network.others
+    settings = replace(settings, scales=adapter_scales(file.metadata, network.modules))
     if settings.target_bytes is not None:
         room = settings.target_bytes - _largest_header(file, modules)
         settings = replace(settings, target_bytes=room)

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ from lorapipe_engine.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
 from lorapipe_engine.network import ModuleKeys
+from lorapipe_engine.progress import progress
 from lorapipe_engine.tensorfile import WeightFile
 from lorapipe_resize.report import ModuleReport
 from lorapipe_resize.rules import Candidate, RankRule, is_dead, ranks_for_size
@@ -40,7 +41,8 @@ class Settings:
     """How to resize. ``target_bytes`` bounds the bytes of all tensors and takes the place of the rule's
     method.
 
-    ``decompose`` is the SVD for modules that need a dense one.
+    ``decompose`` is the SVD for modules that need a dense one. ``scales`` are put into the factors of modules
+    that have their scale elsewhere than in an alpha.
     """
 
     rule: RankRule
@@ -50,6 +52,7 @@ class Settings:
     drop_zero: bool = False
     allow_nonfinite: bool = False
     decompose: Callable[[NDArray[Any]], Spectrum] = dense_spectrum
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def shrink(
         copied = sum(file.tensors[key].size for key in others)
         ranks = _ranks_within(file, modules, settings, settings.target_bytes - copied)
     jobs = list(zip(modules, ranks, strict=True))
-    pieces = _in_threads(lambda job: _shrink_module(file, job[0], job[1], settings), jobs)
+    pieces = _in_threads(lambda job: _shrink_module(file, job[0], job[1], settings), jobs, "resizing")
     _check_finite([key for piece in pieces for key in piece.bad], settings)
     tensors = {key: tensor for piece in pieces for key, tensor in piece.tensors.items()}
     tensors.update((key, _copy(file, key)) for key in others)
@@ -100,12 +103,17 @@ def _precision(tensors: Mapping[str, Encoded]) -> str:
     return " and ".join(sorted(names.get(dtype, dtype.lower()) for dtype in found))
 
 
-def _in_threads(work: Callable[[J], T], jobs: Sequence[J]) -> list[T]:
+def _in_threads(work: Callable[[J], T], jobs: Sequence[J], label: str) -> list[T]:
     """``work`` on every job, results in order. LAPACK runs without the interpreter lock."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(count, 8)) as pool:
         try:
-            return list(pool.map(work, jobs))
+            results = []
+            with progress(len(jobs), label, "module") as bar:
+                for result in pool.map(work, jobs):
+                    results.append(result)
+                    bar.update()
+            return results
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -148,7 +156,13 @@ def _decompose(
     bad += _not_finite(file, (module.keys[suffix] for suffix in COMPANIONS if suffix in module.keys))
     if bad:
         return None, bad
-    return module_spectrum(module.name, arrays, vectors=vectors, decompose=settings.decompose), ()
+    try:
+        found = module_spectrum(module.name, arrays, vectors=vectors, decompose=settings.decompose)
+    except np.linalg.LinAlgError as error:
+        raise InputError(f"module {module.name}: its singular values cannot be found ({error})") from error
+    if scale := settings.scales.get(module.name):
+        found = replace(found, spectrum=found.spectrum.scaled(scale))
+    return found, ()
 
 
 def _shapes(file: WeightFile, module: ModuleKeys) -> dict[str, tuple[int, ...]]:
@@ -260,7 +274,7 @@ def _ranks_within(
     file: WeightFile, modules: Sequence[ModuleKeys], settings: Settings, budget: int
 ) -> list[int | None]:
     """The ranks that lose least within ``budget`` bytes of tensors; None for modules that are copied."""
-    found = _in_threads(lambda module: _candidate(file, module, settings), modules)
+    found = _in_threads(lambda module: _candidate(file, module, settings), modules, "measuring")
     fixed = sum(size for size, _ in found)
     candidates = [candidate for _, candidate in found if candidate is not None]
     ranks = ranks_for_size(candidates, budget - fixed)

@@ -34,7 +34,7 @@ class Module:
     def need(self, suffix: str, *dims: int) -> Array:
         """The tensor of that suffix in ``dtype``, with one of the given numbers of dimensions.
 
-        Raises InputError if it is missing or has another number of dimensions.
+        Raises InputError if it is missing, empty, or has another number of dimensions.
         """
         if suffix not in self.tensors:
             found = ", ".join(sorted(self.tensors))
@@ -43,6 +43,8 @@ class Module:
         if dims and tensor.ndim not in dims:
             wanted = " or ".join(str(d) for d in dims)
             raise self.error(f"{suffix} has shape {tensor.shape}, expected {wanted} dimensions")
+        if not tensor.size:
+            raise self.error(f"{suffix} is empty: its shape is {tensor.shape}")
         return tensor.astype(self.dtype, copy=False)
 
     def base(self, *dims: int) -> Array:

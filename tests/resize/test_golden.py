@@ -1,0 +1,84 @@
+"""The command against sd-scripts' results on the same files (ranks, alphas, changes)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorapipe_engine.delta import Array, dense_delta
+from lorapipe_engine.network import describe_network
+from lorapipe_engine.tensorfile import open_tensors
+
+DATA = Path(__file__).parents[1] / "data/weights_resize"
+CASES: dict[str, dict[str, Any]] = json.loads((DATA / "resize_expect.json").read_text())["cases"]
+
+
+def changes(path: Path) -> dict[str, Array]:
+    """The dense change of every module, (out, in·k·k)."""
+    found = {}
+    with open_tensors(path) as file:
+        for name, module in describe_network(file).modules.items():
+            weight = dense_delta({s: file.read(key) for s, key in module.keys.items()}, name=name).weight
+            assert weight is not None
+            found[name] = weight.reshape(weight.shape[0], -1)
+    return found
+
+
+def options_of(case: dict[str, Any]) -> list[object]:
+    words: list[object] = ["--new_rank", case["new_rank"], "--new_conv_rank", case["new_conv_rank"]]
+    if case["method"] != "none":
+        words += ["--dynamic_method", case["method"], "--dynamic_param", case["param"]]
+    return words
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_alphas_and_changes(name: str, tmp_path: Path, resize: Any) -> None:
+    case, source, output = CASES[name], DATA / CASES[name]["input"], tmp_path / "out.safetensors"
+    done = resize("--model", source, "--save_to", output, "--save_precision", "float", *options_of(case))
+    assert done.code == 0, done.err
+    assert done.lines == [str(output)]
+    before, after = changes(source), changes(output)
+    with open_tensors(output) as file, open_tensors(DATA / "resize_expect_delta.safetensors") as golden:
+        network = describe_network(file)
+        assert set(network.modules) == set(case["modules"])
+        for module, expected in case["modules"].items():
+            found = network.modules[module]
+            assert found.rank == expected["capped_rank"], module
+            assert found.alpha == pytest.approx(expected["capped_alpha"], rel=1e-6)
+            assert found.rank is not None
+            _compare(after[module], _best(before[module], found.rank), module)
+            if f"{name}/{module}" in golden.tensors:
+                _compare(after[module], golden.read(f"{name}/{module}"), module)
+
+
+def _best(matrix: Array, rank: int) -> Array:
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    best: Array = (left[:, :rank] * sigma[:rank]) @ right[:rank]
+    return best
+
+
+def _compare(found: Array, expected: Array, module: str) -> None:
+    size = float(np.linalg.norm(expected))
+    if size < 1e-6:
+        assert float(np.max(np.abs(found - expected))) <= 1e-9, module
+    else:
+        assert float(np.linalg.norm(found - expected)) <= 2e-5 * size, module
+
+
+def test_exact_count_drops_the_rank_too_many(tmp_path: Path, resize: Any) -> None:
+    source = DATA / "resize_in_fp32.safetensors"
+    words = ["--new-rank", 64, "--method", "sv_fro", "--param", 0.9]
+    resize(source, "-o", tmp_path / "usual.safetensors", *words)
+    resize(source, "-o", tmp_path / "exact.safetensors", *words, "--exact-count")
+    with (
+        open_tensors(tmp_path / "usual.safetensors") as usual,
+        open_tensors(tmp_path / "exact.safetensors") as exact,
+    ):
+        ranks = describe_network(usual).modules, describe_network(exact).modules
+    pairs = [(ranks[0][name].rank, ranks[1][name].rank) for name in ranks[0]]
+    assert all(a == b or a == (b or 0) + 1 for a, b in pairs)
+    assert sum(a != b for a, b in pairs) > len(pairs) / 2
