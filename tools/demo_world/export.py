@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from lorapipe_engine.families import SD1
 from lorapipe_engine.keys import text_path, unet_to_ldm, vae_to_ldm
 from lorapipe_engine.dtypes import encode
 from lorapipe_engine.tensorfile import open_tensors, write_tensors
@@ -47,7 +48,7 @@ def main() -> None:
 
 def ldm_name(part: str, name: str) -> str:
     """A tensor's name in a single-file checkpoint, without the part's prefix."""
-    found = {"unet": unet_to_ldm, "vae": lambda n: vae_to_ldm(n, 3), "text": text_path}[part](name)
+    found = {"unet": lambda n: unet_to_ldm(n, 2, SD1.plain_up_blocks), "vae": lambda n: vae_to_ldm(n, 3), "text": text_path}[part](name)
     if found is None:
         raise SystemExit(f"no LDM name for {part} {name}")
     return found

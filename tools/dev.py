@@ -1,0 +1,101 @@
+"""Everything a developer runs, with nothing prepared but Python 3.11 or newer.
+
+    python tools/dev.py demo    make .venv, install, train a LoRA on the demo base and draw a grid with it
+    python tools/dev.py test    the same set-up, then format, lint, types, import rules and tests
+
+Words after the command go to the demo or to pytest. A second run takes no set-up time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "installed.sha256"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+SOURCES = [f"packages/{name}/src" for name in ("engine", "tagger", "dataset-tools", "merge", "resize", "inspect", "demo")]
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    if sys.version_info < (3, 11):
+        print(f"tools/dev.py needs Python 3.11 or newer; this is {sys.version.split()[0]}", file=sys.stderr)
+        return 2
+    if not words or words[0] not in ("demo", "test"):
+        print(__doc__)
+        return 0 if words and words[0] in ("-h", "--help") else 2
+    try:
+        set_up()
+        return demo(words[1:]) if words[0] == "demo" else test(words[1:])
+    except subprocess.CalledProcessError as error:
+        print(f"failed: {' '.join(map(str, error.cmd))}", file=sys.stderr)
+        return error.returncode or 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def set_up() -> None:
+    """Make .venv and install into it, unless what is wanted is installed already."""
+    wanted = fingerprint()
+    if PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted:
+        return
+    began = time.monotonic()
+    print("setting up .venv (a few minutes, once)", flush=True)
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True, clear=VENV.exists())
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    run([*pip, "-r", "requirements-dev.txt", "-c", "constraints.txt"])
+    STAMP.write_text(wanted)
+    print(f"set up in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def fingerprint() -> str:
+    """What an installation depends on, as one hash."""
+    digest = hashlib.sha256(sys.version.encode())
+    for path in sorted([*ROOT.glob("packages/*/pyproject.toml"), *ROOT.glob("*.txt")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def demo(words: list[str]) -> int:
+    """Train on the demo base and draw the grid."""
+    return subprocess.call([PYTHON, "-m", "lorapipe_demo", *words], cwd=ROOT)
+
+
+def test(words: list[str]) -> int:
+    """Run every check, all of them even if one fails."""
+    checks = {
+        "format": ["-m", "ruff", "format", "--check", "."],
+        "lint": ["-m", "ruff", "check", "."],
+        "types": ["-m", "mypy", *SOURCES],
+        "imports": ["-c", "from importlinter.cli import lint_imports_command as c; c()"],
+        "tests": ["-m", "pytest", "-n", "2", "-q", *words],
+    }
+    failed = []
+    for name, words_of in checks.items():
+        began = time.monotonic()
+        print(f"== {name}", flush=True)
+        # One thread each: two test processes share two cores.
+        status = subprocess.call([PYTHON, *words_of], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        print(f"== {name}: {'failed' if status else 'passed'} in {time.monotonic() - began:.0f} s", flush=True)
+        if status:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run(command: list[str | Path]) -> None:
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
