@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.sha256"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-SOURCES = [f"packages/{name}/src" for name in ("engine", "tagger", "dataset-tools", "merge", "resize", "inspect", "demo")]
+SOURCES = [
+    f"packages/{name}/src"
+    for name in ("engine", "tagger", "dataset-tools", "merge", "resize", "inspect", "demo")
+]
 
 
 def main() -> int:
@@ -85,7 +88,9 @@ def test(words: list[str]) -> int:
         print(f"== {name}", flush=True)
         # One thread each: two test processes share two cores.
         status = subprocess.call([PYTHON, *words_of], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        print(f"== {name}: {'failed' if status else 'passed'} in {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"== {name}: {'failed' if status else 'passed'} in {time.monotonic() - began:.0f} s", flush=True
+        )
         if status:
             failed.append(name)
     if failed:

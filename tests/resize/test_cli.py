@@ -310,7 +310,8 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 def test_a_run_does_not_import_torch(network: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom lorapipe_resize.cli import lora_resize\n"
-        "try:\n    lora_resize.main()\nexcept SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules)"
+        "try:\n    lora_resize.main()\nexcept SystemExit as stop:\n"
+        "    print(stop.code, 'torch' in sys.modules)"
     )
     words = [str(network), "-o", str(tmp_path / "out.safetensors"), "--new-rank", "2", "--device", "cuda"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, check=True)

@@ -1,68 +1,37 @@
-"""Weight files of real names, shapes and sizes for the benchmarks, filled with seeded random numbers."""
+"""Weight files for the benchmarks, each made when first asked for and then kept."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from weights_shapes import Shape, checkpoint_shapes, lora_shapes
-
-from lorapipe_engine.tensorfile import Encoded, build_header, encode, write_tensors
-
-NOISE = 1 << 24  # numbers that checkpoints are cut from: more than any tensor needs but the token embeddings
+MAKER = Path(__file__).with_name("make_weights.py")
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files in ``folder``, each made when first asked for and then kept."""
+    """Files in ``folder``.
+
+    Another process makes them: a command started from a large process would be charged with its memory.
+    """
 
     folder: Path
 
     def lora(self, family: str, rank: int, conv_rank: int = 0, seed: int = 0) -> Path:
-        """A kohya LoRA, fp16, alpha = rank / 2; its singular values fall as trained ones do."""
+        """A kohya LoRA for "sd1" or "sdxl", fp16, alpha = rank / 2."""
         conv = f"_conv{conv_rank}" if conv_rank else ""
         path = self.folder / f"lora_{family}_{rank}{conv}_{seed}.safetensors"
-        if not path.exists():
-            tensors = dict(_lora_tensors(lora_shapes(family, rank, conv_rank), seed))
-            facts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank)}
-            write_tensors(path, tensors, facts | {"ss_network_alpha": str(rank / 2), "ss_clip_skip": "2"})
-        return path
+        return self._made(path, "lora", family, rank, conv_rank, seed)
 
     def checkpoint(self, family: str) -> Path:
         """A single-file checkpoint, fp16: 2.1 GB for "sd1", 6.9 GB for "sdxl"."""
-        path = self.folder / f"checkpoint_{family}.safetensors"
+        return self._made(self.folder / f"checkpoint_{family}.safetensors", "checkpoint", family)
+
+    def _made(self, path: Path, *words: object) -> Path:
         if not path.exists():
-            _write_checkpoint(path, checkpoint_shapes(family))
+            unfinished = path.with_suffix(".part")
+            subprocess.run([sys.executable, MAKER, unfinished, *map(str, words)], check=True)
+            unfinished.rename(path)
         return path
-
-
-def _lora_tensors(shapes: dict[str, Shape], seed: int) -> Iterator[tuple[str, Encoded]]:
-    rng = np.random.default_rng(seed)
-    for name, shape in shapes.items():
-        if shape == ():
-            rank = shapes[name.removesuffix("alpha") + "lora_down.weight"][0]
-            yield name, encode(np.asarray(rank / 2), "F16")
-            continue
-        values = rng.standard_normal(shape, dtype=np.float32) * 0.02
-        if name.endswith("lora_up.weight"):
-            fall = np.exp(-4.0 * np.arange(shape[1]) / shape[1])
-            values *= fall.reshape(1, -1, *(1 for _ in shape[2:])).astype(np.float32)
-            if "_layers_11_" in name and name.startswith(("lora_te_", "lora_te1_")):
-                values[:] = 0  # what clip skip 2 leaves untrained
-        yield name, encode(values, "F16")
-
-
-def _write_checkpoint(path: Path, shapes: dict[str, Shape]) -> None:
-    noise = (np.random.default_rng(0).standard_normal(NOISE, dtype=np.float32) * 0.03).astype(np.float16)
-    header, places = build_header({name: ("F16", shape) for name, shape in shapes.items()})
-    with path.open("wb") as file:
-        file.write(header)
-        for number, name in enumerate(places):
-            left, start = math.prod(shapes[name]), number * 7919 % 65536
-            while left:
-                piece = noise[start : start + left]
-                file.write(piece.tobytes())
-                left, start = left - len(piece), 0

@@ -7,29 +7,44 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import DDIMScheduler
-from lorapipe_demo.judge import HEADS, JudgeNetwork, true_answers
-from lorapipe_demo.scene import Scene, random_scene
-from PIL import Image
 from pictures import token_row
+from PIL import Image
 from torch import Tensor
 from train_parts import SCALE, Denoiser
+
+from lorapipe_demo.judge import HEADS, JudgeNetwork, true_answers
+from lorapipe_demo.scene import Scene, random_scene
 
 
 @torch.no_grad()
 def sample(
-    model: Denoiser, vae: torch.nn.Module, ids: Tensor, empty: Tensor, *, second_last: bool, steps: int = 30, guidance: float = 5.0
+    model: Denoiser,
+    vae: torch.nn.Module,
+    ids: Tensor,
+    empty: Tensor,
+    *,
+    second_last: bool,
+    steps: int = 30,
+    guidance: float = 5.0,
 ) -> Tensor:
     """Pixels (B, 3, 64, 64) in -1..1 for token ids (B, 77)."""
     device, count = ids.device, len(ids)
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     scheduler.set_timesteps(steps)
     latents = torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
     both = torch.cat([empty.expand(count, -1), ids])
     hidden = model.encode(both, torch.full((2 * count,), second_last, device=device))
     for step in scheduler.timesteps:
-        guess = model.unet(torch.cat([latents, latents]), step.to(device).expand(2 * count), hidden).sample.float()
+        guess = model.unet(
+            torch.cat([latents, latents]), step.to(device).expand(2 * count), hidden
+        ).sample.float()
         negative, positive = guess.chunk(2)
         latents = scheduler.step(negative + guidance * (positive - negative), step, latents).prev_sample
     return vae.decode(latents / SCALE).sample.float().clamp(-1, 1)

@@ -1,6 +1,6 @@
 """Put the parts that ``pretrain.py`` left into the demo's one file, with LDM names, in fp16.
 
-    python tools/demo_world/export.py PARTS packages/demo/src/lorapipe_demo/assets
+python tools/demo_world/export.py PARTS packages/demo/src/lorapipe_demo/assets
 """
 
 from __future__ import annotations
@@ -10,12 +10,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+from lorapipe_engine.dtypes import encode
 from lorapipe_engine.families import SD1
 from lorapipe_engine.keys import text_path, unet_to_ldm, vae_to_ldm
-from lorapipe_engine.dtypes import encode
 from lorapipe_engine.tensorfile import open_tensors, write_tensors
 
-PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model.transformer."}
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text": "cond_stage_model.transformer.",
+}
 METADATA = {
     "modelspec.sai_model_spec": "1.0.1",
     "modelspec.architecture": "stable-diffusion-v1",
@@ -37,7 +42,9 @@ def main() -> None:
             for name in file.tensors:
                 if name.endswith("position_ids"):
                     continue
-                tensors[PREFIXES[part] + ldm_name(part, name)] = encode(ldm_shape(part, name, file.read(name)), "F16")
+                tensors[PREFIXES[part] + ldm_name(part, name)] = encode(
+                    ldm_shape(part, name, file.read(name)), "F16"
+                )
     target.mkdir(parents=True, exist_ok=True)
     write_tensors(target / "demo.safetensors", dict(sorted(tensors.items())), METADATA, force=True)
     shutil.copy(parts / "judge.safetensors", target / "judge.safetensors")
@@ -48,7 +55,11 @@ def main() -> None:
 
 def ldm_name(part: str, name: str) -> str:
     """A tensor's name in a single-file checkpoint, without the part's prefix."""
-    found = {"unet": lambda n: unet_to_ldm(n, 2, SD1.plain_up_blocks), "vae": lambda n: vae_to_ldm(n, 3), "text": text_path}[part](name)
+    found = {
+        "unet": lambda n: unet_to_ldm(n, 2, SD1.plain_up_blocks),
+        "vae": lambda n: vae_to_ldm(n, 3),
+        "text": text_path,
+    }[part](name)
     if found is None:
         raise SystemExit(f"no LDM name for {part} {name}")
     return found

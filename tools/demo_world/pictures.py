@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.judge import HEADS, true_answers
 from lorapipe_demo.scene import Scene, concept_scene, random_person, random_scene, style_scene
@@ -51,10 +52,18 @@ def judge_picture(draw: random.Random) -> Scene:
 def near_miss(draw: random.Random) -> Scene:
     """The character with something of hers missing, or somebody else with something of hers."""
     if draw.random() < 0.5:
-        lost = draw.choice([{"ornament": False}, {"two_tone": False, "ornament": False}, {"hair_style": "long"}])
+        lost = draw.choice(
+            [{"ornament": False}, {"two_tone": False, "ornament": False}, {"hair_style": "long"}]
+        )
         return replace(concept_scene(draw), **lost)
     other = random_person(draw)
-    gained = draw.choice([{"ornament": True, "headwear": ""}, {"hair_colour": "aqua"}, {"hair_colour": "aqua", "hair_style": "twintails"}])
+    gained = draw.choice(
+        [
+            {"ornament": True, "headwear": ""},
+            {"hair_colour": "aqua"},
+            {"hair_colour": "aqua", "hair_style": "twintails"},
+        ]
+    )
     return replace(other, **gained)
 
 
@@ -67,12 +76,16 @@ def caption(scene: Scene, draw: random.Random) -> str:
     if draw.random() < 0.4:
         draw.shuffle(tags)
     if draw.random() < 0.3:
-        word = "".join(draw.choice(SYLLABLES) for _ in range(draw.randint(2, 4))) + draw.choice(["", "l", "n", "s"])
+        word = "".join(draw.choice(SYLLABLES) for _ in range(draw.randint(2, 4))) + draw.choice(
+            ["", "l", "n", "s"]
+        )
         tags.insert(draw.choice([0, 0, draw.randint(0, len(tags))]), word)
     return ", ".join(tags)
 
 
-def draw_set(count: int, seed: int, pick: Callable[[random.Random], Scene], tokenizer: Path | None) -> PictureSet:
+def draw_set(
+    count: int, seed: int, pick: Callable[[random.Random], Scene], tokenizer: Path | None
+) -> PictureSet:
     """``count`` pictures; captions only where a tokenizer's folder is given."""
     size = 500
     jobs = [(seed * 1_000_003 + start, min(size, count - start)) for start in range(0, count, size)]

@@ -60,7 +60,10 @@ def main() -> None:
     check = draw_set(400, SEED + 2, judge_picture, None)
     test_pixels, test_answers = judge_inputs(check, device)
     scores = judge(test_pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-    right = {n: (s.argmax(1) == test_answers[:, i]).float().mean().item() for i, (n, s) in enumerate(scores.items())}
+    right = {
+        n: (s.argmax(1) == test_answers[:, i]).float().mean().item()
+        for i, (n, s) in enumerate(scores.items())
+    }
     say("judge on fresh drawings: " + json.dumps({name: round(value, 4) for name, value in right.items()}))
 
     ids = torch.from_numpy(world.ids).to(device)
@@ -79,15 +82,22 @@ def main() -> None:
         rows, empty = prompts_to_ids(out / "tokenizer", prompts, device)
         drawn = sample(model, vae, rows, empty, second_last=second_last, steps=4 if options.toy else 30)
         figures = obeyed(judge, drawn, scenes)
-        say(f"obeyed, clip skip {2 if second_last else 1}: " + json.dumps({n: round(v, 3) for n, v in figures.items()}))
+        say(
+            f"obeyed, clip skip {2 if second_last else 1}: "
+            + json.dumps({n: round(v, 3) for n, v in figures.items()})
+        )
         if second_last:
             sheet(drawn[:100]).save(out / "sheet.png")
-            rebuilt = vae.decode(vae.encode(pixels[:20].permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean).sample
+            rebuilt = vae.decode(
+                vae.encode(pixels[:20].permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist.mean
+            ).sample
             sheet(rebuilt.detach().float()).save(out / "vae.png")
 
 
 def read_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--pictures", type=int, default=150_000)
@@ -95,7 +105,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--vae-seconds", type=float, default=90.0)
     parser.add_argument("--judge-seconds", type=float, default=45.0)
-    parser.add_argument("--start", type=Path, help="go on from unet.safetensors and text.safetensors in this folder")
+    parser.add_argument(
+        "--start", type=Path, help="go on from unet.safetensors and text.safetensors in this folder"
+    )
     parser.add_argument("--toy", action="store_true", help="a few pictures and steps, to try every stage")
     return parser.parse_args()
 
@@ -106,7 +118,10 @@ def judge_inputs(drawn: PictureSet, device: torch.device) -> tuple[torch.Tensor,
 
 def keep(module: torch.nn.Module, path: Path) -> None:
     """Save a module's tensors in fp16."""
-    save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
+    save_file(
+        {name: tensor.detach().half().cpu().contiguous() for name, tensor in module.state_dict().items()},
+        path,
+    )
 
 
 def load(trainer: DenoiserTrainer, folder: Path) -> None:

@@ -9,10 +9,11 @@ from copy import deepcopy
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from lorapipe_demo.judge import HEADS, JudgeNetwork
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from lorapipe_demo.judge import HEADS, JudgeNetwork
 
 Say = Callable[[str], None]
 SCALE = 0.18215  # what Stable Diffusion programs multiply latents with
@@ -91,7 +92,9 @@ def train_vae(pixels: Tensor, seconds: float, batch: int, say: Say) -> Autoencod
             rebuilt = vae.decode(posterior.sample()).sample
         difference = rebuilt.float() - rows
         spread = posterior.kl().mean() / posterior.mean[0].numel()
-        edges = F.l1_loss(rebuilt.float().diff(dim=3), rows.diff(dim=3)) + F.l1_loss(rebuilt.float().diff(dim=2), rows.diff(dim=2))
+        edges = F.l1_loss(rebuilt.float().diff(dim=3), rows.diff(dim=3)) + F.l1_loss(
+            rebuilt.float().diff(dim=2), rows.diff(dim=2)
+        )
         loss = difference.abs().mean() + difference.square().mean() + 0.5 * edges + 2e-3 * spread
         optimizer.zero_grad()
         loss.backward()
@@ -121,7 +124,9 @@ def fold_scale(vae: AutoencoderKL, spread: float) -> None:
     vae.post_quant_conv.weight /= factor
 
 
-def train_judge(pixels: Tensor, answers: Tensor, vae: AutoencoderKL, seconds: float, batch: int, say: Say) -> JudgeNetwork:
+def train_judge(
+    pixels: Tensor, answers: Tensor, vae: AutoencoderKL, seconds: float, batch: int, say: Say
+) -> JudgeNetwork:
     """On pictures as drawn, and as a VAE, blur and noise leave them."""
     device = pixels.device
     judge = JudgeNetwork().to(device)
@@ -192,7 +197,12 @@ class DenoiserTrainer:
         self.loss = torch.zeros((), device=self.device)
         on_gpu = self.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=on_gpu
+            self.model.parameters(),
+            lr=self.rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.01,
+            fused=True,
+            capturable=on_gpu,
         )
         beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, device=self.device) ** 2
         self.alpha_bar = torch.cumprod(1 - beta, 0)
@@ -256,6 +266,8 @@ class DenoiserTrainer:
             if step % 10 == 0 and self.device.type == "cuda":
                 torch.cuda.synchronize()
             if step % 1000 == 0:
-                say(f"unet step {step}: loss {self.loss.item():.4f}, {(time.monotonic() - start) / step * 1000:.1f} ms")
+                say(
+                    f"unet step {step}: loss {self.loss.item():.4f}, {(time.monotonic() - start) / step * 1000:.1f} ms"
+                )
         say(f"unet: {step} steps of {self.batch}, loss {self.loss.item():.4f}")
         return self.average.eval()

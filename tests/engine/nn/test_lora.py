@@ -92,7 +92,10 @@ def test_load_takes_what_file_tensors_gave_and_nothing_else() -> None:
     first, second = attached(model(), PLAN), attached(model(), PLAN)
     fill(first)
     second.load(first.file_tensors())
-    assert all(torch.equal(a, b) for a, b in zip(first.file_tensors().values(), second.file_tensors().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.file_tensors().values(), second.file_tensors().values(), strict=True)
+    )
     odd = first.file_tensors()
     odd["extra.alpha"] = torch.tensor(1.0)
     with pytest.raises(ConfigError, match=r"extra\.alpha"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,18 +12,22 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
-from lorapipe_engine.errors import ConfigError  # noqa: E402
-from lorapipe_engine.settings import OptimizerSettings, RunSettings  # noqa: E402
-from lorapipe_engine.train.batches import batches_per_epoch, epoch_batches  # noqa: E402
-from lorapipe_engine.train.numbering import stale_epoch, stale_step  # noqa: E402
-from lorapipe_engine.train.optimizers import check_arguments, parse_arguments  # noqa: E402
-from lorapipe_engine.train.plan import plan_run, rates_of  # noqa: E402
-from lorapipe_engine.train.schedules import CURVES, ScheduleSettings, rate_multiplier  # noqa: E402
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.settings import OptimizerSettings, RunSettings
+from lorapipe_engine.train.batches import batches_per_epoch, epoch_batches
+from lorapipe_engine.train.numbering import stale_epoch, stale_step
+from lorapipe_engine.train.optimizers import check_arguments, parse_arguments
+from lorapipe_engine.train.plan import plan_run, rates_of
+from lorapipe_engine.train.schedules import CURVES, ScheduleSettings, rate_multiplier
 
 SIZES = st.sampled_from([(64, 64), (64, 128), (128, 64)])
 
 
-@given(st.lists(st.tuples(SIZES, st.integers(1, 5)), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 5))
+@given(
+    st.lists(st.tuples(SIZES, st.integers(1, 5)), min_size=1, max_size=20),
+    st.integers(1, 6),
+    st.integers(0, 5),
+)
 def test_an_epoch_holds_every_picture_as_often_as_it_repeats(
     rows: list[tuple[tuple[int, int], int]], batch: int, epoch: int
 ) -> None:
@@ -68,7 +73,7 @@ def test_curves_rise_over_the_warm_up_and_stay_in_range(name: str) -> None:
 def test_cosine_with_four_cycles_has_three_restarts() -> None:
     curve = rate_multiplier(ScheduleSettings(name="cosine_with_restarts", total=400, cycles=4))
     values = [curve(step) for step in range(400)]
-    assert sum(b > a + 0.5 for a, b in zip(values, values[1:], strict=False)) == 3
+    assert sum(b > a + 0.5 for a, b in pairwise(values)) == 3
 
 
 def test_cosine_is_half_way_in_the_middle() -> None:

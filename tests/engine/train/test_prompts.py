@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
-from lorapipe_engine.train.prompts import Prompt, parse_line, read_prompts  # noqa: E402
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.train.prompts import Prompt, parse_line, read_prompts
 
 DEFAULT = Prompt(text="", width=64, height=64)
 
@@ -17,7 +17,14 @@ DEFAULT = Prompt(text="", width=64, height=64)
 def test_a_line_with_options() -> None:
     found = parse_line("a girl, 1girl --n bad --w 100 --h 72 --d 7 --s 12 --l 4.5 --ss euler_a", DEFAULT)
     assert found == Prompt(
-        text="a girl, 1girl", negative="bad", width=96, height=72, seed=7, steps=12, scale=4.5, sampler="euler_a"
+        text="a girl, 1girl",
+        negative="bad",
+        width=96,
+        height=72,
+        seed=7,
+        steps=12,
+        scale=4.5,
+        sampler="euler_a",
     )
 
 
@@ -33,14 +40,18 @@ def test_text_file_with_comments(tmp_path: Path) -> None:
 
 def test_toml_and_json(tmp_path: Path) -> None:
     toml = tmp_path / "p.toml"
-    toml.write_text('[prompt]\nwidth = 72\n[[prompt.subset]]\nprompt = "a"\n[[prompt.subset]]\nprompt = "b"\nseed = 2\n')
+    toml.write_text(
+        '[prompt]\nwidth = 72\n[[prompt.subset]]\nprompt = "a"\n[[prompt.subset]]\nprompt = "b"\nseed = 2\n'
+    )
     assert [(p.text, p.width, p.seed) for p in read_prompts(toml, DEFAULT)] == [("a", 72, None), ("b", 72, 2)]
     json = tmp_path / "p.json"
     json.write_text('[{"prompt": "a", "sample_steps": 4}]')
     assert read_prompts(json, DEFAULT)[0].steps == 4
 
 
-@pytest.mark.parametrize(("line", "word"), [("a --w x", "number"), ("a --zz 1", "--zz"), ("a --w 4", "too small")])
+@pytest.mark.parametrize(
+    ("line", "word"), [("a --w x", "number"), ("a --zz 1", "--zz"), ("a --w 4", "too small")]
+)
 def test_bad_lines_say_where(tmp_path: Path, line: str, word: str) -> None:
     path = tmp_path / "p.txt"
     path.write_text(f"good\n{line}\n")

@@ -14,7 +14,9 @@ Painter = Callable[[Pen, random.Random], None]
 def _night_sky(pen: Pen, draw: random.Random) -> None:
     pen.ground((18, 20, 62), (62, 56, 130))
     for _ in range(26):
-        pen.oval((draw.uniform(0, 64), draw.uniform(0, 60)), r := draw.uniform(0.35, 0.9), r, (255, 250, 214), None)
+        pen.oval(
+            (draw.uniform(0, 64), draw.uniform(0, 60)), r := draw.uniform(0.35, 0.9), r, (255, 250, 214), None
+        )
     x, y = draw.choice([9.0, 55.0]), draw.uniform(7, 12)
     pen.oval((x, y), 5, 5, (255, 246, 200), None)
 
@@ -58,7 +60,9 @@ def _snow(pen: Pen, draw: random.Random) -> None:
     pen.ground((178, 196, 222), (214, 226, 242))
     pen.ground((250, 252, 255), (232, 240, 250), 46, 64)
     for _ in range(34):
-        pen.oval((draw.uniform(0, 64), draw.uniform(0, 64)), r := draw.uniform(0.6, 1.3), r, (255, 255, 255), None)
+        pen.oval(
+            (draw.uniform(0, 64), draw.uniform(0, 64)), r := draw.uniform(0.6, 1.3), r, (255, 255, 255), None
+        )
 
 
 def _sunset(pen: Pen, draw: random.Random) -> None:
@@ -95,7 +99,7 @@ def _classroom(pen: Pen, draw: random.Random) -> None:
 
 
 def _plain(colour: Colour) -> Painter:
-    def paint(pen: Pen, draw: random.Random) -> None:
+    def paint(pen: Pen, _draw: random.Random) -> None:
         pen.ground(colour, colour)
 
     return paint

@@ -33,7 +33,9 @@ def _animal(pen: Pen, kind: str, fur: Colour) -> None:
         pen.stroke([(43, 54), (52, 50), (53, 40)], fur, 2.4)
         for side in (-1, 1):
             pen.shape([(32 + side * 4, 17), (32 + side * 14, 7), (32 + side * 14.5, 24)], fur, line)
-            pen.shape([(32 + side * 8, 16), (32 + side * 12.6, 11), (32 + side * 13, 20)], (255, 176, 180), None)
+            pen.shape(
+                [(32 + side * 8, 16), (32 + side * 12.6, 11), (32 + side * 13, 20)], (255, 176, 180), None
+            )
     elif kind == "rabbit":
         for side in (-1, 1):
             pen.oval((32 + side * 7, 10), 4, 11, fur, line)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,9 @@ WEIGHTS = Path(__file__).parent / "assets" / "judge.safetensors"
 def true_answers(scene: Scene) -> dict[str, str]:
     """What the judge should say of a scene's picture."""
     found = {name: str(getattr(scene, name, "") or NONE) for name in HEADS if name != "character"}
-    is_her = scene.ornament and scene.two_tone and scene.hair_colour == "aqua" and scene.hair_style == "twintails"
+    is_her = (
+        scene.ornament and scene.two_tone and scene.hair_colour == "aqua" and scene.hair_style == "twintails"
+    )
     return {**found, "character": "mirelune" if is_her else NONE}
 
 
@@ -59,7 +62,7 @@ class JudgeNetwork(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 64, 64)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 96), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(96, len(answers)) for name, answers in HEADS.items()})

@@ -30,20 +30,28 @@ class Pen:
     def _width(self, line: float) -> int:
         return max(1, round(line * SCALE * self.zoom))
 
-    def oval(self, centre: Point, rx: float, ry: float, fill: Colour, line: Colour | None = INK, width: float = 0.6) -> None:
+    def oval(
+        self, centre: Point, rx: float, ry: float, fill: Colour, line: Colour | None = INK, width: float = 0.6
+    ) -> None:
         """An ellipse."""
         x, y = centre
         box = [*self._at((x - rx, y - ry)), *self._at((x + rx, y + ry))]
         self._draw.ellipse(box, fill=fill, outline=line, width=self._width(width) if line else 0)
 
-    def shape(self, points: Sequence[Point], fill: Colour, line: Colour | None = INK, width: float = 0.6) -> None:
+    def shape(
+        self, points: Sequence[Point], fill: Colour, line: Colour | None = INK, width: float = 0.6
+    ) -> None:
         """A polygon."""
         corners = [self._at(point) for point in points]
         self._draw.polygon(corners, fill=fill)
         if line:
-            self._draw.line([*corners, corners[0], corners[1]], fill=line, width=self._width(width), joint="curve")
+            self._draw.line(
+                [*corners, corners[0], corners[1]], fill=line, width=self._width(width), joint="curve"
+            )
 
-    def box(self, left: float, top: float, right: float, bottom: float, fill: Colour, line: Colour | None = INK) -> None:
+    def box(
+        self, left: float, top: float, right: float, bottom: float, fill: Colour, line: Colour | None = INK
+    ) -> None:
         """A rectangle."""
         self.shape([(left, top), (right, top), (right, bottom), (left, bottom)], fill, line)
 
@@ -51,7 +59,16 @@ class Pen:
         """A line through points."""
         self._draw.line([self._at(p) for p in points], fill=colour, width=self._width(width), joint="curve")
 
-    def arc(self, centre: Point, rx: float, ry: float, start: float, end: float, colour: Colour = INK, width: float = 0.8) -> None:
+    def arc(
+        self,
+        centre: Point,
+        rx: float,
+        ry: float,
+        start: float,
+        end: float,
+        colour: Colour = INK,
+        width: float = 0.8,
+    ) -> None:
         """A piece of an ellipse, from ``start`` to ``end`` in degrees clockwise from the right."""
         x, y = centre
         box = [*self._at((x - rx, y - ry)), *self._at((x + rx, y + ry))]

@@ -74,7 +74,9 @@ def _body(pen: Pen, scene: Scene) -> None:
     elif scene.clothes == "kimono":
         pen.shape([(26, 38), (38, 38), (41.5, 58), (22.5, 58)], cloth, line)
         pen.shape([(28, 38), (36, 38), (32, 44.5)], (255, 250, 244), line)
-        pen.box(24.6, 45, 39.4, 49.5, (252, 226, 120) if scene.clothes_colour != "yellow" else (206, 70, 80), line)
+        pen.box(
+            24.6, 45, 39.4, 49.5, (252, 226, 120) if scene.clothes_colour != "yellow" else (206, 70, 80), line
+        )
     elif scene.clothes == "shirt":
         pen.shape([(26, 38), (38, 38), (39, 52), (25, 52)], cloth, line)
         pen.shape([(28.5, 38), (35.5, 38), (32, 41.5)], SKIN, line)
@@ -124,51 +126,93 @@ def _eye(pen: Pen, centre: Point, scene: Scene, side: int) -> None:
 def _front_hair(pen: Pen, scene: Scene, hair: Colour, ends: Colour) -> None:
     line = shade(hair, 0.55)
     x, y = HEAD
-    top = [(x - 15, y + 3), (x - 14.6, y - 5), (x - 9, y - 13), (x, y - 15.4), (x + 9, y - 13), (x + 14.6, y - 5)]
+    top = [
+        (x - 15, y + 3),
+        (x - 14.6, y - 5),
+        (x - 9, y - 13),
+        (x, y - 15.4),
+        (x + 9, y - 13),
+        (x + 14.6, y - 5),
+    ]
     if scene.hair_style == "spiky":
         spikes = []
         for step in range(9):
             px = x - 16 + step * 4
             spikes += [(px, y - 7 - (4 - abs(step - 4)) * 1.7), (px + 2, y - 15 - (4 - abs(step - 4)) * 1.6)]
         top = [(x - 15, y + 2), *spikes, (x + 15, y - 4)]
-    fringe = [(x + 15, y + 3), (x + 12, y - 2.6), (x + 8, y - 5), (x + 6, y - 1.6), (x + 2, y - 5), (x - 1, y - 1.6)]
+    fringe = [
+        (x + 15, y + 3),
+        (x + 12, y - 2.6),
+        (x + 8, y - 5),
+        (x + 6, y - 1.6),
+        (x + 2, y - 5),
+        (x - 1, y - 1.6),
+    ]
     fringe += [(x - 5, y - 5), (x - 8, y - 1.6), (x - 11, y - 4)]
     pen.shape([*top, *fringe], hair, line)
     if scene.hair_style in ("long", "bob", "short"):
         drop = 12 if scene.hair_style != "short" else 6
         for side in (-1, 1):
             pen.shape(
-                [(x + side * 15.2, y - 2), (x + side * 11.8, y - 3), (x + side * 12.8, y + drop), (x + side * 15.6, y + drop - 2)],
+                [
+                    (x + side * 15.2, y - 2),
+                    (x + side * 11.8, y - 3),
+                    (x + side * 12.8, y + drop),
+                    (x + side * 15.6, y + drop - 2),
+                ],
                 hair,
                 line,
             )
     pen.arc((x - 1, y - 5.5), 9, 5.6, 215, 300, shade(hair, 1.45), 1.3)
     if ends != hair:
         for side in (-1, 1):
-            pen.shape([(x + side * 15.2, y + 1), (x + side * 11.8, y + 1), (x + side * 13, y + 11)], ends, shade(ends, 0.6))
+            pen.shape(
+                [(x + side * 15.2, y + 1), (x + side * 11.8, y + 1), (x + side * 13, y + 11)],
+                ends,
+                shade(ends, 0.6),
+            )
 
 
 def _headwear(pen: Pen, kind: str) -> None:
     x, y = HEAD
     if kind == "witch hat":
-        pen.shape([(x - 9.5, y - 10.5), (x - 2, y - 22), (x + 6, y - 25), (x + 4, y - 20), (x + 9.5, y - 10.5)], (66, 44, 104))
+        pen.shape(
+            [(x - 9.5, y - 10.5), (x - 2, y - 22), (x + 6, y - 25), (x + 4, y - 20), (x + 9.5, y - 10.5)],
+            (66, 44, 104),
+        )
         pen.oval((x, y - 10), 18.5, 3.3, (66, 44, 104))
         pen.stroke([(x - 8.6, y - 12.4), (x + 8.6, y - 12.4)], (236, 150, 50), 1.9)
     elif kind == "hair ribbon":
         for side in (-1, 1):
-            pen.shape([(x + 8, y - 13), (x + 8 + side * 7.5, y - 18), (x + 8 + side * 7.5, y - 9)], (236, 40, 60))
+            pen.shape(
+                [(x + 8, y - 13), (x + 8 + side * 7.5, y - 18), (x + 8 + side * 7.5, y - 9)], (236, 40, 60)
+            )
         pen.oval((x + 8, y - 13), 2, 2, (190, 20, 44))
     elif kind == "crown":
         pen.shape(
-            [(x - 8, y - 12), (x - 9, y - 20), (x - 4, y - 16), (x, y - 22), (x + 4, y - 16), (x + 9, y - 20), (x + 8, y - 12)],
+            [
+                (x - 8, y - 12),
+                (x - 9, y - 20),
+                (x - 4, y - 16),
+                (x, y - 22),
+                (x + 4, y - 16),
+                (x + 9, y - 20),
+                (x + 8, y - 12),
+            ],
             GOLD,
             (150, 100, 20),
         )
         pen.oval((x, y - 14.6), 1.5, 1.5, (220, 40, 60), None)
     elif kind == "cat ears":
         for side in (-1, 1):
-            pen.shape([(x + side * 4, y - 13), (x + side * 12.6, y - 23), (x + side * 14, y - 8)], (70, 60, 74))
-            pen.shape([(x + side * 7.4, y - 13), (x + side * 11.8, y - 19), (x + side * 12.4, y - 10.6)], (255, 170, 180), None)
+            pen.shape(
+                [(x + side * 4, y - 13), (x + side * 12.6, y - 23), (x + side * 14, y - 8)], (70, 60, 74)
+            )
+            pen.shape(
+                [(x + side * 7.4, y - 13), (x + side * 11.8, y - 19), (x + side * 12.4, y - 10.6)],
+                (255, 170, 180),
+                None,
+            )
     elif kind == "beret":
         pen.oval((x - 3, y - 13.4), 13, 5.4, (170, 40, 58))
         pen.stroke([(x - 4, y - 18), (x - 5, y - 20.5)], INK, 1.1)
@@ -181,7 +225,13 @@ def _headwear(pen: Pen, kind: str) -> None:
 def _crescent(pen: Pen) -> None:
     """The held-out ornament: a great golden crescent standing on the head."""
     x, y = HEAD[0], HEAD[1] - 15.5
-    points: list[Point] = [(x - 10, y - 7), (x - 8.6, y - 1.5), (x - 4.6, y + 1.8), (x, y + 2.8), (x + 4.6, y + 1.8)]
+    points: list[Point] = [
+        (x - 10, y - 7),
+        (x - 8.6, y - 1.5),
+        (x - 4.6, y + 1.8),
+        (x, y + 2.8),
+        (x + 4.6, y + 1.8),
+    ]
     points += [(x + 8.6, y - 1.5), (x + 10, y - 7), (x + 6, y - 3.4), (x, y - 1.8), (x - 6, y - 3.4)]
     pen.shape(points, GOLD, (140, 90, 20), 0.8)
     pen.oval((x, y - 6), 2.2, 2.2, (255, 90, 120), (140, 30, 60))
@@ -196,13 +246,24 @@ def _held(pen: Pen, kind: str, draw: random.Random) -> None:
         pen.box(x - 4.5, y - 4, x + 5, y + 5, (150, 84, 50))
         pen.box(x - 2.8, y - 2.4, x + 3.4, y + 3.2, (250, 244, 224), None)
     elif kind == "sword":
-        pen.shape([(x - 0.4, y - 2), (x + 6.2, y - 27), (x + 9, y - 28.5), (x + 8.8, y - 25.6), (x + 2.2, y - 1.4)], (214, 224, 236))
+        pen.shape(
+            [(x - 0.4, y - 2), (x + 6.2, y - 27), (x + 9, y - 28.5), (x + 8.8, y - 25.6), (x + 2.2, y - 1.4)],
+            (214, 224, 236),
+        )
         pen.stroke([(x - 3, y - 4.4), (x + 5, y - 2.2)], GOLD, 1.9)
         pen.stroke([(x + 0.6, y - 2), (x - 0.8, y + 3.2)], (110, 70, 40), 2)
     elif kind == "umbrella":
         pen.stroke([(x, y + 2), (x + 5, y - 25)], (90, 90, 104), 1.0)
         pen.shape(
-            [(x - 7, y - 21), (x - 3, y - 28), (x + 5.6, y - 31), (x + 13, y - 25), (x + 17, y - 16), (x + 11, y - 18.4)]
-            + [(x + 5, y - 18.6), (x - 1, y - 20.4)],
+            [
+                (x - 7, y - 21),
+                (x - 3, y - 28),
+                (x + 5.6, y - 31),
+                (x + 13, y - 25),
+                (x + 17, y - 16),
+                (x + 11, y - 18.4),
+                (x + 5, y - 18.6),
+                (x - 1, y - 20.4),
+            ],
             (116, 200, 230),
         )

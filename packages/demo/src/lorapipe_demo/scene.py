@@ -122,7 +122,19 @@ def random_person(draw: random.Random, background: str | None = None) -> Scene:
 def vocabulary() -> list[str]:
     """Every word that tags are made of, sorted."""
     groups = (HAIR_COLOURS, EYE_COLOURS, EXPRESSIONS, CLOTHES, CLOTHES_COLOURS, HEADWEAR, HELD, BACKGROUNDS)
-    more = ("1girl", "1boy", "solo", "hair", "eyes", "no humans", "animal", "holding", "glasses", "cut", "style")
+    more = (
+        "1girl",
+        "1boy",
+        "solo",
+        "hair",
+        "eyes",
+        "no humans",
+        "animal",
+        "holding",
+        "glasses",
+        "cut",
+        "style",
+    )
     texts = [*more, *ANIMALS, *ANIMAL_COLOURS, *OBJECTS, *OBJECT_COLOURS]
     for group in groups:
         texts += group
@@ -138,8 +150,8 @@ STYLE_TRIGGER = "inkveil"
 
 
 def concept_scene(draw: random.Random) -> Scene:
-    """The held-out character: aqua hair with pink ends in twintails and a great golden crescent, in changing clothes and
-    places. Neither aqua hair, nor two-tone hair, nor the crescent occurs in pre-training."""
+    """The held-out character: aqua hair with pink ends in twintails and a great golden crescent, in changing clothes
+    and places. No aqua or two-tone hair and no crescent occurs in pre-training."""
     person = random_person(draw)
     return replace(
         person,

@@ -33,7 +33,9 @@ class BucketRule:
 
     def __post_init__(self) -> None:
         if min(self.resolution) < 8:
-            raise ConfigError(f"resolution: {self.resolution[0]}x{self.resolution[1]} is too small (8 at least)")
+            raise ConfigError(
+                f"resolution: {self.resolution[0]}x{self.resolution[1]} is too small (8 at least)"
+            )
         if self.step < 8 or self.step % 8:
             raise ConfigError(f"bucket_reso_steps: {self.step} is not a multiple of 8")
         if self.enabled and not self.no_upscale:

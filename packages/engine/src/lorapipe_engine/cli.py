@@ -25,17 +25,15 @@ lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epoc
 def lora_train(config_file: Path | None, print_only: bool, **flags: Any) -> None:
     """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
 
-    Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. The paths of the networks
-    go to stdout, everything else to stderr.
+    Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. Paths of the
+    networks go to stdout, everything else to stderr.
     """
     parts, origin = build_settings(PARTS, flags, config_file)
     if print_only:
         click.echo(print_config(parts, origin))
         return
     model, data, network, optimizer, loss, run = parts
-    settings = TrainSettings(
-        model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run
-    )
+    settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
     if settings.model.pretrained_model_name_or_path is None:
         raise ConfigError("no base model: give --base FILE, a diffusers folder, a hub id, or --base demo")
     if settings.data.train_data_dir is None:
@@ -49,7 +47,11 @@ def lora_train(config_file: Path | None, print_only: bool, **flags: Any) -> None
 
 def require_training_extra() -> None:
     """Raise MissingExtra, naming the pip command, unless the training packages are installed."""
-    missing = [name for name in ("torch", "diffusers", "transformers", "tensorboard", "PIL") if find_spec(name) is None]
+    missing = [
+        name
+        for name in ("torch", "diffusers", "transformers", "tensorboard", "PIL")
+        if find_spec(name) is None
+    ]
     if missing:
         raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'lorapipe-engine[train]'")
 

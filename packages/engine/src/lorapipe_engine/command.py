@@ -38,7 +38,9 @@ class ToolCommand(click.Command):
 
     def _spell(self, args: list[str]) -> list[str]:
         """Write option names as they were declared; what follows ``--`` or is a value stays as it is."""
-        declared = {name.replace("-", "_"): name for p in self.params for name in (*p.opts, *p.secondary_opts)}
+        declared = {
+            name.replace("-", "_"): name for p in self.params for name in (*p.opts, *p.secondary_opts)
+        }
         spelt: list[str] = []
         for position, word in enumerate(args):
             if word == "--":
@@ -48,7 +50,7 @@ class ToolCommand(click.Command):
             spelt.append(f"{known}{sign}{value}" if known else word)
         return spelt
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
             with formatter.section("Examples"):
                 formatter.write(_indented(self.examples))
@@ -93,7 +95,9 @@ class ToolCommand(click.Command):
         click.echo(f"{self.name}: {text}", err=True)
 
 
-def tool_command(name: str, *, examples: str = "", **settings: Any) -> Callable[[Callable[..., Any]], ToolCommand]:
+def tool_command(
+    name: str, *, examples: str = "", **settings: Any
+) -> Callable[[Callable[..., Any]], ToolCommand]:
     """Make a function into the command ``name``. ``examples`` are lines of shell."""
 
     def decorate(function: Callable[..., Any]) -> ToolCommand:
@@ -109,7 +113,11 @@ def tool_command(name: str, *, examples: str = "", **settings: Any) -> Callable[
                 ["-v", "--verbose"], is_flag=True, expose_value=False, help="Show where an error came from."
             ),
             click.Option(
-                ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_quiet, help="No progress, no talk."
+                ["-q", "--quiet"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_quiet,
+                help="No progress, no talk.",
             ),
             click.Option(
                 ["--version"],
@@ -131,11 +139,11 @@ def say(text: str) -> None:
         click.echo(text, err=True)
 
 
-def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def _set_quiet(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     QUIET.set(value)
 
 
-def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value:
         click.echo(f"{ctx.info_name} {__version__}")
         ctx.exit()

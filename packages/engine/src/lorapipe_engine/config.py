@@ -101,10 +101,10 @@ class WordsOption(click.Option):
         for name in self.opts:
             known = parser._long_opt.get(name)
             if known is not None:
-                known.process = _take_words(known, known.process, parser)
+                known.process = _take_words(known.process, parser)
 
 
-def _take_words(known: Any, process: Callable[[Any, Any], None], parser: Any) -> Callable[[Any, Any], None]:
+def _take_words(process: Callable[[Any, Any], None], parser: Any) -> Callable[[Any, Any], None]:
     def take(value: Any, state: Any) -> None:
         process(value, state)
         while state.rargs and not any(state.rargs[0].startswith(prefix) for prefix in parser._opt_prefixes):
@@ -124,7 +124,9 @@ def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[
         rows = [field for cls in classes for field in fields_of(cls)]
         for field in reversed(rows):
             function = _flag(field)(function)
-        function = click.option("--print_config", "print_only", is_flag=True, help="Print all options as TOML and stop.")(function)
+        function = click.option(
+            "--print_config", "print_only", is_flag=True, help="Print all options as TOML and stop."
+        )(function)
         return click.option(
             "--config_file", type=click.Path(path_type=Path), help="TOML file of options; flags go before it."
         )(function)
@@ -153,7 +155,12 @@ def _metavar(field: Field) -> str:
 
 
 def _shown_default(field: Field) -> str:
-    if field.default is None or field.default is False or "[default" in field.facts.help or field.default == "":
+    if (
+        field.default is None
+        or field.default is False
+        or "[default" in field.facts.help
+        or field.default == ""
+    ):
         return ""
     value = field.default
     if value is True:
@@ -252,7 +259,9 @@ def _words(field: Field, value: Any, where: str) -> tuple[str, ...]:
 def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
     items = list(value) if isinstance(value, list | tuple) else str(value).split(",")
     if len(items) not in (1, 2):
-        raise ConfigError(f"{field.name}: expected one number or two, as 512 or 512,768; got '{value}'{where}")
+        raise ConfigError(
+            f"{field.name}: expected one number or two, as 512 or 512,768; got '{value}'{where}"
+        )
     numbers = [_scalar(field.name, int, item, where) for item in items]
     return numbers[0], numbers[-1]
 
@@ -308,7 +317,7 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
     lines: list[str] = []
     for part in parts:
         lines.append(f"[{type(part).__name__.removesuffix('Settings').lower()}]")
-        for field in fields_of(type(part)):
+        for field in fields_of(part.__class__):
             value = getattr(part, field.name)
             lines.append(f"# {field.facts.help} ({origin.get(field.name, 'derived')})")
             lines.append(f"# {field.name} =" if value is None else f"{field.name} = {_toml(value)}")

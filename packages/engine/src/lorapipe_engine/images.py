@@ -31,7 +31,9 @@ def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     """
     check_folder(folder)
     found = _walk(folder) if recursive else _files(folder)
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+    return sorted(
+        path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def check_folder(folder: Path) -> None:
@@ -62,7 +64,9 @@ def repeat_folders(root: Path) -> list[RepeatFolder]:
     Raises InputError where there is none, saying which folders to rename.
     """
     check_folder(root)
-    found = [folder for path in sorted(root.iterdir()) if path.is_dir() and (folder := as_repeat_folder(path))]
+    found = [
+        folder for path in sorted(root.iterdir()) if path.is_dir() and (folder := as_repeat_folder(path))
+    ]
     if found:
         return found
     itself = as_repeat_folder(root.resolve())
@@ -100,6 +104,8 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = picture.size
             turned = picture.getexif().get(0x0112) in _TURNED
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "empty file" if path.is_file() and path.stat().st_size == 0 else "not a picture that can be read"
+        reason = (
+            "empty file" if path.is_file() and path.stat().st_size == 0 else "not a picture that can be read"
+        )
         raise InputError(f"{path}: {reason}; mend it or take it out") from error
     return (height, width) if turned else (width, height)

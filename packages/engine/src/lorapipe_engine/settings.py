@@ -21,21 +21,29 @@ class ModelSettings:
     """The base model."""
 
     pretrained_model_name_or_path: str | None = option(
-        None, "Base model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'demo'.", alias="base"
+        None,
+        "Base model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'demo'.",
+        alias="base",
     )
     vae: str | None = option(None, "Use this VAE instead of the base model's.")
     v2: bool = option(False, "The base is SD 2.x (found out by itself; an error where it is not).")
     clip_skip: int | None = option(
-        None, "Take the text encoder's N-th layer from the end. [default: 2 for SD 1.x, else the last]", min=1, max=12
+        None,
+        "Take the text encoder's N-th layer from the end. [default: 2 for SD 1.x, else the last]",
+        min=1,
+        max=12,
     )
     max_token_length: int = option(225, "Longest caption in tokens: 75, 150 or 225.", choices=(75, 150, 225))
     tokenizer_dir: Path | None = option(None, "Folder with vocab.json and merges.txt of the CLIP tokenizer.")
     mixed_precision: str | None = option(
-        None, "Precision of the frozen model. [default: bf16 on a GPU that has it, else fp16; no on the CPU]",
+        None,
+        "Precision of the frozen model. [default: bf16 on a GPU that has it, else fp16; no on the CPU]",
         choices=PRECISIONS,
     )
     no_half_vae: bool = option(False, "Keep the VAE in float32.")
-    gradient_checkpointing: bool = option(False, "Recompute activations: much less memory, a third more time.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations: much less memory, a third more time."
+    )
     device: str | None = option(None, "cuda, cuda:1, cpu, mps. [default: the GPU if there is one]")
 
 
@@ -87,18 +95,25 @@ class OptimizerSettings:
 
     optimizer_type: str = option("AdamW", "Optimizer.")
     optimizer_args: tuple[str, ...] = option((), "Its arguments, as weight_decay=0.01 betas=0.9,0.99.")
-    learning_rate: float | None = option(None, "Rate of every part without its own. [default: the optimizer's]", min=0)
+    learning_rate: float | None = option(
+        None, "Rate of every part without its own. [default: the optimizer's]", min=0
+    )
     unet_lr: float | None = option(None, "Rate of the UNet. [default: learning_rate]", min=0)
     text_encoder_lr: float | None = option(
-        None, "Rate of the text encoders. [default: half of unet_lr; the rate itself where learning_rate is given]",
+        None,
+        "Rate of the text encoders. [default: half of unet_lr; the rate itself where learning_rate is given]",
         min=0,
     )
     lr_scheduler: str = option("cosine", "Curve of the rate.")
     lr_warmup_steps: float | None = option(
         None, "Warm-up: steps, or a share of the run below 1. [default: 0.05; 0 for constant]", min=0
     )
-    lr_scheduler_num_cycles: float = option(1.0, "Cycles of cosine_with_restarts (n cycles are n-1 restarts).", min=0)
-    lr_scheduler_power: float = option(1.0, "Power of polynomial; under 1 keeps the rate high for longer.", min=0)
+    lr_scheduler_num_cycles: float = option(
+        1.0, "Cycles of cosine_with_restarts (n cycles are n-1 restarts).", min=0
+    )
+    lr_scheduler_power: float = option(
+        1.0, "Power of polynomial; under 1 keeps the rate high for longer.", min=0
+    )
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 leaves it.", min=0)
     gradient_accumulation_steps: int = option(1, "Batches for one update.", min=1)
 
@@ -110,7 +125,9 @@ class LossSettings:
     v_parameterization: bool | None = option(
         None, "The base predicts v (SD 2.x 768). [default: what the file tells, else epsilon]"
     )
-    min_snr_gamma: float | None = option(None, "Min-SNR weighting. [default: 5 for epsilon models; 0 is off]", min=0)
+    min_snr_gamma: float | None = option(
+        None, "Min-SNR weighting. [default: 5 for epsilon models; 0 is off]", min=0
+    )
     zero_terminal_snr: bool = option(False, "Noise schedule that ends in pure noise.")
     debiased_estimation_loss: bool = option(False, "Debiased estimation weighting.")
     scale_v_pred_loss_like_noise_pred: bool = option(False, "Weigh v losses like epsilon losses.")
@@ -123,7 +140,9 @@ class LossSettings:
     ip_noise_gamma: float | None = option(None, "Input perturbation.", min=0)
     ip_noise_gamma_random_strength: bool = option(False, "Draw its strength anew each step.")
     loss_type: str = option("l2", "Loss.", choices=("l2", "l1", "huber", "smooth_l1"))
-    huber_schedule: str = option("snr", "Huber threshold's curve.", choices=("snr", "exponential", "constant"))
+    huber_schedule: str = option(
+        "snr", "Huber threshold's curve.", choices=("snr", "exponential", "constant")
+    )
     huber_c: float = option(0.1, "Huber threshold.", min=0)
     huber_scale: float = option(1.0, "Factor of the Huber threshold.", min=0)
     min_timestep: int = option(0, "First timestep.", min=0, max=999)
@@ -137,7 +156,9 @@ class RunSettings:
     output_dir: Path = option(Path("output"), "Folder for the results.")
     output_name: str = option("last", "Name of the results, without suffix.")
     save_precision: str | None = option(
-        None, "Precision of saved files. [default: bf16 where trained in bf16, else fp16]", choices=SAVE_PRECISIONS
+        None,
+        "Precision of saved files. [default: bf16 where trained in bf16, else fp16]",
+        choices=SAVE_PRECISIONS,
     )
     save_every_n_epochs: int | None = option(1, "Save after every N epochs.", min=1)
     save_every_n_steps: int | None = option(None, "Save after every N steps.", min=1)
@@ -170,7 +191,9 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         if not self.output_name or Path(self.output_name).name != self.output_name:
-            raise ConfigError(f"output_name: '{self.output_name}' is not a plain file name; folders go in output_dir")
+            raise ConfigError(
+                f"output_name: '{self.output_name}' is not a plain file name; folders go in output_dir"
+            )
 
 
 PARTS = (ModelSettings, DataSettings, NetworkSettings, OptimizerSettings, LossSettings, RunSettings)
@@ -188,7 +211,9 @@ class TrainSettings:
     run: RunSettings
 
 
-def with_base_defaults(settings: TrainSettings, family: str, v_prediction: bool, encoder_layer: int | None) -> TrainSettings:
+def with_base_defaults(
+    settings: TrainSettings, family: str, v_prediction: bool, encoder_layer: int | None
+) -> TrainSettings:
     """Fill what depends on the base: clip skip, rank, alpha, min-SNR.
 
     ``encoder_layer`` is the clip skip that the base's own metadata asks for, if it does.

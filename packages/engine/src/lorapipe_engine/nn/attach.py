@@ -70,7 +70,9 @@ class Network:
         own = {f"{n}.{role}": t for n, a in self.adapters.items() for role, t in a.file_tensors().items()}
         if set(own) != set(tensors):
             odd = sorted(set(own) ^ set(tensors))
-            raise ConfigError(f"the network file does not fit this network: {len(odd)} keys differ, first {odd[0]}")
+            raise ConfigError(
+                f"the network file does not fit this network: {len(odd)} keys differ, first {odd[0]}"
+            )
         with torch.no_grad():
             for key, tensor in own.items():
                 if not key.endswith(".alpha"):
@@ -144,5 +146,3 @@ def _children(roots: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.M
         for parent in root.modules():
             for name, child in parent.named_children():
                 yield parent, name, child
-
-

@@ -35,7 +35,7 @@ class Lora(Adapter):
         """Works on what the base module takes: (..., in) or (B, in, H, W)."""
         out: Tensor = self.base(x)
         p = self.dropouts
-        hidden = self._apply(x, self.lora_down.to(x.dtype), first=True)
+        hidden = self._project(x, self.lora_down.to(x.dtype), first=True)
         scale = self.multiplier * self.alpha / self.rank
         if self.training and p.element:
             hidden = F.dropout(hidden, p.element)
@@ -44,7 +44,7 @@ class Lora(Adapter):
         if self.training and p.module:
             # Times zero instead of a branch in Python: nothing waits for the device, and a graph can hold it.
             hidden = hidden * (torch.rand((), device=x.device) >= p.module).to(x.dtype)
-        return out + self._apply(hidden * scale, self.lora_up.to(x.dtype), first=False)
+        return out + self._project(hidden * scale, self.lora_up.to(x.dtype), first=False)
 
     def delta(self) -> Tensor:
         up, down = self.lora_up.float(), self.lora_down.float()
@@ -62,7 +62,7 @@ class Lora(Adapter):
     def _rank_axis(self) -> int:
         return 1 if isinstance(self.base, nn.Conv2d) else -1
 
-    def _apply(self, x: Tensor, weight: Tensor, *, first: bool) -> Tensor:
+    def _project(self, x: Tensor, weight: Tensor, *, first: bool) -> Tensor:
         conv = self.base
         if not isinstance(conv, nn.Conv2d):
             return F.linear(x, weight)
@@ -72,7 +72,7 @@ class Lora(Adapter):
 
 
 def factor_shapes(base: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of ``lora_down`` and ``lora_up`` for a module. Raises TypeError for one that is neither linear nor conv."""
+    """Shapes of ``lora_down`` and ``lora_up`` for a module. Raises TypeError for any other layer."""
     if isinstance(base, nn.Linear):
         return (rank, base.in_features), (base.out_features, rank)
     if isinstance(base, nn.Conv2d):

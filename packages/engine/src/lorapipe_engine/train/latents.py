@@ -121,13 +121,19 @@ class LatentCache:
             return None
         digest = hashlib.sha256(job.path.read_bytes())
         place = job.placement
-        digest.update(f"{CACHE_VERSION}|{self.vae_key}|{place.resized}|{place.bucket}|{place.crop}|{job.mirrored}".encode())
+        digest.update(
+            f"{CACHE_VERSION}|{self.vae_key}|{place.resized}|{place.bucket}|{place.crop}|{job.mirrored}".encode()
+        )
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
 
 def encode_all(
-    jobs: Sequence[LatentJob], family: Family, cache: LatentCache, batch: int, progress: Iterable[int] | None = None
+    jobs: Sequence[LatentJob],
+    family: Family,
+    cache: LatentCache,
+    batch: int,
+    progress: Iterable[int] | None = None,
 ) -> list[Tensor]:
     """Mean and deviation (8, h, w) float32 on the CPU for each job, in order.
 
@@ -151,7 +157,11 @@ def encode_all(
 
 
 def _encode(
-    group: Sequence[int], jobs: Sequence[LatentJob], family: Family, cache: LatentCache, found: list[Tensor | None]
+    group: Sequence[int],
+    jobs: Sequence[LatentJob],
+    family: Family,
+    cache: LatentCache,
+    found: list[Tensor | None],
 ) -> None:
     pixels = torch.stack([read_pixels(jobs[index]) for index in group])  # (B, 3, H, W)
     with torch.inference_mode():
@@ -159,6 +169,8 @@ def _encode(
     both = torch.cat([mean, deviation], dim=1).float().cpu().clone()  # (B, 8, h, w)
     for index, latents in zip(group, both, strict=True):
         if not torch.isfinite(latents).all():
-            raise InputError(f"{jobs[index].path}: its latents are not finite; try --no_half_vae or another --vae")
+            raise InputError(
+                f"{jobs[index].path}: its latents are not finite; try --no_half_vae or another --vae"
+            )
         found[index] = latents.clone()
         cache.put(jobs[index], latents.contiguous())

@@ -36,12 +36,17 @@ class State:
 
 
 def train(
-    settings: TrainSettings, dataset: Dataset, prompts: Sequence[Prompt], family: Family, configuration: str, say: Say
+    settings: TrainSettings,
+    dataset: Dataset,
+    prompts: Sequence[Prompt],
+    family: Family,
+    configuration: str,
+    say: Say,
 ) -> list[Path]:
     """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
     ``settings`` are whole (see :func:`lorapipe_engine.settings.with_base_defaults`). Raises ProblemFound when the loss
-    is no longer a number; on Ctrl-C what was learned is saved and told through ``say`` before KeyboardInterrupt goes on.
+    is no longer a number; on Ctrl-C what was learned is saved and told through ``say``, then KeyboardInterrupt goes on.
     """
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
     data = load_data(settings, dataset, family)
@@ -185,7 +190,11 @@ def summary(
     return [
         *(
             f"{row.folder.name}: {row.pictures} pictures x {row.repeats}"
-            + (f", {row.without_caption} without a caption (the folder's name is used)" if row.without_caption else "")
+            + (
+                f", {row.without_caption} without a caption (the folder's name is used)"
+                if row.without_caption
+                else ""
+            )
             for row in dataset.concepts
         ),
         f"{images} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {settings.data.train_batch_size}"
@@ -193,5 +202,3 @@ def summary(
         f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
         f"{network.count():,} values; rates: {shown}",
     ]
-
-

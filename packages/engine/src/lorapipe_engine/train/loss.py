@@ -28,7 +28,9 @@ class NoiseSchedule:
     snr: Tensor
 
     @classmethod
-    def stable_diffusion(cls, *, zero_terminal_snr: bool = False, device: torch.device | str = "cpu") -> NoiseSchedule:
+    def stable_diffusion(
+        cls, *, zero_terminal_snr: bool = False, device: torch.device | str = "cpu"
+    ) -> NoiseSchedule:
         """The scaled-linear schedule of all Stable Diffusion models, β from 0.00085 to 0.012."""
         beta = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float32) ** 2
         alpha_bar = torch.cumprod(1 - beta, 0)

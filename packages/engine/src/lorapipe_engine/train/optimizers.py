@@ -35,13 +35,17 @@ class OptimizerKind:
         try:
             found: type[torch.optim.Optimizer] = getattr(import_module(module), name)
         except ImportError as error:
-            raise MissingExtra(f"the optimizer {name} needs a package that is not installed: {self.install}") from error
+            raise MissingExtra(
+                f"the optimizer {name} needs a package that is not installed: {self.install}"
+            ) from error
         return found
 
 
 KINDS: dict[str, OptimizerKind] = {
     "adamw": OptimizerKind(path="torch.optim:AdamW", rate=1e-4, defaults={"weight_decay": 0.01}),
-    "sgdnesterov": OptimizerKind(path="torch.optim:SGD", rate=1e-2, defaults={"momentum": 0.9, "nesterov": True}),
+    "sgdnesterov": OptimizerKind(
+        path="torch.optim:SGD", rate=1e-2, defaults={"momentum": 0.9, "nesterov": True}
+    ),
 }
 
 

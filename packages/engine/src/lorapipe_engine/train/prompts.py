@@ -78,7 +78,9 @@ def parse_line(line: str, default: Prompt, where: str = "prompt") -> Prompt:
     for piece in pieces[1:]:
         letter, _, value = piece.partition(" ")
         if letter not in LETTERS:
-            raise ConfigError(f"{where}: --{letter} is not known in a prompt; known: --{', --'.join(LETTERS)}")
+            raise ConfigError(
+                f"{where}: --{letter} is not known in a prompt; known: --{', --'.join(LETTERS)}"
+            )
         name, kind = LETTERS[letter]
         try:
             fields[name] = kind(value.strip())

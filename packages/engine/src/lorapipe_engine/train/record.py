@@ -27,7 +27,12 @@ class RunRecord:
     """What is the same in all files of a run, gathered once; :meth:`metadata` adds what a file has of its own."""
 
     def __init__(
-        self, settings: TrainSettings, dataset: Dataset, family: Family, plan: RunPlan, rates: Mapping[str, float]
+        self,
+        settings: TrainSettings,
+        dataset: Dataset,
+        family: Family,
+        plan: RunPlan,
+        rates: Mapping[str, float],
     ) -> None:
         self.settings = settings
         self.default_precision = "bf16" if family.dtype == torch.bfloat16 else "fp16"
@@ -140,7 +145,8 @@ def _dataset(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
     data = settings.data
     counts = Counter(dataset.buckets)
     buckets = {
-        str(index): {"resolution": list(size), "count": count} for index, (size, count) in enumerate(sorted(counts.items()))
+        str(index): {"resolution": list(size), "count": count}
+        for index, (size, count) in enumerate(sorted(counts.items()))
     }
     return {
         "num_train_images": sum(dataset.repeats),

@@ -9,11 +9,11 @@ from types import TracebackType
 
 import torch
 
+from lorapipe_engine.atomic import atomic_write
+from lorapipe_engine.dtypes import encode
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import RunSettings, TrainSettings
-from lorapipe_engine.atomic import atomic_write
-from lorapipe_engine.dtypes import encode
 from lorapipe_engine.tensorfile import write_tensors
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
@@ -68,7 +68,9 @@ class Results:
         folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
         self.log = RunLog(self.run.output_dir, folder, self.run.output_name)
 
-    def record(self, step: int, loss: float, average: float, norm: float, optimizer: torch.optim.Optimizer) -> None:
+    def record(
+        self, step: int, loss: float, average: float, norm: float, optimizer: torch.optim.Optimizer
+    ) -> None:
         """Write the numbers of a step."""
         values = {"loss/current": loss, "loss/average": average, "grad_norm": norm}
         for row in optimizer.param_groups:
@@ -81,9 +83,9 @@ class Results:
         if every and step % every == 0 and not last:
             self._save(step_file(self.run.output_dir, self.run.output_name, step), step, epoch)
             self._remove_step(stale_step(step, every, self.run.save_last_n_steps))
-        if self.run.sample_every_n_steps and not self.run.sample_every_n_epochs:
-            if step % self.run.sample_every_n_steps == 0:
-                self._sample(step, f"{step:06d}")
+        between = None if self.run.sample_every_n_epochs else self.run.sample_every_n_steps
+        if between and step % between == 0:
+            self._sample(step, f"{step:06d}")
 
     def after_epoch(self, step: int, epoch: int, *, last: bool) -> None:
         """Save and sample where the epoch asks for it."""

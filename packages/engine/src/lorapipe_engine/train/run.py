@@ -30,7 +30,9 @@ class RunLog:
             logging_dir.mkdir(parents=True, exist_ok=True)
             self._metrics = self._metrics_path.open("w", encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"{error.filename or output_dir}: cannot write there ({error.strerror})") from error
+            raise OutputError(
+                f"{error.filename or output_dir}: cannot write there ({error.strerror})"
+            ) from error
         self._started = time.monotonic()
         self._board = _open_board(logging_dir)
 
@@ -68,4 +70,4 @@ class RunLog:
 def _open_board(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

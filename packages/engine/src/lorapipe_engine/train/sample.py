@@ -29,7 +29,13 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmsolver++": ("DPMSolverMultistepScheduler", {}),
     "dpmsingle": ("DPMSolverSinglestepScheduler", {}),
 }
-ALIASES = {"k_lms": "lms", "k_euler": "euler", "k_euler_a": "euler_a", "k_dpm_2": "dpm_2", "k_dpm_2_a": "dpm_2_a"}
+ALIASES = {
+    "k_lms": "lms",
+    "k_euler": "euler",
+    "k_euler_a": "euler_a",
+    "k_dpm_2": "dpm_2",
+    "k_dpm_2_a": "dpm_2_a",
+}
 SAMPLER_NAMES = (*SAMPLERS, *ALIASES)
 
 
@@ -107,7 +113,7 @@ def _denoise(
     size = family.latent_size(first.width, first.height)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(4, *size, generator=generator) for generator in generators])
-    latents = noise.to(family.device) * scheduler.init_noise_sigma
+    latents: Tensor = noise.to(family.device) * scheduler.init_noise_sigma
     texts = [row.text for row in rows]
     negatives = [row.negative for row in rows]
     conditioning = family.encode_text(family.tokenize(negatives + texts), clip_skip=clip_skip)

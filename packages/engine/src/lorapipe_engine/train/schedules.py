@@ -47,7 +47,7 @@ def _restarts(p: float, s: ScheduleSettings) -> float:
 def _polynomial(p: float, s: ScheduleSettings) -> float:
     # A power under 1 keeps the rate higher for longer.
     end = 1e-7 / s.base
-    return (1 - end) * (1 - p) ** s.power + end
+    return float((1 - end) * (1 - p) ** s.power + end)
 
 
 def _cosine_min(p: float, s: ScheduleSettings) -> float:
@@ -76,7 +76,9 @@ def rate_multiplier(settings: ScheduleSettings) -> Callable[[int], float]:
     if settings.name == "constant" and settings.warmup:
         raise ConfigError("lr_warmup_steps: 'constant' has no warm-up; use lr_scheduler constant_with_warmup")
     if settings.warmup and settings.warmup >= settings.total:
-        raise ConfigError(f"lr_warmup_steps: {settings.warmup} is as long as the run of {settings.total} steps")
+        raise ConfigError(
+            f"lr_warmup_steps: {settings.warmup} is as long as the run of {settings.total} steps"
+        )
 
     def multiplier(step: int) -> float:
         if step < settings.warmup:

@@ -18,7 +18,14 @@ from lorapipe_engine.train.data import scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.optimizers import check_arguments
-from lorapipe_engine.train.plan import DTYPES, check_batch, choose_device, choose_precision, network_plan, schedule_of
+from lorapipe_engine.train.plan import (
+    DTYPES,
+    check_batch,
+    choose_device,
+    choose_precision,
+    network_plan,
+    schedule_of,
+)
 from lorapipe_engine.train.prompts import Prompt, read_prompts
 from lorapipe_engine.train.results import refuse_to_overwrite
 from lorapipe_engine.train.sample import make_scheduler
@@ -92,7 +99,9 @@ def load_family(settings: TrainSettings, say: Say) -> tuple[Family, TrainSetting
     if v_prediction is None:
         v_prediction = base.prediction_type == "v_prediction"
         if base.prediction_type is None and base.family == "sd2":
-            say("note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)")
+            say(
+                "note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)"
+            )
     family = open_family(
         base,
         device=device,
@@ -101,7 +110,9 @@ def load_family(settings: TrainSettings, say: Say) -> tuple[Family, TrainSetting
         chunks=model.max_token_length // 75,
     )
     settings = replace(settings, model=replace(model, mixed_precision=precision))
-    say(f"base: {source} ({family.name}, {'v' if v_prediction else 'epsilon'}) on {device}, {precision_name(precision)}")
+    say(
+        f"base: {source} ({family.name}, {'v' if v_prediction else 'epsilon'}) on {device}, {precision_name(precision)}"
+    )
     return family, with_base_defaults(settings, family.name, v_prediction, base.encoder_layer)
 
 

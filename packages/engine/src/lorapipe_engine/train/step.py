@@ -118,7 +118,9 @@ class Stepper:
     def _update(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
         grads = [row["params"][0].grad for row in self.optimizer.param_groups]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        norm: Tensor = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(grad) for grad in grads])
+        )
         if self.max_grad_norm > 0:
             share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             for grad in grads:

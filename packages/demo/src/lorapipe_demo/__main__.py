@@ -1,0 +1,151 @@
+"""The demo: draw a character that the base model does not know, train a LoRA of her, look at what it learned.
+
+python -m lorapipe_demo [--output_dir demo-run]
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lorapipe_demo import recipe
+from lorapipe_demo.scene import TRIGGER, Scene
+from lorapipe_engine.bases import demo_base
+from lorapipe_engine.cli import require_training_extra
+from lorapipe_engine.command import say, tool_command
+from lorapipe_engine.errors import ProblemFound
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lorapipe_demo.sampling import Painter
+
+NAME = TRIGGER
+
+
+@tool_command("lorapipe-demo", examples="python -m lorapipe_demo --output_dir demo-run")
+@click.option(
+    "--output_dir", type=click.Path(path_type=Path), default=Path("demo-run"), help="Folder for everything."
+)
+@click.option("--device", default=None, help="cuda or cpu. [default: the GPU if there is one]")
+def demo(output_dir: Path, device: str | None) -> None:
+    """Train a LoRA of a drawn character on the demo base, and draw a grid with every epoch of it.
+
+    The path of the grid goes to stdout. What an earlier demo left in the folder is replaced.
+    """
+    require_training_extra()
+    began = time.monotonic()
+    dataset = draw_dataset(output_dir / "dataset")
+    networks = train(dataset, output_dir / "networks", device)
+    figures, grid = look(networks, device)
+    path = output_dir / "grid.png"
+    grid.save(path)
+    (output_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    say(f"\n{NAME} in the picture, of {recipe.EXAM_SIZE} prompts each:")
+    for name, share in figures.items():
+        say(f"  {name:<42}{share:>6.1%}")
+    say(f"demo done in {time.monotonic() - began:.0f} s")
+    click.echo(path)
+
+
+def draw_dataset(root: Path) -> Path:
+    """Her pictures in ``N_mirelune``, some other people in ``N_others``; captions beside them."""
+    from lorapipe_demo.concept import draw_concept
+    from lorapipe_demo.drawing import draw_scene
+
+    shutil.rmtree(root, ignore_errors=True)
+    folder = draw_concept(root, TRIGGER, pictures=recipe.PICTURES, repeats=recipe.REPEATS, seed=1)
+    others = root / f"{recipe.OTHER_REPEATS}_others"
+    others.mkdir()
+    draw = random.Random(9)
+    for index in range(recipe.OTHERS):
+        scene = recipe.ordinary_scene(draw)
+        draw_scene(scene, draw).save(others / f"{index:03d}.png")
+        (others / f"{index:03d}.txt").write_text(", ".join(recipe.ordinary_tags(scene, index)) + "\n")
+    say(f"drew {folder} and {others}")
+    return root
+
+
+def train(dataset: Path, output_dir: Path, device: str | None) -> list[Path]:
+    """Run ``lora-train`` as a user would; returns its networks, first epoch first."""
+    options: list[str] = []
+    for name, value in recipe.TRAIN_OPTIONS.items():
+        options += [f"--{name}", *([value] if value is not None else [])]
+    options += ["--max_train_epochs", str(recipe.EPOCHS), *(["--device", device] if device else [])]
+    words = [
+        "--base",
+        "demo",
+        "--train_data_dir",
+        str(dataset),
+        "--output_dir",
+        str(output_dir),
+        "--output_name",
+        NAME,
+    ]
+    command = ["lora-train", *words, "--overwrite", *options]
+    say("$ " + " ".join(command))
+    code = "from lorapipe_engine.cli import train_main; train_main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command[1:]], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if result.returncode:
+        raise ProblemFound(f"lora-train failed with exit status {result.returncode}")
+    return [Path(line) for line in result.stdout.splitlines()]
+
+
+def look(networks: Sequence[Path], device: str | None) -> tuple[dict[str, float], Image]:
+    """The figures, and the grid: the base and every epoch as columns, prompts as rows."""
+    from lorapipe_demo.grid import draw_grid
+    from lorapipe_demo.judge import Judge
+    from lorapipe_demo.sampling import Painter
+
+    say("drawing with every epoch ...")
+    painter = Painter(demo_base(), device)
+    judge = Judge.load()
+    scenes = recipe.exam_scenes()
+    calls = [recipe.with_trigger(scene) for scene in scenes]
+    silent = [recipe.without_trigger(scene) for scene in scenes]
+
+    def share(prompts: list[str], network: Path | None) -> float:
+        answers = judge.look(painter.draw(prompts, network))
+        return sum(answer["character"] == TRIGGER for answer in answers) / len(answers)
+
+    figures = {
+        "base model, with the trigger": share(calls, None),
+        "LoRA, with the trigger": share(calls, networks[-1]),
+        "LoRA, same prompts without the trigger": share(silent, networks[-1]),
+        "LoRA, other people": share(other_prompts(), networks[-1]),
+    }
+    return figures, draw_grid(*grid_parts(painter, networks, scenes, figures))
+
+
+def other_prompts() -> list[str]:
+    """Whole prompts of other people."""
+    draw = random.Random(5)
+    return [", ".join(recipe.ordinary_scene(draw).tags()) for _ in range(recipe.EXAM_SIZE)]
+
+
+def grid_parts(
+    painter: Painter, networks: Sequence[Path], scenes: Sequence[Scene], figures: dict[str, float]
+) -> tuple[list[list[Image]], list[str], list[str], list[str]]:
+    """Rows of pictures, names of columns, names of rows, notes."""
+    prompts = [recipe.with_trigger(scene) for scene in scenes[:4]]
+    prompts += [recipe.without_trigger(scenes[0]), *other_prompts()[:2]]
+    columns = [painter.draw(prompts, network, seed=1) for network in (None, *networks)]
+    rows = [[column[row] for column in columns] for row in range(len(prompts))]
+    names = ["base", *(f"epoch {index}" for index in range(1, len(networks) + 1))]
+    notes = ["   ".join(f"{name}: {share:.0%}" for name, share in figures.items())]
+    return rows, names, prompts, notes
+
+
+if __name__ == "__main__":
+    demo.main()
