@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,18 +41,23 @@ class Timing:
     megabytes: float
 
 
-def measure(command: Sequence[str], outputs: Sequence[Path], repeat: int) -> Timing:
+def measure(
+    command: Sequence[str], outputs: Sequence[Path], repeat: int, python_path: Path | None = None
+) -> Timing:
     """Run a command ``repeat`` times. Raises RuntimeError with the end of its output if it fails."""
-    runs = [_measure_once(command, outputs) for _ in range(repeat)]
+    environment = os.environ | ({"PYTHONPATH": str(python_path)} if python_path else {})
+    runs = [_measure_once(command, outputs, environment) for _ in range(repeat)]
     return Timing(*(statistics.median(column) for column in zip(*runs, strict=True)))
 
 
-def _measure_once(command: Sequence[str], outputs: Sequence[Path]) -> tuple[float, float, float]:
+def _measure_once(
+    command: Sequence[str], outputs: Sequence[Path], environment: Mapping[str, str]
+) -> tuple[float, float, float]:
     for output in outputs:
         output.unlink(missing_ok=True)
     with tempfile.TemporaryFile() as talk:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=talk, stderr=talk)
+        process = subprocess.Popen(command, stdout=talk, stderr=talk, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -47,7 +47,8 @@ def run_job(job: Job, work: Path, repeat: int, peer: Path | None) -> dict[str, A
     row["goals"] = {name: {"at_most": goal, "met": row[name] <= goal} for name, goal in goals if goal}
     if peer and job.peer:
         script, *words = job.peer
-        other = measure([sys.executable, str(peer / script), *words], job.peer_outputs or job.outputs, 1)
+        command = [sys.executable, str(peer / script), *words]
+        other = measure(command, job.peer_outputs or job.outputs, 1, python_path=peer)
         row |= {"peer_s": round(other.wall, 2), "peer_mb": round(other.megabytes)}
         row["faster"] = round(other.wall / ours.wall, 1)
     for output in job.outputs:

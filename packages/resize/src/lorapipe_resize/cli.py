@@ -117,9 +117,10 @@ def parse_size(text: str) -> int:
 
 
 def use_one_blas_thread() -> None:
-    """Ask the BLAS for one thread: on factors two are slower, and modules are spread over threads anyway.
+    """Ask the BLAS for one thread; modules are spread over threads instead.
 
-    Has to come before numpy is imported; a value that the user set stays.
+    On factors two BLAS threads are slower than one: SD 1.5 at dim 64 takes 1.4 s and 2.5 s of CPU with two, 1.0 s
+    and 1.0 s with one. Has to come before numpy is imported; a value that the user set stays.
     """
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.setdefault(name, "1")
