@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from lorapipe_engine.delta.adapter import ADAPTER_KEY
+from lorapipe_engine.metadata import table_of
 from lorapipe_resize.report import ModuleReport
 from lorapipe_resize.rules import RankRule
 
@@ -32,7 +32,7 @@ def resized_metadata(
     new["ss_network_dim"], new["ss_network_alpha"] = _dim_and_alpha(
         plain or conv, rule.rank if fixed else None
     )
-    arguments = _arguments(old)
+    arguments = table_of(old, "ss_network_args")
     if _is_plain_lora(modules) and not _was_plain_lora(modules):
         new["ss_network_module"] = "networks.lora"
         arguments = {}
@@ -57,14 +57,6 @@ def _dim_and_alpha(modules: Sequence[ModuleReport], rank: int | None) -> tuple[s
     ranks, alphas = {m.new_rank for m in modules}, {m.alpha for m in modules}
     dim = str(ranks.pop()) if len(ranks) == 1 else VARIOUS
     return dim, str(alphas.pop()) if len(alphas) == 1 else VARIOUS
-
-
-def _arguments(metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        found = json.loads(metadata.get("ss_network_args", "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _is_plain_lora(modules: Sequence[ModuleReport]) -> bool:

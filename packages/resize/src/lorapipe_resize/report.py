@@ -41,7 +41,7 @@ class FileReport:
     """One file: its modules, notes on what was not resized, and sizes in bytes."""
 
     source: str
-    output: str
+    output: str | None
     precision: str
     bytes_before: int
     bytes_after: int
@@ -67,7 +67,7 @@ class FileReport:
         return math.sqrt(lost / total) if total else 0.0
 
     def as_record(self) -> dict[str, Any]:
-        """The object of ``--json``; ``path`` is the written file, so that other tools can read the line."""
+        """The object of ``--json``. ``path`` is the written file, which other tools read; null in a dry run."""
         return {
             "path": self.output,
             "source": self.source,

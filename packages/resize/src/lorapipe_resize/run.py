@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,9 @@ import click
 
 from lorapipe_engine.command import say
 from lorapipe_engine.delta.adapter import adapter_scales
-from lorapipe_engine.errors import ConfigError, InputError, LoraError
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.factors import Balance
-from lorapipe_engine.hashes import network_hashes
+from lorapipe_engine.metadata import with_hashes
 from lorapipe_engine.network import ModuleKeys, describe_network
 from lorapipe_engine.picklefile import open_weights
 from lorapipe_engine.tensorfile import WeightFile, build_header, check_output, write_tensors
@@ -157,6 +158,8 @@ def _check_targets(tasks: Sequence[Task], output: Path, folder: bool, force: boo
         output.mkdir(parents=True, exist_ok=True)
     for target in seen:
         check_output(target, force=force)
+        if not os.access(target.parent, os.W_OK):
+            raise OutputError(f"{target}: its folder {target.parent} may not be written to")
 
 
 def find_sources(words: Sequence[str], stdin: BinaryIO) -> Iterator[Path | None]:
@@ -223,7 +226,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
             sys.stdout.buffer.flush()
     return FileReport(
         source=task.name,
-        output=str(task.target or STREAM),
+        output=None if options.dry_run else str(task.target or STREAM),
         precision=shrunk.precision,
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
@@ -235,8 +238,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
 def _metadata(file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings) -> dict[str, str]:
     target = options.target_size if options.target_bytes is not None else None
     metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, target)
-    hashes = network_hashes(shrunk.tensors, metadata)
-    metadata["sshs_model_hash"], metadata["sshs_legacy_hash"] = hashes
+    metadata = with_hashes(metadata, shrunk.tensors)
     if "modelspec.hash_sha256" in metadata:
         metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
     return metadata
