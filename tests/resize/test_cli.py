@@ -175,6 +175,12 @@ def test_nothing_on_stdin_is_an_error(tmp_path: Path, resize: Any) -> None:
     assert "no networks to resize" in done.err
 
 
+def test_a_stream_is_the_file(network: Path, tmp_path: Path, resize: Any) -> None:
+    resize(network, "-o", tmp_path / "out.safetensors", "--new-rank", 3)
+    done = resize("-", "-o", "-", "--new-rank", 3, stdin=network.read_bytes())
+    assert done.out == (tmp_path / "out.safetensors").read_bytes()
+
+
 def test_networks_flow_through_pipes(network: Path, tmp_path: Path, resize: Any) -> None:
     first = f"lora-resize {shlex.quote(network.name)} --new-rank 4 -o -"
     line = f"{first} | lora-resize - --new-rank 2 -o 'b c.safetensors'"

@@ -171,6 +171,8 @@ def find_sources(words: Sequence[str], stdin: BinaryIO) -> Iterator[Path | None]
     for word in words or (STREAM,):
         if word != STREAM:
             yield from _expand(Path(word))
+        elif stdin.isatty():
+            raise InputError("no networks to resize: name files or folders, or pipe paths in")
         elif _is_network(stdin):
             yield None
         else:
