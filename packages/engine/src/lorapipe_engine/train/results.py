@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,7 @@ from lorapipe_engine.train.run import RunLog
 from lorapipe_engine.train.sample import draw
 
 PRECISION_NAMES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
+LEFTOVER_AGE = 60.0  # seconds; a younger one may be the file that another run is writing now
 
 
 def refuse_to_overwrite(run: RunSettings) -> None:
@@ -35,6 +37,22 @@ def refuse_to_overwrite(run: RunSettings) -> None:
         raise ConfigError(
             f"{found[0]} exists from an earlier run; choose another --output_name or --output_dir, or give --overwrite"
         )
+
+
+def remove_leftovers(run: RunSettings, now: float | None = None) -> list[Path]:
+    """Delete the unfinished hidden files that a killed run left with its results; returns those deleted.
+
+    ``now``: seconds as of :func:`time.time`. Files younger than LEFTOVER_AGE stay.
+    """
+    limit = (time.time() if now is None else now) - LEFTOVER_AGE
+    gone = []
+    for folder in (run.output_dir, run.output_dir / "sample"):
+        for path in sorted(folder.glob(".lorapipe-*.tmp")):
+            with suppress(OSError):  # not ours to delete, or another run was faster
+                if path.lstat().st_mtime < limit:
+                    path.unlink()
+                    gone.append(path)
+    return gone
 
 
 def _is_result(path: Path, name: str) -> bool:

@@ -27,7 +27,7 @@ from lorapipe_engine.train.plan import (
     schedule_of,
 )
 from lorapipe_engine.train.prompts import Prompt, read_prompts
-from lorapipe_engine.train.results import refuse_to_overwrite
+from lorapipe_engine.train.results import refuse_to_overwrite, remove_leftovers
 from lorapipe_engine.train.sample import make_scheduler
 from lorapipe_engine.train.schedules import rate_multiplier
 
@@ -38,6 +38,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
     began = time.monotonic()
     check_cheaply(settings)
+    remove_leftovers(settings.run)
     prompts = sample_prompts(settings)
     dataset = scan(settings.data)
     if warning := check_batch(settings.data, len(dataset.pictures)):
