@@ -79,7 +79,7 @@ def train(dataset: Path, output_dir: Path, device: str | None) -> list[Path]:
     """Run ``lora-train`` as a user would; returns its networks, first epoch first."""
     options: list[str] = []
     for name, value in recipe.TRAIN_OPTIONS.items():
-        options += [f"--{name}", *([value] if value is not None else [])]
+        options += [f"--{name}", value]
     options += ["--max_train_epochs", str(recipe.EPOCHS), *(["--device", device] if device else [])]
     words = [
         "--base",

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ EXIT_CODES = """\
 2    nothing was done: wrong usage, configuration or input
 130  interrupted"""
 INTERRUPTED = 130
+VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)
 
 
 class ToolCommand(click.Command):
@@ -32,23 +34,6 @@ class ToolCommand(click.Command):
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.examples = examples.strip("\n")
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self._spell(args))
-
-    def _spell(self, args: list[str]) -> list[str]:
-        """Write option names as they were declared; what follows ``--`` or is a value stays as it is."""
-        declared = {
-            name.replace("-", "_"): name for p in self.params for name in (*p.opts, *p.secondary_opts)
-        }
-        spelt: list[str] = []
-        for position, word in enumerate(args):
-            if word == "--":
-                return [*spelt, *args[position:]]
-            name, sign, value = word.partition("=")
-            known = declared.get(name.replace("-", "_")) if name.startswith("--") else None
-            spelt.append(f"{known}{sign}{value}" if known else word)
-        return spelt
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
@@ -59,11 +44,11 @@ class ToolCommand(click.Command):
 
     def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Run and exit with the documented status."""
-        words = list(sys.argv[1:] if args is None else args)
-        verbose = "-v" in words or "--verbose" in words
-        raise SystemExit(self._run(words, verbose, extra))
+        raise SystemExit(self._run(list(sys.argv[1:] if args is None else args), extra))
 
-    def _run(self, words: list[str], verbose: bool, extra: dict[str, Any]) -> int:
+    def _run(self, words: list[str], extra: dict[str, Any]) -> int:
+        VERBOSE.set(False)
+        QUIET.set(False)
         extra.setdefault("prog_name", self.name)
         extra["standalone_mode"] = False
         try:
@@ -79,17 +64,21 @@ class ToolCommand(click.Command):
         except BrokenPipeError:
             _silence_stdout()
             return 0
-        except (LoraError, OSError, click.ClickException) as error:
-            if verbose:
+        except SystemExit as error:
+            # Commands return their status; 1 is how click itself leaves when the reader of a pipe has gone.
+            return 0 if error.code == 1 else int(error.code or 0)
+        except Exception as error:
+            if VERBOSE.get():
                 traceback.print_exc()
+            return self._tell_failure(error)
+
+    def _tell_failure(self, error: Exception) -> int:
+        if isinstance(error, LoraError | OSError | click.ClickException):
             self._tell(f"error: {_describe(error)}")
             return error.exit_code if isinstance(error, LoraError) else 1
-        except Exception as error:
-            if verbose:
-                traceback.print_exc()
-            hint = "" if verbose else " (-v shows where; please report it)"
-            self._tell(f"unexpected error: {type(error).__name__}: {_one_line(str(error))}{hint}")
-            return 1
+        hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
+        self._tell(f"unexpected error: {type(error).__name__}: {_one_line(str(error))}{hint}")
+        return 1
 
     def _tell(self, text: str) -> None:
         click.echo(f"{self.name}: {text}", err=True)
@@ -105,12 +94,20 @@ def tool_command(
             name,
             cls=ToolCommand,
             examples=examples,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+            context_settings={
+                "help_option_names": ["-h", "--help"],
+                "max_content_width": 100,
+                "token_normalize_func": _underscored,
+            },
             **settings,
         )(function)
         command.params += [
             click.Option(
-                ["-v", "--verbose"], is_flag=True, expose_value=False, help="Show where an error came from."
+                ["-v", "--verbose"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_verbose,
+                help="Show where an error came from.",
             ),
             click.Option(
                 ["-q", "--quiet"],
@@ -137,6 +134,15 @@ def say(text: str) -> None:
     """A line for the user on stderr, unless quiet was asked for."""
     if not QUIET.get():
         click.echo(text, err=True)
+
+
+def _underscored(name: str) -> str:
+    """``--network-dim`` and ``--network_dim`` are one option."""
+    return name.replace("-", "_")
+
+
+def _set_verbose(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    VERBOSE.set(value)
 
 
 def _set_quiet(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -138,9 +138,8 @@ def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     names = [f"--{field.name}", *([f"--{field.facts.alias}"] if field.facts.alias else []), field.name]
     text = field.facts.help
     if field.type is bool:
-        if not field.facts.alias:
-            opposite = field.name.removeprefix("no_") if field.name.startswith("no_") else f"no_{field.name}"
-            names[0] = f"--{field.name}/--{opposite}"
+        opposite = field.name.removeprefix("no_") if field.name.startswith("no_") else f"no_{field.name}"
+        names[0] = f"--{field.name}/--{opposite}"
         return click.option(*names, default=None, is_flag=True, help=text + _shown_default(field))
     if field.is_list:
         return click.option(*names, cls=WordsOption, multiple=True, default=None, help=text, metavar="WORDS")
@@ -332,4 +331,5 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, int | float):
         return repr(value)
-    return json.dumps(str(value), ensure_ascii=False)
+    # JSON leaves DEL as it is, TOML does not take it.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,77 @@
+"""Captions: files, tags, and how they vary."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorapipe_engine.captions import (
+    CaptionRule,
+    find_caption,
+    join_tags,
+    read_caption,
+    split_tags,
+    vary_caption,
+)
+from lorapipe_engine.errors import InputError
+
+
+def vary(text: str, rule: CaptionRule, seed: int = 0) -> str:
+    return vary_caption(text, rule, random.Random(seed))
+
+
+TAGS = st.lists(st.text("abc ()_", min_size=1).map(str.strip).filter(bool), max_size=8)
+
+
+@given(TAGS)
+def test_tags_survive_joining(tags: list[str]) -> None:
+    assert split_tags(join_tags(tags)) == tags
+
+
+@given(TAGS, st.integers(0, 4), st.integers())
+def test_shuffling_keeps_every_tag_and_the_first_ones_in_place(tags: list[str], keep: int, seed: int) -> None:
+    found = split_tags(vary(join_tags(tags), CaptionRule(shuffle=True, keep_tokens=keep), seed))
+    assert sorted(found) == sorted(tags)
+    assert found[:keep] == tags[:keep]
+
+
+def test_nothing_changes_without_a_rule() -> None:
+    assert vary("a,b ,  c", CaptionRule()) == "a,b ,  c"
+
+
+def test_kept_by_a_mark() -> None:
+    rule = CaptionRule(shuffle=True, keep_tokens_separator="|||")
+    found = split_tags(vary("x, y ||| a, b, c, d ||| z", rule, 3))
+    assert (found[:2], found[-1], sorted(found[2:-1])) == (["x", "y"], "z", ["a", "b", "c", "d"])
+    assert vary("x ||| a", CaptionRule(keep_tokens_separator="|||")) == "x  a"
+
+
+def test_dropouts() -> None:
+    assert vary("a, b", CaptionRule(dropout=1.0)) == ""
+    assert vary("a, b, c", CaptionRule(tag_dropout=1.0, keep_tokens=1)) == "a"
+
+
+def test_prefix_suffix_wildcards() -> None:
+    assert vary("a", CaptionRule(prefix="p,", suffix="s")) == "p, a s"
+    assert vary("{x|x} {{y}}", CaptionRule(wildcards=True)) == "x {y}"
+    assert vary("first\nsecond", CaptionRule()) == "first"
+
+
+def test_the_caption_file(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    assert find_caption(picture) is None
+    (tmp_path / "a.caption").write_text("from caption")
+    (tmp_path / "a.tags").write_bytes(b"\xef\xbb\xbfone, two\r\nrest\r\n")
+    assert find_caption(picture).text == "from caption"  # type: ignore[union-attr]
+    assert find_caption(picture, "tags").text == "one, two"  # type: ignore[union-attr]
+
+
+def test_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("größe".encode("latin-1"))
+    with pytest.raises(InputError, match=r"a\.txt: not UTF-8 \(byte 2\)"):
+        read_caption(path)

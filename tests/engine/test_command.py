@@ -1,0 +1,101 @@
+"""What every command line tool shares, tried on a small command in a real process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOY = """
+import sys, click
+from lorapipe_engine.command import tool_command, say
+from lorapipe_engine.errors import ConfigError, ProblemFound
+
+@tool_command("toy", examples="toy --some-number 3")
+@click.option("--some_number", type=int, default=1)
+@click.option("--text", default="")
+@click.argument("what", default="")
+def toy(some_number, text, what):
+    "Do a toy's work."
+    if what == "config": raise ConfigError("bad config:\\n try \\x1b[31manother")
+    if what == "problem": raise ProblemFound("one failed")
+    if what == "bug": raise ValueError("deep inside")
+    if what == "oserror": open("/no/such/file")
+    if what == "interrupt": raise KeyboardInterrupt
+    if what == "status": return 1
+    if what == "many":
+        for number in range(100000): click.echo(number)
+    say("working")
+    click.echo(f"{some_number} {text}")
+
+toy.main()
+"""
+
+
+def toy(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "toy.py"
+    script.write_text(TOY)
+    return subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (["config"], 2, "toy: error: bad config: try \\x1b[31manother"),
+        (["problem"], 1, "toy: error: one failed"),
+        (["oserror"], 1, "toy: error: /no/such/file: No such file or directory"),
+        (["interrupt"], 130, "toy: interrupted"),
+        (["--some-numbr", "3"], 2, "'--some_number'"),
+        (["--some-number", "x"], 2, "not a valid integer"),
+        (["bug"], 1, "toy: unexpected error: ValueError: deep inside"),
+    ],
+)
+def test_failures_are_one_line(tmp_path: Path, words: list[str], status: int, line: str) -> None:
+    result = toy(tmp_path, *words)
+    assert result.returncode == status
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert line in result.stderr
+
+
+def test_verbose_shows_where(tmp_path: Path) -> None:
+    result = toy(tmp_path, "bug", "-qv")
+    assert "Traceback" in result.stderr
+    assert result.returncode == 1
+
+
+@pytest.mark.parametrize("name", ["--some-number", "--some_number"])
+def test_dashes_and_underscores_are_alike(tmp_path: Path, name: str) -> None:
+    assert toy(tmp_path, name, "7").stdout == "7 \n"
+
+
+def test_values_are_left_alone(tmp_path: Path) -> None:
+    assert toy(tmp_path, "--text", "--some-number").stdout == "1 --some-number\n"
+
+
+def test_quiet_and_status(tmp_path: Path) -> None:
+    assert toy(tmp_path).stderr == "working\n"
+    assert toy(tmp_path, "-q").stderr == ""
+    assert toy(tmp_path, "status").returncode == 1
+
+
+def test_help_has_examples_and_exit_codes(tmp_path: Path) -> None:
+    text = toy(tmp_path, "-h").stdout
+    assert "Examples:\n  toy --some-number 3" in text
+    assert "130  interrupted" in text
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    script = tmp_path / "toy.py"
+    script.write_text(TOY)
+    with subprocess.Popen(
+        [sys.executable, script, "many"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0

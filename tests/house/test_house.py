@@ -1,0 +1,90 @@
+"""What holds for the whole repository."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+HEAVY = ("torch", "diffusers", "transformers", "pandas", "onnxruntime", "PIL", "huggingface_hub")
+LIGHT = [
+    "bases", "buckets", "captions", "cli", "command", "config", "errors", "families", "hashes", "images", "keys",
+    "metadata", "network", "picklefile", "progress", "settings", "tensorfile",
+]  # fmt: skip
+
+
+def project(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    return found
+
+
+def scripts() -> list[tuple[str, str]]:
+    return [row for folder in PACKAGES for row in dict(project(folder).get("scripts", {})).items()]  # type: ignore[call-overload]
+
+
+def test_there_are_the_packages_of_the_house() -> None:
+    names = {"engine", "tagger", "dataset-tools", "merge", "resize", "inspect", "demo"}
+    assert {folder.name for folder in PACKAGES} == names
+
+
+def test_one_version() -> None:
+    versions = {str(project(folder)["version"]) for folder in PACKAGES}
+    assert len(versions) == 1
+    version = versions.pop()
+    for folder in PACKAGES:
+        module = next((folder / "src").glob("lorapipe_*/__init__.py"))
+        assert f'__version__ = "{version}"' in module.read_text(), module
+        for need in project(folder).get("dependencies", []):  # type: ignore[attr-defined]
+            if need.startswith("lorapipe-"):
+                assert need.split("[")[0].split("==")[0] == "lorapipe-engine"
+                assert need.endswith(f"=={version}"), need
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("module", [f"lorapipe_engine.{name}" for name in LIGHT])
+def test_light_modules_import_nothing_heavy(module: str) -> None:
+    code = f"import {module}, sys; print([name for name in {HEAVY} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "target"), scripts())
+def test_commands_answer_help_at_once(name: str, target: str) -> None:
+    module, function = target.split(":")
+    code = f"import sys; sys.argv = ['{name}', '--help']; from {module} import {function} as main; main()"
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+        assert "Examples" in result.stdout
+    assert min(seconds) < 0.3
+
+
+def test_no_file_is_too_long() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    long = [name for name in tracked.stdout.split() if len((ROOT / name).read_text().splitlines()) > 500]
+    assert long == []
+
+
+def test_pins_are_exact() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert "torch==2.13.0" in lines
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+
+
+def test_docs_are_linked_and_their_pictures_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
