@@ -14,7 +14,15 @@ import numpy as np
 
 from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.judge import HEADS, true_answers
-from lorapipe_demo.scene import Scene, concept_scene, random_person, random_scene, style_scene
+from lorapipe_demo.scene import (
+    HAIR_COLOURS,
+    HEADWEAR,
+    Scene,
+    concept_scene,
+    random_person,
+    random_scene,
+    style_scene,
+)
 
 CAPTIONS = 4  # captions drawn for each picture
 LENGTH = 77
@@ -38,33 +46,40 @@ def world_picture(draw: random.Random) -> Scene:
 def judge_picture(draw: random.Random) -> Scene:
     """What the judge sees: also the held-out concepts, and what is nearly the character but is not."""
     roll = draw.random()
-    if roll < 0.50:
+    if roll < 0.45:
         return random_scene(draw)
-    if roll < 0.66:
+    if roll < 0.65:
         return concept_scene(draw)
-    if roll < 0.78:
+    if roll < 0.72:
         return style_scene(draw)
-    if roll < 0.82:
+    if roll < 0.75:
         return replace(concept_scene(draw), style="ink")
     return near_miss(draw)
 
 
 def near_miss(draw: random.Random) -> Scene:
-    """The character with something of hers missing, or somebody else with something of hers."""
-    if draw.random() < 0.5:
-        lost = draw.choice(
-            [{"ornament": False}, {"two_tone": False, "ornament": False}, {"hair_style": "long"}]
+    """The character with something of hers missing or changed, or somebody else with something of hers."""
+    if draw.random() < 0.6:
+        changed = draw.choice(
+            [
+                # The crown is golden too and sits near, so it comes most often.
+                {"ornament": False, "headwear": draw.choice(["", "crown", "crown", *HEADWEAR])},
+                {"two_tone": False},
+                {"two_tone": False, "ornament": False, "headwear": draw.choice(["", *HEADWEAR])},
+                {"hair_style": draw.choice(["short", "bob", "long", "ponytail", "double bun"])},
+                {"hair_colour": draw.choice(HAIR_COLOURS)},
+            ]
         )
-        return replace(concept_scene(draw), **lost)
-    other = random_person(draw)
+        return replace(concept_scene(draw), **changed)
     gained = draw.choice(
         [
             {"ornament": True, "headwear": ""},
             {"hair_colour": "aqua"},
             {"hair_colour": "aqua", "hair_style": "twintails"},
+            {"two_tone": True, "hair_style": "twintails"},
         ]
     )
-    return replace(other, **gained)
+    return replace(random_person(draw), **gained)
 
 
 def caption(scene: Scene, draw: random.Random) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 from lorapipe_demo.colours import BLUSH, CLOTH, EYES, GOLD, HAIR, INK, SKIN, Colour, shade
@@ -223,18 +224,21 @@ def _headwear(pen: Pen, kind: str) -> None:
 
 
 def _crescent(pen: Pen) -> None:
-    """The held-out ornament: a great golden crescent standing on the head."""
-    x, y = HEAD[0], HEAD[1] - 15.5
-    points: list[Point] = [
-        (x - 10, y - 7),
-        (x - 8.6, y - 1.5),
-        (x - 4.6, y + 1.8),
-        (x, y + 2.8),
-        (x + 4.6, y + 1.8),
-    ]
-    points += [(x + 8.6, y - 1.5), (x + 10, y - 7), (x + 6, y - 3.4), (x, y - 1.8), (x - 6, y - 3.4)]
+    """The held-out ornament: a great golden crescent at the side of the head, where no headwear sits."""
+    x, y = HEAD[0] - 11, HEAD[1] - 11
+    outer, inner, apart, towards = 8.5, 7.0, 4.5, math.radians(-35)
+    # Two circles that cut each other; the horns are where they meet, seen from either centre at these angles.
+    a = math.acos((outer**2 + apart**2 - inner**2) / (2 * outer * apart))
+    b = math.pi - math.acos((inner**2 + apart**2 - outer**2) / (2 * inner * apart))
+    ix, iy = x + apart * math.cos(towards), y + apart * math.sin(towards)
+    points: list[Point] = []
+    for step in range(15):
+        angle = towards + a + (2 * math.pi - 2 * a) * step / 14
+        points.append((x + outer * math.cos(angle), y + outer * math.sin(angle)))
+    for step in range(15):
+        angle = towards - b - (2 * math.pi - 2 * b) * step / 14
+        points.append((ix + inner * math.cos(angle), iy + inner * math.sin(angle)))
     pen.shape(points, GOLD, (140, 90, 20), 0.8)
-    pen.oval((x, y - 6), 2.2, 2.2, (255, 90, 120), (140, 30, 60))
 
 
 def _held(pen: Pen, kind: str, draw: random.Random) -> None:

@@ -14,12 +14,12 @@ EPOCHS = 7
 TRAIN_OPTIONS: dict[str, str] = {
     "resolution": "64",
     "max_token_length": "75",
-    "train_batch_size": "8",
+    "train_batch_size": "4",
     "network_dim": "32",
-    "unet_lr": "3e-3",
+    "unet_lr": "2.5e-3",
     "text_encoder_lr": "2e-3",
 }
-STEPS, GUIDANCE = 20, 5.0
+SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
 EXAM_SIZE = 40  # pictures for each figure
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorapipe_demo.recipe import GUIDANCE, STEPS
+from lorapipe_demo.recipe import GUIDANCE, SAMPLER, STEPS
 from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.train.apply import attach_file
 from lorapipe_engine.train.families import open_family
@@ -35,6 +35,7 @@ class Painter:
                 Prompt(text=text, width=64, height=64, steps=STEPS, scale=GUIDANCE, seed=seed + index)
                 for index, text in enumerate(prompts)
             ]
-            return list(draw(self.family, rows, clip_skip=self.base.encoder_layer, batch_size=20))
+            skip = self.base.encoder_layer
+            return list(draw(self.family, rows, clip_skip=skip, sampler=SAMPLER, batch_size=20))
         finally:
             detach(self.family.parts.values())
