@@ -20,7 +20,8 @@ from lorapipe_engine.metadata import ModelSpec, base_version, training_metadata,
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.optimizers import check_arguments, optimizer_kind
+from lorapipe_engine.train.plan import RunPlan, schedule_of
 
 
 class RunRecord:
@@ -38,7 +39,7 @@ class RunRecord:
         self.default_precision = "bf16" if family.dtype == torch.bfloat16 else "fp16"
         self._common = {
             **_run(settings, plan),
-            **_optimizer(settings, rates),
+            **_optimizer(settings, plan, rates),
             **_network(settings),
             **_model(settings, family),
             **_objective(settings),
@@ -68,16 +69,18 @@ def _run(settings: TrainSettings, plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def _optimizer(settings: TrainSettings, rates: Mapping[str, float]) -> dict[str, Any]:
+def _optimizer(settings: TrainSettings, plan: RunPlan, rates: Mapping[str, float]) -> dict[str, Any]:
     chosen = settings.optimizer
-    arguments = ",".join(chosen.optimizer_args)
+    kind = optimizer_kind(chosen.optimizer_type).load()
+    given = check_arguments(chosen.optimizer_type, chosen.optimizer_args)
+    arguments = ",".join(f"{name}={value}" for name, value in given.items())
     return {
-        "learning_rate": chosen.learning_rate,
+        "learning_rate": rates.get("unet") if chosen.learning_rate is None else chosen.learning_rate,
         "unet_lr": rates.get("unet"),
         "text_encoder_lr": rates.get("te1"),
-        "optimizer": chosen.optimizer_type + (f"({arguments})" if arguments else ""),
+        "optimizer": f"{kind.__module__}.{kind.__name__}({arguments})",
         "lr_scheduler": chosen.lr_scheduler,
-        "lr_warmup_steps": chosen.lr_warmup_steps,
+        "lr_warmup_steps": schedule_of(chosen, plan.steps, 1.0).warmup,
         "max_grad_norm": chosen.max_grad_norm,
         "gradient_checkpointing": settings.model.gradient_checkpointing,
         "gradient_accumulation_steps": chosen.gradient_accumulation_steps,
