@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,12 @@ def toy(some_number, text, what):
     if what == "oserror": open("/no/such/file")
     if what == "interrupt": raise KeyboardInterrupt
     if what == "status": return 1
+    if what == "exit": sys.exit(1)
+    if what == "exit with text": sys.exit("no\\ngood")
+    if what == "end of file": raise EOFError("ran out of input")
+    if what == "memory": raise MemoryError("wanted 9 GiB")
+    if what == "odd name": raise PermissionError(13, "Permission denied", "a\\nb\\x1b[31m.txt")
+    if what == "rename": raise FileNotFoundError(2, "No such file or directory", "a", None, "b")
     if what == "many":
         for number in range(100000): click.echo(number)
     say("working")
@@ -47,6 +55,11 @@ def toy(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["problem"], 1, "toy: error: one failed"),
         (["oserror"], 1, "toy: error: /no/such/file: No such file or directory"),
         (["interrupt"], 130, "toy: interrupted"),
+        (["exit with text"], 1, "toy: error: no good"),
+        (["end of file"], 1, "toy: unexpected error: EOFError: ran out of input"),
+        (["memory"], 1, "toy: error: not enough memory wanted 9 GiB"),
+        (["odd name"], 1, "toy: error: a b\\x1b[31m.txt: Permission denied"),
+        (["rename"], 1, "toy: error: a -> b: No such file or directory"),
         (["--some-numbr", "3"], 2, "'--some_number'"),
         (["--some-number", "x"], 2, "not a valid integer"),
         (["bug"], 1, "toy: unexpected error: ValueError: deep inside"),
@@ -56,7 +69,7 @@ def test_failures_are_one_line(tmp_path: Path, words: list[str], status: int, li
     result = toy(tmp_path, *words)
     assert result.returncode == status
     assert result.stdout == ""
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert len(result.stderr.splitlines()) == 1
     assert line in result.stderr
 
 
@@ -79,6 +92,7 @@ def test_quiet_and_status(tmp_path: Path) -> None:
     assert toy(tmp_path).stderr == "working\n"
     assert toy(tmp_path, "-q").stderr == ""
     assert toy(tmp_path, "status").returncode == 1
+    assert toy(tmp_path, "exit").returncode == 1
 
 
 def test_help_has_examples_and_exit_codes(tmp_path: Path) -> None:
@@ -99,3 +113,33 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "toy.py"
+    script.write_text(TOY)
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, script], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (result.returncode, result.stderr) == (1, "working\ntoy: error: No space left on device\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
+def test_ctrl_c_cleans_up_and_ends_with_130(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, time\nfrom lorapipe_engine.command import tool_command\n"
+        "@tool_command('slow')\ndef slow():\n"
+        "    try:\n        print('begun', flush=True)\n        time.sleep(60)\n"
+        "    finally:\n        print('cleaned up', flush=True)\nslow.main()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "cleaned up\n", "slow: interrupted\n")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from errno import EINVAL
 from typing import Any
 
 import click
@@ -42,46 +44,90 @@ class ToolCommand(click.Command):
         with formatter.section("Exit codes"):
             formatter.write(_indented(EXIT_CODES))
 
-    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
-        """Run and exit with the documented status."""
-        raise SystemExit(self._run(list(sys.argv[1:] if args is None else args), extra))
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        """Parse the words; what goes wrong passes click's own endings, see :class:`_Passing`."""
+        with _passing():
+            return super().make_context(*args, **settings)
 
-    def _run(self, words: list[str], extra: dict[str, Any]) -> int:
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what goes wrong passes click's own endings, see :class:`_Passing`."""
+        with _passing():
+            return super().invoke(ctx)
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run and exit with the documented status. Without ``args`` those of the process are taken, in which click
+        expands ``*`` on Windows.
+        """
+        raise SystemExit(self._run(args, extra))
+
+    def _run(self, words: Sequence[str] | None, extra: dict[str, Any]) -> int:
         VERBOSE.set(False)
         QUIET.set(False)
         extra.setdefault("prog_name", self.name)
         extra["standalone_mode"] = False
         try:
             result = super().main(words, **extra)
-            sys.stdout.flush()
+            _flush_stdout()
             return result if isinstance(result, int) else 0
-        except (KeyboardInterrupt, click.Abort):
-            self._tell("interrupted")
-            return INTERRUPTED
         except click.UsageError as error:
             self._tell(f"error: {_one_line(error.format_message())} (see {self.name} --help)")
             return 2
-        except BrokenPipeError:
+        except SystemExit as error:
+            if error.code is None or isinstance(error.code, int):
+                return error.code or 0
+            self._tell(f"error: {_one_line(str(error.code))}")
+            return 1
+        except (KeyboardInterrupt, Exception) as error:
+            return self._end(error.cause if isinstance(error, _Passing) else error)
+
+    def _end(self, error: BaseException) -> int:
+        if isinstance(error, KeyboardInterrupt | click.Abort):
+            # The first line end closes the terminal's ^C.
+            self._tell("interrupted", before="\n" if _is_terminal(sys.stderr) else "")
+            return INTERRUPTED
+        if _reader_has_gone(error):
             _silence_stdout()
             return 0
-        except SystemExit as error:
-            # Commands return their status; 1 is how click itself leaves when the reader of a pipe has gone.
-            return 0 if error.code == 1 else int(error.code or 0)
-        except Exception as error:
-            if VERBOSE.get():
-                traceback.print_exc()
-            return self._tell_failure(error)
+        if VERBOSE.get():
+            traceback.print_exception(error)
+        try:
+            _flush_stdout()
+        except OSError:
+            # What a full disk did not take would be tried again, and told again, at the very end.
+            _silence_stdout()
+        return self._tell_failure(error)
 
-    def _tell_failure(self, error: Exception) -> int:
+    def _tell_failure(self, error: BaseException) -> int:
         if isinstance(error, LoraError | OSError | click.ClickException):
             self._tell(f"error: {_describe(error)}")
             return error.exit_code if isinstance(error, LoraError) else 1
+        if isinstance(error, MemoryError):
+            self._tell(f"error: not enough memory {_one_line(str(error))}".rstrip())
+            return 1
         hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
         self._tell(f"unexpected error: {type(error).__name__}: {_one_line(str(error))}{hint}")
         return 1
 
-    def _tell(self, text: str) -> None:
-        click.echo(f"{self.name}: {text}", err=True)
+    def _tell(self, text: str, *, before: str = "") -> None:
+        click.echo(f"{before}{self.name}: {text}", err=True)
+
+
+class _Passing(Exception):
+    """Carries an error past click, which has endings of its own for some: a blank line and "aborted" for the end of
+    a file or an interrupt, a status of 1 for a pipe whose reader has gone.
+    """
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def _passing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, KeyboardInterrupt) as error:
+        raise _Passing(error) from error
 
 
 def tool_command(
@@ -157,8 +203,10 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
 
 def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}"
+        names = [
+            os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+        ]
+        return _one_line(": ".join([*([" -> ".join(names)] if names else []), error.strerror]))
     return _one_line(error.format_message() if isinstance(error, click.ClickException) else str(error))
 
 
@@ -172,6 +220,23 @@ def _indented(text: str) -> str:
     return "".join(f"  {line.strip() if line.startswith(' ') else line}\n" for line in text.splitlines())
 
 
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _reader_has_gone(error: BaseException) -> bool:
+    """Whether the next program in the pipe has ended, as head does. Windows calls that an invalid argument."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    return os.name == "nt" and isinstance(error, OSError) and error.errno == EINVAL and not error.filename
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
 def _silence_stdout() -> None:
-    """Keep Python from complaining about the closed pipe when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Send what is still to be written to stdout nowhere, so that Python says nothing about it when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
