@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from difflib import get_close_matches
 from errno import EINVAL
 from typing import Any
 
@@ -69,6 +70,9 @@ class ToolCommand(click.Command):
             result = super().main(words, **extra)
             _flush_stdout()
             return result if isinstance(result, int) else 0
+        except click.NoSuchOption as error:
+            self._tell(f"error: {self._no_such_option(error.option_name, words)} (see {self.name} --help)")
+            return 2
         except click.UsageError as error:
             self._tell(f"error: {_one_line(error.format_message())} (see {self.name} --help)")
             return 2
@@ -79,6 +83,19 @@ class ToolCommand(click.Command):
             return 1
         except (KeyboardInterrupt, Exception) as error:
             return self._end(error.cause if isinstance(error, _Passing) else error)
+
+    def _no_such_option(self, name: str, words: Sequence[str] | None) -> str:
+        """What is wrong, with both names spelt as they were typed and declared; click knows underscores only."""
+        typed = [word.split("=", 1)[0] for word in (sys.argv[1:] if words is None else words)]
+        shown = next((word for word in typed if word.startswith("--") and _same_option(word, name)), name)
+        known = {
+            opt.lstrip("-").replace("-", "_"): opt
+            for param in self.params
+            for opt in reversed([*param.opts, *param.secondary_opts])
+            if opt.startswith("--")
+        }
+        close = get_close_matches(name.lstrip("-"), known, 1)
+        return f"no option {_one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
 
     def _end(self, error: BaseException) -> int:
         if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -185,6 +202,10 @@ def say(text: str) -> None:
 def _underscored(name: str) -> str:
     """``--network-dim`` and ``--network_dim`` are one option."""
     return name.replace("-", "_")
+
+
+def _same_option(one: str, other: str) -> bool:
+    return _underscored(one.lstrip("-")) == _underscored(other.lstrip("-"))
 
 
 def _set_verbose(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
