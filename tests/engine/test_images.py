@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 Image = pytest.importorskip("PIL.Image")
+ImageOps = pytest.importorskip("PIL.ImageOps")
 
 from lorapipe_engine.errors import InputError  # noqa: E402
 from lorapipe_engine.images import find_images, image_size, repeat_folders  # noqa: E402
@@ -65,6 +71,57 @@ def test_size_is_the_size_as_shown(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     assert image_size(tmp_path / "a.jpg") == (20, 30)
-    (tmp_path / "b.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"b\.png: empty file"):
-        image_size(tmp_path / "b.png")
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_may_tell_its_rotation_before_or_behind_the_pixels(tmp_path: Path, behind: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    data = picture(tmp_path / "plain.png", (30, 20)).read_bytes()
+    note = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    place = data.index(b"IEND" if behind else b"IDAT") - 4
+    path = tmp_path / "turned.png"
+    path.write_bytes(data[:place] + note + data[place:])
+    assert image_size(path) == (20, 30) == ImageOps.exif_transpose(Image.open(path)).size
+    assert image_size(tmp_path / "plain.png") == (30, 20)
+
+
+def test_only_the_header_is_read(tmp_path: Path) -> None:
+    data = picture(tmp_path / "a.png", (300, 200)).read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    assert image_size(tmp_path / "half.png") == (300, 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.png", b"", "empty file"),
+        ("a.png", b"\x89PNG\r\n\x1a\n\0\0", "not a picture that can be read"),
+        ("a.jpg", b"text", "not a picture that can be read"),
+        ("a.jxl", b"\xff\x0a", "this Pillow reads no .jxl files"),
+        ("none.png", None, "No such file or directory"),
+    ],
+)
+def test_what_is_no_picture_is_named(tmp_path: Path, name: str, data: bytes | None, reason: str) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=f"{re.escape(name)}: .*{re.escape(reason)}"):
+        image_size(tmp_path / name)
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"]))
+def test_damaged_files_give_a_size_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.png"
+    path.write_bytes(start + data)
+    try:
+        width, height = image_size(path)
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert min(width, height) > 0

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.records import check_folder, find_files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
 _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
+_ORIENTATION = 0x0112
+_PNG_SIGNATURE_BYTES = 8
+_PNG_NOTES = frozenset({b"eXIf", b"iTXt", b"tEXt", b"zTXt"})
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 
@@ -25,37 +34,11 @@ class RepeatFolder:
 
 
 def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The pictures of a folder by suffix (any case), sorted by name. Hidden files are left out.
+    """The pictures of a folder by suffix (any case), sorted by the letters' code points. Hidden files are left out.
 
     Raises InputError if the folder cannot be read.
     """
-    check_folder(folder)
-    found = _walk(folder) if recursive else _files(folder)
-    return sorted(
-        path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-
-
-def check_folder(folder: Path) -> None:
-    """Raise InputError, saying what is there instead, unless ``folder`` is a folder."""
-    if folder.is_dir():
-        return
-    what = "is a file, not a folder" if folder.exists() else "no such folder"
-    raise InputError(f"{folder}: {what}")
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from (Path(entry.path) for entry in entries if entry.is_file())
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    # Links to folders are not followed, so a loop of them cannot trap the walk.
-    for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names)
+    return find_files(folder, IMAGE_SUFFIXES, recursive=recursive)
 
 
 def repeat_folders(root: Path) -> list[RepeatFolder]:
@@ -64,15 +47,21 @@ def repeat_folders(root: Path) -> list[RepeatFolder]:
     Raises InputError where there is none, saying which folders to rename.
     """
     check_folder(root)
-    found = [
-        folder for path in sorted(root.iterdir()) if path.is_dir() and (folder := as_repeat_folder(path))
-    ]
+    inside = _subfolders(root)
+    found = [folder for path in inside if (folder := as_repeat_folder(path))]
     if found:
         return found
     itself = as_repeat_folder(root.resolve())
     if itself and find_images(root):
         return [RepeatFolder(root, itself.repeats, itself.concept)]
-    raise InputError(f"{root}: no folder named N_concept in it; {_what_to_rename(root)}")
+    raise InputError(f"{root}: no folder named N_concept in it; {_what_to_rename(root, inside)}")
+
+
+def _subfolders(root: Path) -> list[Path]:
+    try:
+        return sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.parts)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error.strerror})") from error
 
 
 def as_repeat_folder(path: Path) -> RepeatFolder | None:
@@ -83,8 +72,8 @@ def as_repeat_folder(path: Path) -> RepeatFolder | None:
     return RepeatFolder(path, int(match.group(1)), match.group(2))
 
 
-def _what_to_rename(root: Path) -> str:
-    others = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+def _what_to_rename(root: Path, inside: list[Path]) -> str:
+    others = [path.name for path in inside if not path.name.startswith(".")]
     if others:
         return f"rename '{others[0]}' to '10_{others[0]}' (10 is how often its pictures come in an epoch)"
     if find_images(root):
@@ -97,15 +86,62 @@ def image_size(path: Path) -> tuple[int, int]:
 
     Raises InputError for a file that is no picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(0x0112) in _TURNED
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = (
-            "empty file" if path.is_file() and path.stat().st_size == 0 else "not a picture that can be read"
-        )
-        raise InputError(f"{path}: {reason}; mend it or take it out") from error
+        with warnings.catch_warnings():
+            # A large picture is no attack here; its header is all that is read.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                width, height = picture.size
+                turned = _orientation(path, picture) in _TURNED
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise InputError(f"{path}: {_why_unreadable(path, error)}; mend it or take it out") from error
     return (height, width) if turned else (width, height)
+
+
+def _orientation(path: Path, picture: Image) -> int | None:
+    """The EXIF orientation, or None. Of a PNG, Pillow decodes the pixels to see what stands behind them; that is left
+    to those PNGs that have something there.
+    """
+    from PIL.Image import Image as Picture
+
+    early = picture.format == "PNG" and not _has_late_notes(path)
+    found = (Picture.getexif(picture) if early else picture.getexif()).get(_ORIENTATION)
+    return found if isinstance(found, int) else None
+
+
+def _has_late_notes(path: Path) -> bool:
+    """Whether a PNG has EXIF or text behind its pixels."""
+    pixels_seen = False
+    with path.open("rb") as file:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if pixels_seen and kind in _PNG_NOTES:
+                return True
+            pixels_seen = pixels_seen or kind == b"IDAT"
+            file.seek(size + 4, os.SEEK_CUR)
+    return False
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    from PIL import Image
+
+    if path.is_file() and path.stat().st_size == 0:
+        return "empty file"
+    if isinstance(error, Image.DecompressionBombError):
+        return "more pixels than Pillow opens"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if path.suffix.lower() not in Image.registered_extensions():
+        return f"this Pillow reads no {path.suffix.lower()} files"
+    return "not a picture that can be read"

@@ -1,0 +1,246 @@
+"""What the tools pass each other through pipes: paths, or JSON records that have a path.
+
+In a list, a line that begins with ``{`` is a JSON object with a text ``path`` (or ``file``); any other line is a path
+as it stands, spaces and all. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths
+only. Fields that a tool does not know stay in the record and go on to the next tool. Lists are UTF-8; bytes of a
+name that are not survive (``surrogateescape``, as Python has file names).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from lorapipe_engine.errors import InputError
+
+STREAM = "-"
+_PATH_NAMES = ("path", "file")
+_BLOCK = 1 << 16
+_BOM = "\ufeff"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A file and what is known of it: ``data`` holds the other fields of its JSON object."""
+
+    path: Path
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+# -------------------------------------------------------------------------------- in
+
+
+def read_records(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterator[Record]:
+    """The records that a command is to work on, as they come.
+
+    ``words`` are paths; ``-``, or no word at all, stands for the list on ``stdin`` (the process's own by default).
+    Raises InputError for a line that is no record, and instead of waiting at a terminal.
+    """
+    for word in words or (STREAM,):
+        if word != STREAM:
+            yield Record(Path(word))
+            continue
+        stream = stdin or _process_stdin()
+        if stream is None or stream.isatty():
+            raise InputError("nothing to work on: name files or folders, or pipe paths in")
+        yield from read_list(stream)
+
+
+def _process_stdin() -> BinaryIO | None:
+    # A program without a console has none.
+    return sys.stdin.buffer if sys.stdin is not None else None
+
+
+def read_list(stream: BinaryIO, name: str = "standard input") -> Iterator[Record]:
+    """The records of a list. Empty lines are passed over; ``name`` is what an error calls the list."""
+    for number, line, exact in _lines(stream):
+        text = line.decode("utf-8", "surrogateescape")
+        if not exact:
+            text = text.removesuffix("\r")
+            # Windows' editors and shells begin a list with a byte order mark.
+            text = text.removeprefix(_BOM) if number == 1 else text
+        if text.startswith("{") and not exact:
+            yield _parse(text, f"{name}, line {number}")
+        elif text.strip() or (exact and text):
+            yield Record(Path(text))
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
+    """Numbered lines, and whether they are exact: ended by NUL bytes, because the first block has one."""
+    end = b"\n"
+    rest = b""
+    number = 0
+    # What has come so far is taken, so that a slow sender's first lines are not held back.
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    while block := read(_BLOCK):
+        if not number and b"\0" in block:
+            end = b"\0"
+        *whole, rest = (rest + block).split(end)
+        for line in whole:
+            number += 1
+            yield number, line, end == b"\0"
+    if rest:
+        yield number + 1, rest, end == b"\0"
+
+
+def _parse(text: str, place: str) -> Record:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "not readable"
+        raise InputError(f"{place}: no JSON record ({reason})") from None
+    name = next((key for key in _PATH_NAMES if key in data), _PATH_NAMES[0])
+    path = data.pop(name, None)
+    if not isinstance(path, str) or not _is_file_name(path):
+        raise InputError(f'{place}: the record has no "path" that can name a file')
+    return Record(Path(path), data)
+
+
+def _is_file_name(text: str) -> bool:
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+# -------------------------------------------------------------------------------- folders
+
+
+def expand_folders(
+    records: Iterable[Record], suffixes: Collection[str], *, recursive: bool = False
+) -> Iterator[Record]:
+    """Put the files of a folder with one of ``suffixes`` in the place of a record whose path is a folder.
+
+    They are sorted and get the record's ``data``. Other records pass, whether their files exist or not. Raises
+    InputError for a folder that cannot be read or has no such file.
+    """
+    for record in records:
+        if not record.path.is_dir():
+            yield record
+            continue
+        found = find_files(record.path, suffixes, recursive=recursive)
+        if not found:
+            raise InputError(f"{record.path}: has no {', '.join(sorted(suffixes))} files")
+        yield from (Record(path, record.data) for path in found)
+
+
+def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
+    """The files of a folder by suffix (``.png``; any case in the names), sorted by the letters' code points, so alike
+    on every system. Hidden files and folders are left out, links to folders are not followed.
+
+    Raises InputError if the folder cannot be read.
+    """
+    check_folder(folder)
+    found = _walk(folder) if recursive else _entries(folder)
+    wanted = {suffix.lower() for suffix in suffixes}
+    chosen = (path for path in found if path.suffix.lower() in wanted and not path.name.startswith("."))
+    return sorted(chosen, key=lambda path: path.parts)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError, saying what is there instead, unless ``folder`` is a folder."""
+    if folder.is_dir():
+        return
+    what = "is a file, not a folder" if folder.exists() else "no such folder"
+    raise InputError(f"{folder}: {what}")
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (folder / entry.name for entry in entries if _is_file(entry))
+    except OSError as error:
+        raise _unreadable(error, folder) from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself
+        return False
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def stop(error: OSError) -> None:
+        raise _unreadable(error, folder) from error
+
+    for parent, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for name in names if (path := Path(parent, name)).is_file())
+
+
+def _unreadable(error: OSError, folder: Path) -> InputError:
+    return InputError(f"{error.filename or folder}: cannot be read ({error.strerror})")
+
+
+# -------------------------------------------------------------------------------- out
+
+
+def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that adds ``--jsonl/--text``; the command gets ``jsonl``, for :func:`write_record`."""
+    return click.option(
+        "--jsonl/--text",
+        "jsonl",
+        default=None,
+        help="Write JSON records or text.  [default: text on a terminal, records in a pipe]",
+    )(function)
+
+
+def write_record(
+    record: Record, *, jsonl: bool | None = None, text: str | None = None, stdout: BinaryIO | None = None
+) -> None:
+    """Write a record to ``stdout`` (the process's own by default) at once, in one line.
+
+    It is a JSON object, or as text ``text``, by default the path. Without ``jsonl`` a terminal gets text and a pipe
+    JSON. JSON takes no numbers that are none (NaN, infinity): ValueError.
+    """
+    stream = stdout or sys.stdout.buffer
+    if jsonl is None:
+        jsonl = not stream.isatty()
+    line = format_record(record) if jsonl else text if text is not None else format_path(record.path)
+    stream.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    stream.flush()
+
+
+def format_record(record: Record) -> str:
+    """A record as a JSON object in one line, ``path`` first."""
+    fields = {"path": str(record.path), **{k: v for k, v in record.data.items() if k != "path"}}
+    text = json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_plain)
+    # Bytes of a name that are no UTF-8 must not stand in JSON; it has an escape for them.
+    return text if _is_utf8(text) else json.dumps(fields, allow_nan=False, default=_plain)
+
+
+def format_path(path: Path) -> str:
+    """A path as a line; as a JSON record if the bare line would be read as something else or upset a terminal (a
+    control character in it, a ``{`` in front, nothing but spaces).
+    """
+    text = str(path)
+    odd = (
+        text.startswith(("{", _BOM)) or not text.strip() or any(unicodedata.category(c) == "Cc" for c in text)
+    )
+    return json.dumps({"path": text}) if odd or not _is_utf8(text, "surrogateescape") else text
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for a value that it does not know: paths as text, numbers of numpy as numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot stand in a record")
+
+
+def _is_utf8(text: str, errors: str = "strict") -> bool:
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
