@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lorapipe_engine.errors import ConfigError, InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    size: tuple[int, int] = option((512, 512), "Size.")
+    size: tuple[int, int] = option((512, 512), "Size.", min=1)
     depth: int | None = option(None, "Depth.", min=1, max=9)
     kind: str = option("plain", "Kind.", choices=("plain", "fancy"))
 
@@ -52,9 +53,25 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[a]\ndepht = 3", r"x\.toml: a\.depht: unknown key, did you mean 'depth'\?"),
-        ("[a]\ndepth = 3\n[b]\ndepth = 4", r"b\.depth: given twice"),
-        ("depth = '3x'", r"depth: expected a whole number, got '3x' \(.*x\.toml\)"),
+        ("[a]\ndepht = 3", r"x\.toml, line 2: a\.depht: unknown key, did you mean 'depth'\?"),
+        ("[a]\nnoizy = true", r"unknown key, did you mean 'noisy'\?"),
+        ("[a]\nzzz = 3", r"x\.toml, line 2: a\.zzz: unknown key$"),
+        ("[a]\ndepth = 3\n[b]\ndepth = 4", r"x\.toml: depth: given twice, as a\.depth and b\.depth"),
+        ("[a]\nloud = true\n[b]\nnoisy = true", r"loud: given twice, as a\.loud and b\.noisy"),
+        (
+            "\n# depth = 1\ndepth = '3x'",
+            r"depth: expected a whole number, got '3x' \(from .*x\.toml, line 3\)",
+        ),
+        ('note = """\ndepth = 1"""\ndepth = \'3x\'', r"got '3x' \(from .*x\.toml\)"),
+        ("x.'depth'='3x'", r"got '3x' \(from .*x\.toml, line 1\)"),
+        ("depth = '1_0'", "depth: expected a whole number, got '1_0'"),
+        ("depth = 1e999", "depth: expected a whole number, got Infinity"),
+        ("rate = '１'", "rate: expected a number, got '１'"),
+        ("place = ''", "place: expected a path, got an empty text"),
+        ("place = [1]", r"place: expected a text, got \[1\]"),
+        ("words = [[1]]", "words: expected a list of texts"),
+        ("size = [512, 0]", "size: 0 is below 1"),
+        ("size = '5x5'", "size: expected a whole number, got '5x5'"),
         ("depth = 2.5", "depth: expected a whole number, got 2.5"),
         ("depth = 0", "depth: 0 is below 1"),
         ("depth = 10", "depth: 10 is above 9"),
@@ -72,15 +89,39 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.toml"):
+    with pytest.raises(InputError, match=r"none\.toml: cannot be read \(No such file or directory\)"):
         build_settings(PARTS, {}, tmp_path / "none.toml")
+    (tmp_path / "x.toml").write_bytes(b"a = 1\xff")
+    with pytest.raises(InputError, match=r"x\.toml: not UTF-8 \(byte 5\)"):
+        build_settings(PARTS, {}, tmp_path / "x.toml")
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=40))
+def test_any_text_is_taken_or_refused(tmp_path_factory: Any, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(text, encoding="utf-8", newline="")
+    with contextlib.suppress(ConfigError):
+        build_settings(PARTS, {}, path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"depth": "3x2"}, "^depth: expected a whole number, got '3x2'$"),
+        ({"size": "0,5"}, "^size: 0 is below 1$"),
+        ({"rate": "-1"}, "^rate: -1.0 is below 0$"),
+    ],
+)
+def test_mistakes_in_flags_are_named(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_settings(PARTS, flags)
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 @given(
-    st.builds(Shape, size=st.tuples(st.integers(), st.integers()), depth=st.none() | st.integers(1, 9)),
+    st.builds(Shape, size=st.tuples(st.integers(1), st.integers(1)), depth=st.none() | st.integers(1, 9)),
     st.builds(Work, rate=st.floats(0, 1e9), words=st.lists(TEXTS).map(tuple), loud=st.booleans(), note=TEXTS),
 )
 def test_what_is_printed_reads_back_the_same(tmp_path_factory: Any, shape: Shape, work: Work) -> None:

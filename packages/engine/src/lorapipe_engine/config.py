@@ -14,10 +14,11 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -187,31 +188,52 @@ def build_settings(
         if given is not None and given != ():
             values[name], origin[name] = convert(field, given, ""), "flag"
         elif name in from_file:
-            values[name], origin[name] = convert(field, from_file[name], f" ({config_file})"), "file"
+            value, place = from_file[name]
+            values[name], origin[name] = convert(field, value, f" (from {place})"), "file"
         else:
             values[name], origin[name] = field.default, "default"
     return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
 
 
-def read_toml(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """The options of a TOML file, whatever sections they stand in. An unknown or repeated key is an error."""
+def read_toml(path: Path, fields: Mapping[str, Field]) -> dict[str, tuple[Any, str]]:
+    """The options of a TOML file, whatever sections they stand in, each with its place as errors name it.
+
+    Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
+    """
+    text = _read_text(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a text file ({error})") from error
     aliases = {field.facts.alias: name for name, field in fields.items() if field.facts.alias}
-    found: dict[str, Any] = {}
+    found: dict[str, tuple[Any, str]] = {}
+    sections: dict[str, str] = {}
     for section, key, value in _flatten(table, ""):
         name = key.replace("-", "_")
         name = aliases.get(name, name)
+        place = _place(path, text, key)
         if name not in fields:
-            raise ConfigError(f"{path}: {section}{key}: unknown key{nearest(name, fields)}")
+            raise ConfigError(f"{place}: {section}{key}: unknown key{nearest(name, [*fields, *aliases])}")
         if name in found:
-            raise ConfigError(f"{path}: {section}{key}: given twice")
-        found[name] = value
+            raise ConfigError(f"{path}: {name}: given twice, as {sections[name]} and {section}{key}")
+        found[name], sections[name] = (value, place), f"{section}{key}"
     return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}), so not TOML") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _place(path: Path, text: str, key: str) -> str:
+    """The file, and the line of ``key`` where only one can be meant."""
+    pattern = re.compile(rf"^[^#=\n]*?(?<![\w-])[\"']?{re.escape(key)}[\"']?[ \t]*=", re.MULTILINE)
+    found = [match.end() for match in pattern.finditer(text)]
+    return f"{path}, line {text.count(chr(10), 0, found[0]) + 1}" if len(found) == 1 else str(path)
 
 
 def _flatten(table: Mapping[str, Any], section: str) -> list[tuple[str, str, Any]]:
@@ -224,7 +246,7 @@ def _flatten(table: Mapping[str, Any], section: str) -> list[tuple[str, str, Any
     return rows
 
 
-def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """``, did you mean 'x'?`` for a misspelt name, or nothing."""
     close = difflib.get_close_matches(name, list(known), 1)
     return f", did you mean '{close[0]}'?" if close else ""
@@ -237,15 +259,19 @@ def convert(field: Field, value: Any, where: str) -> Any:
     if field.is_pair:
         return _pair(field, value, where)
     result = _scalar(field.name, field.type, value, where)
-    facts = field.facts
-    if facts.choices is not None and result not in facts.choices:
-        shown = ", ".join(map(str, facts.choices))
+    if field.facts.choices is not None and result not in field.facts.choices:
+        shown = ", ".join(map(str, field.facts.choices))
         raise ConfigError(f"{field.name}: '{result}' is none of {shown}{where}")
-    if facts.min is not None and result < facts.min:
-        raise ConfigError(f"{field.name}: {result} is below {facts.min:g}{where}")
-    if facts.max is not None and result > facts.max:
-        raise ConfigError(f"{field.name}: {result} is above {facts.max:g}{where}")
+    _check_range(field, result, where)
     return result
+
+
+def _check_range(field: Field, value: Any, where: str) -> None:
+    low, high = field.facts.min, field.facts.max
+    if low is not None and value < low:
+        raise ConfigError(f"{field.name}: {value} is below {low:g}{where}")
+    if high is not None and value > high:
+        raise ConfigError(f"{field.name}: {value} is above {high:g}{where}")
 
 
 def _words(field: Field, value: Any, where: str) -> tuple[str, ...]:
@@ -261,7 +287,9 @@ def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
         raise ConfigError(
             f"{field.name}: expected one number or two, as 512 or 512,768; got '{value}'{where}"
         )
-    numbers = [_scalar(field.name, int, item, where) for item in items]
+    numbers = [_whole(field.name, item, where) for item in items]
+    for number in numbers:
+        _check_range(field, number, where)
     return numbers[0], numbers[-1]
 
 
@@ -274,7 +302,11 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
         return _number(name, value, where)
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ConfigError(f"{name}: expected a text, got {_shown(value)}{where}")
-    return Path(str(value)).expanduser() if kind is Path else str(value)
+    if kind is not Path:
+        return str(value)
+    if not str(value):
+        raise ConfigError(f"{name}: expected a path, got an empty text{where}")
+    return Path(str(value)).expanduser()
 
 
 def _truth(name: str, value: Any, where: str) -> bool:
@@ -287,7 +319,7 @@ def _whole(name: str, value: Any, where: str) -> int:
     try:
         if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
             raise ValueError
-        return int(value.strip() if isinstance(value, str) else value)
+        return int(_digits(value))
     except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"{name}: expected a whole number, got {_shown(value)}{where}") from None
 
@@ -296,12 +328,19 @@ def _number(name: str, value: Any, where: str) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
-        number = float(value)
-    except (ValueError, TypeError):
+        number = float(_digits(value))
+    except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"{name}: expected a number, got {_shown(value)}{where}") from None
     if not math.isfinite(number):
         raise ConfigError(f"{name}: {number} is not a usable number{where}")
     return number
+
+
+def _digits(value: Any) -> Any:
+    """A number's text as people write numbers; Python itself would take 1_0 and other scripts' digits."""
+    if isinstance(value, str) and ("_" in value or not value.isascii()):
+        raise ValueError
+    return value
 
 
 def _shown(value: Any) -> str:
