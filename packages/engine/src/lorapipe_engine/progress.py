@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, total: int, label: str, unit: str) -> None:
         self.total = total
         self._bar: Any = None
-        if sys.stderr.isatty() and not QUIET.get():
+        if sys.stderr is not None and sys.stderr.isatty() and not QUIET.get():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, leave=False)

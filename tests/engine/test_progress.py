@@ -1,0 +1,58 @@
+"""Progress bars: for people who watch, and for nobody else."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+TOY = """
+import sys
+from lorapipe_engine.command import tool_command
+from lorapipe_engine.progress import progress
+
+@tool_command("toy")
+def toy():
+    for _ in progress(3, "counting", "sheep"): pass
+    with progress(2, "again") as bar: bar.update(2, loss=0.5)
+    print("tqdm" in sys.modules)
+
+toy.main()
+"""
+
+
+def test_no_bar_and_no_import_without_a_terminal() -> None:
+    result = subprocess.run([sys.executable, "-c", TOY], capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bar_on_a_terminal_unless_quiet(quiet: bool) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    words = ["-q"] if quiet else []
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", TOY, *words], stdout=subprocess.PIPE, stderr=theirs, text=True, check=True
+        )
+    finally:
+        os.close(theirs)
+    shown = b""
+    try:
+        while block := os.read(ours, 65536):
+            shown += block
+    except OSError:  # Linux tells the end this way
+        pass
+    finally:
+        os.close(ours)
+    assert result.stdout == f"{not quiet}\n"
+    assert (b"counting" in shown, b"sheep" in shown) == (not quiet, not quiet)
+    assert bool(shown) is not quiet
