@@ -148,14 +148,14 @@ def _passing() -> Iterator[None]:
 
 
 def tool_command(
-    name: str, *, examples: str = "", **settings: Any
+    name: str, *, examples: str = "", cls: type[ToolCommand] = ToolCommand, **settings: Any
 ) -> Callable[[Callable[..., Any]], ToolCommand]:
     """Make a function into the command ``name``. ``examples`` are lines of shell."""
 
     def decorate(function: Callable[..., Any]) -> ToolCommand:
         command = click.command(
             name,
-            cls=ToolCommand,
+            cls=cls,
             examples=examples,
             context_settings={
                 "help_option_names": ["-h", "--help"],
