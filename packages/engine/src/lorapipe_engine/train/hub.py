@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.train.folders import COMPONENTS, weight_files
+from lorapipe_engine.folders import COMPONENTS, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = (
