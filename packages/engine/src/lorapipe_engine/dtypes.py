@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.halves import decode_f16, encode_bf16, encode_f16
 
 Array = NDArray[Any]
 Data = bytes | bytearray | memoryview | Array
@@ -108,7 +109,7 @@ def decode(dtype: str, data: Data, shape: tuple[int, ...]) -> Array:
         raise InputError(f"tensors of type {dtype} cannot be decoded here")
     array = np.frombuffer(data, _NUMPY[dtype]).reshape(shape)
     if dtype == "F16":
-        return array.astype(np.float32)
+        return decode_f16(array).reshape(shape)
     native: Array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return native
 
@@ -121,7 +122,9 @@ def encode(array: Array, dtype: str) -> Encoded:
     """
     source = np.asarray(array)
     if dtype == "BF16":
-        return Encoded(dtype, source.shape, _bf16_bits(source.astype(np.float32)))
+        return Encoded(dtype, source.shape, encode_bf16(source.astype(np.float32)).astype("<u2", copy=False))
+    if dtype == "F16" and source.dtype == np.float32:
+        return Encoded(dtype, source.shape, encode_f16(source).astype("<f2", copy=False))
     if dtype not in ("F64", "F32", "F16"):
         raise ValueError(f"cannot encode to {dtype}")
     with np.errstate(over="ignore"):
@@ -137,15 +140,6 @@ def as_encoded(array: Array) -> Encoded:
     if little not in _NAMES:
         raise ValueError(f"weight files cannot hold arrays of type {source.dtype}")
     return Encoded(_NAMES[little], source.shape, source.astype(little, order="C", copy=False))
-
-
-def _bf16_bits(values: Array) -> Array:
-    """float32 -> the upper 16 bits, rounded to nearest even; NaN stays NaN."""
-    bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
-    # Rounding up could turn a NaN into infinity: keep its upper bits and make it quiet instead.
-    quiet = (bits >> 16) | 0x40
-    return np.where(np.isnan(values).reshape(-1), quiet, rounded).astype("<u2")
 
 
 @cache

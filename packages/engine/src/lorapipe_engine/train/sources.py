@@ -13,8 +13,8 @@ import torch
 from lorapipe_engine import keys
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.families import Recognised, get_family, recognise
-from lorapipe_engine.train import hub
 from lorapipe_engine.folders import hints, read_config, weight_files
+from lorapipe_engine.train import hub
 from lorapipe_engine.train.ldm import (
     Parts,
     modern_vae_name,
