@@ -1,0 +1,178 @@
+"""What ``lora-repeats`` does once its options are read: gather, choose, tell, build."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lorapipe_dataset.bucketing import batches_per_epoch, bucket_rule
+from lorapipe_dataset.output import print_json, printable
+from lorapipe_dataset.repeats.numbers import KINDS, target_of
+from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
+from lorapipe_dataset.repeats.sources import Gathered, gather, named_numbers
+from lorapipe_dataset.repeats.subsets import dataset_toml
+from lorapipe_dataset.repeats.tree import (
+    Layout,
+    Mode,
+    build_tree,
+    check_tree,
+    lay_out,
+    rename_folders,
+    renames,
+)
+from lorapipe_engine.atomic import atomic_write
+from lorapipe_engine.buckets import place
+from lorapipe_engine.command import say
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.images import image_size
+from lorapipe_engine.progress import progress
+from lorapipe_engine.records import format_path, read_records
+from lorapipe_engine.settings import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line. Without ``output`` and ``rename`` the numbers are only printed."""
+
+    inputs: Sequence[str]
+    output: str | None
+    kind: str
+    per_epoch: int | None
+    by: str | None
+    weight: Sequence[str]
+    repeats: Sequence[str]
+    concept: str | None
+    recursive: bool
+    caption_extension: str
+    mode: Mode
+    rename: bool
+    gradient_accumulation_steps: int
+    data: DataSettings
+    as_json: bool
+    dry_run: bool
+    force: bool
+
+    def __post_init__(self) -> None:
+        if self.rename and self.output:
+            raise ConfigError("--rename changes the folders where they are: leave out -o")
+        if self.concept is not None and not self.concept.strip():
+            raise ConfigError("--concept: an empty name")
+        if self.by not in (None, "weight") and self.weight:
+            raise ConfigError(f"--weight goes with --by weight, not with --by {self.by}")
+        if self.mode != "copy" and (self.output is None or self.makes_toml):
+            raise ConfigError("--link and --move build a folder: give -o FOLDER/")
+
+    @property
+    def makes_toml(self) -> bool:
+        return self.output is not None and self.output.lower().endswith(".toml")
+
+
+def run(options: Options) -> int:
+    """Do it all; returns the exit status. Raises LoraErrors."""
+    found = gather(read_records(options.inputs), concept=options.concept, recursive=options.recursive)
+    plan = make_plan(found, options)
+    output = Path(options.output) if options.output else None
+    done = not options.dry_run and (output is not None or options.rename)
+    told = output is None and not options.rename
+    if not options.as_json:
+        for line in table(plan):
+            click.echo(line) if told else say(line)
+    for warning in warnings_of(plan):
+        say(f"warning: {warning}")
+    result = _make(output, plan, options) if output or options.rename else []
+    if options.as_json:
+        print_json(as_record(plan, str(output) if done and output else None))
+    elif done:
+        for path in result:
+            click.echo(format_path(path))
+    for failure in found.failures:
+        click.echo(f"lora-repeats: error: {printable(failure)}", err=True)
+    return 1 if found.failures else 0
+
+
+def make_plan(found: Gathered, options: Options) -> Plan:
+    """The numbers, from the pictures and the options."""
+    concepts = list(found.concepts.values())
+    names = [concept.name for concept in concepts]
+    fixed = named_numbers(options.repeats, "--repeats", names)
+    for name, number in fixed.items():
+        if number != int(number):
+            raise ConfigError(f"--repeats {name}={number:g}: repeats are whole numbers")
+    given = named_numbers(options.weight, "--weight", names)
+    by = options.by or ("weight" if given or any(concept.weight for concept in concepts) else "equal")
+    kind = KINDS[options.kind]
+    target = target_of(kind, options.per_epoch)
+    rows = plan_rows(concepts, weights_of(concepts, by, given), target, fixed)
+    return Plan(rows, kind, target, _batches(rows, options.data), options.gradient_accumulation_steps)
+
+
+def _batches(rows: Sequence[Row], data: DataSettings) -> int:
+    """Forward passes of an epoch. A batch has one bucket, so with batches the sizes have to be read."""
+    rule = bucket_rule(data)
+    if data.train_batch_size == 1:
+        return sum(row.shown for row in rows)
+    buckets, repeats = [], []
+    for row in rows:
+        for picture in row.concept.pictures:
+            try:
+                buckets.append(place(image_size(picture.path), rule).bucket)
+            except ConfigError as error:
+                raise InputError(f"{picture.path}: {error}") from error
+            repeats.append(row.repeats)
+    return batches_per_epoch(buckets, repeats, data.train_batch_size)
+
+
+# -------------------------------------------------------------------------------- making it
+
+
+def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
+    """Write what was asked for, or say what would be written; returns the paths for stdout."""
+    if output is None:
+        return _rename(plan, options)
+    if options.makes_toml:
+        text = dataset_toml(plan.rows, options.data, options.caption_extension)
+        if options.dry_run:
+            say(text)
+            return []
+        with atomic_write(output, force=options.force) as file:
+            file.write(text.encode())
+        return [output]
+    layout = lay_out(plan.rows, options.caption_extension)
+    check_tree(output, layout, options.mode, force=options.force)
+    _tell_layout(layout, plan, output, options)
+    if options.dry_run:
+        return []
+    with progress(len(layout.items), "building", "file") as bar:
+        notes = build_tree(output, layout, options.mode, force=options.force, tick=bar.update)
+    for note in notes:
+        say(f"warning: {note}")
+    return [output]
+
+
+def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> None:
+    if layout.bare:
+        say(
+            f"warning: {layout.bare} of {plan.images} pictures have no caption: their concept's name is trained"
+        )
+    if layout.renamed:
+        say(f"note: {layout.renamed} pictures get a number behind their name, to keep captions apart")
+    if options.dry_run:
+        for folder in sorted({item.target.parent for item in layout.items}):
+            files = sum(item.target.parent == folder for item in layout.items)
+            say(f"would make {output / folder}: {files} files ({options.mode})")
+
+
+def _rename(plan: Plan, options: Options) -> list[Path]:
+    pairs = renames(plan.rows)
+    if not options.dry_run:
+        rename_folders(pairs)
+    for old, new in pairs:
+        say(f"{'would rename' if options.dry_run else 'renamed'} {old} -> {new.name}")
+    if options.dry_run:
+        return []
+    new_names = dict(pairs)
+    folders = [folder for row in plan.rows for folder in row.concept.folders]
+    return sorted({new_names.get(folder, folder) for folder in folders})

@@ -1,0 +1,177 @@
+"""Where the pictures come from: folders, folders of folders, or a list of records, gathered by concept."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.images import IMAGE_SUFFIXES, find_images
+from lorapipe_engine.records import Record, check_folder
+
+_NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
+_WEIGHTED = re.compile(r"\{(\d+(?:\.\d+)?)\}(.+)", re.DOTALL)
+# What a folder's name cannot have on one system or another.
+_UNUSABLE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture, and its caption where the record brought one (it goes before the file beside the picture)."""
+
+    path: Path
+    caption: str | None = None
+
+
+@dataclass
+class Concept:
+    """Pictures that share a name; ``weight`` is the number of a folder ``{1.5}name``."""
+
+    name: str
+    pictures: list[Source] = field(default_factory=list)
+    weight: float | None = None
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders its pictures lie in."""
+        return list(dict.fromkeys(picture.path.parent for picture in self.pictures))
+
+
+@dataclass
+class Gathered:
+    """All concepts by name, and what could not be taken, as ``path: reason``."""
+
+    concepts: dict[str, Concept] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
+
+    def add(self, name: str, source: Source, weight: float | None = None) -> None:
+        """Put a picture into the concept ``name``; one that is there already is not taken twice."""
+        place = os.path.abspath(source.path)  # noqa: PTH100 - links are not to be followed
+        if place in self._seen:
+            return
+        self._seen.add(place)
+        concept = self.concepts.setdefault(name, Concept(name))
+        concept.pictures.append(source)
+        concept.weight = concept.weight or weight
+
+
+def gather(records: Iterable[Record], *, concept: str | None, recursive: bool) -> Gathered:
+    """Sort what the records name into concepts: ``concept`` if given, else the record's own word, else its folder.
+
+    Raises InputError where there is no picture at all, or a folder cannot be read.
+    """
+    found = Gathered()
+    for record in records:
+        if record.path.is_dir():
+            _add_folder(found, record.path, concept, recursive)
+        else:
+            _add_record(found, record, concept)
+    if not found.concepts:
+        raise InputError(_nothing(found.failures))
+    return found
+
+
+def _nothing(failures: list[str]) -> str:
+    formats = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+    return f"no pictures found ({formats})" + (f"; {failures[0]}" if failures else "")
+
+
+def _add_folder(found: Gathered, folder: Path, concept: str | None, recursive: bool) -> None:
+    """A folder's own pictures are one concept, those of each folder in it another."""
+    for place in (folder, *_subfolders(folder)):
+        name, weight = read_name(place)
+        for path in find_images(place, recursive=recursive and place != folder):
+            found.add(concept or name, Source(path), weight)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    check_folder(folder)
+    try:
+        inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+    # A link back to where one came from would give each picture twice.
+    own = folder.resolve()
+    return sorted(path for path in inside if path.resolve() != own and path.resolve() not in own.parents)
+
+
+def _add_record(found: Gathered, record: Record, concept: str | None) -> None:
+    path, data = record.path, record.data
+    if "error" in data:
+        found.failures.append(f"{path}: {data['error']}")
+    elif not path.is_file():
+        found.failures.append(f"{path}: no such file")
+    elif path.suffix.lower() not in IMAGE_SUFFIXES:
+        found.failures.append(f"{path}: not a picture that is trained ({path.suffix or 'no suffix'})")
+    else:
+        name, weight = read_name(path.absolute().parent)
+        word = concept or _word(data, "concept") or _word(data, "trigger")
+        found.add(word or name, Source(path, _caption(data)), weight)
+
+
+def _word(data: Mapping[str, Any], key: str) -> str | None:
+    value = data.get(key)
+    return value.strip() or None if isinstance(value, str) else None
+
+
+def _caption(data: Mapping[str, Any]) -> str | None:
+    value = data.get("caption")
+    return value if isinstance(value, str) else None
+
+
+def read_name(folder: Path) -> tuple[str, float | None]:
+    """What a folder's name says: the concept of ``6_maid``; concept and weight of ``{1.5}maid``."""
+    name = folder.name or folder.resolve().name or "concept"
+    if (match := _NUMBERED.fullmatch(name)) and int(match[1]) > 0:
+        return match[2], None
+    if (match := _WEIGHTED.fullmatch(name)) and float(match[1]) > 0:
+        return match[2], float(match[1])
+    return name, None
+
+
+def folder_name(repeats: int, concept: str) -> str:
+    """``N_concept``, without letters that a file system may refuse."""
+    clean = _UNUSABLE.sub("_", concept).rstrip(". ")
+    return f"{repeats}_{clean or 'concept'}"
+
+
+def named_numbers(words: Iterable[str], option: str, concepts: Iterable[str]) -> dict[str, float]:
+    """The numbers of ``10`` (for all) or ``maid=6``. Raises ConfigError for a wrong number or an unknown concept."""
+    known = list(concepts)
+    found: dict[str, float] = {}
+    for word in words:
+        name, mark, text = word.rpartition("=")
+        number = _number(text)
+        if number is None:
+            raise ConfigError(f"{option} {word}: not a number above 0, as 10 or maid=6")
+        if mark and name not in known:
+            raise ConfigError(f"{option} {word}: no concept '{name}'; there are {_listed(known)}")
+        found |= {name: number} if mark else dict.fromkeys(known, number) | found
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} others" if len(names) > 8 else "")
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < 1e6 else None
+
+
+def caption_files(picture: Path, extension: str) -> Iterator[Path]:
+    """The caption file beside a picture: the one with ``extension``, else .txt, else .caption; none or one."""
+    dotted = extension if extension.startswith(".") else f".{extension}"
+    for suffix in dict.fromkeys((dotted, ".txt", ".caption")):
+        path = picture.with_name(picture.stem + suffix)
+        if path.is_file():
+            yield path
+            return

@@ -1,0 +1,271 @@
+"""lora-repeats as users call it: folders, lists, links, and everything that can go wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorapipe_engine.images import repeat_folders
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def lines(*records: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def test_the_guides_folders(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("nekochan", 76), draw("maid", 16)
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--kind", "character")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'set'}\n")
+    assert names(tmp_path / "set") == ["12_maid", "3_nekochan"]
+    folders = repeat_folders(tmp_path / "set")
+    assert [(f.repeats, f.concept) for f in folders] == [(12, "maid"), (3, "nekochan")]
+    for text in ("46%", "54%", "420 steps an epoch, 10 epochs"):
+        assert text in done.err
+    before = tree(tmp_path / "pictures/maid")
+    assert tree(tmp_path / "set/12_maid") == before
+    assert len(before) == 32
+
+
+def test_numbers_alone(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("nekochan", 76), draw("maid", 16)
+    done = repeats(tmp_path / "pictures")
+    assert (done.code, done.err) == (0, "")
+    assert "nekochan      76        3     228    54%" in done.out
+    found = json.loads(
+        repeats(tmp_path / "pictures", "--json", "--repeats", "nekochan=1", "--repeats", "maid=6").out
+    )
+    assert found["images_per_epoch"] == 172
+    assert [row["folder"] for row in found["concepts"]] == ["6_maid", "1_nekochan"]
+    assert "172 pictures an epoch are below 200 to 600: more repeats" in found["warnings"]
+
+
+def test_amounts_are_judged(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("few", 12)
+    done = repeats(tmp_path / "pictures", "--kind", "character")
+    assert "warning: 12 pictures are few for a character (50 to 100): it overtrains sooner" in done.err
+    assert "few" not in repeats(tmp_path / "pictures", "--kind", "concept").err
+    draw("many", 160)
+    done = repeats(tmp_path / "pictures/many", "--kind", "style")
+    assert "160 pictures are many for a style (75 to 150): it has to train longer" in done.err
+    draw("huge", 620)
+    done = repeats(tmp_path / "pictures/huge", "--kind", "style")
+    assert "huge: 620 pictures are more than an epoch should have (600) even once each" in done.err
+
+
+def test_weights(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("a", 40), draw("{3}b", 10)
+    found = json.loads(repeats(tmp_path / "pictures", "--json").out)
+    assert {row["concept"]: row["wished"] for row in found["concepts"]} == {"a": 0.25, "b": 0.75}
+    found = json.loads(repeats(tmp_path / "pictures", "--json", "--weight", "a=9").out)
+    assert {row["concept"]: row["wished"] for row in found["concepts"]} == {"a": 0.75, "b": 0.25}
+    found = json.loads(repeats(tmp_path / "pictures", "--json", "--by", "sqrt").out)
+    assert {row["concept"]: row["wished"] for row in found["concepts"]} == {"a": 0.6667, "b": 0.3333}
+    done = repeats(tmp_path / "pictures", "--weight", "c=2")
+    assert (done.code, "no concept 'c'; there are a, b" in done.err) == (2, True)
+
+
+def test_steps_count_the_short_batches(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("wide", 5, (64, 32)), draw("tall", 5, (32, 64))
+    words = [tmp_path / "pictures", "--concept", "x", "--repeats", 1, "--json"]
+    assert json.loads(repeats(*words).out)["steps_per_epoch"] == 10
+    # Two buckets of five: two whole batches and a short one each.
+    assert json.loads(repeats(*words, "--train-batch-size", 2).out)["steps_per_epoch"] == 6
+    found = json.loads(repeats(*words, "--train_batch_size", 2, "--gradient_accumulation_steps", 4).out)
+    assert found["steps_per_epoch"] == 2
+
+
+def test_captions_come_from_the_records(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    first, second, third = draw("raw", 3)
+    third.with_suffix(".txt").rename(third.with_suffix(".caption"))
+    list_of = lines(
+        {"path": str(first), "caption": "shiina mayuri, hat", "general": {"hat": 0.9}},
+        {"path": str(second)},
+        {"path": str(third), "caption": ""},
+    )
+    done = repeats("-o", tmp_path / "set", "--concept", "shiina mayuri", "--repeats", 10, stdin=list_of)
+    folder = tmp_path / "set/10_shiina mayuri"
+    assert done.code == 0
+    assert (folder / "000.txt").read_text() == "shiina mayuri, hat\n"
+    assert (folder / "001.txt").read_text() == "a, b, 1\n"
+    assert (folder / "002.caption").read_text() == "a, b, 2\n"
+    assert first.with_suffix(".txt").read_text() == "a, b, 0\n"
+
+
+def test_concepts_come_from_the_records(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    pictures = draw("raw", 4)
+    words = [{"trigger": "mayu"}, {"concept": "okabe", "trigger": "mayu"}, {}, {"concept": " "}]
+    list_of = lines(*({"path": str(p), **word} for p, word in zip(pictures, words, strict=True)))
+    found = json.loads(repeats("--json", "--repeats", 1, stdin=list_of).out)
+    assert {row["concept"]: row["images"] for row in found["concepts"]} == {"mayu": 1, "okabe": 1, "raw": 2}
+
+
+def test_what_cannot_be_taken_is_told_and_passed_by(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    (picture,) = draw("raw", 1)
+    gif = tmp_path / "a.gif"
+    gif.write_bytes(b"GIF89a")
+    list_of = lines(
+        {"path": "gone\n.png"},
+        {"path": str(gif)},
+        {"path": "x.png", "error": "cut short"},
+        {"path": str(picture)},
+    )
+    done = repeats("-o", tmp_path / "set", "--repeats", 2, stdin=list_of)
+    assert (done.code, names(tmp_path / "set/2_raw")) == (1, ["000.png", "000.txt"])
+    assert "error: gone\\n.png: no such file" in done.err
+    assert f"error: {gif}: not a picture that is trained (.gif)" in done.err
+    assert "error: x.png: cut short" in done.err
+
+
+def test_same_names_are_kept_apart(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("a", 2), draw("b", 2, caption="other")
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--concept", "x", "--repeats", 1)
+    assert done.code == 0
+    folder = tmp_path / "set/1_x"
+    assert names(folder) == [f"00{n}{s}" for n in "01" for s in (".png", ".txt", "_2.png", "_2.txt")]
+    assert (folder / "000_2.txt").read_text() == "other, 0\n"
+    assert "2 pictures get a number behind their name" in done.err
+
+
+@pytest.mark.parametrize("how", ["hard", "symlink", "move"])
+def test_other_ways_than_copying(draw: Any, repeats: Any, tmp_path: Path, how: str) -> None:
+    pictures = draw("raw", 2)
+    before = tree(tmp_path / "pictures/raw")
+    words = ["--move"] if how == "move" else ["--link", how]
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--repeats", 3, *words)
+    assert done.code == 0
+    assert tree(tmp_path / "set/3_raw") == before
+    placed = tmp_path / "set/3_raw/000.png"
+    if how == "move":
+        assert tree(tmp_path / "pictures") == {}
+    else:
+        assert placed.is_symlink() == (how == "symlink")
+        assert placed.samefile(pictures[0])
+        assert not placed.with_suffix(".txt").samefile(pictures[0].with_suffix(".txt"))
+        assert tree(tmp_path / "pictures/raw") == before
+
+
+def test_nothing_is_replaced_without_force(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("raw", 2)
+    words = [tmp_path / "pictures", "-o", tmp_path / "set", "--repeats"]
+    repeats(*words, 3)
+    (tmp_path / "set/3_raw/mine.txt").write_text("mine")
+    before = tree(tmp_path / "set")
+    done = repeats(*words, 5)
+    assert (done.code, tree(tmp_path / "set")) == (1, before)
+    assert "is not empty; give --force" in done.err
+    done = repeats(*words, 5, "--force")
+    assert (done.code, names(tmp_path / "set")) == (0, ["5_raw"])
+    assert (tmp_path / "set/5_raw/mine.txt").read_text() == "mine"
+    assert "1 files from before are still there" in done.err
+
+
+def test_a_failure_leaves_no_trace(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("raw", 2)
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--concept", "x" * 300, "--repeats", 1)
+    assert done.code == 1
+    assert "too long" in done.err
+    assert names(tmp_path) == ["pictures"]
+
+
+def test_renaming_in_place(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("1_nekochan", 76), draw("6_maid", 16)
+    root = tmp_path / "pictures"
+    done = repeats(root, "--rename", "--dry-run")
+    assert (done.code, done.out, names(root)) == (0, "", ["1_nekochan", "6_maid"])
+    done = repeats(root, "--rename")
+    assert done.out.splitlines() == [str(root / "12_maid"), str(root / "3_nekochan")]
+    assert names(root) == ["12_maid", "3_nekochan"]
+    assert repeats(root, "--rename").out.splitlines() == [str(root / "12_maid"), str(root / "3_nekochan")]
+
+
+def test_dataset_toml(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    pictures = draw("maid", 16)
+    output = tmp_path / "set.toml"
+    words = ["-o", output, "--resolution", "768,512", "--bucket-no-upscale"]
+    done = repeats(tmp_path / "pictures", *words)
+    assert (done.code, done.out) == (0, f"{output}\n")
+    (dataset,) = tomllib.loads(output.read_text())["datasets"]
+    assert (dataset["resolution"], dataset["bucket_no_upscale"]) == ([768, 512], True)
+    assert dataset["subsets"] == [
+        {"image_dir": str(tmp_path / "pictures/maid"), "class_tokens": "maid", "num_repeats": 25}
+    ]
+    assert repeats(tmp_path / "pictures", *words).code == 1
+    done = repeats(*words, "--force", stdin=lines({"path": str(pictures[0])}))
+    assert (done.code, "15 of its pictures are not in the list" in done.err) == (2, True)
+    done = repeats(*words, "--force", stdin=lines(*({"path": str(p), "caption": "new"} for p in pictures)))
+    assert (done.code, "its new caption is in no file" in done.err) == (2, True)
+
+
+def test_strange_names(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    (picture,) = draw("raw", 1)
+    for name in ("-dash.png", "two words.png", "új😀.png", "line\nend.png", os.fsdecode(b"\xff.png")):
+        (picture.parent / name).write_bytes(picture.read_bytes())
+    before = names(picture.parent)
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "-s et", "--repeats", 1, "--json")
+    assert (done.code, json.loads(done.out)["path"]) == (0, str(tmp_path / "-s et"))
+    assert names(tmp_path / "-s et/1_raw") == before
+    assert "5 of 6 pictures have no caption" in done.err
+
+
+def test_loops_are_not_followed(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("raw", 2)
+    root = tmp_path / "pictures"
+    (root / "again").symlink_to(root)
+    (root / "raw/up").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    assert json.loads(repeats(root, "--recursive", "--json").out)["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["nothing"], 2, "no pictures found"),
+        (["empty"], 2, "no pictures found"),
+        (["pictures", "--repeats", "0"], 2, "--repeats 0: not a number above 0"),
+        (["pictures", "--repeats", "1.5"], 2, "repeats are whole numbers"),
+        (["pictures", "--by", "weight"], 2, "no weights; give --weight"),
+        (["pictures", "--by", "equal", "--weight", "2"], 2, "--weight goes with --by weight"),
+        (["pictures", "--resolution", "4"], 2, "resolution: 4 is"),
+        (["pictures", "--link", "hard"], 2, "--link and --move build a folder: give -o FOLDER/"),
+        (["pictures", "--link", "hard", "--move"], 2, "exclude each other"),
+        (["pictures", "-o", "pictures"], 1, "is not empty"),
+        (["pictures", "-o", "pictures", "--force"], 2, "lies inside the output"),
+        (["pictures", "-o", "file"], 1, "is a file, not a folder"),
+        (["pictures", "-o", "/proc/lora/set"], 1, "/proc/lora"),
+        (["pictures", "-o", "x", "--rename"], 2, "leave out -o"),
+        (["pictures", "--outptu", "x"], 2, "no option --outptu, did you mean --output?"),
+    ],
+)
+def test_errors_take_one_line(
+    draw: Any,
+    repeats: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    text: str,
+) -> None:
+    draw("raw", 1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    done = repeats(*words)
+    assert done.code == code
+    (line,) = (line for line in done.err.splitlines() if "error:" in line)
+    assert text in line
+    assert "Traceback" not in done.err
+    assert tree(tmp_path) == before
