@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from lorapipe_engine.algorithms import find_algorithm
-from lorapipe_engine.families import recognise
+from lorapipe_engine.bases import describe_kind
+from lorapipe_engine.families import Recognised, recognise
 from lorapipe_engine.network import Network, describe_network, find_modules
 from lorapipe_engine.tensorfile import WeightFile
 from lorapipe_inspect.counts import Place, TensorCounts, count_file
@@ -160,7 +161,7 @@ def examine(file: WeightFile, name: str) -> Findings:
         network = describe_network(file) if any(find_algorithm(one.keys) for one in modules) else None
     return Findings(
         name=name,
-        kind="a network" if network else f"no network ({found.kind})",
+        kind="a network" if network else _other_kind(found),
         family=network.family if network else found.family,
         network=network,
         deaths=find_deaths(file, network, counted.tensors) if network else None,
@@ -175,3 +176,7 @@ def total(counts: Iterable[TensorCounts]) -> Totals:
     """The sum of several tensors' counts."""
     rows = [(one.size, one.zero, one.subnormal, one.nan, one.inf) for one in counts]
     return Totals(*(sum(column) for column in zip(*rows, strict=True))) if rows else Totals(0, 0, 0, 0, 0)
+
+
+def _other_kind(found: Recognised) -> str:
+    return "no network" if found.kind in ("unknown", "lora") else f"no network but {describe_kind(found)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -85,8 +85,13 @@ def each_file(words: Sequence[str], work: Callable[[Input, WeightFile], bool | N
 
 def each_input(words: Sequence[str], work: Callable[[Input], bool | None]) -> int:
     """As :func:`each_file`, for work that opens files itself."""
+    return work_through(find_inputs(words), work)
+
+
+def work_through(inputs: Iterable[Input], work: Callable[[Input], bool | None]) -> int:
+    """As :func:`each_input`, for inputs that were found already."""
     sound, problems, codes = 0, 0, []
-    for one in find_inputs(words):
+    for one in inputs:
         try:
             if work(one) is False:
                 problems += 1

@@ -6,32 +6,37 @@ import re
 from collections.abc import Iterator, Sequence
 
 from lorapipe_engine.families import FAMILIES
-from lorapipe_inspect.findings import FLUSHED_LIMIT, PROBLEM, Findings
+from lorapipe_inspect.findings import CLEAN, FLUSHED_LIMIT, PROBLEM, Findings
 from lorapipe_inspect.text import counted, listed, printable, wrapped
 
-_WIDTH = 15
+LABEL_WIDTH = 15
 
 
 def report(findings: Findings, *, strict: bool, most: int | None) -> list[str]:
     """Lines about one file; lists show ``most`` entries, None for all."""
-    rows = [
+    problems = findings.problems(strict=strict)
+    verdict = f"{PROBLEM}: {'; '.join(problems)}" if problems else CLEAN
+    lines = [heading(findings)]
+    for label, texts in [*value_rows(findings, most), ("verdict", [verdict])]:
+        for text in texts:
+            lines += wrapped(label, text, LABEL_WIDTH)
+            label = ""
+    return lines
+
+
+def value_rows(findings: Findings, most: int | None) -> list[tuple[str, list[str]]]:
+    """Labels, and the paragraphs behind them."""
+    return [
         ("guide count", list(_guide_count(findings))),
         ("dead modules", list(_dead_modules(findings, most))),
         ("dead ranks", list(_dead_ranks(findings, most))),
         *((dtype, [text]) for dtype, text in _dtypes(findings)),
         ("NaN, infinite", list(_nonfinite(findings, most))),
     ]
-    problems = findings.problems(strict=strict)
-    rows.append(("verdict", [f"{PROBLEM}: {'; '.join(problems)}" if problems else "clean"]))
-    lines = [_head(findings)]
-    for label, texts in rows:
-        for text in texts:
-            lines += wrapped(label, text, _WIDTH)
-            label = ""
-    return lines
 
 
-def _head(findings: Findings) -> str:
+def heading(findings: Findings) -> str:
+    """What the file is, in a line."""
     tensors = counted(len(findings.dtypes), "tensor")
     dtypes = ", ".join(dict.fromkeys(findings.dtypes.values())) or "empty"
     if findings.network is None:
