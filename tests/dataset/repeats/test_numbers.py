@@ -36,7 +36,7 @@ def test_known_cases(counts: list[int], kind: str, repeats: tuple[int, ...]) -> 
 def test_rough_roundings_are_mended() -> None:
     target = target_of(KINDS["concept"], None)
     counts = [130, 130, 3]
-    plain, chosen = (f(counts, [1.0] * 3, t) for f, t in ((plain_repeats, 400), (choose_repeats, target)))  # type: ignore[operator]
+    plain, chosen = plain_repeats(counts, [1.0] * 3, 400), choose_repeats(counts, [1.0] * 3, target)
     assert plain == (1, 1, 44)
     assert max(shares(plain, counts)) - min(shares(plain, counts)) < 0.01
     assert chosen == plain
