@@ -49,7 +49,8 @@ def atomic_write(path: Path, *, force: bool = False, size: int = 0) -> Iterator[
     except OSError as error:
         raise OutputError(f"{path}: cannot write to its folder: {error.strerror}") from error
     try:
-        with os.fdopen(descriptor, "w+b") as file:
+        # With its name, so that who writes can read it again by that before it counts.
+        with open(temporary, "w+b", opener=lambda _name, _flags: descriptor) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

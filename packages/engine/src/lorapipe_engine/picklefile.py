@@ -107,6 +107,10 @@ class PickleFile:
         rows = np.lib.stride_tricks.as_strided(around, info.shape, steps).tobytes()
         return memoryview(bytearray(rows))[first:last]
 
+    def raw_into(self, name: str, buffer: memoryview, start: int = 0) -> None:
+        """Fill ``buffer`` with the tensor's bytes from ``start`` on."""
+        buffer[:] = self.raw(name, start, start + len(buffer))
+
     def read(self, name: str) -> Array:
         """A tensor as numpy array: float types up to 32 bits as float32, all others as they are."""
         info = self.tensors[name]

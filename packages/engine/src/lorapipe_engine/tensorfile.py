@@ -68,6 +68,8 @@ class WeightFile(Protocol):
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview: ...
 
+    def raw_into(self, name: str, buffer: memoryview, start: int = 0) -> None: ...
+
     def read(self, name: str) -> Array: ...
 
     def close(self) -> None: ...
@@ -120,14 +122,22 @@ class TensorFile:
         info = self.tensors[name]
         return decode(info.dtype, self.raw(name), info.shape)
 
+    def raw_into(self, name: str, buffer: memoryview, start: int = 0) -> None:
+        """Fill ``buffer`` with the tensor's bytes from ``start`` on, for who reads piece by piece into one place."""
+        self.data_into(buffer, self.tensors[name].start + start)
+
     def data(self, start: int, stop: int) -> memoryview:
         """Bytes ``start`` to ``stop`` of the data part, over tensors' borders."""
         buffer = memoryview(bytearray(stop - start))
+        self.data_into(buffer, start)
+        return buffer
+
+    def data_into(self, buffer: memoryview, start: int) -> None:
+        """Fill ``buffer`` with the bytes of the data part from ``start`` on."""
         try:
             self._source.read_into(buffer, 8 + self.header_bytes + start)
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be read any more ({error})") from error
-        return buffer
 
     def close(self) -> None:
         self._source.close()

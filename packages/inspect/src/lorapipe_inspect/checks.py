@@ -142,8 +142,9 @@ def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator
     stored = network.metadata.get("sshs_model_hash")
     if stored is not None and digest is not None and stored != digest:
         yield "sshs_model_hash is not the hash of the data: the file was changed after its training"
-    if findings.deaths and findings.deaths.ranks:
-        yield f"{sum(findings.deaths.ranks.values())} dead ranks in {counted(len(findings.deaths.ranks), 'module')}"
+    ranks = findings.deaths.ranks if findings.deaths else {}
+    if ranks:
+        yield f"{counted(sum(ranks.values()), 'dead rank')} in {counted(len(ranks), 'module')}"
     if findings.skipped:
         yield f"{counted(len(findings.skipped), 'tensor')} of 4 or 6 bit types, whose values were not looked at"
 

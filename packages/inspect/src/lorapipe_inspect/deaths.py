@@ -111,8 +111,10 @@ def _dead_ranks(
                 continue
             shape = file.tensors[name].shape
             if len(shape) > axis and shape[axis] == module.rank and counts[name].size:
-                rows = np.moveaxis(file.read(name), axis, 0).reshape(module.rank, -1)
-                dead |= ~rows.any(axis=1)
+                # Signalling NaNs would be warned of; they are counted elsewhere.
+                with np.errstate(invalid="ignore"):
+                    rows = np.moveaxis(file.read(name), axis, 0).reshape(module.rank, -1)
+                    dead |= ~rows.any(axis=1)
         if dead.any():
             found[module.name] = int(dead.sum())
     return found

@@ -15,7 +15,7 @@ from lorapipe_engine.network import Network, describe_network, find_modules
 from lorapipe_engine.tensorfile import WeightFile
 from lorapipe_inspect.counts import Place, TensorCounts, count_file
 from lorapipe_inspect.deaths import Deaths, find_deaths
-from lorapipe_inspect.text import counted
+from lorapipe_inspect.text import counted, percent
 
 # Names that sd-scripts' check_lora_weights looks at.
 GUIDE_NAMES = ("lora_up", "lora_down", "lora_A", "lora_B", "oft_")
@@ -109,7 +109,9 @@ class Findings:
         ]:
             found.append(f"{' and '.join(odd)} values")
         if strict and self.flushed > FLUSHED_LIMIT:
-            found.append(f"{self.flushed:.2%} of trained values are zero, more than {FLUSHED_LIMIT:.1%}")
+            found.append(
+                f"{percent(self.flushed)} of trained values are zero, more than {percent(FLUSHED_LIMIT)}"
+            )
         return found
 
     def as_record(self, *, strict: bool = False) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -94,7 +95,8 @@ def _module(module: NetworkModule) -> dict[str, Any]:
         "part": module.part,
         "algo": module.algorithm,
         "rank": module.rank,
-        "alpha": module.alpha,
+        # JSON has no NaN.
+        "alpha": module.alpha if module.alpha is None or math.isfinite(module.alpha) else None,
         "kernel": list(module.kernel),
         "tucker": module.tucker,
         "dora": module.dora,

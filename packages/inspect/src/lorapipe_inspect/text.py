@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 LINE = 110
+_LONG_NAME = 40
 
 
 def printable(text: str) -> str:
@@ -30,8 +31,10 @@ def listed(entries: Sequence[str], most: int | None, total: int | None = None) -
 
 
 def wrapped(label: str, text: str, width: int) -> list[str]:
-    """A text in lines behind a label of ``width`` columns; long names are not broken."""
-    lines = textwrap.wrap(text, LINE - width - 2, break_long_words=False, break_on_hyphens=False) or [""]
+    """A text in lines behind a label of ``width`` columns. Long names stay whole, with what stands beside them."""
+    lines = [text]
+    if max(map(len, text.split()), default=0) <= _LONG_NAME:
+        lines = textwrap.wrap(text, LINE - width - 2, break_long_words=False, break_on_hyphens=False) or [""]
     return [f"  {label if number == 0 else '':<{width}}{line}" for number, line in enumerate(lines)]
 
 
@@ -43,3 +46,8 @@ def size_in_words(size: int) -> str:
             break
         number, unit = number / 1000, larger
     return f"{size} bytes" if unit == "bytes" else f"{number:.3g} {unit}"
+
+
+def percent(share: float) -> str:
+    """A share of 0 to 1 with three digits; what is above nothing never looks like it."""
+    return f"{share * 100:.3g} %" if share else "0 %"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from lorapipe_engine.families import FAMILIES
 from lorapipe_inspect.findings import CLEAN, FLUSHED_LIMIT, PROBLEM, Findings
-from lorapipe_inspect.text import counted, listed, printable, wrapped
+from lorapipe_inspect.text import counted, listed, percent, printable, wrapped
 
 LABEL_WIDTH = 15
 
@@ -163,8 +163,3 @@ def _nonfinite(findings: Findings, most: int | None) -> Iterator[str]:
     yield f"{elements.nan} NaN, {elements.inf} infinite"
     places = [f"{place.value} at {printable(place.tensor)}{list(place.index)}" for place in findings.places]
     yield from listed(places, most, total=elements.nan + elements.inf)
-
-
-def percent(share: float) -> str:
-    """A share of 0 to 1 with three digits; what is above nothing never looks like it."""
-    return f"{share * 100:.3g} %" if share else "0 %"

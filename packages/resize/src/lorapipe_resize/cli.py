@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 import click
 
 from lorapipe_engine.command import tool_command
-from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.sizes import parse_size
 
 EXAMPLES = """
 lora-resize big.safetensors -o small.safetensors --new-rank 32
@@ -20,7 +19,6 @@ ls *.safetensors | lora-inspect zeros | lora-resize --new-rank 32 -o small/
 lora-resize big.safetensors --new-rank 32 -o - | lora-inspect zeros -
 """
 DEFAULT_RANK = 32
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @tool_command("lora-resize", examples=EXAMPLES)
@@ -102,18 +100,9 @@ def lora_resize(inputs: tuple[str, ...], model: str | None, target_size: str | N
     flags["target_size"] = target_size
     flags["precision"] = {"float": "fp32"}.get(flags["precision"], flags["precision"])
     flags["rank"] = flags["rank"] or (None if target_size else DEFAULT_RANK)
-    flags["target_bytes"] = parse_size(target_size) if target_size else None
+    flags["target_bytes"] = parse_size(target_size, "--target-size") if target_size else None
     words = (*inputs, model) if model else inputs
     return run(Options(inputs=words, **flags))
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "20MB", "20 MiB", "1.5G" or "20000000". Raises ConfigError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", text.strip().upper())
-    size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
-    if size <= 0:
-        raise ConfigError(f"--target-size {text}: not a size; write 20MB, 20MiB or a number of bytes")
-    return size
 
 
 def use_one_blas_thread() -> None:

@@ -1,0 +1,164 @@
+"""The checkpoint that is merged into: one file, or a diffusers folder, whose weights lie in several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from lorapipe_engine.bases import describe_kind, resolve_base
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.families import Recognised, get_family, recognise
+from lorapipe_engine.folders import weight_files
+from lorapipe_engine.keys import Place, find_layout, locate, lora_names, lora_names_of, unet_to_ldm
+from lorapipe_engine.picklefile import open_weights
+from lorapipe_engine.tensorfile import TensorInfo, WeightFile
+
+# Folders of a diffusers model that networks change.
+PARTS: Mapping[str, str] = MappingProxyType({"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"})
+MERGEABLE = ("checkpoint", "unet", "text_encoder")
+
+
+@dataclass(frozen=True)
+class BaseFile:
+    """One file of the base. ``output``: its path inside the result, "" if that is a single file. ``part``: "unet",
+    "te1", "te2" for a file of a folder, whose keys then are those of that part alone.
+    """
+
+    weights: WeightFile
+    output: str
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A tensor of the base that a network's module can change: file, key, place in it, and the LDM path of a UNet
+    layer, which tells its block.
+    """
+
+    file: int
+    key: str
+    place: Place
+    ldm_path: str | None
+
+
+@dataclass(frozen=True)
+class Base:
+    """An open base. ``kind`` is what it was recognised as; ``folder`` that of a diffusers model."""
+
+    path: Path
+    family: str
+    kind: str
+    files: tuple[BaseFile, ...]
+    folder: bool
+
+    def info(self, file: int, key: str) -> TensorInfo:
+        return self.files[file].weights.tensors[key]
+
+    def spots(self) -> dict[str, dict[str, Spot]]:
+        """Every name that a module may have -> its tensors in the base by kind ("weight", "bias")."""
+        found: dict[str, dict[str, Spot]] = {}
+        for number, file in enumerate(self.files):
+            for names, spot in _spots_of(file, number, self.family):
+                for name in names:
+                    found.setdefault(name, {}).setdefault(spot.place.kind, spot)
+        return found
+
+    @property
+    def v_prediction(self) -> bool:
+        """Whether the file says that its model predicts v."""
+        return any("v_pred" in file.weights.tensors for file in self.files)
+
+
+def _spots_of(file: BaseFile, number: int, family: str) -> Iterator[tuple[tuple[str, ...], Spot]]:
+    if file.part is not None:
+        plain = get_family(family).plain_up_blocks
+        for key, info in file.weights.tensors.items():
+            path, _, kind = key.rpartition(".")
+            if kind in ("weight", "bias") and info.shape:
+                ldm = unet_to_ldm(path, 2, plain) if file.part == "unet" else None
+                place = Place(file.part, path, kind, 0, info.shape[0])
+                yield lora_names(family, file.part, path, ldm_path=ldm), Spot(number, key, place, ldm)
+        return
+    layout = find_layout(file.weights.tensors)
+    for key, info in file.weights.tensors.items():
+        names: dict[Place, list[str]] = {}
+        for name, place in lora_names_of(key, info.shape, family, layout).items():
+            names.setdefault(place, []).append(name)
+        for place, answers in names.items():
+            ldm = key.rpartition(".")[0] if place.part == "unet" else None
+            yield tuple(answers), Spot(number, key, place, ldm)
+
+
+def is_layer(file: BaseFile, key: str, family: str) -> bool:
+    """Whether the tensor belongs to a layer of the model (or its EMA copy): what a change of precision is for.
+
+    Schedules (``alphas_cumprod``) and marks (``v_pred``) are no layers' and stay as they are.
+    """
+    if file.part is not None or key.startswith("model_ema."):
+        return True
+    return bool(locate(key, file.weights.tensors[key].shape, family))
+
+
+@contextmanager
+def open_base(name: str) -> Iterator[Base]:
+    """Open the base that ``name`` stands for: a file, a diffusers folder, or ``demo``.
+
+    Raises InputError for anything else, a hub id too: a merge writes a copy of the file, which has to be here.
+    """
+    path = resolve_base(name)
+    if not isinstance(path, Path):
+        raise InputError(f"{name}: no such file or folder (a model of the hub has to be downloaded first)")
+    with ExitStack() as stack:
+        yield _open_folder(path, stack) if path.is_dir() else _open_file(path, stack)
+
+
+def _open_file(path: Path, stack: ExitStack) -> Base:
+    weights = stack.enter_context(open_weights(path))
+    found = recognise({key: info.shape for key, info in weights.tensors.items()})
+    return _checked(Base(path, found.family or "", found.kind, (BaseFile(weights, ""),), False), found)
+
+
+def _open_folder(path: Path, stack: ExitStack) -> Base:
+    files = []
+    shapes = {}
+    for folder, part in PARTS.items():
+        for source in weight_files(path / folder):
+            weights = stack.enter_context(open_weights(source))
+            output = f"{folder}/{source.stem}.safetensors"
+            files.append(BaseFile(weights, output, part))
+            if part == "unet":
+                shapes.update({key: info.shape for key, info in weights.tensors.items()})
+    if not files:
+        raise InputError(
+            f"{path}: is no diffusers model: it has no weights in {', '.join(f'{p}/' for p in PARTS)}"
+        )
+    found = recognise(shapes)
+    if (path / "text_encoder_2").is_dir():
+        found = Recognised(found.kind, "sdxl")
+    return _checked(Base(path, found.family or "", found.kind, tuple(files), True), found)
+
+
+def _checked(base: Base, found: Recognised) -> Base:
+    if found.kind not in MERGEABLE or found.family is None:
+        raise InputError(
+            f"{base.path}: this is {describe_kind(found)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
+        )
+    return base
+
+
+def index_files(folder: Path) -> list[Path]:
+    """The lists of shards in a diffusers folder, which name types of files that a merge may change."""
+    return [path for part in PARTS for path in sorted((folder / part).glob("*.index*.json"))]
+
+
+def renamed_index(path: Path) -> str:
+    """A list of shards with the names that the merged shards have."""
+    table = json.loads(path.read_text(encoding="utf-8"))
+    table["weight_map"] = {
+        key: f"{Path(name).stem}.safetensors" for key, name in table.get("weight_map", {}).items()
+    }
+    return json.dumps(table, indent=2) + "\n"

@@ -1,0 +1,231 @@
+"""The change of a tensor's rows: module tensors are read once, then cut for one piece of rows after another.
+
+Large layers are never worked on whole: for most algorithms, rows of the change depend on the same rows of the factors
+alone. Maths is float32, or float64 for who wants to check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorapipe_engine.delta import dense_delta
+from lorapipe_engine.delta.base import Module
+from lorapipe_engine.delta.lora import lora_factors, lora_scale
+from lorapipe_merge.matching import Contribution
+
+Array = NDArray[Any]
+Tensors = Mapping[str, Array]
+Number = type[np.floating[Any]]
+
+
+class Change(Protocol):
+    """What is added to a layer. ``step``: rows come in multiples of it; 0 means all at once."""
+
+    step: int
+
+    def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
+        """Add the change of rows ``start`` to ``stop`` to ``out``; ``weight`` are those rows of the base, both
+        (rows, columns).
+        """
+        ...
+
+
+def changes_of(
+    contributions: Sequence[Contribution], shape: tuple[int, ...], dtype: Number = np.float32
+) -> list[Change]:
+    """The changes of one layer (or one slice of a fused tensor), whose weight or bias has ``shape``.
+
+    Plain factors of all networks are one change, which then comes first. ``dtype`` is that of the maths.
+    """
+    plain: list[tuple[Array, Array, float]] = []
+    rest: list[Change] = []
+    for contribution in contributions:
+        tensors = _read(contribution)
+        if contribution.spot.place.kind == "bias":
+            rest.append(_Bias(contribution, tensors, dtype))
+        elif contribution.spot.place.transposed:
+            rest.append(_Transposed(contribution, tensors, dtype))
+        elif contribution.module.algorithm == "lora" and "dora_scale" not in tensors:
+            plain.append(_factors(contribution, tensors, dtype))
+        else:
+            rest.append(_General(contribution, tensors, shape, dtype))
+    return [*([Product(plain, dtype)] if plain else []), *rest]
+
+
+class Product:
+    """Plain factors: Σ s · (up · down).
+
+    Each product is scaled after it is made, as sd-scripts does it, so that results round alike.
+    """
+
+    step = 1
+
+    def __init__(self, parts: Sequence[tuple[Array, Array, float]], dtype: Number) -> None:
+        self.parts = [
+            (np.ascontiguousarray(up), np.ascontiguousarray(down), dtype(s)) for up, down, s in parts
+        ]
+
+    def put(self, start: int, stop: int, out: Array) -> None:
+        """Write the change of these rows to ``out``, whatever it holds."""
+        up, down, scale = self.parts[0]
+        np.matmul(up[start:stop], down, out=out)
+        out *= scale
+        self._add(start, stop, out, self.parts[1:])
+
+    def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
+        del weight
+        self._add(start, stop, out, self.parts)
+
+    def _add(self, start: int, stop: int, out: Array, parts: Sequence[tuple[Array, Array, Any]]) -> None:
+        for up, down, scale in parts:
+            product = up[start:stop] @ down
+            product *= scale
+            out += product
+
+
+class _General:
+    """Any algorithm, through its formula on the rows' part of its tensors."""
+
+    def __init__(
+        self, contribution: Contribution, tensors: Tensors, shape: tuple[int, ...], dtype: Number
+    ) -> None:
+        self.contribution = contribution
+        self.dtype = dtype
+        self.shape = shape
+        self.cut, self.step = _cutter(contribution.module.algorithm, tensors, shape[0])
+
+    def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
+        found = dense_delta(
+            self.cut(start, stop),
+            weight.reshape(stop - start, *self.shape[1:]),
+            multiplier=self.contribution.multiplier,
+            name=self.contribution.module.name,
+            dtype=self.dtype,
+        ).weight
+        if found is not None:
+            out += found.reshape(out.shape)
+
+
+class _Transposed:
+    """A layer that the checkpoint holds transposed (x @ P instead of x @ W.T)."""
+
+    step = 0
+
+    def __init__(self, contribution: Contribution, tensors: Tensors, dtype: Number) -> None:
+        self.contribution = contribution
+        self.dtype = dtype
+        self.tensors = tensors
+
+    def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
+        del start, stop
+        found = dense_delta(
+            self.tensors,
+            np.ascontiguousarray(weight.T),
+            multiplier=self.contribution.multiplier,
+            name=self.contribution.module.name,
+            dtype=self.dtype,
+        ).weight
+        if found is not None:
+            out += found.T
+
+
+class _Bias:
+    """``diff_b`` and ``b_norm``."""
+
+    step = 0
+
+    def __init__(self, contribution: Contribution, tensors: Tensors, dtype: Number) -> None:
+        name = "diff_b" if "diff_b" in tensors else "b_norm"
+        self.change = tensors[name].astype(dtype).reshape(-1, 1) * dtype(contribution.multiplier)
+
+    def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
+        del weight
+        out += self.change[start:stop]
+
+
+def _read(contribution: Contribution) -> dict[str, Array]:
+    """The module's tensors; a scale from the metadata becomes an alpha."""
+    tensors = {suffix: contribution.weights.read(key) for suffix, key in contribution.module.keys.items()}
+    if contribution.scale is not None and contribution.module.rank and "alpha" not in tensors:
+        tensors["alpha"] = np.asarray(contribution.scale * contribution.module.rank, np.float32)
+    return tensors
+
+
+def _factors(contribution: Contribution, tensors: Tensors, dtype: Number) -> tuple[Array, Array, float]:
+    """up (o, r), down (r, n), and what their product is multiplied with."""
+    module = Module(name=contribution.module.name, tensors=tensors, dtype=dtype)
+    up, down = lora_factors(module)
+    return up, down.reshape(down.shape[0], -1), contribution.multiplier * lora_scale(module)
+
+
+# -------------------------------------------------------------------------------- cutting
+
+
+Cut = Callable[[int, int], Tensors]
+
+
+def _cutter(algorithm: str, tensors: Tensors, rows: int) -> tuple[Cut, int]:
+    """How to cut a module's tensors for rows of its layer, and in which steps; step 0: not at all."""
+    axis_of, step = _row_axes(algorithm, tensors, rows)
+    if axis_of is None:
+        return (lambda _start, _stop: tensors), 0
+    if "dora_scale" in tensors:
+        scale = tensors["dora_scale"]
+        if scale.ndim > 1 and scale.shape[0] == 1:  # norms over whole columns
+            return (lambda _start, _stop: tensors), 0
+        axis_of = {**axis_of, "dora_scale": 0}
+
+    def cut(start: int, stop: int) -> Tensors:
+        return {
+            suffix: _slice(tensor, axis_of.get(suffix), start // step, stop // step, start, stop)
+            for suffix, tensor in tensors.items()
+        }
+
+    return cut, step
+
+
+def _slice(tensor: Array, axis: int | None, first: int, last: int, start: int, stop: int) -> Array:
+    if axis is None:
+        return tensor
+    if axis < 0:  # counts steps, not rows
+        return tensor[first:last]
+    return tensor[start:stop] if axis == 0 else tensor[:, start:stop]
+
+
+_STEPS = -1
+
+
+def _row_axes(algorithm: str, tensors: Tensors, rows: int) -> tuple[dict[str, int] | None, int]:
+    """The axis of each tensor that goes by the layer's rows, and the step of these; None where there is no such."""
+    if algorithm == "lora":
+        return {"lora_up.weight": 0}, 1
+    if algorithm == "loha":
+        axes = {f"hada_w{n}_a": 1 if f"hada_t{n}" in tensors else 0 for n in (1, 2)}
+        return axes, 1
+    if algorithm == "full":
+        return {"diff": 0, "diff_b": 0}, 1
+    if algorithm == "glora":
+        old_order = tensors["b1.weight"].shape[0] != rows
+        return {"b2.weight" if old_order else "b1.weight": 0}, 1
+    if algorithm == "lokr":
+        first = next((tensors[s] for s in ("lokr_w1", "lokr_w1_a") if s in tensors), None)
+        if first is None or first.shape[0] == 0 or rows % first.shape[0]:
+            return None, 0
+        return {"lokr_w1": _STEPS, "lokr_w1_a": _STEPS}, rows // first.shape[0]
+    if algorithm == "oft" and not float(np.max(tensors.get("alpha", np.zeros(1)))):
+        # With a bound on the norm all blocks depend on each other.
+        return {"oft_blocks": _STEPS, "rescale": 0}, tensors["oft_blocks"].shape[-1]
+    return None, 0
+
+
+def piece_rows(changes: Sequence[Change], rows: int, columns: int, elements: int) -> int:
+    """How many rows to work on at once: about ``elements`` numbers, in the changes' steps; all where one asks."""
+    if any(change.step == 0 for change in changes):
+        return rows
+    step = math.lcm(*(change.step for change in changes)) if changes else 1
+    return min(rows, max(1, elements // max(1, columns) // step) * step)

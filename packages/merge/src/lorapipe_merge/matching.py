@@ -1,0 +1,203 @@
+"""Which module of which network changes which tensor of the base. Nothing is left over without being named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lorapipe_engine.delta.adapter import adapter_scales
+from lorapipe_engine.errors import InputError, ProblemFound
+from lorapipe_engine.families import FAMILIES
+from lorapipe_engine.network import Network, NetworkModule
+from lorapipe_engine.tensorfile import TensorInfo, WeightFile, quote
+from lorapipe_merge.base import Base, Spot
+from lorapipe_merge.blocks import BlockWeights, block_of
+
+_WEIGHT_ONLY = frozenset({"w_norm"})
+_BIAS = frozenset({"diff_b", "b_norm"})
+_NO_CHANGE = frozenset({"alpha"})
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A network that takes part: its open file, what it is, its ratio, where it was read from, and its sha256."""
+
+    weights: WeightFile
+    network: Network
+    ratio: float
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one module adds to one tensor. ``multiplier``: ratio times block weight; ``scale``: the module's alpha /
+    rank where it stands in the file's metadata instead of in an alpha tensor.
+    """
+
+    weights: WeightFile
+    module: NetworkModule
+    spot: Spot
+    multiplier: float
+    scale: float | None
+    block: str
+
+
+@dataclass
+class Match:
+    """The plan of a merge: for each tensor (file, key) of the base what is added; and modules without a place."""
+
+    changes: dict[tuple[int, str], list[Contribution]] = field(default_factory=dict)
+    modules: int = 0
+    unmatched: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, contribution: Contribution) -> None:
+        place = (contribution.spot.file, contribution.spot.key)
+        self.changes.setdefault(place, []).append(contribution)
+
+
+def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) -> Match:
+    """Find a place in ``base`` for every module of every network.
+
+    A ratio, or a block's weight, of 0 leaves the module out of the changes, but it has to have its place. Raises
+    InputError for shapes that do not fit and for modules of no known algorithm.
+    """
+    spots = base.spots()
+    found = Match()
+    for applied in networks:
+        scales = adapter_scales(applied.weights.metadata, applied.network.modules)
+        missing = [name for name in applied.network.others if not _is_harmless(name)]
+        for module in applied.network.modules.values():
+            places = spots.get(canonical(module.name), {})
+            wanted = list(_kinds(module))
+            if not wanted:
+                continue
+            if any(kind not in places for kind in wanted):
+                missing.append(module.name)
+                continue
+            found.modules += 1
+            for kind in wanted:
+                _check_shape(base, applied, module, places[kind])
+                _add(found, applied, module, places[kind], scales.get(module.name), blocks)
+        if missing:
+            found.unmatched[applied.name] = missing
+    return found
+
+
+def canonical(name: str) -> str:
+    """A module's name as the base's layers answer to it: kohya's prefix in the place of others."""
+    return re.sub(r"^(oft|lycoris)_", "lora_", name)
+
+
+def check_match(found: Match, base: Base, networks: Sequence[Applied], *, allow_unmatched: bool) -> list[str]:
+    """Raise ProblemFound unless every module found its place, or the rest is allowed; the lines to say otherwise.
+
+    A merge in which no module finds a place is always an error: it would have no effect.
+    """
+    if not found.modules:
+        raise ProblemFound(f"no module fits {base.path}: {_why(base, networks)}; nothing was written")
+    lines = []
+    for name, missing in found.unmatched.items():
+        shown = ", ".join(quote(module)[1:-1] for module in missing[:SHOWN])
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        lines.append(f"{name}: {len(missing)} without a place in {base.path.name}: {shown}{more}")
+    if lines and not allow_unmatched:
+        raise ProblemFound(
+            f"{'; '.join(lines)} ({_why(base, networks)}); nothing was written. --allow-unmatched merges the rest"
+        )
+    return lines
+
+
+def _why(base: Base, networks: Sequence[Applied]) -> str:
+    title = FAMILIES[base.family].title
+    for applied in networks:
+        family = applied.network.family
+        if family is not None and family != base.family:
+            return f"{applied.name} is for {FAMILIES[family].title}, the base is {title}"
+    if base.kind != "checkpoint" and not base.folder:
+        return "the base has only a part of a model"
+    return f"the base is {title}"
+
+
+def _kinds(module: NetworkModule) -> Iterator[str]:
+    """The tensors of the layer that the module changes."""
+    suffixes = set(module.keys) - _NO_CHANGE
+    if suffixes & _BIAS:
+        yield "bias"
+    if suffixes - _BIAS:
+        yield "weight"
+
+
+def _is_harmless(name: str) -> bool:
+    """Tensors that belong to no module and say nothing of a change."""
+    return name.endswith((".alpha", "position_ids")) or name.startswith("lora_te_text_model_embeddings")
+
+
+def _add(
+    found: Match,
+    applied: Applied,
+    module: NetworkModule,
+    spot: Spot,
+    scale: float | None,
+    blocks: BlockWeights | None,
+) -> None:
+    block = block_of(spot.place.part, spot.ldm_path)
+    multiplier = applied.ratio * (blocks.of(block) if blocks else 1.0)
+    if multiplier:
+        found.add(Contribution(applied.weights, module, spot, multiplier, scale, block))
+
+
+# -------------------------------------------------------------------------------- shapes
+
+
+def _check_shape(base: Base, applied: Applied, module: NetworkModule, spot: Spot) -> None:
+    """Compare what the factors give with the layer, before anything is written. Only plain factors tell at once."""
+    rows, columns = _layer_size(base.info(spot.file, spot.key), spot)
+    infos = {suffix: applied.weights.tensors[key].shape for suffix, key in module.keys.items()}
+    if spot.place.kind == "bias":
+        made = next((infos[s] for s in ("diff_b", "b_norm") if s in infos), None)
+        wrong = made is not None and made != (rows,)
+    else:
+        made = _made_shape(module, infos)
+        wrong = made is not None and made != (rows, columns)
+    if wrong:
+        layer = (rows,) if spot.place.kind == "bias" else (rows, columns)
+        family = applied.network.family
+        hint = ""
+        if family is not None and family != base.family:
+            hint = (
+                f"; {applied.name} is for {FAMILIES[family].title}, the base is {FAMILIES[base.family].title}"
+            )
+        raise InputError(
+            f"{applied.name}: {quote(module.name)[1:-1]} makes a change of {made}, {spot.key} of the base has {layer}"
+            + hint
+        )
+
+
+def _layer_size(info: TensorInfo, spot: Spot) -> tuple[int, int]:
+    """Rows and columns of the layer's weight as a matrix."""
+    columns = 1
+    for size in info.shape[1:]:
+        columns *= size
+    rows = spot.place.stop - spot.place.start
+    return (columns, rows) if spot.place.transposed else (rows, columns)
+
+
+def _made_shape(module: NetworkModule, infos: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
+    if module.algorithm == "full" and "diff" in infos:
+        shape = infos["diff"]
+        return (shape[0], _product(shape[1:])) if shape else None
+    up, down = infos.get("lora_up.weight"), infos.get("lora_down.weight")
+    if module.algorithm != "lora" or not up or not down or len(up) < 2 or len(down) < 2:
+        return None
+    mid = infos.get("lora_mid.weight", ())
+    return up[0], _product(down[1:]) * _product(mid[2:])
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
