@@ -1,0 +1,124 @@
+"""The tags that a tagger's outputs stand for: names and categories, row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.errors import InputError
+
+RATING, GENERAL, CHARACTER = "rating", "general", "character"
+# Danbooru's numbers; 9 is the WD taggers' own.
+NUMBERED: Mapping[int, str] = {
+    0: GENERAL,
+    1: "artist",
+    3: "copyright",
+    4: CHARACTER,
+    5: "meta",
+    9: RATING,
+    10: "year",
+}
+CATEGORIES = (RATING, GENERAL, CHARACTER, "copyright", "artist", "meta", "quality", "model", "year")
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Output i is the tag ``names[i]`` (with underscores) of ``categories[i]``. ``series`` of a character's name,
+    where the model's list has them.
+    """
+
+    names: Sequence[str]
+    categories: Sequence[str]
+    series: Mapping[str, Sequence[str]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def read_labels(path: Path) -> Labels:
+    """The labels in ``selected_tags.csv`` or in one of the JSON files that other taggers come with.
+
+    Raises InputError for a file that is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}), so not a tagger's list of tags") from error
+    labels = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_json(text, path)
+    if not labels.names:
+        raise InputError(f"{path}: has no tags in it")
+    return labels
+
+
+def _from_csv(text: str, path: Path) -> Labels:
+    rows = csv.DictReader(text.splitlines())
+    if not {"name", "category"} <= set(rows.fieldnames or ()):
+        raise InputError(
+            f'{path}: needs the columns "name" and "category", as the WD taggers\' lists have them'
+        )
+    names: list[str] = []
+    categories: list[str] = []
+    series: dict[str, list[str]] = {}
+    for row in rows:
+        name, category = row["name"], row["category"]
+        if not name or category is None:
+            raise InputError(f"{path}, line {rows.line_num}: a row without name or category")
+        names.append(name)
+        categories.append(_category(category, f"{path}, line {rows.line_num}"))
+        if found := _series(row.get("ips")):
+            series[name] = found
+    return Labels(names, categories, series)
+
+
+def _series(text: str | None) -> list[str]:
+    try:
+        found = json.loads(text) if text else []
+    except ValueError:
+        return []
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def _category(value: str | int, place: str) -> str:
+    text = str(value).strip().lower()
+    if text in CATEGORIES:
+        return text
+    try:
+        return NUMBERED.get(int(float(text)), OTHER)
+    except ValueError as error:
+        raise InputError(
+            f"{place}: {value!r} is no category (a number such as 0, 4 or 9, or a name)"
+        ) from error
+
+
+def _from_json(text: str, path: Path) -> Labels:
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    try:
+        pairs = _mapping_of(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: no list of tags that is known here ({error})") from error
+    names = [name for name, _ in pairs]
+    return Labels(names, [_category(category, str(path)) for _, category in pairs], {})
+
+
+def _mapping_of(found: Any) -> list[tuple[str, str]]:
+    """(tag, category) by output from cl_tagger's or camie's JSON."""
+    if "dataset_info" in found:
+        found = found["dataset_info"]["tag_mapping"]
+    if "idx_to_tag" in found:
+        categories = found["tag_to_category"]
+        table = {int(key): (tag, categories[tag]) for key, tag in found["idx_to_tag"].items()}
+    else:
+        table = {int(key): (row["tag"], row["category"]) for key, row in found.items()}
+    if sorted(table) != list(range(len(table))):
+        raise ValueError("its numbers do not count 0, 1, 2, ...")
+    return [table[index] for index in range(len(table))]

@@ -1,0 +1,276 @@
+"""From a picture file to what a tagger looks at: decoded, upright, on white, squared and scaled.
+
+The default geometry is that of the WD taggers' author: alpha over white, a white square around the picture, Pillow's
+bicubic filter. EXIF rotation and 16-bit greys, which most tools get wrong, come first. Large files are read with
+little memory: JPEGs are decoded at a fraction of their size where that keeps 2 pixels for each one needed, and the
+square is never built in full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorapipe_engine.errors import InputError, MissingExtra
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = NDArray[np.uint8]
+Resampling = Literal["bicubic", "kohya"]
+
+# Part of the score cache's key: raise it when the same file would give other pixels.
+VERSION = 1
+MAX_PIXELS = 500_000_000
+WHITE = (255, 255, 255)
+_ORIENTATION = 0x0112
+# Of a JPEG decoded at a fraction of its size at least this many pixels stay for each one of the result.
+_DRAFT_MARGIN = 2
+_LARGEST_CANVAS = 64_000_000
+_BICUBIC_SUPPORT = 2.0
+
+
+class PictureError(InputError):
+    """A picture that cannot be read; the message says why, without the path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What a model wants: ``size`` x ``size`` pixels, a colour for the ``padding`` (RGB, 0..255), and the filter.
+
+    ``squash`` scales both sides apart instead of padding.
+    """
+
+    size: int = 448
+    padding: tuple[int, int, int] = WHITE
+    squash: bool = False
+    resampling: Resampling = "bicubic"
+
+    @property
+    def key(self) -> str:
+        """A text that differs wherever pixels do."""
+        shape = "squash" if self.squash else "pad{:02x}{:02x}{:02x}".format(*self.padding)
+        return f"{VERSION}-{self.size}-{shape}-{self.resampling}"
+
+
+class Picture(NamedTuple):
+    """Upright width and height, whether any pixel is transparent, and RGB pixels (S, S, 3) for each preparation."""
+
+    size: tuple[int, int]
+    transparent: bool
+    pixels: tuple[Pixels, ...]
+
+
+def read_picture(
+    source: Path | bytes, preparations: Sequence[Preparation], *, max_pixels: int = MAX_PIXELS
+) -> Picture:
+    """Decode a picture (of an animation its first frame) and prepare it. Raises PictureError.
+
+    Pillow's own limit of pixels has to be lifted beforehand, see :func:`lift_pillow_limit`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            check_size(image.size, max_pixels)
+            size = image.size
+            turned = _shrink_on_load(image, max(p.size for p in preparations))
+            image.load()
+            if turned is None:
+                turned = _orientation(image)
+            flat, transparent = flatten(image)
+            if turned > 1:
+                flat = _turn(flat, turned)
+                size = size[::-1] if turned >= 5 else size
+        return Picture(size, transparent, tuple(prepare(flat, p) for p in preparations))
+    except (PictureError, MissingExtra):
+        raise
+    except MemoryError as error:
+        raise PictureError("not enough memory to decode it") from error
+    except Exception as error:  # decoders of broken files raise whatever they stumble over
+        raise PictureError(why_unreadable(source, error)) from error
+
+
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+    """Raise PictureError for more pixels than allowed."""
+    width, height = size
+    if width * height > max_pixels:
+        raise PictureError(
+            f"{width} x {height} is {width * height / 1e6:,.0f} million pixels, more than --max-pixels "
+            f"{max_pixels / 1e6:,.0f}"
+        )
+
+
+def why_unreadable(source: Path | bytes, error: Exception) -> str:
+    """One line on why a file is no picture."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
+        return "empty file" if empty else f"not a picture that can be read{_plugin_hint(source)}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"broken picture ({text})"
+
+
+def _plugin_hint(source: Path | bytes) -> str:
+    head = source[:32] if isinstance(source, bytes) else _head(source)
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return ": JPEG XL needs pip install pillow-jxl-plugin"
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
+        return ": HEIC needs pip install pillow-heif"
+    return ""
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(32)
+
+
+# -------------------------------------------------------------------------------- decoding
+
+
+def _shrink_on_load(image: Image, size: int) -> int | None:
+    """Let a large JPEG be decoded at a half, a quarter or an eighth; its orientation, None if not looked for."""
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    longest, wanted = max(image.size), size * _DRAFT_MARGIN
+    if longest >= 2 * wanted:
+        image.draft(None, tuple(max(1, math.ceil(side * wanted / longest)) for side in image.size))  # type: ignore[arg-type]
+    return _orientation(image)
+
+
+def _orientation(image: Image) -> int:
+    found: Any = 1
+    with suppress(Exception):  # of a damaged EXIF block
+        found = image.getexif().get(_ORIENTATION, 1)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _turn(image: Image, orientation: int) -> Image:
+    from PIL.Image import Transpose
+
+    ways = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(ways[orientation])
+
+
+def flatten(image: Image) -> tuple[Image, bool]:
+    """A picture in RGB, transparent parts over white; and whether there were any."""
+    from PIL import Image as Images
+
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        lowest, _ = layered.getchannel("A").getextrema()
+        if isinstance(lowest, int | float) and lowest < 255:
+            white = Images.new("RGBA", layered.size, (*WHITE, 255))
+            white.alpha_composite(layered)
+            return white.convert("RGB"), True
+        return layered.convert("RGB"), False
+    return (image if image.mode == "RGB" else image.convert("RGB")), False
+
+
+def _eight_bits(image: Image) -> Image:
+    """Grey of 16 bits (or more, or floating) as 8 bits; Pillow itself would cut everything above 255 to white."""
+    from PIL import Image as Images
+
+    values = np.asarray(image).astype(np.float32)
+    if image.mode == "F":
+        values = values * 255 if values.size and float(values.max()) <= 1 else values
+    else:
+        values /= 257
+    return Images.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+# -------------------------------------------------------------------------------- geometry
+
+
+def prepare(image: Image, preparation: Preparation) -> Pixels:
+    """RGB pixels (S, S, 3) of a picture in RGB."""
+    from PIL.Image import Resampling as Filter
+
+    if preparation.squash:
+        side = preparation.size
+        return np.asarray(image.resize((side, side), Filter.BICUBIC))
+    if preparation.resampling == "kohya":
+        return _square_area(image, preparation)
+    return np.asarray(_square_bicubic(image, preparation))
+
+
+def _square_bicubic(image: Image, preparation: Preparation) -> Image:
+    """What padding to a square and scaling by Pillow's bicubic filter gives, bit for bit, for less work.
+
+    Pillow scales rows first, then columns, with 8 bits between. The rows of a wide picture's padding stay as they
+    are in the first pass, so they are added after it; of a tall one's only the columns are scaled that the picture
+    reaches.
+    """
+    from PIL import Image as Images
+    from PIL.Image import Resampling as Filter
+
+    side, fill = preparation.size, preparation.padding
+    width, height = image.size
+    square = max(width, height)
+    if width >= height:
+        flat = image.resize((side, height), Filter.BICUBIC)
+        canvas = Images.new("RGB", (side, square), fill)
+        canvas.paste(flat, (0, (square - height) // 2))
+        return canvas.resize((side, side), Filter.BICUBIC)
+    scale = square / side
+    left = (square - width) // 2
+    reach = _BICUBIC_SUPPORT * max(scale, 1.0)
+    first = max(0, math.floor((left - reach) / scale - 0.5))
+    last = min(side, math.ceil((left + width + reach) / scale + 0.5))
+    start = max(0, math.floor((first + 0.5) * scale - reach) - 1)
+    stop = min(square, math.ceil((last - 0.5) * scale + reach) + 1)
+    canvas = Images.new("RGB", (stop - start, height), fill)
+    canvas.paste(image, (left - start, 0))
+    box = (first * scale - start, 0.0, min(last * scale - start, float(stop - start)), float(height))
+    columns = canvas.resize((last - first, height), Filter.BICUBIC, box=box)
+    result = Images.new("RGB", (side, side), fill)
+    result.paste(columns.resize((last - first, side), Filter.BICUBIC), (first, 0))
+    return result
+
+
+def _square_area(image: Image, preparation: Preparation) -> Pixels:
+    """As sd-scripts does it: OpenCV's area filter for smaller, Pillow's Lanczos for larger pictures."""
+    from PIL import Image as Images
+    from PIL.Image import Resampling as Filter
+
+    side, fill = preparation.size, preparation.padding
+    factor = math.isqrt(max(image.size) ** 2 // _LARGEST_CANVAS)
+    if factor > 1:  # a strip, whose square would not fit into memory
+        image = image.reduce(factor)
+    width, height = image.size
+    square = max(width, height)
+    canvas = Images.new("RGB", (square, square), fill)
+    canvas.paste(image, ((square - width) // 2, (square - height) // 2))
+    if square <= side:
+        return np.asarray(canvas.resize((side, side), Filter.LANCZOS))
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingExtra(
+            "--preprocess kohya needs OpenCV: pip install opencv-python-headless, or leave it out"
+        ) from error
+    area: Pixels = np.asarray(
+        cv2.resize(np.asarray(canvas), (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8
+    )
+    return area
