@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from lorapipe_engine.delta.adapter import ADAPTER_KEY
 from lorapipe_engine.metadata import table_of
+from lorapipe_engine.ranks import RankRule
 from lorapipe_resize.report import ModuleReport
-from lorapipe_resize.rules import RankRule
 
 VARIOUS = "Dynamic"  # sd-scripts' word where ranks differ
 

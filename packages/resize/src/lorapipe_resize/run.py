@@ -19,11 +19,11 @@ from lorapipe_engine.factors import Balance
 from lorapipe_engine.metadata import with_hashes
 from lorapipe_engine.network import ModuleKeys, describe_network
 from lorapipe_engine.picklefile import open_weights
+from lorapipe_engine.ranks import Method, RankRule
 from lorapipe_engine.tensorfile import WeightFile, build_header, check_output, write_tensors
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, summary, table
-from lorapipe_resize.rules import Method, RankRule
 from lorapipe_resize.shrink import Precision, Settings, Shrunk, shrink
 
 STREAM = "-"

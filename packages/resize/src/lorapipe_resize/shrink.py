@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +17,10 @@ from lorapipe_engine.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
 from lorapipe_engine.network import ModuleKeys
-from lorapipe_engine.progress import progress
+from lorapipe_engine.ranks import Candidate, RankRule, is_dead, ranks_for_size
 from lorapipe_engine.tensorfile import WeightFile
+from lorapipe_engine.threads import map_in_threads
 from lorapipe_resize.report import ModuleReport
-from lorapipe_resize.rules import Candidate, RankRule, is_dead, ranks_for_size
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
 DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
@@ -31,9 +29,6 @@ ALPHA_BYTES = 4
 
 # Tensors that ride along with a module whose factors are replaced, where readers know them on a plain LoRA.
 COMPANIONS = ("dora_scale", "diff_b")
-
-J = TypeVar("J")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +84,7 @@ def shrink(
         copied = sum(file.tensors[key].size for key in others)
         ranks = _ranks_within(file, modules, settings, settings.target_bytes - copied)
     jobs = list(zip(modules, ranks, strict=True))
-    pieces = _in_threads(lambda job: _shrink_module(file, job[0], job[1], settings), jobs, "resizing")
+    pieces = map_in_threads(lambda job: _shrink_module(file, job[0], job[1], settings), jobs, "resizing")
     _check_finite([key for piece in pieces for key in piece.bad], settings)
     tensors = {key: tensor for piece in pieces for key, tensor in piece.tensors.items()}
     tensors.update((key, _copy(file, key)) for key in others)
@@ -101,22 +96,6 @@ def _precision(tensors: Mapping[str, Encoded]) -> str:
     names = {dtype: name for name, dtype in DTYPES.items()}
     found = {tensor.dtype for key, tensor in tensors.items() if key.endswith(".weight")}
     return " and ".join(sorted(names.get(dtype, dtype.lower()) for dtype in found))
-
-
-def _in_threads(work: Callable[[J], T], jobs: Sequence[J], label: str) -> list[T]:
-    """``work`` on every job, results in order. LAPACK runs without the interpreter lock."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(count, 8)) as pool:
-        try:
-            results = []
-            with progress(len(jobs), label, "module") as bar:
-                for result in pool.map(work, jobs):
-                    results.append(result)
-                    bar.update()
-            return results
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _check_finite(bad: Sequence[str], settings: Settings) -> None:
@@ -274,7 +253,7 @@ def _ranks_within(
     file: WeightFile, modules: Sequence[ModuleKeys], settings: Settings, budget: int
 ) -> list[int | None]:
     """The ranks that lose least within ``budget`` bytes of tensors; None for modules that are copied."""
-    found = _in_threads(lambda module: _candidate(file, module, settings), modules, "measuring")
+    found = map_in_threads(lambda module: _candidate(file, module, settings), modules, "measuring")
     fixed = sum(size for size, _ in found)
     candidates = [candidate for _, candidate in found if candidate is not None]
     ranks = ranks_for_size(candidates, budget - fixed)
