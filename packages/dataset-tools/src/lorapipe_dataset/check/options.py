@@ -1,0 +1,49 @@
+"""What a person asks ``lora-check`` for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorapipe_dataset.check.findings import Severity
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.settings import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line of ``lora-check``."""
+
+    inputs: Sequence[str] = ()
+    data: DataSettings
+    caption_extension: str = ".txt"
+    kind: str | None = None
+    trigger: str | None = None
+    keep_tokens: int | None = None
+    max_token_length: int = 225
+    tokenizer_dir: Path | None = None
+    tags_file: Path | None = None
+    aliases: Path | None = None
+    distance: int = 6
+    only: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    look: bool = True
+    html: Path | None = None
+    as_json: bool = False
+    fail_on: Severity = "error"
+    fix: Sequence[str] = ()
+    undo: bool = False
+    dry_run: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.trigger is not None and not self.trigger.strip():
+            raise ConfigError("--trigger: an empty word")
+        if self.fix and self.undo:
+            raise ConfigError("--fix and --undo exclude each other")
+
+    @property
+    def fixed_tokens(self) -> int:
+        """Tags at the front that training keeps there: as asked, else 1 where there is a trigger."""
+        return self.keep_tokens if self.keep_tokens is not None else int(self.trigger is not None)

@@ -1,0 +1,128 @@
+"""lora-check buckets: what the trainer does, from headers only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lorapipe_dataset.bucketing import bucket_rule
+from lorapipe_engine.settings import DataSettings
+
+SIZES = [(512, 512), (1000, 600), (600, 1000), (97, 333), (2000, 300), (64, 64), (1215, 832)]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    for folder, repeats in (("3_maid", SIZES[:4]), ("10_neko chan", SIZES[4:])):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for number, size in enumerate(repeats):
+            Image.new("RGB", size).save(tmp_path / "set" / folder / f"{number}.png")
+    turned = Image.new("RGB", (300, 200))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "set/3_maid/turned.jpg", exif=exif)
+    return tmp_path / "set"
+
+
+OPTIONS = [
+    {"resolution": (768, 768)},
+    {"resolution": (512, 512), "min_bucket_reso": 320, "max_bucket_reso": 640, "bucket_reso_steps": 32},
+    {"resolution": (64, 64), "bucket_reso_steps": 16},
+    {"resolution": (512, 768), "enable_bucket": False},
+    {"resolution": (256, 256), "bucket_no_upscale": True, "bucket_reso_steps": 32},
+]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_agrees_with_the_trainer(check: Any, dataset: Path, options: dict[str, Any]) -> None:
+    data = pytest.importorskip("lorapipe_engine.train.data")
+    settings = DataSettings(train_data_dir=dataset, **options)
+    assert bucket_rule(settings) == data.bucket_rule(settings)
+    words = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            words += [
+                f"--{name.replace('_', '-')}",
+                ",".join(map(str, value)) if isinstance(value, tuple) else value,
+            ]
+    rows = check("buckets", dataset, *words, "--json").rows
+    pictures = data.scan(settings).pictures
+    assert {row["path"] for row in rows} == {str(picture.path) for picture in pictures}
+    found = {row["path"]: row for row in rows}
+    for picture in pictures:
+        row = found[str(picture.path)]
+        assert tuple(row["image"]) == picture.size
+        assert tuple(row["bucket"]) == picture.placement.bucket
+        assert tuple(row["resized"]) == picture.placement.resized
+        assert tuple(row["crop"]) == picture.placement.crop
+        assert row["repeats"] == picture.repeats
+
+
+def test_the_table(check: Any, dataset: Path) -> None:
+    done = check("buckets", dataset, "--resolution", 512, "--train-batch-size", 4)
+    assert done.code == 0
+    assert "portrait" in done.out
+    lines = done.out.splitlines()
+    assert lines[1].split() == ["512x512", "2", "13", "29%", "0.0%", "1", "of", "4"]
+    assert "cut most:" in lines[-1]
+
+
+def test_pictures_without_a_bucket_are_told(check: Any, dataset: Path) -> None:
+    (dataset / "3_maid/broken.png").write_bytes(b"\x89PNG")
+    (dataset / "3_maid/empty.png").touch()
+    done = check("buckets", dataset, "--bucket-no-upscale", "--bucket-reso-steps", 128, "--json")
+    problems = {Path(row["path"]).name: row["error"] for row in done.rows if "error" in row}
+    assert (done.code, set(problems)) == (1, {"1.png", "3.png", "broken.png", "empty.png"})
+    assert problems["empty.png"] == "empty file"
+    assert "smaller than one bucket step of 128" in problems["1.png"]
+    assert done.err.count("error:") == 4
+
+
+def test_only_headers_are_read(check: Any, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((900, 700), 80).save(whole)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/cut.png").write_bytes(whole.read_bytes()[:200])
+    (row,) = check("buckets", tmp_path / "set", "--json").rows
+    assert (row["image"], row["bucket"]) == ([900, 700], [576, 448])
+
+
+def test_paths_come_through_pipes(check: Any, dataset: Path) -> None:
+    one = dataset / "3_maid/1.png"
+    (row,) = check("buckets", "--json", stdin=json.dumps({"path": str(one)}).encode()).rows
+    assert (row["path"], row["repeats"]) == (str(one), 3)
+
+
+def test_pictures_that_are_not_trained_are_left_out(check: Any, dataset: Path) -> None:
+    Image.new("RGB", (9, 9)).save(dataset / "stray.png")
+    done = check("buckets", dataset, "--json")
+    assert len(done.rows) == len(SIZES) + 1
+    assert "1 pictures lie outside the folders N_concept" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["missing"], "missing: no such folder"),
+        (["."], "no pictures found"),
+        ([".", "--resolution", "wide"], "resolution: expected a whole number, got 'wide'"),
+        (["set", "--bucket-reso-steps", "20"], "20 is not a multiple of 8"),
+        ([".", "--reslution", "64"], "no option --reslution, did you mean --resolution?"),
+    ],
+)
+def test_errors_take_one_line(
+    check: Any, draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], text: str
+) -> None:
+    if words[0] == "set":
+        draw("set/a.png")
+    monkeypatch.chdir(tmp_path)
+    done = check("buckets", *words)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert text in done.err
