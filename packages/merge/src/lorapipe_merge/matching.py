@@ -94,7 +94,8 @@ def canonical(name: str) -> str:
 def check_match(found: Match, base: Base, networks: Sequence[Applied], *, allow_unmatched: bool) -> list[str]:
     """Raise ProblemFound unless every module found its place, or the rest is allowed; the lines to say otherwise.
 
-    A merge in which no module finds a place is always an error: it would have no effect.
+    A merge in which no module finds a place is always an error, for it would have no effect, and so is one of
+    another family, of which some names fit by chance.
     """
     if not found.modules:
         raise ProblemFound(f"no module fits {base.path}: {_why(base, networks)}; nothing was written")
@@ -103,6 +104,9 @@ def check_match(found: Match, base: Base, networks: Sequence[Applied], *, allow_
         shown = ", ".join(quote(module)[1:-1] for module in missing[:SHOWN])
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         lines.append(f"{name}: {len(missing)} without a place in {base.path.name}: {shown}{more}")
+    stranger = next((a for a in networks if a.name in found.unmatched and _is_other(a, base)), None)
+    if stranger:
+        raise ProblemFound(f"{_why(base, [stranger])}; nothing was written")
     if lines and not allow_unmatched:
         raise ProblemFound(
             f"{'; '.join(lines)} ({_why(base, networks)}); nothing was written. --allow-unmatched merges the rest"
@@ -113,12 +117,17 @@ def check_match(found: Match, base: Base, networks: Sequence[Applied], *, allow_
 def _why(base: Base, networks: Sequence[Applied]) -> str:
     title = FAMILIES[base.family].title
     for applied in networks:
-        family = applied.network.family
-        if family is not None and family != base.family:
-            return f"{applied.name} is for {FAMILIES[family].title}, the base is {title}"
+        if _is_other(applied, base):
+            return (
+                f"{applied.name} is for {FAMILIES[applied.network.family or ''].title}, the base is {title}"
+            )
     if base.kind != "checkpoint" and not base.folder:
         return "the base has only a part of a model"
     return f"the base is {title}"
+
+
+def _is_other(applied: Applied, base: Base) -> bool:
+    return applied.network.family not in (None, base.family)
 
 
 def _kinds(module: NetworkModule) -> Iterator[str]:
