@@ -125,7 +125,8 @@ def show_files(files: Sequence[str], keys: Sequence[str], *, tags: bool, top: in
             for key in keys:
                 label = f"{printable(one.name)}: " if len(inputs) > 1 else ""
                 label += f"{printable(key)}: " if len(keys) > 1 else ""
-                click.echo(label + value_text(values[key], plain=not sys.stdout.isatty()))
+                # click would take escape sequences out of what is no terminal's.
+                click.echo(label + value_text(values[key], plain=not sys.stdout.isatty()), color=True)
             return True
         lines = tag_lines(metadata, top) if tags else listing(metadata, LONGEST)
         click.echo("\n".join([printable(one.name), *lines]))

@@ -11,14 +11,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO, Self
 
-import click
-
 from lorapipe_engine.atomic import atomic_write, check_output
 from lorapipe_engine.bytesource import CHUNK
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.hashes import WINDOW_SIZE, WINDOW_START
-from lorapipe_engine.records import STREAM, format_path
+from lorapipe_engine.records import STREAM, Record, write_record
 from lorapipe_engine.tensorfile import MAX_HEADER, TensorFile, build_header
 from lorapipe_inspect.inputs import Input, find_inputs, work_through
 from lorapipe_inspect.text import printable
@@ -76,7 +74,7 @@ def change_files(words: Sequence[str], changes: Changes, output: str | None, *, 
     def work(one: Input) -> None:
         target = targets[id(one)]
         _copy_to_file(one, target, changes, force=force)
-        click.echo(format_path(target))
+        write_record(Record(target), jsonl=False)
 
     return work_through(inputs, work)
 
