@@ -18,6 +18,7 @@ LIGHT = [
     "bases", "buckets", "captions", "cli", "command", "config", "errors", "families", "hashes", "images", "keys",
     "metadata", "network", "picklefile", "progress", "settings", "tensorfile",
 ]  # fmt: skip
+LIGHT_TOOLS = [f"lorapipe_inspect.{name}" for name in ("cli", "zeros", "keys", "meta", "hash", "check")]
 
 
 def project(folder: Path) -> dict[str, object]:
@@ -48,7 +49,7 @@ def test_one_version() -> None:
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("module", [f"lorapipe_engine.{name}" for name in LIGHT])
+@pytest.mark.parametrize("module", [*(f"lorapipe_engine.{name}" for name in LIGHT), *LIGHT_TOOLS])
 def test_light_modules_import_nothing_heavy(module: str) -> None:
     code = f"import {module}, sys; print([name for name in {HEAVY} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
