@@ -9,8 +9,9 @@ square is never built in full.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -61,6 +62,28 @@ class Preparation:
         return f"{VERSION}-{self.size}-{shape}-{self.resampling}"
 
 
+class PixelGate:
+    """Bounds the pixels that all threads hold decoded at once; a picture larger than that has the room alone."""
+
+    def __init__(self, pixels: int = 32_000_000) -> None:
+        self._free = self._all = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def room(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for so many pixels, and hold it."""
+        wanted = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= wanted)
+            self._free -= wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += wanted
+                self._changed.notify_all()
+
+
 class Picture(NamedTuple):
     """Upright width and height, whether any pixel is transparent, and RGB pixels (S, S, 3) for each preparation."""
 
@@ -70,11 +93,15 @@ class Picture(NamedTuple):
 
 
 def read_picture(
-    source: Path | bytes, preparations: Sequence[Preparation], *, max_pixels: int = MAX_PIXELS
+    source: Path | bytes,
+    preparations: Sequence[Preparation],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    gate: PixelGate | None = None,
 ) -> Picture:
     """Decode a picture (of an animation its first frame) and prepare it. Raises PictureError.
 
-    Pillow's own limit of pixels has to be lifted beforehand, see :func:`lift_pillow_limit`.
+    Pictures above Pillow's own limit need :func:`without_pillow_limit` around all of the work.
     """
     from PIL import Image
 
@@ -83,20 +110,34 @@ def read_picture(
             check_size(image.size, max_pixels)
             size = image.size
             turned = _shrink_on_load(image, max(p.size for p in preparations))
-            image.load()
-            if turned is None:
-                turned = _orientation(image)
-            flat, transparent = flatten(image)
-            if turned > 1:
-                flat = _turn(flat, turned)
-                size = size[::-1] if turned >= 5 else size
-        return Picture(size, transparent, tuple(prepare(flat, p) for p in preparations))
+            with (gate or PixelGate()).room(image.size[0] * image.size[1]):
+                image.load()
+                if turned is None:
+                    turned = _orientation(image)
+                flat, transparent = flatten(image)
+                if turned > 1:
+                    flat = _turn(flat, turned)
+                    size = size[::-1] if turned >= 5 else size
+                return Picture(size, transparent, tuple(prepare(flat, p) for p in preparations))
     except (PictureError, MissingExtra):
         raise
     except MemoryError as error:
         raise PictureError("not enough memory to decode it") from error
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         raise PictureError(why_unreadable(source, error)) from error
+
+
+@contextmanager
+def without_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's bound of pixels, which is one for the whole process, in favour of ``max_pixels``."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:

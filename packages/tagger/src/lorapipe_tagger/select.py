@@ -99,17 +99,15 @@ class Selector:
 
     def select(self, scores: Scores, passed: Mask | None = None) -> Selection:
         """The tags of a picture with scores (L,)."""
-        rows = np.flatnonzero(self.passed(scores) if passed is None else passed).tolist()
+        rows: list[int] = np.flatnonzero(self.passed(scores) if passed is None else passed).tolist()
         names, categories = self._labels.names, self._labels.categories
         tags = [Tag(names[row], categories[row], float(scores[row]), row) for row in rows]
         return Selection(tags, self.ratings(scores))
 
     def ratings(self, scores: Scores) -> dict[str, float]:
         """The probability of each rating; empty for models that have none."""
-        return {
-            self._labels.names[row]: float(scores[row])
-            for row in self._categories.get(RATING, np.empty(0, int))
-        }
+        rows: list[int] = self._categories.get(RATING, np.empty(0, int)).tolist()
+        return {self._labels.names[row]: float(scores[row]) for row in rows}
 
 
 def mcut(scores: Scores) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lorapipe_tagger.labels import CATEGORIES, CHARACTER, GENERAL
@@ -57,9 +57,13 @@ class Shape:
     escape: bool = False
     separator: str = ", "
 
+    def with_trigger(self, trigger: str) -> Shape:
+        """The same with another trigger."""
+        return replace(self, trigger=trigger)
 
-def caption_tags(selection: Selection, shape: Shape, extra: Sequence[str] = ()) -> list[str]:
-    """The tags of a caption, in order and as they are written. ``extra`` tags come after the trigger."""
+
+def caption_tags(selection: Selection, shape: Shape) -> list[str]:
+    """The tags of a caption, in order and as they are written."""
     tags = rename(selection.tags, shape.aliases)
     tags = drop_implied(tags, shape.implications)
     if shape.drop_overlap:
@@ -72,12 +76,21 @@ def caption_tags(selection: Selection, shape: Shape, extra: Sequence[str] = ()) 
     names = [tag.name for tag in order_tags(tags, shape.order, shape.characters)]
     names = add_rating(names, selection.ratings, shape.rating)
     names = move(names, shape.first, shape.last)
-    given = [tag for tag in (shape.trigger, *shape.add, *extra) if tag]
+    given = without_repeats(_given(shape))
     names = without_repeats([*given, *names])
     # What the user gave stands as it was given: a trigger must be the same in every caption and prompt.
-    return [
-        name if at < len(given) and name in given else write_tag(name, shape) for at, name in enumerate(names)
-    ]
+    return [*given, *(write_tag(name, shape) for name in names[len(given) :])]
+
+
+def front_count(tags: Sequence[str], shape: Shape) -> int:
+    """How many tags of a caption stand in front because the user said so: trigger, added and first ones."""
+    front = {spelling(tag) for tag in (*_given(shape), *shape.first)}
+    front |= {spelling(write_tag(tag, shape)) for tag in shape.first}
+    return next((at for at, tag in enumerate(tags) if spelling(tag) not in front), len(tags))
+
+
+def _given(shape: Shape) -> list[str]:
+    return [tag for tag in (shape.trigger, *shape.add) if tag]
 
 
 def rename(tags: Iterable[Tag], names: Mapping[str, Sequence[str]]) -> list[Tag]:

@@ -1,0 +1,121 @@
+"""From a picture's scores to its caption on disk and its record on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.errors import LoraError
+from lorapipe_engine.images import as_repeat_folder
+from lorapipe_engine.records import Record
+from lorapipe_tagger.combine import Consensus
+from lorapipe_tagger.labels import CHARACTER, GENERAL
+from lorapipe_tagger.options import Options
+from lorapipe_tagger.pipeline import Result
+from lorapipe_tagger.select import Selection, Tag
+from lorapipe_tagger.shape import Shape, caption_tags, front_count
+from lorapipe_tagger.sources import Task
+from lorapipe_tagger.write import difference, join_existing, read_existing, write_caption
+
+_TRANSPARENT, _WHITE = "transparent_background", "white_background"
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a picture: its record, the tags given to it, and a text for people."""
+
+    record: Record
+    tags: Sequence[str] = ()
+    text: str = ""
+    kept: bool = False
+    cached: bool = False
+    error: str | None = None
+
+
+class Captioner:
+    """Makes captions of scores and writes them. :meth:`use` tells it the model before the first score."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._model = ""
+        self._shape = options.shape
+        self._consensus: Consensus | None = None
+
+    def use(self, model: str, consensus: Consensus, shape: Shape) -> None:
+        """Take what the model is called, what selects its tags, and what captions look like."""
+        self._model, self._consensus, self._shape = model, consensus, shape
+
+    def keep(self, task: Task, text: str) -> Outcome:
+        """The outcome of a picture that keeps its caption."""
+        return Outcome(self._record(task, {"caption": text, "existing": True}), text=text, kept=True)
+
+    def finish(self, result: Result) -> Outcome:
+        """Select tags, write the caption. What fails is in the outcome."""
+        task = result.task
+        if result.error is not None or self._consensus is None:
+            return Outcome(self._record(task, {"error": result.error}), error=result.error)
+        selection = self._consensus.select(result.scores)
+        if self._options.transparent_tag and result.transparent:
+            selection = _see_through(selection)
+        shape = self._shape_of(task)
+        tags = caption_tags(selection, shape)
+        fields: dict[str, Any] = {"size": list(result.size), "model": self._model, **_scores(selection)}
+        try:
+            before, text = self._write(task, tags, front_count(tags, shape))
+        except LoraError as error:
+            return Outcome(self._record(task, {**fields, "error": str(error)}), error=str(error))
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            return Outcome(self._record(task, {**fields, "error": reason}), error=reason)
+        record = self._record(task, {**fields, "caption": text, "cached": result.cached})
+        person = f"\n{difference(before, text)}" if self._options.dry_run else text
+        return Outcome(record, tags=tags, text=person, cached=result.cached)
+
+    def _write(self, task: Task, tags: Sequence[str], front: int) -> tuple[str | None, str]:
+        """The caption before and after; written unless that is not wanted. Raises LoraError or OSError."""
+        mode, separator = self._options.existing, self._shape.separator
+        if task.caption is None:
+            return None, separator.join(tags)
+        before = read_existing(task.caption) if mode != "replace" or self._options.dry_run else None
+        if before is not None and mode == "skip":  # written by someone since
+            return before, before
+        text = join_existing(before, tags, mode, separator, path=task.caption, front=front)
+        if not self._options.dry_run and text != before:
+            write_caption(task.caption, text, before=before, replace=mode == "replace")
+        return before, text
+
+    def _shape_of(self, task: Task) -> Shape:
+        if not self._options.trigger_from_folder:
+            return self._shape
+        folder = task.path.absolute().parent
+        named = as_repeat_folder(folder)
+        return self._shape.with_trigger(named.concept if named else folder.name)
+
+    def _record(self, task: Task, fields: dict[str, Any]) -> Record:
+        carried = {name: value for name, value in task.data.items() if name not in ("error", "existing")}
+        return Record(task.path, {**carried, **fields})
+
+
+def _see_through(selection: Selection) -> Selection:
+    tags = [tag for tag in selection.tags if tag.name not in (_WHITE, _TRANSPARENT)]
+    return selection._replace(tags=[*tags, Tag(_TRANSPARENT, GENERAL, 1.0, -1)])
+
+
+def _scores(selection: Selection) -> dict[str, dict[str, float]]:
+    """Probabilities of the tags that passed by category, the highest first; of ratings all."""
+    found: dict[str, dict[str, float]] = {
+        "rating": {name: round(score, _DIGITS) for name, score in selection.ratings.items()},
+        GENERAL: {},
+        CHARACTER: {},
+    }
+    for tag in sorted(selection.tags, key=lambda tag: -tag.score):
+        found.setdefault(tag.category, {})[tag.name] = round(tag.score, _DIGITS)
+    return found
+
+
+def shown(path: Path) -> str:
+    """A path in one line of a terminal."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))

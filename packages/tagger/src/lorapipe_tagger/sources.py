@@ -1,0 +1,189 @@
+"""Which pictures are to be tagged, and which file each one's caption goes to."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from lorapipe_engine.command import say
+from lorapipe_engine.errors import ConfigError, InputError, OutputError
+from lorapipe_engine.images import IMAGE_SUFFIXES
+from lorapipe_engine.records import STREAM, Record, check_folder, find_files, read_records
+
+Collision = Literal["error", "first", "suffix"]
+
+# Files are known by content; these are the names worth looking at. Those without a suffix are looked into.
+SUFFIXES = IMAGE_SUFFIXES | {
+    ".jfif", ".jpe", ".apng", ".gif", ".tif", ".tiff", ".heic", ".heif", ".tga", ".ppm", ".pgm", ".dds", ".jp2",
+}  # fmt: skip
+_SIGNATURES = (
+    b"\x89PNG\r\n",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\xff\x0a",
+    b"\0\0\0\x0cJXL ",
+)
+_MASK = "-masklabel"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A picture, what is known of it already, and its caption's file (None: none is written)."""
+
+    path: Path
+    data: Mapping[str, Any]
+    caption: Path | None
+
+
+def find_tasks(
+    words: Sequence[str],
+    stdin: BinaryIO | None,
+    *,
+    recursive: bool,
+    extension: str,
+    output_dir: Path | None,
+    write: bool,
+    collision: Collision,
+) -> list[Task]:
+    """All pictures of the command line, in order, each once. Raises InputError where there are none or a word names
+    nothing, ConfigError where two pictures would share a caption.
+    """
+    found: dict[str, tuple[Record, Path]] = {}
+    folders: list[Path] = []
+    for record in read_records(words, stdin):
+        if record.path.is_dir():
+            folders.append(record.path)
+            for path in list_folder(record.path, recursive=recursive):
+                found.setdefault(_identity(path), (Record(path, record.data), record.path))
+            continue
+        if str(record.path) in words and not record.path.exists():
+            raise InputError(f"{record.path}: no such file or folder")
+        found.setdefault(_identity(record.path), (record, record.path.parent))
+    if not found:
+        raise InputError(_nothing(words, folders, recursive))
+    records = list(found.values())
+    if not write:
+        return [Task(record.path, record.data, None) for record, _ in records]
+    targets = [_target(record.path, root, extension, output_dir) for record, root in records]
+    tasks = list(_resolve(records, targets, collision, extension))
+    warn_of_orphans(folders, extension, {task.caption for task in tasks}, recursive=recursive)
+    return tasks
+
+
+def list_folder(folder: Path, *, recursive: bool) -> list[Path]:
+    """The pictures of a folder, sorted; hidden files and masks are left out, links to folders not followed.
+
+    Raises InputError if it cannot be read.
+    """
+    check_folder(folder)
+    paths = find_files(folder, {*SUFFIXES, ""}, recursive=recursive)
+    return [path for path in paths if not path.stem.endswith(_MASK) and (path.suffix or _has_signature(path))]
+
+
+def _has_signature(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    return (
+        head.startswith(_SIGNATURES)
+        or head[4:8] == b"ftyp"
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+    )
+
+
+def _identity(path: Path) -> str:
+    return os.path.normcase(path.absolute())
+
+
+def _nothing(words: Sequence[str], folders: Sequence[Path], recursive: bool) -> str:
+    if not folders:
+        return (
+            "no pictures to tag: the list is empty" if not words or STREAM in words else "no pictures to tag"
+        )
+    if not recursive and any(list_folder(folder, recursive=True) for folder in folders):
+        return f"{folders[0]}: no pictures in it, but there are some in its folders: give --recursive"
+    return f"{folders[0]}: no pictures in it (png, jpg, webp, bmp, gif, avif, tiff ...)"
+
+
+# -------------------------------------------------------------------------------- captions' files
+
+
+def _target(path: Path, root: Path, extension: str, output_dir: Path | None) -> Path:
+    """``a.b.png`` gets ``a.b.txt``, beside it or at its place in the tree below ``output_dir``."""
+    name = path.stem + extension
+    if output_dir is None:
+        return path.with_name(name)
+    try:
+        inside = path.absolute().relative_to(root.absolute()).parent
+    except ValueError:
+        inside = Path()
+    return output_dir / inside / name
+
+
+def _resolve(
+    records: Sequence[tuple[Record, Path]], targets: Sequence[Path], collision: Collision, extension: str
+) -> Iterator[Task]:
+    owners: dict[str, Path] = {}
+    for (record, _), target in zip(records, targets, strict=True):
+        owner = owners.setdefault(_identity(target), record.path)
+        if owner == record.path:
+            yield Task(record.path, record.data, target)
+        elif collision == "first":
+            yield Task(record.path, record.data, None)
+        elif collision == "suffix":
+            yield Task(record.path, record.data, target.with_name(record.path.name + extension))
+        else:
+            raise ConfigError(
+                f"{owner} and {record.path} would share {target.name}; rename one, or give --collision first "
+                f"(only the first is captioned) or suffix ({record.path.name}{extension} for the other)"
+            )
+
+
+def check_folders(tasks: Iterable[Task], output_dir: Path | None) -> None:
+    """Make the folders of ``output_dir`` and see that captions can be written, before any work.
+
+    Raises OutputError naming the folder.
+    """
+    for folder in dict.fromkeys(task.caption.parent for task in tasks if task.caption):
+        if output_dir is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise OutputError(
+                f"{folder}: may not be written to; give --output-dir FOLDER, or --no-txt for records only"
+            )
+
+
+def warn_of_orphans(
+    folders: Sequence[Path], extension: str, captions: set[Path | None], *, recursive: bool
+) -> None:
+    """Tell of captions without a picture, in one line."""
+    orphans = [
+        path
+        for folder in folders
+        for path in find_files(folder, {extension}, recursive=recursive)
+        if path not in captions
+    ]
+    if orphans:
+        more = f" and {len(orphans) - 1} more" if len(orphans) > 1 else ""
+        say(f"lora-tag: note: captions without a picture: {orphans[0]}{more}")
+
+
+def warn_of_formats(tasks: Sequence[Task]) -> None:
+    """Tell of pictures that trainers pass by, in one line."""
+    odd = Counter(task.path.suffix.lower() or "(no suffix)" for task in tasks)
+    odd = Counter({suffix: count for suffix, count in odd.items() if suffix not in IMAGE_SUFFIXES})
+    if odd:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in odd.most_common())
+        say(f"lora-tag: note: trainers pass by pictures of these kinds: {counts}; convert them to png")
