@@ -10,7 +10,7 @@ from pathlib import Path
 from lorapipe_engine.atomic import atomic_write
 from lorapipe_engine.dtypes import FLOAT_DTYPES
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.hashes import sha256_file
+from lorapipe_engine.hashcache import known_sha256
 from lorapipe_engine.progress import progress
 from lorapipe_engine.tensorfile import TensorInfo, WeightFile, build_header
 from lorapipe_merge.base import Base, index_files, is_layer, renamed_index
@@ -205,7 +205,7 @@ def _jobs(
     if result.metadata:
 
         def take_hashes() -> Moved:
-            hashes.extend(sha256_file(file.weights.path) for file in result.base.files)
+            hashes.extend(known_sha256(file.weights.path) for file in result.base.files)
             return Moved(0)
 
         yield take_hashes

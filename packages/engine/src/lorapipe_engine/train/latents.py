@@ -8,8 +8,6 @@ atomically: a stale entry cannot be met, and two runs may share it.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +22,6 @@ from lorapipe_engine.tensorfile import open_tensors, write_tensors
 from lorapipe_engine.train.families.base import Family
 
 CACHE_VERSION = "1"
-
-
-def default_cache_folder() -> Path:
-    """The user's cache folder for this program, by the habit of the system."""
-    if sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local"))
-    elif sys.platform == "darwin":
-        root = Path.home() / "Library/Caches"
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "lorapipe"
 
 
 def vae_key(family: Family) -> str:

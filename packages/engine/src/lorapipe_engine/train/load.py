@@ -24,7 +24,8 @@ import torch
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.families import get_family
-from lorapipe_engine.hashes import legacy_hash, sha256_file
+from lorapipe_engine.hashcache import known_sha256
+from lorapipe_engine.hashes import legacy_hash
 from lorapipe_engine.train import architecture
 from lorapipe_engine.train.modules import Piece, build_text_encoder, build_unet, build_vae
 from lorapipe_engine.train.sources import Draft, read_base, read_vae, resolve
@@ -182,4 +183,4 @@ def _shapes(pieces: Mapping[str, Piece]) -> dict[str, tuple[int, ...]]:
 
 
 def _hashes(path: Path) -> tuple[str, str] | None:
-    return (legacy_hash(path), sha256_file(path)) if path.is_file() else None
+    return (legacy_hash(path), known_sha256(path)) if path.is_file() else None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lorapipe_engine.cachefolder import cache_folder
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.nn.attach import Network, Target, attach
 from lorapipe_engine.progress import progress
@@ -15,12 +17,20 @@ from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
 from lorapipe_engine.train.data import Dataset, TrainingData, caption_rule, latent_jobs
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.latents import LatentCache, default_cache_folder, encode_all, vae_key
-from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, set_rates
-from lorapipe_engine.train.plan import RunPlan, network_plan, plan_run, rates_of, schedule_of
+from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
+from lorapipe_engine.train.optimizers import (
+    alpha_note,
+    arguments_text,
+    build_optimizer,
+    check_arguments,
+    optimizer_kind,
+    rates_of,
+    write_rates,
+)
+from lorapipe_engine.train.plan import RunPlan, network_plan, plan_run
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.results import Results
-from lorapipe_engine.train.schedules import rate_multiplier
+from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
 
 Say = Callable[[str], None]
@@ -49,13 +59,14 @@ def train(
     is no longer a number; on Ctrl-C what was learned is saved and told through ``say``, then KeyboardInterrupt goes on.
     """
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
+    rates = rates_of(settings.optimizer, trainable_parts(settings, family))
     data = load_data(settings, dataset, family)
-    network = attach_network(settings, family)
+    network = attach_network(settings, family, rates.trained)
     batches = batches_of(dataset, settings, 0)
     plan = plan_run(len(batches), settings.run, settings.optimizer.gradient_accumulation_steps)
-    rates = rates_of(settings.optimizer, tuple(network.groups))
     optimizer = build_optimizer(settings.optimizer.optimizer_type, arguments, network.groups, rates)
-    multiplier = rate_multiplier(schedule_of(settings.optimizer, plan.steps, max(rates.by_part.values())))
+    schedule = schedule_of(settings.optimizer, plan.steps, max(rates.by_part.values()))
+    rates_at = rate_plan(schedule, [row["base_rate"] for row in optimizer.param_groups])
     stepper = Stepper(
         family,
         network,
@@ -63,16 +74,19 @@ def train(
         settings.loss,
         clip_skip=settings.model.clip_skip,
         max_grad_norm=settings.optimizer.max_grad_norm,
-        train_text=not settings.network.network_train_unet_only,
+        train_text=rates.trained != ("unet",),
         half_precision=family.dtype == torch.float16,
     )
-    for line in summary(settings, dataset, network, plan, rates.by_part):
+    for line in [
+        *summary(settings, dataset, network, plan),
+        *updates(settings, arguments, rates.by_part, schedule),
+    ]:
         say(line)
     state = State()
-    with Results(settings, dataset, network, family, plan, rates.by_part, prompts) as results:
+    with Results(settings, dataset, network, family, plan, rates.by_part, prompts, optimizer) as results:
         results.log.text("configuration", configuration)
         try:
-            run_steps(settings, data, stepper, multiplier, plan, state, results)
+            run_steps(settings, data, stepper, rates_at, plan, state, results)
         except KeyboardInterrupt:
             results.save_interrupted(state.step, state.epoch)
             say(f"stopped after step {state.step} of {plan.steps}; saved: {results.listed()}")
@@ -85,7 +99,7 @@ def run_steps(
     settings: TrainSettings,
     data: TrainingData,
     stepper: Stepper,
-    multiplier: Callable[[int], float],
+    rates_at: Callable[[int], list[float]],
     plan: RunPlan,
     state: State,
     results: Results,
@@ -97,12 +111,12 @@ def run_steps(
             for group in groups_of(batches_of(data.dataset, settings, epoch), settings):
                 if state.step == plan.steps:
                     break
-                set_rates(stepper.optimizer, multiplier(state.step))
+                write_rates(stepper.optimizer, rates_at(state.step))
                 inputs = [data.micro_batch(batch, epoch, 1 / len(group)) for batch in group]
                 loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
                 state.step += 1
                 state.loss = follow(state, loss)
-                results.record(state.step, loss, state.loss, norm, stepper.optimizer)
+                results.record(state.step, loss, state.loss, norm, {})
                 bar.update(1, loss=f"{state.loss:.4f}")
                 results.after_step(state.step, state.epoch, last=state.step == plan.steps)
             state.epoch = epoch + 1
@@ -144,11 +158,15 @@ def groups_of(batches: Sequence[Batch], settings: TrainSettings) -> Iterator[Seq
         yield batches[start : start + size]
 
 
-def attach_network(settings: TrainSettings, family: Family) -> Network:
-    """Put a fresh network into the model, drawn from the run's seed."""
+def trainable_parts(settings: TrainSettings, family: Family) -> tuple[str, ...]:
+    """The parts that the options allow to be trained."""
+    return ("unet",) if settings.network.network_train_unet_only else family.train_parts
+
+
+def attach_network(settings: TrainSettings, family: Family, parts: tuple[str, ...]) -> Network:
+    """Put a fresh network into these parts of the model, drawn from the run's seed."""
     torch.manual_seed(settings.run.seed)
     plan = network_plan(settings.network)
-    parts = ("unet",) if settings.network.network_train_unet_only else family.train_parts
     targets = [
         Target(part, family.lora_name(part, path), module)
         for part, path, module in family.target_modules(conv=plan.conv_rank is not None)
@@ -164,7 +182,7 @@ def attach_network(settings: TrainSettings, family: Family) -> Network:
 def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> TrainingData:
     """Encode every picture (or read its latents from the cache) and let the VAE go to rest."""
     jobs = latent_jobs(dataset, mirrored=settings.data.flip_aug)
-    folder = settings.data.cache_dir or default_cache_folder()
+    folder = settings.data.cache_dir or cache_folder()
     cache = LatentCache(folder / "latents" if settings.data.cache_latents_to_disk else None, vae_key(family))
     with progress(total=len(jobs), label="latents", unit="picture") as bar:
         latents = encode_all(jobs, family, cache, settings.data.vae_batch_size, bar)
@@ -179,11 +197,8 @@ def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> Trai
     )
 
 
-def summary(
-    settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan, rates: Mapping[str, float]
-) -> list[str]:
+def summary(settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan) -> list[str]:
     """What is about to be done, in a few lines."""
-    shown = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
     images = sum(dataset.repeats)
     accumulation = settings.optimizer.gradient_accumulation_steps
     together = f" x {accumulation}" if accumulation > 1 else ""
@@ -200,5 +215,21 @@ def summary(
         f"{images} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {settings.data.train_batch_size}"
         f"{together}: {plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.steps} steps",
         f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
-        f"{network.count():,} values; rates: {shown}",
+        f"{network.count():,} values",
     ]
+
+
+def updates(
+    settings: TrainSettings,
+    arguments: Mapping[str, Any],
+    rates: Mapping[str, float],
+    schedule: ScheduleSettings,
+) -> list[str]:
+    """How the network is going to be updated, in a line, and what is odd about that."""
+    kind = optimizer_kind(settings.optimizer.optimizer_type)
+    shown = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
+    text = arguments_text(arguments).replace(",", ", ")
+    curve = f"{schedule.name} after {schedule.warmup} steps of warm-up" if schedule.warmup else schedule.name
+    network = settings.network
+    note = alpha_note(kind, network.network_alpha or 0.0, network.network_dim or 0)
+    return [f"{kind.name}({text}); rates: {shown}; {curve}", *([f"note: {note}"] if note else [])]
