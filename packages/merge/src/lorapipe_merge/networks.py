@@ -17,7 +17,7 @@ from lorapipe_engine.command import say
 from lorapipe_engine.dtypes import Encoded
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.metadata import with_hashes
-from lorapipe_engine.ranks import METHODS, Candidate, RankRule, ranks_for_size
+from lorapipe_engine.ranks import METHODS, RankRule, ranks_for_size
 from lorapipe_engine.tensorfile import WeightFile, build_header, check_output, write_tensors
 from lorapipe_engine.threads import map_in_threads
 from lorapipe_merge.checkpoint import STREAM, open_networks
@@ -182,8 +182,7 @@ def _merge_open(networks: Sequence[Applied], options: Options) -> NetworksReport
     describe = _Description(networks, family, options)
     ranks: list[int | None] = [None] * len(layers)
     if options.target_bytes is not None:
-        header = _largest_header(layers, describe.metadata([]))
-        ranks = _ranks_within(layers, settings, options.target_bytes - header)
+        ranks = _ranks_within(layers, settings, options.target_bytes, describe.metadata([]))
     jobs = list(zip(layers, ranks, strict=True))
     done = map_in_threads(lambda job: sum_layer(job[0], job[1], settings), jobs, "adding up")
     tensors = {key: tensor for summed in done for key, tensor in summed.tensors.items()}
@@ -212,26 +211,22 @@ def _main_dtype(weights: WeightFile) -> str:
 # -------------------------------------------------------------------------------- a given size
 
 
-def _ranks_within(layers: Sequence[Layer], settings: Settings, budget: int) -> list[int | None]:
-    """The ranks that lose least within ``budget`` bytes of tensors. Raises ConfigError if there are none."""
+def _ranks_within(
+    layers: Sequence[Layer], settings: Settings, target: int, metadata: Mapping[str, str]
+) -> list[int | None]:
+    """The ranks that lose least in a file of ``target`` bytes. Raises ConfigError if even rank 1 is too much."""
     found = map_in_threads(lambda layer: measure_layer(layer, settings), layers, "measuring")
-    fixed = sum(size for size, _ in found)
-    candidates: list[Candidate] = [candidate for _, candidate in found if candidate is not None]
-    ranks = ranks_for_size(candidates, budget - fixed)
+    # At the largest ranks, names, shapes and places take the most room in the header.
+    largest = {key: kind for measured in found for key, kind in measured.largest.items()}
+    fixed = len(build_header(largest, metadata)[0]) + METADATA_ROOM
+    fixed += sum(measured.fixed for measured in found)
+    candidates = [measured.candidate for measured in found if measured.candidate is not None]
+    ranks = ranks_for_size(candidates, target - fixed)
     if ranks is None:
         least = fixed + sum(candidate.bytes_per_rank for candidate in candidates)
-        raise ConfigError(f"--target-size: even at rank 1 the tensors take {least:,} bytes")
+        raise ConfigError(f"--target-size: even at rank 1 the file takes {least:,} bytes")
     chosen = iter(ranks)
-    return [None if candidate is None else next(chosen) for _, candidate in found]
-
-
-def _largest_header(layers: Sequence[Layer], metadata: Mapping[str, str]) -> int:
-    """Bytes that the new file's header can at most take, whatever the ranks."""
-    suffixes = ("lora_down.weight", "lora_up.weight", "alpha", "diff_b")
-    shapes = {
-        f"{layer.name}.{suffix}": ("U8", (NO_BOUND, NO_BOUND)) for layer in layers for suffix in suffixes
-    }
-    return len(build_header(shapes, metadata)[0]) + METADATA_ROOM
+    return [None if measured.candidate is None else next(chosen) for measured in found]
 
 
 def _size(tensors: Mapping[str, Encoded], metadata: Mapping[str, str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from lorapipe_merge.networks_terms import Term, common_kernel, read_terms, stron
 Array = NDArray[Any]
 Mode = Literal["concat", "svd"]
 
-ALPHA_BYTES = 4
+ALPHA_DTYPE = "F32"
 # Names of what is no matrix: of a layer, and of a norm.
 _LAYER_SUFFIXES = {"weight": "diff", "bias": "diff_b"}
 _NORM_SUFFIXES = {"weight": "w_norm", "bias": "b_norm"}
@@ -62,6 +62,17 @@ class Summed:
 
     tensors: dict[str, Encoded]
     report: LayerReport
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A layer before its rank is chosen: bytes that it takes whatever its rank, what its ranks are worth (None where
+    it has none), and types and shapes of its tensors at the largest rank that it can get.
+    """
+
+    fixed: int
+    candidate: Candidate | None
+    largest: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -97,16 +108,17 @@ def sum_layer(layer: Layer, rank: int | None, settings: Settings) -> Summed:
     """
     terms = read_terms(layer, whole=settings.mode == "concat")
     arrays = sum_arrays(layer.name, terms)
-    tensors = dict(_encode_arrays(layer, arrays, settings))
+    tensors = {
+        _array_key(layer, role): _encode(layer.name, array, settings)[0] for role, array in arrays.items()
+    }
     report = LayerReport(name=layer.name, networks=len(layer.parts))
     stacked = _stack_terms(layer, terms, settings)
     if stacked is None:
         return Summed(tensors, report)
-    exact, lost = _choose(stacked, rank, settings)
+    exact, norm, lost = _choose(stacked, rank, settings)
     exact = _shuffled(exact, layer.name, settings.shuffle)
-    new = _encode_factors(layer, exact, stacked.kernel, settings)
-    norm = product_norm(*stacked.factors)
-    cast = rounding_norm(exact, _decoded(new))
+    new, rounded = _encode_factors(layer, exact, stacked.kernel, settings)
+    cast = rounding_norm(exact, rounded)
     report = LayerReport(
         name=layer.name,
         networks=len(layer.parts),
@@ -117,21 +129,31 @@ def sum_layer(layer: Layer, rank: int | None, settings: Settings) -> Summed:
         truncation=lost / norm if norm else 0.0,
         cast=cast / norm if norm else 0.0,
     )
-    return Summed(tensors | dict(_named(layer.name, new)), report)
+    return Summed(tensors | new, report)
 
 
-def measure_layer(layer: Layer, settings: Settings) -> tuple[int, Candidate | None]:
-    """Bytes that the layer takes whatever its rank, and what its ranks are worth."""
+def measure_layer(layer: Layer, settings: Settings) -> Measured:
+    """What a layer costs and what its ranks are worth, for the choice of ranks within a size."""
     terms = read_terms(layer, whole=False)
+    kinds = {
+        _array_key(layer, role): (settings.dtype, array.shape)
+        for role, array in sum_arrays(layer.name, terms).items()
+    }
     item = DTYPE_BITS[settings.dtype] // 8
-    fixed = sum(array.size for array in sum_arrays(layer.name, terms).values()) * item
+    fixed = sum(math.prod(shape) for _, shape in kinds.values()) * item
     stacked = _stack_terms(layer, terms, settings)
     if stacked is None:
-        return fixed, None
-    sides = stacked.factors.up.shape[0] + stacked.factors.down.shape[1]
+        return Measured(fixed, None, kinds)
     singular = stacked.spectrum().singular if stacked.alive else np.zeros(1)
     bound = min(settings.rule.bound(conv=stacked.conv), stacked.limit)
-    return fixed + ALPHA_BYTES, Candidate(np.square(singular), sides * item, bound)
+    up, down, alpha = _factor_keys(layer.name)
+    shapes = _factor_shapes(stacked.factors, stacked.kernel, bound)
+    kinds |= {key: (settings.dtype, shape) for key, shape in zip((up, down), shapes, strict=True)}
+    if alpha:
+        kinds[alpha] = (ALPHA_DTYPE, ())
+        fixed += DTYPE_BITS[ALPHA_DTYPE] // 8
+    sides = stacked.factors.up.shape[0] + stacked.factors.down.shape[1]
+    return Measured(fixed, Candidate(np.square(singular), sides * item, bound), kinds)
 
 
 # -------------------------------------------------------------------------------- factors
@@ -154,18 +176,18 @@ def _stack_terms(layer: Layer, terms: Sequence[Term], settings: Settings) -> _St
     return _Stack(stack(kept), kernel, True)
 
 
-def _choose(stacked: _Stack, rank: int | None, settings: Settings) -> tuple[Factors, float]:
-    """The new factors, and the Frobenius norm of what they leave out."""
+def _choose(stacked: _Stack, rank: int | None, settings: Settings) -> tuple[Factors, float, float]:
+    """The new factors, the Frobenius norm of the change, and that of what they leave out."""
     if not stacked.alive:
-        return stacked.factors, 0.0
+        return stacked.factors, 0.0, 0.0
     if settings.mode == "concat" or (settings.allow_nonfinite and not _are_finite(stacked.factors)):
-        return _balanced(stacked.factors), 0.0
+        return _balanced(stacked.factors), product_norm(*stacked.factors), 0.0
     found = stacked.spectrum()
     # Ratios are in these values, so that only the largest can say what is small.
     relative = found.singular / (found.singular[0] or 1.0)
     limit = min(stacked.limit, max(1, int(np.count_nonzero(relative))))
     chosen = min(rank, limit) if rank else settings.rule.choose(relative, limit=limit, conv=stacked.conv)
-    return found.truncate(chosen), found.dropped(chosen)
+    return found.truncate(chosen), found.norm(), found.dropped(chosen)
 
 
 def _balanced(factors: Factors) -> Factors:
@@ -195,50 +217,52 @@ def _are_finite(factors: Factors) -> bool:
 # -------------------------------------------------------------------------------- tensors
 
 
+def _factor_keys(name: str) -> tuple[str, str, str | None]:
+    """Keys of up, down and alpha. Names with dots, of models that kohya has no names for, have PEFT's suffixes and no
+    alpha, which means a scale of 1.
+    """
+    if "." in name:
+        return f"{name}.lora_B.weight", f"{name}.lora_A.weight", None
+    return f"{name}.lora_up.weight", f"{name}.lora_down.weight", f"{name}.alpha"
+
+
+def _factor_shapes(
+    factors: Factors, kernel: tuple[int, ...], rank: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of up and down in the file."""
+    columns = factors.down.shape[1] // math.prod(kernel)
+    return (factors.up.shape[0], rank, *(1 for _ in kernel)), (rank, columns, *kernel)
+
+
 def _encode_factors(
     layer: Layer, factors: Factors, kernel: tuple[int, ...], settings: Settings
-) -> tuple[Encoded, Encoded]:
-    """(up, down) in the file's type and shapes."""
-    rows, rank = factors.up.shape
-    columns = factors.down.shape[1] // math.prod(kernel)
-    up = _encode(layer.name, factors.up, settings)
-    down = _encode(layer.name, factors.down, settings)
-    return (
-        Encoded(up.dtype, (rows, rank, *(1 for _ in kernel)), up.data),
-        Encoded(down.dtype, (rank, columns, *kernel), down.data),
-    )
+) -> tuple[dict[str, Encoded], Factors]:
+    """The tensors of the factors, and the factors as they are after rounding."""
+    rank = factors.up.shape[1]
+    up_key, down_key, alpha_key = _factor_keys(layer.name)
+    shapes = _factor_shapes(factors, kernel, rank)
+    tensors = {}
+    rounded = []
+    for key, side, shape in zip((up_key, down_key), factors, shapes, strict=True):
+        encoded, decoded = _encode(layer.name, side, settings)
+        tensors[key] = Encoded(encoded.dtype, shape, encoded.data)
+        rounded.append(decoded)
+    if alpha_key:
+        tensors[alpha_key] = encode(np.asarray(rank), ALPHA_DTYPE)
+    return tensors, Factors(*rounded)
 
 
-def _decoded(new: tuple[Encoded, Encoded]) -> Factors:
-    up, down = (decode(side.dtype, side.data, (side.shape[0], -1)) for side in new)
-    return Factors(up, down)
-
-
-def _named(name: str, new: tuple[Encoded, Encoded]) -> Iterator[tuple[str, Encoded]]:
-    up, down = new
-    if "." in name:  # PEFT's names: no alpha, which means a scale of 1
-        yield from ((f"{name}.lora_A.weight", down), (f"{name}.lora_B.weight", up))
-        return
-    yield from ((f"{name}.lora_down.weight", down), (f"{name}.lora_up.weight", up))
-    yield f"{name}.alpha", encode(np.asarray(down.shape[0]), "F32")
-
-
-def _encode_arrays(
-    layer: Layer, arrays: Mapping[str, Array], settings: Settings
-) -> Iterator[tuple[str, Encoded]]:
+def _array_key(layer: Layer, role: str) -> str:
     norm = any(part.module.algorithm == "norm" for part in layer.parts)
-    for role, array in arrays.items():
-        suffix = (_NORM_SUFFIXES if norm else _LAYER_SUFFIXES)[role]
-        yield f"{layer.name}.{suffix}", _encode(layer.name, array, settings)
+    return f"{layer.name}.{(_NORM_SUFFIXES if norm else _LAYER_SUFFIXES)[role]}"
 
 
-def _encode(name: str, array: Array, settings: Settings) -> Encoded:
-    """An array in the file's type. Raises InputError for numbers that the type does not hold."""
+def _encode(name: str, array: Array, settings: Settings) -> tuple[Encoded, Array]:
+    """An array in the file's type, and what that type makes of it. Raises InputError for numbers that do not fit."""
     with np.errstate(over="ignore"):
         source = array if settings.dtype == "F64" else array.astype(np.float32)
     encoded = encode(source, settings.dtype)
-    if settings.allow_nonfinite:
-        return encoded
-    if not np.isfinite(decode(encoded.dtype, encoded.data, encoded.shape)).all():
+    rounded = decode(encoded.dtype, encoded.data, encoded.shape)
+    if not settings.allow_nonfinite and not np.isfinite(rounded).all():
         raise InputError(f"{name}: its values do not fit {settings.dtype}; save as bf16 or fp32")
-    return encoded
+    return encoded, rounded
