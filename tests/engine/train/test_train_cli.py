@@ -348,7 +348,7 @@ BAD: list[tuple[Callable[[Path, Path], Words], int, tuple[str, ...]]] = [
     (unknown_key, 2, ("network_dmi", "network_dim")),
     (broken_toml, 2, ("run.toml",)),
     (bad_prompts, 2, ("prompts.txt:1", "wide")),
-    (bad_optimizer, 2, ("AdamX", "adamw")),
+    (bad_optimizer, 2, ("AdamX", "AdamW")),
     (no_base, 2, ("--base",)),
 ]
 

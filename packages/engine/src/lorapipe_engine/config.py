@@ -143,7 +143,8 @@ def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         names[0] = f"--{field.name}/--{opposite}"
         return click.option(*names, default=None, is_flag=True, help=text + _shown_default(field))
     if field.is_list:
-        return click.option(*names, cls=WordsOption, multiple=True, default=None, help=text, metavar="WORDS")
+        metavar = "WORDS" if typing.get_args(field.type)[0] is str else f"{_metavar(field)} ..."
+        return click.option(*names, cls=WordsOption, multiple=True, default=None, help=text, metavar=metavar)
     metavar = "|".join(map(str, field.facts.choices)) if field.facts.choices else _metavar(field)
     return click.option(*names, default=None, type=str, help=text + _shown_default(field), metavar=metavar)
 
@@ -151,7 +152,8 @@ def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def _metavar(field: Field) -> str:
     if field.is_pair:
         return "N[,N]"
-    return {int: "N", float: "X", Path: "PATH"}.get(field.type, "TEXT")
+    kind = typing.get_args(field.type)[0] if field.is_list else field.type
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
 def _shown_default(field: Field) -> str:
@@ -274,8 +276,14 @@ def _check_range(field: Field, value: Any, where: str) -> None:
         raise ConfigError(f"{field.name}: {value} is above {high:g}{where}")
 
 
-def _words(field: Field, value: Any, where: str) -> tuple[str, ...]:
+def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     items = value if isinstance(value, list | tuple) else [value]
+    kind = typing.get_args(field.type)[0]
+    if kind is not str:
+        found = tuple(_scalar(field.name, kind, item, where) for item in items)
+        for number in found:
+            _check_range(field, number, where)
+        return found
     if any(isinstance(item, dict | list) for item in items):
         raise ConfigError(f"{field.name}: expected a list of texts{where}")
     return tuple(str(item) for item in items)

@@ -9,9 +9,8 @@ import torch
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.attach import NetworkPlan
 from lorapipe_engine.nn.base import Dropouts
-from lorapipe_engine.settings import DataSettings, NetworkSettings, OptimizerSettings, RunSettings
-from lorapipe_engine.train.optimizers import Rates, optimizer_kind, parse_arguments
-from lorapipe_engine.train.schedules import ScheduleSettings, warmup_steps
+from lorapipe_engine.settings import DataSettings, NetworkSettings, RunSettings
+from lorapipe_engine.train.optimizers import parse_arguments
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -84,36 +83,6 @@ def network_plan(network: NetworkSettings) -> NetworkPlan:
             rank=float(extra.get("rank_dropout", 0.0)),
             module=float(extra.get("module_dropout", 0.0)),
         ),
-    )
-
-
-def rates_of(optimizer: OptimizerSettings, parts: tuple[str, ...]) -> Rates:
-    """The learning rate of each part: "unet", and "te1", "te2" where they are trained.
-
-    The text encoder has a third of the UNet's weights and burns first, so without any rate given it takes half.
-    """
-    common = optimizer.learning_rate
-    unet = optimizer.unet_lr if optimizer.unet_lr is not None else common
-    text = optimizer.text_encoder_lr if optimizer.text_encoder_lr is not None else common
-    if unet is None:
-        unet = optimizer_kind(optimizer.optimizer_type).rate
-    if text is None:
-        text = unet / 2
-    return Rates({part: unet if part == "unet" else text for part in parts})
-
-
-def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> ScheduleSettings:
-    """The curve of the rate over ``total`` optimizer steps."""
-    warmup = optimizer.lr_warmup_steps
-    if warmup is None:
-        warmup = 0.0 if optimizer.lr_scheduler == "constant" else 0.05
-    return ScheduleSettings(
-        name=optimizer.lr_scheduler,
-        total=total,
-        warmup=warmup_steps(warmup, total),
-        cycles=optimizer.lr_scheduler_num_cycles,
-        power=optimizer.lr_scheduler_power,
-        base=base_rate,
     )
 
 

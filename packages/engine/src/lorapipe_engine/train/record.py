@@ -20,8 +20,9 @@ from lorapipe_engine.metadata import ModelSpec, base_version, training_metadata,
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.optimizers import check_arguments, optimizer_kind
-from lorapipe_engine.train.plan import RunPlan, schedule_of
+from lorapipe_engine.train.optimizers import arguments_text, check_arguments, optimizer_kind
+from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.schedules import schedule_of
 
 
 class RunRecord:
@@ -72,19 +73,27 @@ def _run(settings: TrainSettings, plan: RunPlan) -> dict[str, Any]:
 def _optimizer(settings: TrainSettings, plan: RunPlan, rates: Mapping[str, float]) -> dict[str, Any]:
     chosen = settings.optimizer
     kind = optimizer_kind(chosen.optimizer_type).load()
-    given = check_arguments(chosen.optimizer_type, chosen.optimizer_args)
-    arguments = ",".join(f"{name}={value}" for name, value in given.items())
+    arguments = arguments_text(check_arguments(chosen.optimizer_type, chosen.optimizer_args))
+    schedule = schedule_of(chosen, plan.steps, max(rates.values()))
     return {
         "learning_rate": rates.get("unet") if chosen.learning_rate is None else chosen.learning_rate,
         "unet_lr": rates.get("unet"),
-        "text_encoder_lr": rates.get("te1"),
+        "text_encoder_lr": _text_rates(rates),
         "optimizer": f"{kind.__module__}.{kind.__name__}({arguments})",
-        "lr_scheduler": chosen.lr_scheduler,
-        "lr_warmup_steps": schedule_of(chosen, plan.steps, 1.0).warmup,
+        "lr_scheduler": schedule.name,
+        "lr_warmup_steps": schedule.warmup,
         "max_grad_norm": chosen.max_grad_norm,
         "gradient_checkpointing": settings.model.gradient_checkpointing,
         "gradient_accumulation_steps": chosen.gradient_accumulation_steps,
     }
+
+
+def _text_rates(rates: Mapping[str, float]) -> float | list[float] | None:
+    """One rate, or several where the encoders' differ; None where none is trained."""
+    found = [rate for part, rate in rates.items() if part.startswith("te")]
+    if len(set(found)) > 1:
+        return found
+    return found[0] if found else None
 
 
 def _network(settings: TrainSettings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from lorapipe_engine.tensorfile import write_tensors
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.numbering import epoch_file, final_file, stale_epoch, stale_step, step_file
+from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.record import RunRecord
@@ -72,12 +73,14 @@ class Results:
         plan: RunPlan,
         rates: Mapping[str, float],
         prompts: Sequence[Prompt],
+        optimizer: torch.optim.Optimizer,
     ) -> None:
         self.run = settings.run
         self.settings = settings
         self.network = network
         self.family = family
         self.prompts = prompts
+        self.optimizer = optimizer
         self.files: list[Path] = []
         self.samples: list[Path] = []
         self.plan = plan
@@ -86,14 +89,10 @@ class Results:
         folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
         self.log = RunLog(self.run.output_dir, folder, self.run.output_name)
 
-    def record(
-        self, step: int, loss: float, average: float, norm: float, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Write the numbers of a step."""
-        values = {"loss/current": loss, "loss/average": average, "grad_norm": norm}
-        for row in optimizer.param_groups:
-            values[f"lr/{row['part']}"] = float(row["lr"])
-        self.log.scalars(step, values)
+    def record(self, step: int, loss: float, average: float, norm: float, more: Mapping[str, float]) -> None:
+        """Write the numbers of a step; ``more`` by their TensorBoard tags."""
+        values = {"loss/current": loss, "loss/average": average, "grad_norm": norm, **more}
+        self.log.scalars(step, values | rates_in_force(self.optimizer))
 
     def after_step(self, step: int, epoch: int, *, last: bool) -> None:
         """Save and sample where the step asks for it."""
@@ -137,11 +136,12 @@ class Results:
 
     def _save(self, path: Path, step: int, epoch: int) -> None:
         kind = PRECISION_NAMES[self.settings.run.save_precision or self.record_of_run.default_precision]
-        tensors = {
-            # A rank-sized scale such as 11.1 would not survive half precision.
-            key: encode(tensor.numpy(), "F32" if key.endswith(".alpha") else kind)
-            for key, tensor in self.network.file_tensors().items()
-        }
+        with evaluating(self.optimizer):
+            tensors = {
+                # A rank-sized scale such as 11.1 would not survive half precision.
+                key: encode(tensor.numpy(), "F32" if key.endswith(".alpha") else kind)
+                for key, tensor in self.network.file_tensors().items()
+            }
         metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch)
         write_tensors(path, tensors, metadata, force=True)
         if path not in self.files:
@@ -162,20 +162,21 @@ class Results:
         folder = self.run.output_dir / "sample"
         folder.mkdir(parents=True, exist_ok=True)
         self.network.train(False)
-        pictures = draw(
-            self.family,
-            self.prompts,
-            v_prediction=bool(self.settings.loss.v_parameterization),
-            clip_skip=self.settings.model.clip_skip,
-            sampler=self.run.sample_sampler,
-            seed=self.run.seed,
-        )
-        for index, picture in enumerate(pictures):
-            path = folder / f"{self.run.output_name}_{stamp}_{index:02d}.png"
-            with atomic_write(path, force=True) as file:
-                picture.save(file, "PNG")
-            self.samples.append(path)
-            self.log.picture(step, f"sample/{index:02d}", picture)
+        with evaluating(self.optimizer):
+            pictures = draw(
+                self.family,
+                self.prompts,
+                v_prediction=bool(self.settings.loss.v_parameterization),
+                clip_skip=self.settings.model.clip_skip,
+                sampler=self.run.sample_sampler,
+                seed=self.run.seed,
+            )
+            for index, picture in enumerate(pictures):
+                path = folder / f"{self.run.output_name}_{stamp}_{index:02d}.png"
+                with atomic_write(path, force=True) as file:
+                    picture.save(file, "PNG")
+                self.samples.append(path)
+                self.log.picture(step, f"sample/{index:02d}", picture)
         self.network.train()
 
     def __enter__(self) -> Results:

@@ -17,19 +17,18 @@ from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defau
 from lorapipe_engine.train.data import scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.optimizers import check_arguments
+from lorapipe_engine.train.optimizers import check_arguments, rate_notes, rates_of
 from lorapipe_engine.train.plan import (
     DTYPES,
     check_batch,
     choose_device,
     choose_precision,
     network_plan,
-    schedule_of,
 )
 from lorapipe_engine.train.prompts import Prompt, read_prompts
 from lorapipe_engine.train.results import refuse_to_overwrite, remove_leftovers
 from lorapipe_engine.train.sample import make_scheduler
-from lorapipe_engine.train.schedules import rate_multiplier
+from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
 
 Say = Callable[[str], None]
 
@@ -37,7 +36,8 @@ Say = Callable[[str], None]
 def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
     began = time.monotonic()
-    check_cheaply(settings)
+    for note in check_cheaply(settings):
+        say(f"note: {note}")
     remove_leftovers(settings.run)
     prompts = sample_prompts(settings)
     dataset = scan(settings.data)
@@ -54,14 +54,35 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     return files
 
 
-def check_cheaply(settings: TrainSettings) -> None:
-    """Find every mistake that can be found before gigabytes are read."""
-    check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
+def check_cheaply(settings: TrainSettings) -> list[str]:
+    """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
+    notes = check_updates(settings)
     network_plan(settings.network)
-    rate_multiplier(schedule_of(settings.optimizer, 1000, 1.0))
     make_scheduler(settings.run.sample_sampler, v_prediction=False)
     refuse_to_overwrite(settings.run)
     check_writable(settings.run)
+    return notes
+
+
+def check_updates(settings: TrainSettings) -> list[str]:
+    """Check optimizer, rates and curve, for whichever family the base will be; returns what the user should know."""
+    optimizer = settings.optimizer
+    arguments = check_arguments(optimizer.optimizer_type, optimizer.optimizer_args)
+    # As many encoders as there are rates: which base it is shows only when it is read.
+    encoders = (
+        ()
+        if settings.network.network_train_unet_only
+        else ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
+    )
+    rates = rates_of(optimizer, (*encoders, "unet"))
+    schedule = schedule_of(optimizer, planned_steps(settings), max(rates.by_part.values()))
+    rate_plan(schedule, [1.0])
+    return [*rate_notes(optimizer, arguments, rates), *schedule_notes(optimizer)]
+
+
+def planned_steps(settings: TrainSettings) -> int:
+    """Length of the run as far as it is known before the pictures are counted."""
+    return 10_000 if settings.run.max_train_epochs else settings.run.max_train_steps
 
 
 def check_writable(run: RunSettings) -> None:

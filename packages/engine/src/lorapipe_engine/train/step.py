@@ -25,6 +25,7 @@ from lorapipe_engine.train.loss import (
     sample_losses,
     target_of,
 )
+from lorapipe_engine.train.optimizers import gradients_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Stepper:
 
     def _update(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
-        grads = [row["params"][0].grad for row in self.optimizer.param_groups]
+        grads = gradients_of(self.optimizer, self.network.groups)
         norm: Tensor = torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(grad) for grad in grads])
         )

@@ -1,0 +1,65 @@
+"""Every option of ``lora-train``, in the parts that the engine's functions take.
+
+A field is an option: its name is sd-scripts' (so a command line or TOML of its users runs), its type and help stand
+here and nowhere else. Values left at None are decided by what the base model is (see :func:`with_base_defaults`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lorapipe_engine.settings.data import DataSettings
+from lorapipe_engine.settings.loss import LossSettings
+from lorapipe_engine.settings.model import PRECISIONS, ModelSettings
+from lorapipe_engine.settings.network import NetworkSettings
+from lorapipe_engine.settings.optimizer import OptimizerSettings
+from lorapipe_engine.settings.run import SAVE_PRECISIONS, RunSettings
+
+__all__ = [
+    "PARTS",
+    "PRECISIONS",
+    "SAVE_PRECISIONS",
+    "DataSettings",
+    "LossSettings",
+    "ModelSettings",
+    "NetworkSettings",
+    "OptimizerSettings",
+    "RunSettings",
+    "TrainSettings",
+    "with_base_defaults",
+]
+
+PARTS = (ModelSettings, DataSettings, NetworkSettings, OptimizerSettings, LossSettings, RunSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The parts together, as one value to build and print; functions take the parts that they use."""
+
+    model: ModelSettings
+    data: DataSettings
+    network: NetworkSettings
+    optimizer: OptimizerSettings
+    loss: LossSettings
+    run: RunSettings
+
+
+def with_base_defaults(
+    settings: TrainSettings, family: str, v_prediction: bool, encoder_layer: int | None
+) -> TrainSettings:
+    """Fill what depends on the base: clip skip, rank, alpha, min-SNR.
+
+    ``encoder_layer`` is the clip skip that the base's own metadata asks for, if it does.
+    """
+    clip_skip = settings.model.clip_skip or encoder_layer or (2 if family == "sd1" else None)
+    rank = settings.network.network_dim or (32 if family == "sdxl" else 64)
+    alpha = settings.network.network_alpha if settings.network.network_alpha is not None else float(rank)
+    gamma = settings.loss.min_snr_gamma
+    if gamma is None and not v_prediction:
+        gamma = 5.0
+    return replace(
+        settings,
+        model=replace(settings.model, clip_skip=None if family == "sdxl" else clip_skip),
+        network=replace(settings.network, network_dim=rank, network_alpha=alpha),
+        loss=replace(settings.loss, v_parameterization=v_prediction, min_snr_gamma=gamma or None),
+    )

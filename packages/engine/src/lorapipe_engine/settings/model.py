@@ -1,0 +1,41 @@
+"""The base model and how it is computed with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorapipe_engine.config import option
+
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The base model."""
+
+    pretrained_model_name_or_path: str | None = option(
+        None,
+        "Base model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or 'demo'.",
+        alias="base",
+    )
+    vae: str | None = option(None, "Use this VAE instead of the base model's.")
+    v2: bool = option(False, "The base is SD 2.x (found out by itself; an error where it is not).")
+    clip_skip: int | None = option(
+        None,
+        "Take the text encoder's N-th layer from the end. [default: 2 for SD 1.x, else the last]",
+        min=1,
+        max=12,
+    )
+    max_token_length: int = option(225, "Longest caption in tokens: 75, 150 or 225.", choices=(75, 150, 225))
+    tokenizer_dir: Path | None = option(None, "Folder with vocab.json and merges.txt of the CLIP tokenizer.")
+    mixed_precision: str | None = option(
+        None,
+        "Precision of the frozen model. [default: bf16 on a GPU that has it, else fp16; no on the CPU]",
+        choices=PRECISIONS,
+    )
+    no_half_vae: bool = option(False, "Keep the VAE in float32.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations: much less memory, a third more time."
+    )
+    device: str | None = option(None, "cuda, cuda:1, cpu, mps. [default: the GPU if there is one]")

@@ -1,0 +1,19 @@
+"""The LoRA itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorapipe_engine.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """The LoRA."""
+
+    network_module: str = option("networks.lora", "Kind of network.", choices=("networks.lora",))
+    network_dim: int | None = option(None, "Rank. [default: 64 for SD 1.x and 2.x, 32 for SDXL]", min=1)
+    network_alpha: float | None = option(None, "Strength is alpha / dim. [default: dim]", min=0)
+    network_args: tuple[str, ...] = option((), "conv_dim=, conv_alpha=, rank_dropout=, module_dropout=.")
+    network_dropout: float = option(0.0, "Dropout of the LoRA's inner values.", min=0, max=0.99)
+    network_train_unet_only: bool = option(False, "Leave the text encoders as they are.")

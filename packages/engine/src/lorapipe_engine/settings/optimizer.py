@@ -1,0 +1,55 @@
+"""How the network is updated: optimizer, rates, curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorapipe_engine.config import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How the network is updated."""
+
+    optimizer_type: str = option(
+        "AdamW", "Optimizer: AdamW, AdamW8bit, Lion, AdaFactor, DAdaptAdam, Prodigy, ..., or module.Class."
+    )
+    optimizer_args: tuple[str, ...] = option((), "Its arguments, as weight_decay=0.01 betas=0.9,0.99.")
+    learning_rate: float | None = option(
+        None, "Rate of every part without its own. [default: the optimizer's]", min=0
+    )
+    unet_lr: float | None = option(None, "Rate of the UNet. [default: learning_rate]", min=0)
+    text_encoder_lr: tuple[float, ...] = option(
+        (),
+        "Rate of the text encoders, or one for each. [default: learning_rate; without that half of unet_lr (equal "
+        "to it for Prodigy and DAdapt*), for SDXL 0]",
+        min=0,
+    )
+    lr_scheduler: str | None = option(
+        None,
+        "Curve of the rate: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, "
+        "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, piecewise_constant, rex, cosine_warm_restarts, "
+        "adafactor. [default: cosine; constant for Prodigy and DAdapt*]",
+    )
+    lr_scheduler_type: str | None = option(
+        None, "A scheduler class in its place: one of torch.optim.lr_scheduler, or module.Class."
+    )
+    lr_scheduler_args: tuple[str, ...] = option((), "The scheduler's arguments, as T_0=400 decay=0.9.")
+    lr_warmup_steps: str | None = option(
+        None, "Warm-up: steps, or a share of the run as 0.05 or 5%. [default: 5%; none for constant]"
+    )
+    lr_decay_steps: str = option("0", "Decay of warmup_stable_decay: steps, or a share of the run.")
+    lr_scheduler_num_cycles: float = option(
+        1.0, "Cycles of cosine_with_restarts (n cycles are n-1 restarts) and cosine_warm_restarts.", min=0
+    )
+    lr_scheduler_power: float = option(
+        1.0, "Power of polynomial; under 1 keeps the rate high for longer.", min=0
+    )
+    lr_scheduler_timescale: int | None = option(
+        None, "Time scale of inverse_sqrt in steps. [default: the warm-up]", min=1
+    )
+    lr_scheduler_min_lr_ratio: float | None = option(
+        None, "Floor of cosine_with_min_lr and warmup_stable_decay, as a share of the rate.", min=0, max=1
+    )
+    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 leaves it.", min=0)
+    gradient_accumulation_steps: int = option(1, "Batches for one update.", min=1)

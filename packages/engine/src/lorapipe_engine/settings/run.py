@@ -1,0 +1,58 @@
+"""Length, results and records of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorapipe_engine.config import option
+from lorapipe_engine.errors import ConfigError
+
+SAVE_PRECISIONS = ("float", "fp16", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Length, results and records of the run."""
+
+    output_dir: Path = option(Path("output"), "Folder for the results.")
+    output_name: str = option("last", "Name of the results, without suffix.")
+    save_precision: str | None = option(
+        None,
+        "Precision of saved files. [default: bf16 where trained in bf16, else fp16]",
+        choices=SAVE_PRECISIONS,
+    )
+    save_every_n_epochs: int | None = option(1, "Save after every N epochs.", min=1)
+    save_every_n_steps: int | None = option(None, "Save after every N steps.", min=1)
+    save_last_n_epochs: int | None = option(None, "Keep only the last N epoch files.", min=1)
+    save_last_n_steps: int | None = option(None, "Keep only step files of the last N steps.", min=1)
+    max_train_epochs: int | None = option(None, "Length in epochs; goes before max_train_steps.", min=1)
+    max_train_steps: int = option(1600, "Length in optimizer steps.", min=1)
+    seed: int = option(42, "Seed of every random draw.", min=0)
+    sample_prompts: Path | None = option(None, "File of prompts to draw during training.")
+    sample_every_n_epochs: int | None = option(None, "Draw samples after every N epochs.", min=1)
+    sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
+    sample_at_first: bool = option(False, "Draw samples before the first step.")
+    sample_sampler: str = option("ddim", "Sampler of the samples.")
+    logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
+    log_prefix: str = option("", "Put before the log folder's name.")
+    training_comment: str | None = option(None, "Comment for the metadata.")
+    no_metadata: bool = option(False, "Keep only the few metadata that programs need.")
+    metadata_title: str | None = option(None, "Title in the metadata.")
+    metadata_author: str | None = option(None, "Author in the metadata.")
+    metadata_description: str | None = option(None, "Description in the metadata.")
+    metadata_license: str | None = option(None, "Licence in the metadata.")
+    metadata_tags: str | None = option(None, "Tags in the metadata.")
+    metadata_trigger_phrase: str | None = option(None, "Trigger words in the metadata.")
+    overwrite: bool = option(False, "Replace results of an earlier run with the same name.", alias="force")
+
+    @property
+    def logs(self) -> Path:
+        """The TensorBoard folder."""
+        return self.logging_dir or self.output_dir / "logs"
+
+    def __post_init__(self) -> None:
+        if not self.output_name or Path(self.output_name).name != self.output_name:
+            raise ConfigError(
+                f"output_name: '{self.output_name}' is not a plain file name; folders go in output_dir"
+            )

@@ -1,0 +1,154 @@
+"""Schedules by name. A new one is a function in a file beside this one, and its row there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.settings import OptimizerSettings
+from lorapipe_engine.train.optimizers.arguments import checked, parse_arguments, sets_own_rate
+from lorapipe_engine.train.optimizers.registry import optimizer_kind
+from lorapipe_engine.train.schedules import curves, restarts, stages
+from lorapipe_engine.train.schedules.classes import tabulate
+from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, ScheduleSettings, warmup_steps
+
+CURVES: dict[str, ScheduleKind] = {**curves.KINDS, **stages.KINDS, **restarts.KINDS}
+
+# The class that guides install for warm restarts, and its two sets of arguments, are built in.
+_RESTARTS = "CosineAnnealingWarmupRestarts"
+_REFUSED = {
+    "reduce_lr_on_plateau": "follows the loss, which at random timesteps tells nothing",
+    "greedy": "follows the loss, which at random timesteps tells nothing",
+    "cosine_warmup_with_min_lr": "is not built in; cosine_with_min_lr with lr_warmup_steps comes closest",
+}
+
+
+def rate_multiplier(settings: ScheduleSettings) -> Multiplier:
+    """The function λ(t) of a built-in schedule, for t from 0 to total - 1.
+
+    Raises ConfigError for an unknown name, arguments that it does not take, a warm-up on a curve without one or one
+    that is as long as the run.
+    """
+    kind = _kind(settings.name)
+    _check_arguments(settings, kind)
+    if settings.warmup and not kind.warms_up:
+        instead = (
+            "; use lr_scheduler constant_with_warmup" if settings.name == "constant" else "; leave it out"
+        )
+        raise ConfigError(f"lr_warmup_steps: '{settings.name}' has no warm-up{instead}")
+    if settings.warmup and settings.warmup >= settings.total:
+        raise ConfigError(
+            f"lr_warmup_steps: {settings.warmup} is as long as the run of {settings.total} steps"
+        )
+    return kind.make(settings)
+
+
+def rate_plan(settings: ScheduleSettings, bases: Sequence[float]) -> Callable[[int], list[float]]:
+    """The rates of groups whose own rates are ``bases``, by step: of a built-in curve or of a class."""
+    if not is_built_in(settings.name):
+        return tabulate(settings, bases)
+    multiplier = rate_multiplier(settings)
+
+    def rates(step: int) -> list[float]:
+        factor = multiplier(step)
+        return [base * factor for base in bases]
+
+    return rates
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a name of ScheduleSettings means a built-in curve (a class has a dot or a capital letter)."""
+    return name == name.lower() and "." not in name
+
+
+def _kind(name: str) -> ScheduleKind:
+    kind = CURVES.get(name)
+    if kind is None:
+        if name in _REFUSED:
+            raise ConfigError(f"lr_scheduler: {name} {_REFUSED[name]}")
+        near = difflib.get_close_matches(name, CURVES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(CURVES)}"
+        raise ConfigError(f"lr_scheduler: '{name}' is unknown; {hint}; classes go in lr_scheduler_type")
+    return kind
+
+
+def _check_arguments(settings: ScheduleSettings, kind: ScheduleKind) -> None:
+    for key, value in settings.arguments.items():
+        if key not in kind.arguments:
+            near = difflib.get_close_matches(key, kind.arguments, 1)
+            takes = f"it takes {', '.join(kind.arguments)}" if kind.arguments else "it takes none"
+            hint = f"did you mean {near[0]}?" if near else takes
+            raise ConfigError(f"lr_scheduler_args: {settings.name} has no argument '{key}'; {hint}")
+        if kind.arguments[key] is not None:
+            checked(f"lr_scheduler_args: {settings.name}: {key}", kind.arguments[key], value)
+
+
+def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> ScheduleSettings:
+    """The curve of the rate over ``total`` optimizer steps, for a highest rate of ``base_rate``.
+
+    Without lr_scheduler it is what suits the optimizer. Raises ConfigError for options that contradict each other.
+    """
+    arguments = parse_arguments(optimizer.lr_scheduler_args, "lr_scheduler_args")
+    name = _name(optimizer, set(arguments))
+    kind = _kind(name) if is_built_in(name) else None
+    warmup = optimizer.lr_warmup_steps
+    if warmup is None or _overruled(optimizer):
+        warmup = str(kind.warmup if kind and arguments.get("warmup_steps") is None else 0)
+    return ScheduleSettings(
+        name=name,
+        total=total,
+        warmup=warmup_steps(warmup, total),
+        cycles=optimizer.lr_scheduler_num_cycles,
+        power=optimizer.lr_scheduler_power,
+        base=base_rate,
+        min_ratio=optimizer.lr_scheduler_min_lr_ratio or 0.0,
+        timescale=optimizer.lr_scheduler_timescale,
+        decay=warmup_steps(optimizer.lr_decay_steps, total, "lr_decay_steps"),
+        arguments={} if _overruled(optimizer) else arguments,
+    )
+
+
+def schedule_notes(optimizer: OptimizerSettings) -> list[str]:
+    """What the user should know of the curve before the run; most often nothing."""
+    asked = optimizer.lr_scheduler_type or optimizer.lr_scheduler
+    name = _overruled(optimizer)
+    if not name or not asked or asked.partition(":")[0] == name:
+        return []
+    kind = optimizer_kind(optimizer.optimizer_type)
+    return [f"lr_scheduler {asked} is not used: {kind.name} brings its own curve"]
+
+
+def _overruled(optimizer: OptimizerSettings) -> str | None:
+    """The schedule that the optimizer itself decides, whatever was asked for, or None."""
+    kind = optimizer_kind(optimizer.optimizer_type)
+    if sets_own_rate(kind, parse_arguments(optimizer.optimizer_args)):
+        return "adafactor"
+    return "constant" if kind.averaged else None
+
+
+def _name(optimizer: OptimizerSettings, arguments: set[str]) -> str:
+    kind = optimizer_kind(optimizer.optimizer_type)
+    overruled = _overruled(optimizer)
+    if overruled:
+        return overruled
+    if optimizer.lr_scheduler_type:
+        return _class_name(optimizer.lr_scheduler_type, arguments)
+    name = (optimizer.lr_scheduler or kind.schedule).partition(":")[0]
+    if name.replace("-", "_") in CURVES:
+        name = name.replace("-", "_")
+    if name == "adafactor":
+        raise ConfigError(
+            "lr_scheduler: adafactor goes with --optimizer_type AdaFactor and relative_step=True only; use constant"
+        )
+    if not is_built_in(name):
+        return _class_name(name, arguments)
+    return name
+
+
+def _class_name(name: str, arguments: set[str]) -> str:
+    """A class's name, or that of the built-in that stands for it."""
+    if name.rpartition(".")[2] != _RESTARTS or name.startswith("pytorch_optimizer"):
+        return name
+    classic = set(restarts.CLASSIC) - set(restarts.WARM)
+    return "cosine_annealing_warmup_restarts" if classic & arguments else "cosine_warm_restarts"
