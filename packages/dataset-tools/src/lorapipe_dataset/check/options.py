@@ -29,6 +29,7 @@ class Options:
     only: Sequence[str] = ()
     ignore: Sequence[str] = ()
     look: bool = True
+    whole: bool = False
     html: Path | None = None
     as_json: bool = False
     fail_on: Severity = "error"

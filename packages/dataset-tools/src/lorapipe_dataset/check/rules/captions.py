@@ -1,0 +1,186 @@
+"""Captions as texts: missing, empty, too long, without the trigger, all the same."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
+from lorapipe_dataset.check.options import Options
+from lorapipe_dataset.check.scan import Dataset, Picture, is_text
+from lorapipe_dataset.check.tokens import token_counter
+from lorapipe_dataset.check.vocabulary import canonical
+
+FEW_TAGS = 3
+SAME_SHARE = 0.10
+GUESS_SHARE = 0.8
+
+MISSING = Rule(
+    "missing-caption",
+    "error",
+    "Pictures without a caption: their folder's name is trained",
+    "lora-tag DIR, or write FILE.txt beside them",
+)
+EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existing overwrite, or write them")
+UNDECODABLE = Rule(
+    "bad-encoding", "error", "Captions that are not UTF-8", "save them as UTF-8, or convert them with iconv"
+)
+SEVERAL_LINES = Rule(
+    "several-lines",
+    "warning",
+    "Captions of several lines: only the first is trained",
+    "join the lines (--fix does, with commas)",
+    fixable=True,
+)
+NO_TRIGGER = Rule(
+    "no-trigger",
+    "error",
+    "Captions without the trigger",
+    "lora-clean --trigger WORD (or --fix, which puts it first)",
+    fixable=True,
+)
+TRIGGER_LATER = Rule(
+    "trigger-not-first",
+    "warning",
+    "The trigger is not first, though the first tags are kept in place",
+    "lora-clean --trigger WORD (or --fix, which moves it to the front)",
+    fixable=True,
+)
+TOO_LONG = Rule(
+    "too-many-tokens",
+    "warning",
+    "Captions longer than the text encoder reads",
+    "lora-clean --max-tokens, or --max_token_length 225 in training",
+)
+MIXED = Rule(
+    "mixed-style",
+    "warning",
+    "Sentences among tags, or tags among sentences",
+    "write all captions in one style",
+)
+SAME = Rule(
+    "same-caption",
+    "warning",
+    "One caption on more than a tenth of the pictures",
+    "tag them again: what differs between them is not learned",
+)
+SHORT = Rule(
+    "few-tags", "warning", "Captions of fewer than three tags", "lora-tag DIR with a lower threshold"
+)
+
+
+def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
+    """Pictures without a caption that can be used."""
+    for picture in dataset.trained:
+        if picture.trouble:
+            yield Finding(UNDECODABLE, picture.trouble, _caption(picture))
+        elif picture.caption_path is None:
+            yield Finding(MISSING, f"would be '{picture.place.concept}'", (picture.path,))
+        elif not picture.caption:
+            yield Finding(EMPTY, "no text in it", (picture.path,))
+        elif picture.lines > 1:
+            yield Finding(SEVERAL_LINES, f"{picture.lines} lines", (picture.path,))
+
+
+def _caption(picture: Picture) -> tuple[Path, ...]:
+    return (picture.path,) if picture.caption_path is None else (picture.path, picture.caption_path)
+
+
+# -------------------------------------------------------------------------------- the trigger
+
+
+def find_trigger(dataset: Dataset, options: Options) -> Iterator[Finding]:
+    """Captions that lack the trigger, or have it where it is shuffled away."""
+    trigger = options.trigger or guess_trigger(dataset)
+    if trigger is None:
+        raise Skipped("no trigger is known; give --trigger WORD")
+    guessed = options.trigger is None
+    where = " (most captions have it; --trigger WORD makes sure)" if guessed else ""
+    word = canonical(trigger)
+    for picture in dataset.captioned:
+        tags = [canonical(tag) for tag in picture.tags]
+        data = {"trigger": trigger}
+        if not _has(picture, word, tags):
+            milder = "warning" if guessed else None
+            yield Finding(NO_TRIGGER, f"no '{trigger}'{where}", (picture.path,), data, milder)  # type: ignore[arg-type]
+        elif (
+            word in tags[options.fixed_tokens :]
+            and word not in tags[: options.fixed_tokens]
+            and options.fixed_tokens
+        ):
+            yield Finding(TRIGGER_LATER, f"'{trigger}' is tag {tags.index(word) + 1}", (picture.path,), data)
+
+
+def _has(picture: Picture, word: str, tags: Sequence[str]) -> bool:
+    return word in tags or (is_text(picture.caption or "") and word in canonical(picture.caption or ""))
+
+
+def guess_trigger(dataset: Dataset) -> str | None:
+    """The concept's name where at least half of the captions have it as a tag, else the first tag that four fifths of
+    them share, else None.
+    """
+    captioned = dataset.captioned
+    for concept in dataset.concepts if len(dataset.concepts) == 1 else ():
+        if 2 * sum(canonical(concept) in map(canonical, picture.tags) for picture in captioned) > len(
+            captioned
+        ):
+            return concept
+    firsts = Counter(picture.tags[0] for picture in captioned if picture.tags)
+    word, count = firsts.most_common(1)[0] if firsts else ("", 0)
+    # "1girl" comes first in half of all captions; it is nobody's name.
+    common = canonical(word)[:1].isdigit() or canonical(word) in ("solo", "no humans")
+    enough = len(captioned) >= 5 and GUESS_SHARE * len(captioned) <= count
+    return word if enough and not common else None
+
+
+# -------------------------------------------------------------------------------- length and style
+
+
+def find_long(dataset: Dataset, options: Options) -> Iterator[Finding]:
+    """Captions that are cut off."""
+    hub = Path(
+        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "hub"
+    )
+    count, exact = token_counter(options.tokenizer_dir, hub.expanduser())
+    for picture in dataset.captioned:
+        caption = picture.caption or ""
+        # A token has a letter at least.
+        if len(caption) <= options.max_token_length:
+            continue
+        tokens = count(caption)
+        if tokens > options.max_token_length:
+            text = f"{'' if exact else 'about '}{tokens} tokens, {options.max_token_length} are read"
+            yield Finding(TOO_LONG, text, (picture.path,), {"tokens": tokens, "exact": exact})
+
+
+def find_styles(dataset: Dataset, _options: Options) -> Iterator[Finding]:
+    """Captions unlike the others, or too much like them."""
+    style = dataset.style
+    for picture in dataset.captioned:
+        if is_text(picture.caption or "") != (style == "text"):
+            odd = "tags" if style == "text" else "a sentence"
+            yield Finding(MIXED, f"{odd} among {'sentences' if style == 'text' else 'tags'}", (picture.path,))
+        elif style == "tags" and len(picture.tags) < FEW_TAGS:
+            yield Finding(SHORT, f"{len(picture.tags)} tag{'s' * (len(picture.tags) != 1)}", (picture.path,))
+    alike: dict[str, list[Picture]] = {}
+    for picture in dataset.captioned:
+        alike.setdefault(", ".join(sorted(map(canonical, picture.tags))), []).append(picture)
+    for group in alike.values():
+        if len(group) > 2 and len(group) > SAME_SHARE * len(dataset.trained):
+            share = len(group) / len(dataset.trained)
+            text = f"{share:.0%} have '{_short(group[0].caption or '')}'"
+            yield Finding(SAME, text, tuple(picture.path for picture in group))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+CHECKS = (
+    Check((MISSING, EMPTY, UNDECODABLE, SEVERAL_LINES), find_missing),
+    Check((NO_TRIGGER, TRIGGER_LATER), find_trigger),
+    Check((TOO_LONG,), find_long),
+    Check((MIXED, SHORT, SAME), find_styles),
+)

@@ -1,0 +1,46 @@
+"""Copies: the same picture twice, or nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lorapipe_dataset.check.copies import Sameness, find_groups
+from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
+from lorapipe_dataset.check.options import Options
+from lorapipe_dataset.check.scan import Dataset
+
+EXACT = Rule(
+    "duplicate",
+    "warning",
+    "The same picture more than once",
+    "keep the first of each group (--fix moves the others away)",
+    fixable=True,
+)
+NEAR = Rule(
+    "near-duplicate",
+    "warning",
+    "Nearly the same picture more than once",
+    "keep the first of each group, the largest (--fix moves the others away; look at them first)",
+    fixable=True,
+)
+VARIANT = Rule(
+    "variant",
+    "info",
+    "Variants of a picture: other details or colours",
+    "keep them if they differ in what you tag",
+)
+RULES: dict[Sameness, Rule] = {"exact": EXACT, "near": NEAR, "variant": VARIANT}
+
+
+def find_copies(dataset: Dataset, options: Options) -> Iterator[Finding]:
+    """Groups of copies, the one to keep first."""
+    if not options.look:
+        raise Skipped("pictures were not decoded (--no-look)")
+    for group in find_groups(dataset.pictures, options.distance):
+        size = group.pictures[0].size or (0, 0)
+        text = f"{len(group.pictures)} pictures, keep {group.pictures[0].path.name} ({size[0]}x{size[1]})"
+        data = {"keep": str(group.pictures[0].path), "distance": group.distance}
+        yield Finding(RULES[group.sameness], text, tuple(picture.path for picture in group.pictures), data)
+
+
+CHECKS = (Check((EXACT, NEAR, VARIANT), find_copies),)

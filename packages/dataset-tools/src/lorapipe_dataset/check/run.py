@@ -1,0 +1,99 @@
+"""What ``lora-check`` does once its options are read: scan, look, try the rules, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from lorapipe_dataset.bucketing import bucket_rule
+from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
+from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped, at_least
+from lorapipe_dataset.check.look import look_at_all
+from lorapipe_dataset.check.options import Options
+from lorapipe_dataset.check.report import Report, summary, table
+from lorapipe_dataset.check.rules import CHECKS, RULES
+from lorapipe_dataset.check.scan import Dataset, read_files, scan
+from lorapipe_dataset.output import print_json
+from lorapipe_engine.atomic import atomic_write, check_output
+from lorapipe_engine.command import say
+from lorapipe_engine.config import nearest
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.progress import progress
+from lorapipe_engine.records import Record, read_records
+
+THUMBNAIL = 176  # longest side in pixels
+
+
+def run(options: Options) -> int:
+    """Check and tell; returns the exit status. Raises LoraErrors."""
+    for name in (*options.only, *options.ignore, *options.fix):
+        if name not in RULES:
+            raise ConfigError(f"no rule '{name}'{nearest(name, RULES)} (--rules lists them)")
+    bucket_rule(options.data)
+    if options.html:
+        check_output(options.html, force=options.force)
+    report = check(list(read_records(options.inputs)), options)
+    if options.html:
+        from lorapipe_dataset.check.page import page
+
+        with atomic_write(options.html, force=options.force) as file:
+            file.write(page(report).encode("utf-8", "replace"))
+    if options.as_json:
+        print_json(report.as_record())
+    else:
+        for line in table(report, whole=options.whole):
+            click.echo(line)
+    if options.as_json:
+        say(summary(report))
+    if options.html:
+        say(f"report: {options.html}")
+    return int(report.worst is not None and at_least(report.worst, options.fail_on))
+
+
+def check(records: Iterable[Record], options: Options) -> Report:
+    """Make the report. Raises InputError for what cannot be checked at all."""
+    records = list(records)
+    for record in records:
+        if not record.path.exists():
+            raise InputError(f"{record.path}: no such file or folder")
+    dataset = scan(records, options.caption_extension)
+    read_files(dataset)
+    if options.look:
+        thumbnail = THUMBNAIL if options.html else None
+        with progress(len(dataset.pictures), "looking", "picture") as bar:
+            for _ in look_at_all(dataset.pictures, thumbnail):
+                bar.update()
+    findings, skipped = try_rules(dataset, options)
+    placed = [row for row in place_all(dataset, options.data) if isinstance(row, Placed)]
+    buckets = bucket_report(placed, options.data.train_batch_size)
+    roots = tuple(dict.fromkeys(_root(record.path) for record in records))
+    return Report(roots, dataset, tuple(findings), tuple(skipped), buckets)
+
+
+def _root(path: Path) -> Path:
+    return path.parent if path.is_file() else path
+
+
+def try_rules(dataset: Dataset, options: Options) -> tuple[list[Finding], list[tuple[Rule, str]]]:
+    """Findings of the wanted rules, and the rules that could not be tried."""
+    findings: list[Finding] = []
+    skipped: list[tuple[Rule, str]] = []
+    for one in CHECKS:
+        wanted = _wanted(one, options)
+        if not wanted:
+            continue
+        try:
+            findings += [finding for finding in one.find(dataset, options) if finding.rule in wanted]
+        except Skipped as reason:
+            skipped += [(rule, str(reason)) for rule in wanted]
+    return findings, skipped
+
+
+def _wanted(one: Check, options: Options) -> list[Rule]:
+    return [
+        rule
+        for rule in one.rules
+        if (not options.only or rule.id in options.only) and rule.id not in options.ignore
+    ]
