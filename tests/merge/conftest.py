@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lorapipe_merge.networks import merge_networks
+
 DATA = Path(__file__).resolve().parents[1] / "data" / "merge"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Add = Callable[..., int]
 
 
 @pytest.fixture
@@ -34,6 +38,25 @@ def merge(tmp_path: Path) -> Run:
             capture_output=True,
             text=True,
             check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def add(tmp_path: Path) -> Add:
+    """Adds networks in a folder of its own: ``add({"a.safetensors": 0.7}, mode="svd", rank=4)``."""
+
+    def run(ratios: Mapping[Path | str, float], output: object = "sum.safetensors", **options: Any) -> int:
+        plain: dict[str, Any] = {
+            **dict.fromkeys(("rank", "conv_rank", "method", "param", "target_bytes", "shuffle")),
+            **dict.fromkeys(("exact_count", "no_metadata", "force", "dry_run"), False),
+            **dict.fromkeys(("allow_nonfinite", "as_json"), False),
+        }
+        name = str(output) if output == "-" else str(tmp_path / str(output))
+        inputs = [(str(tmp_path / path) if path != "-" else "-", ratio) for path, ratio in ratios.items()]
+        return merge_networks(
+            inputs, name, **{**plain, "mode": "concat", "precision": "fp32", "force": True, **options}
         )
 
     return run

@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 from lorapipe_engine.delta import Array, dense_delta
-from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.hashes import data_hash
 from lorapipe_engine.network import describe_network
 from lorapipe_engine.tensorfile import Encoded, encode, open_tensors, write_tensors
-from lorapipe_merge.networks import merge_networks
 
 NETWORKS = Path(__file__).resolve().parents[1] / "data/networks"
 FC1 = "lora_te_text_model_encoder_layers_0_mlp_fc1"
@@ -28,25 +26,6 @@ CONV = "lora_unet_down_blocks_0_resnets_0_conv1"
 
 Tensors = Mapping[str, Array | Encoded]
 Add = Callable[..., int]
-
-
-@pytest.fixture
-def add(tmp_path: Path) -> Add:
-    """Adds networks in a folder of its own: ``add({"a.safetensors": 0.7}, mode="svd", rank=4)``."""
-
-    def run(ratios: Mapping[Path | str, float], output: object = "sum.safetensors", **options: Any) -> int:
-        plain: dict[str, Any] = {
-            **dict.fromkeys(("rank", "conv_rank", "method", "param", "target_bytes", "shuffle")),
-            **dict.fromkeys(("exact_count", "no_metadata", "force", "dry_run"), False),
-            **dict.fromkeys(("allow_nonfinite", "as_json"), False),
-        }
-        name = str(output) if output == "-" else str(tmp_path / str(output))
-        inputs = [(str(tmp_path / path) if path != "-" else "-", ratio) for path, ratio in ratios.items()]
-        return merge_networks(
-            inputs, name, **{**plain, "mode": "concat", "precision": "fp32", "force": True, **options}
-        )
-
-    return run
 
 
 def factors(out: int, inputs: int, rank: int, seed: int, kernel: tuple[int, ...] = ()) -> tuple[Array, Array]:
@@ -401,119 +380,6 @@ def test_keep_is_the_wider_type(types: tuple[str, str], result: str, add: Add, t
     with open_tensors(tmp_path / "sum.safetensors") as file:
         assert file.tensors[f"{TO_Q}.lora_up.weight"].dtype == result
         assert file.tensors[f"{TO_Q}.alpha"].dtype == "F32"
-
-
-# -------------------------------------------------------------------------------- refusals
-
-
-def refused(kind: type[LoraError], text: str, run: Callable[[], object], folder: Path) -> None:
-    """It raises, says why, and leaves nothing behind."""
-    before = sorted(folder.iterdir())
-    with pytest.raises(kind, match=text):
-        run()
-    assert sorted(folder.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("file", "told"),
-    [("dora_out", "dora"), ("diag_oft", "oft"), ("boft", "boft"), ("ia3_in", "ia3"), ("glora", "glora")],
-)
-def test_what_depends_on_the_base_is_refused_by_name(file: str, told: str, add: Add, tmp_path: Path) -> None:
-    tensors = read(NETWORKS / f"{file}.safetensors")
-    own = {name: array for name, array in tensors.items() if name.startswith(("lora_unet_", "oft_unet_"))}
-    write(tmp_path / "a.safetensors", own)
-    text = rf"a.safetensors: \d {told} modules \((lora|oft)_unet_.*depends on the base model"
-    refused(InputError, text, lambda: add({"a.safetensors": 1.0}), tmp_path)
-
-
-def test_families_are_not_mixed(add: Add, pair: Any, tmp_path: Path) -> None:
-    del pair
-    sdxl = module("lora_te2_text_model_encoder_layers_0_mlp_fc1", *factors(8, 8, 2, 0))
-    write(tmp_path / "xl.safetensors", sdxl)
-    text = "a.safetensors is for Stable Diffusion 1.x.*xl.safetensors is for Stable Diffusion XL"
-    both = {"a.safetensors": 1.0, "xl.safetensors": 1.0}
-    refused(InputError, text, lambda: add(both), tmp_path)
-
-
-def test_sizes_that_differ(add: Add, pair: Any, tmp_path: Path) -> None:
-    del pair
-    write(tmp_path / "c.safetensors", module(TO_Q, *factors(24, 20, 4, 0)))
-    both = {"a.safetensors": 1.0, "c.safetensors": 1.0}
-    refused(InputError, f"{TO_Q} has different sizes.*24 x 16.*24 x 20", lambda: add(both), tmp_path)
-
-
-def test_two_names_of_one_layer_in_one_file(add: Add, tmp_path: Path) -> None:
-    twice = module(FC1, *factors(8, 8, 2, 0)) | module(FC1.replace("_te_", "_te1_"), *factors(8, 8, 2, 0))
-    write(tmp_path / "a.safetensors", twice | module(TO_Q, *factors(8, 8, 2, 0)))
-    refused(InputError, "names one layer twice", lambda: add({"a.safetensors": 1.0}), tmp_path)
-
-
-def test_tensors_of_no_module(
-    add: Add, pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Unknown ones stop it, embeddings in the same file are told of."""
-    del pair
-    tensors, extra = read(tmp_path / "a.safetensors"), np.ones(3, np.float32)
-    write(tmp_path / "odd.safetensors", tensors | {f"{TO_Q}.lora_up.bias": extra})
-    text = f"1 tensors belong to no module that is known: {TO_Q}.lora_up.bias"
-    refused(InputError, text, lambda: add({"odd.safetensors": 1.0}), tmp_path)
-    write(tmp_path / "emb.safetensors", tensors | {"bundle_emb.word.string_to_param.*": extra})
-    assert add({"emb.safetensors": 1.0}) == 0
-    assert "its embeddings are left out: bundle_emb.word" in capsys.readouterr().err
-
-
-def test_values_that_are_no_numbers(add: Add, tmp_path: Path) -> None:
-    up, down = factors(24, 16, 4, 0)
-    up[3, 2] = np.nan
-    write(tmp_path / "a.safetensors", module(TO_Q, up, down) | module(FC1, *factors(8, 8, 2, 1)))
-    options = {"mode": "svd", "rank": 2}
-    text = f"NaN or infinite values in {TO_Q}.lora_up.weight"
-    refused(InputError, text, lambda: add({"a.safetensors": 1.0}, **options), tmp_path)
-    assert add({"a.safetensors": 1.0}, allow_nonfinite=True, **options) == 0
-    found = read(tmp_path / "sum.safetensors")
-    assert np.isnan(found[f"{TO_Q}.lora_up.weight"]).sum() == 1
-    assert found[f"{FC1}.lora_up.weight"].shape == (8, 2)
-
-
-def test_values_that_fp16_cannot_hold(add: Add, tmp_path: Path) -> None:
-    up, down = factors(24, 16, 4, 0)
-    write(tmp_path / "a.safetensors", module(TO_Q, up * np.float32(1e6), down * np.float32(1e6)))
-    options = {"precision": "fp16"}
-    refused(InputError, "do not fit F16", lambda: add({"a.safetensors": 1.0}, **options), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"rank": 4}, "--mode svd only"),
-        ({"mode": "svd"}, "needs a rank"),
-        ({"mode": "svd", "target_bytes": 9000, "method": "sv_fro", "param": 0.9}, "leave out"),
-        ({"mode": "svd", "rank": 4, "method": "sv_fro"}, "--dynamic-param is missing"),
-        ({"mode": "svd", "target_bytes": 100}, "even at rank 1"),
-    ],
-)
-def test_options_that_do_not_go_together(
-    options: dict[str, Any], text: str, add: Add, pair: Any, tmp_path: Path
-) -> None:
-    del pair
-    refused(ConfigError, text, lambda: add({"a.safetensors": 1.0}, **options), tmp_path)
-
-
-def test_nothing_to_add(add: Add, pair: Any, tmp_path: Path) -> None:
-    del pair
-    refused(ConfigError, "other than 0", lambda: add({"a.safetensors": 0.0}), tmp_path)
-
-
-def test_old_files_stay(add: Add, pair: Any, tmp_path: Path) -> None:
-    del pair
-    (tmp_path / "sum.safetensors").write_text("mine")
-    refused(OutputError, "--force", lambda: add({"a.safetensors": 1.0}, force=False), tmp_path)
-    assert (tmp_path / "sum.safetensors").read_text() == "mine"
-    same = "a.safetensors"
-    refused(ConfigError, "is an input", lambda: add({same: 1.0}, same, force=False), tmp_path)
-    refused(ConfigError, "is a folder", lambda: add({same: 1.0}, tmp_path), tmp_path)
-    assert add({same: 2.0}, same) == 0
-    refused(OutputError, "does not exist", lambda: add({same: 1.0}, "no/where.safetensors"), tmp_path)
 
 
 # -------------------------------------------------------------------------------- streams and reports
