@@ -174,15 +174,13 @@ def _thumbnail(picture: Image, side: int) -> bytes:
     return file.getvalue()
 
 
-# First entries of the tables that a quality of 50 has (ITU T.81, annex K), as Pillow orders them.
-_LUMA_50 = (16, 11, 12, 14, 12, 10, 16, 14, 13, 14, 18, 17, 16, 19, 24, 40)
+_LUMA_50 = 3688  # sum of the brightness table that a quality of 50 has (ITU T.81, table K.1)
 
 
 def _jpeg_quality(tables: dict[int, list[int]] | None) -> int | None:
     """The quality (1 to 100) at which the usual encoder writes such a table, by its mean scale; None without one."""
     if not tables or 0 not in tables:
         return None
-    first = list(tables[0])[: len(_LUMA_50)]
-    scale = 100 * sum(first) / sum(_LUMA_50[: len(first)])
+    scale = 100 * sum(tables[0]) / _LUMA_50
     quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
     return max(1, min(100, round(quality)))

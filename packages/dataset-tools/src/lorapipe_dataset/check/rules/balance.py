@@ -99,7 +99,9 @@ def find_amounts(dataset: Dataset, options: Options) -> Iterator[Finding]:
 
 def find_shares(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Concepts that come far more or less often than an equal share."""
-    shown = {name: sum(p.place.repeats or 1 for p in group) for name, group in dataset.concepts.items()}
+    shown = {
+        name: sum(p.place.repeats or 1 for p in group) for name, group in sorted(dataset.concepts.items())
+    }
     whole = sum(shown.values())
     off = {
         name: count / whole
