@@ -1,0 +1,146 @@
+"""A headless Chromium, driven through its debugging pipe (the DevTools protocol, without any library)."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+SECONDS = 60
+
+
+def find_browser() -> str | None:
+    """The browser's program, or None. CHROMIUM names another."""
+    return next(
+        (path for name in (os.environ.get("CHROMIUM", ""), *NAMES) if (path := shutil.which(name))), None
+    )
+
+
+class Tab:
+    """One page. ``requests`` are the addresses that it asked for, ``errors`` what its script threw."""
+
+    def __init__(self, send: int, receive: int) -> None:
+        self._send, self._receive = send, receive
+        self._number, self._buffer, self._session = 0, b"", ""
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Call a method of the protocol and return its result."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._send, json.dumps(message).encode() + b"\0")
+        while True:
+            found = self._next()
+            if found.get("id") == self._number:
+                if "error" in found:
+                    raise RuntimeError(f"{method}: {found['error']['message']}")
+                result: dict[str, Any] = found["result"]
+                return result
+
+    def open(self, address: str) -> None:
+        """Go to a page and wait until it is there."""
+        self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    def evaluate(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in found:
+            raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", "error"))
+        return found["result"].get("value")
+
+    def wait(self, script: str) -> None:
+        """Wait until an expression is true."""
+        end = time.monotonic() + SECONDS
+        while not self.evaluate(script):
+            if time.monotonic() > end:
+                raise TimeoutError(script)
+            time.sleep(0.05)
+
+    def click(self, selector: str, *, shift: bool = False) -> None:
+        """Click in the middle of an element, as a mouse does."""
+        place = self.evaluate(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "e.scrollIntoView({block: 'center'});"
+            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=place[0],
+                y=place[1],
+                button="left",
+                clickCount=1,
+                modifiers=8 if shift else 0,
+            )
+
+    def write(self, selector: str, text: str) -> None:
+        """Type into a field."""
+        self.click(selector)
+        self.call("Input.insertText", text=text)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            if not select.select([self._receive], [], [], SECONDS)[0]:
+                raise TimeoutError("the browser does not answer")
+            piece = os.read(self._receive, 1 << 20)
+            if not piece:
+                raise RuntimeError("the browser has ended")
+            self._buffer += piece
+        line, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        if message.get("method") == "Network.requestWillBeSent":
+            self.requests.append(message["params"]["request"]["url"])
+        if message.get("method") == "Runtime.exceptionThrown":
+            self.errors.append(message["params"]["exceptionDetails"].get("text", "error"))
+        return message
+
+
+@contextmanager
+def open_browser(program: str, profile: Path) -> Iterator[Tab]:
+    """Start the browser, with the network cut off, and end it."""
+    to_read, to_write = os.pipe()
+    from_read, from_write = os.pipe()
+    words = [
+        program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
+        "--proxy-server=127.0.0.1:9", "--window-size=1200,900", f"--user-data-dir={profile}",
+    ]  # fmt: skip
+    # The browser reads from descriptor 3 and writes to 4.
+    line = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'
+    process = subprocess.Popen(
+        ["bash", "-c", line, *words],
+        pass_fds=(to_read, from_write),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(to_read)
+    os.close(from_write)
+    try:
+        yield Tab(to_write, from_read)
+    finally:
+        os.close(to_write)
+        os.close(from_read)
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
