@@ -16,13 +16,21 @@ from lorapipe_engine.settings import PARTS, TrainSettings
 EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
 lora-train --config_file mayuri.toml --network_dim 32
+lora-train --config_file mayuri.toml --plot-lr
 lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
 """
 
 
 @tool_command("lora-train", examples=EXAMPLES)
+@click.option(
+    "--plot_lr",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Draw the curve of the rates and stop: as FILE (.png, .svg), without one in the terminal.",
+)
 @settings_options(*PARTS)
-def lora_train(config_file: Path | None, print_only: bool, **flags: Any) -> None:
+def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, **flags: Any) -> None:
     """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
 
     Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. Paths of the
@@ -34,6 +42,11 @@ def lora_train(config_file: Path | None, print_only: bool, **flags: Any) -> None
         return
     model, data, network, optimizer, loss, run = parts
     settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
+    if plot_lr is not None:
+        from lorapipe_engine.train.plot_lr import plot_rates
+
+        click.echo(plot_rates(settings, plot_lr, say))
+        return
     if settings.model.pretrained_model_name_or_path is None:
         raise ConfigError("no base model: give --base FILE, a diffusers folder, a hub id, or --base demo")
     if settings.data.train_data_dir is None:

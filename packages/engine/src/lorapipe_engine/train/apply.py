@@ -31,7 +31,9 @@ def attach_file(family: Family, path: Path, multiplier: float = 1.0) -> Network:
         for part, place, module in family.target_modules(conv=True)
     }
     if missing := [name for name in sizes if name not in targets]:
-        raise InputError(f"{path}: {len(missing)} modules fit nowhere in the model, first {quote(missing[0])}")
+        raise InputError(
+            f"{path}: {len(missing)} modules fit nowhere in the model, first {quote(missing[0])}"
+        )
     plan = NetworkPlan(rank=1, alpha=1.0, sizes=sizes)
     network = attach(family.parts.values(), [targets[name] for name in sizes], plan)
     shapes = network.file_tensors()

@@ -51,7 +51,7 @@ def optimizer_kind(name: str) -> OptimizerKind:
                 return _generic(name, module, attribute)
     near = difflib.get_close_matches(name.lower(), KINDS, 1)
     hint = f"did you mean {KINDS[near[0]].name}?" if near else f"known: {', '.join(known_names())}"
-    raise ConfigError(f"optimizer_type: '{name}' is unknown; {hint}; other classes as module.Class")
+    raise ConfigError(f"optimizer_type: '{name}' is unknown; {hint} (other classes as module.Class)")
 
 
 def known_names() -> list[str]:

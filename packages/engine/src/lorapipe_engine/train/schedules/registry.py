@@ -69,7 +69,7 @@ def _kind(name: str) -> ScheduleKind:
             raise ConfigError(f"lr_scheduler: {name} {_REFUSED[name]}")
         near = difflib.get_close_matches(name, CURVES, 1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(CURVES)}"
-        raise ConfigError(f"lr_scheduler: '{name}' is unknown; {hint}; classes go in lr_scheduler_type")
+        raise ConfigError(f"lr_scheduler: '{name}' is unknown; {hint} (classes go in lr_scheduler_type)")
     return kind
 
 
