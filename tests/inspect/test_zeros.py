@@ -145,6 +145,8 @@ def test_untrained_text_encoder_is_expected(
 def test_network_that_does_nothing_is_a_problem(write: Any, inspect: Any) -> None:
     record = zeros_of(inspect, write("a.safetensors", SD1, SD1, {"ss_clip_skip": "2"}))
     assert (len(record["dead"]["expected"]), len(record["dead"]["unexpected"])) == (6, 67)
+    record = zeros_of(inspect, write("b.safetensors", SD1, SD1))
+    assert len(record["dead"]["unexpected"]) == 73
 
 
 def test_dead_module_by_alpha(write: Any, inspect: Any) -> None:

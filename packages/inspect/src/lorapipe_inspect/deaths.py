@@ -204,12 +204,11 @@ def _number(text: str) -> int:
 
 
 def _dead_at_the_end(layers: Mapping[int, list[str]], dead: Collection[str]) -> int:
-    count = 0
-    for layer in sorted((layer for layer in layers if layer >= 0), reverse=True):
+    descending = sorted((layer for layer in layers if layer >= 0), reverse=True)
+    for count, layer in enumerate(descending):
         if not set(layers[layer]) <= set(dead):
             return count
-        count += 1
-    return count
+    return 0  # all of them are dead: that tells no clip skip
 
 
 def _text_width(network: Network, layers: Mapping[int, list[str]], file: WeightFile) -> int | None:
