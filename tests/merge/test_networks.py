@@ -344,6 +344,7 @@ def test_metadata_tell_what_was_added(
     assert found["ss_training_comment"] == "merged (concat): 0.7 x a + 0.5 x b"
     assert found["ss_base_model_version"] == "sd_v1"
     assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert found["modelspec.merged_from"] == "a.safetensors, b.safetensors"
     assert found["modelspec.date"] == "2023-11-14T22:13:20+00:00"
     assert found["sshs_model_hash"] == data_hash(tmp_path / "sum.safetensors")
     recipe = json.loads(found["lora_merge.recipe"])

@@ -23,7 +23,7 @@ from lorapipe_engine.threads import map_in_threads
 from lorapipe_merge.checkpoint import STREAM, open_networks
 from lorapipe_merge.finite import check_networks
 from lorapipe_merge.matching import Applied
-from lorapipe_merge.networks_layers import Layer, collect_layers, common_family, left_out
+from lorapipe_merge.networks_layers import Layer, collect_layers, common_family, notes_on
 from lorapipe_merge.networks_metadata import summed_metadata
 from lorapipe_merge.networks_report import LayerReport, NetworksReport
 from lorapipe_merge.networks_sum import Mode, Settings, Summed, measure_layer, sum_layer
@@ -282,7 +282,7 @@ class _Description:
             precision=next((name for name, kind in DTYPES.items() if kind == dtype), dtype.lower()),
             bytes=size,
             layers=[summed.report for summed in done],
-            notes=left_out(self.networks),
+            notes=notes_on(self.networks),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,13 +121,19 @@ def _check_others(network: Applied) -> None:
         )
 
 
-def left_out(networks: Sequence[Applied]) -> list[str]:
-    """Notes on what is in the files and will not be in the result."""
+def notes_on(networks: Sequence[Applied]) -> list[str]:
+    """What is in the files and will not be in the result, or not as it was."""
     notes = []
     for network in networks:
         names = [name for name in network.network.others if name.startswith(_EMBEDDING)]
         if names:
             notes.append(f"{network.name}: its embeddings are left out: {_listed(names, SHOWN)}")
+        kinds = Counter(module.algorithm for module in network.network.modules.values())
+        notes += [
+            f"{network.name}: {kinds[kind]} {kind} modules become plain LoRA, which takes more room"
+            for kind in ("loha", "lokr")
+            if kinds[kind]
+        ]
     return notes
 
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.metadata import ModelSpec, base_version, table_of
@@ -55,7 +56,7 @@ def summed_metadata(
             title=title,
             date=date,
             v_prediction=v_prediction,
-            merged_from=", ".join(network.name for network in networks),
+            merged_from=", ".join(Path(network.name).name for network in networks),
         )
         new |= spec.metadata()
     if tags := _tags(olds):
