@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from lorapipe_dataset.check.buckets import Placed, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.look import Look
+from lorapipe_dataset.check.measures import Measures
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.scan import Dataset, Picture
 
 BLURRED_BELOW = 0.22  # sharpness; a straight rise over six pixels is 0.17, a hard edge 1
 BLURRED_VARIANCE = 60.0  # Laplacian variance above which no picture is called blurred
+SOFT_BELOW, SOFT_VARIANCE = 0.3, 5.0  # the same for pictures with hardly any edge
 GREY_CHROMA = 3.0  # levels between the channels
 BAR_SHARE = 0.03  # of the picture's side
 LOW_QUALITY = 60  # JPEG
@@ -104,7 +106,7 @@ def _of_pixels(picture: Picture, look: Look) -> Iterator[Finding]:
         yield Finding(BLANK, "one level of grey", paths)
     elif found.contrast < 1:
         yield Finding(BLANK, "one colour", paths)
-    elif found.sharpness < BLURRED_BELOW and found.laplacian < BLURRED_VARIANCE:
+    elif _is_blurred(found):
         data = {"sharpness": round(found.sharpness, 3), "laplacian": round(found.laplacian, 1)}
         yield Finding(
             BLURRED, f"sharpness {found.sharpness:.2f}, Laplacian variance {found.laplacian:.1f}", paths, data
@@ -116,6 +118,11 @@ def _of_pixels(picture: Picture, look: Look) -> Iterator[Finding]:
         sides = zip(("left", "top", "right", "bottom"), found.bars, strict=True)
         text = ", ".join(f"{side} {share:.0%}" for side, share in sides if share)
         yield Finding(BARS, text, paths, {"bars": [round(share, 3) for share in found.bars]})
+
+
+def _is_blurred(found: Measures) -> bool:
+    blurred = found.sharpness < BLURRED_BELOW and found.laplacian < BLURRED_VARIANCE
+    return blurred or (found.sharpness < SOFT_BELOW and found.laplacian < SOFT_VARIANCE)
 
 
 CHECKS = (
