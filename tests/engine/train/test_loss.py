@@ -1,4 +1,4 @@
-"""Noise, targets, losses and weights against reference results."""
+"""Schedule, targets, losses and weights against reference results."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from lorapipe_engine.settings import LossSettings  # noqa: E402
 from lorapipe_engine.train.loss import (  # noqa: E402
     NoiseSchedule,
     add_noise,
-    draw_timesteps,
     huber_threshold,
     loss_weights,
-    offset_noise,
-    perturb,
-    pyramid_noise,
     sample_losses,
     target_of,
 )
+from lorapipe_engine.train.noise import draw_timesteps, perturb  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "data/train"
 
@@ -34,7 +31,6 @@ def golden(name: str) -> Any:
 
 
 LOSS = golden("a_loss")
-NOISE = golden("e_noise")
 STEPS = torch.tensor(LOSS["timesteps"])
 KINDS = {"standard": False, "zero_terminal_snr": True}
 
@@ -112,28 +108,3 @@ def test_whole_batches(case: dict[str, Any]) -> None:
     losses = sample_losses(0.8 * noisy + bias, target, steps, schedule, objective, mask)
     loss = (losses * weights * loss_weights(steps, schedule, objective)).mean()
     torch.testing.assert_close(loss, torch.tensor(case["loss"]), rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("case", [c for c in NOISE["cases"] if c["kind"] == "multires"])
-def test_pyramid_noise(case: dict[str, Any]) -> None:
-    noise = torch.tensor(case["noise"]).view(case["shape"])
-    for row in case["results"]:
-        random.seed(case["python_seed"])
-        torch.manual_seed(case["seed"])
-        count = row["iterations"]
-        draws = [random.random() for _ in range(count)]
-        found = pyramid_noise(noise, row["discount"], draws)
-        torch.testing.assert_close(found.flatten(), torch.tensor(row["out"]), rtol=1e-5, atol=3e-6)
-
-
-@pytest.mark.parametrize("case", [c for c in NOISE["cases"] if c["kind"] == "noise_offset"])
-def test_noise_offset(case: dict[str, Any]) -> None:
-    noise = torch.tensor(case["noise"]).view(case["shape"])
-    latents = torch.tensor(case["latents"]).view(case["shape"])
-    for row in case["results"]:
-        torch.manual_seed(case["seed"])
-        objective = LossSettings(
-            noise_offset=row["noise_offset"], adaptive_noise_scale=row.get("adaptive_noise_scale")
-        )
-        found = offset_noise(latents, noise, objective)
-        torch.testing.assert_close(found.flatten(), torch.tensor(row["out"]), rtol=1e-5, atol=3e-6)

@@ -34,5 +34,6 @@ class LossSettings:
     )
     huber_c: float = option(0.1, "Huber threshold.", min=0)
     huber_scale: float = option(1.0, "Factor of the Huber threshold.", min=0)
+    prior_loss_weight: float = option(1.0, "Weight of the loss of regularisation pictures.", min=0)
     min_timestep: int = option(0, "First timestep.", min=0, max=999)
     max_timestep: int = option(1000, "Timesteps end before this one.", min=1, max=1000)

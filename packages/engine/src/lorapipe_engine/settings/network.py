@@ -16,4 +16,7 @@ class NetworkSettings:
     network_alpha: float | None = option(None, "Strength is alpha / dim. [default: dim]", min=0)
     network_args: tuple[str, ...] = option((), "conv_dim=, conv_alpha=, rank_dropout=, module_dropout=.")
     network_dropout: float = option(0.0, "Dropout of the LoRA's inner values.", min=0, max=0.99)
+    scale_weight_norms: float | None = option(
+        None, "Hold the norm of every module's change under this; 0.9 to 1 if at all.", min=0
+    )
     network_train_unet_only: bool = option(False, "Leave the text encoders as they are.")

@@ -20,11 +20,11 @@ from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
 from lorapipe_engine.train.optimizers import (
     alpha_note,
-    arguments_text,
     build_optimizer,
     check_arguments,
     optimizer_kind,
     rates_of,
+    sets_own_rate,
     write_rates,
 )
 from lorapipe_engine.train.plan import RunPlan, network_plan, plan_run
@@ -32,6 +32,7 @@ from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.results import Results
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.weight_norms import TAGS, NormLimit
 
 Say = Callable[[str], None]
 
@@ -76,6 +77,7 @@ def train(
         max_grad_norm=settings.optimizer.max_grad_norm,
         train_text=rates.trained != ("unet",),
         half_precision=family.dtype == torch.float16,
+        norm_limit=norm_limit(settings, network),
     )
     for line in [
         *summary(settings, dataset, network, plan),
@@ -116,8 +118,9 @@ def run_steps(
                 loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
                 state.step += 1
                 state.loss = follow(state, loss)
-                results.record(state.step, loss, state.loss, norm, {})
-                bar.update(1, loss=f"{state.loss:.4f}")
+                figures = norm_figures(stepper)
+                results.record(state.step, loss, state.loss, norm, figures)
+                bar.update(1, loss=f"{state.loss:.4f}", **shown_norms(figures))
                 results.after_step(state.step, state.epoch, last=state.step == plan.steps)
             state.epoch = epoch + 1
             results.after_epoch(state.step, state.epoch, last=state.step == plan.steps)
@@ -136,6 +139,26 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
             "Files saved before are good"
         )
     return loss, norm
+
+
+def norm_limit(settings: TrainSettings, network: Network) -> NormLimit | None:
+    """The limit that scale_weight_norms asks for."""
+    limit = settings.network.scale_weight_norms
+    return NormLimit(network.adapters, limit) if limit else None
+
+
+def norm_figures(stepper: Stepper) -> dict[str, float]:
+    """What scale_weight_norms did in the last step, by TensorBoard tag; nothing where it is off."""
+    return {} if stepper.norms is None else dict(zip(TAGS, stepper.norms.tolist(), strict=True))
+
+
+def shown_norms(figures: Mapping[str, float]) -> dict[str, str]:
+    """The two figures behind the progress bar that tell a burning network: how many modules are held back, and the
+    mean norm."""
+    if not figures:
+        return {}
+    scaled, mean, _ = (figures[tag] for tag in TAGS)
+    return {"keys scaled": f"{scaled:.0f}", "average key norm": f"{mean:.3f}"}
 
 
 def follow(state: State, loss: float) -> float:
@@ -228,7 +251,9 @@ def updates(
     """How the network is going to be updated, in a line, and what is odd about that."""
     kind = optimizer_kind(settings.optimizer.optimizer_type)
     shown = ", ".join(f"{part} {rate:g}" for part, rate in rates.items())
-    text = arguments_text(arguments).replace(",", ", ")
+    if sets_own_rate(kind, arguments):
+        shown = "its own"
+    text = ", ".join(f"{name}={value}" for name, value in arguments.items())
     curve = f"{schedule.name} after {schedule.warmup} steps of warm-up" if schedule.warmup else schedule.name
     network = settings.network
     note = alpha_note(kind, network.network_alpha or 0.0, network.network_dim or 0)

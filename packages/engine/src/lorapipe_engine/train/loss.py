@@ -1,4 +1,4 @@
-"""The training objective: noise, targets, losses and their weights, as pure functions on tensors.
+"""The training objective: schedule, targets, losses and their weights, as pure functions on tensors.
 
 Latents x and noise ε are (B, 4, h, w) float32, timesteps t (B,) int64 in 0..999. Formulas: DDPM (Ho et al. 2020),
 v-prediction (Salimans & Ho 2022), min-SNR (Hang et al. 2023), zero terminal SNR (Lin et al. 2023); the order of
@@ -7,12 +7,10 @@ the steps is sd-scripts', so that a run gives the field's results. Nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lorapipe_engine.settings import LossSettings
 
@@ -45,67 +43,10 @@ class NoiseSchedule:
         return cls(alpha_bar.to(device), snr.to(device))
 
 
-def draw_noise(latents: Tensor, objective: LossSettings) -> Tensor:
-    """ε for a batch of scaled latents, with the offsets that the objective asks for. Draws from the global stream."""
-    noise = torch.randn_like(latents)
-    if objective.noise_offset:
-        noise = offset_noise(latents, noise, objective)
-    if objective.multires_noise_iterations:
-        # The grid sizes are shapes, so they are drawn on the CPU, from torch's own stream.
-        draws = torch.rand(objective.multires_noise_iterations, device="cpu").tolist()
-        noise = pyramid_noise(noise, objective.multires_noise_discount, draws)
-    return noise
-
-
-def offset_noise(latents: Tensor, noise: Tensor, objective: LossSettings) -> Tensor:
-    """Shift each channel of the noise by one draw: ε + k·randn(B, C, 1, 1)."""
-    strength = torch.full((1, 1, 1, 1), objective.noise_offset or 0.0, device=noise.device)
-    if objective.noise_offset_random_strength:
-        strength = strength * torch.rand(1, device=noise.device)
-    if objective.adaptive_noise_scale:
-        mean = latents.mean(dim=(2, 3), keepdim=True).abs()
-        strength = (strength + objective.adaptive_noise_scale * mean).clamp(min=0)
-    return noise + strength * torch.randn(*noise.shape[:2], 1, 1, device=noise.device)
-
-
-def pyramid_noise(noise: Tensor, discount: float, draws: Sequence[float]) -> Tensor:
-    """Add noise of coarser and coarser grids (multires), then bring the batch back to unit variance.
-
-    One number of ``draws`` in 0..1 for each grid decides how much coarser it is: a factor 2 to 4 a level.
-    """
-    height, width = noise.shape[2:]
-    for level, draw in enumerate(draws):
-        ratio = (2 + 2 * draw) ** level
-        size = max(1, int(height / ratio)), max(1, int(width / ratio))
-        coarse = torch.randn(*noise.shape[:2], *size, device=noise.device)
-        noise = noise + F.interpolate(coarse, (height, width), mode="bilinear") * discount**level
-        if 1 in size:
-            break
-    return noise / noise.std()
-
-
-def draw_timesteps(batch: int, objective: LossSettings, device: torch.device) -> Tensor:
-    """Timesteps (B,) int64, uniform in min_timestep..max_timestep - 1 (max_timestep itself if the range is empty)."""
-    low, high = objective.min_timestep, objective.max_timestep
-    if low >= high:
-        return torch.full((batch,), high, device=device, dtype=torch.int64)
-    return torch.randint(low, high, (batch,), device=device)
-
-
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
     """x_t = √ᾱ·x + √(1-ᾱ)·ε, (B, 4, h, w)."""
     alpha_bar = schedule.alpha_bar[timesteps].view(-1, 1, 1, 1)
     return alpha_bar.sqrt() * latents + (1 - alpha_bar).sqrt() * noise
-
-
-def perturb(noise: Tensor, objective: LossSettings) -> Tensor:
-    """The noise that is put on the latents: ε + γ·randn (input perturbation); the target keeps ε."""
-    if not objective.ip_noise_gamma:
-        return noise
-    strength = torch.full((1,), objective.ip_noise_gamma, device=noise.device)
-    if objective.ip_noise_gamma_random_strength:
-        strength = strength * torch.rand(1, device=noise.device)
-    return noise + strength * torch.randn_like(noise)
 
 
 def target_of(

@@ -105,7 +105,7 @@ def _network(settings: TrainSettings) -> dict[str, Any]:
         "network_alpha": network.network_alpha,
         "network_dropout": network.network_dropout or None,
         "network_args": pairs,
-        "scale_weight_norms": None,
+        "scale_weight_norms": network.scale_weight_norms,
     }
 
 
@@ -149,7 +149,7 @@ def _objective(settings: TrainSettings) -> dict[str, Any]:
         "huber_schedule": loss.huber_schedule,
         "huber_c": loss.huber_c,
         "huber_scale": loss.huber_scale,
-        "prior_loss_weight": 1.0,
+        "prior_loss_weight": loss.prior_loss_weight,
     }
 
 

@@ -17,6 +17,7 @@ from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defau
 from lorapipe_engine.train.data import scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.objective import check_objective
 from lorapipe_engine.train.optimizers import check_arguments, rate_notes, rates_of
 from lorapipe_engine.train.plan import (
     DTYPES,
@@ -36,7 +37,8 @@ Say = Callable[[str], None]
 def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
     began = time.monotonic()
-    for note in check_cheaply(settings):
+    notes = check_cheaply(settings)
+    for note in notes:
         say(f"note: {note}")
     remove_leftovers(settings.run)
     prompts = sample_prompts(settings)
@@ -44,6 +46,9 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     if warning := check_batch(settings.data, len(dataset.pictures)):
         say(f"note: {warning}")
     family, settings = load_family(settings, say)
+    for note in check_objective(settings.loss):
+        if note not in notes:
+            say(f"note: {note}")
     from lorapipe_engine.train.loop import train
 
     try:
@@ -57,6 +62,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 def check_cheaply(settings: TrainSettings) -> list[str]:
     """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
     notes = check_updates(settings)
+    notes += check_objective(settings.loss)
     network_plan(settings.network)
     make_scheduler(settings.run.sample_sampler, v_prediction=False)
     refuse_to_overwrite(settings.run)

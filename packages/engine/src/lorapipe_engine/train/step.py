@@ -18,14 +18,13 @@ from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.loss import (
     NoiseSchedule,
     add_noise,
-    draw_noise,
-    draw_timesteps,
     loss_weights,
-    perturb,
     sample_losses,
     target_of,
 )
+from lorapipe_engine.train.noise import draw_noise, draw_timesteps, perturb
 from lorapipe_engine.train.optimizers import gradients_of
+from lorapipe_engine.train.weight_norms import NormLimit
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,15 @@ class MicroBatch:
 
     ``latents``: mean and deviation of the VAE, unscaled, (B, 8, h, w) float32. ``ids``: token ids, one (B, n, 77)
     for each text encoder. ``weights``: sample weights divided by the number of batches of this update, (B,).
-    ``geometry``: SDXL's size and crop numbers (B, 6), else None.
+    ``geometry``: SDXL's size and crop numbers (B, 6), else None. ``mask``: share of each latent cell that counts,
+    (B, 1, h, w) in 0..1, or None.
     """
 
     latents: Tensor
     ids: tuple[Tensor, ...]
     weights: Tensor
     geometry: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def batch_loss(
@@ -62,12 +63,12 @@ def batch_loss(
         conditioning = family.encode_text(batch.ids, clip_skip=clip_skip)
     prediction = family.predict(noisy, timesteps, conditioning, batch.geometry)
     target = target_of(latents, noise, timesteps, schedule, objective)
-    losses = sample_losses(prediction, target, timesteps, schedule, objective)
+    losses = sample_losses(prediction, target, timesteps, schedule, objective, batch.mask)
     return (losses * loss_weights(timesteps, schedule, objective) * batch.weights).mean()
 
 
 class Stepper:
-    """Forward, backward, clip and update; ``loss`` of the last step stays on the device."""
+    """Forward, backward, clip, update and limit; ``norms``: the figures of the last limit, see :class:`NormLimit`."""
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class Stepper:
         max_grad_norm: float,
         train_text: bool,
         half_precision: bool,
+        norm_limit: NormLimit | None = None,
     ) -> None:
         self.family = family
         self.network = network
@@ -91,6 +93,8 @@ class Stepper:
         self.clip_skip = clip_skip
         self.max_grad_norm = max_grad_norm
         self.train_text = train_text
+        self.norm_limit = norm_limit
+        self.norms: Tensor | None = None
         # fp16 gradients underflow: the loss is scaled up and steps that overflow are skipped. bf16 needs neither.
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half_precision)
 
@@ -128,6 +132,8 @@ class Stepper:
                 grad.mul_(share)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.norm_limit is not None:
+            self.norms = self.norm_limit.apply()
         return norm
 
 
