@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorapipe_demo import recipe
+from lorapipe_demo import recipe, weights
 from lorapipe_demo.scene import TRIGGER, Scene
 from lorapipe_engine.bases import demo_base
 from lorapipe_engine.cli import require_training_extra
@@ -40,13 +40,18 @@ NAME = TRIGGER
 def demo(output_dir: Path, device: str | None) -> None:
     """Train a LoRA of a drawn character on the demo base, and draw a grid with every epoch of it.
 
-    The path of the grid goes to stdout. What an earlier demo left in the folder is replaced.
+    The network is then looked into, made smaller, and merged into its base, and both results are drawn with. The
+    path of the grid goes to stdout. What an earlier demo left in the folder is replaced.
     """
     require_training_extra()
+    weights.require_tools()
     began = time.monotonic()
     dataset = draw_dataset(output_dir / "dataset")
     networks = train(dataset, output_dir / "networks", device)
-    figures, grid = look(networks, device)
+    weights.inspect(networks)
+    small = weights.resize(networks[-1], output_dir / "small.safetensors")
+    merged = weights.merge(networks[-1], output_dir / "merged.safetensors")
+    figures, grid = look(networks, small, merged, device)
     path = output_dir / "grid.png"
     grid.save(path)
     (output_dir / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
@@ -102,8 +107,13 @@ def train(dataset: Path, output_dir: Path, device: str | None) -> list[Path]:
     return [Path(line) for line in result.stdout.splitlines()]
 
 
-def look(networks: Sequence[Path], device: str | None) -> tuple[dict[str, float], Image]:
-    """The figures, and the grid: the base and every epoch as columns, prompts as rows."""
+def look(
+    networks: Sequence[Path], small: Path, merged: Path, device: str | None
+) -> tuple[dict[str, float], Image]:
+    """The figures, and the grid: the base and every epoch as columns, prompts as rows.
+
+    Raises ProblemFound where the merged base draws other pictures than base and network.
+    """
     from lorapipe_demo.grid import draw_grid
     from lorapipe_demo.judge import Judge
     from lorapipe_demo.sampling import Painter
@@ -124,7 +134,10 @@ def look(networks: Sequence[Path], device: str | None) -> tuple[dict[str, float]
         "LoRA, with the trigger": share(calls, networks[-1]),
         "LoRA, same prompts without the trigger": share(silent, networks[-1]),
         "LoRA, other people": share(other_prompts(), networks[-1]),
+        f"LoRA at rank {recipe.SMALL_RANK}, with the trigger": share(calls, small),
     }
+    step = weights.largest_difference(painter, networks[-1], Painter(merged, device), calls[:8])
+    say(f"base + LoRA and merged base: pictures at most {step} of 255 apart")
     return figures, draw_grid(*grid_parts(painter, networks, scenes, figures))
 
 

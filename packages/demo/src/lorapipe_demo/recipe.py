@@ -19,6 +19,7 @@ TRAIN_OPTIONS: dict[str, str] = {
     "unet_lr": "2.5e-3",
     "text_encoder_lr": "2e-3",
 }
+SMALL_RANK = "16"  # half of what was trained
 SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
 EXAM_SIZE = 40  # pictures for each figure
 

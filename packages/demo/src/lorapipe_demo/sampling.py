@@ -1,4 +1,4 @@
-"""Draw with the demo base, with or without a network."""
+"""Draw with the demo base, or one that a network was merged into, with or without a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo.recipe import GUIDANCE, SAMPLER, STEPS
+from lorapipe_engine.bases import demo_base
 from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.train.apply import attach_file
 from lorapipe_engine.train.families import open_family
@@ -23,7 +24,7 @@ class Painter:
     """Holds the base in memory and puts one network after another into it."""
 
     def __init__(self, base: Path, device: str | None) -> None:
-        self.base = load_base(base)
+        self.base = load_base(base, tokenizer_dir=demo_base().with_name("tokenizer"))
         self.family = open_family(self.base, device=choose_device(device), chunks=1)
 
     def draw(self, prompts: Sequence[str], network: Path | None, seed: int = 1000) -> list[Image]:

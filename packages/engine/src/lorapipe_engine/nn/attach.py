@@ -28,7 +28,8 @@ class Target:
 class NetworkPlan:
     """Ranks and strengths. Linear layers and 1x1 convolutions take ``rank``, larger kernels ``conv_rank``.
 
-    ``alpha`` scales the change by alpha / rank. ``conv_rank`` None leaves larger kernels alone.
+    ``alpha`` scales the change by alpha / rank. ``conv_rank`` None leaves larger kernels alone. ``sizes``: rank and
+    alpha by the module's name in a file; where there are any, they alone count, and other modules stay as they are.
     """
 
     rank: int
@@ -36,9 +37,12 @@ class NetworkPlan:
     conv_rank: int | None = None
     conv_alpha: float = 1.0
     dropouts: Dropouts = field(default_factory=Dropouts)
+    sizes: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
-    def size_of(self, module: nn.Module) -> tuple[int, float] | None:
+    def size_of(self, module: nn.Module, name: str = "") -> tuple[int, float] | None:
         """Rank and alpha for a module, or None where it stays as it is."""
+        if self.sizes:
+            return self.sizes.get(name)
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
             return None if self.conv_rank is None else (self.conv_rank, self.conv_alpha)
         return self.rank, self.alpha
@@ -118,7 +122,7 @@ def attach(
     adapters: dict[str, Adapter] = {}
     parts: dict[str, str] = {}
     for target in targets:
-        size = plan.size_of(target.module)
+        size = plan.size_of(target.module, target.name)
         if size is None:
             continue
         adapter = make(target.module, *size, plan.dropouts)
