@@ -12,6 +12,7 @@ from lorapipe_engine.command import say, tool_command
 from lorapipe_engine.config import build_settings, print_config, settings_options
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS, TrainSettings
+from lorapipe_engine.settings.refused import ForeignOptions, foreign_options, given_options
 
 EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
@@ -30,18 +31,23 @@ lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epoc
     help="Draw the curve of the rates and stop: as FILE (.png, .svg), without one in the terminal.",
 )
 @settings_options(*PARTS)
+@foreign_options
 def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, **flags: Any) -> None:
     """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
 
     Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. Paths of the
     networks go to stdout, everything else to stderr.
     """
-    parts, origin = build_settings(PARTS, flags, config_file)
+    foreign = ForeignOptions()
+    given_options(foreign)
+    parts, origin = build_settings(PARTS, flags, config_file, foreign)
     if print_only:
         click.echo(print_config(parts, origin))
         return
     model, data, network, optimizer, loss, run = parts
     settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
+    for note in foreign.notes:
+        say(f"note: {note}")
     if plot_lr is not None:
         from lorapipe_engine.train.plot_lr import plot_rates
 

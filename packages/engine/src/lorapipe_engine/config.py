@@ -174,15 +174,20 @@ def _shown_default(field: Field) -> str:
 
 
 def build_settings(
-    classes: Sequence[type], flags: Mapping[str, Any], config_file: Path | None = None
+    classes: Sequence[type],
+    flags: Mapping[str, Any],
+    config_file: Path | None = None,
+    foreign: Callable[[str, Any, str], bool] | None = None,
 ) -> tuple[list[Any], dict[str, str]]:
     """Instances of the classes, and for each option where its value came from: "flag", "file" or "default".
+
+    ``foreign`` is asked about every key of the file that is no option, as :func:`read_toml` says.
 
     Raises ConfigError for an unknown key, a wrong type or a value out of range; InputError for a file that cannot be
     read.
     """
     fields = {field.name: field for cls in classes for field in fields_of(cls)}
-    from_file = read_toml(config_file, fields) if config_file else {}
+    from_file = read_toml(config_file, fields, foreign) if config_file else {}
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, field in fields.items():
@@ -197,8 +202,12 @@ def build_settings(
     return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
 
 
-def read_toml(path: Path, fields: Mapping[str, Field]) -> dict[str, tuple[Any, str]]:
+def read_toml(
+    path: Path, fields: Mapping[str, Field], foreign: Callable[[str, Any, str], bool] | None = None
+) -> dict[str, tuple[Any, str]]:
     """The options of a TOML file, whatever sections they stand in, each with its place as errors name it.
+
+    A key that is no option is left out if ``foreign``, given its name, value and place, says that it is known.
 
     Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
     """
@@ -214,6 +223,8 @@ def read_toml(path: Path, fields: Mapping[str, Field]) -> dict[str, tuple[Any, s
         name = key.replace("-", "_")
         name = aliases.get(name, name)
         place = _place(path, text, key)
+        if name not in fields and foreign is not None and foreign(name, value, place):
+            continue
         if name not in fields:
             raise ConfigError(f"{place}: {section}{key}: unknown key{nearest(name, [*fields, *aliases])}")
         if name in found:
