@@ -10,6 +10,7 @@ import click
 from lorapipe_dataset.bucketing import bucket_rule
 from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped, at_least
+from lorapipe_dataset.check.fix import apply, check_fixable, one_root, undo
 from lorapipe_dataset.check.look import look_at_all
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.report import Report, summary, table
@@ -31,10 +32,16 @@ def run(options: Options) -> int:
     for name in (*options.only, *options.ignore, *options.fix):
         if name not in RULES:
             raise ConfigError(f"no rule '{name}'{nearest(name, RULES)} (--rules lists them)")
+    check_fixable(options.fix)
     bucket_rule(options.data)
+    records = list(read_records(options.inputs))
+    if options.undo:
+        return undo(one_root(roots_of(records)), dry_run=options.dry_run)
     if options.html:
         check_output(options.html, force=options.force)
-    report = check(list(read_records(options.inputs)), options)
+    report = check(records, options)
+    if options.fix:
+        return mend(report, options)
     if options.html:
         from lorapipe_dataset.check.page import page
 
@@ -68,12 +75,24 @@ def check(records: Iterable[Record], options: Options) -> Report:
     findings, skipped = try_rules(dataset, options)
     placed = [row for row in place_all(dataset, options.data) if isinstance(row, Placed)]
     buckets = bucket_report(placed, options.data.train_batch_size)
-    roots = tuple(dict.fromkeys(_root(record.path) for record in records))
-    return Report(roots, dataset, tuple(findings), tuple(skipped), buckets)
+    return Report(roots_of(records), dataset, tuple(findings), tuple(skipped), buckets)
 
 
-def _root(path: Path) -> Path:
-    return path.parent if path.is_file() else path
+def roots_of(records: Iterable[Record]) -> tuple[Path, ...]:
+    """The folders that were named, or that the named pictures lie in."""
+    paths = (record.path.parent if record.path.is_file() else record.path for record in records)
+    return tuple(dict.fromkeys(paths))
+
+
+def mend(report: Report, options: Options) -> int:
+    """Mend what was found; returns the exit status."""
+    from lorapipe_dataset.check.mend import plan_repairs
+
+    repairs = plan_repairs(report.dataset, report.findings, options.fix)
+    failures = apply(repairs, one_root(report.roots), dry_run=options.dry_run)
+    if options.as_json:
+        print_json(repairs.as_record())
+    return 1 if failures else 0
 
 
 def try_rules(dataset: Dataset, options: Options) -> tuple[list[Finding], list[tuple[Rule, str]]]:
@@ -92,8 +111,5 @@ def try_rules(dataset: Dataset, options: Options) -> tuple[list[Finding], list[t
 
 
 def _wanted(one: Check, options: Options) -> list[Rule]:
-    return [
-        rule
-        for rule in one.rules
-        if (not options.only or rule.id in options.only) and rule.id not in options.ignore
-    ]
+    chosen = options.fix or options.only
+    return [rule for rule in one.rules if (not chosen or rule.id in chosen) and rule.id not in options.ignore]
