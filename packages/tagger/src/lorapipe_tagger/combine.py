@@ -68,6 +68,8 @@ class Consensus:
 
 def unite(labels: Sequence[Labels]) -> tuple[Labels, list[NDArray[np.int64]]]:
     """All tags of several lists, the first list's first; and for each list its rows among them."""
+    if len(labels) == 1:
+        return labels[0], [np.arange(len(labels[0]))]
     names: list[str] = []
     categories: list[str] = []
     places: dict[tuple[str, str], int] = {}

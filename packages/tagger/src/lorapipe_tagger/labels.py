@@ -58,26 +58,34 @@ def read_labels(path: Path) -> Labels:
 
 
 def _from_csv(text: str, path: Path) -> Labels:
-    rows = csv.DictReader(text.splitlines())
-    if not {"name", "category"} <= set(rows.fieldnames or ()):
+    rows = csv.reader(text.splitlines())
+    columns = {name.strip(): at for at, name in enumerate(next(rows, []))}
+    if not {"name", "category"} <= set(columns):
         raise InputError(
             f'{path}: needs the columns "name" and "category", as the WD taggers\' lists have them'
         )
+    name_at, category_at, series_at = columns["name"], columns["category"], columns.get("ips")
     names: list[str] = []
     categories: list[str] = []
     series: dict[str, list[str]] = {}
+    known: dict[str, str] = {}
     for row in rows:
-        name, category = row["name"], row["category"]
-        if not name or category is None:
-            raise InputError(f"{path}, line {rows.line_num}: a row without name or category")
-        names.append(name)
-        categories.append(_category(category, f"{path}, line {rows.line_num}"))
-        if found := _series(row.get("ips")):
-            series[name] = found
+        if not row:
+            continue
+        place = f"{path}, line {rows.line_num}"
+        if len(row) <= max(name_at, category_at) or not row[name_at]:
+            raise InputError(f"{place}: a row without name or category")
+        value = row[category_at]
+        if value not in known:
+            known[value] = _category(value, place)
+        names.append(row[name_at])
+        categories.append(known[value])
+        if series_at is not None and series_at < len(row) and (found := _series(row[series_at])):
+            series[row[name_at]] = found
     return Labels(names, categories, series)
 
 
-def _series(text: str | None) -> list[str]:
+def _series(text: str) -> list[str]:
     try:
         found = json.loads(text) if text else []
     except ValueError:

@@ -257,37 +257,64 @@ def prepare(image: Image, preparation: Preparation) -> Pixels:
 
 
 def _square_bicubic(image: Image, preparation: Preparation) -> Image:
-    """What padding to a square and scaling by Pillow's bicubic filter gives, bit for bit, for less work.
+    """What padding to a square and scaling by Pillow's bicubic filter gives, bit for bit, for less work and memory.
 
-    Pillow scales rows first, then columns, with 8 bits between. The rows of a wide picture's padding stay as they
-    are in the first pass, so they are added after it; of a tall one's only the columns are scaled that the picture
-    reaches.
+    Pillow scales along x, then along y, with 8 bits between. In the first pass rows of padding stay what they are,
+    so a wide picture is padded after it. Of a tall one only those columns are made that the picture has a part in.
     """
     from PIL import Image as Images
     from PIL.Image import Resampling as Filter
 
     side, fill = preparation.size, preparation.padding
     width, height = image.size
-    square = max(width, height)
     if width >= height:
-        flat = image.resize((side, height), Filter.BICUBIC)
-        canvas = Images.new("RGB", (side, square), fill)
-        canvas.paste(flat, (0, (square - height) // 2))
+        canvas = Images.new("RGB", (side, width), fill)
+        canvas.paste(image.resize((side, height), Filter.BICUBIC), (0, (width - height) // 2))
         return canvas.resize((side, side), Filter.BICUBIC)
-    scale = square / side
-    left = (square - width) // 2
-    reach = _BICUBIC_SUPPORT * max(scale, 1.0)
-    first = max(0, math.floor((left - reach) / scale - 0.5))
-    last = min(side, math.ceil((left + width + reach) / scale + 0.5))
-    start = max(0, math.floor((first + 0.5) * scale - reach) - 1)
-    stop = min(square, math.ceil((last - 0.5) * scale + reach) + 1)
-    canvas = Images.new("RGB", (stop - start, height), fill)
-    canvas.paste(image, (left - start, 0))
-    box = (first * scale - start, 0.0, min(last * scale - start, float(stop - start)), float(height))
-    columns = canvas.resize((last - first, height), Filter.BICUBIC, box=box)
+    padded = _Padded(image, side, fill)
     result = Images.new("RGB", (side, side), fill)
-    result.paste(columns.resize((last - first, side), Filter.BICUBIC), (first, 0))
+    for first, last in padded.ranges():
+        columns = padded.columns(first, last)
+        result.paste(columns.resize((last - first, side), Filter.BICUBIC), (first, 0))
     return result
+
+
+class _Padded:
+    """A tall picture in the middle of a square that is only made in strips."""
+
+    def __init__(self, image: Image, side: int, fill: tuple[int, int, int]) -> None:
+        self._image, self._side, self._fill = image, side, fill
+        self._offset = (image.height - image.width) // 2
+        self._scale = image.height / side
+        self._reach = _BICUBIC_SUPPORT * max(self._scale, 1.0)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Ranges of the result's columns: those made of picture and padding, of picture alone, and of both again."""
+        left, right = self._offset, self._offset + self._image.width
+        first = max(0, math.floor((left - self._reach) / self._scale - 0.5))
+        last = min(self._side, math.ceil((right + self._reach) / self._scale + 0.5))
+        inner = math.ceil((left + self._reach) / self._scale + 0.5)
+        outer = math.floor((right - self._reach) / self._scale - 0.5)
+        if inner >= outer:
+            return [(first, last)]
+        return [(first, inner), (inner, outer), (outer, last)]
+
+    def columns(self, first: int, last: int) -> Image:
+        """Columns ``first`` to ``last`` of the result, in the picture's height."""
+        from PIL import Image as Images
+        from PIL.Image import Resampling as Filter
+
+        image, scale, height = self._image, self._scale, self._image.height
+        start = math.floor((first + 0.5) * scale - self._reach) - 1
+        stop = math.ceil((last - 0.5) * scale + self._reach) + 1
+        if start >= self._offset and stop <= self._offset + image.width:
+            start, strip = self._offset, image
+        else:
+            start, stop = max(0, start), min(height, stop)
+            strip = Images.new("RGB", (stop - start, height), self._fill)
+            strip.paste(image, (self._offset - start, 0))
+        box = (first * scale - start, 0.0, min(last * scale - start, float(strip.width)), float(height))
+        return strip.resize((last - first, height), Filter.BICUBIC, box=box)
 
 
 def _square_area(image: Image, preparation: Preparation) -> Pixels:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -23,6 +24,9 @@ from lorapipe_tagger.pipeline import Pipeline, Result, Tagger
 from lorapipe_tagger.scores import ScoreCache, cache_folder
 from lorapipe_tagger.sources import Task, check_folders, find_tasks, warn_of_formats
 from lorapipe_tagger.write import read_existing
+
+_WRITERS = 8
+_WRITES_AHEAD = 32
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,27 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
 
 
 def tag_all(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
-    """What came of each task, in order. Pictures whose captions are to be kept are passed by without a look."""
+    """What came of each task, in order. Pictures whose captions are to be kept are passed by without a look.
+
+    Captions are written by threads, because each is waited for until it is on the disk.
+    """
     standing = [find_standing(task, options) for task in tasks]
     wanted = [task for task, found in zip(tasks, standing, strict=True) if found is None]
     captioner = Captioner(options)
-    with closing(score_all(wanted, captioner, options)) as results:
+    waiting: deque[Future[Outcome]] = deque()
+    with (
+        closing(score_all(wanted, captioner, options)) as results,
+        ThreadPoolExecutor(_WRITERS, "write") as writers,
+    ):
         for found in standing:
             if isinstance(found, Kept):
-                yield captioner.keep(found.task, found.text)
+                waiting.append(writers.submit(captioner.keep, found.task, found.text))
             else:
-                yield captioner.finish(found or next(results))
+                waiting.append(writers.submit(captioner.finish, found or next(results)))
+            while waiting and (len(waiting) > _WRITES_AHEAD or waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def find_standing(task: Task, options: Options) -> Kept | Result | None:

@@ -47,7 +47,7 @@ def read_pairs(texts: Sequence[str], names: Collection[str]) -> dict[str, list[s
     A tag may itself hold an equals sign: the pair is split where its left side is one of ``names``, else at the first
     sign; ``a => b`` leaves no doubt. Raises ConfigError for a text that is neither pair nor file.
     """
-    known = {spelling(name) for name in names}
+    known = {spelling(name) for name in names} if texts else set()
     pairs: dict[str, list[str]] = {}
     for text in texts:
         path = Path(text)
