@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -378,3 +379,8 @@ def test_a_low_alpha_is_noted_for_estimating_optimizers_only() -> None:
     assert alpha_note(KINDS["adamw"], 1, 64) is None
     assert alpha_note(KINDS["prodigy"], 16, 64) is None
     assert "d_coef" in str(alpha_note(KINDS["prodigy"], 8, 64))
+
+
+def test_the_page_names_every_optimizer() -> None:
+    page = (Path(__file__).parents[3] / "docs/optimizers.md").read_text(encoding="utf-8")
+    assert [name for name in known_names() if f"`{name}`" not in page] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -383,3 +384,8 @@ def test_a_class_of_a_missing_package_names_it() -> None:
 def test_adafactors_curve_needs_adafactor() -> None:
     with pytest.raises(ConfigError, match="AdaFactor"):
         schedule_of(OptimizerSettings(lr_scheduler="adafactor"), 100, 1e-4)
+
+
+def test_the_page_names_every_curve() -> None:
+    page = (Path(__file__).parents[3] / "docs/optimizers.md").read_text(encoding="utf-8")
+    assert [name for name in CURVES if f"`{name}`" not in page] == []
