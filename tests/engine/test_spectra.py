@@ -105,3 +105,14 @@ def test_diff_of_a_vector_has_no_spectrum() -> None:
     assert spectral_rule("x", {"diff": np.ones(4)}) is None
     assert spectral_rule("x", {"diff": (4, 3)}) is not None
     assert spectral_rule("x", {"diff_b": np.ones(4)}) is None
+
+
+@pytest.mark.parametrize("names", [("lora_up.weight", "lora_down.weight"), ("hada_w1_a", "hada_w1_b")])
+def test_values_too_large_for_float64_are_an_error(names: tuple[str, str]) -> None:
+    """LAPACK may never come back from an infinite matrix."""
+    huge = np.full((4, 4), 1e200)
+    tensors = dict.fromkeys(names, huge)
+    if names[0] == "hada_w1_a":
+        tensors |= {"hada_w2_a": huge, "hada_w2_b": huge}
+    with pytest.raises(InputError, match="too large for float64"):
+        module_spectrum("lora_unet_x", tensors)

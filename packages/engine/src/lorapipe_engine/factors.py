@@ -86,13 +86,15 @@ def spectrum(up: Array, down: Array) -> Spectrum:
     finite.
 
     Values below the rounding of the float64 core (relative to the norms of the factors) are set to 0. Raises
-    ValueError if the inner sizes differ.
+    ValueError if the inner sizes differ, FloatingPointError if the product is infinite in float64.
     """
     if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0]:
         raise ValueError(f"factors of shapes {up.shape} and {down.shape} cannot be multiplied")
     up, down = up.astype(np.float64, copy=False), down.astype(np.float64, copy=False)
     r_up, r_down = _triangle(up), _triangle(down.T)  # (min(o, r), r), (min(n, r), r)
-    left, sigma, right = np.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        core = _finite(r_up @ r_down.T)
+    left, sigma, right = np.linalg.svd(core, full_matrices=False)
     floor = np.finfo(np.float64).eps * up.shape[1] * np.linalg.norm(r_up) * np.linalg.norm(r_down)
     sigma = np.where(sigma > floor, sigma, 0.0)
     return Spectrum(sigma, up, down, r_down.T @ right.T, left.T @ r_up)
@@ -100,7 +102,14 @@ def spectrum(up: Array, down: Array) -> Spectrum:
 
 def _triangle(matrix: Array) -> Array:
     """R of the thin QR of a matrix (m, r)."""
-    return np.asarray(np.linalg.qr(matrix, mode="r"))
+    return np.asarray(np.linalg.qr(_finite(matrix), mode="r"))
+
+
+def _finite(matrix: Array) -> Array:
+    """The matrix itself. Raises FloatingPointError for infinite values, on which LAPACK may never come back."""
+    if not np.isfinite(matrix).all():
+        raise FloatingPointError("its values are too large for float64")
+    return matrix
 
 
 def singular_values(up: Array, down: Array) -> Array:
@@ -110,7 +119,8 @@ def singular_values(up: Array, down: Array) -> Array:
 
 def dense_spectrum(matrix: Array) -> Spectrum:
     """Thin SVD of a dense matrix (o, n)."""
-    return spectrum_of_svd(*np.linalg.svd(matrix.astype(np.float64, copy=False), full_matrices=False))
+    exact = _finite(matrix.astype(np.float64, copy=False))
+    return spectrum_of_svd(*np.linalg.svd(exact, full_matrices=False))
 
 
 def spectrum_of_svd(left: Array, sigma: Array, right: Array) -> Spectrum:

@@ -96,7 +96,11 @@ def module_spectrum(
         raise module.error(
             "its change depends on the base weight or is no matrix, so it has no low-rank form"
         )
-    return _SOURCES[rule](module, vectors, decompose)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _SOURCES[rule](module, vectors, decompose)
+    except (FloatingPointError, np.linalg.LinAlgError) as error:
+        raise module.error(f"its change cannot be computed: {error}") from error
 
 
 def kernel_of(name: str, columns: int) -> tuple[int, ...]:
