@@ -281,6 +281,9 @@ def run_tool(tool: Any, words: list[str]) -> tuple[int, str]:
             tool.main(words)
     except SystemExit as end:
         return int(end.code or 0), told.getvalue()
+    finally:
+        if hasattr(signal, "alarm"):
+            signal.alarm(0)
     return 0, told.getvalue()
 
 
