@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lorapipe_dataset.check.fix import apply
-from lorapipe_dataset.check.ledger import HIDDEN, open_ledger, undo_last
 from lorapipe_dataset.check.mend import FIXABLE, Repairs, plan_repairs
 from lorapipe_dataset.check.rules import CHECKS, RULES
 from lorapipe_dataset.check.scan import read_files, scan
-from lorapipe_engine.errors import OutputError
+from lorapipe_dataset.journal import HIDDEN, undo
 from lorapipe_engine.records import Record
 
 SIZE = ["--resolution", 96]
@@ -128,7 +127,7 @@ def test_files_are_mended(check: Any, draw: Any, folder: Path, root: Path) -> No
     assert check(root, "--undo").code == 0
     assert tree(root) == was
     done = check(root, "--undo")
-    assert (done.code, "there is no --fix to take back" in done.err) == (2, True)
+    assert (done.code, "no run of lora-check to undo there" in done.err) == (2, True)
 
 
 def test_what_was_changed_since_is_left(check: Any, folder: Path, root: Path) -> None:
@@ -138,10 +137,10 @@ def test_what_was_changed_since_is_left(check: Any, folder: Path, root: Path) ->
     (folder / "0.txt").write_text("mine")
     done = check(root, "--undo")
     assert done.code == 1
-    assert "0.txt: was changed or removed since; left as it is" in done.err
+    assert "0.txt: changed since, left alone" in done.err
     assert (folder / "0.txt").read_text() == "mine"
     assert (folder / "1.txt").read_text() == "tree, rain, mayu, dog"
-    assert (root / HIDDEN).exists()
+    assert (folder / HIDDEN).exists()
 
 
 def test_a_caption_that_another_program_changes_is_not_touched(root: Path, folder: Path) -> None:
@@ -150,7 +149,7 @@ def test_a_caption_that_another_program_changes_is_not_touched(root: Path, folde
         {path: (b"what was read", "new"), folder / "1.txt": ((folder / "1.txt").read_bytes(), "new")}
     )
     path.write_text("theirs")
-    assert apply(repairs, root, dry_run=False) == 1
+    assert apply(repairs, dry_run=False) == 1
     assert (path.read_text(), (folder / "1.txt").read_text()) == ("theirs", "new")
 
 
@@ -159,8 +158,7 @@ def test_a_caption_that_another_program_changes_is_not_touched(root: Path, folde
     [
         (["set", "--fix", "blurred"], 2, "cannot be mended by itself; get sharp ones"),
         (["set", "--fix", "orphan"], 2, "no rule 'orphan', did you mean 'orphan-mask'?"),
-        (["set", "set/5_mayu", "--fix", "duplicate"], 2, "take one dataset at a time"),
-        (["set", "--undo"], 2, "there is no --fix to take back"),
+        (["set", "--undo"], 2, "no run of lora-check to undo there"),
         (["set", "--undo", "--fix", "duplicate"], 2, "exclude each other"),
     ],
 )
@@ -174,11 +172,14 @@ def test_errors_take_one_line(
     assert text in done.err
 
 
-def test_a_folder_that_cannot_be_written_to(root: Path, tmp_path: Path) -> None:
-    # The test may run as root, whom permissions do not stop; a file in the folder's place does.
-    (root / HIDDEN).touch()
-    with pytest.raises(OutputError, match="nothing was changed"), open_ledger(root):
-        pass
+def test_a_folder_that_cannot_be_written_to(check: Any, root: Path, folder: Path) -> None:
+    (folder / "0.txt").write_text("tree, rain, mayu, cat")
+    # The test may run as root, whom permissions do not stop; a file in the journal's place does.
+    (folder / HIDDEN).touch()
+    done = check(root, *SIZE, "--trigger", "mayu", "--fix", "trigger-not-first", "--quiet")
+    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    assert "its files cannot be changed" in done.err
+    assert (folder / "0.txt").read_text() == "tree, rain, mayu, cat"
 
 
 def test_an_interrupted_run_can_be_taken_back(root: Path, folder: Path) -> None:
@@ -187,14 +188,14 @@ def test_an_interrupted_run_can_be_taken_back(root: Path, folder: Path) -> None:
     was = tree(root)
     code = (
         "import os, sys\n"
-        "from lorapipe_dataset.check.ledger import Ledger\n"
         "from lorapipe_dataset.check.cli import lora_check\n"
-        "step, count = Ledger.rewrite, [0]\n"
-        "def rewrite(self, *args):\n"
+        "from lorapipe_dataset.journal import Folder\n"
+        "step, count = Folder._replace, [0]\n"
+        "def replace(self, *args):\n"
         "    count[0] += 1\n"
         "    if count[0] == 4: os.kill(os.getpid(), 9)\n"
         "    step(self, *args)\n"
-        "Ledger.rewrite = rewrite\n"
+        "Folder._replace = replace\n"
         "lora_check.main(sys.argv[1:])\n"
     )
     words = [str(root), "--trigger", "mayu", "--fix", "trigger-not-first", "--no-look"]
@@ -204,7 +205,7 @@ def test_an_interrupted_run_can_be_taken_back(root: Path, folder: Path) -> None:
     new = {name for name in was if now[name] != was[name]}
     assert len(new) == 3
     assert all(now[name].startswith(b"mayu, tree") for name in new)
-    assert undo_last(root).left == ()
+    assert undo([root], "lora-check").failures == []
     assert tree(root) == was
 
 
@@ -256,7 +257,7 @@ def test_undoing_restores_every_byte(tmp_path: Path, captions: list[str], rules:
         return plan_repairs(dataset, findings, rules)
 
     first = mend()
-    assert apply(first, root, dry_run=False) == 0
+    assert apply(first, dry_run=False) == 0
     if first:
-        undo_last(root)
+        undo([root], "lora-check")
     assert tree(root) == was

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
-from lorapipe_dataset.check.ledger import Ledger, open_ledger, undo_last
+from lorapipe_dataset import journal
 from lorapipe_dataset.check.mend import FIXABLE, Repairs
 from lorapipe_dataset.check.rules import RULES
+from lorapipe_dataset.journal import Change, Folder, Journal
 from lorapipe_dataset.output import printable
 from lorapipe_engine.command import say
-from lorapipe_engine.errors import ConfigError, InputError, OutputError
+from lorapipe_engine.errors import ConfigError, LoraError
+
+TOOL = "lora-check"
 
 
 def check_fixable(rules: Sequence[str]) -> None:
@@ -23,14 +26,7 @@ def check_fixable(rules: Sequence[str]) -> None:
             raise ConfigError(f"--fix {name}: cannot be mended by itself; {RULES[name].fix}")
 
 
-def one_root(roots: Sequence[Path]) -> Path:
-    """The folder that keeps the changes. Raises ConfigError where there are several."""
-    if len(roots) != 1:
-        raise ConfigError("--fix and --undo take one dataset at a time")
-    return roots[0]
-
-
-def apply(repairs: Repairs, root: Path, *, dry_run: bool) -> int:
+def apply(repairs: Repairs, *, dry_run: bool) -> int:
     """Make the changes, or show them; returns how many could not be made."""
     if dry_run:
         for line in show(repairs):
@@ -39,34 +35,45 @@ def apply(repairs: Repairs, root: Path, *, dry_run: bool) -> int:
     if not repairs:
         say("nothing to mend")
         return 0
-    failures = 0
-    with open_ledger(root) as ledger:
-        for step in _steps(repairs, ledger):
-            try:
-                step()
-            except (OutputError, InputError, OSError) as error:
-                click.echo(f"lora-check: error: {printable(str(error))}", err=True)
-                failures += 1
+    run, failures = Journal(TOOL), 0
+    for path, part in repairs.by_folder().items():
+        try:
+            with run.folder(path) as folder:
+                errors = list(_change(folder, part))
+        except LoraError as error:
+            errors = [error]
+        for reason in errors:
+            click.echo(f"{TOOL}: error: {printable(str(reason))}", err=True)
+        failures += len(errors)
+    say(f"mended: {_counted(repairs)}; --undo takes it back" + (f"; {failures} failed" if failures else ""))
+    return failures
+
+
+def _change(folder: Folder, part: Repairs) -> Iterator[LoraError]:
+    """Make the changes in a folder; yields what went wrong."""
+    changes = [Change(path.name, old, new.encode()) for path, (old, new) in part.texts.items()]
+    changes += [Change(target.name, None, source.read_bytes()) for source, target in part.copies]
+    yield from folder.write(changes).values()
+    for source, target in part.renamed:
+        try:
+            folder.rename(source.name, target.name)
+        except LoraError as error:
+            yield error
+    for path in part.removed:
+        try:
+            folder.remove(path.name)
+        except LoraError as error:
+            yield error
+
+
+def _counted(repairs: Repairs) -> str:
     counts = {
         "captions rewritten": len(repairs.texts),
         "files moved away": len(repairs.removed),
         "files renamed": len(repairs.renamed),
         "captions copied": len(repairs.copies),
     }
-    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    say(f"mended: {told}; --undo takes it back" + (f"; {failures} failed" if failures else ""))
-    return failures
-
-
-def _steps(repairs: Repairs, ledger: Ledger) -> Iterator[Callable[[], None]]:
-    for path, (old, new) in repairs.texts.items():
-        yield lambda path=path, old=old, new=new: ledger.rewrite(path, old, new.encode())  # type: ignore[misc]
-    for source, target in repairs.copies:
-        yield lambda source=source, target=target: ledger.create(target, source.read_bytes())  # type: ignore[misc]
-    for source, target in repairs.renamed:
-        yield lambda source=source, target=target: ledger.rename(source, target)  # type: ignore[misc]
-    for path in repairs.removed:
-        yield lambda path=path: ledger.remove(path)  # type: ignore[misc]
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def show(repairs: Repairs) -> Iterator[str]:
@@ -75,7 +82,7 @@ def show(repairs: Repairs) -> Iterator[str]:
         before = old.decode("utf-8-sig").splitlines()
         rows = list(difflib.unified_diff(before, new.splitlines(), lineterm="", n=0))
         yield printable(str(path))
-        yield from (printable(row) for row in rows if row[:2] not in ("--", "++", "@@"))
+        yield from (printable(row) for row in rows[2:] if not row.startswith("@@"))
     for source, target in repairs.copies:
         yield printable(f"copy {source} -> {target.name}")
     for source, target in repairs.renamed:
@@ -86,12 +93,12 @@ def show(repairs: Repairs) -> Iterator[str]:
         yield "nothing to mend"
 
 
-def undo(root: Path, *, dry_run: bool) -> int:
+def undo(folders: Sequence[Path], *, dry_run: bool) -> int:
     """Take the last --fix back; returns the exit status."""
-    done = undo_last(root, dry_run=dry_run)
-    for line in done.lines:
-        say(printable(line))
-    for line in done.left:
-        click.echo(f"lora-check: error: {printable(line)}; left as it is", err=True)
-    say(f"{len(done.lines)} changes {'would be ' if dry_run else ''}taken back")
-    return 1 if done.left else 0
+    done = journal.undo(folders, TOOL, dry_run=dry_run)
+    for path in done.restored:
+        say(printable(f"{path}: {'would be ' if dry_run else ''}as it was"))
+    for line in done.failures:
+        click.echo(f"{TOOL}: error: {printable(line)}", err=True)
+    say(f"{len(done.restored)} changes {'would be ' if dry_run else ''}taken back")
+    return 1 if done.failures else 0

@@ -26,6 +26,19 @@ class Repairs:
     renamed: list[tuple[Path, Path]] = field(default_factory=list)
     copies: list[tuple[Path, Path]] = field(default_factory=list)
 
+    def by_folder(self) -> dict[Path, Repairs]:
+        """The changes of each folder; none leads from one to another."""
+        parts: dict[Path, Repairs] = {}
+        for path, text in self.texts.items():
+            parts.setdefault(path.parent, Repairs()).texts[path] = text
+        for path in self.removed:
+            parts.setdefault(path.parent, Repairs()).removed.append(path)
+        for pair in self.renamed:
+            parts.setdefault(pair[0].parent, Repairs()).renamed.append(pair)
+        for pair in self.copies:
+            parts.setdefault(pair[0].parent, Repairs()).copies.append(pair)
+        return parts
+
     def as_record(self) -> dict[str, Any]:
         """The changes as JSON."""
         return {

@@ -10,7 +10,7 @@ import click
 from lorapipe_dataset.bucketing import bucket_rule
 from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped, at_least
-from lorapipe_dataset.check.fix import apply, check_fixable, one_root, undo
+from lorapipe_dataset.check.fix import apply, check_fixable, undo
 from lorapipe_dataset.check.look import look_at_all
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.report import Report, summary, table
@@ -36,7 +36,7 @@ def run(options: Options) -> int:
     bucket_rule(options.data)
     records = list(read_records(options.inputs))
     if options.undo:
-        return undo(one_root(roots_of(records)), dry_run=options.dry_run)
+        return undo(roots_of(records), dry_run=options.dry_run)
     if options.html:
         check_output(options.html, force=options.force)
     report = check(records, options)
@@ -89,7 +89,7 @@ def mend(report: Report, options: Options) -> int:
     from lorapipe_dataset.check.mend import plan_repairs
 
     repairs = plan_repairs(report.dataset, report.findings, options.fix)
-    failures = apply(repairs, one_root(report.roots), dry_run=options.dry_run)
+    failures = apply(repairs, dry_run=options.dry_run)
     if options.as_json:
         print_json(repairs.as_record())
     return 1 if failures else 0

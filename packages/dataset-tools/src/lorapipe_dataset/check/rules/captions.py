@@ -23,7 +23,7 @@ MISSING = Rule(
     "Pictures without a caption: their folder's name is trained",
     "lora-tag DIR, or write FILE.txt beside them",
 )
-EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existing overwrite, or write them")
+EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existing replace, or write them")
 UNDECODABLE = Rule(
     "bad-encoding", "error", "Captions that are not UTF-8", "save them as UTF-8, or convert them with iconv"
 )
@@ -52,7 +52,7 @@ TOO_LONG = Rule(
     "too-many-tokens",
     "warning",
     "Captions longer than the text encoder reads",
-    "lora-clean --max-tokens, or --max_token_length 225 in training",
+    "lora-clean (it can cut at the limit), or --max_token_length 225 in training",
 )
 MIXED = Rule(
     "mixed-style",
