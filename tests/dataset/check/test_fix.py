@@ -130,6 +130,17 @@ def test_files_are_mended(check: Any, draw: Any, folder: Path, root: Path) -> No
     assert (done.code, "no run of lora-check to undo there" in done.err) == (2, True)
 
 
+def test_small_pictures_are_moved_away(check: Any, draw: Any, folder: Path, root: Path) -> None:
+    draw("set/5_mayu/s.png", "mayu, tree, cat, dog", size=(48, 48))
+    was = tree(root)
+    assert check(root, *SIZE, "--fix", "small", "--no-look").code == 0
+    assert not (folder / "s.png").exists()
+    assert not (folder / "s.txt").exists()
+    assert check(root, *SIZE, "--json").json["pictures"] == 6
+    check(root, "--undo")
+    assert tree(root) == was
+
+
 def test_what_was_changed_since_is_left(check: Any, folder: Path, root: Path) -> None:
     (folder / "0.txt").write_text("tree, rain, mayu, cat")
     (folder / "1.txt").write_text("tree, rain, mayu, dog")

@@ -203,6 +203,7 @@ def _keep_apart(desk: _Desk, finding: Finding) -> None:
 
 _REPAIRS: dict[str, Callable[[_Desk, Finding], None]] = {
     "unreadable": _remove_all,
+    "small": _remove_all,
     "orphan-caption": _remove_all,
     "orphan-cache": _remove_all,
     "orphan-mask": _remove_all,

@@ -132,7 +132,8 @@ def table(report: Report, *, whole: bool = False) -> Iterator[str]:
 def _overview(report: Report) -> Iterator[str]:
     dataset = report.dataset
     shown = sum(row["shown"] for row in concepts(dataset))
-    yield f"{len(dataset.trained)} pictures, {shown} an epoch, {len(dataset.captioned)} captions"
+    counts = _plural(len(dataset.trained), "picture"), _plural(len(dataset.captioned), "caption")
+    yield f"{counts[0]}, {shown} an epoch, {counts[1]}"
     for row in concepts(dataset):
         repeats = "/".join(map(str, row["repeats"]))
         yield f"  {printable(row['concept'])}: {row['images']} x {repeats} = {row['shown']} ({row['share']:.0%})"

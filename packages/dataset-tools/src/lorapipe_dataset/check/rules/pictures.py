@@ -23,7 +23,8 @@ SMALL = Rule(
     "small",
     "warning",
     "Pictures smaller than the training size",
-    "get larger ones; enlarging adds nothing to learn",
+    "get larger ones, enlarging adds nothing to learn (--fix moves them away)",
+    fixable=True,
 )
 BLURRED = Rule(
     "blurred", "warning", "Blurred pictures", "get sharp ones, or take them out: blur is learned too"
