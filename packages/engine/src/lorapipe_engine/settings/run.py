@@ -28,6 +28,12 @@ class RunSettings:
     save_last_n_steps: int | None = option(None, "Keep only step files of the last N steps.", min=1)
     max_train_epochs: int | None = option(None, "Length in epochs; goes before max_train_steps.", min=1)
     max_train_steps: int = option(1600, "Length in optimizer steps.", min=1)
+    resume: Path | None = option(
+        None, "Go on from this state. [default: OUTPUT_DIR/OUTPUT_NAME.state, if a run was stopped]"
+    )
+    state_interval: float = option(
+        120.0, "Seconds between states, from which the same command goes on after a crash.", min=0
+    )
     seed: int = option(42, "Seed of every random draw.", min=0)
     sample_prompts: Path | None = option(None, "File of prompts to draw during training.")
     sample_every_n_epochs: int | None = option(None, "Draw samples after every N epochs.", min=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,12 @@ from lorapipe_engine.train.optimizers import (
 from lorapipe_engine.train.plan import RunPlan, network_plan, plan_run
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.results import Results
+from lorapipe_engine.train.resume import State, StateKeeper, purpose, save_state, state_file, take_up
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
 from lorapipe_engine.train.weight_norms import TAGS, NormLimit
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class State:
-    """Where the run is: finished optimizer steps, finished epochs, mean loss of late."""
-
-    step: int = 0
-    epoch: int = 0
-    loss: float = 0.0
 
 
 def train(
@@ -84,17 +77,48 @@ def train(
         *updates(settings, arguments, rates.by_part, schedule),
     ]:
         say(line)
-    state = State()
-    with Results(settings, dataset, network, family, plan, rates.by_part, prompts, optimizer) as results:
+    state, keeper = begin_or_go_on(settings, dataset, stepper, plan, say)
+    with Results(
+        settings, dataset, network, family, plan, rates.by_part, prompts, optimizer, state
+    ) as results:
         results.log.text("configuration", configuration)
         try:
-            run_steps(settings, data, stepper, rates_at, plan, state, results)
+            run_steps(settings, data, stepper, rates_at, plan, state, results, keeper)
         except KeyboardInterrupt:
             results.save_interrupted(state.step, state.epoch)
-            say(f"stopped after step {state.step} of {plan.steps}; saved: {results.listed()}")
+            if state.step:
+                keeper.write()
+            say(
+                f"stopped after step {state.step} of {plan.steps}; the same command goes on from there; "
+                f"saved: {results.listed()}"
+            )
             raise
         results.save_final(state.step, state.epoch)
+        keeper.done()
     return results.files
+
+
+def begin_or_go_on(
+    settings: TrainSettings, dataset: Dataset, stepper: Stepper, plan: RunPlan, say: Say
+) -> tuple[State, StateKeeper]:
+    """Where to start: at the beginning, or where a run with the same options and pictures was stopped.
+
+    Raises ConfigError for a state of a run that was asked for something else, unless that is to be replaced.
+    """
+    path = state_file(settings.run)
+    asked = purpose(settings, dataset)
+    source = settings.run.resume or path
+    state = State(began=time.time())
+    if settings.run.overwrite and settings.run.resume is None:
+        path.unlink(missing_ok=True)
+    elif source.exists() or settings.run.resume is not None:
+        state = take_up(source, asked, stepper.network, stepper.optimizer, stepper.scaler)
+        say(f"going on after step {state.step} of {plan.steps}, from {source}")
+
+    def save(target: Path) -> None:
+        save_state(target, state, stepper.network, stepper.optimizer, stepper.scaler, asked)
+
+    return state, StateKeeper(path, settings.run.state_interval, save)
 
 
 def run_steps(
@@ -105,12 +129,16 @@ def run_steps(
     plan: RunPlan,
     state: State,
     results: Results,
+    keeper: StateKeeper,
 ) -> None:
-    """All optimizer steps, with records, samples and saved files between them."""
-    results.sample_at_first()
+    """The optimizer steps that are left, with records, samples and saved files between them."""
+    if not state.step:
+        results.sample_at_first()
     with progress(total=plan.steps, label="train", unit="step") as bar:
-        for epoch in range(plan.epochs):
-            for group in groups_of(batches_of(data.dataset, settings, epoch), settings):
+        bar.update(state.step)
+        for epoch in range(state.epoch, plan.epochs):
+            groups = groups_of(batches_of(data.dataset, settings, epoch), settings)
+            for group in islice(groups, state.step - epoch * plan.steps_per_epoch, None):
                 if state.step == plan.steps:
                     break
                 write_rates(stepper.optimizer, rates_at(state.step))
@@ -122,6 +150,7 @@ def run_steps(
                 results.record(state.step, loss, state.loss, norm, figures)
                 bar.update(1, loss=f"{state.loss:.4f}", **shown_norms(figures))
                 results.after_step(state.step, state.epoch, last=state.step == plan.steps)
+                keeper.after_step()
             state.epoch = epoch + 1
             results.after_epoch(state.step, state.epoch, last=state.step == plan.steps)
 

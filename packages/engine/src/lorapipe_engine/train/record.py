@@ -35,11 +35,13 @@ class RunRecord:
         family: Family,
         plan: RunPlan,
         rates: Mapping[str, float],
+        *,
+        began: float,
     ) -> None:
         self.settings = settings
         self.default_precision = "bf16" if family.dtype == torch.bfloat16 else "fp16"
         self._common = {
-            **_run(settings, plan),
+            **_run(settings, plan, began),
             **_optimizer(settings, plan, rates),
             **_network(settings),
             **_model(settings, family),
@@ -55,12 +57,12 @@ class RunRecord:
         return with_hashes(found | _model_spec(self.settings, self._family).metadata(), tensors)
 
 
-def _run(settings: TrainSettings, plan: RunPlan) -> dict[str, Any]:
+def _run(settings: TrainSettings, plan: RunPlan, began: float) -> dict[str, Any]:
     run = settings.run
     return {
         # Drawn apart from the run's seed: two runs with one seed are still two sessions.
         "session_id": random.SystemRandom().getrandbits(32),
-        "training_started_at": time.time(),
+        "training_started_at": began,
         "output_name": run.output_name,
         "num_epochs": plan.epochs,
         "max_train_steps": plan.steps,

@@ -23,6 +23,7 @@ from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.record import RunRecord
+from lorapipe_engine.train.resume import State, state_file
 from lorapipe_engine.train.run import RunLog
 from lorapipe_engine.train.sample import draw
 
@@ -31,8 +32,13 @@ LEFTOVER_AGE = 60.0  # seconds; a younger one may be the file that another run i
 
 
 def refuse_to_overwrite(run: RunSettings) -> None:
-    """Raise ConfigError if results of this name stand in the output folder already, unless allowed."""
+    """Raise ConfigError if results of this name stand in the output folder already, unless allowed.
+
+    Those of a run that was stopped are its own: it goes on from its state.
+    """
     name = run.output_name
+    if state_file(run).exists() or run.resume is not None:
+        return
     found = sorted(path for path in run.output_dir.glob(f"{name}*.safetensors") if _is_result(path, name))
     if found and not run.overwrite:
         raise ConfigError(
@@ -74,6 +80,7 @@ class Results:
         rates: Mapping[str, float],
         prompts: Sequence[Prompt],
         optimizer: torch.optim.Optimizer,
+        state: State,
     ) -> None:
         self.run = settings.run
         self.settings = settings
@@ -84,10 +91,10 @@ class Results:
         self.files: list[Path] = []
         self.samples: list[Path] = []
         self.plan = plan
-        self.record_of_run = RunRecord(settings, dataset, family, plan, rates)
+        self.record_of_run = RunRecord(settings, dataset, family, plan, rates, began=state.began)
         stamp = time.strftime("%Y%m%d%H%M%S")
         folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
-        self.log = RunLog(self.run.output_dir, folder, self.run.output_name)
+        self.log = RunLog(self.run.output_dir, folder, self.run.output_name, after=state.step)
 
     def record(self, step: int, loss: float, average: float, norm: float, more: Mapping[str, float]) -> None:
         """Write the numbers of a step; ``more`` by their TensorBoard tags."""

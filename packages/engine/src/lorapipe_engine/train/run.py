@@ -19,16 +19,21 @@ if TYPE_CHECKING:
 
 
 class RunLog:
-    """Writes scalars, pictures and text of one run; every file of a run is named in ``files`` as it is finished."""
+    """Writes scalars, pictures and text of one run; every file of a run is named in ``files`` as it is finished.
 
-    def __init__(self, output_dir: Path, logging_dir: Path, name: str) -> None:
+    ``after``: the run goes on after this step; what an earlier part of it recorded up to there stays.
+    """
+
+    def __init__(self, output_dir: Path, logging_dir: Path, name: str, after: int = 0) -> None:
         self.files: list[Path] = []
         self.folder = logging_dir
         self._metrics_path = output_dir / f"{name}.metrics.jsonl"
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             logging_dir.mkdir(parents=True, exist_ok=True)
+            kept = _rows_until(self._metrics_path, after) if after else []
             self._metrics = self._metrics_path.open("w", encoding="utf-8")
+            self._metrics.writelines(kept)
         except OSError as error:
             raise OutputError(
                 f"{error.filename or output_dir}: cannot write there ({error.strerror})"
@@ -65,6 +70,17 @@ class RunLog:
     ) -> None:
         with contextlib.suppress(OSError):
             self.close()
+
+
+def _rows_until(path: Path, step: int) -> list[str]:
+    """The whole lines of a metrics file up to a step; a killed run may have left half a line."""
+    rows = []
+    with contextlib.suppress(OSError):
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    rows.append(line)
+    return rows
 
 
 def _open_board(folder: Path) -> Any:

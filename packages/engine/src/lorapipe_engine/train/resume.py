@@ -1,0 +1,236 @@
+"""Going on where a run was stopped: its state in one file, written while it runs, taken up by the same command.
+
+A state is a safetensors file (no pickle): the network in float32, every tensor of the optimizer, and as JSON in the
+metadata where the run is, the optimizer's plain values and what the run was asked for. Data order and random draws need
+no state, being functions of seed, epoch and step; so a run that goes on gives bit for bit what it would have given.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorapipe_engine import __version__
+from lorapipe_engine.dtypes import Encoded
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.train.data import Dataset
+
+STATE_KEY = "lorapipe.state"
+SUFFIX = ".state"
+_NETWORK, _OPTIMIZER = "network.", "optimizer."
+# Options that may differ: they say where results go and how fast they come, not what they are.
+_FREE: Mapping[str, frozenset[str]] = {
+    "model": frozenset({"device"}),
+    "data": frozenset(
+        {
+            *("train_data_dir", "cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
+            *("max_data_loader_n_workers", "persistent_data_loader_workers"),
+        }
+    ),
+}
+_RUN_NAMES = ("seed", "max_train_epochs", "max_train_steps")
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_TORCH = {name: dtype for dtype, name in _DTYPES.items()}
+
+
+@dataclass
+class State:
+    """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds)."""
+
+    step: int = 0
+    epoch: int = 0
+    loss: float = 0.0
+    began: float = 0.0
+
+
+def state_file(run: RunSettings) -> Path:
+    """Where the state of a run stands while it is not finished."""
+    return run.output_dir / f"{run.output_name}{SUFFIX}"
+
+
+def purpose(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
+    """What decides the result of a run: its options, and a hash of pictures, captions and repeats."""
+    options = {
+        f"{part}.{name}": value
+        for part, values in asdict(settings).items()
+        if part != "run"
+        for name, value in values.items()
+        if name not in _FREE.get(part, frozenset())
+    }
+    options |= {f"run.{name}": getattr(settings.run, name) for name in _RUN_NAMES}
+    rows = [
+        (row.path.name, row.caption, row.repeats, row.size, row.path.stat().st_size)
+        for row in dataset.pictures
+    ]
+    options["pictures"] = sha256(json.dumps(rows).encode()).hexdigest()
+    return dict(json.loads(json.dumps(options, default=str)))
+
+
+# -------------------------------------------------------------------------------- writing
+
+
+class StateKeeper:
+    """Writes the state every ``interval`` seconds (0: at every call), and removes it when the run is done."""
+
+    def __init__(self, path: Path, interval: float, save: Callable[[Path], None]) -> None:
+        self.path = path
+        self._interval = interval
+        self._save = save
+        self._last = time.monotonic()
+
+    def after_step(self) -> None:
+        """Write the state if it is time to."""
+        if time.monotonic() - self._last >= self._interval:
+            self.write()
+
+    def write(self) -> None:
+        self._save(self.path)
+        self._last = time.monotonic()
+
+    def done(self) -> None:
+        """The run has its result; the state is not needed any more."""
+        self.path.unlink(missing_ok=True)
+
+
+def save_state(
+    path: Path,
+    state: State,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    asked: Mapping[str, Any],
+) -> None:
+    """Write a state, whole or not at all. Raises OutputError."""
+    tensors: dict[str, Encoded] = {}
+    for name, tensor in network.file_tensors().items():
+        tensors[_NETWORK + name] = _encoded(tensor)
+    described = {
+        "version": __version__,
+        "state": asdict(state),
+        "asked": dict(asked),
+        "scaler": scaler.state_dict(),
+        "optimizer": _describe(optimizer.state_dict(), tensors),
+    }
+    write_tensors(path, tensors, {STATE_KEY: json.dumps(described)}, force=True)
+
+
+def _encoded(tensor: Tensor) -> Encoded:
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"no state can hold a tensor of {tensor.dtype}")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return Encoded(
+        _DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy() if flat.numel() else b""
+    )
+
+
+def _describe(value: Any, tensors: dict[str, Encoded]) -> Any:
+    """A nest of plain values as JSON has it; tensors go into ``tensors`` and leave their name."""
+    if isinstance(value, Tensor):
+        name = f"{_OPTIMIZER}{sum(key.startswith(_OPTIMIZER) for key in tensors)}"
+        tensors[name] = _encoded(value)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        # Keys of optimizer states are numbers, of which JSON would make texts.
+        return {"table": [[key, _describe(row, tensors)] for key, row in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_describe(row, tensors) for row in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"no state can hold a {type(value).__name__}")
+
+
+# -------------------------------------------------------------------------------- reading
+
+
+def take_up(
+    path: Path,
+    asked: Mapping[str, Any],
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> State:
+    """Put the state in ``path`` into network and optimizer; where the run is.
+
+    Raises InputError for a file that is no state, ConfigError for the state of a run that was asked for something else.
+    """
+    with open_tensors(path) as file:
+        described = _described(path, file)
+        check_same(path, described["asked"], asked)
+        own = network.file_tensors()
+        network.load({name: _read(file, _NETWORK + name) for name in own})
+        optimizer.load_state_dict(_restore(described["optimizer"], file))
+        if described["scaler"]:
+            scaler.load_state_dict(described["scaler"])
+    return State(**described["state"])
+
+
+def check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ConfigError, naming what differs, unless both ask for the same."""
+    hint = "go on with the same options, or give --overwrite to start anew"
+    if before.get("pictures") != now.get("pictures"):
+        raise ConfigError(f"{path}: this run began with other pictures, captions or repeats; {hint}")
+    changed = [
+        f"{name.partition('.')[2]} was {before.get(name)}, is {now.get(name)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(f"{path}: this run began otherwise ({', '.join(changed[:3])}{more}); {hint}")
+
+
+def _described(path: Path, file: TensorFile) -> dict[str, Any]:
+    try:
+        found = json.loads(file.metadata[STATE_KEY])
+        names = {"version", "state", "asked", "scaler", "optimizer"}
+    except (KeyError, ValueError):
+        found, names = None, set()
+    if not isinstance(found, dict) or set(found) != names:
+        raise InputError(f"{path}: is not the state of a training run")
+    if found["version"] != __version__:
+        raise InputError(
+            f"{path}: was written by version {found['version']}, this is {__version__}; give --overwrite to start anew"
+        )
+    return found
+
+
+def _read(file: TensorFile, name: str) -> Tensor:
+    info = file.tensors[name]
+    if not info.size:
+        return torch.zeros(info.shape, dtype=_TORCH[info.dtype])
+    return torch.frombuffer(file.raw(name), dtype=_TORCH[info.dtype]).reshape(info.shape)
+
+
+def _restore(value: Any, file: TensorFile) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, rows),) = value.items()
+    if kind == "tensor":
+        return _read(file, rows)
+    if kind == "table":
+        return {key: _restore(row, file) for key, row in rows}
+    found = [_restore(row, file) for row in rows]
+    return tuple(found) if kind == "tuple" else found

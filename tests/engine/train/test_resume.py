@@ -1,0 +1,159 @@
+"""A run that is killed and started again gives bit for bit the network of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lorapipe_demo")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from lorapipe_demo.concept import draw_concept  # noqa: E402
+from lorapipe_demo.scene import TRIGGER  # noqa: E402
+from lorapipe_engine.cli import lora_train  # noqa: E402
+
+HERE = Path(__file__).parent
+FIXED = (
+    "--base demo --max_token_length 75 --network_dim 2 --device cpu --output_name net --save_precision float "
+    "--state_interval 0 --seed 5 --shuffle_caption --caption_tag_dropout_rate 0.2 --network_dropout 0.1 "
+    "--network_args rank_dropout=0.1 module_dropout=0.1 conv_dim=1 --flip_aug --gradient_accumulation_steps 2"
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of three shapes, so that there are several buckets."""
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("data")
+    folder = draw_concept(root, TRIGGER, pictures=6, repeats=2, seed=3)
+    for index, path in enumerate(sorted(folder.glob("*.png"))):
+        with Image.open(path) as picture:
+            picture.resize([(64, 64), (96, 64), (64, 96)][index % 3]).save(path)
+    return root
+
+
+def words(data: Path, out: Path, *more: str) -> list[str]:
+    sizes = [
+        "--resolution",
+        "64",
+        "--min_bucket_reso",
+        "32",
+        "--max_bucket_reso",
+        "128",
+        "--bucket_reso_steps",
+        "32",
+    ]
+    return [*FIXED.split(), *sizes, "--train_data_dir", str(data), "--output_dir", str(out), *more]
+
+
+def run(data: Path, out: Path, *more: str) -> int:
+    """Run in this process; the exit status."""
+    with pytest.raises(SystemExit) as end:
+        lora_train.main(words(data, out, *more))
+    return int(end.value.code or 0)
+
+
+OPTIMIZERS = {
+    "AdamW": ["--optimizer_type", "AdamW", "--learning_rate", "1e-2"],
+    "Prodigy": ["--optimizer_type", "Prodigy", "--learning_rate", "1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_killed_ten_times(optimizer: str, data: Path, tmp_path: Path) -> None:
+    if optimizer == "Prodigy":
+        pytest.importorskip("pytorch_optimizer")
+    more = ["--max_train_epochs", "4", *OPTIMIZERS[optimizer]]
+    assert run(data, tmp_path / "calm", *more) == 0
+    done = subprocess.run(
+        [sys.executable, HERE / "killing.py", "1", "10", *words(data, tmp_path / "killed", *more)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "after 10 kills" in done.stdout, done.stdout
+    calm, killed = (load_file(tmp_path / name / "net.safetensors") for name in ("calm", "killed"))
+    assert calm.keys() == killed.keys()
+    for key in calm:
+        assert torch.equal(calm[key], killed[key]), key
+    rows = [json.loads(line) for line in (tmp_path / "killed" / "net.metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert not (tmp_path / "killed" / "net.state").exists()
+
+
+@pytest.fixture
+def stopped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was stopped by Ctrl-C after three steps."""
+    from lorapipe_engine.train import loop
+
+    real, count = loop.take_step, 0
+
+    def step(*args: object) -> tuple[float, float]:
+        nonlocal count
+        count += 1
+        if count > 3:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "take_step", step)
+    assert run(data, tmp_path / "out", "--max_train_steps", "6") == 130
+    monkeypatch.undo()
+    return tmp_path / "out"
+
+
+def test_interrupted_goes_on(stopped: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (stopped / "net.state").exists()
+    assert run(data, stopped, "--max_train_steps", "6") == 0
+    assert "going on after step 3 of 6" in capsys.readouterr().err
+    assert not (stopped / "net.state").exists()
+    assert run(data, stopped, "--max_train_steps", "6") == 2  # finished: its result is not replaced unasked
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--network_dim", "4"], "network_dim was 2, is 4"),
+        (["--learning_rate", "0.5"], "learning_rate was None, is 0.5"),
+        (["--max_train_steps", "9"], "max_train_steps was 6, is 9"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(
+    more: list[str], told: str, stopped: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (stopped / "net.state").read_bytes()
+    assert run(data, stopped, "--max_train_steps", "6", *more) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert told in error
+    assert "--overwrite" in error
+    assert (stopped / "net.state").read_bytes() == before
+
+
+def test_other_pictures(
+    stopped: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_concept(tmp_path / "other", TRIGGER, pictures=5, repeats=2, seed=4)
+    assert run(tmp_path / "other", stopped, "--max_train_steps", "6") == 2
+    assert "other pictures" in capsys.readouterr().err
+    assert run(tmp_path / "other", stopped, "--max_train_steps", "6", "--overwrite") == 0
+
+
+def test_no_state(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "odd.state"
+    odd.write_bytes(b"nothing")
+    assert run(data, tmp_path / "out", "--resume", str(odd)) == 2
+    assert "odd.state" in capsys.readouterr().err
+    assert run(data, tmp_path / "out", "--resume", str(tmp_path / "missing.state")) == 2
+    assert "no such file" in capsys.readouterr().err
