@@ -1,0 +1,125 @@
+"""``lora-inspect delta`` against the golden networks, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorapipe_engine.dtypes import Array
+from lorapipe_engine.tensorfile import open_tensors, write_tensors
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+GOLDEN = sorted((DATA / "networks").glob("*.safetensors"))
+NEEDY = ("dora", "oft", "glora", "ia3")
+
+
+def delta(*words: object) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.argv[0] = 'lora-inspect'; from lorapipe_inspect.cli import main; main()"
+    command = [sys.executable, "-c", code, "delta", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def split(golden: Path, folder: Path) -> dict[str, Array]:
+    """The golden file as a network and a base of their own; the changes by name and multiplier."""
+    network, base, changes = {}, {}, {}
+    with open_tensors(golden) as file:
+        prefix = next(key for key in file.tensors if key.startswith(("lora_unet_", "oft_unet_"))).split("_")[
+            0
+        ]
+        for key in file.tensors:
+            first, *rest = key.split(".")
+            if first == "base":
+                base[f"{prefix}_unet_{rest[0]}.{rest[1]}"] = file.read(key)
+            elif first.startswith(f"{prefix}_unet_"):
+                network[key] = file.read(key)
+            elif "lycoris_training_rule" not in key:
+                suffix = ".bias" if rest[1] == "delta_b" else ""
+                changes[f"{prefix}_unet_{rest[0]}{suffix}{'@0.7' if key.endswith('.m0.7') else ''}"] = (
+                    file.read(key)
+                )
+    write_tensors(folder / "net.safetensors", network)
+    write_tensors(folder / "base.safetensors", base)
+    return changes
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+def test_golden(golden: Path, tmp_path: Path) -> None:
+    changes = split(golden, tmp_path)
+    for multiplier, ending in (("1", ""), ("0.7", "@0.7")):
+        wanted = {
+            name.removesuffix("@0.7"): row for name, row in changes.items() if ("@" in name) == bool(ending)
+        }
+        if not wanted:
+            continue
+        out = tmp_path / f"out{multiplier}.safetensors"
+        done = delta(
+            tmp_path / "net.safetensors",
+            "--base",
+            tmp_path / "base.safetensors",
+            "--multiplier",
+            multiplier,
+            "-o",
+            out,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{out}\n"
+        tolerance = 2e-5 if "oft" in golden.stem else 1e-5
+        with open_tensors(out) as found:
+            assert set(found.tensors) == set(wanted)
+            for name, row in wanted.items():
+                assert found.tensors[name].shape == row.shape
+                assert np.abs(found.read(name) - row).max() <= tolerance * np.abs(row).max(), name
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+def test_without_a_base(golden: Path, tmp_path: Path) -> None:
+    changes = split(golden, tmp_path)
+    out = tmp_path / "out.safetensors"
+    done = delta(tmp_path / "net.safetensors", "-o", out)
+    if any(word in golden.stem for word in NEEDY):
+        assert done.returncode == 2
+        assert "--base" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not out.exists()
+        return
+    assert done.returncode == 0, done.stderr
+    with open_tensors(out) as found:
+        for name, row in changes.items():
+            if "@" not in name:
+                np.testing.assert_allclose(
+                    found.read(name).reshape(row.shape), row, atol=1e-5 * np.abs(row).max()
+                )
+
+
+def test_a_checkpoint_as_base(tmp_path: Path) -> None:
+    """Names are brought together as in a merge, also for the rows of a fused tensor."""
+    case = DATA / "merge"
+    out = tmp_path / "out.safetensors"
+    done = delta(case / "sd21_lora_A.safetensors", "--base", case / "sd21_base_fp16.safetensors", "-o", out)
+    assert done.returncode == 0, done.stderr
+    with open_tensors(out) as found, open_tensors(case / "sd21_lora_A.safetensors") as network:
+        assert len(found.tensors) == sum(key.endswith("lora_up.weight") for key in network.tensors)
+        assert all(info.dtype == "F32" for info in found.tensors.values())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    network, base = DATA / "merge" / "sd15_lora_A.safetensors", DATA / "merge" / "sd15_base_fp16.safetensors"
+    out = tmp_path / "out.safetensors"
+    out.write_text("old")
+    for words, status, told in (
+        ((network, "-o", out), 1, "exists already"),
+        ((base, "-o", out, "--force"), 2, "not a LoRA"),
+        ((network, "--base", tmp_path / "no.safetensors", "-o", out, "--force"), 2, "no such file"),
+        ((network, "-o", tmp_path / "no" / "out.safetensors"), 1, "does not exist"),
+    ):
+        done = delta(*words)
+        assert done.returncode == status, done.stderr
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert out.read_text() == "old"
+    assert delta(network, "-o", tmp_path / "new.safetensors", "--dry-run").returncode == 0
+    assert not (tmp_path / "new.safetensors").exists()
