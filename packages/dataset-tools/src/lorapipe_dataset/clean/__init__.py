@@ -1,0 +1,1 @@
+"""``lora-clean``: captions in, cleaner captions out."""

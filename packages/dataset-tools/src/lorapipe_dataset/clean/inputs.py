@@ -1,0 +1,164 @@
+"""What is to be cleaned: caption files in folders, single ones, or records that have a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lorapipe_dataset.clean.options import Options
+from lorapipe_dataset.clean.rules import NO_FACTS, Facts
+from lorapipe_dataset.clean.words import CATEGORIES
+from lorapipe_engine.command import say
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.images import IMAGE_SUFFIXES
+from lorapipe_engine.records import Record, find_files, read_records
+
+PICTURES = IMAGE_SUFFIXES | {".gif", ".jfif", ".tif", ".tiff"}
+DOCUMENTS = (".json", ".jsonl")
+
+
+@dataclass(slots=True)
+class Job:
+    """A caption to clean: its ``file`` (it need not exist yet), and its ``picture`` where one is known.
+
+    ``given`` is the caption that came with a record or a sidecar. ``inside`` is the file's path below the folder that
+    was asked for. ``error``: what stands in the way.
+    """
+
+    file: Path
+    inside: Path
+    picture: Path | None = None
+    record: Record | None = None
+    given: str | None = None
+    facts: Facts = field(default_factory=lambda: NO_FACTS)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file of many captions, to be cleaned as one."""
+
+    path: Path
+
+
+def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Document]:
+    """The work that the command line names, as it comes. Raises InputError where there is none, or a word of the
+    command line names nothing.
+    """
+    words = set(options.inputs)
+    nothing = True
+    for record in read_records(options.inputs, stdin):
+        nothing = False
+        if record.path.is_dir():
+            yield from _in_folder(record.path, options)
+        elif str(record.path) in words and not record.path.exists():
+            raise InputError(f"{record.path}: no such file or folder")
+        elif record.path.suffix.lower() in DOCUMENTS and "caption" not in record.data:
+            yield Document(record.path)
+        else:
+            yield _of_record(record, options)
+    if nothing and not options.inputs:
+        raise InputError("nothing to work on: the list on standard input is empty")
+
+
+def _of_record(record: Record, options: Options) -> Job:
+    path, caption = record.path, record.data.get("caption")
+    is_text = path.suffix.lower() in options.extensions
+    file = path if is_text else find_caption_file(path, options.extensions)
+    job = Job(file, Path(file.name), None if is_text else path, record)
+    if "error" in record.data:
+        job.error = str(record.data["error"])
+    elif caption is not None and not isinstance(caption, str):
+        job.error = "its record's caption is not a text"
+    elif not is_text and caption is None and path.suffix.lower() not in PICTURES:
+        job.error = "neither a picture nor a caption file" if path.exists() else "no such file"
+    else:
+        job.given = caption
+        job.facts = record_facts(record.data)
+    return job
+
+
+def find_caption_file(picture: Path, extensions: Sequence[str]) -> Path:
+    """The caption file of a picture; where there is none, the one it would have."""
+    for extension in extensions:
+        for path in (picture.with_suffix(extension), picture.with_name(picture.name + extension)):
+            if path.is_file():
+                return path
+    return picture.with_suffix(extensions[0])
+
+
+def record_facts(data: Mapping[str, Any]) -> Facts:
+    """Categories and probabilities that a tagger put into its record."""
+    categories: dict[str, str] = {}
+    scores: dict[str, float] = {}
+    for category in CATEGORIES:
+        found = data.get(category)
+        if category == "rating" or not isinstance(found, Mapping):
+            continue
+        for name, score in found.items():
+            key = " ".join(str(name).replace("_", " ").casefold().split())
+            categories.setdefault(key, category)
+            if isinstance(score, int | float):
+                scores.setdefault(key, float(score))
+    return Facts(categories, scores) if categories else NO_FACTS
+
+
+# -------------------------------------------------------------------------------- folders
+
+
+def _in_folder(folder: Path, options: Options) -> Iterator[Job]:
+    """The caption files of a folder. Where it has pictures, only those with a picture: other texts are no captions."""
+    wanted = PICTURES.union(options.extensions)
+    by_folder: dict[Path, list[Path]] = {}
+    for path in find_files(folder, wanted, recursive=options.recursive):
+        by_folder.setdefault(path.parent, []).append(path)
+    jobs = [job for paths in by_folder.values() for job in _in_one(paths, folder, options)]
+    if not jobs:
+        hint = "" if options.recursive else "; -r looks into its folders"
+        raise InputError(f"{folder}: has no captions ({', '.join(options.extensions)}){hint}")
+    yield from jobs
+
+
+def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job]:
+    texts = [path for path in paths if path.suffix.lower() in options.extensions]
+    pictures = [path for path in paths if path.suffix.lower() in PICTURES]
+    owners: dict[str, Path] = {}
+    for picture in pictures:
+        owners.setdefault(picture.stem, picture)
+        owners[picture.name] = picture  # a.png.txt is a caption too
+    done: set[Path] = set()
+    alone = 0
+    for path in texts:
+        owner = owners.get(path.stem)
+        if pictures and owner is None:
+            alone += 1
+            continue
+        if owner is not None:
+            done.add(owner)
+        yield Job(path, path.relative_to(root), owner)
+    if alone:
+        say(f"lora-clean: {paths[0].parent}: {alone} text files without a picture are left alone")
+    captioned = {path.stem for path in done}
+    for picture in pictures if options.create else ():
+        if picture not in done and picture.stem not in captioned:
+            file = picture.with_suffix(options.extensions[0])
+            yield Job(file, file.relative_to(root), picture)
+
+
+def counterpart(job: Job, other: Path, extensions: Sequence[str]) -> Path | None:
+    """The caption of the same picture in another folder: at the same place below it, or of the same name in it."""
+    for place in dict.fromkeys((other / job.inside, other / job.inside.name)):
+        for extension in dict.fromkeys((place.suffix, *extensions)):
+            path = place.with_suffix(extension)
+            if path.is_file() and not _same(path, job.file):
+                return path
+    return None
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -1,0 +1,27 @@
+"""Each tag once: the first stays; capitals, underscores, escapes and weights make no difference."""
+
+from __future__ import annotations
+
+from lorapipe_dataset.clean.rules import Facts
+from lorapipe_dataset.clean.steps.step import Bench, Step
+from lorapipe_dataset.clean.tags import MARK
+
+
+def build(bench: Bench) -> Step | None:
+    """The step, unless it was switched off."""
+    if not bench.rules.dedupe:
+        return None
+
+    def step(tags: list[str], _facts: Facts) -> list[str]:
+        keys = [bench.key(tag) for tag in tags]
+        if len(set(keys)) == len(keys):
+            return tags
+        seen: set[str] = set()
+        found: list[str] = []
+        for tag, key in zip(tags, keys, strict=True):
+            if key not in seen or tag == MARK:
+                seen.add(key)
+                found.append(tag)
+        return found
+
+    return step

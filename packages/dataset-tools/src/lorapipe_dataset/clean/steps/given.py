@@ -1,0 +1,26 @@
+"""The trigger, and tags that every caption is to have."""
+
+from __future__ import annotations
+
+from lorapipe_dataset.clean.rules import Facts
+from lorapipe_dataset.clean.steps.step import Bench, Step
+
+
+def build(bench: Bench) -> Step | None:
+    """The step, if there is something to add. The user's spelling goes before the caption's."""
+    rules, key, trigger = bench.rules, bench.key, bench.trigger
+    if not trigger and not rules.add:
+        return None
+    spelt = {key(tag): tag for tag in (*rules.add, *trigger)}
+    keys = set(map(key, trigger))
+
+    def step(tags: list[str], _facts: Facts) -> list[str]:
+        tags = [spelt.get(key(tag), tag) for tag in tags]
+        here = set(map(key, tags))
+        tags += [tag for tag in rules.add if key(tag) not in here]
+        if rules.trigger_place == "keep":
+            return [*(tag for tag in trigger if key(tag) not in here), *tags]
+        others = [tag for tag in tags if key(tag) not in keys]
+        return [*trigger, *others] if rules.trigger_place == "first" else [*others, *trigger]
+
+    return step

@@ -1,0 +1,151 @@
+"""Cleaning caption files: read, clean, compare, write, a folder's batch at a time under its lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lorapipe_dataset.clean.cleaner import Cleaner
+from lorapipe_dataset.clean.inputs import Job, counterpart
+from lorapipe_dataset.clean.options import Existing, Options
+from lorapipe_dataset.clean.rules import Facts
+from lorapipe_dataset.clean.textfile import decode, encode, says_the_same
+from lorapipe_dataset.journal import Change, ChangedMeanwhile, Folder, Journal, read_bytes
+from lorapipe_engine.errors import InputError, LoraError
+
+_ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a caption. ``before`` and ``after`` are texts (None: there is none); ``written``: whether its file
+    changed or would; ``differs``: its file says something else than its record, and was left.
+    """
+
+    job: Job
+    before: str | None = None
+    after: str | None = None
+    written: bool = False
+    differs: bool = False
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    outcome: Outcome
+    change: Change | None = None
+
+
+class Worker:
+    """Cleans batches of captions."""
+
+    def __init__(self, options: Options, cleaner: Cleaner, journal: Journal) -> None:
+        self._options = options
+        self._cleaner = cleaner
+        self._journal = journal
+        self._writes = not (options.dry_run or options.no_txt) and options.in_place
+
+    def clean(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Clean captions that lie in one folder. What fails is in the outcomes."""
+        if not self._writes:
+            return [self._plan(job).outcome for job in jobs]
+        try:
+            with self._journal.folder(jobs[0].file.parent) as desk:
+                return self._clean_locked(jobs, desk)
+        except LoraError as error:
+            return [Outcome(job, error=str(error)) for job in jobs]
+
+    def _clean_locked(self, jobs: Sequence[Job], desk: Folder) -> list[Outcome]:
+        plans = [self._plan(job) for job in jobs]
+        for attempt in range(_ATTEMPTS):
+            failures = desk.write([plan.change for plan in plans if plan.change])
+            again = False
+            for at, plan in enumerate(plans):
+                error = failures.get(plan.change.name) if plan.change else None
+                plan.change = None
+                if isinstance(error, ChangedMeanwhile) and attempt + 1 < _ATTEMPTS:
+                    plans[at] = self._plan(plan.outcome.job)
+                    again = True
+                elif error is not None:
+                    plan.outcome.error, plan.outcome.written = str(error), False
+            if not again:
+                break
+        return [plan.outcome for plan in plans]
+
+    def _plan(self, job: Job) -> _Plan:
+        outcome = Outcome(job, error=job.error)
+        if job.error is not None:
+            return _Plan(outcome)
+        try:
+            return _Plan(outcome, self._decide(job, outcome))
+        except LoraError as error:
+            outcome.error = str(error)
+        except OSError as error:
+            outcome.error = f"{job.file}: cannot be read ({error.strerror})"
+        return _Plan(outcome)
+
+    def _decide(self, job: Job, outcome: Outcome) -> Change | None:
+        """Clean a caption, and what its file is to become. Raises LoraError or OSError."""
+        data = read_bytes(job.file)
+        held = None if data is None else decode(data, job.file)
+        text = job.given if job.given is not None else held
+        if text is None and not self._options.create:
+            return None
+        outcome.before = held if job.given is None else text
+        facts = find_facts(job, self._options, self._cleaner)
+        try:
+            outcome.after = self._cleaner.clean(text or "", facts)
+        except LoraError as error:
+            raise InputError(f"{job.file}: {error}") from error
+        kept = held
+        if job.given is not None and held is not None and held.strip() and not says_the_same(held, job.given):
+            if self._options.existing == "skip":
+                outcome.differs = True
+                return None
+            joined = join_existing(
+                self._cleaner, self._cleaner.clean(held, facts), outcome.after, self._options.existing
+            )
+            outcome.before, outcome.after = held, self._cleaner.clean(joined, facts)
+        if kept is None and not outcome.after:
+            return None
+        new = encode(outcome.after, data)
+        outcome.written = new != data
+        return Change(job.file.name, data, new) if outcome.written else None
+
+
+def find_facts(job: Job, options: Options, cleaner: Cleaner) -> Facts:
+    """What is known of a caption, with the tags of its counterpart where captions are put together."""
+    if options.other is None:
+        return job.facts
+    path = counterpart(job, options.other, options.extensions)
+    if path is None:
+        return job.facts
+    tags = cleaner.tags_of(decode(path.read_bytes(), path))
+    return Facts(job.facts.categories, job.facts.scores, tags)
+
+
+def join_existing(cleaner: Cleaner, old: str, new: str, mode: Existing) -> str:
+    """Two captions as one: ``append`` and ``prepend`` add what is new, ``merge`` puts new tags behind the old ones."""
+    if mode == "replace":
+        return new
+    if cleaner.rules.style == "text":
+        return f"{new} {old}" if mode == "prepend" else f"{old} {new}"
+    key = cleaner.bench.key
+    here = set(map(key, cleaner.tags_of(old)))
+    more = [tag for tag in cleaner.tags_of(new) if key(tag) not in here]
+    parts = (
+        [cleaner.rules.join.join(more), old] if mode == "prepend" else [old, cleaner.rules.join.join(more)]
+    )
+    return cleaner.rules.join.join(part for part in parts if part)
+
+
+def by_folder(jobs: Iterable[Job], most: int) -> Iterable[list[Job]]:
+    """Jobs in batches of one folder each, in order."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and (len(batch) >= most or job.file.parent != batch[0].file.parent):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
