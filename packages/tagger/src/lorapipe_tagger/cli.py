@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ find imgs -name '*.png' | lora-tag - --trigger-from-folder
 lora-tag imgs/ | lora-clean --trigger "shiina mayuri" | lora-repeats -o dataset/ --kind character
 """
 CATEGORIES = ("copyright", "artist", "meta", "quality")
-MILLION = 1_000_000
 Decorated = Callable[..., Any]
 
 
@@ -260,6 +260,8 @@ def lora_tag(inputs: tuple[str, ...], **flags: Any) -> int:
     a pipe, or with --jsonl, a record with scores goes to stdout for each picture.
     """
     check_texts(flags)
+    # Nothing here multiplies matrices with numpy, and its threads would only wait.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from lorapipe_tagger.flags import read_flags
     from lorapipe_tagger.run import run
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.progress import QUIET
 from lorapipe_tagger.labels import Labels, read_labels
 from lorapipe_tagger.models import ModelFiles
 from lorapipe_tagger.picture import (
@@ -140,8 +141,9 @@ class Pipeline:
 
         A picture that cannot be read has an error in its result; what is wrong with a model is raised.
         """
-        decoders = ThreadPoolExecutor(self._work.workers, "decode")
-        runner = ThreadPoolExecutor(1, "infer")
+        quiet = (QUIET.get(),)  # threads do not have it of themselves
+        decoders = ThreadPoolExecutor(self._work.workers, "decode", QUIET.set, quiet)
+        runner = ThreadPoolExecutor(1, "infer", QUIET.set, quiet)
         try:
             with without_pillow_limit():
                 yield from self._stream(iter(tasks), decoders, runner)
