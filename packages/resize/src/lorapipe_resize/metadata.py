@@ -76,5 +76,5 @@ def _comment(old: Mapping[str, str], rule: RankRule, target: str | None) -> str:
     else:
         how = f"to {rule.rank}" + (f" (conv {rule.conv_rank})" if rule.conv_rank != rule.rank else "")
     comment = f"resized {how}" + (f" from {before}" if before else "")
-    rest = old.get("ss_training_comment", "")
-    return f"{comment}; {rest}" if rest else comment
+    rest = old.get("ss_training_comment", "None")
+    return comment if rest in ("", "None") else f"{comment}; {rest}"

@@ -1,0 +1,139 @@
+"""norms, ranks, diff and compat through the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorapipe_engine.dtypes import Array
+from lorapipe_engine.tensorfile import open_tensors, write_tensors
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+SAMPLE = DATA / "inspect" / "sample.safetensors"
+EXPECTED = DATA / "inspect" / "sample_expect.json"
+LORA = DATA / "merge" / "sd15_lora_A.safetensors"
+
+
+def inspect(*words: object) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.argv[0] = 'lora-inspect'; from lorapipe_inspect.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+def record(*words: object, status: int = 0) -> dict[str, Any]:
+    done = inspect(*words, "--json")
+    assert done.returncode == status, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_golden_figures() -> None:
+    found = record("norms", SAMPLE)["modules"]
+    for name, wanted in json.loads(EXPECTED.read_text())["modules"].items():
+        for key, value in wanted.items():
+            if isinstance(value, float):
+                assert found[name][key] == pytest.approx(value, rel=1e-6), (name, key)
+            else:
+                assert found[name][key] == value, (name, key)
+
+
+def test_norms_are_those_of_the_dense_changes(tmp_path: Path) -> None:
+    found = record("norms", LORA)
+    assert inspect("delta", LORA, "-o", tmp_path / "delta.safetensors").returncode == 0
+    with open_tensors(tmp_path / "delta.safetensors") as file:
+        total = 0.0
+        for name, row in found["modules"].items():
+            matrix = file.read(name)
+            sigma = np.linalg.svd(matrix.reshape(len(matrix), -1), compute_uv=False)
+            assert row["fro"] == pytest.approx(np.linalg.norm(matrix), rel=1e-5)
+            assert row["spectral"] == pytest.approx(sigma[0], rel=1e-5)
+            total += row["fro"] ** 2
+    assert found["network"]["fro"] == pytest.approx(total**0.5)
+    assert sum(row["modules"] for row in found["blocks"].values()) == len(found["modules"])
+
+
+def test_tables() -> None:
+    done = inspect("norms", LORA, "--blocks", "--modules")
+    assert done.returncode == 0
+    assert "TE1" in done.stdout
+    assert "lora_unet" in done.stdout
+    assert "alpha" in inspect("ranks", LORA).stdout
+
+
+def test_blocks_of_diffusers_and_ldm_names_agree() -> None:
+    blocks = record("norms", LORA)["blocks"]
+    assert set(blocks) <= {"TE1", "MID", *(f"{side}{n:02d}" for side in ("IN", "OUT") for n in range(12))}
+    sdxl = record("norms", DATA / "merge" / "sdxl_lora_A.safetensors")["blocks"]
+    assert {"TE1", "TE2"} <= set(sdxl)
+
+
+def test_ranks_count_what_is_in_use() -> None:
+    groups = record("ranks", LORA)["groups"]
+    with open_tensors(LORA) as file:
+        ups = sum(key.endswith("lora_up.weight") for key in file.tensors)
+    assert sum(group["modules"] for group in groups) == ups
+    assert all(group["used"] <= group["rank"] for group in groups)
+
+
+def changed(path: Path, change: float) -> None:
+    """The network with its ranks in another order, and one module's change made larger by a factor."""
+    with open_tensors(LORA) as file:
+        tensors: dict[str, Array] = {key: file.read(key) for key in file.tensors}
+    for key in tensors:
+        if key.endswith("lora_up.weight"):
+            tensors[key] = tensors[key][:, ::-1]
+        elif key.endswith("lora_down.weight"):
+            tensors[key] = tensors[key][::-1]
+    first = next(key for key in tensors if key.endswith("lora_up.weight"))
+    tensors[first] = tensors[first] * change
+    write_tensors(path, tensors, {"ss_network_dim": "99"})
+
+
+def test_diff_compares_what_networks_do(tmp_path: Path) -> None:
+    changed(tmp_path / "same.safetensors", 1.0)
+    found = record("diff", LORA, tmp_path / "same.safetensors")
+    assert found["same"]
+    assert found["relative"] < 1e-6
+    assert found["metadata"]["ss_network_dim"][1] == "99"
+    changed(tmp_path / "other.safetensors", 1.5)
+    found = record("diff", LORA, tmp_path / "other.safetensors", status=1)
+    moved = [row for row in found["modules"].values() if row["apart"] > 1e-6 * row["norm_a"]]
+    assert len(moved) == 1
+    assert moved[0]["relative"] == pytest.approx(0.5, rel=1e-5)
+    assert moved[0]["cosine"] == pytest.approx(1.0, rel=1e-6)
+
+
+def test_diff_of_other_modules() -> None:
+    found = record("diff", LORA, DATA / "merge" / "sd15_lora_B.safetensors", status=1)
+    assert found["only_a"] or found["only_b"]
+    assert "only in" in inspect("diff", LORA, DATA / "merge" / "sd15_lora_B.safetensors").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "readers"),
+    [
+        ("lora", {"sd-scripts", "diffusers", "ComfyUI", "lora-merge"}),
+        ("loha", {"sd-scripts + LyCORIS", "ComfyUI"}),
+        ("ia3_in", {"sd-scripts + LyCORIS", "lora-merge"}),
+    ],
+)
+def test_compat(name: str, readers: set[str]) -> None:
+    programs = record("compat", DATA / "networks" / f"{name}.safetensors")["programs"]
+    assert readers <= {program for program, answer in programs.items() if answer["reads"] == "yes"}
+    if name != "lora":
+        assert programs["diffusers"]["reads"] == "no"
+
+
+@pytest.mark.parametrize("tool", ["norms", "ranks", "compat"])
+def test_what_is_no_network(tool: str) -> None:
+    done = inspect(tool, DATA / "merge" / "sd15_base_fp16.safetensors")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "not a LoRA" in done.stderr
