@@ -108,10 +108,17 @@ def test_network_from_a_pipe(merge: Run, data: Path, tmp_path: Path) -> None:
 def test_what_fits_nowhere_is_named(merge: Run, data: Path, tmp_path: Path) -> None:
     sdxl = data / "sdxl_lora_A.safetensors"
     refused(merge(data / BASE, sdxl, "-o", "m.safetensors"), 1, "is for Stable Diffusion XL", "1.x")
-    refused(merge(data / BASE, sdxl, "-o", "m.safetensors", "--allow-unmatched"), 1, "is for Stable Diffusion XL")
-    other = {"lora_unet_nowhere.lora_up.weight": np.ones((2, 1)), "lora_unet_nowhere.lora_down.weight": np.ones((1, 2))}
+    refused(
+        merge(data / BASE, sdxl, "-o", "m.safetensors", "--allow-unmatched"), 1, "is for Stable Diffusion XL"
+    )
+    other = {
+        "lora_unet_nowhere.lora_up.weight": np.ones((2, 1)),
+        "lora_unet_nowhere.lora_down.weight": np.ones((1, 2)),
+    }
     write_tensors(tmp_path / "n.safetensors", other)
-    refused(merge(data / BASE, "n.safetensors", "-o", "m.safetensors", "--allow-unmatched"), 1, "no module fits")
+    refused(
+        merge(data / BASE, "n.safetensors", "-o", "m.safetensors", "--allow-unmatched"), 1, "no module fits"
+    )
     (tmp_path / "n.safetensors").unlink()
     assert list(tmp_path.iterdir()) == []
 

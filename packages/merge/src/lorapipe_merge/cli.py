@@ -24,7 +24,7 @@ lora-merge --models a.safetensors b.safetensors --method weighted-sum --ratio 0.
 """
 METHODS = (
     *("weighted-sum", "add-difference", "train-difference", "slerp"),
-    *("ties", "dare", "median", "average"),
+    *("ties", "dare", "median", "geometric-median", "average"),
 )
 DEFAULT_RANK = 32
 
@@ -40,7 +40,7 @@ DEFAULT_RANK = 32
     "ratio",
     type=float,
     help="Strength of networks without one of their own; share of "
-    "the second model.  [default: 1; models: 0.5]",
+    "the second model.  [default: 1; models: what fits the method]",
 )
 @click.option("--networks", is_flag=True, help="The inputs are networks, to be made into one.")
 @click.option("--models", is_flag=True, help="The inputs are checkpoints, to be made into one.")
@@ -181,13 +181,14 @@ def _networks(inputs: tuple[str, ...], *, output: str, ratio: float | None, **fl
 def _models(inputs: tuple[str, ...], *, output: str, ratio: float | None, **flags: Any) -> int:
     from lorapipe_merge.models import merge_models
 
-    share = 0.5 if ratio is None else ratio
     names = ("blocks", "vae", "ema", "precision", "prune", "seed", "no_metadata")
     return merge_models(
-        with_ratios(inputs, share),
+        [
+            (name, None if math.isnan(number) else number)
+            for name, number in with_ratios(inputs, math.nan if ratio is None else ratio)
+        ],
         output,
         method=flags["method"] or "weighted-sum",
-        ratio=share,
         params=dict(map(_pair, flags["params"])),
         **{name: flags[name] for name in (*names, "force", "dry_run", "allow_nonfinite", "as_json")},
     )

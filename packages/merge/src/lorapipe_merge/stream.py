@@ -15,15 +15,26 @@ from lorapipe_engine.keys import Place
 from lorapipe_engine.tensorfile import WeightFile, quote
 from lorapipe_merge.change import Change, Product, changes_of, piece_rows
 from lorapipe_merge.matching import Contribution
-from lorapipe_merge.output import PIECE, Buffers, Target, encode_numbers, read_numbers
+from lorapipe_merge.output import PIECE, Buffers, Target, copy_tensor, encode_numbers, read_numbers
 from lorapipe_merge.report import Moved
+
+__all__ = [
+    "LARGE",
+    "ONE_LARGE",
+    "SIZES",
+    "cast_tensor",
+    "check_values",
+    "copy_tensor",
+    "merge_tensor",
+    "segments",
+]
 
 Array = NDArray[Any]
 
 LARGE = 4 * PIECE  # numbers; pieces above this are worked on one at a time
-_ONE_LARGE = threading.Lock()
+ONE_LARGE = threading.Lock()
 _HALF_EXPONENT = np.uint16(0x7C00)
-_SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 
 
 def merge_tensor(
@@ -43,7 +54,7 @@ def merge_tensor(
     """
     shape = file.tensors[key].shape
     columns = math.prod(shape[1:])
-    moved = Moved(math.prod(shape) * _SIZES[dtype], key, contributions[0].block, len(contributions))
+    moved = Moved(math.prod(shape) * SIZES[dtype], key, contributions[0].block, len(contributions))
     for place, parts in segments(contributions, shape[0]):
         changes = changes_of(parts, layer_shape(shape, place)) if parts else []
         step = piece_rows(changes, place.stop - place.start, columns, PIECE)
@@ -51,17 +62,17 @@ def merge_tensor(
             stop = min(place.stop, start + step)
             large = (stop - start) * columns > LARGE
             if large:
-                _ONE_LARGE.acquire()
+                ONE_LARGE.acquire()
             try:
                 values = read_numbers(file, key, start * columns, stop * columns, buffers)
                 if changes:
                     _change(values.reshape(-1, columns), changes, start - place.start, buffers, moved)
                 out = encode_numbers(values, dtype, buffers)
-                _check(out, dtype, key, moved, allow)
-                target.write_at(out, offset + start * columns * _SIZES[dtype])
+                check_values(out, dtype, key, moved, allow)
+                target.write_at(out, offset + start * columns * SIZES[dtype])
             finally:
                 if large:
-                    _ONE_LARGE.release()
+                    ONE_LARGE.release()
     return moved
 
 
@@ -83,7 +94,8 @@ def _change(weight: Array, changes: Sequence[Change], start: int, buffers: Buffe
     flat += flat_delta
 
 
-def _check(out: Array, dtype: str, key: str, moved: Moved, allow: bool) -> None:
+def check_values(out: Array, dtype: str, key: str, moved: Moved, allow: bool) -> None:
+    """Raise ProblemFound where a number of the result is infinite or NaN, unless that is allowed; count small ones."""
     if dtype == "F16":
         exponents = out.view(np.uint16) & _HALF_EXPONENT
         finite = not out.size or exponents.max() != _HALF_EXPONENT
@@ -110,8 +122,8 @@ def cast_tensor(
         stop = min(count, start + PIECE)
         values = read_numbers(file, key, start, stop, buffers)
         out = encode_numbers(values, dtype, buffers)
-        _check(out, dtype, key, Moved(0), allow)
-        target.write_at(out, offset + start * _SIZES[dtype])
+        check_values(out, dtype, key, Moved(0), allow)
+        target.write_at(out, offset + start * SIZES[dtype])
 
 
 def segments(contributions: Sequence[Contribution], rows: int) -> Iterator[tuple[Place, list[Contribution]]]:
