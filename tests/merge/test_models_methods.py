@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lorapipe_engine.tensorfile import open_tensors
-from lorapipe_merge.models_methods import METHODS, Array, threshold_of, ties_delta
+from lorapipe_merge.models_methods import METHODS, Array, thresholds_of, ties_delta
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "merge_models" / "model_methods.safetensors"
 KINDS = ("conv", "lin", "vec")
@@ -67,7 +67,8 @@ def test_golden(kind: str, size: int, method: str, name: str, models: str, golde
 def test_ties(kind: str, density: float, vote: str, golden: dict[str, Array]) -> None:
     models = [golden[f"in/{kind}/{m}"] for m in "abdc"]
     deltas = [model - models[-1] for model in models[:-1]]
-    thresholds = [threshold_of(np.abs(delta).reshape(-1).astype(np.float32), density) for delta in deltas]
+    flat = [model.reshape(-1) for model in models]
+    thresholds = thresholds_of(lambda: [flat], density)
     wanted = golden[f"out/{kind}/ties_delta_k{density}_{vote}"]
     assert np.abs(ties_delta(deltas, thresholds, by_count=vote == "count") - wanted).max() <= 1e-12
     found = merged(models, "ties", 1.0, 5, density=density, count=float(vote == "count")) - models[-1]

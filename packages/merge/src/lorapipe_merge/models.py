@@ -39,7 +39,7 @@ from lorapipe_merge.recipe import Source as Named
 from lorapipe_merge.recipe import merge_date, merged_metadata, recipe
 from lorapipe_merge.report import Moved
 from lorapipe_merge.result import PRECISIONS
-from lorapipe_merge.stream import LARGE, ONE_LARGE, SIZES, cast_tensor, check_values, copy_tensor
+from lorapipe_merge.stream import SIZES, cast_tensor, check_values, copy_tensor
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,7 @@ def write_entry(
         for start in range(0, count, PIECE):
             yield _read(entry, start, min(count, start + PIECE), buffers)
 
-    large = count > LARGE
-    if large:
-        ONE_LARGE.acquire()
-    try:
-        combine = task.method.prepare(pieces, task.ratio_of(entry.block), task.params, seed)
-    finally:
-        if large:
-            ONE_LARGE.release()
+    combine = task.method.prepare(pieces, task.ratio_of(entry.block), task.params, seed)
     for start in range(0, count, PIECE):
         values = combine(_read(entry, start, min(count, start + PIECE), buffers), start)
         out = encode_numbers(np.ascontiguousarray(values, np.float32), place.dtype, buffers)

@@ -112,7 +112,7 @@ def prepare_slerp(pieces: Pieces, ratio: float, _params: Mapping[str, float], _s
 
 def prepare_ties(pieces: Pieces, ratio: float, params: Mapping[str, float], _seed: int) -> Combine:
     """C + m times the mean of the largest changes that agree with the elected sign."""
-    thresholds = _thresholds(pieces, params["density"])
+    thresholds = thresholds_of(pieces, params["density"])
     by_count = bool(params["count"])
 
     def combine(models: Sequence[Array], _start: int) -> Array:
@@ -135,22 +135,42 @@ def ties_delta(deltas: Sequence[Array], thresholds: Sequence[float], *, by_count
     return result
 
 
-def threshold_of(magnitudes: Array, density: float) -> float:
-    """The magnitude from which on a change is kept, so that about the share ``density`` is; float32 as the reference's
-    search has it. Reorders ``magnitudes``."""
-    place = max(int((1 - density) * magnitudes.size), 1) - 1
-    magnitudes.partition(place)
-    return float(np.float32(magnitudes[place]))
+def thresholds_of(pieces: Pieces, density: float) -> list[float]:
+    """For each model the magnitude from which on its changes from the last are kept, so that about the share
+    ``density`` is; float32, as the reference's search has it.
 
-
-def _thresholds(pieces: Pieces, density: float) -> list[float]:
-    """One model at a time, for a whole tensor of magnitudes is held."""
-    count = len(next(iter(pieces()))) - 1
+    Exact and in little memory: bits of positive float32 numbers sort as the numbers do, so they are counted by their
+    upper halves, and in a second pass those of the half that holds the place by their lower.
+    """
+    upper: list[Array] = []
+    for models in pieces():
+        upper = upper or [np.zeros(1 << 16, np.int64) for _ in models[:-1]]
+        for counts, model in zip(upper, models, strict=False):
+            counts += np.bincount(_magnitude_bits(model, models[-1]) >> 16, minlength=1 << 16)
+    places = [max(int((1 - density) * int(counts.sum())), 1) - 1 for counts in upper]
+    halves = [_bin_of(counts, place) for counts, place in zip(upper, places, strict=True)]
+    lower = [np.zeros(1 << 16, np.int64) for _ in upper]
+    for models in pieces():
+        for (half, _), counts, model in zip(halves, lower, models, strict=False):
+            bits = _magnitude_bits(model, models[-1])
+            counts += np.bincount(bits[bits >> 16 == half] & 0xFFFF, minlength=1 << 16)
     found = []
-    for number in range(count):
-        rows = [np.abs(models[number] - models[-1]).astype(np.float32, copy=False) for models in pieces()]
-        found.append(threshold_of(np.concatenate(rows), density))
+    for (half, rest), counts in zip(halves, lower, strict=True):
+        number = np.array([half << 16 | _bin_of(counts, rest)[0]], np.uint32)
+        found.append(float(number.view(np.float32)[0]))
     return found
+
+
+def _magnitude_bits(model: Array, ancestor: Array) -> Array:
+    magnitudes: Array = np.abs(model - ancestor).astype(np.float32, copy=False)
+    return magnitudes.view(np.uint32)
+
+
+def _bin_of(counts: Array, place: int) -> tuple[int, int]:
+    """The bin that holds the number at ``place`` in order, and its place inside the bin."""
+    ends = np.cumsum(counts)
+    found = int(np.searchsorted(ends, place, side="right"))
+    return found, place - int(ends[found] - counts[found])
 
 
 def prepare_dare(_pieces: Pieces, ratio: float, params: Mapping[str, float], seed: int) -> Combine:

@@ -18,21 +18,12 @@ from lorapipe_merge.matching import Contribution
 from lorapipe_merge.output import PIECE, Buffers, Target, copy_tensor, encode_numbers, read_numbers
 from lorapipe_merge.report import Moved
 
-__all__ = [
-    "LARGE",
-    "ONE_LARGE",
-    "SIZES",
-    "cast_tensor",
-    "check_values",
-    "copy_tensor",
-    "merge_tensor",
-    "segments",
-]
+__all__ = ["SIZES", "cast_tensor", "check_values", "copy_tensor", "merge_tensor", "segments"]
 
 Array = NDArray[Any]
 
 LARGE = 4 * PIECE  # numbers; pieces above this are worked on one at a time
-ONE_LARGE = threading.Lock()
+_ONE_LARGE = threading.Lock()
 _HALF_EXPONENT = np.uint16(0x7C00)
 SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 
@@ -62,7 +53,7 @@ def merge_tensor(
             stop = min(place.stop, start + step)
             large = (stop - start) * columns > LARGE
             if large:
-                ONE_LARGE.acquire()
+                _ONE_LARGE.acquire()
             try:
                 values = read_numbers(file, key, start * columns, stop * columns, buffers)
                 if changes:
@@ -72,7 +63,7 @@ def merge_tensor(
                 target.write_at(out, offset + start * columns * SIZES[dtype])
             finally:
                 if large:
-                    ONE_LARGE.release()
+                    _ONE_LARGE.release()
     return moved
 
 
