@@ -252,3 +252,16 @@ def test_the_real_command_in_a_pipe(folder: Path, tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 3
     assert sorted(path.name for path in folder.glob("*.txt")) == ["exif.txt", "gray16.txt", "rgba.txt"]
     assert "3 tagged" in result.stderr
+
+
+def test_int8_gives_nearly_the_same(tag: Tag, folder: Path) -> None:
+    pytest.importorskip("onnx")
+    plain = tag(folder, "--no-txt").records
+    result = tag(folder, "--no-txt", "--int8")
+    assert result.code == 0, result.err
+    assert "making an int8 form" in result.err
+    for one, other in zip(plain, result.records, strict=True):
+        assert other["cached"] is False
+        for name, score in one["rating"].items():
+            assert other["rating"][name] == pytest.approx(score, abs=0.06)
+    assert "making an int8 form" not in tag(folder, "--no-txt", "--int8", "--no-cache").err

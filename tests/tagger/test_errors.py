@@ -41,6 +41,8 @@ def test_no_pictures(tag: Tag, tmp_path: Path) -> None:
     assert (result.code, "the list is empty" in result.error) == (2, True)
     result = tag(tmp_path / "nothing.png")
     assert (result.code, "nothing.png: no such file or folder" in result.error) == (2, True)
+    result = tag("./nothing.png")
+    assert (result.code, "nothing.png: no such file or folder" in result.error) == (2, True)
     result = tag("-", stdin=os.fsencode(tmp_path / "gone.png"))
     assert result.code == 1
     assert "gone.png: cannot be read (No such file or directory)" in result.err

@@ -63,30 +63,37 @@ def plan(options: argparse.Namespace, work: Path) -> list[Job]:
     """All jobs, with their files made."""
     maker = [sys.executable, str(Path(__file__).with_name("tag_files.py")), str(work), str(options.pictures)]
     subprocess.run([*maker, "vit"] if options.vit else maker, check=True)
-    pictures = sorted(str(path) for path in (work / "pictures").glob("*.[jp]*g"))
+    pictures = sorted(str(path) for path in (work / "pictures").glob("*.[jp]*g"))[: options.pictures]
     instant, vit = work / "models" / "bench_instant", work / "models" / "bench_vit"
-    folder, count = str(work / "pictures"), len(pictures)
+    count = len(pictures)
     tag = [sys.executable, "-m", "lorapipe_tagger", "-q", "--existing", "replace", "--device", "cpu"]
     with_instant = [*tag, "--model", str(instant)]
     jobs = [
         Job(name="decoding alone", command=[sys.executable, "-c", DECODE, *pictures], count=count),
-        Job(name="lora-tag", command=[*with_instant, folder], count=count),
+        Job(name="lora-tag", command=[*with_instant, *pictures], count=count),
         Job(
             name="lora-tag, other thresholds",
-            command=[*with_instant, "--general", "0.5", folder],
+            command=[*with_instant, "--general", "0.5", *pictures],
             count=count,
             fresh=False,
         ),
         Job(
             name="lora-tag --preprocess kohya",
-            command=[*with_instant, "--preprocess", "kohya", folder],
+            command=[*with_instant, "--preprocess", "kohya", *pictures],
             count=count,
         ),
         Job(name="lora-tag, one picture", command=[*with_instant, pictures[1]], count=1),
         Job(name="lora-tag, cached picture", command=[*with_instant, pictures[1]], count=1, fresh=False),
     ]
     if options.peer:
-        script = [sys.executable, str(options.peer / PEER), folder, "--onnx", "--repo_id", REPOSITORY]
+        script = [
+            sys.executable,
+            str(options.peer / PEER),
+            str(work / "pictures"),
+            "--onnx",
+            "--repo_id",
+            REPOSITORY,
+        ]
         script += ["--model_dir", str(work / "models"), "--remove_underscore"]
         best = [*script, "--batch_size", "8", "--max_data_loader_n_workers", "2"]
         jobs += [
@@ -150,7 +157,9 @@ def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
             row["goals"] = {"wall_s": [1.0, row["wall_s"] <= 1.0]}
         elif job.name == "lora-tag, other thresholds":
             # Of the command's start, which the run over one picture shows, the rate knows nothing.
-            row["per_s_after_start"] = round(job.count / (one.wall - best["lora-tag, cached picture"].wall))
+            row["per_s_after_start"] = round(
+                job.count / max(1e-3, one.wall - best["lora-tag, cached picture"].wall)
+            )
             row["goals"] = {"per_s_after_start": [1000, row["per_s_after_start"] >= 1000]}
         elif job.peer:
             least = 2.2 if "defaults" in job.name else 1.4

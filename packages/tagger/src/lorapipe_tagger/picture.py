@@ -35,7 +35,7 @@ WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112
 # Of a JPEG decoded at a fraction of its size at least this many pixels stay for each one of the result.
 _DRAFT_MARGIN = 2
-_LARGEST_CANVAS = 64_000_000
+_LARGEST_CANVAS = 16_000_000
 _BICUBIC_SUPPORT = 2.0
 
 

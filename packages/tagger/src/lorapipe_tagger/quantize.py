@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError, MissingExtra
-from lorapipe_engine.hashes import sha256_file
 from lorapipe_tagger.scores import cache_folder
 
 
@@ -16,7 +16,10 @@ def quantized(path: Path) -> Path:
 
     Raises MissingExtra without the package onnx, InputError for a network that cannot be converted.
     """
-    target = cache_folder() / "int8" / f"{sha256_file(path)}.onnx"
+    state = path.stat()
+    # Its time and size tell a network from another; hashing a gigabyte at every start would take a second.
+    mark = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    target = cache_folder() / "int8" / f"{hashlib.sha256(os.fsencode(mark)).hexdigest()[:32]}.onnx"
     if target.is_file():
         return target
     try:
@@ -25,8 +28,7 @@ def quantized(path: Path) -> Path:
         raise MissingExtra("--int8 needs the package onnx: pip install onnx, or leave it out") from error
     say(f"lora-tag: making an int8 form of {path.name}, once")
     target.parent.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
-    draft = target.with_suffix(f".{mark}.tmp")
+    draft = target.with_suffix(f".{os.getpid()}.tmp")
     try:
         quantize_dynamic(path, draft, op_types_to_quantize=["MatMul"], weight_type=QuantType.QUInt8)
         draft.replace(target)

@@ -57,13 +57,14 @@ def find_tasks(
     """
     found: dict[str, tuple[Record, Path]] = {}
     folders: list[Path] = []
+    named = {Path(word) for word in words}
     for record in read_records(words, stdin):
         if record.path.is_dir():
             folders.append(record.path)
             for path in list_folder(record.path, recursive=recursive):
                 found.setdefault(_identity(path), (Record(path, record.data), record.path))
             continue
-        if str(record.path) in words and not record.path.exists():
+        if record.path in named and not record.path.exists():
             raise InputError(f"{record.path}: no such file or folder")
         found.setdefault(_identity(record.path), (record, record.path.parent))
     if not found:
