@@ -18,7 +18,8 @@ LIGHT = [
     "bases", "buckets", "captions", "cli", "command", "config", "errors", "families", "hashes", "images", "keys",
     "metadata", "network", "picklefile", "progress", "settings", "tensorfile",
 ]  # fmt: skip
-LIGHT_TOOLS = [f"lorapipe_inspect.{name}" for name in ("cli", "zeros", "keys", "meta", "hash", "check")]
+INSPECT = ("cli", "zeros", "keys", "meta", "norms", "ranks", "hash", "diff", "compat", "delta", "check")
+LIGHT_TOOLS = [*(f"lorapipe_inspect.{name}" for name in INSPECT), "lorapipe_merge.cli", "lorapipe_resize.cli"]
 
 
 def project(folder: Path) -> dict[str, object]:
