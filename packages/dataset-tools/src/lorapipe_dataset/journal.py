@@ -28,6 +28,7 @@ HIDDEN = ".lorapipe"
 _ENDING = ".jsonl"
 _KEPT = ".kept"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -77,7 +78,10 @@ class Folder:
         self._run = run
         self._hidden = path / HIDDEN
         self._descriptor: int | None = None
-        self._temporary = self._hidden / f"{secrets.token_hex(6)}.tmp"
+        # Texts, for the paths of thousands of files: path objects take longer than the system's calls.
+        self._prefix = os.path.join(path, "")  # noqa: PTH118
+        self._temporary = os.path.join(self._hidden, f"{secrets.token_hex(6)}.tmp")  # noqa: PTH118
+        self._mode: int | None = None
 
     def write(self, changes: Sequence[Change]) -> dict[str, LoraError]:
         """Write files, each whole or not at all; the errors of those that were left as they are.
@@ -87,7 +91,7 @@ class Folder:
         """
         if not changes:
             return {}
-        self._note({**_held(self.path / c.name, c.before), "after": digest(c.after)} for c in changes)
+        self._note({**self._held(c), "after": digest(c.after)} for c in changes)
         failures: dict[str, LoraError] = {}
         for change in changes:
             try:
@@ -138,6 +142,18 @@ class Folder:
         except OSError as error:
             raise OutputError(f"{self.path}: its files cannot be changed ({error.strerror})") from error
 
+    def _held(self, change: Change) -> dict[str, Any]:
+        """A file and its bytes as an entry: as text where they are, else in base 64."""
+        entry: dict[str, Any] = {"name": change.name}
+        path = self._prefix + change.name
+        if change.before is not None and os.path.islink(path):  # noqa: PTH114
+            # The link is replaced, what it leads to stays.
+            entry["link"] = os.readlink(path)  # noqa: PTH115
+        try:
+            return {**entry, "before": None if change.before is None else change.before.decode()}
+        except UnicodeDecodeError:
+            return {**entry, "before_base64": base64.b64encode(change.before or b"").decode("ascii")}
+
     def _clear(self) -> None:
         """Remove what a killed run left; nobody else is at work here while the folder is locked."""
         for path in self._hidden.glob("*.tmp"):
@@ -145,47 +161,62 @@ class Folder:
                 path.unlink()
 
     def _replace(self, change: Change) -> None:
-        path = self.path / change.name
-        _write_new(self._temporary, change.after, _mode(path) if change.before is not None else None)
+        path = self._prefix + change.name
+        descriptor = os.open(self._temporary, _NEW_FILE, 0o666)
         try:
-            # A program that takes no part in the locking may have written it since.
-            if read_bytes(path) != change.before:
-                raise ChangedMeanwhile(
-                    f"{path}: another program has just written it, so it is left alone; run this again"
-                )
+            try:
+                _write_all(descriptor, change.after)
+                # A program that takes no part in the locking may have written it since.
+                found, mode = _look(path)
+                if found != change.before:
+                    raise ChangedMeanwhile(
+                        f"{path}: another program has just written it, so it is left alone; run this again"
+                    )
+                self._set_mode(descriptor, mode)
+            finally:
+                os.close(descriptor)
             if change.before is None:
-                _move(self._temporary, path)
+                _move(Path(self._temporary), Path(path))
             else:
-                self._temporary.replace(path)
+                os.replace(self._temporary, path)  # noqa: PTH105
         except BaseException:
             with suppress(OSError):
-                self._temporary.unlink()
+                os.unlink(self._temporary)  # noqa: PTH108
             raise
 
+    def _set_mode(self, descriptor: int, mode: int | None) -> None:
+        if self._mode is None:
+            self._mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if mode not in (None, self._mode) and sys.platform != "win32":
+            os.fchmod(descriptor, mode)
 
-def read_bytes(path: Path) -> bytes | None:
+
+def read_bytes(path: Path | str) -> bytes | None:
     """What a file holds; None where there is none. Raises OSError."""
+    return _look(path)[0]
+
+
+def _look(path: Path | str) -> tuple[bytes | None, int | None]:
+    """A file's bytes and its mode; None for both where there is none."""
     try:
-        with path.open("rb", buffering=0) as file:
-            return file.readall()
+        descriptor = os.open(path, _READ)
     except FileNotFoundError:
-        return None
+        return None, None
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            raise IsADirectoryError(21, "a folder, not a file", str(path))
+        blocks = []
+        while block := os.read(descriptor, max(facts.st_size + 1, 1 << 12)):
+            blocks.append(block)
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks), stat.S_IMODE(facts.st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def digest(data: bytes) -> str:
     """A short fingerprint of a file's bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _held(path: Path, data: bytes | None) -> dict[str, Any]:
-    """A file and its bytes as an entry: as text where they are, else in base 64."""
-    entry: dict[str, Any] = {"name": path.name}
-    if data is not None and path.is_symlink():  # the link is replaced, what it leads to stays
-        entry["link"] = os.fspath(path.readlink())
-    try:
-        return {**entry, "before": None if data is None else data.decode()}
-    except UnicodeDecodeError:
-        return {**entry, "before_base64": base64.b64encode(data or b"").decode("ascii")}
 
 
 def _write_new(path: Path, data: bytes, mode: int | None) -> None:

@@ -16,7 +16,7 @@ from lorapipe_dataset.clean.rules import NO_FACTS, Facts, Rules
 from lorapipe_dataset.clean.sentences import text_steps
 from lorapipe_dataset.clean.steps import build_steps
 from lorapipe_dataset.clean.steps.step import Bench
-from lorapipe_dataset.clean.tags import expression, join_caption, split_caption
+from lorapipe_dataset.clean.tags import expression, join_caption, split_caption, split_raw
 from lorapipe_engine.errors import ConfigError, LoraError
 
 MOST_ROUNDS = 12
@@ -34,6 +34,7 @@ class Cleaner:
     def __init__(self, rules: Rules, bench: Bench | None = None) -> None:
         self.rules = rules
         self.bench = bench or Bench(rules)
+        self._separators = rules.separators
         self._steps = build_steps(self.bench)
         self._changes = _text_changes(rules)
         self._texts = text_steps(self.bench) if rules.style == "text" else None
@@ -54,7 +55,7 @@ class Cleaner:
 
     def tags_of(self, text: str) -> list[str]:
         """The tags of a caption's lines."""
-        return [tag for line in text.splitlines() for tag in split_caption(line, self.rules.separators)]
+        return [tag for line in text.splitlines() for tag in split_caption(line, self._separators)]
 
     def _round(self, text: str, facts: Facts) -> str:
         lines = [line for line in text.splitlines() if line.strip()]
@@ -76,7 +77,7 @@ class Cleaner:
             for change in self._texts:
                 line = change(line)
             return self._prefix.put_on(line)
-        tags = split_caption(line, self.rules.separators)
+        tags = split_raw(line, self._separators)
         for step in self._steps:
             tags = step(tags, facts)
         return self._prefix.put_on(join_caption(tags, self.rules.join))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,16 +24,16 @@ DOCUMENTS = (".json", ".jsonl")
 class Job:
     """A caption to clean: its ``file`` (it need not exist yet), and its ``picture`` where one is known.
 
-    ``given`` is the caption that came with a record or a sidecar. ``inside`` is the file's path below the folder that
-    was asked for. ``error``: what stands in the way.
+    ``given`` is the caption that came with a record or a sidecar, ``root`` the folder that was asked for.
+    ``error``: what stands in the way.
     """
 
     file: Path
-    inside: Path
+    root: Path | None = None
     picture: Path | None = None
     record: Record | None = None
     given: str | None = None
-    facts: Facts = field(default_factory=lambda: NO_FACTS)
+    facts: Facts = NO_FACTS
     error: str | None = None
 
 
@@ -66,8 +67,9 @@ def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Do
 def _of_record(record: Record, options: Options) -> Job:
     path, caption = record.path, record.data.get("caption")
     is_text = path.suffix.lower() in options.extensions
-    file = path if is_text else find_caption_file(path, options.extensions)
-    job = Job(file, Path(file.name), None if is_text else path, record)
+    job = Job(path, picture=None if is_text else path, record=record)
+    if not is_text and not (options.no_txt and caption is not None):
+        job.file = find_caption_file(path, options.extensions)
     if "error" in record.data:
         job.error = str(record.data["error"])
     elif caption is not None and not isinstance(caption, str):
@@ -82,11 +84,13 @@ def _of_record(record: Record, options: Options) -> Job:
 
 def find_caption_file(picture: Path, extensions: Sequence[str]) -> Path:
     """The caption file of a picture; where there is none, the one it would have."""
+    whole = str(picture)
+    stem = whole[: len(whole) - len(picture.suffix)]
     for extension in extensions:
-        for path in (picture.with_suffix(extension), picture.with_name(picture.name + extension)):
-            if path.is_file():
-                return path
-    return picture.with_suffix(extensions[0])
+        for path in (stem + extension, whole + extension):
+            if os.path.isfile(path):  # noqa: PTH113 - a path object for each would take longer than all the rest
+                return Path(path)
+    return Path(stem + extensions[0])
 
 
 def record_facts(data: Mapping[str, Any]) -> Facts:
@@ -137,19 +141,20 @@ def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job
             continue
         if owner is not None:
             done.add(owner)
-        yield Job(path, path.relative_to(root), owner)
+        yield Job(path, root, owner)
     if alone:
         say(f"lora-clean: {paths[0].parent}: {alone} text files without a picture are left alone")
     captioned = {path.stem for path in done}
     for picture in pictures if options.create else ():
         if picture not in done and picture.stem not in captioned:
             file = picture.with_suffix(options.extensions[0])
-            yield Job(file, file.relative_to(root), picture)
+            yield Job(file, root, picture)
 
 
 def counterpart(job: Job, other: Path, extensions: Sequence[str]) -> Path | None:
     """The caption of the same picture in another folder: at the same place below it, or of the same name in it."""
-    for place in dict.fromkeys((other / job.inside, other / job.inside.name)):
+    inside = job.file.relative_to(job.root) if job.root is not None else job.file.name
+    for place in dict.fromkeys((other / inside, other / job.file.name)):
         for extension in dict.fromkeys((place.suffix, *extensions)):
             path = place.with_suffix(extension)
             if path.is_file() and not _same(path, job.file):

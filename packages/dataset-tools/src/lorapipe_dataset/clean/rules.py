@@ -105,7 +105,7 @@ class Rules:
         return self.order == "frequency" or self.strip_invariant is not None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Facts:
     """What is known of a caption besides its text: categories and probabilities by key, tags of its counterpart."""
 

@@ -19,14 +19,14 @@ from lorapipe_dataset.clean.rules import Facts
 from lorapipe_dataset.clean.textfile import decode
 from lorapipe_dataset.clean.work import Outcome, Worker, by_folder, find_facts
 from lorapipe_dataset.journal import Journal, read_bytes, undo
-from lorapipe_dataset.output import printable
+from lorapipe_dataset.output import printable as escaped
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.progress import QUIET, progress
 from lorapipe_engine.records import Record, format_record
 
 TOOL = "lora-clean"
-_BATCH = 512
+_BATCH = 4096
 _STREAMED_BATCH = 64
 
 
@@ -59,8 +59,7 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     journal = Journal(TOOL)
     count, tags = Count(), Counter[str]()
     teller = Teller(options, count)
-    with progress(total, "cleaning", "caption") as bar:
-        worker = Worker(options, cleaner, journal)
+    with progress(total, "cleaning", "caption") as bar, Worker(options, cleaner, journal) as worker:
         jobs = (job for job in work if isinstance(job, Job))
         for batch in by_folder(jobs, _STREAMED_BATCH if streamed else _BATCH):
             outcomes = worker.clean(batch)
@@ -168,6 +167,11 @@ def as_record(outcome: Outcome) -> Record:
         data["caption"] = outcome.after
     path = job.record.path if job.record is not None else job.picture or job.file
     return Record(path, data)
+
+
+def printable(text: str) -> str:
+    """A text for one line of a terminal; most are so already."""
+    return text if text.isprintable() else escaped(text)
 
 
 def difference(outcome: Outcome) -> str:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 
 from lorapipe_dataset.check.vocabulary import canonical
-from lorapipe_engine.captions import join_tags
 from lorapipe_engine.errors import ConfigError
 
 REGEX = "re:"
@@ -18,8 +17,8 @@ _ESCAPED = re.compile(r"\\([\\()])")
 _UNESCAPED = re.compile(r"(?<!\\)([()])")
 
 
-class _Keys(dict[str, str]):
-    """Tags and what they are compared by, remembered: a dataset has few different ones."""
+class Keys(dict[str, str]):
+    """Tags and what they are compared by, remembered: small letters, spaces for underscores, no escapes or weights."""
 
     def __missing__(self, tag: str) -> str:
         # A tag that is nothing but underscores is itself.
@@ -30,8 +29,8 @@ class _Keys(dict[str, str]):
 
 
 def key_maker() -> Callable[[str], str]:
-    """A function for what tags are compared by: small letters, spaces for underscores, no escapes, no weight."""
-    return _Keys().__getitem__
+    """A function for what tags are compared by."""
+    return Keys().__getitem__
 
 
 def is_word(tag: str) -> bool:
@@ -67,13 +66,17 @@ def split_caption(text: str, separators: Sequence[str]) -> list[str]:
 
     ``separators``: what stands between tags; every one of them counts.
     """
+    return [tag for tag in map(str.strip, split_raw(text, separators)) if tag]
+
+
+def split_raw(text: str, separators: Sequence[str]) -> list[str]:
+    """The same before trimming."""
     first = separators[0]
     for other in separators[1:]:
         text = text.replace(other, first)
     if MARK in text:
         text = text.replace(MARK, f"{first}{MARK}{first}")
-    pieces = _split_braces(text, first) if "{" in text else text.split(first)
-    return [tag for tag in map(str.strip, pieces) if tag]
+    return _split_braces(text, first) if "{" in text else text.split(first)
 
 
 def _split_braces(text: str, separator: str) -> list[str]:
@@ -90,7 +93,7 @@ def _split_braces(text: str, separator: str) -> list[str]:
 
 def join_caption(tags: Sequence[str], separator: str) -> str:
     """Tags as a caption. Around :data:`MARK` there are spaces only."""
-    text = join_tags(tags, separator)
+    text = separator.join(tags)
     if MARK not in text:
         return text
     mark = re.escape(separator.strip() or separator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lorapipe_dataset.clean.cleaner import Cleaner
@@ -14,6 +15,7 @@ from lorapipe_dataset.journal import Change, ChangedMeanwhile, Folder, Journal, 
 from lorapipe_engine.errors import InputError, LoraError
 
 _ATTEMPTS = 5
+_PART = 256
 
 
 @dataclass(slots=True)
@@ -43,7 +45,14 @@ class Worker:
         self._options = options
         self._cleaner = cleaner
         self._journal = journal
+        self._writer = ThreadPoolExecutor(1, "write")
         self._writes = not (options.dry_run or options.no_txt) and options.in_place
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
 
     def clean(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Clean captions that lie in one folder. What fails is in the outcomes."""
@@ -56,21 +65,28 @@ class Worker:
             return [Outcome(job, error=str(error)) for job in jobs]
 
     def _clean_locked(self, jobs: Sequence[Job], desk: Folder) -> list[Outcome]:
-        plans = [self._plan(job) for job in jobs]
-        for attempt in range(_ATTEMPTS):
-            failures = desk.write([plan.change for plan in plans if plan.change])
-            again = False
-            for at, plan in enumerate(plans):
-                error = failures.get(plan.change.name) if plan.change else None
-                plan.change = None
-                if isinstance(error, ChangedMeanwhile) and attempt + 1 < _ATTEMPTS:
-                    plans[at] = self._plan(plan.outcome.job)
-                    again = True
-                elif error is not None:
-                    plan.outcome.error, plan.outcome.written = str(error), False
-            if not again:
-                break
-        return [plan.outcome for plan in plans]
+        """Clean a batch. While one part of it is written, which is waiting for the most part, the next is cleaned."""
+        parts = [jobs[start : start + _PART] for start in range(0, len(jobs), _PART)]
+        written: list[tuple[list[_Plan], Future[dict[str, LoraError]] | None]] = []
+        for part in parts:
+            plans = [self._plan(job) for job in part]
+            changes = [plan.change for plan in plans if plan.change]
+            written.append((plans, self._writer.submit(desk.write, changes) if changes else None))
+        for plans, future in written:
+            self._settle(plans, future.result() if future else {}, desk)
+        return [plan.outcome for plans, _ in written for plan in plans]
+
+    def _settle(self, plans: list[_Plan], failures: dict[str, LoraError], desk: Folder) -> None:
+        """Try files again that somebody wrote in between; the other errors are outcomes."""
+        for at, plan in enumerate(plans if failures else ()):
+            error = failures.get(plan.change.name) if plan.change else None
+            for _ in range(_ATTEMPTS):
+                if not isinstance(error, ChangedMeanwhile):
+                    break
+                plan = plans[at] = self._plan(plan.outcome.job)
+                error = desk.write([plan.change]).get(plan.change.name) if plan.change else None
+            if error is not None:
+                plan.outcome.error, plan.outcome.written = str(error), False
 
     def _plan(self, job: Job) -> _Plan:
         outcome = Outcome(job, error=job.error)
@@ -86,6 +102,9 @@ class Worker:
 
     def _decide(self, job: Job, outcome: Outcome) -> Change | None:
         """Clean a caption, and what its file is to become. Raises LoraError or OSError."""
+        if job.given is not None and self._options.no_txt:
+            self._decide_record(job, job.given, outcome)
+            return None
         data = read_bytes(job.file)
         held = None if data is None else decode(data, job.file)
         text = job.given if job.given is not None else held
@@ -93,11 +112,7 @@ class Worker:
             return None
         outcome.before = held if job.given is None else text
         facts = find_facts(job, self._options, self._cleaner)
-        try:
-            outcome.after = self._cleaner.clean(text or "", facts)
-        except LoraError as error:
-            raise InputError(f"{job.file}: {error}") from error
-        kept = held
+        outcome.after = self._clean(job, text or "", facts)
         if job.given is not None and held is not None and held.strip() and not says_the_same(held, job.given):
             if self._options.existing == "skip":
                 outcome.differs = True
@@ -106,11 +121,24 @@ class Worker:
                 self._cleaner, self._cleaner.clean(held, facts), outcome.after, self._options.existing
             )
             outcome.before, outcome.after = held, self._cleaner.clean(joined, facts)
-        if kept is None and not outcome.after:
+        if held is None and not outcome.after:
             return None
         new = encode(outcome.after, data)
-        outcome.written = new != data
-        return Change(job.file.name, data, new) if outcome.written else None
+        if new == data:
+            return None
+        outcome.written = not self._options.no_txt
+        return Change(job.file.name, data, new)
+
+    def _decide_record(self, job: Job, text: str, outcome: Outcome) -> None:
+        """Clean the caption of a record whose files are not touched."""
+        outcome.before = text
+        outcome.after = self._clean(job, text, find_facts(job, self._options, self._cleaner))
+
+    def _clean(self, job: Job, text: str, facts: Facts) -> str:
+        try:
+            return self._cleaner.clean(text, facts)
+        except LoraError as error:
+            raise InputError(f"{job.file}: {error}") from error
 
 
 def find_facts(job: Job, options: Options, cleaner: Cleaner) -> Facts:

@@ -23,7 +23,7 @@ from lorapipe_dataset.clean.steps import (
     spelling,
     truncate,
 )
-from lorapipe_dataset.clean.steps.step import Bench, Builder, Step
+from lorapipe_dataset.clean.steps.step import Bench, Builder, Each, Step, fuse
 
 STEPS: dict[str, Builder] = {
     "normalise": normalise.build,
@@ -46,5 +46,12 @@ STEPS: dict[str, Builder] = {
 
 
 def build_steps(bench: Bench) -> list[Step]:
-    """The steps that the rules ask for, in order."""
-    return [step for build in STEPS.values() if (step := build(bench)) is not None]
+    """The steps that the rules ask for, in order. Neighbours that look at single tags only are one step."""
+    steps: list[Step] = []
+    for build in STEPS.values():
+        step = build(bench)
+        if isinstance(step, Each) and steps and isinstance(steps[-1], Each):
+            steps[-1] = fuse(steps[-1], step)
+        elif step is not None:
+            steps.append(step)
+    return steps

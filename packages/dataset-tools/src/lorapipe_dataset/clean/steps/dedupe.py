@@ -13,7 +13,7 @@ def build(bench: Bench) -> Step | None:
         return None
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
-        keys = [bench.key(tag) for tag in tags]
+        keys = bench.keys(tags)
         if len(set(keys)) == len(keys):
             return tags
         seen: set[str] = set()

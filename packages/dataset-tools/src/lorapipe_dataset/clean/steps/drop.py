@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.steps.step import Bench, Step
+from lorapipe_dataset.clean.rules import NO_FACTS, Facts
+from lorapipe_dataset.clean.steps.step import Bench, Each, Step
 from lorapipe_dataset.clean.tags import matcher
 
 
@@ -23,6 +23,9 @@ def build(bench: Bench) -> Step | None:
         category = bench.category(name, facts)
         # A tag of an unknown category is not what either option speaks of.
         return category in out or (bool(only) and category is not None and category not in only)
+
+    if not (out or only):
+        return Each(lambda tag: () if goes(key(tag), NO_FACTS) and not stays(key(tag)) else (tag,))
 
     def step(tags: list[str], facts: Facts) -> list[str]:
         return [tag for tag in tags if not goes(key(tag), facts) or stays(key(tag))]

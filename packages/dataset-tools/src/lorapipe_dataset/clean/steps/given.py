@@ -15,12 +15,14 @@ def build(bench: Bench) -> Step | None:
     keys = set(map(key, trigger))
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
-        tags = [spelt.get(key(tag), tag) for tag in tags]
-        here = set(map(key, tags))
-        tags += [tag for tag in rules.add if key(tag) not in here]
+        here = set(bench.keys(tags))
+        if not here.isdisjoint(spelt):
+            tags = [spelt.get(key(tag), tag) for tag in tags]
+        tags = [*tags, *(tag for tag in rules.add if key(tag) not in here)]
         if rules.trigger_place == "keep":
             return [*(tag for tag in trigger if key(tag) not in here), *tags]
-        others = [tag for tag in tags if key(tag) not in keys]
-        return [*trigger, *others] if rules.trigger_place == "first" else [*others, *trigger]
+        if not keys.isdisjoint(here):
+            tags = [tag for tag in tags if key(tag) not in keys]
+        return [*trigger, *tags] if rules.trigger_place == "first" else [*tags, *trigger]
 
     return step

@@ -14,6 +14,6 @@ def build(bench: Bench) -> Step | None:
     out = {key for key, count in bench.counts.items() if count >= share * bench.captions}
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
-        return [tag for tag in tags if bench.key(tag) not in out or bench.stays(bench.key(tag))]
+        return bench.without(out, tags, bench.keys(tags))
 
     return step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from lorapipe_dataset.clean.steps.step import Bench, Step, on_each
+from lorapipe_dataset.clean.steps.step import Bench, Each, Step
 from lorapipe_dataset.clean.tags import is_word, unescape
 
 # Zero-width and byte-order signs look like nothing and make two tags of one.
@@ -17,19 +17,20 @@ _PAIRS = {"(": ")", "[": "]"}
 def build(bench: Bench) -> Step | None:
     """The step; always there."""
     rules = bench.rules
-    own = frozenset((*bench.trigger, *rules.add))
 
-    def change(tag: str) -> str:
-        if tag in own:
-            return tag
+    def change(tag: str) -> list[str]:
+        tag = tag.strip()
+        if tag in bench.own_tags:
+            return [tag]
         tag = tidy(tag)
         if rules.strip_weights:
             tag = without_weight(tag)
         if rules.escape is False:
             tag = unescape(tag)
-        return tag.lower() if rules.lower else tag
+        tag = tag.lower() if rules.lower else tag
+        return [tag] if tag else []
 
-    return on_each(change)
+    return Each(change)
 
 
 def tidy(text: str) -> str:

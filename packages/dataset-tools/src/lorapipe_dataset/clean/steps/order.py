@@ -9,7 +9,7 @@ from typing import Any
 
 from lorapipe_dataset.check.vocabulary import rating_of
 from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.steps.step import Bench, Step
+from lorapipe_dataset.clean.steps.step import Bench, Memo, Step
 from lorapipe_dataset.clean.tags import MARK
 
 _PEOPLE = re.compile(r"(?:\d+\+?|multiple) ?(?:girl|boy|other)s?|solo|no humans")
@@ -23,18 +23,17 @@ def build(bench: Bench) -> Step | None:
     ends = _ends(bench) if rules.first or rules.last or rules.rating in ("first", "last") else None
     if not sort and not ends:
         return None
-    ahead = [bench.key(tag) for tag in bench.trigger] if rules.trigger_place == "first" else []
-    behind = [bench.key(tag) for tag in bench.trigger] if rules.trigger_place == "last" else []
+    # It is spelt as it was given by now.
+    own = frozenset(bench.trigger) if rules.trigger_place != "keep" else frozenset()
 
     def step(tags: list[str], facts: Facts) -> list[str]:
-        keys = set(ahead) | set(behind)
-        middle = [tag for tag in tags if bench.key(tag) not in keys]
+        middle = [tag for tag in tags if tag not in own] if own else tags
         if sort:
             middle = sort(middle, facts)
         if ends:
             middle = ends(middle, facts)
-        trigger = [tag for tag in tags if bench.key(tag) in keys]
-        return [*trigger, *middle] if ahead else [*middle, *trigger]
+        trigger = [tag for tag in tags if tag in own] if own else []
+        return [*middle, *trigger] if rules.trigger_place == "last" else [*trigger, *middle]
 
     return step
 
@@ -64,7 +63,8 @@ def _ends(bench: Bench) -> Step:
             return (-1, 0) if rules.rating == "first" else (3, 0)
         return (0, front[name]) if name in front else (2, back[name]) if name in back else (1, 0)
 
-    return lambda tags, _facts: sorted(tags, key=rank)
+    ranks = Memo(rank)
+    return lambda tags, _facts: sorted(tags, key=ranks.__getitem__)
 
 
 # -------------------------------------------------------------------------------- sorters
@@ -110,7 +110,8 @@ def _category(bench: Bench) -> Sorter:
 
 def _people(bench: Bench) -> Sorter:
     """``1girl``, ``2boys``, ``solo`` first."""
-    return lambda _tags, _facts: lambda tag: _PEOPLE.fullmatch(bench.key(tag)) is None
+    ranks = Memo(lambda tag: _PEOPLE.fullmatch(bench.key(tag)) is None)
+    return lambda _tags, _facts: ranks.__getitem__
 
 
 def _shuffle(bench: Bench) -> Sorter:

@@ -10,7 +10,7 @@ import re
 
 from lorapipe_dataset.check.vocabulary import SEVERAL
 from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.steps.step import Bench, Step
+from lorapipe_dataset.clean.steps.step import Bench, Memo, Step
 
 _CLASSES = tuple(
     re.compile(text)
@@ -29,26 +29,19 @@ def build(bench: Bench) -> Step | None:
     """The step, if it is asked for."""
     if not bench.rules.several_people:
         return None
-    known: dict[str, int | None] = {}
-
-    def class_of(key: str) -> int | None:
-        if key not in known:
-            known[key] = next((i for i, one in enumerate(_CLASSES) if one.fullmatch(key)), None)
-        return known[key]
+    classes: Memo[int | None] = Memo(
+        lambda key: next((i for i, one in enumerate(_CLASSES) if one.fullmatch(key)), None)
+    )
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
-        keys = [bench.key(tag) for tag in tags]
+        keys = bench.keys(tags)
         if SEVERAL.isdisjoint(keys):
             return tags
         seen: dict[int, set[str]] = {}
         for key in keys:
-            if (found := class_of(key)) is not None:
+            if (found := classes[key]) is not None:
                 seen.setdefault(found, set()).add(key)
-        double = {found for found, members in seen.items() if len(members) > 1}
-        return [
-            tag
-            for tag, key in zip(tags, keys, strict=True)
-            if class_of(key) not in double or bench.stays(key)
-        ]
+        out = {key for members in seen.values() if len(members) > 1 for key in members}
+        return bench.without(out, tags, keys)
 
     return step

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from lorapipe_dataset.check.vocabulary import rating_of
-from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.steps.step import Bench, Step
+from lorapipe_dataset.clean.steps.step import Bench, Each, Step
 
 
 def build(bench: Bench) -> Step | None:
@@ -12,10 +11,8 @@ def build(bench: Bench) -> Step | None:
     if bench.rules.rating != "drop":
         return None
 
-    def step(tags: list[str], _facts: Facts) -> list[str]:
-        keys = map(bench.key, tags)
-        return [
-            tag for tag, key in zip(tags, keys, strict=True) if rating_of(key) is None or bench.stays(key)
-        ]
+    def change(tag: str) -> tuple[str, ...]:
+        key = bench.key(tag)
+        return (tag,) if rating_of(key) is None or bench.stays(key) else ()
 
-    return step
+    return Each(change)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.steps.step import Bench, Step
-from lorapipe_dataset.clean.tags import MARK, expression
+from lorapipe_dataset.clean.steps.step import Bench, Each, Step, fuse
+from lorapipe_dataset.clean.tags import expression
 
 
 def build(bench: Bench) -> Step | None:
@@ -14,30 +13,20 @@ def build(bench: Bench) -> Step | None:
     rules = bench.rules
     by_name = renaming(bench, rules.replace) if rules.replace else None
     by_regex = _by_regex(rules.regexes) if rules.regexes else None
-    if by_name and by_regex:
-        return lambda tags, facts: by_regex(by_name(tags, facts), facts)
-    return by_name or by_regex
+    return fuse(by_name, by_regex) if by_name and by_regex else by_name or by_regex
 
 
-def renaming(bench: Bench, names: Mapping[str, Sequence[str]]) -> Step:
-    """A step that puts the tags that ``names`` has for a tag's key in its place; a tag with one of them stays."""
-    key = bench.key
-    # A tag that is replaced by itself in another spelling is a matter of spelling, not of a cycle.
-    final = {old: list(new) for old, new in names.items()}
+def renaming(bench: Bench, names: Mapping[str, Sequence[str]]) -> Each:
+    """A step that puts the tags that ``names`` has for a tag's key in its place. The user's own tags stay."""
 
-    def rename(tags: list[str], _facts: Facts) -> list[str]:
-        if not any(key(tag) in final for tag in tags):
-            return tags
-        found: list[str] = []
-        for tag in tags:
-            found += final.get(key(tag), (tag,)) if key(tag) not in bench.own else (tag,)
-        return found
+    def rename(tag: str) -> Sequence[str]:
+        key = bench.key(tag)
+        return names.get(key, (tag,)) if key not in bench.own else (tag,)
 
-    return rename
+    return Each(rename)
 
 
-def _by_regex(pairs: Sequence[tuple[str, str]]) -> Step:
-    known: dict[str, list[str]] = {MARK: [MARK]}
+def _by_regex(pairs: Sequence[tuple[str, str]]) -> Each:
     compiled = [(expression(pattern), new) for pattern, new in pairs]
 
     def change(tag: str) -> list[str]:
@@ -45,13 +34,4 @@ def _by_regex(pairs: Sequence[tuple[str, str]]) -> Step:
             tag = pattern.sub(new, tag)
         return [piece for piece in map(str.strip, tag.split(",")) if piece]
 
-    def step(tags: list[str], _facts: Facts) -> list[str]:
-        found: list[str] = []
-        for tag in tags:
-            new = known.get(tag)
-            if new is None:
-                new = known[tag] = change(tag)
-            found += new
-        return found
-
-    return step
+    return Each(change)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lorapipe_dataset.clean.steps.step import Bench, Step, on_each
+from lorapipe_dataset.clean.steps.step import Bench, Each, Step
 from lorapipe_dataset.clean.tags import escape, with_spaces, with_underscores
 
 
 def build(bench: Bench) -> Step | None:
     """The step, if spelling is to change."""
     rules = bench.rules
-    return on_each(spelling(bench)) if rules.spelling != "keep" or rules.escape else None
+    change = spelling(bench)
+    return Each(lambda tag: (change(tag),)) if rules.spelling != "keep" or rules.escape else None
 
 
 def spelling(bench: Bench) -> Callable[[str], str]:
     """A function from tags to tags as they are written."""
     rules = bench.rules
-    own = frozenset((*bench.trigger, *rules.add))
 
     def change(tag: str) -> str:
-        if tag in own:
+        if tag in bench.own_tags:
             return tag
         if rules.spelling == "spaces":
             tag = with_spaces(tag)

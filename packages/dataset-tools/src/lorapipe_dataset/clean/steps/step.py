@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from lorapipe_dataset.clean.rules import Facts, Rules
 from lorapipe_dataset.clean.tags import MARK, key_maker, matcher, split_caption
 
 Step = Callable[[list[str], Facts], list[str]]
+Value = TypeVar("Value")
+_MOST = 1 << 18
+
+
+class Memo(dict[str, Value], Generic[Value]):
+    """What a function makes of a text, remembered: a dataset has few different tags."""
+
+    def __init__(self, function: Callable[[str], Value]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, text: str) -> Value:
+        found = self._function(text)
+        if len(self) < _MOST:
+            self[text] = found
+        return found
+
+
+class Each:
+    """A step that looks at each tag by itself: the tags that come in its place, none if it goes."""
+
+    def __init__(self, change: Callable[[str], Sequence[str]]) -> None:
+        self.change = change
+        self._known = Memo(lambda tag: (tag,) if tag == MARK else tuple(change(tag)))
+
+    def __call__(self, tags: list[str], _facts: Facts) -> list[str]:
+        known = self._known
+        found: list[str] = []
+        for tag in tags:
+            found += known[tag]
+        return found
+
+
+def fuse(first: Each, second: Each) -> Each:
+    """Two such steps as one."""
+    return Each(lambda tag: [new for middle in first.change(tag) for new in second.change(middle)])
 
 
 @dataclass
@@ -24,7 +61,12 @@ class Bench:
         rules = self.rules
         self.trigger = [tag for tag in split_caption(rules.trigger, rules.separators) if tag != MARK]
         self.own = frozenset(map(self.key, (*self.trigger, *rules.add)))
+        self.own_tags = frozenset((*self.trigger, *rules.add))
         self._kept = matcher(rules.keep)
+
+    def keys(self, tags: list[str]) -> list[str]:
+        """What the tags are compared by."""
+        return list(map(self.key, tags))
 
     def stays(self, key: str) -> bool:
         """Whether no step may take a tag out: ``--keep`` has it, it is trigger or added, or the mark."""
@@ -34,23 +76,11 @@ class Bench:
         """The category of a tag, if it is known: by the caption's own source, else by the tag list."""
         return facts.categories.get(key) or self.rules.categories.get(key)
 
+    def without(self, out: set[str], tags: list[str], keys: list[str]) -> list[str]:
+        """The tags whose keys are not in ``out``, or that stay whatever happens."""
+        if out.isdisjoint(keys):
+            return tags
+        return [tag for tag, key in zip(tags, keys, strict=True) if key not in out or self.stays(key)]
+
 
 Builder = Callable[[Bench], "Step | None"]
-
-
-def on_each(change: Callable[[str], str]) -> Step:
-    """A step that changes each tag by itself; what becomes of a tag is remembered."""
-    known = _Known(change)
-    return lambda tags, _facts: [new for tag in tags if (new := known[tag])]
-
-
-class _Known(dict[str, str]):
-    def __init__(self, change: Callable[[str], str]) -> None:
-        super().__init__()
-        self._change = change
-
-    def __missing__(self, tag: str) -> str:
-        found = tag if tag == MARK else self._change(tag)
-        if len(self) < 1 << 18:
-            self[tag] = found
-        return found

@@ -1,0 +1,52 @@
+"""Readers of what other programs write beside pictures: one module for each kind, and the list of formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lorapipe_dataset.sidecars.booru import read_posts
+from lorapipe_dataset.sidecars.documents import is_kohya, parse
+from lorapipe_dataset.sidecars.post import Post
+from lorapipe_dataset.sidecars.texts import read_grabber, read_hydrus, read_spaced
+from lorapipe_engine.errors import InputError
+
+# JSON with posts; they are told apart by their fields, so each name reads all of them.
+POST_FORMATS = ("booru", "danbooru", "gelbooru", "moebooru", "e621", "gallery-dl")
+TEXT_FORMATS: Mapping[str, Callable[[str], Post]] = {
+    "grabber": read_grabber,
+    "hydrus": read_hydrus,
+    "spaced": read_spaced,
+}
+DOCUMENT_FORMATS = ("kohya", "metadata")
+FORMATS = ("txt", *TEXT_FORMATS, *POST_FORMATS, *DOCUMENT_FORMATS)
+
+
+def read_sidecar(path: Path) -> list[Post]:
+    """The posts in a JSON sidecar; a single one is also called by the sidecar's own name (``a.png.json``, ``a.json``).
+
+    Raises InputError for a file without posts.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    posts = list(read_posts(parse(text, f"{path}: ")))
+    if not posts:
+        raise InputError(f"{path}: no post with tags in it")
+    if len(posts) == 1:
+        return [Post(posts[0].tags, posts[0].rating, (path.stem, *posts[0].names))]
+    return posts
+
+
+def sniff_document(path: Path) -> str | None:
+    """``kohya`` or ``metadata`` for a file of many captions, None for one of posts. Raises InputError."""
+    if path.suffix.lower() == ".jsonl":
+        return "metadata"
+    try:
+        text = path.read_bytes().decode("utf-8-sig", "replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return "kohya" if is_kohya(parse(text, f"{path}: ")) else None

@@ -1,0 +1,90 @@
+"""Files of many captions: sd-scripts' metadata JSON, and ``metadata.jsonl`` of Hugging Face's image folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.errors import InputError
+
+_KOHYA_FIELDS = ("tags", "caption")
+_TEXT_FIELDS = ("text", "caption", "prompt", "tags")
+Change = Callable[[str, str], str]
+
+
+def is_kohya(data: Any) -> bool:
+    """Whether JSON is sd-scripts' metadata: an object for each picture, with caption, tags or resolution."""
+    return (
+        isinstance(data, dict)
+        and bool(data)
+        and all(
+            isinstance(row, dict) and any(name in row for name in (*_KOHYA_FIELDS, "train_resolution"))
+            for row in data.values()
+        )
+    )
+
+
+def change_kohya(text: str, change: Change, *, sentences: bool) -> str:
+    """The document with each caption put through ``change`` (picture, caption). Its other fields stay as they are.
+
+    The field is ``tags``, or ``caption`` where there are none, or with ``sentences``. Raises InputError.
+    """
+    data = parse(text)
+    if not is_kohya(data):
+        raise InputError(
+            "not sd-scripts' metadata: an object for each picture, with caption or tags, is needed"
+        )
+    changed = False
+    for key, row in data.items():
+        name = "caption" if sentences or not isinstance(row.get("tags"), str) else "tags"
+        if isinstance(row.get(name), str):
+            new = change(key, row[name])
+            changed |= new != row[name]
+            row[name] = new
+    if not changed:
+        return text
+    # As sd-scripts writes it; letters that are no ASCII stay letters where they were.
+    return json.dumps(data, indent=2, ensure_ascii=text.isascii()) + "\n" * text.endswith("\n")
+
+
+def change_metadata(text: str, change: Change) -> str:
+    """``metadata.jsonl`` with each caption put through ``change`` (file_name, caption); other lines stay letter by
+    letter. Raises InputError naming the line that is none.
+    """
+    lines: list[str] = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        bare = line.rstrip("\r\n")
+        if not bare.strip():
+            lines.append(line)
+            continue
+        row = parse(bare, f"line {number}: ")
+        name = caption_field(row) if isinstance(row, dict) else None
+        if name is None or not isinstance(row.get("file_name"), str):
+            raise InputError(f"line {number}: no file_name with a text or caption")
+        new = change(row["file_name"], row[name])
+        if new != row[name]:
+            line = json.dumps({**row, name: new}, ensure_ascii=False) + line[len(bare) :]
+        lines.append(line)
+    return "".join(lines)
+
+
+def caption_field(row: Mapping[str, Any]) -> str | None:
+    """The field of a line that holds the caption."""
+    return next((name for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)
+
+
+def parse(text: str, place: str = "") -> Any:
+    """JSON. Raises InputError."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise InputError(f"{place}not readable as JSON ({reason})") from None
+
+
+def picture_path(name: str, document: Path) -> Path:
+    """Where a picture lies that a document names: beside it, unless the name is a whole path."""
+    path = Path(name)
+    return path if path.is_absolute() or path.exists() else document.parent / path
