@@ -291,7 +291,9 @@ def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     kind = typing.get_args(field.type)[0]
     if kind is not str:
-        found = tuple(_scalar(field.name, kind, item, where) for item in items)
+        # Numbers may be words of their own or stand in one, with commas.
+        numbers = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
+        found = tuple(_scalar(field.name, kind, number, where) for number in numbers)
         for number in found:
             _check_range(field, number, where)
         return found

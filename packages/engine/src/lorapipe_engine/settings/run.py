@@ -42,6 +42,10 @@ class RunSettings:
     sample_sampler: str = option("ddim", "Sampler of the samples.")
     logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
     log_prefix: str = option("", "Put before the log folder's name.")
+    trace_steps: tuple[int, ...] = option(
+        (), "Steps (from 0) of which everything is written to a file, as 0,1,5.", min=0
+    )
+    trace_dir: Path | None = option(None, "Where traces go. [default: OUTPUT_DIR/trace]")
     training_comment: str | None = option(None, "Comment for the metadata.")
     no_metadata: bool = option(False, "Keep only the few metadata that programs need.")
     metadata_title: str | None = option(None, "Title in the metadata.")

@@ -34,6 +34,7 @@ from lorapipe_engine.train.results import Results
 from lorapipe_engine.train.resume import State, StateKeeper, purpose, save_state, state_file, take_up
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.trace import Trace, trace_path
 from lorapipe_engine.train.weight_norms import TAGS, NormLimit
 
 Say = Callable[[str], None]
@@ -143,7 +144,10 @@ def run_steps(
                     break
                 write_rates(stepper.optimizer, rates_at(state.step))
                 inputs = [data.micro_batch(batch, epoch, 1 / len(group)) for batch in group]
+                stepper.trace = Trace() if state.step in settings.run.trace_steps else None
                 loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
+                if stepper.trace is not None:
+                    write_trace(settings, data, stepper.trace, loss, state, epoch, group)
                 state.step += 1
                 state.loss = follow(state, loss)
                 figures = norm_figures(stepper)
@@ -153,6 +157,22 @@ def run_steps(
                 keeper.after_step()
             state.epoch = epoch + 1
             results.after_epoch(state.step, state.epoch, last=state.step == plan.steps)
+
+
+def write_trace(
+    settings: TrainSettings,
+    data: TrainingData,
+    trace: Trace,
+    loss: float,
+    state: State,
+    epoch: int,
+    group: Sequence[Batch],
+) -> None:
+    """Write the trace of the step that was just taken, with the names of its pictures."""
+    folder = settings.run.trace_dir or settings.run.output_dir / "trace"
+    pictures = data.dataset.pictures
+    batches = [{"files": [str(pictures[index].path) for index in batch.pictures]} for batch in group]
+    trace.write(trace_path(folder, state.step), loss, state.step, epoch, batches)
 
 
 def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: int) -> tuple[float, float]:

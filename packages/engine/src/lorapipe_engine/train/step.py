@@ -24,6 +24,7 @@ from lorapipe_engine.train.loss import (
 )
 from lorapipe_engine.train.noise import draw_noise, draw_timesteps, perturb
 from lorapipe_engine.train.optimizers import gradients_of
+from lorapipe_engine.train.trace import Trace
 from lorapipe_engine.train.weight_norms import NormLimit
 
 
@@ -52,8 +53,11 @@ def batch_loss(
     *,
     clip_skip: int | None,
     conditioning: Conditioning | None = None,
+    trace: Trace | None = None,
 ) -> Tensor:
-    """The weighted loss of a batch, a float32 scalar tensor. ``conditioning`` replaces encoding the ids."""
+    """The weighted loss of a batch, a float32 scalar tensor. ``conditioning`` replaces encoding the ids; ``trace``
+    keeps everything on the way.
+    """
     mean, deviation = batch.latents.chunk(2, dim=1)
     latents = (mean + deviation * torch.randn_like(mean)) * family.latent_scale  # (B, 4, h, w)
     noise = draw_noise(latents, objective)
@@ -64,7 +68,16 @@ def batch_loss(
     prediction = family.predict(noisy, timesteps, conditioning, batch.geometry)
     target = target_of(latents, noise, timesteps, schedule, objective)
     losses = sample_losses(prediction, target, timesteps, schedule, objective, batch.mask)
-    return (losses * loss_weights(timesteps, schedule, objective) * batch.weights).mean()
+    weights = loss_weights(timesteps, schedule, objective) * batch.weights
+    loss = (losses * weights).mean()
+    if trace is not None:
+        trace.record(latents=latents, noise=noise, timesteps=timesteps, noisy_latents=noisy)
+        trace.record(**{f"input_ids__te{index}": ids for index, ids in enumerate(batch.ids, start=1)})
+        trace.record(text_states=conditioning.hidden, pooled=conditioning.pooled, size_ids=batch.geometry)
+        trace.record(prediction=prediction, target=target, mask=batch.mask)
+        trace.record(losses=losses, loss_weights=weights.expand_as(losses), loss=loss)
+        trace.end_pass()
+    return loss
 
 
 class Stepper:
@@ -95,6 +108,7 @@ class Stepper:
         self.train_text = train_text
         self.norm_limit = norm_limit
         self.norms: Tensor | None = None
+        self.trace: Trace | None = None  # set for the steps that are to be traced
         # fp16 gradients underflow: the loss is scaled up and steps that overflow are skipped. bf16 needs neither.
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half_precision)
 
@@ -102,6 +116,8 @@ class Stepper:
         """One update from the batches of an accumulation group: the loss and the gradient's norm, both tensors."""
         for group in self.network.groups.values():
             group.zero_grad()
+        if self.trace is not None:
+            self.trace.record_network(self.network)
         total = torch.zeros((), device=self.family.device)
         for batch in batches:
             conditioning = None
@@ -115,6 +131,7 @@ class Stepper:
                 self.schedule,
                 clip_skip=self.clip_skip,
                 conditioning=conditioning,
+                trace=self.trace,
             )
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -122,6 +139,8 @@ class Stepper:
 
     def _update(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)
+        if self.trace is not None:
+            self.trace.record_gradients(self.network)
         grads = gradients_of(self.optimizer, self.network.groups)
         norm: Tensor = torch.linalg.vector_norm(
             torch.stack([torch.linalg.vector_norm(grad) for grad in grads])
