@@ -41,7 +41,7 @@ def test_pixels(row: dict[str, Any], resampling: Resampling) -> None:
     wanted = row["wanted_bicubic" if resampling == "bicubic" else "wanted_kohya_resample"]
     picture = read_picture(DATA / "pictures" / row["file"], [Preparation(resampling=resampling)])
     assert list(picture.size) == row["upright_size"]
-    pixels = picture.pixels[0][..., ::-1].astype(float)
+    pixels = picture.pixels[0].astype(float)
     assert pixels.shape == (448, 448, 3)
     assert np.abs(pixels.mean((0, 1)) - wanted["mean_bgr"]).max() <= TOLERANCE["mean_bgr"]
     for pixel in wanted["pixels"]:

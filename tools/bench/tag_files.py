@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 PICTURES = 200
 LABELS = 10861  # as the WD taggers v3 have: 4 ratings, 8106 general, 2751 characters
@@ -91,71 +90,91 @@ def make_instant_model(folder: Path) -> Path:
     return _save(graph, folder)
 
 
-def make_vit_model(folder: Path, width: int = 768, depth: int = 12) -> Path:
-    """A vision transformer of random weights, by default of ViT-B's size: 784 patches of 16 px, 360 MB."""
-    from onnx import TensorProto, helper, numpy_helper
+class _Graph:
+    """Nodes and random weights of a network that is being put together; each step's name is its output's."""
 
-    rng = np.random.default_rng(1)
-    tensors: list[Any] = []
-    nodes: list[Any] = []
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self._rng = np.random.default_rng(1)
 
-    def constant(name: str, values: NDArray[Any]) -> str:
-        tensors.append(numpy_helper.from_array(values, name))
+    def constant(self, name: str, values: Any) -> str:
+        from onnx import numpy_helper
+
+        values = np.asarray(values)
+        if values.dtype == np.float64:
+            values = values.astype(np.float32)
+        self.tensors.append(numpy_helper.from_array(values, name))
         return name
 
-    def random(name: str, *shape: int) -> str:
-        return constant(name, rng.normal(0, 0.02, shape).astype(np.float32))
+    def random(self, name: str, *shape: int) -> str:
+        return self.constant(name, self._rng.normal(0, 0.02, shape))
 
-    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
+    def add(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    def normalise(name: str, value: str) -> str:
-        scale = constant(f"{name}.scale", np.ones(width, dtype=np.float32))
-        shift = constant(f"{name}.shift", np.zeros(width, dtype=np.float32))
-        return add("LayerNormalization", [value, scale, shift], name, axis=-1)
+    def normalise(self, name: str, value: str) -> str:
+        scale = self.constant(f"{name}.scale", np.ones(self.width))
+        shift = self.constant(f"{name}.shift", np.zeros(self.width))
+        return self.add("LayerNormalization", [value, scale, shift], name, axis=-1)
 
-    def project(name: str, value: str, inside: int, outside: int) -> str:
-        product = add("MatMul", [value, random(f"{name}.weight", inside, outside)], f"{name}.product")
-        return add("Add", [product, random(f"{name}.bias", outside)], name)
+    def project(self, name: str, value: str, inside: int, outside: int) -> str:
+        product = self.add(
+            "MatMul", [value, self.random(f"{name}.weight", inside, outside)], f"{name}.product"
+        )
+        return self.add("Add", [product, self.random(f"{name}.bias", outside)], name)
 
-    heads, tokens = width // 64, (SIDE // 16) ** 2
-    split = constant("split", np.asarray([0, tokens, heads, 64], dtype=np.int64))
-    whole = constant("whole", np.asarray([0, tokens, width], dtype=np.int64))
-    eighth = constant("eighth", np.asarray(0.125, dtype=np.float32))
-    root = constant("root", np.asarray(2**0.5, dtype=np.float32))
-    half, one = (constant(name, np.asarray(v, dtype=np.float32)) for name, v in (("half", 0.5), ("one", 1.0)))
-    scale = constant("to_unit", np.asarray(1 / 255, dtype=np.float32))
-
-    planes = add("Transpose", [add("Mul", ["input", scale], "unit")], "planes", perm=[0, 3, 1, 2])
-    patches = add("Conv", [planes, random("patch", width, 3, 16, 16)], "patches", strides=[16, 16])
-    rows = add("Reshape", [patches, constant("rows_shape", np.asarray([0, width, tokens]))], "rows")
-    state = add("Transpose", [rows], "tokens", perm=[0, 2, 1])
-    for layer in range(depth):
-        p = f"l{layer}"
-        normed = normalise(f"{p}.n1", state)
+    def layer(self, p: str, state: str) -> str:
+        """A transformer's layer ``p`` on (N, tokens, width)."""
+        width = self.width
+        normed = self.normalise(f"{p}.n1", state)
         parts = []
         for part, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
-            flat = project(f"{p}.{part}", normed, width, width)
-            shaped = add("Reshape", [flat, split], f"{p}.{part}.heads")
-            parts.append(add("Transpose", [shaped], f"{p}.{part}.turned", perm=order))
-        fit = add("Mul", [add("MatMul", parts[:2], f"{p}.qk"), eighth], f"{p}.fit")
-        mixed = add("MatMul", [add("Softmax", [fit], f"{p}.weights", axis=-1), parts[2]], f"{p}.mixed")
-        merged = add(
-            "Reshape", [add("Transpose", [mixed], f"{p}.back", perm=[0, 2, 1, 3]), whole], f"{p}.merged"
-        )
-        state = add("Add", [state, project(f"{p}.o", merged, width, width)], f"{p}.attended")
-        wide = project(f"{p}.up", normalise(f"{p}.n2", state), width, 4 * width)
-        curve = add("Add", [add("Erf", [add("Div", [wide, root], f"{p}.d")], f"{p}.e"), one], f"{p}.f")
-        active = add("Mul", [add("Mul", [wide, curve], f"{p}.g"), half], f"{p}.gelu")
-        state = add("Add", [state, project(f"{p}.down", active, 4 * width, width)], f"{p}.out")
-    pooled = add(
-        "ReduceMean", [normalise("last", state), constant("axis", np.asarray([1]))], "pooled", keepdims=0
+            flat = self.project(f"{p}.{part}", normed, width, width)
+            shaped = self.add("Reshape", [flat, "split"], f"{p}.{part}.heads")
+            parts.append(self.add("Transpose", [shaped], f"{p}.{part}.turned", perm=order))
+        fit = self.add("Mul", [self.add("MatMul", parts[:2], f"{p}.qk"), "eighth"], f"{p}.fit")
+        weights = self.add("Softmax", [fit], f"{p}.weights", axis=-1)
+        mixed = self.add("MatMul", [weights, parts[2]], f"{p}.mixed")
+        turned = self.add("Transpose", [mixed], f"{p}.back", perm=[0, 2, 1, 3])
+        merged = self.add("Reshape", [turned, "whole"], f"{p}.merged")
+        state = self.add("Add", [state, self.project(f"{p}.o", merged, width, width)], f"{p}.attended")
+        wide = self.project(f"{p}.up", self.normalise(f"{p}.n2", state), width, 4 * width)
+        curve = self.add("Erf", [self.add("Div", [wide, "root"], f"{p}.d")], f"{p}.e")
+        gate = self.add("Mul", [wide, self.add("Add", [curve, "one"], f"{p}.f")], f"{p}.g")
+        active = self.add("Mul", [gate, "half"], f"{p}.gelu")
+        return self.add("Add", [state, self.project(f"{p}.down", active, 4 * width, width)], f"{p}.out")
+
+
+def make_vit_model(folder: Path, width: int = 768, depth: int = 12) -> Path:
+    """A vision transformer of random weights, by default of ViT-B's size: 784 patches of 16 px, 360 MB."""
+    from onnx import TensorProto, helper
+
+    graph = _Graph(width)
+    tokens = (SIDE // 16) ** 2
+    graph.constant("split", [0, tokens, width // 64, 64])
+    graph.constant("whole", [0, tokens, width])
+    for name, value in {"eighth": 0.125, "root": 2**0.5, "half": 0.5, "one": 1.0, "unit": 1 / 255}.items():
+        graph.constant(name, value)
+    scaled = graph.add("Mul", ["input", "unit"], "scaled")
+    planes = graph.add("Transpose", [scaled], "planes", perm=[0, 3, 1, 2])
+    patches = graph.add(
+        "Conv", [planes, graph.random("patch", width, 3, 16, 16)], "patches", strides=[16, 16]
     )
-    add("Sigmoid", [project("head", pooled, width, LABELS)], "output")
+    rows = graph.add("Reshape", [patches, graph.constant("rows_shape", [0, width, tokens])], "rows")
+    state = graph.add("Transpose", [rows], "tokens", perm=[0, 2, 1])
+    for layer in range(depth):
+        state = graph.layer(f"l{layer}", state)
+    last = graph.normalise("last", state)
+    pooled = graph.add("ReduceMean", [last, graph.constant("axis", [1])], "pooled", keepdims=0)
+    graph.add("Sigmoid", [graph.project("head", pooled, width, LABELS)], "output")
     shapes = [("input", ["N", SIDE, SIDE, 3]), ("output", ["N", LABELS])]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes]
-    return _save(helper.make_graph(nodes, "vit", values[:1], values[1:], tensors), folder)
+    return _save(helper.make_graph(graph.nodes, "vit", values[:1], values[1:], graph.tensors), folder)
 
 
 def _save(graph: Any, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from lorapipe_engine.errors import InputError
 from lorapipe_tagger.labels import CHARACTER, GENERAL
@@ -28,7 +29,7 @@ class Adapter:
     name: str
     models: tuple[str, ...]
     labels: tuple[str, ...]
-    channels: str = "BGR"
+    channels: Literal["BGR", "RGB"] = "BGR"
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
     size: int = 448

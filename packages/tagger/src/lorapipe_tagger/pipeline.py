@@ -112,6 +112,7 @@ class Tagger:
             padding=adapter.padding,
             squash=adapter.squash,
             resampling=self._work.resampling,
+            channels=adapter.channels,
         )
 
     def cache_key(self, cache: ScoreCache) -> str:

@@ -63,7 +63,7 @@ class Network:
         self._labels = labels
 
     def scores(self, pictures: Sequence[Pixels]) -> Scores:
-        """Probabilities (N, labels), float32, of pictures (S, S, 3) in RGB, uint8.
+        """Probabilities (N, labels), float32, of pictures (S, S, 3), uint8, prepared for the adapter.
 
         A network of fixed batch gets as many at a time as it wants, the last ones filled up. Raises InputError
         where it fails or gives no probabilities.
@@ -96,7 +96,7 @@ class Network:
         size, adapter = self.input.size, self.adapter
         batch = np.zeros((step, size, size, 3), dtype=np.float32)
         for row, picture in enumerate(pictures):
-            batch[row] = picture[..., ::-1] if adapter.channels == "BGR" else picture
+            batch[row] = picture
         if not adapter.plain:
             order = slice(None, None, -1 if adapter.channels == "BGR" else 1)
             batch -= np.asarray(adapter.mean[order], dtype=np.float32)
