@@ -135,7 +135,7 @@ class Folder:
         try:
             if self._descriptor is None:
                 self._hidden.mkdir(exist_ok=True)
-                self._clear()
+                _clear(self._hidden)
                 self._descriptor = os.open(self._hidden / f"{self._run}{_ENDING}", _APPEND, 0o666)
             _write_all(self._descriptor, lines)
             os.fsync(self._descriptor)
@@ -153,12 +153,6 @@ class Folder:
             return {**entry, "before": None if change.before is None else change.before.decode()}
         except UnicodeDecodeError:
             return {**entry, "before_base64": base64.b64encode(change.before or b"").decode("ascii")}
-
-    def _clear(self) -> None:
-        """Remove what a killed run left; nobody else is at work here while the folder is locked."""
-        for path in self._hidden.glob("*.tmp"):
-            with suppress(OSError):
-                path.unlink()
 
     def _replace(self, change: Change) -> None:
         path = self._prefix + change.name
@@ -189,6 +183,13 @@ class Folder:
             self._mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         if mode not in (None, self._mode) and sys.platform != "win32":
             os.fchmod(descriptor, mode)
+
+
+def _clear(hidden: Path) -> None:
+    """Remove what a killed run left; nobody else is at work there while the folder is locked."""
+    for path in hidden.glob("*.tmp"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def read_bytes(path: Path | str) -> bytes | None:
@@ -364,6 +365,7 @@ def _undo_folder(journal: Path, folder: Path, result: Undone, dry_run: bool) -> 
         journal.replace(journal.with_name(f"{journal.name}{_KEPT}"))
         return
     journal.unlink()
+    _clear(journal.parent)
     with suppress(OSError):  # other runs have journals there
         journal.parent.rmdir()
 

@@ -215,6 +215,44 @@ FILE_OPTIONS = _options(
         metavar="SUFFIX",
         help="Suffix of captions.  [default: .txt and .caption]",
     ),
+    click.option(
+        "--from",
+        "source",
+        type=click.Choice(
+            [
+                "txt",
+                "grabber",
+                "hydrus",
+                "spaced",
+                "booru",
+                "danbooru",
+                "gelbooru",
+                "moebooru",
+                "e621",
+                "gallery-dl",
+                "kohya",
+                "metadata",
+            ]
+        ),
+        help="Format of what is read.  [default: by the file's content]",
+    ),
+    click.option(
+        "--categories",
+        default="character,general",
+        show_default=True,
+        metavar="NAMES",
+        help="Categories taken from a post, in this order; --order category sorts by it.",
+    ),
+    click.option(
+        "--to",
+        "target",
+        type=click.Choice(["txt", "caption", "kohya", "metadata", "csv"]),
+        help="Write another format instead of in place.",
+    ),
+    click.option(
+        "-o", "--output", type=FILE, metavar="OUT", help="Folder for txt and caption, file for the others."
+    ),
+    click.option("--force", is_flag=True, help="Replace OUT if it exists."),
     click.option("--union", type=FILE, metavar="DIR", help="Add the tags of the captions there."),
     click.option(
         "--intersect", type=FILE, metavar="DIR", help="Keep the tags that the captions there have too."

@@ -21,6 +21,7 @@ from lorapipe_dataset.clean.words import (
     resolve,
     split_list,
 )
+from lorapipe_dataset.sidecars import POST_FORMATS, TEXT_FORMATS
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import ConfigError
 
@@ -30,7 +31,24 @@ _PLAIN = (
     "trigger_place", "order", "descending", "keep_first", "seed", "max_tags", "max_tokens", "prefix", "suffix",
     "sentences",
 )  # fmt: skip
-_FILES = ("recursive", "existing", "no_txt", "dry_run", "undo", "jsonl", "frequency", "check_trigger")
+_FILES = (
+    "recursive",
+    "existing",
+    "no_txt",
+    "dry_run",
+    "undo",
+    "jsonl",
+    "frequency",
+    "check_trigger",
+    "source",
+    "target",
+    "output",
+    "force",
+)
+
+
+# Sites spell tags with underscores; captions have spaces.
+_WITH_UNDERSCORES = (*POST_FORMATS, *TEXT_FORMATS)
 
 
 def read_flags(inputs: Sequence[str], flags: Mapping[str, Any]) -> Options:
@@ -45,6 +63,7 @@ def read_flags(inputs: Sequence[str], flags: Mapping[str, Any]) -> Options:
         extensions=tuple(text.lower() for text in extensions) or (".txt", ".caption"),
         other=flags[algebra[0]] if algebra else None,
         create=flags["if_empty"] is not None,
+        categories=check_categories([flags["categories"]], "--categories"),
         **{name: flags[name] for name in _FILES},
     )
 
@@ -59,7 +78,8 @@ def read_rules(flags: Mapping[str, Any], algebra: str | None = None) -> Rules:
     fixed: dict[str, Any] = {name: flags[name] for name in _PLAIN}
     return Rules(
         **fixed,
-        spelling=flags["spelling"] or "keep",
+        spelling=flags["spelling"] or ("spaces" if flags["source"] in _WITH_UNDERSCORES else "keep"),
+        category_order=check_categories([flags["categories"]], "--categories"),
         algebra=algebra,  # type: ignore[arg-type]
         phrases=flags["phrase"],
         regexes=flags["regex"],

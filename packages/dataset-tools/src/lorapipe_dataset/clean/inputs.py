@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lorapipe_dataset.clean.options import Options
+from lorapipe_dataset.clean.posts import Pictures, post_caption, read_matches
 from lorapipe_dataset.clean.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.words import CATEGORIES
+from lorapipe_dataset.sidecars import DOCUMENT_FORMATS, POST_FORMATS, TEXT_FORMATS, sniff_document
+from lorapipe_dataset.sidecars.post import Post
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.images import IMAGE_SUFFIXES
@@ -25,6 +28,7 @@ class Job:
     """A caption to clean: its ``file`` (it need not exist yet), and its ``picture`` where one is known.
 
     ``given`` is the caption that came with a record or a sidecar, ``root`` the folder that was asked for.
+    ``origin``: another file that the caption is read from; ``reader`` makes a post of a text that is no plain caption.
     ``error``: what stands in the way.
     """
 
@@ -34,6 +38,8 @@ class Job:
     record: Record | None = None
     given: str | None = None
     facts: Facts = NO_FACTS
+    origin: Path | None = None
+    reader: Callable[[str], Post] | None = None
     error: str | None = None
 
 
@@ -42,6 +48,7 @@ class Document:
     """A file of many captions, to be cleaned as one."""
 
     path: Path
+    kind: str
 
 
 def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Document]:
@@ -57,17 +64,75 @@ def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Do
         elif str(record.path) in words and not record.path.exists():
             raise InputError(f"{record.path}: no such file or folder")
         elif record.path.suffix.lower() in DOCUMENTS and "caption" not in record.data:
-            yield Document(record.path)
+            yield from _of_file(record.path, options)
         else:
             yield _of_record(record, options)
     if nothing and not options.inputs:
         raise InputError("nothing to work on: the list on standard input is empty")
 
 
+def _of_file(path: Path, options: Options) -> Iterator[Job | Document]:
+    """A JSON file: a document of many captions, or a sidecar."""
+    try:
+        kind = options.source if options.source in DOCUMENT_FORMATS else None
+        kind = kind or (None if options.source in POST_FORMATS else sniff_document(path))
+    except InputError as error:
+        yield Job(path, error=str(error))
+        return
+    if kind is not None:
+        yield Document(path, kind)
+    else:
+        yield from _of_sidecars([path], path.parent, options)
+
+
+def _of_sidecars(sidecars: Sequence[Path], root: Path, options: Options) -> Iterator[Job]:
+    folders: dict[Path, Pictures] = {}
+    strangers = 0
+    for sidecar in sidecars:
+        folder = sidecar.parent
+        if folder not in folders:
+            folders[folder] = Pictures(find_files(folder, PICTURES))
+        for match in read_matches(sidecar, folders[folder]):
+            if match.post is None:
+                yield Job(sidecar, root, error=match.error)
+            elif match.picture is None and folders[folder].paths:
+                strangers += 1
+            else:
+                whole = match.picture or sidecar.with_name(sidecar.stem)
+                alone = match.picture is None and whole.suffix.lower() not in PICTURES
+                file = (
+                    Path(f"{whole}{options.extensions[0]}")
+                    if alone
+                    else whole.with_suffix(options.extensions[0])
+                )
+                given, facts = post_caption(match.post, options)
+                yield _aimed(Job(file, root, match.picture, given=given, facts=facts), options)
+    if strangers:
+        say(f"lora-clean: {strangers} posts have no picture here")
+
+
+def _aimed(job: Job, options: Options) -> Job:
+    """The job with the file that ``--to`` asks for."""
+    if options.target not in ("txt", "caption"):
+        return job
+    suffix = f".{options.target}"
+    place = job.file
+    if options.output is not None:
+        inside = place.relative_to(job.root) if job.root is not None else Path(place.name)
+        place = options.output / inside
+    place = place.with_suffix(suffix)
+    if place != job.file:
+        job.origin = job.file if job.given is None else None
+        job.file = place
+    return job
+
+
 def _of_record(record: Record, options: Options) -> Job:
     path, caption = record.path, record.data.get("caption")
     is_text = path.suffix.lower() in options.extensions
-    job = Job(path, picture=None if is_text else path, record=record)
+    job = Job(
+        path, picture=None if is_text else path, record=record, reader=TEXT_FORMATS.get(options.source or "")
+    )
     if not is_text and not (options.no_txt and caption is not None):
         job.file = find_caption_file(path, options.extensions)
     if "error" in record.data:
@@ -79,7 +144,7 @@ def _of_record(record: Record, options: Options) -> Job:
     else:
         job.given = caption
         job.facts = record_facts(record.data)
-    return job
+    return _aimed(job, options)
 
 
 def find_caption_file(picture: Path, extensions: Sequence[str]) -> Path:
@@ -112,8 +177,23 @@ def record_facts(data: Mapping[str, Any]) -> Facts:
 # -------------------------------------------------------------------------------- folders
 
 
-def _in_folder(folder: Path, options: Options) -> Iterator[Job]:
+def _of_files(folder: Path, options: Options) -> Iterator[Job | Document]:
+    """The sidecars or documents of a folder."""
+    suffixes = [".jsonl"] if options.source == "metadata" else [".json"]
+    found = find_files(folder, suffixes, recursive=options.recursive)
+    if not found:
+        raise InputError(f"{folder}: has no {suffixes[0]} files")
+    if options.source in DOCUMENT_FORMATS:
+        yield from (Document(path, options.source) for path in found)
+    else:
+        yield from _of_sidecars(found, folder, options)
+
+
+def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:
     """The caption files of a folder. Where it has pictures, only those with a picture: other texts are no captions."""
+    if options.source in (*POST_FORMATS, *DOCUMENT_FORMATS):
+        yield from _of_files(folder, options)
+        return
     wanted = PICTURES.union(options.extensions)
     by_folder: dict[Path, list[Path]] = {}
     for path in find_files(folder, wanted, recursive=options.recursive):
@@ -133,6 +213,7 @@ def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job
         owners.setdefault(picture.stem, picture)
         owners[picture.name] = picture  # a.png.txt is a caption too
     done: set[Path] = set()
+    reader = TEXT_FORMATS.get(options.source or "")
     alone = 0
     for path in texts:
         owner = owners.get(path.stem)
@@ -141,14 +222,18 @@ def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job
             continue
         if owner is not None:
             done.add(owner)
-        yield Job(path, root, owner)
+        job = Job(path, root, owner, reader=reader)
+        if reader is not None and owner is not None and path.stem == owner.name:
+            # A sidecar a.png.txt; trainers read a.txt.
+            job.origin, job.file = path, owner.with_suffix(options.extensions[0])
+        yield _aimed(job, options)
     if alone:
         say(f"lora-clean: {paths[0].parent}: {alone} text files without a picture are left alone")
     captioned = {path.stem for path in done}
     for picture in pictures if options.create else ():
         if picture not in done and picture.stem not in captioned:
             file = picture.with_suffix(options.extensions[0])
-            yield Job(file, root, picture)
+            yield _aimed(Job(file, root, picture), options)
 
 
 def counterpart(job: Job, other: Path, extensions: Sequence[str]) -> Path | None:

@@ -50,6 +50,11 @@ class Options:
             raise ConfigError(f"{self.other}: no such folder of captions")
 
     @property
+    def writes_texts(self) -> bool:
+        """Whether captions go to text files, in place or elsewhere."""
+        return self.target in (None, "txt", "caption")
+
+    @property
     def in_place(self) -> bool:
         """Whether captions go back to where they were read."""
         return self.target is None

@@ -2,196 +2,120 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from lorapipe_dataset.clean.cleaner import Cleaner, counted
+from lorapipe_dataset.clean.documents import clean_document, document_captions
 from lorapipe_dataset.clean.inputs import Document, Job, gather
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.clean.rules import Facts
+from lorapipe_dataset.clean.rules import NO_FACTS, Facts
+from lorapipe_dataset.clean.tags import split_caption
+from lorapipe_dataset.clean.tell import TOOL, Count, Teller, printable, tell_cut, tell_frequency
 from lorapipe_dataset.clean.textfile import decode
-from lorapipe_dataset.clean.work import Outcome, Worker, by_folder, find_facts
+from lorapipe_dataset.clean.work import Outcome, Worker, by_folder, find_facts, read_source
+from lorapipe_dataset.clean.writers import write_rows
 from lorapipe_dataset.journal import Journal, read_bytes, undo
-from lorapipe_dataset.output import printable as escaped
+from lorapipe_engine.atomic import check_output
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.progress import QUIET, progress
-from lorapipe_engine.records import Record, format_record
+from lorapipe_engine.progress import progress
 
-TOOL = "lora-clean"
 _BATCH = 4096
 _STREAMED_BATCH = 64
-
-
-@dataclass
-class Count:
-    """What came of the captions."""
-
-    seen: int = 0
-    changed: int = 0
-    empty: int = 0
-    missing: int = 0
-    differ: int = 0
-    failed: int = 0
-    cut: int = 0
 
 
 def run(options: Options, stdin: BinaryIO | None = None) -> int:
     """Clean what the options name; the exit status. Raises LoraError where nothing could be done."""
     if options.undo:
         return take_back(options)
-    work: Iterable[Job | Document] = gather(options, stdin)
+    if options.output is not None and not options.writes_texts:
+        check_output(options.output, force=options.force)
     streamed = not options.inputs or "-" in options.inputs
+    work: Iterable[Job | Document] = gather(options, stdin)
     total = 0
     if not streamed or options.rules.needs_all:
         work = list(work)
         total = len(work)
     cleaner = Cleaner(options.rules)
+    if options.check_trigger is not None:
+        return check_trigger(options.check_trigger, work, options, cleaner)
     if options.rules.needs_all:
-        cleaner = counted(options.rules, _texts(work, options, cleaner))
-    journal = Journal(TOOL)
-    count, tags = Count(), Counter[str]()
-    teller = Teller(options, count)
-    with progress(total, "cleaning", "caption") as bar, Worker(options, cleaner, journal) as worker:
-        jobs = (job for job in work if isinstance(job, Job))
-        for batch in by_folder(jobs, _STREAMED_BATCH if streamed else _BATCH):
-            outcomes = worker.clean(batch)
+        cleaner = counted(options.rules, read_all(work, options, cleaner))
+    teller = Teller(options, Count())
+    tags: Counter[str] = Counter()
+    rows: list[tuple[Path, str]] = []
+    with progress(total, "cleaning", "caption") as bar:
+        for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH):
             teller.tell(outcomes)
-            if options.frequency:
-                for outcome in outcomes:
-                    tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
-            bar.update(len(batch))
+            for outcome in outcomes if options.frequency else ():
+                tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
+            if not options.writes_texts:
+                rows += [(o.job.picture or o.job.file, o.after) for o in outcomes if o.after is not None]
+            bar.update(len(outcomes))
+    if not options.dry_run:
+        write_rows(rows, options)
     teller.summary()
+    tell_cut(cleaner.bench.cut)
     if options.frequency:
         tell_frequency(tags)
-    return 1 if count.failed else 0
+    return 1 if teller.count.failed else 0
 
 
-def _texts(work: Iterable[Job | Document], options: Options, cleaner: Cleaner) -> Iterator[tuple[str, Facts]]:
+def clean_all(
+    work: Iterable[Job | Document], options: Options, cleaner: Cleaner, most: int
+) -> Iterator[list[Outcome]]:
+    """What came of everything, in order, in batches of at most ``most`` captions of one folder."""
+    journal = Journal(TOOL)
+    with Worker(options, cleaner, journal) as worker:
+        for batch in by_folder(work, most):
+            if isinstance(batch, Document):
+                yield clean_document(batch, options, cleaner, journal)
+            else:
+                yield worker.clean(batch)
+
+
+def read_all(
+    work: Iterable[Job | Document], options: Options, cleaner: Cleaner
+) -> Iterator[tuple[str, Facts]]:
     """The captions as they are now, for counting; what cannot be read is told when its turn comes."""
     for job in work:
-        if not isinstance(job, Job) or job.error is not None:
-            continue
         try:
-            data = read_bytes(job.file) if job.given is None else None
-            text = (
-                job.given if job.given is not None else decode(data, job.file) if data is not None else None
-            )
-            if text is not None:
-                yield text, find_facts(job, options, cleaner)
+            if isinstance(job, Document):
+                yield from ((text, NO_FACTS) for text in document_captions(job, options, cleaner))
+            elif job.error is None:
+                data = read_bytes(job.file) if job.given is None else None
+                held = None if data is None else decode(data, job.file)
+                text, facts = read_source(job, held, options)
+                text = text if text is not None else held
+                if text is not None or options.create:
+                    yield text or "", find_facts(job, options, cleaner, facts)
         except (LoraError, OSError):
             continue
 
 
-# -------------------------------------------------------------------------------- telling
-
-
-class Teller:
-    """Says what came of captions: errors to stderr, differences or records to stdout."""
-
-    def __init__(self, options: Options, count: Count) -> None:
-        self._options = options
-        self._count = count
-        self._folders: dict[Path, None] = {}
-        piped = sys.stdout is not None and not sys.stdout.isatty()
-        self._records = options.jsonl if options.jsonl is not None else piped and not options.dry_run
-
-    def tell(self, outcomes: list[Outcome]) -> None:
-        """Count and tell what came of a batch."""
-        lines: list[str] = []
-        for outcome in outcomes:
-            self._add(outcome)
-            if outcome.error is not None:
-                click.echo(f"{TOOL}: error: {_one_line(outcome)}", err=True)
-            if self._records:
-                lines.append(format_record(as_record(outcome)))
-            elif self._options.dry_run and outcome.written:
-                lines.append(difference(outcome))
-        if lines:
-            click.echo("\n".join(lines).encode("utf-8", "surrogateescape"))
-
-    def _add(self, outcome: Outcome) -> None:
-        count = self._count
-        count.seen += 1
-        if outcome.error is not None:
-            count.failed += 1
-            return
-        count.missing += outcome.before is None and outcome.after is None
-        count.empty += outcome.after == ""
-        count.differ += outcome.differs
-        changed = outcome.written or outcome.before != outcome.after
-        count.changed += changed
-        if outcome.written:
-            self._folders[outcome.job.file.parent] = None
-
-    def summary(self) -> None:
-        """One line for the user, and how to take it back."""
-        count = self._count
-        verb = "would change" if self._options.dry_run else "changed"
-        parts = [f"{count.changed:,} of {count.seen:,} captions {verb}"]
-        parts += [f"{count.missing:,} pictures without a caption"] * bool(count.missing)
-        parts += [f"{count.empty:,} are empty"] * bool(count.empty)
-        parts += [f"{count.failed:,} failed"] * bool(count.failed)
-        say(f"{TOOL}: {', '.join(parts)}")
-        if count.differ:
-            say(
-                f"{TOOL}: {count.differ:,} caption files say something else than their records and are left alone "
-                "(see --existing)"
-            )
-        if self._folders and not self._options.dry_run and self._options.in_place:
-            places = [str(path) for path in self._options.inputs_for_undo(self._folders)]
-            say(f"{TOOL}: to take it back: {TOOL} --undo {printable(shlex.join(places))}")
-
-
-def _one_line(outcome: Outcome) -> str:
-    error = outcome.error or ""
-    name = str(outcome.job.picture or outcome.job.file)
-    known = str(outcome.job.file) in error or name in error
-    return printable(error if known else f"{name}: {error}")
-
-
-def as_record(outcome: Outcome) -> Record:
-    """The record that goes on to the next tool: the one that came, with the new caption."""
-    job = outcome.job
-    data = dict(job.record.data) if job.record is not None else {}
-    if outcome.error is not None:
-        data["error"] = outcome.error
-    elif outcome.after is not None:
-        data["caption"] = outcome.after
-    path = job.record.path if job.record is not None else job.picture or job.file
-    return Record(path, data)
-
-
-def printable(text: str) -> str:
-    """A text for one line of a terminal; most are so already."""
-    return text if text.isprintable() else escaped(text)
-
-
-def difference(outcome: Outcome) -> str:
-    """A caption before and after, as lines with ``-`` and ``+`` under its file's name."""
-    old = (outcome.before or "").splitlines()
-    new = (outcome.after or "").splitlines()
-    rows = [f"- {printable(line)}" for line in old] + [f"+ {printable(line)}" for line in new]
-    if old == new:
-        rows = ["  (byte order mark or line ends only)"]
-    return "\n".join([printable(str(outcome.job.file)), *rows])
-
-
-def tell_frequency(tags: Counter[str]) -> None:
-    """How many captions have each tag, the most frequent first, to stderr."""
-    if not QUIET.get():
-        for tag, number in sorted(tags.items(), key=lambda item: (-item[1], item[0])):
-            click.echo(f"{number:7d}  {printable(tag)}", err=True)
-
-
-# -------------------------------------------------------------------------------- taking back
+def check_trigger(trigger: str, work: Iterable[Job | Document], options: Options, cleaner: Cleaner) -> int:
+    """List the captions that lack a tag of the trigger; 1 if there are any. Nothing is written."""
+    key = cleaner.bench.key
+    wanted = {key(tag) for tag in split_caption(trigger, options.rules.separators)}
+    seen = lacking = 0
+    for job in work:
+        name = job.path if isinstance(job, Document) else job.file
+        if isinstance(job, Job) and job.given is None and not job.file.exists():
+            texts = [""]
+        else:
+            texts = [text for text, _ in read_all([job], options, cleaner)]
+        for text in texts:
+            seen += 1
+            if not wanted <= set(map(key, cleaner.tags_of(text))):
+                lacking += 1
+                click.echo(printable(str(name)))
+    say(f"{TOOL}: {seen - lacking:,} of {seen:,} captions have '{printable(trigger)}'")
+    return 1 if lacking else 0
 
 
 def take_back(options: Options) -> int:

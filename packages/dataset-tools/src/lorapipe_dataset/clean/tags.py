@@ -113,7 +113,9 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     for pattern in patterns:
         if pattern.startswith(REGEX):
             tests.append(expression(pattern.removeprefix(REGEX)).fullmatch)
-        elif any(letter in pattern for letter in "*?[") and (is_word(pattern) or pattern == "*"):
+        elif any(letter in pattern for letter in "*?[") and (
+            pattern == "*" or any(map(str.isalpha, pattern))
+        ):
             tests.append(re.compile(fnmatch.translate(canonical(pattern))).match)
     if not tests:
         return names.__contains__

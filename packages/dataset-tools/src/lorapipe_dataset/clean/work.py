@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorapipe_dataset.clean.cleaner import Cleaner
-from lorapipe_dataset.clean.inputs import Job, counterpart
+from lorapipe_dataset.clean.inputs import Document, Job, counterpart
 from lorapipe_dataset.clean.options import Existing, Options
+from lorapipe_dataset.clean.posts import post_caption
 from lorapipe_dataset.clean.rules import Facts
 from lorapipe_dataset.clean.textfile import decode, encode, says_the_same
 from lorapipe_dataset.journal import Change, ChangedMeanwhile, Folder, Journal, read_bytes
-from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.errors import InputError, LoraError, OutputError
 
 _ATTEMPTS = 5
 _PART = 256
@@ -32,6 +34,13 @@ class Outcome:
     error: str | None = None
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be made ({error.strerror})") from error
+
+
 @dataclass(slots=True)
 class _Plan:
     outcome: Outcome
@@ -46,7 +55,7 @@ class Worker:
         self._cleaner = cleaner
         self._journal = journal
         self._writer = ThreadPoolExecutor(1, "write")
-        self._writes = not (options.dry_run or options.no_txt) and options.in_place
+        self._writes = not (options.dry_run or options.no_txt) and options.writes_texts
 
     def __enter__(self) -> Worker:
         return self
@@ -59,6 +68,8 @@ class Worker:
         if not self._writes:
             return [self._plan(job).outcome for job in jobs]
         try:
+            if self._options.output is not None:
+                _make_folder(jobs[0].file.parent)
             with self._journal.folder(jobs[0].file.parent) as desk:
                 return self._clean_locked(jobs, desk)
         except LoraError as error:
@@ -107,13 +118,15 @@ class Worker:
             return None
         data = read_bytes(job.file)
         held = None if data is None else decode(data, job.file)
-        text = job.given if job.given is not None else held
+        brought, facts = read_source(job, held, self._options)
+        text = brought if brought is not None else held
         if text is None and not self._options.create:
             return None
-        outcome.before = held if job.given is None else text
-        facts = find_facts(job, self._options, self._cleaner)
+        outcome.before = held if job.given is None and job.origin is None else text
+        facts = find_facts(job, self._options, self._cleaner, facts)
         outcome.after = self._clean(job, text or "", facts)
-        if job.given is not None and held is not None and held.strip() and not says_the_same(held, job.given):
+        foreign = job.given is not None or job.origin is not None
+        if foreign and held is not None and held.strip() and not _agrees(held, text, outcome.after):
             if self._options.existing == "skip":
                 outcome.differs = True
                 return None
@@ -132,7 +145,7 @@ class Worker:
     def _decide_record(self, job: Job, text: str, outcome: Outcome) -> None:
         """Clean the caption of a record whose files are not touched."""
         outcome.before = text
-        outcome.after = self._clean(job, text, find_facts(job, self._options, self._cleaner))
+        outcome.after = self._clean(job, text, find_facts(job, self._options, self._cleaner, job.facts))
 
     def _clean(self, job: Job, text: str, facts: Facts) -> str:
         try:
@@ -141,15 +154,34 @@ class Worker:
             raise InputError(f"{job.file}: {error}") from error
 
 
-def find_facts(job: Job, options: Options, cleaner: Cleaner) -> Facts:
+def _agrees(held: str, *texts: str | None) -> bool:
+    return any(text is not None and says_the_same(held, text) for text in texts)
+
+
+def read_source(job: Job, held: str | None, options: Options) -> tuple[str | None, Facts]:
+    """The caption that a job brings, from its record, another file, or its own file in another format; None where the
+    file holds it as it is. Raises LoraError or OSError.
+    """
+    if job.given is not None:
+        return job.given, job.facts
+    text = held
+    if job.origin is not None:
+        data = read_bytes(job.origin)
+        text = None if data is None else decode(data, job.origin)
+    if job.reader is not None and text is not None:
+        return post_caption(job.reader(text), options)
+    return (text if job.origin is not None else None), job.facts
+
+
+def find_facts(job: Job, options: Options, cleaner: Cleaner, facts: Facts) -> Facts:
     """What is known of a caption, with the tags of its counterpart where captions are put together."""
     if options.other is None:
-        return job.facts
+        return facts
     path = counterpart(job, options.other, options.extensions)
     if path is None:
-        return job.facts
+        return facts
     tags = cleaner.tags_of(decode(path.read_bytes(), path))
-    return Facts(job.facts.categories, job.facts.scores, tags)
+    return Facts(facts.categories, facts.scores, tags)
 
 
 def join_existing(cleaner: Cleaner, old: str, new: str, mode: Existing) -> str:
@@ -167,13 +199,17 @@ def join_existing(cleaner: Cleaner, old: str, new: str, mode: Existing) -> str:
     return cleaner.rules.join.join(part for part in parts if part)
 
 
-def by_folder(jobs: Iterable[Job], most: int) -> Iterable[list[Job]]:
-    """Jobs in batches of one folder each, in order."""
+def by_folder(work: Iterable[Job | Document], most: int) -> Iterator[list[Job] | Document]:
+    """Jobs in batches of one folder each, and documents, in order."""
     batch: list[Job] = []
-    for job in jobs:
-        if batch and (len(batch) >= most or job.file.parent != batch[0].file.parent):
+    for one in work:
+        place = one.file.parent if isinstance(one, Job) else None
+        if batch and (len(batch) >= most or place != batch[0].file.parent):
             yield batch
             batch = []
-        batch.append(job)
+        if isinstance(one, Document):
+            yield one
+        else:
+            batch.append(one)
     if batch:
         yield batch

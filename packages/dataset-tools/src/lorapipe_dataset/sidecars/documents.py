@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,15 @@ def change_metadata(text: str, change: Change) -> str:
     letter. Raises InputError naming the line that is none.
     """
     lines: list[str] = []
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
+    for number, line in enumerate(re.split(r"(?<=\n)", text), 1):
         bare = line.rstrip("\r\n")
         if not bare.strip():
             lines.append(line)
             continue
         row = parse(bare, f"line {number}: ")
         name = caption_field(row) if isinstance(row, dict) else None
+        if isinstance(row, dict) and "path" in row:
+            raise InputError("these are records; pipe them in: lora-clean - < FILE")
         if name is None or not isinstance(row.get("file_name"), str):
             raise InputError(f"line {number}: no file_name with a text or caption")
         new = change(row["file_name"], row[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -58,6 +59,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.key = key_maker()
+        self.cut: Counter[str] = Counter()  # what the limits took away
         rules = self.rules
         self.trigger = [tag for tag in split_caption(rules.trigger, rules.separators) if tag != MARK]
         self.own = frozenset(map(self.key, (*self.trigger, *rules.add)))

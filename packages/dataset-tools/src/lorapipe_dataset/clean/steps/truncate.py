@@ -34,6 +34,9 @@ def build(bench: Bench) -> Step | None:
             if (left_tokens < 0 or left_tags < 0) and not must[place]:
                 break
             chosen.add(place)
+        if len(chosen) == len(tags):
+            return tags
+        bench.cut.update(bench.key(tag) for i, tag in enumerate(tags) if i not in chosen)
         return [tag for i, tag in enumerate(tags) if i in chosen]
 
     return step

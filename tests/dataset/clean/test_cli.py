@@ -1,0 +1,276 @@
+"""The command on folders, files and records."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Clean = Callable[..., Any]
+PROGRAM = [sys.executable, "-c", "from lorapipe_dataset.clean.cli import main; main()"]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_dry_run_shows_a_diff_and_changes_nothing(clean: Clean, imgs: Path) -> None:
+    before = snapshot(imgs)
+    result = clean(imgs, "--trigger", "mayuri", "--spaces", "--dry-run")
+    assert result.code == 0
+    assert "- 1girl, solo, white_shirt, shirt,, Solo , ^_^" in result.out
+    assert "+ mayuri, 1girl, solo, white shirt, shirt, ^_^" in result.out
+    assert "3 of 3 captions would change" in result.err
+    assert snapshot(imgs) == before
+
+
+def test_clean_again_and_undo(clean: Clean, imgs: Path) -> None:
+    before = snapshot(imgs)
+    options = ("--trigger", "mayuri", "--spaces", "--overlap", "--several-people")
+    result = clean(imgs, *options)
+    assert result.code == 0
+    assert (imgs / "a.txt").read_bytes() == b"mayuri, 1girl, solo, white shirt, ^_^\n"
+    assert (imgs / "b.txt").read_bytes() == b"mayuri, 2girls, smile\n"
+    # No line end was there, so there is none.
+    assert (imgs / "c.txt").read_bytes() == "mayuri, café, naïve".encode()
+    assert f"lora-clean --undo {imgs}" in result.err
+    after = snapshot(imgs)
+    again = clean(imgs, *options)
+    assert "0 of 3 captions changed" in again.err
+    assert snapshot(imgs) == after
+    assert "3 files are as before" in clean("--undo", imgs).err
+    assert snapshot(imgs) == before
+
+
+def test_clean_files_stay_byte_for_byte(clean: Clean, tmp_path: Path) -> None:
+    for name, data in {"a": b"x, y", "b": b"x, y\n", "c": b""}.items():
+        (tmp_path / f"{name}.txt").write_bytes(data)
+    before = snapshot(tmp_path)
+    assert clean(tmp_path).code == 0
+    assert snapshot(tmp_path) == before
+
+
+def test_undecodable_bytes_are_refused_by_name_and_others_done(clean: Clean, imgs: Path) -> None:
+    (imgs / "bad.png").write_bytes(b"png")
+    (imgs / "bad.txt").write_bytes(b"caf\xe9, x")
+    result = clean(imgs, "--trigger", "t")
+    assert result.code == 1
+    assert "bad.txt: not UTF-8 (byte 3), so it is left alone" in result.err
+    assert (imgs / "bad.txt").read_bytes() == b"caf\xe9, x"
+    assert (imgs / "a.txt").read_bytes().startswith(b"t, ")
+
+
+def test_other_texts_in_a_folder_of_pictures_are_left(clean: Clean, imgs: Path) -> None:
+    (imgs / "readme.txt").write_text("Hello,world")
+    result = clean(imgs, "--trigger", "t")
+    assert (imgs / "readme.txt").read_text() == "Hello,world"
+    assert "1 text files without a picture" in result.err
+
+
+def test_records_in_records_out_and_files_along(clean: Clean, imgs: Path) -> None:
+    lines = [
+        {
+            "path": str(imgs / "a.png"),
+            "caption": "1girl, solo, white_shirt, shirt,, Solo , ^_^",
+            "size": [8, 8],
+        },
+        {"path": str(imgs / "b.png"), "caption": "of another tagger"},
+        {"path": str(imgs / "new.png"), "caption": "fresh"},
+        {"path": str(imgs / "broken.png"), "error": "truncated"},
+    ]
+    b = (imgs / "b.txt").read_bytes()
+    result = clean("--trigger", "t", stdin="\n".join(map(json.dumps, lines)))
+    assert result.code == 1
+    assert [record.get("caption") for record in result.records] == [
+        "t, 1girl, solo, white_shirt, shirt, ^_^",
+        "t, of another tagger",
+        "t, fresh",
+        None,
+    ]
+    assert result.records[0]["size"] == [8, 8]
+    assert (imgs / "a.txt").read_bytes() == b"t, 1girl, solo, white_shirt, shirt, ^_^\n"
+    assert (imgs / "new.txt").read_bytes() == b"t, fresh\n"
+    assert (imgs / "b.txt").read_bytes() == b
+    assert "1 caption files say something else than their records" in result.err
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("append", "2girls, blue hair, red hair, smile, hat"),
+        ("merge", "2girls, blue hair, red hair, smile, hat"),
+        ("prepend", "hat, 2girls, blue hair, red hair, smile"),
+        ("replace", "smile, hat"),
+    ],
+)
+def test_existing(clean: Clean, imgs: Path, mode: str, expected: str) -> None:
+    line = json.dumps({"path": str(imgs / "b.png"), "caption": "smile, hat"})
+    for _ in range(2):
+        assert clean("--existing", mode, stdin=line).records[0]["caption"] == expected
+        assert (imgs / "b.txt").read_text() == f"{expected}\n"
+
+
+def test_no_txt_changes_records_only(clean: Clean, imgs: Path) -> None:
+    before = snapshot(imgs)
+    result = clean("--no-txt", "--trigger", "t", stdin=f"{imgs / 'a.png'}\n")
+    assert result.records[0]["caption"].startswith("t, 1girl")
+    assert snapshot(imgs) == before
+
+
+def test_records_of_a_folder_go_on(clean: Clean, imgs: Path) -> None:
+    found = clean(imgs, "--jsonl").records
+    assert [record["path"] for record in found] == [str(imgs / f"{name}.png") for name in "abc"]
+
+
+def test_if_empty_makes_missing_captions(clean: Clean, imgs: Path) -> None:
+    (imgs / "d.png").write_bytes(b"png")
+    (imgs / "a.txt").write_text("\n")
+    clean(imgs, "--if-empty", "photo", "--trigger", "t")
+    assert (imgs / "d.txt").read_text() == "t, photo\n"
+    assert (imgs / "a.txt").read_text() == "t, photo\n"
+
+
+def test_check_trigger(clean: Clean, imgs: Path) -> None:
+    (imgs / "a.txt").write_text("Shiina_Mayuri, 1girl")
+    result = clean(imgs, "--check-trigger", "shiina mayuri")
+    assert result.code == 1
+    assert [Path(line).name for line in result.out.splitlines()] == ["b.txt", "c.txt"]
+    clean(imgs, "--trigger", "shiina mayuri")
+    assert clean(imgs, "--check-trigger", "shiina mayuri").code == 0
+
+
+def test_set_algebra(clean: Clean, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, text in ((one, "a, b_b, c"), (two, "B b, d")):
+        folder.mkdir()
+        (folder / "x.txt").write_text(text)
+    (one / "alone.txt").write_text("z")
+    expected = {"--union": "a, b_b, c, d", "--intersect": "b_b", "--subtract": "a, c"}
+    for option, text in expected.items():
+        for _ in range(2):
+            clean(one, option, two)
+            assert (one / "x.txt").read_text() == text
+        assert (one / "alone.txt").read_text() == "z"
+        clean("--undo", one)
+    assert (two / "x.txt").read_text() == "B b, d"
+
+
+def test_odd_names(clean: Clean, tmp_path: Path) -> None:
+    names = ["-dash", "with space", "new\nline", "emoji😀", "{brace"]
+    for name in names:
+        (tmp_path / f"{name}.txt").write_text("a,a")
+    assert clean(tmp_path).code == 0
+    assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--replace", "a=b", "--replace", "b=a"], "--replace: goes round in a circle: a -> b -> a"),
+        (["--replace", "nothing"], "neither 'old=new' nor a file"),
+        (["--regex", "(", "x"], "not a regular expression"),
+        (["--regex", "a", r"\9"], "cannot stand in its place"),
+        (["--drop-category", "colour"], "no category"),
+        (["--join", "ab"], "one sign between tags"),
+        (["--order", "frequency", "--max-tags", "3"], "a run of its own"),
+        (["--strip-invariant", "3"], "a share"),
+        (["--trigger", "a\nb"], "one line"),
+        (["--tokenizer", "/nowhere", "--max-tokens", "75"], "no tokenizer there"),
+        (["--to", "kohya"], "-o FILE is needed"),
+        (["--trigge", "x"], "did you mean --trigger?"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(
+    clean: Clean, imgs: Path, options: list[str], message: str
+) -> None:
+    before = snapshot(imgs)
+    result = clean(imgs, *options)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert snapshot(imgs) == before
+
+
+def test_wrong_inputs(clean: Clean, tmp_path: Path) -> None:
+    assert "no such file or folder" in clean(tmp_path / "nowhere").err
+    empty = clean(tmp_path)
+    assert empty.code == 2
+    assert "has no captions" in empty.err
+    assert "no run of lora-clean to undo" in clean("--undo", tmp_path).err
+
+
+def test_options_that_never_settle_are_an_error_of_the_caption(clean: Clean, imgs: Path) -> None:
+    before = (imgs / "a.txt").read_bytes()
+    result = clean(imgs, "--regex", "^solo", "soloo", "--drop", "blue hair")
+    assert result.code == 1
+    assert "a.txt: the options change this caption again and again" in result.err
+    assert (imgs / "a.txt").read_bytes() == before
+    assert b"blue hair" not in (imgs / "b.txt").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs folders that cannot be written")
+def test_read_only_folder(clean: Clean, imgs: Path) -> None:
+    imgs.chmod(0o555)
+    try:
+        result = clean(imgs, "--trigger", "t")
+    finally:
+        imgs.chmod(0o755)
+    assert result.code == 1
+    assert "cannot be changed (Permission denied)" in result.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signal there")
+def test_kill_leaves_each_caption_old_or_new(tmp_path: Path) -> None:
+    count = 3000
+    for number in range(count):
+        (tmp_path / f"{number}.txt").write_text(f"old, {number}\n")
+    before = snapshot(tmp_path)
+    process = subprocess.Popen([*PROGRAM, "-q", str(tmp_path), "--trigger", "new", "--text"])
+    while not any(path.suffix == ".jsonl" for path in (tmp_path / ".lorapipe").glob("*")):
+        time.sleep(0.001)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    texts = {number: (tmp_path / f"{number}.txt").read_text() for number in range(count)}
+    new = sum(text == f"new, old, {number}\n" for number, text in texts.items())
+    old = sum(text == f"old, {number}\n" for number, text in texts.items())
+    assert new + old == count
+    subprocess.run([*PROGRAM, "-q", "--undo", str(tmp_path)], check=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
+    count = 600
+    for number in range(count):
+        (tmp_path / f"{number}.txt").write_text(f"old, {number}\n")
+    runs = [
+        subprocess.Popen([*PROGRAM, "-q", str(tmp_path), "--text", "--add", tag]) for tag in ("one", "two")
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    for number in range(count):
+        tags = (tmp_path / f"{number}.txt").read_text().strip().split(", ")
+        assert sorted(tags) == sorted(["old", str(number), "one", "two"])
+
+
+def test_pipe_of_two_on_one_folder_goes_through(imgs: Path) -> None:
+    one = subprocess.Popen([*PROGRAM, "-q", str(imgs), "--add", "one"], stdout=subprocess.PIPE)
+    two = subprocess.run([*PROGRAM, "-q", "--add", "two"], stdin=one.stdout, capture_output=True, check=True)
+    assert one.wait() == 0
+    assert len(two.stdout.splitlines()) == 3
+    assert (imgs / "c.txt").read_text(encoding="utf-8") == "café, naïve, one, two"
+
+
+def test_help_is_light() -> None:
+    code = "import sys; from lorapipe_dataset.clean.cli import lora_clean; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"numpy", "PIL", "torch", "lorapipe_dataset.clean.run"} & set(loaded)
