@@ -149,6 +149,33 @@ def test_every_option_changes_the_loss(option: dict[str, Any]) -> None:
     assert all(abs(loss - loss_of(other)) > 1e-6 for other in others)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"min_snr_gamma": 5.0, "noise_offset": 0.1, "noise_offset_random_strength": True},
+        {"v_parameterization": True, "zero_terminal_snr": True, "ip_noise_gamma": 0.1},
+        {"loss_type": "huber", "huber_schedule": "exponential"},
+        {"loss_type": "smooth_l1"},
+        {"multires_noise_iterations": 4},
+    ],
+    ids=lambda option: " ".join(option),
+)
+def test_nothing_waits_for_the_device(option: dict[str, Any]) -> None:
+    latents = torch.rand(2, 8, 8, 8, device="cuda")
+    batch = MicroBatch(latents, (), torch.ones(2, device="cuda"), mask=torch.rand(2, 1, 8, 8, device="cuda"))
+    schedule = NoiseSchedule.stable_diffusion(device="cuda")
+    family, loss = cast(Family, Halving()), LossSettings(**option)
+    batch_loss(family, batch, loss, schedule, clip_skip=None)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch_loss(family, batch, loss, schedule, clip_skip=None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # ------------------------------------------------------------------------------------- limits to the norms
 
 

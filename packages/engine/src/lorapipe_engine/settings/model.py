@@ -38,4 +38,7 @@ class ModelSettings:
     gradient_checkpointing: bool = option(
         False, "Recompute activations: much less memory, a third more time."
     )
+    step_capture: str = option(
+        "auto", "Capture the step as a CUDA graph, which is much faster.", choices=("auto", "off")
+    )
     device: str | None = option(None, "cuda, cuda:1, cpu, mps. [default: the GPU if there is one]")

@@ -16,6 +16,7 @@ from lorapipe_engine.nn.attach import Network, Target, attach
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
+from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.data import Dataset, TrainingData, caption_rule, latent_jobs
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
@@ -73,6 +74,8 @@ def train(
         half_precision=family.dtype == torch.float16,
         norm_limit=norm_limit(settings, network),
     )
+    if settings.model.step_capture == "auto" and why_not(stepper) is None:
+        stepper.graphs = StepGraphs(say)
     for line in [
         *summary(settings, dataset, network, plan),
         *updates(settings, arguments, rates.by_part, schedule),
@@ -247,7 +250,8 @@ def attach_network(settings: TrainSettings, family: Family, parts: tuple[str, ..
     network = attach(family.parts.values(), targets, plan)
     network.train()
     if settings.model.gradient_checkpointing:
-        family.checkpoint_activations()
+        drops = plan.dropouts
+        family.checkpoint_activations(with_draws=bool(drops.element or drops.rank or drops.module))
     return network
 
 

@@ -97,7 +97,8 @@ def huber_threshold(timesteps: Tensor, schedule: NoiseSchedule, objective: LossS
     if objective.huber_schedule == "constant":
         return torch.full_like(t, c * scale)
     if objective.huber_schedule == "exponential":
-        return torch.tensor(c, device=t.device) ** (t / TIMESTEPS) * scale
+        # Filled on the device: a copied number would be waited for.
+        return torch.full_like(t, c) ** (t / TIMESTEPS) * scale
     alpha_bar = schedule.alpha_bar[timesteps]
     sigma = ((1 - alpha_bar) / alpha_bar).sqrt()
     return (1 - c) / (1 + sigma) ** 2 + c

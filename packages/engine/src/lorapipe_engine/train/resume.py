@@ -31,7 +31,7 @@ SUFFIX = ".state"
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 # Options that may differ: they say where results go and how fast they come, not what they are.
 _FREE: Mapping[str, frozenset[str]] = {
-    "model": frozenset({"device"}),
+    "model": frozenset({"device", "step_capture"}),
     "data": frozenset(
         {
             *("train_data_dir", "cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),

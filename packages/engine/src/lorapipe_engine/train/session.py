@@ -83,7 +83,12 @@ def check_updates(settings: TrainSettings) -> list[str]:
     rates = rates_of(optimizer, (*encoders, "unet"))
     schedule = schedule_of(optimizer, planned_steps(settings), max(rates.by_part.values()))
     rate_plan(schedule, [1.0])
-    return [*rate_notes(optimizer, arguments, rates), *schedule_notes(optimizer)]
+    notes = [*rate_notes(optimizer, arguments, rates), *schedule_notes(optimizer)]
+    if settings.network.network_train_unet_only and any(optimizer.text_encoder_lr):
+        notes.append(
+            "text_encoder_lr is not used: network_train_unet_only leaves the text encoders as they are"
+        )
+    return notes
 
 
 def planned_steps(settings: TrainSettings) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import LossSettings
+from lorapipe_engine.train.capture import StepGraphs
 from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.loss import (
     NoiseSchedule,
@@ -108,12 +109,23 @@ class Stepper:
         self.train_text = train_text
         self.norm_limit = norm_limit
         self.norms: Tensor | None = None
+        self.graphs: StepGraphs | None = None  # set where steps are to be captured
         self.trace: Trace | None = None  # set for the steps that are to be traced
         # fp16 gradients underflow: the loss is scaled up and steps that overflow are skipped. bf16 needs neither.
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half_precision)
 
     def run(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         """One update from the batches of an accumulation group: the loss and the gradient's norm, both tensors."""
+        if self.graphs is not None and self.trace is None:
+            return self.graphs.run(self, batches)
+        return self.run_plain(batches)
+
+    def run_plain(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """As :meth:`run`, kernel by kernel; what a graph is recorded from."""
+        return self.accumulate(batches), self.update()
+
+    def accumulate(self, batches: Sequence[MicroBatch]) -> Tensor:
+        """The gradients of a group of batches, from zero; their loss."""
         for group in self.network.groups.values():
             group.zero_grad()
         if self.trace is not None:
@@ -135,9 +147,10 @@ class Stepper:
             )
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        return total, self._update()
+        return total
 
-    def _update(self) -> Tensor:
+    def update(self) -> Tensor:
+        """Clip, step and limit; the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         if self.trace is not None:
             self.trace.record_gradients(self.network)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lorapipe_engine import keys
 from lorapipe_engine.train import text
@@ -192,9 +194,12 @@ class Family(ABC):
         """Name of a module in a LoRA file, such as ``lora_unet_down_blocks_0_attentions_0_proj_in``."""
         return keys.lora_name(self.name, part, path)
 
-    def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.unet.enable_gradient_checkpointing()
+    def checkpoint_activations(self, *, with_draws: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them. ``with_draws``: modules draw numbers
+        (dropout), so that the random stream has to be wound back, which a captured step cannot do.
+        """
+        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": with_draws}
+        self.unet.enable_gradient_checkpointing(partial(checkpoint, **settings))
         # Both libraries only recompute in training mode; there is no dropout in these models.
         self.unet.train()
         for encoder in self.text_encoders:
@@ -202,7 +207,7 @@ class Family(ABC):
             name = "activation_checkpointing_enable"
             if not hasattr(encoder, name):
                 name = "gradient_checkpointing_enable"
-            getattr(encoder, name)({"use_reentrant": False})
+            getattr(encoder, name)(settings)
             encoder.train()
 
 

@@ -12,6 +12,7 @@ KINDS = (
         path="torch.optim:AdamW",
         always={"weight_decay": 0.01},
         extra={"fused": True},
+        on_cuda={"capturable": True},
         tensor_rate=True,
     ),
     OptimizerKind(name="AdamW8bit", path="bitsandbytes.optim:AdamW8bit", install=BITSANDBYTES),

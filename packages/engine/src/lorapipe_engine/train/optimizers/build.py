@@ -31,7 +31,7 @@ def build_optimizer(
     """
     kind = optimizer_kind(name)
     own_rate = sets_own_rate(kind, arguments)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for part, group in groups.items():
         rate = rates.by_part.get(part, 0.0)
         if rate > 0:
@@ -41,16 +41,23 @@ def build_optimizer(
             )
     if not rows:
         raise ConfigError("learning_rate: every part has rate 0, so nothing would be trained")
-    settings = {**kind.extra, **arguments}
+    on_cuda = kind.on_cuda if rows[0]["params"][0].is_cuda else {}
+    settings = {**kind.extra, **on_cuda, **arguments}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optimizer = kind.load()(rows, **{"lr": rows[0]["lr"], **settings})
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"optimizer_args: {kind.name}: {error}") from error
+    if kind.averaged:
+        _train_mode(optimizer)
     if kind.tensor_rate and settings.get("fused"):
         _use_tensor_rates(optimizer)
     return optimizer
+
+
+def _train_mode(optimizer: Any) -> None:
+    optimizer.train()  # some begin in the other mode and refuse to step
 
 
 def _parameters(kind: OptimizerKind, group: FlatGroup) -> list[nn.Parameter]:

@@ -29,11 +29,11 @@ class OptimizerKind:
 
     Arguments: ``always`` are sd-scripts' own defaults, ``guide`` those that are set only where the user gives no
     argument at all (so that a command line made for sd-scripts means what it meant there). ``renamed`` translates
-    names of the original package, ``ignored`` are its names that mean nothing here, ``refused`` values that the
-    class takes but does not honour.
+    names of the original package, ``ignored`` are its names that mean nothing here; ``note`` is said before a run.
 
-    Work: ``extra`` is passed for speed unless the user sets it; ``tensor_rate``: it reads its rate from a tensor on
-    the device; ``by_tensor``: its result depends on the shapes of the tensors, so it may not be given flat buffers.
+    Work: ``extra`` is passed for speed unless the user sets it, ``on_cuda`` besides on such a device (so that a step
+    can be captured as a graph); ``tensor_rate``: it reads its rate from a tensor on the device;
+    ``by_tensor``: its result depends on the shapes of the tensors, so it may not be given flat buffers.
     """
 
     name: str
@@ -50,6 +50,7 @@ class OptimizerKind:
     ignored: tuple[str, ...] = ()
     note: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    on_cuda: Mapping[str, Any] = field(default_factory=dict)
     tensor_rate: bool = False
     by_tensor: bool = False
     install: str = TRAIN_EXTRA

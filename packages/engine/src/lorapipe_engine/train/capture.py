@@ -1,0 +1,140 @@
+"""The step as a CUDA graph: recorded once for each shape of its inputs, then replayed as one launch.
+
+A LoRA step is thousands of small kernels; started one by one from Python they leave most of a card idle. A graph holds
+forward, backward, clipping and (where the optimizer is made for it) the update. Noise and timesteps are drawn inside,
+from the device's stream, which is seeded anew before every step, so a replayed step draws what a plain one would.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lorapipe_engine.train.step import MicroBatch, Stepper
+
+Say = Callable[[str], None]
+
+PLAIN_RUNS = 2  # of a shape before it is recorded: they also set up the optimizer and the libraries
+MOST_GRAPHS = 24  # kept; the one that was not used for longest goes first
+
+
+@dataclass
+class _Recorded:
+    """A graph, the buffers it reads, and the tensors it leaves its results in."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: list[MicroBatch]
+    results: tuple[Tensor, ...]
+
+
+class StepGraphs:
+    """Runs the steps of one :class:`Stepper`, recorded where that works.
+
+    All graphs share one memory pool. ``say`` is told once where recording does not work; training goes on without.
+    """
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool: Any = None
+        self._seen: Counter[tuple[Any, ...]] = Counter()
+        self._graphs: OrderedDict[tuple[Any, ...], _Recorded] = OrderedDict()
+        self._able = True
+
+    def run(self, stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+        """One update: the loss and the gradient's norm, both tensors."""
+        key = tuple(_shape_of(batch) for batch in batches)
+        self._seen[key] += 1
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        # Plain steps run on the stream that is recorded, or autograd would wait for another one inside the graph.
+        with torch.cuda.stream(self._stream):
+            if self._able and self._seen[key] > PLAIN_RUNS and key not in self._graphs:
+                self._record(stepper, key, batches)
+            found = self._graphs.get(key)
+            result = self._replay(stepper, found, key, batches) if found else stepper.run_plain(batches)
+        current.wait_stream(self._stream)
+        return result
+
+    def _replay(
+        self, stepper: Stepper, found: _Recorded, key: tuple[Any, ...], batches: Sequence[MicroBatch]
+    ) -> tuple[Tensor, Tensor]:
+        self._graphs.move_to_end(key)
+        for target, source in zip(found.inputs, batches, strict=True):
+            for into, tensor in zip(_tensors_of(target), _tensors_of(source), strict=True):
+                into.copy_(tensor)
+        found.graph.replay()
+        loss = found.results[0].clone()
+        # Another graph of the pool may write where this one left its results.
+        norm = found.results[1].clone() if len(found.results) > 1 else stepper.update()
+        return loss, norm
+
+    def _record(self, stepper: Stepper, key: tuple[Any, ...], batches: Sequence[MicroBatch]) -> None:
+        whole = _can_update_inside(stepper.optimizer)
+        inputs = [_copy_of(batch) for batch in batches]
+        graph = torch.cuda.CUDAGraph()
+        draws = torch.cuda.get_rng_state()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        if len(self._graphs) >= MOST_GRAPHS:
+            self._graphs.popitem(last=False)
+        gc.collect()
+        torch.cuda.synchronize()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                results = stepper.run_plain(inputs) if whole else (stepper.accumulate(inputs),)
+        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            self._able = False
+            torch.cuda.set_rng_state(draws)
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self._say(
+                f"note: the step cannot be captured as a graph here ({reason}); training goes on without"
+            )
+            return
+        self._graphs[key] = _Recorded(graph, inputs, results)
+
+
+def why_not(stepper: Stepper) -> str | None:
+    """Why a stepper's steps cannot be captured; None if they can."""
+    if stepper.family.device.type != "cuda":
+        return "not on a CUDA device"
+    if stepper.scaler.is_enabled():
+        return "fp16 decides on the CPU whether a step counts"
+    if stepper.objective.multires_noise_iterations:
+        return "multires noise draws sizes"
+    return None
+
+
+def _can_update_inside(optimizer: torch.optim.Optimizer) -> bool:
+    return all(row.get("capturable") and isinstance(row["lr"], Tensor) for row in optimizer.param_groups)
+
+
+def _tensors_of(batch: MicroBatch) -> list[Tensor]:
+    found = [batch.latents, *batch.ids, batch.weights, batch.geometry, batch.mask]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _shape_of(batch: MicroBatch) -> tuple[Any, ...]:
+    return (
+        *(tuple(tensor.shape) for tensor in _tensors_of(batch)),
+        batch.geometry is None,
+        batch.mask is None,
+    )
+
+
+def _copy_of(batch: MicroBatch) -> MicroBatch:
+    return replace(
+        batch,
+        latents=batch.latents.clone(),
+        ids=tuple(ids.clone() for ids in batch.ids),
+        weights=batch.weights.clone(),
+        geometry=None if batch.geometry is None else batch.geometry.clone(),
+        mask=None if batch.mask is None else batch.mask.clone(),
+    )

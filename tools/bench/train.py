@@ -1,0 +1,293 @@
+"""Times the engine's training step on full-size models of random weights.
+
+    python tools/bench/train.py [A B C D E] [--plain] [--steps 30] [--json]
+    python tools/bench/train.py --small            tiny models, on a CPU too: for comparing two revisions
+
+A SD1.5 512 px batch 4 dim 64, UNet and text encoder, 225 tokens; B the same at batch 1 with gradient checkpointing;
+C SDXL 1024 px batch 4 dim 32, UNet alone; D the same with checkpointing; E SDXL at batch 1. Nothing is downloaded: the
+models are made on the device. Latents are made numbers; the text is encoded in every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
+from lorapipe_engine.settings import LossSettings, OptimizerSettings
+from lorapipe_engine.train.capture import StepGraphs, why_not
+from lorapipe_engine.train.families import open_family
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.load import BaseModel
+from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
+from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
+
+FLOOR = 790e12  # FLOP/s that one H200 reaches in bf16 products
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``tflop``: arithmetic of one picture, forward, input gradients and the network's, in 10^12 operations."""
+
+    name: str
+    family: str
+    size: int
+    batch: int
+    rank: int
+    text: bool
+    chunks: int
+    checkpoint: bool
+    tflop: float
+
+
+WORKLOADS = {
+    row.name: row
+    for row in (
+        Workload("A", "sd1", 512, 4, 64, True, 3, False, 1.714 + 0.00209 * 64 + 0.087),
+        Workload("B", "sd1", 512, 1, 64, True, 3, True, 2.44 + 0.00209 * 64 + 0.087),
+        Workload("C", "sdxl", 1024, 4, 32, False, 1, False, 14.075 + 0.01702 * 32),
+        Workload("D", "sdxl", 1024, 4, 32, False, 1, True, 20.8 + 0.01702 * 32),
+        Workload("E", "sdxl", 1024, 1, 32, False, 1, False, 14.075 + 0.01702 * 32),
+        Workload("small", "sd1", 64, 2, 4, True, 1, False, 0.0),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured."""
+
+    workload: str
+    capture: str
+    median_ms: float
+    images_per_s: float
+    tflops: float
+    mfu: float
+    kernels: int
+    peak_gib: float
+    startup_s: float
+
+
+class _NoTokenizer:
+    bos, eos = 49406, 49407
+
+    def encode(self, _text: str) -> list[int]:
+        return []
+
+
+def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Family:
+    """A family with random weights of the published sizes."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    small = work.name == "small"
+    with torch.device(device):
+        vae = (
+            AutoencoderKL(block_out_channels=(32, 32, 32, 32), norm_num_groups=32)
+            if not small
+            else AutoencoderKL()
+        )
+        if work.family == "sd1":
+            widths = (32, 64) if small else (320, 640, 1280, 1280)
+            down = ("CrossAttnDownBlock2D",) * (len(widths) - 1) + ("DownBlock2D",)
+            up = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(widths) - 1)
+            unet = UNet2DConditionModel(
+                block_out_channels=widths,
+                down_block_types=down,
+                up_block_types=up,
+                cross_attention_dim=768,
+                attention_head_dim=8,
+            )
+            texts: list[nn.Module] = [CLIPTextModel(CLIPTextConfig(**TEXT_L))]
+        else:
+            unet = UNet2DConditionModel(**SDXL_UNET)
+            texts = [
+                CLIPTextModel(CLIPTextConfig(**TEXT_L)),
+                CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_G)),
+            ]
+    tokenizers: Any = tuple(_NoTokenizer() for _ in texts)
+    base = BaseModel(work.family, unet, vae, tuple(texts), tokenizers, "epsilon", "random", Path("random"))
+    return open_family(base, device=device, dtype=dtype, chunks=work.chunks)
+
+
+TEXT_L: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "eos_token_id": 49407,
+}
+TEXT_G: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+    "eos_token_id": 49407,
+}
+SDXL_UNET: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+
+
+def make_stepper(work: Workload, family: Family) -> Stepper:
+    """The engine's own stepper with a network on all attention and feed-forward layers."""
+    parts = family.train_parts if work.text else ("unet",)
+    targets = [
+        Target(part, family.lora_name(part, path), module)
+        for part, path, module in family.target_modules()
+        if part in parts
+    ]
+    network = attach(family.parts.values(), targets, NetworkPlan(rank=work.rank, alpha=work.rank / 2))
+    network.train()
+    if work.checkpoint:
+        family.checkpoint_activations(with_draws=False)
+    settings = OptimizerSettings(
+        learning_rate=1e-4, unet_lr=1e-4, text_encoder_lr=(1e-4,) if work.text else ()
+    )
+    arguments = check_arguments("AdamW", ())
+    optimizer = build_optimizer("AdamW", arguments, network.groups, rates_of(settings, tuple(network.groups)))
+    return Stepper(
+        family,
+        network,
+        optimizer,
+        LossSettings(v_parameterization=False, min_snr_gamma=5.0),
+        clip_skip=2 if work.family == "sd1" else None,
+        max_grad_norm=1.0,
+        train_text=work.text,
+        half_precision=False,
+    )
+
+
+def make_batch(work: Workload, family: Family) -> MicroBatch:
+    """Inputs of one step, seeded."""
+    torch.manual_seed(0)
+    size = work.size // family.latent_factor
+    latents = torch.randn(work.batch, 8, size, size, device=family.device)
+    latents[:, 4:] = latents[:, 4:].abs() * 0.1
+    ids = torch.randint(0, 49000, (work.batch, work.chunks, 77), device=family.device)
+    ids[:, :, -1] = 49407
+    weights = torch.ones(work.batch, device=family.device)
+    geometry = family.plain_geometry(work.batch, work.size, work.size)
+    if geometry is not None:
+        geometry = geometry.to(family.device)
+    return MicroBatch(latents, (ids,) * len(family.text_encoders), weights, geometry)
+
+
+def measure(work: Workload, *, capture: bool, steps: int, device: torch.device) -> tuple[Row, list[float]]:
+    """Time a workload; the losses of its steps too."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    cuda = device.type == "cuda"
+    torch.manual_seed(1)
+    family = make_family(work, device, dtype)
+    stepper = make_stepper(work, family)
+    if capture and why_not(stepper) is None:
+        stepper.graphs = StepGraphs(lambda text: print(text, file=sys.stderr))
+    batch = make_batch(work, family)
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    losses: list[float] = []
+    times: list[float] = []
+    startup = 0.0
+    for step in range(steps + 6):
+        write_rates(stepper.optimizer, [1e-4] * len(stepper.optimizer.param_groups))
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        seed_step(1, step)
+        loss, _ = stepper.run([batch])
+        losses.append(float(loss))
+        if cuda:
+            torch.cuda.synchronize()
+        if step == 5:
+            startup = time.perf_counter() - began
+        if step >= 6:
+            times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    peak = torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0
+    rate = work.tflop * work.batch / median
+    row = Row(
+        work.name,
+        "graph" if stepper.graphs else "plain",
+        round(median * 1e3, 2),
+        round(work.batch / median, 2),
+        round(rate, 1),
+        round(rate * 1e12 / FLOOR, 3),
+        count_kernels(stepper, batch) if cuda and not stepper.graphs else 0,
+        round(peak, 2),
+        round(startup, 1),
+    )
+    return row, losses
+
+
+def count_kernels(stepper: Stepper, batch: MicroBatch) -> int:
+    """Kernels that one plain step starts."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        stepper.run([batch])
+        torch.cuda.synchronize()
+    return sum(event.count for event in found.key_averages() if str(event.device_type).endswith("CUDA"))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the workloads and print a row for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("workloads", nargs="*", metavar="A-E")
+    parser.add_argument("--small", action="store_true", help="tiny models, for a CPU")
+    parser.add_argument("--plain", action="store_true", help="without captured steps")
+    parser.add_argument("--both", action="store_true", help="both, and compare their losses")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(words)
+    names = ["small"] if options.small else options.workloads or list("ABCDE")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name in names:
+        kept: list[list[float]] = []
+        for capture in (False, True) if options.both else (not options.plain,):
+            row, losses = measure(WORKLOADS[name], capture=capture, steps=options.steps, device=device)
+            kept.append(losses)
+            if options.json:
+                print(json.dumps(asdict(row)), flush=True)
+            else:
+                print("  ".join(f"{key} {value}" for key, value in asdict(row).items()), flush=True)
+            if device.type == "cuda":
+                import gc
+
+                gc.collect()
+                torch.cuda.empty_cache()
+        if len(kept) == 2:
+            worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(*kept, strict=True))
+            print(
+                f"{name}: losses of plain and captured steps differ by at most {worst:.2e} (relative)",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
