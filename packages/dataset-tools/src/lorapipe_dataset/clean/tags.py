@@ -74,17 +74,32 @@ def split_raw(text: str, separators: Sequence[str]) -> list[str]:
     first = separators[0]
     for other in separators[1:]:
         text = text.replace(other, first)
-    if MARK in text:
-        text = text.replace(MARK, f"{first}{MARK}{first}")
-    return _split_braces(text, first) if "{" in text else text.split(first)
+    if MARK not in text:
+        return _split_part(text, first)
+    pieces: list[str] = []
+    for part in text.split(MARK):
+        pieces += (MARK, *_split_part(part, first))
+    return pieces[1:]
+
+
+def _split_part(text: str, separator: str) -> list[str]:
+    return _split_braces(text, separator) if "{" in text else text.split(separator)
 
 
 def _split_braces(text: str, separator: str) -> list[str]:
-    pieces, depth, last = [""], 0, text.rfind("}")
+    """Split, but not in wildcards: braces that have their partner and a ``|`` between them."""
+    opened: list[int] = []
+    shut = bytearray(len(text))
     for at, letter in enumerate(text):
-        # Without its partner a brace is a letter like others.
-        depth = max(0, depth + (letter == "{") - (letter == "}")) if at <= last else 0
-        if letter == separator and not depth:
+        if letter == "{":
+            opened.append(at)
+        elif letter == "}" and opened:
+            start = opened.pop()
+            if "|" in text[start:at]:
+                shut[start:at] = b"\1" * (at - start)
+    pieces = [""]
+    for letter, inside in zip(text, shut, strict=True):
+        if letter == separator and not inside:
             pieces.append("")
         else:
             pieces[-1] += letter

@@ -9,16 +9,16 @@ from lorapipe_dataset.clean.steps.step import Bench, Step
 def build(bench: Bench) -> Step | None:
     """The step, if there is something to add. The user's spelling goes before the caption's."""
     rules, key, trigger = bench.rules, bench.key, bench.trigger
-    if not trigger and not rules.add:
+    if not trigger and not bench.add:
         return None
-    spelt = {key(tag): tag for tag in (*rules.add, *trigger)}
+    spelt = {key(tag): tag for tag in (*bench.add, *trigger)}
     keys = set(map(key, trigger))
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
         here = set(bench.keys(tags))
         if not here.isdisjoint(spelt):
             tags = [spelt.get(key(tag), tag) for tag in tags]
-        tags = [*tags, *(tag for tag in rules.add if key(tag) not in here)]
+        tags = [*tags, *(tag for tag in bench.add if key(tag) not in here)]
         if rules.trigger_place == "keep":
             return [*(tag for tag in trigger if key(tag) not in here), *tags]
         if not keys.isdisjoint(here):

@@ -61,10 +61,15 @@ class Bench:
         self.key = key_maker()
         self.cut: Counter[str] = Counter()  # what the limits took away
         rules = self.rules
-        self.trigger = [tag for tag in split_caption(rules.trigger, rules.separators) if tag != MARK]
-        self.own = frozenset(map(self.key, (*self.trigger, *rules.add)))
-        self.own_tags = frozenset((*self.trigger, *rules.add))
+        self.trigger = self._split(rules.trigger)
+        self.add = [tag for text in rules.add for tag in self._split(text)]
+        self.own_tags = frozenset((*self.trigger, *self.add))
+        self.own = frozenset(map(self.key, self.own_tags))
         self._kept = matcher(rules.keep)
+
+    def _split(self, text: str) -> list[str]:
+        """Tags as they will be read again: what has a sign between tags in it is several."""
+        return [tag for tag in split_caption(text, self.rules.separators) if tag != MARK]
 
     def keys(self, tags: list[str]) -> list[str]:
         """What the tags are compared by."""
