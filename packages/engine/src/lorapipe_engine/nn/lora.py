@@ -44,7 +44,15 @@ class Lora(Adapter):
         if self.training and p.module:
             # Times zero instead of a branch in Python: nothing waits for the device, and a graph can hold it.
             hidden = hidden * (torch.rand((), device=x.device) >= p.module).to(x.dtype)
-        return out + self._project(hidden * scale, self.lora_up.to(x.dtype), first=False)
+        return self._add(out, hidden, scale)
+
+    def _add(self, out: Tensor, hidden: Tensor, scale: float) -> Tensor:
+        """``out + scale · up(hidden)``, for linear layers in one product, which rounds once."""
+        up = self.lora_up.to(hidden.dtype)
+        if isinstance(self.base, nn.Conv2d) or out.dtype != hidden.dtype:
+            return out + self._project(hidden * scale, up, first=False)
+        rows = torch.addmm(out.reshape(-1, up.shape[0]), hidden.reshape(-1, up.shape[1]), up.mT, alpha=scale)
+        return rows.view_as(out)
 
     def delta(self) -> Tensor:
         up, down = self.lora_up.float(), self.lora_down.float()
