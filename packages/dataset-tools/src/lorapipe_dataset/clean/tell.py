@@ -1,0 +1,142 @@
+"""What ``lora-clean`` says: errors and sums on stderr, differences or records on stdout."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lorapipe_dataset.clean.options import Options
+from lorapipe_dataset.clean.work import Outcome
+from lorapipe_dataset.output import printable as escaped
+from lorapipe_engine.command import say
+from lorapipe_engine.progress import QUIET
+from lorapipe_engine.records import Record, format_record
+
+TOOL = "lora-clean"
+
+
+@dataclass
+class Count:
+    """What came of the captions."""
+
+    seen: int = 0
+    changed: int = 0
+    empty: int = 0
+    missing: int = 0
+    differ: int = 0
+    failed: int = 0
+
+
+class Teller:
+    """Says what came of captions: errors to stderr, differences or records to stdout."""
+
+    def __init__(self, options: Options, count: Count) -> None:
+        self._options = options
+        self.count = count
+        self._folders: dict[Path, None] = {}
+        piped = sys.stdout is not None and not sys.stdout.isatty()
+        # Captions whose files are not touched change in the records, or in another file.
+        self._apart = options.no_txt or not options.in_place
+        self._records = options.jsonl if options.jsonl is not None else piped and not options.dry_run
+
+    def tell(self, outcomes: list[Outcome]) -> None:
+        """Count and tell what came of a batch."""
+        lines: list[str] = []
+        for outcome in outcomes:
+            self._add(outcome)
+            if outcome.error is not None:
+                click.echo(f"{TOOL}: error: {_one_line(outcome)}", err=True)
+            if self._records:
+                lines.append(format_record(as_record(outcome)))
+            elif self._options.dry_run and outcome.written:
+                lines.append(difference(outcome))
+        if lines:
+            click.echo("\n".join(lines).encode("utf-8", "surrogateescape"))
+
+    def _add(self, outcome: Outcome) -> None:
+        count = self.count
+        count.seen += 1
+        if outcome.error is not None:
+            count.failed += 1
+            return
+        count.missing += outcome.before is None and outcome.after is None
+        count.empty += outcome.after == ""
+        count.differ += outcome.differs
+        count.changed += outcome.written or (self._apart and _texts_differ(outcome))
+        if outcome.written:
+            self._folders[outcome.job.file.parent] = None
+
+    def summary(self) -> None:
+        """One line for the user, and how to take it back."""
+        count = self.count
+        verb = "would change" if self._options.dry_run else "changed"
+        parts = [f"{count.changed:,} of {count.seen:,} captions {verb}"]
+        parts += [f"{count.missing:,} pictures without a caption"] * bool(count.missing)
+        parts += [f"{count.empty:,} are empty"] * bool(count.empty)
+        parts += [f"{count.failed:,} failed"] * bool(count.failed)
+        say(f"{TOOL}: {', '.join(parts)}")
+        if count.differ:
+            say(
+                f"{TOOL}: {count.differ:,} caption files say something else than their records and are left alone "
+                "(see --existing)"
+            )
+        if self._folders and not self._options.dry_run and self._options.in_place:
+            places = [str(path) for path in self._options.inputs_for_undo(self._folders)]
+            say(f"{TOOL}: to take it back: {TOOL} --undo {printable(shlex.join(places))}")
+
+
+def _texts_differ(outcome: Outcome) -> bool:
+    return outcome.after is not None and (outcome.before or "").strip() != outcome.after
+
+
+def _one_line(outcome: Outcome) -> str:
+    error = outcome.error or ""
+    name = str(outcome.job.picture or outcome.job.file)
+    known = str(outcome.job.file) in error or name in error
+    return printable(error if known else f"{name}: {error}")
+
+
+def as_record(outcome: Outcome) -> Record:
+    """The record that goes on to the next tool: the one that came, with the new caption."""
+    job = outcome.job
+    data = dict(job.record.data) if job.record is not None else {}
+    if outcome.error is not None:
+        data["error"] = outcome.error
+    elif outcome.after is not None:
+        data["caption"] = outcome.after
+    path = job.record.path if job.record is not None else job.picture or job.file
+    return Record(path, data)
+
+
+def printable(text: str) -> str:
+    """A text for one line of a terminal; most are so already."""
+    return text if text.isprintable() else escaped(text)
+
+
+def difference(outcome: Outcome) -> str:
+    """A caption before and after, as lines with ``-`` and ``+`` under its file's name."""
+    old = (outcome.before or "").splitlines()
+    new = (outcome.after or "").splitlines()
+    rows = [f"- {printable(line)}" for line in old] + [f"+ {printable(line)}" for line in new]
+    if old == new:
+        rows = ["  (byte order mark or line ends only)"]
+    return "\n".join([printable(str(outcome.job.file)), *rows])
+
+
+def tell_cut(cut: Counter[str]) -> None:
+    """What the limits took away."""
+    if cut:
+        most = ", ".join(printable(tag) for tag, _ in cut.most_common(5))
+        say(f"{TOOL}: {cut.total():,} tags cut by the limits (most often: {most})")
+
+
+def tell_frequency(tags: Counter[str]) -> None:
+    """How many captions have each tag, the most frequent first, to stderr."""
+    if not QUIET.get():
+        for tag, number in sorted(tags.items(), key=lambda item: (-item[1], item[0])):
+            click.echo(f"{number:7d}  {printable(tag)}", err=True)
