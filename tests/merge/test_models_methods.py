@@ -56,8 +56,8 @@ def test_golden(kind: str, size: int, method: str, name: str, models: str, golde
     ratio = float(name.rsplit("_", 1)[1]) if name[-1].isdigit() else 1.0
     found = merged([golden[f"in/{kind}/{m}"] for m in models], method, ratio, size)
     wanted = golden[f"out/{kind}/{name}"]
-    # The reference ends its iteration a little before it has converged; sums over pieces end it a step elsewhere.
-    tolerance = 1e-8 if method == "geometric-median" and size < found.size else 1e-9
+    # The reference ends its iteration a step or two before it has converged, as the last digits of its sums decide.
+    tolerance = 1e-8 if method == "geometric-median" else 1e-9
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
