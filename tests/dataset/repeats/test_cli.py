@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,32 @@ def test_concepts_come_from_the_records(draw: Any, repeats: Any, tmp_path: Path)
     assert {row["concept"]: row["images"] for row in found["concepts"]} == {"mayu": 1, "okabe": 1, "raw": 2}
 
 
+@pytest.mark.parametrize(
+    ("trigger", "folder"),
+    [
+        ("shiina mayuri", "2_shiina mayuri"),
+        ("mayu, school uniform", "2_mayu"),
+        ("-re:zero/ä😀.", "2_-re_zero_ä😀"),
+        ("x" * 400, "2_" + "x" * 200),
+    ],
+)
+def test_cleaned_records_are_named_after_their_trigger(
+    draw: Any, repeats: Any, tmp_path: Path, trigger: str, folder: str
+) -> None:
+    draw("raw", 1)
+    clean = [sys.executable, "-c", "from lorapipe_dataset.clean.cli import main; main()"]
+    list_of = subprocess.run(
+        [*clean, tmp_path / "pictures/raw", f"--trigger={trigger}", "--jsonl"],
+        capture_output=True,
+        check=True,
+    ).stdout
+    done = repeats("-o", tmp_path / "set", "--repeats", 2, stdin=list_of)
+    assert (done.code, names(tmp_path / "set")) == (0, [folder])
+    assert (tmp_path / "set" / folder / "000.txt").read_text() == f"{trigger}, a, b, 0\n"
+    repeats("-o", tmp_path / "by hand", "--repeats", 2, "--name", "hand", stdin=list_of)
+    assert names(tmp_path / "by hand") == ["2_hand"]
+
+
 def test_what_cannot_be_taken_is_told_and_passed_by(draw: Any, repeats: Any, tmp_path: Path) -> None:
     (picture,) = draw("raw", 1)
     gif = tmp_path / "a.gif"
@@ -173,8 +201,10 @@ def test_nothing_is_replaced_without_force(draw: Any, repeats: Any, tmp_path: Pa
 
 
 def test_a_failure_leaves_no_trace(draw: Any, repeats: Any, tmp_path: Path) -> None:
-    draw("raw", 2)
-    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--concept", "x" * 300, "--repeats", 1)
+    for (picture,) in (draw("a", 1), draw("b", 1)):
+        picture.rename(picture.with_name("x" * 251 + ".png"))
+    # The second of the name would be x..x_2.png.
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--concept", "x", "--repeats", 1)
     assert done.code == 1
     assert "too long" in done.err
     assert names(tmp_path) == ["pictures"]

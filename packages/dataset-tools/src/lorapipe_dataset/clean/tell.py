@@ -52,7 +52,7 @@ class Teller:
             if outcome.error is not None:
                 click.echo(f"{TOOL}: error: {_one_line(outcome)}", err=True)
             if self._records:
-                lines.append(format_record(as_record(outcome)))
+                lines.append(format_record(as_record(outcome, self._options.rules.trigger)))
             elif self._options.dry_run and outcome.written:
                 lines.append(difference(outcome))
         if lines:
@@ -101,14 +101,15 @@ def _one_line(outcome: Outcome) -> str:
     return printable(error if known else f"{name}: {error}")
 
 
-def as_record(outcome: Outcome) -> Record:
-    """The record that goes on to the next tool: the one that came, with the new caption."""
+def as_record(outcome: Outcome, trigger: str = "") -> Record:
+    """The record that goes on to the next tool: the one that came, with the new caption and the trigger it has."""
     job = outcome.job
     data = dict(job.record.data) if job.record is not None else {}
     if outcome.error is not None:
         data["error"] = outcome.error
     elif outcome.after is not None:
         data["caption"] = outcome.after
+        data |= {"trigger": trigger} if trigger else {}
     path = job.record.path if job.record is not None else job.picture or job.file
     return Record(path, data)
 

@@ -44,7 +44,12 @@ lora-repeats pictures/ -o dataset.toml --repeats 10 --repeats maid=6
     "--repeats", multiple=True, metavar="[NAME=]N", help="Fix the repeats, of all or of one concept."
 )
 @click.option(
-    "--concept", "--concept-name", "concept", metavar="NAME", help="Put all pictures into one concept."
+    "--concept",
+    "--name",
+    "--concept-name",
+    "concept",
+    metavar="NAME",
+    help="Put all pictures into one concept.",
 )
 @click.option("-r", "--recursive", is_flag=True, help="Take folders inside a concept's folder too.")
 @click.option(
@@ -74,7 +79,8 @@ def lora_repeats(inputs: tuple[str, ...], link: str | None, move: bool, **flags:
     """Choose how often each concept's pictures come in an epoch, and build the dataset.
 
     IN are pictures, folders of pictures, or folders of such folders; without any, paths or records are read from
-    standard input. Each folder is a concept, named after it (6_maid is maid). Pictures take their captions along.
+    standard input. Each folder is a concept, named after it (6_maid is maid); records with a trigger, as lora-clean
+    --trigger gives, are a concept of that name. Pictures take their captions along.
     Without -o the numbers are printed; with it the path of the dataset goes to stdout.
     """
     from lorapipe_dataset.repeats.run import Options, run

@@ -15,6 +15,7 @@ from lorapipe_engine.records import Record, check_folder
 
 _NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
 _WEIGHTED = re.compile(r"\{(\d+(?:\.\d+)?)\}(.+)", re.DOTALL)
+LONGEST_NAME = 200  # bytes of a concept in a folder's name; file systems take 255 for the whole
 # What a folder's name cannot have on one system or another.
 _UNUSABLE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
@@ -110,13 +111,19 @@ def _add_record(found: Gathered, record: Record, concept: str | None) -> None:
         found.failures.append(f"{path}: not a picture that is trained ({path.suffix or 'no suffix'})")
     else:
         name, weight = read_name(path.absolute().parent)
-        word = concept or _word(data, "concept") or _word(data, "trigger")
+        word = concept or _word(data, "concept") or _trigger(data)
         found.add(word or name, Source(path, _caption(data)), weight)
 
 
 def _word(data: Mapping[str, Any], key: str) -> str | None:
     value = data.get(key)
     return value.strip() or None if isinstance(value, str) else None
+
+
+def _trigger(data: Mapping[str, Any]) -> str | None:
+    """The first tag of the trigger: ``mayu, school uniform`` trains ``mayu``."""
+    word = _word(data, "trigger")
+    return (word.partition(",")[0].strip() or None) if word else None
 
 
 def _caption(data: Mapping[str, Any]) -> str | None:
@@ -136,8 +143,10 @@ def read_name(folder: Path) -> tuple[str, float | None]:
 
 def folder_name(repeats: int, concept: str) -> str:
     """``N_concept``, without letters that a file system may refuse."""
-    clean = _UNUSABLE.sub("_", concept).rstrip(". ")
-    return f"{repeats}_{clean or 'concept'}"
+    clean = _UNUSABLE.sub("_", concept).strip()
+    while len(os.fsencode(clean)) > LONGEST_NAME:
+        clean = clean[:-1]
+    return f"{repeats}_{clean.rstrip('. ') or 'concept'}"
 
 
 def named_numbers(words: Iterable[str], option: str, concepts: Iterable[str]) -> dict[str, float]:
