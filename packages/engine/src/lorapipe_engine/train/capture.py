@@ -116,25 +116,38 @@ def _can_update_inside(optimizer: torch.optim.Optimizer) -> bool:
     return all(row.get("capturable") and isinstance(row["lr"], Tensor) for row in optimizer.param_groups)
 
 
+def _slots_of(batch: MicroBatch) -> list[Tensor | None]:
+    """Every tensor that a batch may hold, None where it has none."""
+    text = batch.text
+    return [
+        *(batch.latents, *batch.ids, batch.weights, batch.geometry, batch.mask),
+        *(batch.text_weights or ()),
+        *(() if text is None else (text.hidden, text.pooled)),
+    ]
+
+
 def _tensors_of(batch: MicroBatch) -> list[Tensor]:
-    found = [batch.latents, *batch.ids, batch.weights, batch.geometry, batch.mask]
-    return [tensor for tensor in found if tensor is not None]
+    return [tensor for tensor in _slots_of(batch) if tensor is not None]
 
 
 def _shape_of(batch: MicroBatch) -> tuple[Any, ...]:
-    return (
-        *(tuple(tensor.shape) for tensor in _tensors_of(batch)),
-        batch.geometry is None,
-        batch.mask is None,
-    )
+    shapes = (None if tensor is None else tuple(tensor.shape) for tensor in _slots_of(batch))
+    return (*shapes, batch.text_weights is None, batch.text is None)
 
 
 def _copy_of(batch: MicroBatch) -> MicroBatch:
+    text = batch.text
     return replace(
         batch,
         latents=batch.latents.clone(),
         ids=tuple(ids.clone() for ids in batch.ids),
         weights=batch.weights.clone(),
-        geometry=None if batch.geometry is None else batch.geometry.clone(),
-        mask=None if batch.mask is None else batch.mask.clone(),
+        geometry=_clone(batch.geometry),
+        mask=_clone(batch.mask),
+        text_weights=batch.text_weights and tuple(row.clone() for row in batch.text_weights),
+        text=text and replace(text, hidden=text.hidden.clone(), pooled=_clone(text.pooled)),
     )
+
+
+def _clone(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

@@ -36,7 +36,8 @@ class MicroBatch:
     ``latents``: mean and deviation of the VAE, unscaled, (B, 8, h, w) float32. ``ids``: token ids, one (B, n, 77)
     for each text encoder. ``weights``: sample weights divided by the number of batches of this update, (B,).
     ``geometry``: SDXL's size and crop numbers (B, 6), else None. ``mask``: share of each latent cell that counts,
-    (B, 1, h, w) in 0..1, or None.
+    (B, 1, h, w) in 0..1, or None. ``text_weights``: multipliers of the text states, (B, 75n+2) for each encoder, or
+    None. ``text``: what the captions were encoded to before, or None to encode ``ids``.
     """
 
     latents: Tensor
@@ -44,6 +45,8 @@ class MicroBatch:
     weights: Tensor
     geometry: Tensor | None = None
     mask: Tensor | None = None
+    text_weights: tuple[Tensor, ...] | None = None
+    text: Conditioning | None = None
 
 
 def batch_loss(
@@ -65,7 +68,7 @@ def batch_loss(
     timesteps = draw_timesteps(len(latents), objective, latents.device)
     noisy = add_noise(latents, perturb(noise, objective), timesteps, schedule)
     if conditioning is None:
-        conditioning = family.encode_text(batch.ids, clip_skip=clip_skip)
+        conditioning = family.encode_text(batch.ids, clip_skip=clip_skip, weights=batch.text_weights)
     prediction = family.predict(noisy, timesteps, conditioning, batch.geometry)
     target = target_of(latents, noise, timesteps, schedule, objective)
     losses = sample_losses(prediction, target, timesteps, schedule, objective, batch.mask)
@@ -132,10 +135,12 @@ class Stepper:
             self.trace.record_network(self.network)
         total = torch.zeros((), device=self.family.device)
         for batch in batches:
-            conditioning = None
-            if not self.train_text:
+            conditioning = batch.text
+            if conditioning is None and not self.train_text:
                 with torch.no_grad():
-                    conditioning = self.family.encode_text(batch.ids, clip_skip=self.clip_skip)
+                    conditioning = self.family.encode_text(
+                        batch.ids, clip_skip=self.clip_skip, weights=batch.text_weights
+                    )
             loss = batch_loss(
                 self.family,
                 batch,
