@@ -75,7 +75,7 @@ class Halving:
 
     latent_scale: float = 0.18215
 
-    def encode_text(self, ids: Any, clip_skip: int | None = None) -> Conditioning:
+    def encode_text(self, ids: Any, clip_skip: int | None = None, weights: Any = None) -> Conditioning:
         return Conditioning(torch.zeros(1), None)
 
     def predict(self, noisy: Any, timesteps: Any, conditioning: Any, geometry: Any) -> Any:
