@@ -290,6 +290,8 @@ def _check_range(field: Field, value: Any, where: str) -> None:
 def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     kind = typing.get_args(field.type)[0]
+    if kind is Path:
+        return tuple(_scalar(field.name, kind, item, where) for item in items)
     if kind is not str:
         # Numbers may be words of their own or stand in one, with commas.
         numbers = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.base import Adapter, Dropouts
-from lorapipe_engine.nn.flat import FlatGroup
+from lorapipe_engine.nn.flat import FlatGroup, RateGroup
 from lorapipe_engine.nn.lora import Lora
+
+RateOf = Callable[[str, str, str], RateGroup]
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,26 @@ class NetworkPlan:
 
 
 class Network:
-    """The adapters of a model: ``adapters`` by LoRA name, ``groups`` of parameters by part."""
+    """The adapters of a model: ``adapters`` by LoRA name, ``groups`` of parameters by part.
 
-    def __init__(self, adapters: Mapping[str, Adapter], parts: Mapping[str, str]) -> None:
+    ``rate_of``: the rate group of a parameter, from its part, module and role ("lora_up"); None: one for each part.
+    """
+
+    def __init__(
+        self, adapters: Mapping[str, Adapter], parts: Mapping[str, str], rate_of: RateOf | None = None
+    ) -> None:
         self.adapters = dict(adapters)
         self.parts = dict(parts)
         self.groups: dict[str, FlatGroup] = {}
         for part in dict.fromkeys(self.parts[name] for name in self.adapters):
-            inside = [adapter for name, adapter in self.adapters.items() if self.parts[name] == part]
-            owned = [p for adapter in inside for p in adapter.parameters() if p.requires_grad]
-            self.groups[part] = FlatGroup(part, owned)
+            owned = [
+                (p, rate_of(part, name, role) if rate_of else RateGroup(part))
+                for name, adapter in self.adapters.items()
+                if self.parts[name] == part
+                for role, p in adapter.named_parameters()
+                if p.requires_grad
+            ]
+            self.groups[part] = FlatGroup(part, [p for p, _ in owned], [rate for _, rate in owned])
 
     def file_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the LoRA file, by its key, on the CPU in float32 and sorted by key."""
@@ -113,8 +125,10 @@ def attach(
     targets: Iterable[Target],
     plan: NetworkPlan,
     make: Callable[[nn.Module, int, float, Dropouts], Adapter] = Lora,
+    rate_of: RateOf | None = None,
 ) -> Network:
-    """Wrap every target that the plan gives a rank, in place, inside the trees of ``roots``.
+    """Wrap every target that the plan gives a rank, in place, inside the trees of ``roots``. ``rate_of``: see
+    :class:`Network`.
 
     Raises ConfigError if nothing is left to train.
     """
@@ -132,7 +146,7 @@ def attach(
         parts[target.name] = target.part
     if not adapters:
         raise ConfigError("the network has nothing to train: no module of this model is a target")
-    return Network(adapters, parts)
+    return Network(adapters, parts, rate_of)
 
 
 def detach(roots: Iterable[nn.Module]) -> int:

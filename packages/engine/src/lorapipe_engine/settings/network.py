@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorapipe_engine.config import option
 
@@ -14,7 +15,15 @@ class NetworkSettings:
     network_module: str = option("networks.lora", "Kind of network.", choices=("networks.lora",))
     network_dim: int | None = option(None, "Rank. [default: 64 for SD 1.x and 2.x, 32 for SDXL]", min=1)
     network_alpha: float | None = option(None, "Strength is alpha / dim. [default: dim]", min=0)
-    network_args: tuple[str, ...] = option((), "conv_dim=, conv_alpha=, rank_dropout=, module_dropout=.")
+    network_args: tuple[str, ...] = option(
+        (),
+        "More of the network, as conv_dim=8 conv_alpha=4 rank_dropout=0.1 module_dropout=0.1, LoRA+ "
+        "(loraplus_lr_ratio=16) and block-wise ranks and rates (block_dims=, down_lr_weight=, ...).",
+    )
+    network_weights: Path | None = option(None, "Go on training this LoRA file, at its own strength.")
+    dim_from_weights: bool = option(False, "Take modules, ranks and alphas from network_weights.")
+    base_weights: tuple[Path, ...] = option((), "Networks that are merged into the base before training.")
+    base_weights_multiplier: tuple[float, ...] = option((), "Their strengths, in order. [default: 1]")
     network_dropout: float = option(0.0, "Dropout of the LoRA's inner values.", min=0, max=0.99)
     scale_weight_norms: float | None = option(
         None, "Hold the norm of every module's change under this; 0.9 to 1 if at all.", min=0

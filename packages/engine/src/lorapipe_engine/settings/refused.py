@@ -57,11 +57,6 @@ FOREIGN: dict[str, Foreign] = {
     ),
     # Networks.
     **_refuse("use --unet_lr 0, which leaves the UNet out", "network_train_text_encoder_only", flag=True),
-    **_refuse(
-        "merge the networks into the base first: lora-merge BASE NETWORK -o MERGED",
-        "base_weights",
-        "base_weights_multiplier",
-    ),
     # Data.
     **_refuse("is spelt caption_extension", "caption_extention"),
     **_refuse("use --print-config, which writes all options as TOML", "output_config", flag=True),

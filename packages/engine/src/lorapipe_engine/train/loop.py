@@ -12,7 +12,7 @@ import torch
 
 from lorapipe_engine.cachefolder import cache_folder
 from lorapipe_engine.errors import ProblemFound
-from lorapipe_engine.nn.attach import Network, Target, attach
+from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
@@ -20,6 +20,7 @@ from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.data import Dataset, TrainingData, caption_rule, latent_jobs
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
+from lorapipe_engine.train.make_network import make_network
 from lorapipe_engine.train.optimizers import (
     alpha_note,
     build_optimizer,
@@ -29,7 +30,7 @@ from lorapipe_engine.train.optimizers import (
     sets_own_rate,
     write_rates,
 )
-from lorapipe_engine.train.plan import RunPlan, network_plan, plan_run
+from lorapipe_engine.train.plan import RunPlan, plan_run
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.results import Results
 from lorapipe_engine.train.resume import State, StateKeeper, purpose, save_state, state_file, take_up
@@ -57,7 +58,7 @@ def train(
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
     rates = rates_of(settings.optimizer, trainable_parts(settings, family))
     data = load_data(settings, dataset, family)
-    network = attach_network(settings, family, rates.trained)
+    network = make_network(settings, family, rates.by_part, say)
     batches = batches_of(dataset, settings, 0)
     plan = plan_run(len(batches), settings.run, settings.optimizer.gradient_accumulation_steps)
     optimizer = build_optimizer(settings.optimizer.optimizer_type, arguments, network.groups, rates)
@@ -236,23 +237,6 @@ def groups_of(batches: Sequence[Batch], settings: TrainSettings) -> Iterator[Seq
 def trainable_parts(settings: TrainSettings, family: Family) -> tuple[str, ...]:
     """The parts that the options allow to be trained."""
     return ("unet",) if settings.network.network_train_unet_only else family.train_parts
-
-
-def attach_network(settings: TrainSettings, family: Family, parts: tuple[str, ...]) -> Network:
-    """Put a fresh network into these parts of the model, drawn from the run's seed."""
-    torch.manual_seed(settings.run.seed)
-    plan = network_plan(settings.network)
-    targets = [
-        Target(part, family.lora_name(part, path), module)
-        for part, path, module in family.target_modules(conv=plan.conv_rank is not None)
-        if part in parts
-    ]
-    network = attach(family.parts.values(), targets, plan)
-    network.train()
-    if settings.model.gradient_checkpointing:
-        drops = plan.dropouts
-        family.checkpoint_activations(with_draws=bool(drops.element or drops.rank or drops.module))
-    return network
 
 
 def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> TrainingData:

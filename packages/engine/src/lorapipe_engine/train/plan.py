@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.nn.attach import NetworkPlan
-from lorapipe_engine.nn.base import Dropouts
-from lorapipe_engine.settings import DataSettings, NetworkSettings, RunSettings
-from lorapipe_engine.train.optimizers import parse_arguments
+from lorapipe_engine.settings import DataSettings, RunSettings
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -58,32 +55,6 @@ def choose_precision(name: str | None, device: torch.device) -> str:
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("mixed_precision: fp16 cannot train on the CPU; use no or bf16")
     return name
-
-
-NETWORK_ARGS = {"conv_dim": int, "conv_alpha": float, "rank_dropout": float, "module_dropout": float}
-
-
-def network_plan(network: NetworkSettings) -> NetworkPlan:
-    """Ranks and dropouts from the network options. Raises ConfigError for an unknown or unusable network_args."""
-    extra = parse_arguments(network.network_args, "network_args")
-    for key, value in extra.items():
-        if key not in NETWORK_ARGS:
-            raise ConfigError(f"network_args: '{key}' is not known; known: {', '.join(NETWORK_ARGS)}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ConfigError(f"network_args: {key} takes a number of 0 or more, not '{value}'")
-    rank = network.network_dim or 0
-    conv_rank = int(extra["conv_dim"]) if extra.get("conv_dim") else None
-    return NetworkPlan(
-        rank=rank,
-        alpha=float(network.network_alpha or rank),
-        conv_rank=conv_rank,
-        conv_alpha=float(extra.get("conv_alpha", 1.0)),
-        dropouts=Dropouts(
-            element=network.network_dropout,
-            rank=float(extra.get("rank_dropout", 0.0)),
-            module=float(extra.get("module_dropout", 0.0)),
-        ),
-    )
 
 
 def check_batch(data: DataSettings, pictures: int) -> str | None:

@@ -17,19 +17,21 @@ from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defau
 from lorapipe_engine.train.data import scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.make_network import with_file_ranks
+from lorapipe_engine.train.network_args import network_plan, read_network_args
 from lorapipe_engine.train.objective import check_objective
-from lorapipe_engine.train.optimizers import check_arguments, rate_notes, rates_of
+from lorapipe_engine.train.optimizers import check_arguments, check_group_rates, rate_notes, rates_of
 from lorapipe_engine.train.plan import (
     DTYPES,
     check_batch,
     choose_device,
     choose_precision,
-    network_plan,
 )
 from lorapipe_engine.train.prompts import Prompt, read_prompts
 from lorapipe_engine.train.results import refuse_to_overwrite, remove_leftovers
 from lorapipe_engine.train.sample import make_scheduler
 from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
+from lorapipe_engine.train.start_from import check_start
 
 Say = Callable[[str], None]
 
@@ -45,7 +47,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     dataset = scan(settings.data)
     if warning := check_batch(settings.data, len(dataset.pictures)):
         say(f"note: {warning}")
-    family, settings = load_family(settings, say)
+    family, settings = load_family(with_file_ranks(settings), say)
     for note in check_objective(settings.loss):
         if note not in notes:
             say(f"note: {note}")
@@ -64,6 +66,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     notes = check_updates(settings)
     notes += check_objective(settings.loss)
     network_plan(settings.network)
+    check_start(settings.network)
     make_scheduler(settings.run.sample_sampler, v_prediction=False)
     refuse_to_overwrite(settings.run)
     check_writable(settings.run)
@@ -83,6 +86,7 @@ def check_updates(settings: TrainSettings) -> list[str]:
     rates = rates_of(optimizer, (*encoders, "unet"))
     schedule = schedule_of(optimizer, planned_steps(settings), max(rates.by_part.values()))
     rate_plan(schedule, [1.0])
+    check_group_rates(optimizer, read_network_args(settings.network.network_args).has_rates)
     notes = [*rate_notes(optimizer, arguments, rates), *schedule_notes(optimizer)]
     if settings.network.network_train_unet_only and any(optimizer.text_encoder_lr):
         notes.append(

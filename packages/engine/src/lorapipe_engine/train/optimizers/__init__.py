@@ -16,7 +16,7 @@ from lorapipe_engine.train.optimizers.build import (
     write_rates,
 )
 from lorapipe_engine.train.optimizers.kinds import OptimizerKind
-from lorapipe_engine.train.optimizers.rates import Rates, alpha_note, rate_notes, rates_of
+from lorapipe_engine.train.optimizers.rates import Rates, alpha_note, check_group_rates, rate_notes, rates_of
 from lorapipe_engine.train.optimizers.registry import KINDS, known_names, optimizer_kind
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "arguments_text",
     "build_optimizer",
     "check_arguments",
+    "check_group_rates",
     "checked",
     "evaluating",
     "gradients_of",

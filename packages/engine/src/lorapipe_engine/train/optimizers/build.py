@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from lorapipe_engine.nn.flat import FlatGroup
+    from lorapipe_engine.nn.flat import FlatGroup, FlatRange
 
 
 def build_optimizer(
     name: str, arguments: Mapping[str, Any], groups: Mapping[str, FlatGroup], rates: Rates
 ) -> Optimizer:
-    """One parameter group a part, on its flat buffer, with the rate as a tensor where the optimizer reads one, so
-    that a captured graph sees it change.
+    """One parameter group for each rate group of a part, on its run of the flat buffer, with the rate as a tensor
+    where the optimizer reads one, so that a captured graph sees it change.
 
-    Groups carry ``part`` and ``base_rate`` beside torch's own keys. An optimizer that looks at shapes gets the single
-    tensors, which are views of the same buffers. Raises ConfigError for arguments that do not fit.
+    Groups carry ``name``, ``part`` and ``base_rate`` beside torch's own keys; those of rate 0 are left out. An
+    optimizer that looks at shapes gets the single tensors, which are views of the same buffers. Raises ConfigError for
+    arguments that do not fit.
     """
     kind = optimizer_kind(name)
     own_rate = sets_own_rate(kind, arguments)
     rows: list[dict[str, Any]] = []
     for part, group in groups.items():
-        rate = rates.by_part.get(part, 0.0)
-        if rate > 0:
-            parameters = _parameters(kind, group)
-            rows.append(
-                {"params": parameters, "lr": None if own_rate else rate, "part": part, "base_rate": rate}
-            )
+        for run in group.ranges:
+            rate = rates.by_part.get(part, 0.0) * run.group.factor
+            if rate > 0:
+                row = {"params": _parameters(kind, run), "lr": None if own_rate else rate}
+                rows.append({**row, "name": run.group.name, "part": part, "base_rate": rate})
     if not rows:
         raise ConfigError("learning_rate: every part has rate 0, so nothing would be trained")
     on_cuda = kind.on_cuda if rows[0]["params"][0].is_cuda else {}
@@ -60,8 +60,8 @@ def _train_mode(optimizer: Any) -> None:
     optimizer.train()  # some begin in the other mode and refuse to step
 
 
-def _parameters(kind: OptimizerKind, group: FlatGroup) -> list[nn.Parameter]:
-    return list(group.parameters) if kind.by_tensor else [group.parameter]
+def _parameters(kind: OptimizerKind, run: FlatRange) -> list[nn.Parameter]:
+    return list(run.parameters) if kind.by_tensor else [run.parameter]
 
 
 def _use_tensor_rates(optimizer: Optimizer) -> None:
@@ -88,16 +88,16 @@ def write_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
 
 
 def rates_in_force(optimizer: Optimizer) -> dict[str, float]:
-    """The numbers to log of the groups' rates: ``lr/PART``, and ``lr/d*lr/PART`` where d is estimated.
+    """The numbers to log of the groups' rates: ``lr/NAME``, and ``lr/d*lr/NAME`` where d is estimated.
 
     Waits for the device where a rate lies there, so it is called once a step at most, outside of the step.
     """
     found: dict[str, float] = {}
     for row in optimizer.param_groups:
         rate = _own_rate(optimizer, row) if row["lr"] is None else float(row["lr"])
-        found[f"lr/{row['part']}"] = rate
+        found[f"lr/{row['name']}"] = rate
         if "d" in row:
-            found[f"lr/d*lr/{row['part']}"] = float(row["d"]) * rate
+            found[f"lr/d*lr/{row['name']}"] = float(row["d"]) * rate
     return found
 
 
@@ -125,5 +125,13 @@ def evaluating(optimizer: Optimizer | None) -> Iterator[None]:
 
 
 def gradients_of(optimizer: Optimizer, groups: Mapping[str, FlatGroup]) -> list[Tensor]:
-    """The flat gradient buffers of the groups that the optimizer trains."""
-    return [groups[row["part"]].grad for row in optimizer.param_groups]
+    """The flat gradient buffers of what the optimizer trains: of whole parts, but for those with untrained groups."""
+    trained = {(row["part"], row["name"]) for row in optimizer.param_groups}
+    found: list[Tensor] = []
+    for part, group in groups.items():
+        runs = [run for run in group.ranges if (part, run.group.name) in trained]
+        if len(runs) == len(group.ranges):
+            found.append(group.grad)
+        else:
+            found += [group.grad[run.start : run.stop] for run in runs]
+    return found

@@ -65,6 +65,16 @@ def _check_one_rate(kind: OptimizerKind, rates: Mapping[str, float]) -> None:
         )
 
 
+def check_group_rates(optimizer: OptimizerSettings, several: bool) -> None:
+    """Raise ConfigError where ``network_args`` ask for ``several`` rates in a part and the optimizer takes one."""
+    kind = optimizer_kind(optimizer.optimizer_type)
+    if several and kind.one_rate:
+        raise ConfigError(
+            f"network_args: {kind.name} estimates one step size for all, so LoRA+ and *_lr_weight cannot be had with "
+            "it; take AdamW8bit, or ProdigyPlusScheduleFree"
+        )
+
+
 def rate_notes(optimizer: OptimizerSettings, arguments: Mapping[str, Any], rates: Rates) -> list[str]:
     """What the user should know of the rates before the run: one line each, most often none."""
     kind = optimizer_kind(optimizer.optimizer_type)

@@ -1,0 +1,69 @@
+"""The network that a run trains: its modules, ranks and rates as the options say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+
+from lorapipe_engine.nn.attach import Network, Target, attach
+from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network_args import (
+    RateGroups,
+    by_block,
+    network_plan,
+    read_network_args,
+    wants_conv,
+)
+from lorapipe_engine.train.start_from import file_names, load_start, merge_into_base, read_start, sizes_of
+
+Say = Callable[[str], None]
+
+
+def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, float], say: Say) -> Network:
+    """Put a network into the parts of the model that have a rate above 0: a fresh one, drawn from the run's seed, or
+    one that goes on from a file. Other files may be merged into the base before.
+
+    Raises ConfigError for block-wise options that do not fit the family, InputError for files that do not.
+    """
+    chosen = settings.network
+    for note in merge_into_base(chosen, family):
+        say(note)
+    plan, args = network_plan(chosen), read_network_args(chosen.network_args)
+    targets = [
+        Target(part, family.lora_name(part, path), module)
+        for part, path, module in family.target_modules(
+            conv=wants_conv(plan, args) or chosen.dim_from_weights
+        )
+        if rates.get(part, 0.0) > 0
+    ]
+    names = file_names(family)
+    start = read_start(chosen.network_weights) if chosen.network_weights else None
+    if start is not None and chosen.dim_from_weights:
+        plan = replace(plan, sizes=sizes_of(start, targets, names))
+    else:
+        plan = by_block(plan, args, targets, family.name)
+    torch.manual_seed(settings.run.seed)
+    network = attach(family.parts.values(), targets, plan, rate_of=RateGroups(args, family.name, rates))
+    if start is not None:
+        for note in load_start(start, network, names):
+            say(note)
+    network.train()
+    if settings.model.gradient_checkpointing:
+        drops = plan.dropouts
+        family.checkpoint_activations(with_draws=bool(drops.element or drops.rank or drops.module))
+    return network
+
+
+def with_file_ranks(settings: TrainSettings) -> TrainSettings:
+    """The settings with rank and alpha as most modules of ``network_weights`` have them, where they come from there;
+    the metadata tell them."""
+    chosen = settings.network
+    if chosen.network_weights is None or not chosen.dim_from_weights:
+        return settings
+    sizes = Counter(read_start(chosen.network_weights).sizes.values())
+    (rank, alpha), _ = sizes.most_common(1)[0]
+    return replace(settings, network=replace(chosen, network_dim=rank, network_alpha=alpha))

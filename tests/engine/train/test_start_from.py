@@ -1,0 +1,190 @@
+"""Training that goes on from a LoRA file, and networks merged into the base before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lorapipe_demo")
+
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from lorapipe_demo.concept import draw_concept  # noqa: E402
+from lorapipe_demo.scene import TRIGGER  # noqa: E402
+from lorapipe_engine.bases import resolve_base  # noqa: E402
+from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.settings import NetworkSettings  # noqa: E402
+from lorapipe_engine.train.families import open_family  # noqa: E402
+from lorapipe_engine.train.load import load_base  # noqa: E402
+from lorapipe_engine.train.start_from import merge_into_base  # noqa: E402
+
+FIXED = (
+    "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "
+    "--max_train_steps 1 --lr_scheduler constant"
+)
+# Rates at which a step changes nothing that matters.
+STILL = ["--unet_lr", "1e-12", "--text_encoder_lr", "1e-12"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    draw_concept(root, TRIGGER, pictures=2, repeats=1, seed=3)
+    return root
+
+
+def run(data: Path, out: Path, *more: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        lora_train.main([*FIXED.split(), "--train_data_dir", str(data), "--output_dir", str(out), *more])
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of rank 4 and alpha 1 with a convolution's rank of 2, after a coarse step."""
+    out = tmp_path_factory.mktemp("first")
+    rates = ["--unet_lr", "0.05", "--text_encoder_lr", "0.05"]
+    more = ["--network_dim", "4", "--network_alpha", "1", "--network_args", "conv_dim=2", "conv_alpha=0.5"]
+    assert run(data, out, *more, *rates) == 0
+    return out / "net.safetensors"
+
+
+def deltas(path: Path) -> dict[str, Any]:
+    """Each module's change, as any reader computes it from the file."""
+    tensors = load_file(path)
+    found = {}
+    for name in {key.partition(".")[0] for key in tensors}:
+        down, up = tensors[f"{name}.lora_down.weight"], tensors[f"{name}.lora_up.weight"]
+        found[name] = float(tensors[f"{name}.alpha"]) / len(down) * (up.flatten(1) @ down.flatten(1))
+    return found
+
+
+def test_goes_on_at_the_strength_of_the_file(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sd-scripts keeps the new network's scale (4 / 4 here) beside the file's alpha: its file is then 4 times off."""
+    more = ["--network_dim", "4", "--network_alpha", "4", "--network_args", "conv_dim=2", "conv_alpha=2"]
+    assert run(data, tmp_path, *more, *STILL, "--network_weights", str(trained)) == 0
+    before, after = deltas(trained), deltas(tmp_path / "net.safetensors")
+    assert before.keys() == after.keys()
+    assert max(float(change.abs().max()) for change in before.values()) > 1e-3
+    for name, change in before.items():
+        torch.testing.assert_close(after[name], change, rtol=1e-4, atol=1e-7)
+    assert f"network_weights: {len(before)} modules from" in capsys.readouterr().err
+
+
+def test_ranks_and_alphas_from_the_file(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Ranks that differ, and a module without alpha, which then is the rank; dropouts and LoRA+ stay."""
+    tensors = load_file(trained)
+    names = sorted({key.partition(".")[0] for key in tensors})
+    short, bare = names[0], names[-1]
+    tensors[f"{short}.lora_down.weight"] = tensors[f"{short}.lora_down.weight"][:1].clone()
+    tensors[f"{short}.lora_up.weight"] = tensors[f"{short}.lora_up.weight"][:, :1].clone()
+    del tensors[f"{bare}.alpha"]
+    mixed = tmp_path / "mixed.safetensors"
+    save_file(tensors, mixed)
+    words = ["--network_args", "rank_dropout=0.5", "loraplus_lr_ratio=4"]
+    more = ["--network_weights", str(mixed), "--dim_from_weights", *words, *STILL]
+    assert run(data, tmp_path, *more) == 0
+    result = load_file(tmp_path / "net.safetensors")
+    assert {key for key in result if not key.endswith("alpha")} == {
+        k for k in tensors if not k.endswith("alpha")
+    }
+    for key, tensor in tensors.items():
+        assert result[key].shape == tensor.shape, key
+        torch.testing.assert_close(result[key].float(), tensor.float(), rtol=1e-4, atol=1e-7)
+    assert float(result[f"{bare}.alpha"]) == len(tensors[f"{bare}.lora_down.weight"])
+    rows = [json.loads(line) for line in (tmp_path / "net.metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["lr/unet plus"] == pytest.approx(4e-12)
+    with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("4", "1.0")
+
+
+def test_modules_that_fit_nowhere_are_told(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--network_dim", "4", "--network_weights", str(trained), *STILL]
+    assert run(data, tmp_path, *more) == 0
+    told = capsys.readouterr().err
+    assert "modules of the file are not in this network, first" in told
+    assert "--dim_from_weights takes all" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--network_dim", "8", "--network_weights", "FILE"], "--dim_from_weights, or --network_dim 4"),
+        (["--dim_from_weights"], "so give that file too"),
+        (["--network_weights", "missing.safetensors"], "missing.safetensors"),
+        (["--base_weights_multiplier", "0.5"], "1 numbers for 0 base_weights"),
+        (["--network_weights", "BASE"], "not a LoRA"),
+    ],
+)
+def test_odd_starts_are_one_line(
+    more: list[str], told: str, trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"FILE": str(trained), "BASE": str(resolve_base("demo"))}
+    assert run(data, tmp_path, *(places.get(word, word) for word in more)) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert told in error[-1]
+    assert error[-1].startswith("lora-train: error: ")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", "none of its modules fits"),
+        ("lora_unet_input_blocks_4_1_proj_in", ("does not fit the model's layer", "its change has shape")),
+    ],
+)
+def test_a_file_of_another_model(
+    name: str, told: str | tuple[str, str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = {f"{name}.lora_down.weight": torch.ones(2, 640), f"{name}.lora_up.weight": torch.ones(640, 2)}
+    save_file(odd, tmp_path / "xl.safetensors")
+    for index, option in enumerate(("--network_weights", "--base_weights")):
+        assert run(data, tmp_path, option, str(tmp_path / "xl.safetensors")) == 2
+        want = told if isinstance(told, str) else told[index]
+        assert want in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_base_weights_change_the_base(trained: Path) -> None:
+    plain, merged = (open_family(load_base(resolve_base("demo"))) for _ in range(2))
+    settings = NetworkSettings(base_weights=(trained, trained), base_weights_multiplier=(0.5,))
+    notes = merge_into_base(settings, merged)
+    assert ["at 0.5 (" in notes[0], "at 1 (" in notes[1], "fit nowhere" in "".join(notes)] == [
+        True,
+        True,
+        False,
+    ]
+    changes = deltas(trained)
+    seen = 0
+    others = {(part, path): module for part, path, module in merged.target_modules(conv=True)}
+    for part, path, module in plain.target_modules(conv=True):
+        change = changes[plain.lora_name(part, path)].reshape(module.weight.shape)
+        want = module.weight + 1.5 * change
+        torch.testing.assert_close(others[part, path].weight, want, rtol=1e-5, atol=1e-6)
+        seen += 1
+    assert seen == len(changes)
+
+
+def test_base_weights_on_the_command_line(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first loss is that of the merged base: training on with the file itself gives the same one."""
+    losses = []
+    for name, more in {
+        "base": ["--base_weights", str(trained), "--network_dim", "2"],
+        "file": ["--network_weights", str(trained), "--dim_from_weights"],
+    }.items():
+        assert run(data, tmp_path / name, *more, *STILL) == 0
+        losses.append(json.loads((tmp_path / name / "net.metrics.jsonl").read_text())["loss/current"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert "merged into the base at 1" in capsys.readouterr().err
