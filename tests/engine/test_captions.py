@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from lorapipe_engine.captions import (
     CaptionRule,
+    When,
     find_caption,
+    fixed_caption,
     join_tags,
     read_caption,
     split_tags,
@@ -75,3 +77,42 @@ def test_not_utf8_is_named(tmp_path: Path) -> None:
     path.write_bytes("größe".encode("latin-1"))
     with pytest.raises(InputError, match=r"a\.txt: not UTF-8 \(byte 2\)"):
         read_caption(path)
+
+
+def test_whole_epochs_without_captions() -> None:
+    rule = CaptionRule(dropout_epochs=3)
+    found = [vary_caption("a", rule, random.Random(0), When(epoch=epoch)) for epoch in range(7)]
+    assert found == ["a", "a", "", "a", "a", "", "a"]
+
+
+def test_tags_joined_by_the_second_mark_are_one() -> None:
+    rule = CaptionRule(shuffle=True, secondary_separator=";;;")
+    for seed in range(20):
+        assert "red hair,long hair" in vary("smile, red hair;;;long hair, solo, hat", rule, seed)
+    dropping = CaptionRule(tag_dropout=0.5, secondary_separator=";;;")
+    assert {vary("a;;;b", dropping, seed) for seed in range(20)} == {"", "a,b"}
+    assert vary("a;;;b, c", CaptionRule(secondary_separator=";;;")) == "a,b, c"
+
+
+@pytest.mark.parametrize("warm", [8.0, 0.5])
+def test_captions_grow(warm: float) -> None:
+    """Five flexible tags over 8 steps: ⌊step·(5-1)/8⌋+1 of them."""
+    rule = CaptionRule(keep_tokens=1, warmup_steps=warm)
+    lengths = [
+        len(split_tags(vary_caption("k, a, b, c, d, e", rule, random.Random(0), When(0, step, 16)))) - 1
+        for step in range(10)
+    ]
+    assert lengths == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_every_line_gets_prefix_and_suffix() -> None:
+    rule = CaptionRule(prefix="p,", suffix="s", wildcards=True)
+    assert {vary("x\ny", rule, seed) for seed in range(20)} == {"p, x s", "p, y s"}
+
+
+def test_the_fixed_caption_draws_nothing() -> None:
+    rule = CaptionRule(
+        shuffle=True, dropout=1.0, tag_dropout=0.9, prefix="p,", wildcards=True, warmup_steps=9
+    )
+    assert fixed_caption("a, b, c", rule) == "p, a, b, c"
+    assert len({fixed_caption("{a|b|c|d}", rule) for _ in range(9)}) == 1

@@ -26,18 +26,21 @@ SIZES = st.sampled_from([(64, 64), (64, 128), (128, 64)])
 def test_an_epoch_holds_every_picture_as_often_as_it_repeats(
     rows: list[tuple[tuple[int, int], int]], batch: int, epoch: int
 ) -> None:
-    buckets, repeats = [row[0] for row in rows], [row[1] for row in rows]
-    batches = epoch_batches(buckets, repeats, batch, 7, epoch)
+    # Every other picture is of a second dataset, with batches of one more.
+    buckets = [(index % 2, row[0]) for index, row in enumerate(rows)]
+    repeats, sizes = [row[1] for row in rows], [batch, batch + 1]
+    batches = epoch_batches(buckets, repeats, sizes, 7, epoch)
     seen = Counter((i, t) for b in batches for i, t in zip(b.pictures, b.turns, strict=True))
     assert seen == {(i, t): 1 for i, count in enumerate(repeats) for t in range(count)}
     assert all(buckets[i] == b.bucket for b in batches for i in b.pictures)
-    assert len(batches) == batches_per_epoch(buckets, repeats, batch)
-    assert batches == epoch_batches(buckets, repeats, batch, 7, epoch)
+    assert all(len(b.pictures) <= sizes[b.bucket[0]] for b in batches)
+    assert len(batches) == batches_per_epoch(buckets, repeats, sizes)
+    assert batches == epoch_batches(buckets, repeats, sizes, 7, epoch)
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return [b.pictures[0] for b in epoch_batches([(64, 64)] * 40, [1] * 40, 1, seed, epoch)]
+        return [b.pictures[0] for b in epoch_batches([(0, (64, 64))] * 40, [1] * 40, [1], seed, epoch)]
 
     assert len({tuple(order(s, e)) for s in range(3) for e in range(3)}) == 9
 

@@ -1,15 +1,16 @@
 """Captions: tags and text, the files they lie in, and how they vary from step to step.
 
 The order of the operations is sd-scripts' (prefix and suffix, dropout of the whole caption, wildcards, fixed tags,
-shuffle, dropout of tags), so a caption option does here what it does there.
+warm-up, shuffle, dropout of tags, secondary separator), so a caption option does here what it does there.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
@@ -56,21 +57,27 @@ def read_caption(path: Path, *, every_line: bool = False) -> str:
 
 def find_caption(picture: Path, extension: str = ".txt", *, every_line: bool = False) -> Caption | None:
     """The caption beside a picture, or None: the file with ``extension``, else .txt, else .caption."""
-    for suffix in dict.fromkeys((_dotted(extension), *CAPTION_SUFFIXES)):
+    for suffix in caption_suffixes(extension):
         path = picture.with_name(picture.stem + suffix)
         if path.is_file():
             return Caption(read_caption(path, every_line=every_line), path)
     return None
 
 
-def _dotted(extension: str) -> str:
-    return extension if extension.startswith(".") else f".{extension}"
+def caption_suffixes(extension: str) -> tuple[str, ...]:
+    """The suffixes of caption files in the order they are tried: ``extension``, then the usual ones."""
+    own = extension if extension.startswith(".") else f".{extension}"
+    return tuple(dict.fromkeys((own, *CAPTION_SUFFIXES)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRule:
     """How captions vary. Rates are shares in 0..1; ``keep_tokens`` counts tags at the front that stay; text before
-    ``keep_tokens_separator`` stays too (and after a second one). ``wildcards`` picks a line and one of ``{a|b}``."""
+    ``keep_tokens_separator`` stays too (and after a second one). ``wildcards`` picks a line and one of ``{a|b}``.
+    ``dropout_epochs`` n empties the captions of every n-th epoch (0: of none). With ``warmup_steps`` (a count, or below
+    1 a share of the run; 0: off) the flexible tags come one by one, beginning with ``warmup_least``. Tags with
+    ``secondary_separator`` between them are one, until all is done.
+    """
 
     separator: str = ","
     prefix: str = ""
@@ -79,31 +86,81 @@ class CaptionRule:
     keep_tokens: int = 0
     keep_tokens_separator: str = ""
     dropout: float = 0.0
+    dropout_epochs: int = 0
     tag_dropout: float = 0.0
     wildcards: bool = False
+    secondary_separator: str = ""
+    warmup_least: int = 1
+    warmup_steps: float = 0.0
 
     @property
     def is_fixed(self) -> bool:
         """Whether a caption is the same at every step."""
-        return not (self.shuffle or self.dropout or self.tag_dropout or self.wildcards)
+        return not (self.drops or self.is_rewritten or self.warmup_steps)
+
+    @property
+    def drops(self) -> bool:
+        """Whether captions are left empty at times."""
+        return bool(self.dropout or self.dropout_epochs)
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether a caption's tags are drawn anew for every step."""
+        return bool(self.shuffle or self.tag_dropout or self.wildcards)
 
 
-def vary_caption(text: str, rule: CaptionRule, draw: random.Random) -> str:
-    """The caption of one step."""
-    text = " ".join(part for part in (rule.prefix, text, rule.suffix) if part)
+@dataclass(frozen=True)
+class When:
+    """The place in a run: finished epochs and steps, and the steps of the whole run."""
+
+    epoch: int = 0
+    step: int = 0
+    steps: int = 1
+
+
+START = When()
+
+
+def vary_caption(text: str, rule: CaptionRule, draw: random.Random, when: When = START) -> str:
+    """The caption of one step: empty where it is dropped, else as :func:`rewrite_caption` has it."""
+    return "" if drops_caption(rule, draw, when) else rewrite_caption(text, rule, draw, when)
+
+
+def drops_caption(rule: CaptionRule, draw: random.Random, when: When = START) -> bool:
+    """Whether the whole caption is left out this time."""
     if rule.dropout and draw.random() < rule.dropout:
-        return ""
-    text = _pick_wildcards(text, draw) if rule.wildcards else text.split("\n", 1)[0]
-    if rule.shuffle or rule.tag_dropout:
-        text = _vary_tags(text, rule, draw)
+        return True
+    return bool(rule.dropout_epochs) and (when.epoch + 1) % rule.dropout_epochs == 0
+
+
+def rewrite_caption(text: str, rule: CaptionRule, draw: random.Random, when: When = START) -> str:
+    """The caption with prefix and suffix, its wildcards chosen, its tags shuffled, dropped or not yet there."""
+    lines = text.split("\n") if rule.wildcards else text.split("\n", 1)[:1]
+    lines = [" ".join(part for part in (rule.prefix, line, rule.suffix) if part) for line in lines]
+    text = _pick_wildcards(draw.choice(lines), draw) if rule.wildcards else lines[0]
+    if rule.shuffle or rule.tag_dropout or rule.warmup_steps:
+        text = _vary_tags(text, rule, draw, when)
     # The mark itself is never a tag.
     if rule.keep_tokens_separator:
         text = text.replace(rule.keep_tokens_separator, "")
+    if rule.secondary_separator:
+        text = text.replace(rule.secondary_separator, rule.separator)
     return text
 
 
-def _vary_tags(text: str, rule: CaptionRule, draw: random.Random) -> str:
+def fixed_caption(text: str, rule: CaptionRule) -> str:
+    """The caption as it stands, with what is put before and after it: nothing drawn, nothing left out."""
+    still = replace(rule, shuffle=False, tag_dropout=0.0, warmup_steps=0.0)
+    # Of wildcards the first choices of a stream of their own, the same at every time.
+    return rewrite_caption(text, still, random.Random(text))
+
+
+def _vary_tags(text: str, rule: CaptionRule, draw: random.Random, when: When) -> str:
     head, flexible, tail = _fixed_parts(text, rule)
+    warm = rule.warmup_steps if rule.warmup_steps >= 1 else rule.warmup_steps * when.steps
+    if when.step < warm:
+        grown = when.step * (len(flexible) - rule.warmup_least) / warm
+        flexible = flexible[: math.floor(grown) + rule.warmup_least]
     if rule.shuffle:
         draw.shuffle(flexible)
     if rule.tag_dropout:
@@ -120,8 +177,7 @@ def _fixed_parts(text: str, rule: CaptionRule) -> tuple[list[str], list[str], li
     return tags[: rule.keep_tokens], tags[rule.keep_tokens :], []
 
 
-def _pick_wildcards(text: str, draw: random.Random) -> str:
-    line = draw.choice(text.split("\n"))
+def _pick_wildcards(line: str, draw: random.Random) -> str:
     # Doubled braces are literal ones; they are put aside while choices are made.
     line = line.replace("{{", "\0").replace("}}", "\1")
     while found := _BRACES.search(line):

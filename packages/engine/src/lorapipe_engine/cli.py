@@ -18,6 +18,7 @@ EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
 lora-train --config_file mayuri.toml --network_dim 32
 lora-train --config_file mayuri.toml --plot-lr
+lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
 lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
 """
 
@@ -55,8 +56,10 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
         return
     if settings.model.pretrained_model_name_or_path is None:
         raise ConfigError("no base model: give --base FILE, a diffusers folder, a hub id, or --base demo")
-    if settings.data.train_data_dir is None:
-        raise ConfigError("no dataset: give --train_data_dir FOLDER with folders N_concept in it")
+    if settings.data.train_data_dir is None and settings.data.dataset_config is None:
+        raise ConfigError(
+            "no dataset: give --train_data_dir FOLDER with folders N_concept in it, or --dataset_config FILE"
+        )
     require_training_extra()
     from lorapipe_engine.train.session import run_training
 

@@ -222,7 +222,7 @@ def read_toml(
     for section, key, value in _flatten(table, ""):
         name = key.replace("-", "_")
         name = aliases.get(name, name)
-        place = _place(path, text, key)
+        place = place_of(path, text, key)
         if name not in fields and foreign is not None and foreign(name, value, place):
             continue
         if name not in fields:
@@ -242,9 +242,10 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _place(path: Path, text: str, key: str) -> str:
+def place_of(path: Path, text: str, key: str) -> str:
     """The file, and the line of ``key`` where only one can be meant."""
-    pattern = re.compile(rf"^[^#=\n]*?(?<![\w-])[\"']?{re.escape(key)}[\"']?[ \t]*=", re.MULTILINE)
+    # In JSON a colon stands behind a key.
+    pattern = re.compile(rf"^[^#=\n]*?(?<![\w-])[\"']?{re.escape(key)}[\"']?[ \t]*[=:]", re.MULTILINE)
     found = [match.end() for match in pattern.finditer(text)]
     return f"{path}, line {text.count(chr(10), 0, found[0]) + 1}" if len(found) == 1 else str(path)
 

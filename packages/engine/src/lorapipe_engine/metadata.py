@@ -94,10 +94,12 @@ def training_metadata(values: Mapping[str, object], *, minimum: bool = False) ->
     if unknown := values.keys() - set(_ALL_KEYS):
         raise KeyError(f"no such metadata: {', '.join(sorted(unknown))}")
     names = MINIMUM_KEYS if minimum else _ALL_KEYS
+    # With a dataset file each dataset says of itself what else holds for all.
+    left_out = OPTIONAL_KEYS | (set(TRAINING_KEYS["folders"]) if "datasets" in values else set())
     return {
         f"ss_{name}": _spell(values.get(name))
         for name in names
-        if values.get(name) is not None or name not in OPTIONAL_KEYS
+        if values.get(name) is not None or name not in left_out
     }
 
 

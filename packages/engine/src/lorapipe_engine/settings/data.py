@@ -13,6 +13,10 @@ class DataSettings:
     """Pictures, buckets and captions."""
 
     train_data_dir: Path | None = option(None, "Folder with subfolders N_concept of pictures and captions.")
+    reg_data_dir: Path | None = option(None, "The same of regularisation pictures, of what is not to change.")
+    dataset_config: Path | None = option(
+        None, "TOML or JSON file of datasets and their subsets, in place of these folders."
+    )
     resolution: tuple[int, int] = option((512, 512), "Training size: one number, or width,height.")
     train_batch_size: int = option(1, "Pictures a step.", min=1)
     enable_bucket: bool = option(True, "Keep each picture's shape, in buckets of about the wanted area.")
@@ -20,16 +24,38 @@ class DataSettings:
     max_bucket_reso: int = option(1536, "Longest side of a bucket.", min=8)
     bucket_reso_steps: int = option(64, "Bucket sides are multiples of this.", min=8)
     bucket_no_upscale: bool = option(False, "Never enlarge a picture.")
+    resize_interpolation: str | None = option(
+        None,
+        "Filter of resizing. [default: an area filter to shrink, lanczos to enlarge]",
+        choices=("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"),
+    )
     caption_extension: str = option(".txt", "Suffix of caption files (.txt and .caption are tried after it).")
     caption_separator: str = option(",", "What stands between tags.")
     shuffle_caption: bool = option(False, "Shuffle the tags anew for every step.")
     keep_tokens: int = option(0, "Tags at the front that stay in place.", min=0)
     keep_tokens_separator: str = option("", "Tags before this mark stay in place.")
     caption_dropout_rate: float = option(0.0, "Share of steps trained with an empty caption.", min=0, max=1)
+    caption_dropout_every_n_epochs: int = option(0, "Empty captions in every N-th epoch.", min=0)
     caption_tag_dropout_rate: float = option(0.0, "Chance of each tag to be left out.", min=0, max=1)
     caption_prefix: str = option("", "Text put before every caption.")
     caption_suffix: str = option("", "Text put after every caption.")
+    secondary_separator: str = option("", "Tags joined by this are shuffled and dropped as one.")
+    enable_wildcard: bool = option(False, "Take one of the caption's lines, and one of each {a|b} in it.")
+    token_warmup_min: int = option(
+        1, "Tags that a caption begins with where token_warmup_step is set.", min=0
+    )
+    token_warmup_step: float = option(
+        0.0, "Let captions grow to all their tags over so many steps, or this share of the run.", min=0
+    )
+    weighted_captions: bool = option(False, "Read (tag:1.2) and [tag] in captions as weights.")
     flip_aug: bool = option(False, "Train mirrored pictures too, half of the time.")
+    color_aug: bool = option(False, "Shift hue or brightness a little, of a third of the pictures.")
+    random_crop: bool = option(False, "Cut what does not fit the bucket at random instead of evenly.")
+    masked_loss: bool = option(False, "Train only what masks show (conditioning_data_dir or alpha_mask).")
+    conditioning_data_dir: Path | None = option(
+        None, "Folder of masks, named as their pictures: white is trained, black is not."
+    )
+    alpha_mask: bool = option(False, "Take the pictures' own transparency as mask.")
     cache_latents: bool = option(True, "Latents are always cached; accepted for sd-scripts' command lines.")
     cache_latents_to_disk: bool = option(False, "Keep the latents for later runs, in the cache folder.")
     cache_dir: Path | None = option(None, "Where cached latents lie. [default: the user's cache folder]")

@@ -59,6 +59,7 @@ FOREIGN: dict[str, Foreign] = {
     **_refuse("use --unet_lr 0, which leaves the UNet out", "network_train_text_encoder_only", flag=True),
     # Data.
     **_refuse("is spelt caption_extension", "caption_extention"),
+    **_refuse("use --random_crop; or cut the pictures around the faces before", "face_crop_aug_range"),
     **_refuse("use --print-config, which writes all options as TOML", "output_config", flag=True),
     **_refuse("captions come from text files; lora-clean writes them from other forms", "in_json"),
     **_refuse("repeats stand in the folders' names, as 10_name", "dataset_repeats", off=(1,)),

@@ -8,46 +8,50 @@ from dataclasses import dataclass
 
 from lorapipe_engine.buckets import Size
 
+Bucket = tuple[int, Size]  # the number of a dataset, and the size
+
 
 @dataclass(frozen=True)
 class Batch:
     """Pictures of one bucket that are trained together: their indices, and for each the number of its turn in the
     epoch (0 .. repeats-1), which its own random draws (caption, mirror) are seeded with."""
 
-    bucket: Size
+    bucket: Bucket
     pictures: tuple[int, ...]
     turns: tuple[int, ...]
 
 
 def epoch_batches(
-    buckets: Sequence[Size], repeats: Sequence[int], batch_size: int, seed: int, epoch: int
+    buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int], seed: int, epoch: int
 ) -> list[Batch]:
-    """All batches of an epoch in training order. ``buckets`` and ``repeats`` are given for each picture.
+    """All batches of an epoch in training order. ``buckets`` and ``repeats`` are given for each picture,
+    ``batch_sizes`` for each dataset.
 
     Every picture comes ``repeats`` times; the last batch of a bucket may be short. Each bucket is shuffled, then
     the order of the batches.
     """
     draw = stream(seed, "order", epoch)
-    members: dict[Size, list[tuple[int, int]]] = {}
+    members: dict[Bucket, list[tuple[int, int]]] = {}
     for index, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
         members.setdefault(bucket, []).extend((index, turn) for turn in range(count))
     batches: list[Batch] = []
     for bucket in sorted(members):
         entries = members[bucket]
         draw.shuffle(entries)
-        for start in range(0, len(entries), batch_size):
-            rows = entries[start : start + batch_size]
+        size = batch_sizes[bucket[0]]
+        for start in range(0, len(entries), size):
+            rows = entries[start : start + size]
             batches.append(Batch(bucket, tuple(i for i, _ in rows), tuple(t for _, t in rows)))
     draw.shuffle(batches)
     return batches
 
 
-def batches_per_epoch(buckets: Sequence[Size], repeats: Sequence[int], batch_size: int) -> int:
+def batches_per_epoch(buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int]) -> int:
     """How many batches an epoch has."""
-    totals: dict[Size, int] = {}
+    totals: dict[Bucket, int] = {}
     for bucket, count in zip(buckets, repeats, strict=True):
         totals[bucket] = totals.get(bucket, 0) + count
-    return sum(-(-total // batch_size) for total in totals.values())
+    return sum(-(-total // batch_sizes[bucket[0]]) for bucket, total in totals.items())
 
 
 def stream(*key: object) -> random.Random:

@@ -1,183 +1,155 @@
-"""The dataset of a run: find the pictures, place them in buckets, hold their latents, make each step's inputs."""
+"""The dataset of a run as tensors: latents held in memory, captions and weights, the inputs of each step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lorapipe_engine.buckets import BucketRule, Placement, Size, place
-from lorapipe_engine.captions import CaptionRule, find_caption, vary_caption
-from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.images import find_images, image_size, repeat_folders
-from lorapipe_engine.settings import DataSettings
+from lorapipe_engine.captions import When, vary_caption
+from lorapipe_engine.datasets.scan import Dataset, Picture, scan
+from lorapipe_engine.datasets.spec import bucket_rule, caption_rule
+from lorapipe_engine.train.augment import draw_colour, draw_crop
 from lorapipe_engine.train.batches import Batch, stream
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.latents import LatentJob
+from lorapipe_engine.train.latents import LatentJob, encode_now
+from lorapipe_engine.train.masks import latent_mask
 from lorapipe_engine.train.step import MicroBatch
 
+__all__ = [
+    "Dataset",
+    "Picture",
+    "Shown",
+    "TrainingData",
+    "bucket_rule",
+    "caption_rule",
+    "latent_jobs",
+    "scan",
+]
+
+Key = tuple[int, bool]  # the number of a picture, and whether it is mirrored
+
+
+def latent_jobs(dataset: Dataset) -> dict[Key, LatentJob]:
+    """What the VAE must encode once: every picture, and mirrored those whose subset is trained so; not those whose
+    pixels are drawn anew for every step."""
+    found = {}
+    for index, picture in enumerate(dataset.pictures):
+        subset = dataset.subset_of(picture)
+        if not subset.is_redrawn:
+            for mirrored in (False, True) if subset.flip else (False,):
+                found[index, mirrored] = _job(dataset, picture, mirrored)
+    return found
+
+
+def _job(dataset: Dataset, picture: Picture, mirrored: bool) -> LatentJob:
+    return LatentJob(picture.path, picture.placement, mirrored, dataset.subset_of(picture).interpolation)
+
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture to train: file, caption, repeats an epoch, place in its bucket, size in the file (w, h)."""
-
-    path: Path
-    caption: str
-    repeats: int
-    placement: Placement
-    size: Size
-
-
-@dataclass(frozen=True)
-class Concept:
-    """A folder ``N_concept`` as it will be trained."""
-
-    folder: Path
-    repeats: int
-    pictures: int
-    without_caption: int
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """All pictures of a run, and the folders they come from."""
-
-    pictures: tuple[Picture, ...]
-    concepts: tuple[Concept, ...]
-
-    @property
-    def buckets(self) -> list[Size]:
-        """The bucket of each picture."""
-        return [picture.placement.bucket for picture in self.pictures]
-
-    @property
-    def repeats(self) -> list[int]:
-        """The repeats of each picture."""
-        return [picture.repeats for picture in self.pictures]
-
-
-def scan(data: DataSettings) -> Dataset:
-    """Read folders, captions and sizes (headers only).
-
-    Raises InputError for a folder that is missing, has no ``N_concept`` level or no pictures, a broken picture, or a
-    caption that is not UTF-8.
+class Shown:
+    """A picture as one step sees it: mean and deviation of its latents (8, h, w), its caption, SDXL's numbers (height
+    and width in the file, top and left of the crop, height and width of the crop), its mask (1, h, w) if any is used.
     """
-    if data.train_data_dir is None:
-        raise ConfigError("train_data_dir: no folder given")
-    rule = bucket_rule(data)
-    pictures: list[Picture] = []
-    concepts: list[Concept] = []
-    for folder in repeat_folders(data.train_data_dir):
-        found = find_images(folder.path)
-        bare = 0
-        for path in found:
-            caption = find_caption(path, data.caption_extension)
-            bare += caption is None
-            size = image_size(path)
-            pictures.append(
-                Picture(
-                    path,
-                    folder.concept if caption is None else caption.text,
-                    folder.repeats,
-                    _place(path, size, rule),
-                    size,
-                )
-            )
-        concepts.append(Concept(folder.path, folder.repeats, len(found), bare))
-    if not pictures:
-        raise InputError(f"{data.train_data_dir}: no pictures in its folders (png, jpg, jpeg, webp, bmp)")
-    return Dataset(tuple(pictures), tuple(concepts))
 
-
-def bucket_rule(data: DataSettings) -> BucketRule:
-    """The bucket rule that the options describe."""
-    low, high = data.min_bucket_reso, data.max_bucket_reso
-    return BucketRule(
-        resolution=data.resolution,
-        # A small training size needs no second option: the bounds give way to it.
-        min_size=min(low, *data.resolution),
-        max_size=max(high, *data.resolution),
-        step=data.bucket_reso_steps,
-        no_upscale=data.bucket_no_upscale,
-        enabled=data.enable_bucket,
-    )
-
-
-def caption_rule(data: DataSettings) -> CaptionRule:
-    """How captions vary, as the options say."""
-    return CaptionRule(
-        separator=data.caption_separator,
-        prefix=data.caption_prefix,
-        suffix=data.caption_suffix,
-        shuffle=data.shuffle_caption,
-        keep_tokens=data.keep_tokens,
-        keep_tokens_separator=data.keep_tokens_separator,
-        dropout=data.caption_dropout_rate,
-        tag_dropout=data.caption_tag_dropout_rate,
-    )
-
-
-def _place(path: Path, size: Size, rule: BucketRule) -> Placement:
-    try:
-        return place(size, rule)
-    except ConfigError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def latent_jobs(dataset: Dataset, *, mirrored: bool) -> list[LatentJob]:
-    """What the VAE must encode: every picture, then every picture mirrored if asked for."""
-    plain = [LatentJob(picture.path, picture.placement) for picture in dataset.pictures]
-    return plain + [LatentJob(job.path, job.placement, True) for job in plain] if mirrored else plain
+    latents: Tensor
+    caption: str
+    geometry: tuple[int, int, int, int, int, int]
+    mask: Tensor | None = None
 
 
 class TrainingData:
-    """Makes the inputs of each step from the latents in memory and the captions' own random streams."""
+    """Makes the inputs of each step. What is drawn for a picture (mirror, crop, colours, caption) comes from a random
+    stream of its own, so that a step is a pure function of seed, epoch, step and pictures.
+
+    ``latents``: mean and deviation, (8, h, w), by the keys of :func:`latent_jobs`. ``reg_weight``: weight of the loss
+    of regularisation pictures. ``weighted``: captions hold weights, as ``(red:1.2)``.
+    """
 
     def __init__(
         self,
         dataset: Dataset,
-        latents: Sequence[Tensor],
+        latents: Mapping[Key, Tensor],
         family: Family,
-        rule: CaptionRule,
         *,
         seed: int,
-        mirror: bool,
+        reg_weight: float = 1.0,
+        weighted: bool = False,
     ) -> None:
         self.dataset = dataset
         self.family = family
-        self.rule = rule
         self.seed = seed
-        self.mirror = mirror
+        self.weighted = weighted
         # On the device they cost little (a 512 px picture is 128 KiB) and save a copy at every step.
-        self.latents = [row.to(family.device) for row in latents]
+        self.latents = {key: row.to(family.device) for key, row in latents.items()}
+        self._weights = [
+            reg_weight if dataset.subset_of(picture).is_reg else 1.0 for picture in dataset.pictures
+        ]
+        # With any mask every batch has one, so that batches of one size have one shape.
+        self._has_masks = any(row.subset.is_masked for row in dataset.folders)
+        self._masks: dict[Key, Tensor] = {}
+        self._has_geometry = family.plain_geometry(1, 64, 64) is not None
 
-    def micro_batch(self, batch: Batch, epoch: int, share: float) -> MicroBatch:
+    def micro_batch(self, batch: Batch, when: When, share: float) -> MicroBatch:
         """The inputs of one forward pass; ``share`` is 1 / number of batches in this update."""
-        rows = []
-        captions = []
-        for index, turn in zip(batch.pictures, batch.turns, strict=True):
-            draw = stream(self.seed, "picture", epoch, index, turn)
-            flipped = self.mirror and draw.random() < 0.5
-            rows.append(self.latents[index + (len(self.dataset.pictures) if flipped else 0)])
-            captions.append(vary_caption(self.dataset.pictures[index].caption, self.rule, draw))
+        rows = [
+            self._show(index, when, stream(self.seed, "picture", when.epoch, index, turn))
+            for index, turn in zip(batch.pictures, batch.turns, strict=True)
+        ]
+        device = self.family.device
+        ids, text_weights = self._tokens([row.caption for row in rows])
+        weights = [self._weights[index] * share for index in batch.pictures]
+        geometry = [row.geometry for row in rows]
         return MicroBatch(
-            latents=torch.stack(rows),
-            ids=self.family.tokenize(captions),
-            weights=torch.full((len(rows),), share, device=self.family.device),
-            geometry=self._geometry(batch),
+            latents=torch.stack([row.latents for row in rows]),
+            ids=ids,
+            weights=torch.tensor(weights, device=device),
+            geometry=torch.tensor(geometry, dtype=torch.float32, device=device)
+            if self._has_geometry
+            else None,
+            mask=torch.stack([row.mask for row in rows if row.mask is not None]) if self._has_masks else None,
+            text_weights=text_weights,
         )
 
-    def _geometry(self, batch: Batch) -> Tensor | None:
-        """SDXL's original size, crop and target size, (B, 6) as h, w, top, left, h, w: the crop that was cut."""
-        if self.family.plain_geometry(1, 64, 64) is None:
-            return None
-        rows = []
-        for index in batch.pictures:
-            picture = self.dataset.pictures[index]
-            left, top = picture.placement.crop
-            width, height = picture.placement.bucket
-            rows.append((picture.size[1], picture.size[0], top, left, height, width))
-        return torch.tensor(rows, dtype=torch.float32, device=self.family.device)
+    def _show(self, index: int, when: When, draw: random.Random) -> Shown:
+        picture = self.dataset.pictures[index]
+        subset = self.dataset.subset_of(picture)
+        job = _job(self.dataset, picture, subset.flip and draw.random() < 0.5)
+        if subset.random_crop:
+            job = replace(job, placement=draw_crop(job.placement, draw))
+        if subset.colour:
+            job = replace(job, colour=draw_colour(draw))
+        return Shown(
+            encode_now(job, self.family) if subset.is_redrawn else self.latents[index, job.mirrored],
+            vary_caption(picture.caption, subset.captions, draw, when),
+            geometry_of(picture, job),
+            self._mask(index, job) if self._has_masks else None,
+        )
+
+    def _mask(self, index: int, job: LatentJob) -> Tensor:
+        """The mask of a picture on the device; kept, unless it is cut elsewhere each time."""
+        picture = self.dataset.pictures[index]
+        subset = self.dataset.subset_of(picture)
+        found = self._masks.get((index, job.mirrored))
+        if found is None or subset.random_crop:
+            size = self.family.latent_size(*job.placement.bucket)
+            found = latent_mask(picture, job, size, alpha=subset.alpha_mask).to(self.family.device)
+            self._masks[index, job.mirrored] = found
+        return found
+
+    def _tokens(self, captions: Sequence[str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
+        if self.weighted:
+            return self.family.tokenize_weighted(captions)
+        return self.family.tokenize(captions), None
+
+
+def geometry_of(picture: Picture, job: LatentJob) -> tuple[int, int, int, int, int, int]:
+    """SDXL's numbers of a picture: the crop that is really cut, in the picture as it is shown (mirrored or not)."""
+    place = job.placement
+    left, top = place.crop
+    if job.mirrored:
+        left = place.resized[0] - place.bucket[0] - left
+    return (picture.size[1], picture.size[0], top, left, place.bucket[1], place.bucket[0])

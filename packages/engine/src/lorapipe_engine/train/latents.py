@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,9 +20,13 @@ from torch import Tensor
 from lorapipe_engine.buckets import Placement
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.train.augment import ColourShift
 from lorapipe_engine.train.families.base import Family
 
-CACHE_VERSION = "1"
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CACHE_VERSION = "2"
 
 
 def vae_key(family: Family) -> str:
@@ -35,11 +40,14 @@ def vae_key(family: Family) -> str:
 
 @dataclass(frozen=True)
 class LatentJob:
-    """One picture to encode: the file, its placement, and whether it is mirrored."""
+    """One picture to encode: the file, its placement, whether it is mirrored, the filter it is resized with, and how
+    its colours are shifted (of what is shifted nothing is cached)."""
 
     path: Path
     placement: Placement
     mirrored: bool = False
+    interpolation: str | None = None
+    colour: ColourShift | None = None
 
 
 def read_pixels(job: LatentJob) -> Tensor:
@@ -47,31 +55,62 @@ def read_pixels(job: LatentJob) -> Tensor:
 
     Raises InputError for a file that is no picture or is cut short.
     """
+    from PIL import Image
+
+    picture = open_upright(job.path)
+    if picture.mode == "RGBA":
+        ground = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(ground, picture).convert("RGB")
+    picture = put_in_place(picture, job)
+    if job.colour is not None:
+        picture = job.colour.apply(picture)
+    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+
+
+def open_upright(path: Path) -> Image:
+    """A whole picture with its EXIF rotation applied: RGBA where anything of it may be transparent, else RGB.
+
+    Raises InputError for a file that is no picture or is cut short.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(job.path) as opened:
+        with Image.open(path) as opened:
             picture = ImageOps.exif_transpose(opened)
-            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-                ground = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(ground, picture)
-            picture = picture.convert("RGB")
+            clear = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+            return picture.convert("RGBA" if clear else "RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{job.path}: not a whole picture ({error}); mend it or take it out") from error
+        raise InputError(f"{path}: not a whole picture ({error}); mend it or take it out") from error
+
+
+def put_in_place(picture: Image, job: LatentJob) -> Image:
+    """A picture (or its mask, of the same shape) resized, cropped and mirrored as the job has it."""
+    from PIL import ImageOps
+
     left, top = job.placement.crop
     width, height = job.placement.bucket
     resized = job.placement.resized
     if picture.size != resized:
         shrinks = resized[0] < picture.width and resized[1] < picture.height
-        # Hamming is Pillow's nearest to OpenCV's area filter, which the field uses to shrink.
-        filter_ = Image.Resampling.HAMMING if shrinks else Image.Resampling.LANCZOS
-        picture = picture.resize(resized, filter_)
+        picture = picture.resize(resized, _filter(job.interpolation or ("area" if shrinks else "lanczos")))
     picture = picture.crop((left, top, left + width, top + height))
-    if job.mirrored:
-        picture = ImageOps.mirror(picture)
-    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
+    return ImageOps.mirror(picture) if job.mirrored else picture
+
+
+def _filter(name: str) -> Any:
+    from PIL.Image import Resampling
+
+    return {
+        "lanczos": Resampling.LANCZOS,
+        "nearest": Resampling.NEAREST,
+        "bilinear": Resampling.BILINEAR,
+        "linear": Resampling.BILINEAR,
+        "bicubic": Resampling.BICUBIC,
+        "cubic": Resampling.BICUBIC,
+        # Pillow's nearest to OpenCV's area filter, which the field uses to shrink.
+        "area": Resampling.HAMMING,
+    }[name]
 
 
 class LatentCache:
@@ -109,7 +148,8 @@ class LatentCache:
         digest = hashlib.sha256(job.path.read_bytes())
         place = job.placement
         digest.update(
-            f"{CACHE_VERSION}|{self.vae_key}|{place.resized}|{place.bucket}|{place.crop}|{job.mirrored}".encode()
+            f"{CACHE_VERSION}|{self.vae_key}|{place.resized}|{place.bucket}|{place.crop}|{job.mirrored}|"
+            f"{job.interpolation or 'usual'}".encode()
         )
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
@@ -141,6 +181,13 @@ def encode_all(
         if group:
             _encode(group, jobs, family, cache, found)
     return [latents for latents in found if latents is not None]
+
+
+def encode_now(job: LatentJob, family: Family) -> Tensor:
+    """Mean and deviation (8, h, w) float32 of one picture, on the device. Raises InputError for a broken one."""
+    with torch.inference_mode():
+        both = torch.cat(family.encode_images(read_pixels(job)[None]), dim=1)
+    return both[0].float().clone()
 
 
 def _encode(

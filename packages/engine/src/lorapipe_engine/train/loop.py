@@ -11,13 +11,15 @@ from typing import Any
 import torch
 
 from lorapipe_engine.cachefolder import cache_folder
+from lorapipe_engine.captions import When
+from lorapipe_engine.datasets.described import folder_lines
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
 from lorapipe_engine.train.capture import StepGraphs, why_not
-from lorapipe_engine.train.data import Dataset, TrainingData, caption_rule, latent_jobs
+from lorapipe_engine.train.data import Dataset, TrainingData, latent_jobs
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
 from lorapipe_engine.train.make_network import make_network
@@ -147,7 +149,8 @@ def run_steps(
                 if state.step == plan.steps:
                     break
                 write_rates(stepper.optimizer, rates_at(state.step))
-                inputs = [data.micro_batch(batch, epoch, 1 / len(group)) for batch in group]
+                when = When(epoch, state.step, plan.steps)
+                inputs = [data.micro_batch(batch, when, 1 / len(group)) for batch in group]
                 stepper.trace = Trace() if state.step in settings.run.trace_steps else None
                 loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
                 if stepper.trace is not None:
@@ -222,9 +225,7 @@ def follow(state: State, loss: float) -> float:
 
 def batches_of(dataset: Dataset, settings: TrainSettings, epoch: int) -> list[Batch]:
     """The batches of an epoch, in order."""
-    return epoch_batches(
-        dataset.buckets, dataset.repeats, settings.data.train_batch_size, settings.run.seed, epoch
-    )
+    return epoch_batches(dataset.buckets, dataset.repeats, dataset.batch_sizes, settings.run.seed, epoch)
 
 
 def groups_of(batches: Sequence[Batch], settings: TrainSettings) -> Iterator[Sequence[Batch]]:
@@ -241,38 +242,31 @@ def trainable_parts(settings: TrainSettings, family: Family) -> tuple[str, ...]:
 
 def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> TrainingData:
     """Encode every picture (or read its latents from the cache) and let the VAE go to rest."""
-    jobs = latent_jobs(dataset, mirrored=settings.data.flip_aug)
+    jobs = latent_jobs(dataset)
     folder = settings.data.cache_dir or cache_folder()
     cache = LatentCache(folder / "latents" if settings.data.cache_latents_to_disk else None, vae_key(family))
     with progress(total=len(jobs), label="latents", unit="picture") as bar:
-        latents = encode_all(jobs, family, cache, settings.data.vae_batch_size, bar)
-    family.vae.to("cpu")
+        latents = encode_all(list(jobs.values()), family, cache, settings.data.vae_batch_size, bar)
+    if not any(row.subset.is_redrawn for row in dataset.folders):
+        family.vae.to("cpu")
     return TrainingData(
         dataset,
-        latents,
+        dict(zip(jobs, latents, strict=True)),
         family,
-        caption_rule(settings.data),
         seed=settings.run.seed,
-        mirror=settings.data.flip_aug,
+        reg_weight=settings.loss.prior_loss_weight,
+        weighted=settings.data.weighted_captions,
     )
 
 
 def summary(settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan) -> list[str]:
     """What is about to be done, in a few lines."""
-    images = sum(dataset.repeats)
     accumulation = settings.optimizer.gradient_accumulation_steps
     together = f" x {accumulation}" if accumulation > 1 else ""
+    sizes = ", ".join(map(str, dict.fromkeys(dataset.batch_sizes)))
     return [
-        *(
-            f"{row.folder.name}: {row.pictures} pictures x {row.repeats}"
-            + (
-                f", {row.without_caption} without a caption (the folder's name is used)"
-                if row.without_caption
-                else ""
-            )
-            for row in dataset.concepts
-        ),
-        f"{images} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {settings.data.train_batch_size}"
+        *folder_lines(dataset),
+        f"{sum(dataset.repeats)} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {sizes}"
         f"{together}: {plan.steps_per_epoch} steps x {plan.epochs} epochs = {plan.steps} steps",
         f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
         f"{network.count():,} values",

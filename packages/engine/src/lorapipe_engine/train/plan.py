@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.settings import DataSettings, RunSettings
+from lorapipe_engine.settings import RunSettings
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -55,13 +55,3 @@ def choose_precision(name: str | None, device: torch.device) -> str:
     if name == "fp16" and device.type == "cpu":
         raise ConfigError("mixed_precision: fp16 cannot train on the CPU; use no or bf16")
     return name
-
-
-def check_batch(data: DataSettings, pictures: int) -> str | None:
-    """A warning where the batch is large for the set (more than a quarter of it), else None."""
-    if data.train_batch_size > max(1, pictures // 4):
-        return (
-            f"train_batch_size {data.train_batch_size} is large for {pictures} pictures; "
-            "a quarter of them or fewer trains better"
-        )
-    return None

@@ -66,7 +66,7 @@ def run_length(settings: TrainSettings) -> int:
     """Optimizer steps of the run. Raises ConfigError where only the dataset can tell and none is given."""
     if settings.run.max_train_epochs is None:
         return settings.run.max_train_steps
-    if settings.data.train_data_dir is None:
+    if settings.data.train_data_dir is None and settings.data.dataset_config is None:
         raise ConfigError(
             "plot_lr: max_train_epochs needs the pictures: give --train_data_dir, or --max_train_steps"
         )
@@ -74,7 +74,7 @@ def run_length(settings: TrainSettings) -> int:
     from lorapipe_engine.train.data import scan
 
     dataset = scan(settings.data)
-    batches = batches_per_epoch(dataset.buckets, dataset.repeats, settings.data.train_batch_size)
+    batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
     steps = -(-batches // settings.optimizer.gradient_accumulation_steps)
     return steps * settings.run.max_train_epochs
 

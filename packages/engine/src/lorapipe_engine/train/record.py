@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import torch
 
-from lorapipe_engine.captions import split_tags
+from lorapipe_engine.datasets.record import dataset_record
 from lorapipe_engine.dtypes import Encoded
 from lorapipe_engine.metadata import ModelSpec, base_version, training_metadata, with_hashes
 from lorapipe_engine.settings import TrainSettings
@@ -46,7 +45,7 @@ class RunRecord:
             **_network(settings),
             **_model(settings, family),
             **_objective(settings),
-            **_dataset(settings, dataset),
+            **dataset_record(settings.data, dataset),
         }
         self._family = family
 
@@ -153,49 +152,6 @@ def _objective(settings: TrainSettings) -> dict[str, Any]:
         "huber_scale": loss.huber_scale,
         "prior_loss_weight": loss.prior_loss_weight,
     }
-
-
-def _dataset(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
-    data = settings.data
-    counts = Counter(dataset.buckets)
-    buckets = {
-        str(index): {"resolution": list(size), "count": count}
-        for index, (size, count) in enumerate(sorted(counts.items()))
-    }
-    return {
-        "num_train_images": sum(dataset.repeats),
-        "num_reg_images": 0,
-        "batch_size_per_device": data.train_batch_size,
-        "total_batch_size": data.train_batch_size,
-        "resolution": str(data.resolution),
-        "enable_bucket": data.enable_bucket,
-        "bucket_no_upscale": data.bucket_no_upscale,
-        "min_bucket_reso": data.min_bucket_reso,
-        "max_bucket_reso": data.max_bucket_reso,
-        "bucket_info": {"buckets": buckets},
-        "color_aug": False,
-        "flip_aug": data.flip_aug,
-        "random_crop": False,
-        "shuffle_caption": data.shuffle_caption,
-        "keep_tokens": data.keep_tokens,
-        "caption_dropout_rate": data.caption_dropout_rate,
-        "caption_dropout_every_n_epochs": 0,
-        "caption_tag_dropout_rate": data.caption_tag_dropout_rate,
-        "face_crop_aug_range": None,
-        "dataset_dirs": {
-            row.folder.name: {"n_repeats": row.repeats, "img_count": row.pictures} for row in dataset.concepts
-        },
-        "reg_dataset_dirs": {},
-        "tag_frequency": _tag_frequency(dataset),
-    }
-
-
-def _tag_frequency(dataset: Dataset) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter[str]] = {}
-    for picture in dataset.pictures:
-        tags = (tag.lower() for tag in split_tags(picture.caption))
-        found.setdefault(picture.path.parent.name, Counter()).update(tags)
-    return {folder: dict(counts) for folder, counts in found.items()}
 
 
 def _model_spec(settings: TrainSettings, family: Family) -> ModelSpec:

@@ -34,7 +34,8 @@ _FREE: Mapping[str, frozenset[str]] = {
     "model": frozenset({"device", "step_capture"}),
     "data": frozenset(
         {
-            *("train_data_dir", "cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
+            *("train_data_dir", "reg_data_dir", "dataset_config"),
+            *("cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
             *("max_data_loader_n_workers", "persistent_data_loader_workers"),
         }
     ),
@@ -81,10 +82,14 @@ def purpose(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
     }
     options |= {f"run.{name}": getattr(settings.run, name) for name in _RUN_NAMES}
     rows = [
-        (row.path.name, row.caption, row.repeats, row.size, row.path.stat().st_size)
+        (row.path.name, row.caption, row.repeats, row.size, row.path.stat().st_size, row.dataset, row.subset)
         for row in dataset.pictures
     ]
+    # How each folder is trained, whatever its name is and wherever that was said.
+    rules = [{**asdict(row.subset), "folder": ""} for row in dataset.folders]
+    specs = [(asdict(spec.buckets), spec.batch_size) for spec in dataset.specs]
     options["pictures"] = sha256(json.dumps(rows).encode()).hexdigest()
+    options["subsets"] = sha256(json.dumps([rules, specs], default=str).encode()).hexdigest()
     return dict(json.loads(json.dumps(options, default=str)))
 
 
@@ -192,14 +197,21 @@ def check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     hint = "go on with the same options, or give --overwrite to start anew"
     if before.get("pictures") != now.get("pictures"):
         raise ConfigError(f"{path}: this run began with other pictures, captions or repeats; {hint}")
+    if settings_differ(before, now):
+        raise ConfigError(f"{path}: this run began with other settings of its datasets or subsets; {hint}")
     changed = [
         f"{name.partition('.')[2]} was {before.get(name)}, is {now.get(name)}"
         for name in {**before, **now}
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and name != "subsets"
     ]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(f"{path}: this run began otherwise ({', '.join(changed[:3])}{more}); {hint}")
+
+
+def settings_differ(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether datasets are trained otherwise while all options are the same: a dataset file was changed."""
+    return {name for name in now if before.get(name) != now[name]} == {"subsets"}
 
 
 def _described(path: Path, file: TensorFile) -> dict[str, Any]:

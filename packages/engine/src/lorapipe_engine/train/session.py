@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from lorapipe_engine.bases import resolve_base
+from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defaults
-from lorapipe_engine.train.data import scan
+from lorapipe_engine.train.data import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.make_network import with_file_ranks
@@ -23,7 +24,6 @@ from lorapipe_engine.train.objective import check_objective
 from lorapipe_engine.train.optimizers import check_arguments, check_group_rates, rate_notes, rates_of
 from lorapipe_engine.train.plan import (
     DTYPES,
-    check_batch,
     choose_device,
     choose_precision,
 )
@@ -43,10 +43,11 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     for note in notes:
         say(f"note: {note}")
     remove_leftovers(settings.run)
-    prompts = sample_prompts(settings)
     dataset = scan(settings.data)
-    if warning := check_batch(settings.data, len(dataset.pictures)):
-        say(f"note: {warning}")
+    settings = with_first_resolution(settings, dataset)
+    prompts = sample_prompts(settings)
+    for note in dataset_notes(settings.data, dataset):
+        say(f"note: {note}")
     family, settings = load_family(with_file_ranks(settings), say)
     for note in check_objective(settings.loss):
         if note not in notes:
@@ -111,6 +112,13 @@ def check_writable(run: RunSettings) -> None:
         raise OutputError(
             f"output_dir: {run.output_dir}: cannot write there ({error.strerror}); choose another folder"
         ) from error
+
+
+def with_first_resolution(settings: TrainSettings, dataset: Dataset) -> TrainSettings:
+    """The settings with the resolution and batch size of the first dataset, which may come from a dataset file."""
+    first = dataset.specs[0]
+    data = replace(settings.data, resolution=first.buckets.resolution, train_batch_size=first.batch_size)
+    return replace(settings, data=data)
 
 
 def sample_prompts(settings: TrainSettings) -> list[Prompt]:

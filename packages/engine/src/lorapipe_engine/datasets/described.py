@@ -1,0 +1,48 @@
+"""What a scanned dataset holds and what is odd about it, in lines for the user."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lorapipe_engine.datasets.scan import Dataset, Folder
+from lorapipe_engine.settings import DataSettings
+
+
+def folder_lines(dataset: Dataset) -> list[str]:
+    """One line for each folder: its pictures, repeats, and captions that are missing."""
+    return [_folder_line(row, dataset) for row in dataset.folders]
+
+
+def _folder_line(row: Folder, dataset: Dataset) -> str:
+    subset = row.subset
+    parts = [f"{row.pictures} pictures x {subset.repeats}"]
+    if subset.is_reg:
+        used = sum(picture.repeats for picture in dataset.pictures if dataset.subset_of(picture) is subset)
+        parts = [f"{row.pictures} regularisation pictures, {used} an epoch"]
+    if row.without_caption:
+        instead = f"'{subset.class_tokens}' is used" if subset.class_tokens else "an empty one is used"
+        parts.append(f"{row.without_caption} without a caption ({instead})")
+    if row.empty_captions:
+        parts.append(f"{row.empty_captions} with an empty caption file")
+    name = subset.folder.name or str(subset.folder)
+    if len(dataset.specs) > 1:
+        width, height = dataset.specs[row.dataset].buckets.resolution
+        name = f"{name} at {width}x{height}"
+    return f"{name}: {', '.join(parts)}"
+
+
+def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
+    """What the user should know of a dataset before it is trained."""
+    notes = []
+    if data.dataset_config is not None:
+        unused = [name for name in ("train_data_dir", "reg_data_dir") if getattr(data, name) is not None]
+        notes += [f"{name} is not used: dataset_config names the folders" for name in unused]
+    counts = Counter(picture.dataset for picture in dataset.pictures)
+    for number, spec in enumerate(dataset.specs):
+        # A batch that is large for the set takes the same pictures together again and again.
+        if spec.batch_size > max(1, counts[number] // 4):
+            notes.append(
+                f"train_batch_size {spec.batch_size} is large for {counts[number]} pictures; "
+                "a quarter of them or fewer trains better"
+            )
+    return notes

@@ -1,0 +1,267 @@
+"""The dataset file (``--dataset_config``): sd-scripts' TOML or JSON of general, datasets and their subsets.
+
+What stands in a subset goes before what stands in its dataset, that before ``[general]``, and that before the command
+line. Every key is checked where it stands; one that is not known is an error that says where and what is like it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.config import convert, fields_of, nearest, option, place_of
+from lorapipe_engine.datasets.spec import DatasetSpec, Subset, bucket_rule, subset_of
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.settings import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetKeys:
+    """Keys that only a dataset file has; ``num_repeats`` and ``class_tokens`` may stand above the subsets too."""
+
+    image_dir: Path | None = option(None, "Folder of the pictures.")
+    is_reg: bool = option(False, "These are regularisation pictures.")
+    num_repeats: int = option(1, "How often each picture comes in an epoch.", min=1)
+    class_tokens: str | None = option(None, "Caption of pictures that have none.")
+
+
+OWN = {field.name: field for field in fields_of(SubsetKeys)}
+_OPTIONS = {field.name: field for field in fields_of(DataSettings)}
+# By the names that they have in the file.
+DATASET_KEYS = {
+    "batch_size": _OPTIONS["train_batch_size"],
+    **{
+        name: _OPTIONS[name]
+        for name in (
+            *("resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"),
+            "bucket_no_upscale",
+        )
+    },
+}
+SHARED_KEYS = {
+    **{name: OWN[name] for name in ("num_repeats", "class_tokens")},
+    **{
+        name: _OPTIONS[name]
+        for name in (
+            *("shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator"),
+            *("secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix"),
+            *("caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate"),
+            *("token_warmup_min", "token_warmup_step", "flip_aug", "color_aug", "random_crop"),
+            *("resize_interpolation", "caption_extension"),
+        )
+    },
+}
+SUBSET_KEYS = {
+    **{name: OWN[name] for name in ("image_dir", "is_reg")},
+    **{name: _OPTIONS[name] for name in ("alpha_mask", "conditioning_data_dir")},
+}
+# Known, and not taken: why. Values that switch them off are taken in silence.
+REFUSED = {
+    "metadata_file": "captions come from text files; lora-clean writes them from other forms",
+    "custom_attributes": "is of no use for a LoRA",
+    "face_crop_aug_range": "use random_crop; or cut the pictures around the faces before",
+    "caption_extention": "is spelt caption_extension",
+}
+# What happens anyway, or has no effect in sd-scripts either.
+IGNORED = frozenset({"cache_info", "network_multiplier"})
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A kind of table in the file: its name for errors, the keys it may hold, the tables it may hold."""
+
+    name: str
+    keys: Mapping[str, Any]
+    inside: tuple[str, ...] = ()
+
+
+_GENERAL = _Level("[general]", {**DATASET_KEYS, **SHARED_KEYS})
+_DATASET = _Level("[[datasets]]", {**DATASET_KEYS, **SHARED_KEYS}, ("subsets",))
+_SUBSET = _Level("[[datasets.subsets]]", {**SHARED_KEYS, **SUBSET_KEYS})
+_TOP = _Level("the file itself", {}, ("general", "datasets"))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The file, its text and its folder; finds the places of keys."""
+
+    path: Path
+    text: str
+
+    def at(self, table: str, key: str = "") -> str:
+        """Where a table, or a key in it, stands."""
+        place = place_of(self.path, self.text, key) if key else str(self.path)
+        return f"{place}: {table}"
+
+
+def read_dataset_file(path: Path, data: DataSettings) -> tuple[DatasetSpec, ...]:
+    """The datasets of a file; ``data`` says what the command line sets.
+
+    Raises ConfigError for anything that is wrong in it, InputError if it cannot be read or names no folder.
+    """
+    source, root = _load(path)
+    _check_keys(source, _TOP, root, "")
+    general = root.get("general", {})
+    if not isinstance(general, dict):
+        raise ConfigError(f"{source.at('general')}: must be a table, [general]")
+    rows = _tables(source, root.get("datasets"), "datasets")
+    if not rows:
+        raise ConfigError(f"{path}: has no [[datasets]]")
+    shared = _values(source, _GENERAL, general, "general")
+    found = []
+    for index, row in enumerate(rows):
+        place = f"datasets[{index}]"
+        values = shared | _values(source, _DATASET, row, place)
+        subsets = _tables(source, row.get("subsets"), f"{place}.subsets")
+        if not subsets:
+            raise ConfigError(f"{source.at(place)}: has no [[datasets.subsets]]")
+        found.append(_dataset(source, data, values, subsets, place))
+    return tuple(found)
+
+
+def _dataset(
+    source: _Source,
+    data: DataSettings,
+    values: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    place: str,
+) -> DatasetSpec:
+    subsets: list[Subset] = []
+    places: dict[Path, str] = {}
+    for index, row in enumerate(rows):
+        here = f"{place}.subsets[{index}]"
+        subset = _subset(source, data, {**values, **_values(source, _SUBSET, row, here)}, here)
+        before = places.setdefault(subset.folder.resolve(), here)
+        if before != here:
+            raise ConfigError(
+                f"{source.at(here)}: {subset.folder} is the folder of {before} already; name it once, and say with "
+                "num_repeats how often its pictures come"
+            )
+        subsets.append(subset)
+    if all(subset.is_reg for subset in subsets):
+        raise ConfigError(f"{source.at(place)}: has regularisation pictures only; one subset must be trained")
+    options = _options(data, values)
+    try:
+        rule = bucket_rule(options)
+    except ConfigError as error:
+        raise ConfigError(f"{source.at(place)}: {error}") from error
+    return DatasetSpec(subsets=tuple(subsets), buckets=rule, batch_size=options.train_batch_size)
+
+
+def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], place: str) -> Subset:
+    if values.get("image_dir") is None:
+        raise ConfigError(f"{source.at(place)}: image_dir: missing, the folder of the pictures")
+    options = _options(data, values)
+    masks = values.get("conditioning_data_dir")
+    if masks is not None and not data.masked_loss:
+        raise ConfigError(
+            f"{source.at(place)}: conditioning_data_dir is used by --masked_loss; give that too"
+        )
+    if data.masked_loss and not values.get("is_reg") and masks is None and not options.alpha_mask:
+        # The command line's own folder of masks counts for subsets that name none.
+        masks = options.conditioning_data_dir
+    return subset_of(
+        options,
+        _folder(source, values["image_dir"], f"{place}.image_dir"),
+        masks=None if masks is None else _folder(source, masks, f"{place}.conditioning_data_dir"),
+        repeats=values.get("num_repeats", 1),
+        class_tokens=values.get("class_tokens"),
+        is_reg=values.get("is_reg", False),
+    )
+
+
+def _options(data: DataSettings, values: Mapping[str, Any]) -> DataSettings:
+    """The command line's options with what the file says put over them."""
+    changed = {
+        field.name: values[name]
+        for name, field in {**DATASET_KEYS, **SHARED_KEYS, **SUBSET_KEYS}.items()
+        if name in values and field.name in _OPTIONS
+    }
+    return replace(data, **changed)
+
+
+def _folder(source: _Source, folder: Path, place: str) -> Path:
+    """A folder as seen from here, or from where the file lies. Raises InputError if it is neither."""
+    for path in (folder, source.path.parent / folder):
+        if path.is_dir():
+            return path
+    what = "is a file, not a folder" if folder.exists() else "no such folder"
+    raise InputError(f"{source.at(place, place.rpartition('.')[2])}: {folder}: {what}")
+
+
+# ------------------------------------------------------------------------------------------------- keys
+
+
+def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The checked values of a table's keys."""
+    _check_keys(source, level, table, place)
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        field = level.keys.get(key)
+        if field is None:
+            continue
+        if value is None and field.optional:
+            found[key] = None
+            continue
+        try:
+            found[key] = convert(field, value, "")
+        except ConfigError as error:
+            reason = str(error).replace(f"{field.name}:", f"{key}:", 1)
+            raise ConfigError(f"{source.at(place, key)}: {reason}") from None
+    return found
+
+
+def _check_keys(source: _Source, level: _Level, table: Mapping[str, Any], place: str) -> None:
+    for key, value in table.items():
+        if key in level.keys or key in level.inside or key in IGNORED:
+            continue
+        where = source.at(f"{place}.{key}" if place else key, key)
+        if key in REFUSED and level is not _TOP:
+            if value in (None, False, "", {}, []):
+                continue
+            raise ConfigError(f"{where}: {REFUSED[key]}")
+        home = _home_of(key)
+        if home:
+            raise ConfigError(f"{where}: belongs in {home}, not in {level.name}")
+        known = [*level.keys, *level.inside, *REFUSED] if level.keys else [*level.inside, "subsets"]
+        raise ConfigError(f"{where}: unknown key{nearest(key, known)}")
+
+
+def _home_of(key: str) -> str:
+    """Where a known key may stand; empty for an unknown one."""
+    return " or ".join(
+        row.name for row in (_GENERAL, _DATASET, _SUBSET, _TOP) if key in row.keys or key in row.inside
+    )
+
+
+def _tables(source: _Source, value: Any, place: str) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise ConfigError(f"{source.at(place)}: must be tables, each under [[{_plain(place)}]]")
+    return value
+
+
+def _plain(place: str) -> str:
+    return "datasets.subsets" if place.endswith("subsets") else place
+
+
+def _load(path: Path) -> tuple[_Source, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise InputError(f"dataset_config: {path}: cannot be read ({error.strerror})") from error
+    try:
+        found = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
+        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+        raise ConfigError(f"{path}: not {kind}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: must hold general and datasets")
+    return _Source(path, text), found

@@ -1,0 +1,77 @@
+"""Folder mode: ``train_data_dir`` and ``reg_data_dir`` hold folders N_concept, each of which is a subset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lorapipe_engine.datasets.file import read_dataset_file
+from lorapipe_engine.datasets.spec import DatasetSpec, Subset, bucket_rule, subset_of
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.images import repeat_folders
+from lorapipe_engine.records import check_folder
+from lorapipe_engine.settings import DataSettings
+
+
+def dataset_specs(data: DataSettings) -> tuple[DatasetSpec, ...]:
+    """The datasets that the options describe, from a dataset file or from folders.
+
+    Raises ConfigError where no pictures are named or the file is wrong, InputError for folders that are not there.
+    """
+    check_masks(data)
+    if data.dataset_config is not None:
+        return read_dataset_file(data.dataset_config, data)
+    if data.train_data_dir is None:
+        raise ConfigError("train_data_dir: no folder given")
+    subsets = _subsets(data, data.train_data_dir, is_reg=False)
+    if data.reg_data_dir is not None:
+        subsets += _reg_subsets(data, data.reg_data_dir)
+    return (DatasetSpec(subsets=subsets, buckets=bucket_rule(data), batch_size=data.train_batch_size),)
+
+
+def check_masks(data: DataSettings) -> None:
+    """Raise ConfigError for masks that would have no effect. In a dataset file each subset may name its own."""
+    if data.conditioning_data_dir is not None:
+        if not data.masked_loss:
+            raise ConfigError("conditioning_data_dir: its masks are used by --masked_loss; give that too")
+        check_folder(data.conditioning_data_dir)
+    if data.masked_loss and not (data.conditioning_data_dir or data.alpha_mask or data.dataset_config):
+        raise ConfigError("masked_loss: needs masks: give --conditioning_data_dir FOLDER, or --alpha_mask")
+
+
+def _subsets(data: DataSettings, root: Path, *, is_reg: bool) -> tuple[Subset, ...]:
+    return tuple(
+        subset_of(
+            data,
+            row.path,
+            repeats=row.repeats,
+            class_tokens=row.concept,
+            is_reg=is_reg,
+            # Regularisation pictures show what stays as it is, all of it.
+            masks=None if is_reg else _masks_of(data, row.path),
+        )
+        for row in repeat_folders(root)
+    )
+
+
+def _masks_of(data: DataSettings, folder: Path) -> Path | None:
+    """The masks of a folder: in one of the same name within conditioning_data_dir, else there itself."""
+    root = data.conditioning_data_dir
+    if root is None:
+        return None
+    own = root / folder.name
+    return own if own.is_dir() else root
+
+
+def _reg_subsets(data: DataSettings, root: Path) -> tuple[Subset, ...]:
+    try:
+        found = _subsets(data, root, is_reg=True)
+    except InputError as error:
+        raise InputError(f"reg_data_dir: {error}") from error
+    trained = {path.resolve() for path in (row.path for row in repeat_folders(data.train_data_dir or root))}
+    for subset in found:
+        if subset.folder.resolve() in trained:
+            raise ConfigError(
+                f"reg_data_dir: {subset.folder} is trained as it is; regularisation pictures lie in a folder of "
+                "their own"
+            )
+    return found

@@ -1,0 +1,222 @@
+"""From folders to pictures: their captions, their sizes (from headers alone) and their places in buckets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import cycle
+from pathlib import Path
+
+from lorapipe_engine.buckets import BucketRule, Placement, Size, place
+from lorapipe_engine.captions import caption_suffixes, read_caption
+from lorapipe_engine.datasets.folders import dataset_specs
+from lorapipe_engine.datasets.spec import DatasetSpec, Subset
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.images import find_images, image_size
+from lorapipe_engine.progress import Progress, progress
+from lorapipe_engine.settings import DataSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture to train: file, caption, repeats an epoch, place in its bucket, size in the file (w, h); the numbers
+    of its dataset and of its subset among all; the file of its mask, if it has one."""
+
+    path: Path
+    caption: str
+    repeats: int
+    placement: Placement
+    size: Size
+    dataset: int = 0
+    subset: int = 0
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A subset as it was found: its pictures, those without a caption file and those whose file is empty."""
+
+    subset: Subset
+    dataset: int
+    pictures: int
+    without_caption: int
+    empty_captions: int = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All pictures of a run, the folders they come from, and what was asked for. Several datasets count as one whose
+    batches never mix them."""
+
+    pictures: tuple[Picture, ...]
+    folders: tuple[Folder, ...]
+    specs: tuple[DatasetSpec, ...]
+
+    @property
+    def buckets(self) -> list[tuple[int, Size]]:
+        """The dataset and the bucket of each picture; pictures of one pair may share a batch."""
+        return [(picture.dataset, picture.placement.bucket) for picture in self.pictures]
+
+    @property
+    def repeats(self) -> list[int]:
+        """The repeats of each picture."""
+        return [picture.repeats for picture in self.pictures]
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The batch size of each dataset."""
+        return [spec.batch_size for spec in self.specs]
+
+    def subset_of(self, picture: Picture) -> Subset:
+        """How the folder of a picture is trained."""
+        return self.folders[picture.subset].subset
+
+    def count(self, *, is_reg: bool) -> int:
+        """Pictures of an epoch, with repeats, that are trained for themselves or for regularisation."""
+        return sum(row.repeats for row in self.pictures if self.subset_of(row).is_reg == is_reg)
+
+
+def scan(data: DataSettings) -> Dataset:
+    """Read folders, captions and sizes (headers only).
+
+    Raises InputError for a folder that is missing, has no ``N_concept`` level or no pictures, a broken picture, or a
+    caption that is not UTF-8; ConfigError for options or a dataset file that are wrong.
+    """
+    specs = dataset_specs(data)
+    found = [(number, subset, find_images(subset.folder)) for number, subset in _numbered(specs)]
+    for _, subset, paths in found:
+        if not paths and (subset.is_reg or data.dataset_config):
+            raise InputError(f"{subset.folder}: no pictures in it (png, jpg, jpeg, webp, bmp)")
+    if not any(paths for _, subset, paths in found if not subset.is_reg):
+        raise InputError(f"{data.train_data_dir}: no pictures in its folders (png, jpg, jpeg, webp, bmp)")
+    pictures: list[Picture] = []
+    folders: list[Folder] = []
+    with progress(total=sum(len(paths) for _, _, paths in found), label="scan", unit="picture") as bar:
+        for number, subset, paths in found:
+            rule = specs[number].buckets
+            folder, rows = _scan_subset(subset, paths, rule, number, len(folders), bar)
+            folders.append(folder)
+            pictures += rows
+    return Dataset(tuple(_balanced(pictures, folders)), tuple(folders), specs)
+
+
+def _numbered(specs: Sequence[DatasetSpec]) -> Iterator[tuple[int, Subset]]:
+    for number, spec in enumerate(specs):
+        for subset in spec.subsets:
+            yield number, subset
+
+
+def _scan_subset(
+    subset: Subset, paths: Sequence[Path], rule: BucketRule, dataset: int, number: int, bar: Progress
+) -> tuple[Folder, list[Picture]]:
+    rows = []
+    bare = empty = 0
+    suffixes = caption_suffixes(subset.caption_extension)
+    # One listing of the folder is far quicker than asking for each file that might be there.
+    with os.scandir(subset.folder) as entries:
+        names = {entry.name for entry in entries}
+    masks = {} if subset.masks is None else _masks(subset.masks, paths)
+    for path in paths:
+        text = _caption_text(path, suffixes, names, every_line=subset.captions.wildcards)
+        bare += text is None
+        empty += text == ""
+        size = image_size(path)
+        rows.append(
+            Picture(
+                path,
+                (subset.class_tokens or "") if text is None else text,
+                subset.repeats,
+                _place(path, size, rule),
+                size,
+                dataset,
+                number,
+                masks.get(path.stem) and check_mask(masks[path.stem], path, size),
+            )
+        )
+        bar.update()
+    return Folder(subset, dataset, len(paths), bare, empty), rows
+
+
+def _masks(folder: Path, pictures: Sequence[Path]) -> dict[str, Path]:
+    """Masks by the pictures' names without suffix. Raises InputError where pictures have none."""
+    found = {path.stem: path for path in find_images(folder)}
+    bare = [path for path in pictures if path.stem not in found]
+    if bare:
+        more = f" (and {len(bare) - 1} more pictures without one)" if len(bare) > 1 else ""
+        raise InputError(f"{bare[0]}: has no mask {folder / bare[0].stem}.png{more}")
+    return found
+
+
+def check_mask(mask: Path, picture: Path, size: Size) -> Path:
+    """The mask, if it has the shape of a picture of ``size``; else InputError. It may be larger or smaller."""
+    width, height = image_size(mask)
+    # Sides of a scaled mask are rounded, each by half a pixel at most.
+    if abs(width * size[1] - height * size[0]) > max(size):
+        raise InputError(
+            f"{mask}: a mask of {width}x{height} for {picture.name} of {size[0]}x{size[1]}; both must have one shape"
+        )
+    return mask
+
+
+def _caption_text(path: Path, suffixes: Sequence[str], names: set[str], *, every_line: bool) -> str | None:
+    """The caption beside a picture of a folder that holds ``names``; None where there is none."""
+    for suffix in suffixes:
+        if path.stem + suffix in names:
+            beside = path.with_name(path.stem + suffix)
+            if beside.is_file():
+                return read_caption(beside, every_line=every_line)
+    return None
+
+
+def _place(path: Path, size: Size, rule: BucketRule) -> Placement:
+    try:
+        return _placed(size, rule)
+    except ConfigError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+# Pictures of one size share one value: large sets have few sizes.
+_placed = lru_cache(maxsize=4096)(place)
+
+
+def _balanced(pictures: Sequence[Picture], folders: Sequence[Folder]) -> Iterator[Picture]:
+    """The pictures with the repeats of regularisation ones set so that each dataset has as many of them as of others.
+
+    They come in turn: first all of them with their own repeats, until there are enough, then one more of each.
+    """
+    needed: dict[int, int] = {}
+    for row in pictures:
+        if not folders[row.subset].subset.is_reg:
+            needed[row.dataset] = needed.get(row.dataset, 0) + row.repeats
+    given: dict[int, int] = {}
+    for dataset, wanted in needed.items():
+        spare = [
+            index
+            for index, row in enumerate(pictures)
+            if row.dataset == dataset and folders[row.subset].subset.is_reg
+        ]
+        given |= _in_turn(spare, [pictures[index].repeats for index in spare], wanted)
+    for index, row in enumerate(pictures):
+        if not folders[row.subset].subset.is_reg:
+            yield row
+        elif given.get(index):
+            yield replace(row, repeats=given[index])
+
+
+def _in_turn(indices: Sequence[int], repeats: Sequence[int], wanted: int) -> dict[int, int]:
+    """How often each comes, so that all together come ``wanted`` times (a little more where repeats do not fit)."""
+    given: dict[int, int] = {}
+    total = 0
+    for index, count in zip(indices, repeats, strict=True):
+        if total >= wanted:
+            return given
+        given[index] = count
+        total += count
+    for index in cycle(indices):
+        if total >= wanted:
+            break
+        given[index] += 1
+        total += 1
+    return given

@@ -1,0 +1,111 @@
+"""A subset (one folder) and a dataset (subsets that share resolution, batch size and buckets), as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorapipe_engine.buckets import BucketRule
+from lorapipe_engine.captions import CaptionRule
+from lorapipe_engine.settings import DataSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """A folder of pictures and how they are trained.
+
+    ``repeats``: how often each comes in an epoch; ``class_tokens``: the caption of pictures that have none; ``is_reg``:
+    regularisation pictures; ``flip``: half of the time mirrored; ``colour``: hue or gamma shifted now and then;
+    ``random_crop``: cut elsewhere each time; ``interpolation``: filter of resizing, None for the usual; ``masks``:
+    folder of their masks; ``alpha_mask``: their transparency is the mask of those that have none there.
+    """
+
+    folder: Path
+    repeats: int = 1
+    class_tokens: str | None = None
+    is_reg: bool = False
+    caption_extension: str = ".txt"
+    captions: CaptionRule = field(default_factory=CaptionRule)
+    flip: bool = False
+    colour: bool = False
+    random_crop: bool = False
+    interpolation: str | None = None
+    masks: Path | None = None
+    alpha_mask: bool = False
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether parts of the pictures count less than others."""
+        return self.alpha_mask or self.masks is not None
+
+    @property
+    def is_redrawn(self) -> bool:
+        """Whether the pixels differ from time to time in more than a mirror, so that latents cannot be kept."""
+        return self.colour or self.random_crop
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Subsets that are trained at one resolution, in batches of one size."""
+
+    subsets: tuple[Subset, ...]
+    buckets: BucketRule
+    batch_size: int = 1
+
+
+def subset_of(
+    data: DataSettings,
+    folder: Path,
+    *,
+    repeats: int,
+    class_tokens: str | None,
+    is_reg: bool,
+    masks: Path | None = None,
+) -> Subset:
+    """A folder, trained as the options say."""
+    return Subset(
+        folder=folder,
+        repeats=repeats,
+        class_tokens=class_tokens,
+        is_reg=is_reg,
+        caption_extension=data.caption_extension,
+        captions=caption_rule(data),
+        flip=data.flip_aug,
+        colour=data.color_aug,
+        random_crop=data.random_crop,
+        interpolation=data.resize_interpolation,
+        masks=masks if data.masked_loss else None,
+        alpha_mask=data.alpha_mask,
+    )
+
+
+def bucket_rule(data: DataSettings) -> BucketRule:
+    """The bucket rule that the options describe."""
+    return BucketRule(
+        resolution=data.resolution,
+        # A small training size needs no second option: the bounds give way to it.
+        min_size=min(data.min_bucket_reso, *data.resolution),
+        max_size=max(data.max_bucket_reso, *data.resolution),
+        step=data.bucket_reso_steps,
+        no_upscale=data.bucket_no_upscale,
+        enabled=data.enable_bucket,
+    )
+
+
+def caption_rule(data: DataSettings) -> CaptionRule:
+    """How captions vary, as the options say."""
+    return CaptionRule(
+        separator=data.caption_separator,
+        prefix=data.caption_prefix,
+        suffix=data.caption_suffix,
+        shuffle=data.shuffle_caption,
+        keep_tokens=data.keep_tokens,
+        keep_tokens_separator=data.keep_tokens_separator,
+        dropout=data.caption_dropout_rate,
+        dropout_epochs=data.caption_dropout_every_n_epochs,
+        tag_dropout=data.caption_tag_dropout_rate,
+        wildcards=data.enable_wildcard,
+        secondary_separator=data.secondary_separator,
+        warmup_least=data.token_warmup_min,
+        warmup_steps=data.token_warmup_step,
+    )
