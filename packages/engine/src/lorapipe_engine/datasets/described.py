@@ -10,10 +10,10 @@ from lorapipe_engine.settings import DataSettings
 
 def folder_lines(dataset: Dataset) -> list[str]:
     """One line for each folder: its pictures, repeats, and captions that are missing."""
-    return [_folder_line(row, dataset) for row in dataset.folders]
+    return [_folder_line(number, row, dataset) for number, row in enumerate(dataset.folders)]
 
 
-def _folder_line(row: Folder, dataset: Dataset) -> str:
+def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
     subset = row.subset
     parts = [f"{row.pictures} pictures x {subset.repeats}"]
     if subset.is_reg:
@@ -24,6 +24,9 @@ def _folder_line(row: Folder, dataset: Dataset) -> str:
         parts.append(f"{row.without_caption} without a caption ({instead})")
     if row.empty_captions:
         parts.append(f"{row.empty_captions} with an empty caption file")
+    kept = sum(picture.subset == number for picture in dataset.validation)
+    if kept:
+        parts.append(f"{kept} kept for validation")
     name = subset.folder.name or str(subset.folder)
     if len(dataset.specs) > 1:
         width, height = dataset.specs[row.dataset].buckets.resolution
@@ -45,4 +48,6 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
                 f"train_batch_size {spec.batch_size} is large for {counts[number]} pictures; "
                 "a quarter of them or fewer trains better"
             )
+        if spec.validation_split and not any(row.dataset == number for row in dataset.validation):
+            notes.append(f"validation_split {spec.validation_split:g} of {counts[number]} pictures is none")
     return notes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.config import convert, fields_of, nearest, option, place_of
-from lorapipe_engine.datasets.spec import DatasetSpec, Subset, bucket_rule, subset_of
+from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.settings import DataSettings
 
@@ -38,7 +38,7 @@ DATASET_KEYS = {
         name: _OPTIONS[name]
         for name in (
             *("resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"),
-            "bucket_no_upscale",
+            *("bucket_no_upscale", "validation_split", "validation_seed"),
         )
     },
 }
@@ -144,12 +144,10 @@ def _dataset(
         subsets.append(subset)
     if all(subset.is_reg for subset in subsets):
         raise ConfigError(f"{source.at(place)}: has regularisation pictures only; one subset must be trained")
-    options = _options(data, values)
     try:
-        rule = bucket_rule(options)
+        return dataset_of(_options(data, values), tuple(subsets))
     except ConfigError as error:
         raise ConfigError(f"{source.at(place)}: {error}") from error
-    return DatasetSpec(subsets=tuple(subsets), buckets=rule, batch_size=options.train_batch_size)
 
 
 def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], place: str) -> Subset:

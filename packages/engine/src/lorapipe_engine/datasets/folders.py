@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorapipe_engine.datasets.file import read_dataset_file
-from lorapipe_engine.datasets.spec import DatasetSpec, Subset, bucket_rule, subset_of
+from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.images import repeat_folders
 from lorapipe_engine.records import check_folder
@@ -25,7 +25,7 @@ def dataset_specs(data: DataSettings) -> tuple[DatasetSpec, ...]:
     subsets = _subsets(data, data.train_data_dir, is_reg=False)
     if data.reg_data_dir is not None:
         subsets += _reg_subsets(data, data.reg_data_dir)
-    return (DatasetSpec(subsets=subsets, buckets=bucket_rule(data), batch_size=data.train_batch_size),)
+    return (dataset_of(data, subsets),)
 
 
 def check_masks(data: DataSettings) -> None:

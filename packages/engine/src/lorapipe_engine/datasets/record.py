@@ -19,6 +19,9 @@ def dataset_record(data: DataSettings, dataset: Dataset) -> dict[str, Any]:
     counts = {
         "num_train_images": dataset.count(is_reg=False),
         "num_reg_images": dataset.count(is_reg=True),
+        "num_validation_images": len(dataset.validation),
+        "validation_split": data.validation_split,
+        "validation_seed": data.validation_seed,
         "tag_frequency": _tag_frequency(dataset, range(len(dataset.specs))),
     }
     if data.dataset_config is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -48,11 +49,12 @@ class Folder:
 @dataclass(frozen=True)
 class Dataset:
     """All pictures of a run, the folders they come from, and what was asked for. Several datasets count as one whose
-    batches never mix them."""
+    batches never mix them. ``validation`` are pictures that are not trained."""
 
     pictures: tuple[Picture, ...]
     folders: tuple[Folder, ...]
     specs: tuple[DatasetSpec, ...]
+    validation: tuple[Picture, ...] = ()
 
     @property
     def buckets(self) -> list[tuple[int, Size]]:
@@ -78,8 +80,8 @@ class Dataset:
         return sum(row.repeats for row in self.pictures if self.subset_of(row).is_reg == is_reg)
 
 
-def scan(data: DataSettings) -> Dataset:
-    """Read folders, captions and sizes (headers only).
+def scan(data: DataSettings, seed: int = 0) -> Dataset:
+    """Read folders, captions and sizes (headers only). ``seed`` chooses the validation pictures where none is given.
 
     Raises InputError for a folder that is missing, has no ``N_concept`` level or no pictures, a broken picture, or a
     caption that is not UTF-8; ConfigError for options or a dataset file that are wrong.
@@ -99,7 +101,9 @@ def scan(data: DataSettings) -> Dataset:
             folder, rows = _scan_subset(subset, paths, rule, number, len(folders), bar)
             folders.append(folder)
             pictures += rows
-    return Dataset(tuple(_balanced(pictures, folders)), tuple(folders), specs)
+    regular = [not row.subset.is_reg for row in folders]
+    trained, kept = split_off(pictures, specs, [row for row in pictures if regular[row.subset]], seed)
+    return Dataset(tuple(_balanced(trained, folders)), tuple(folders), specs, tuple(kept))
 
 
 def _numbered(specs: Sequence[DatasetSpec]) -> Iterator[tuple[int, Subset]]:
@@ -179,6 +183,29 @@ def _place(path: Path, size: Size, rule: BucketRule) -> Placement:
 
 # Pictures of one size share one value: large sets have few sizes.
 _placed = lru_cache(maxsize=4096)(place)
+
+
+def split_off(
+    pictures: Sequence[Picture], specs: Sequence[DatasetSpec], able: Sequence[Picture], seed: int
+) -> tuple[list[Picture], list[Picture]]:
+    """The pictures to train, and those to measure with, chosen from ``able``: of each dataset the share that it asks
+    for, each once. A file that is measured with in one dataset is trained in none.
+    """
+    if not any(spec.validation_split for spec in specs):
+        return list(pictures), []
+    held: set[Path] = set()
+    kept = []
+    for number, spec in enumerate(specs):
+        rows = [row for row in able if row.dataset == number]
+        order = list(range(len(rows)))
+        random.Random(f"{seed if spec.validation_seed is None else spec.validation_seed}/validation").shuffle(
+            order
+        )
+        count = min(round(len(rows) * spec.validation_split), len(rows) - 1)
+        chosen = sorted(order[len(rows) - count :])
+        kept += [replace(rows[index], repeats=1) for index in chosen]
+        held |= {rows[index].path.resolve() for index in chosen}
+    return [row for row in pictures if row.path.resolve() not in held], kept
 
 
 def _balanced(pictures: Sequence[Picture], folders: Sequence[Folder]) -> Iterator[Picture]:

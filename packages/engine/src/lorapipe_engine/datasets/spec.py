@@ -46,11 +46,25 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """Subsets that are trained at one resolution, in batches of one size."""
+    """Subsets that are trained at one resolution, in batches of one size. ``validation_split``: share of the pictures
+    that is kept from training; ``validation_seed``: chooses which, None for the run's seed."""
 
     subsets: tuple[Subset, ...]
     buckets: BucketRule
     batch_size: int = 1
+    validation_split: float = 0.0
+    validation_seed: int | None = None
+
+
+def dataset_of(data: DataSettings, subsets: tuple[Subset, ...]) -> DatasetSpec:
+    """Subsets, trained together as the options say. Raises ConfigError for impossible sizes."""
+    return DatasetSpec(
+        subsets=subsets,
+        buckets=bucket_rule(data),
+        batch_size=data.train_batch_size,
+        validation_split=data.validation_split,
+        validation_seed=data.validation_seed,
+    )
 
 
 def subset_of(

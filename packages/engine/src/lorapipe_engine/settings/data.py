@@ -56,6 +56,10 @@ class DataSettings:
         None, "Folder of masks, named as their pictures: white is trained, black is not."
     )
     alpha_mask: bool = option(False, "Take the pictures' own transparency as mask.")
+    validation_split: float = option(
+        0.0, "Share of the pictures that is never trained but measured with.", min=0, max=0.9
+    )
+    validation_seed: int | None = option(None, "Seed of which those are. [default: seed]", min=0)
     cache_latents: bool = option(True, "Latents are always cached; accepted for sd-scripts' command lines.")
     cache_latents_to_disk: bool = option(False, "Keep the latents for later runs, in the cache folder.")
     cache_dir: Path | None = option(None, "Where cached latents lie. [default: the user's cache folder]")

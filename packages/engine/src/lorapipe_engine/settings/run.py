@@ -40,6 +40,13 @@ class RunSettings:
     sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
     sample_at_first: bool = option(False, "Draw samples before the first step.")
     sample_sampler: str = option("ddim", "Sampler of the samples.")
+    validate_every_n_epochs: int | None = option(
+        None,
+        "Measure the validation loss after every N epochs. [default: 1, without validate_every_n_steps]",
+        min=1,
+    )
+    validate_every_n_steps: int | None = option(None, "Measure it after every N steps.", min=1)
+    max_validation_steps: int | None = option(None, "Measure it on so many batches. [default: all]", min=1)
     logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
     log_prefix: str = option("", "Put before the log folder's name.")
     trace_steps: tuple[int, ...] = option(

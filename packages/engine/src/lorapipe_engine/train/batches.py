@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorapipe_engine.buckets import Size
@@ -31,19 +31,33 @@ def epoch_batches(
     the order of the batches.
     """
     draw = stream(seed, "order", epoch)
-    members: dict[Bucket, list[tuple[int, int]]] = {}
-    for index, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
-        members.setdefault(bucket, []).extend((index, turn) for turn in range(count))
+    members = _members(buckets, repeats)
     batches: list[Batch] = []
     for bucket in sorted(members):
-        entries = members[bucket]
-        draw.shuffle(entries)
-        size = batch_sizes[bucket[0]]
-        for start in range(0, len(entries), size):
-            rows = entries[start : start + size]
-            batches.append(Batch(bucket, tuple(i for i, _ in rows), tuple(t for _, t in rows)))
+        draw.shuffle(members[bucket])
+        batches += _cut(bucket, members[bucket], batch_sizes)
     draw.shuffle(batches)
     return batches
+
+
+def in_batches(buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int]) -> list[Batch]:
+    """All batches of an epoch with nothing shuffled."""
+    members = _members(buckets, repeats)
+    return [batch for bucket in sorted(members) for batch in _cut(bucket, members[bucket], batch_sizes)]
+
+
+def _members(buckets: Sequence[Bucket], repeats: Sequence[int]) -> dict[Bucket, list[tuple[int, int]]]:
+    found: dict[Bucket, list[tuple[int, int]]] = {}
+    for index, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
+        found.setdefault(bucket, []).extend((index, turn) for turn in range(count))
+    return found
+
+
+def _cut(bucket: Bucket, entries: Sequence[tuple[int, int]], batch_sizes: Sequence[int]) -> Iterator[Batch]:
+    size = batch_sizes[bucket[0]]
+    for start in range(0, len(entries), size):
+        rows = entries[start : start + size]
+        yield Batch(bucket, tuple(i for i, _ in rows), tuple(t for _, t in rows))
 
 
 def batches_per_epoch(buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int]) -> int:

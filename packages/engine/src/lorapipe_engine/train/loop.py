@@ -39,6 +39,7 @@ from lorapipe_engine.train.resume import State, StateKeeper, purpose, save_state
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
 from lorapipe_engine.train.trace import Trace, trace_path
+from lorapipe_engine.train.validation import Validation, validation_part
 from lorapipe_engine.train.weight_norms import TAGS, NormLimit
 
 Say = Callable[[str], None]
@@ -59,7 +60,7 @@ def train(
     """
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
     rates = rates_of(settings.optimizer, trainable_parts(settings, family))
-    data = load_data(settings, dataset, family)
+    data, kept = (load_data(settings, part, family) for part in (dataset, validation_part(dataset)))
     network = make_network(settings, family, rates.by_part, say)
     batches = batches_of(dataset, settings, 0)
     plan = plan_run(len(batches), settings.run, settings.optimizer.gradient_accumulation_steps)
@@ -84,13 +85,14 @@ def train(
         *updates(settings, arguments, rates.by_part, schedule),
     ]:
         say(line)
+    validation = Validation(kept if dataset.validation else None, stepper, settings.run, settings.run.seed)
     state, keeper = begin_or_go_on(settings, dataset, stepper, plan, say)
     with Results(
         settings, dataset, network, family, plan, rates.by_part, prompts, optimizer, state
     ) as results:
         results.log.text("configuration", configuration)
         try:
-            run_steps(settings, data, stepper, rates_at, plan, state, results, keeper)
+            run_steps(settings, data, stepper, rates_at, plan, state, results, keeper, validation)
         except KeyboardInterrupt:
             results.save_interrupted(state.step, state.epoch)
             if state.step:
@@ -137,6 +139,7 @@ def run_steps(
     state: State,
     results: Results,
     keeper: StateKeeper,
+    validation: Validation,
 ) -> None:
     """The optimizer steps that are left, with records, samples and saved files between them."""
     if not state.step:
@@ -161,9 +164,11 @@ def run_steps(
                 results.record(state.step, loss, state.loss, norm, figures)
                 bar.update(1, loss=f"{state.loss:.4f}", **shown_norms(figures))
                 results.after_step(state.step, state.epoch, last=state.step == plan.steps)
+                validation.after_step(state, results)
                 keeper.after_step()
             state.epoch = epoch + 1
             results.after_epoch(state.step, state.epoch, last=state.step == plan.steps)
+            validation.after_epoch(state, results)
 
 
 def write_trace(

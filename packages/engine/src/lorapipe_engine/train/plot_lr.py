@@ -73,7 +73,7 @@ def run_length(settings: TrainSettings) -> int:
     from lorapipe_engine.train.batches import batches_per_epoch
     from lorapipe_engine.train.data import scan
 
-    dataset = scan(settings.data)
+    dataset = scan(settings.data, settings.run.seed)
     batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
     steps = -(-batches // settings.optimizer.gradient_accumulation_steps)
     return steps * settings.run.max_train_epochs

@@ -59,6 +59,9 @@ class RunRecord:
 def _run(settings: TrainSettings, plan: RunPlan, began: float) -> dict[str, Any]:
     run = settings.run
     return {
+        "validate_every_n_epochs": run.validate_every_n_epochs,
+        "validate_every_n_steps": run.validate_every_n_steps,
+        "max_validation_steps": run.max_validation_steps,
         # Drawn apart from the run's seed: two runs with one seed are still two sessions.
         "session_id": random.SystemRandom().getrandbits(32),
         "training_started_at": began,

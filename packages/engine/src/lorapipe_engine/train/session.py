@@ -43,7 +43,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     for note in notes:
         say(f"note: {note}")
     remove_leftovers(settings.run)
-    dataset = scan(settings.data)
+    dataset = scan(settings.data, settings.run.seed)
     settings = with_first_resolution(settings, dataset)
     prompts = sample_prompts(settings)
     for note in dataset_notes(settings.data, dataset):

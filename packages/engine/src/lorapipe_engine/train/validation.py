@@ -1,0 +1,132 @@
+"""The loss on pictures that are never trained: the one curve that tells learning from learning by heart.
+
+Noise, timesteps, latents and captions are the same every time, so that one figure differs from the next by what the
+network has learned alone. Nothing here touches what training draws: every step seeds its streams itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorapipe_engine.captions import START, CaptionRule, fixed_caption
+from lorapipe_engine.datasets.scan import Dataset
+from lorapipe_engine.settings import LossSettings, RunSettings
+from lorapipe_engine.train.batches import Batch, in_batches
+from lorapipe_engine.train.data import TrainingData
+from lorapipe_engine.train.loss import add_noise, loss_weights, sample_losses, target_of
+from lorapipe_engine.train.noise import draw_noise, perturb
+from lorapipe_engine.train.optimizers import evaluating
+from lorapipe_engine.train.results import Results
+from lorapipe_engine.train.resume import State
+from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
+
+TIMES = 4  # timesteps that each picture is measured at
+# How a subset shows a picture that is not varied.
+_AS_IT_IS: Mapping[str, Any] = {
+    **{"flip": False, "colour": False, "random_crop": False},
+    "captions": CaptionRule(),
+}
+
+
+def validation_timesteps(objective: LossSettings) -> list[int]:
+    """The four inner points of six evenly spread over the trained range: 200, 400, 600 and 800 of all."""
+    low, high = objective.min_timestep, objective.max_timestep
+    if low >= high:
+        return [high]
+    return [int(low + (high - low) * number / (TIMES + 1)) for number in range(1, TIMES + 1)]
+
+
+def validation_part(dataset: Dataset) -> Dataset:
+    """The pictures that are kept from training, as a dataset that is shown as it is: no mirror, cut at the centre."""
+    folders = tuple(replace(row, subset=replace(row.subset, **_AS_IT_IS)) for row in dataset.folders)
+    pictures = tuple(
+        replace(row, caption=fixed_caption(row.caption, dataset.subset_of(row).captions))
+        for row in dataset.validation
+    )
+    return replace(dataset, pictures=pictures, folders=folders, validation=())
+
+
+class Validation:
+    """Measures the loss on the pictures that are kept from training, when it is time to.
+
+    ``data`` holds these pictures (None: there are none), of which ``limit`` batches are used. ``results`` gets the
+    figures, as ``loss/validation/...``.
+    """
+
+    def __init__(self, data: TrainingData | None, stepper: Stepper, run: RunSettings, seed: int) -> None:
+        self.data = data
+        self.stepper = stepper
+        self.seed = seed
+        self.every_steps = run.validate_every_n_steps
+        self.every_epochs = run.validate_every_n_epochs or (None if self.every_steps else 1)
+        self._limit = run.max_validation_steps
+        self._last: tuple[int, float] | None = None
+
+    def after_step(self, state: State, results: Results) -> None:
+        """Measure and record if it is time to."""
+        if self.data is not None and self.every_steps and state.step % self.every_steps == 0:
+            self._record("step", state, results)
+
+    def after_epoch(self, state: State, results: Results) -> None:
+        """Measure and record if it is time to."""
+        if self.data is not None and self.every_epochs and state.epoch % self.every_epochs == 0:
+            self._record("epoch", state, results)
+
+    def _record(self, kind: str, state: State, results: Results) -> None:
+        if self._last is None or self._last[0] != state.step:
+            self._last = state.step, self.measure()
+        loss = self._last[1]
+        figures: Mapping[str, float] = {
+            f"loss/validation/{kind}_average": loss,
+            # What is learned by heart is better known than what is not: the gap grows.
+            f"loss/validation/{kind}_divergence": loss - state.loss,
+        }
+        results.log.scalars(state.step, figures)
+
+    def measure(self) -> float:
+        """The mean loss of the pictures at fixed timesteps, weighted as in training."""
+        data, network = self.data, self.stepper.network
+        if data is None:
+            raise ValueError("no pictures to measure")
+        network.train(False)
+        total = torch.zeros((), device=data.family.device)
+        count = 0
+        with torch.no_grad(), evaluating(self.stepper.optimizer):
+            for number, batch in enumerate(islice(self._batches(data), self._limit)):
+                # As a step has: of its own, and the same at every time.
+                seed_step(self.seed, number)
+                losses = self._losses(data.micro_batch(batch, START, 1.0))
+                total += losses.sum()
+                count += losses.numel()
+        network.train()
+        return float(total / count)
+
+    def _batches(self, data: TrainingData) -> Sequence[Batch]:
+        return in_batches(data.dataset.buckets, data.dataset.repeats, data.dataset.batch_sizes)
+
+    def _losses(self, batch: MicroBatch) -> Tensor:
+        """Losses of a batch at each timestep, (timesteps, B)."""
+        stepper, objective = self.stepper, self.stepper.objective
+        family = stepper.family
+        mean, deviation = batch.latents.chunk(2, dim=1)
+        latents = (mean + deviation * torch.randn_like(mean)) * family.latent_scale
+        noise = draw_noise(latents, objective)
+        disturbed = perturb(noise, objective)
+        conditioning = batch.text or family.encode_text(
+            batch.ids, clip_skip=stepper.clip_skip, weights=batch.text_weights
+        )
+        found = []
+        for time in validation_timesteps(objective):
+            times = torch.full((len(latents),), time, dtype=torch.int64, device=latents.device)
+            noisy = add_noise(latents, disturbed, times, stepper.schedule)
+            prediction = family.predict(noisy, times, conditioning, batch.geometry)
+            target = target_of(latents, noise, times, stepper.schedule, objective)
+            losses = sample_losses(prediction, target, times, stepper.schedule, objective, batch.mask)
+            found.append(losses * loss_weights(times, stepper.schedule, objective))
+        return torch.stack(found)
