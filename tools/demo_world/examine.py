@@ -26,9 +26,22 @@ def main() -> None:
     parser.add_argument("sheet", type=Path, nargs="?", help="write a contact sheet of the first 60 there")
     parser.add_argument("--count", type=int, default=200)
     options = parser.parse_args()
+    pictures = examine(demo_base(), options.count)
+    if options.sheet:
+        page = Image.new("RGB", (10 * SIDE, 6 * SIDE), "white")
+        for index, picture in enumerate(pictures[:60]):
+            page.paste(
+                picture.resize((SIDE - 4, SIDE - 4), Image.Resampling.LANCZOS),
+                (index % 10 * SIDE, index // 10 * SIDE),
+            )
+        page.save(options.sheet)
+
+
+def examine(base: Path, count: int = 200) -> list[Image.Image]:
+    """Draw fresh prompts with a base, and print how often each thing that was asked for is seen; the pictures."""
     draw = random.Random(987_654_321)
-    scenes = [random_scene(draw) for _ in range(options.count)]
-    pictures = Painter(demo_base(), None).draw([", ".join(scene.tags()) for scene in scenes], None)
+    scenes = [random_scene(draw) for _ in range(count)]
+    pictures = Painter(base, None).draw([", ".join(scene.tags()) for scene in scenes], None)
     answers = Judge.load().look(pictures)
     for name in HEADS:
         pairs = [
@@ -38,14 +51,7 @@ def main() -> None:
         if asked and name != "style":
             right = sum(want == got for want, got in asked)
             print(f"{name:<16}{right:>4} of {len(asked):>3}  {right / len(asked):6.1%}")
-    if options.sheet:
-        page = Image.new("RGB", (10 * SIDE, 6 * SIDE), "white")
-        for index, picture in enumerate(pictures[:60]):
-            page.paste(
-                picture.resize((SIDE - 4, SIDE - 4), Image.Resampling.LANCZOS),
-                (index % 10 * SIDE, index // 10 * SIDE),
-            )
-        page.save(options.sheet)
+    return pictures
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,16 @@ METADATA = {
 
 def main() -> None:
     parts, target = Path(sys.argv[1]), Path(sys.argv[2])
+    target.mkdir(parents=True, exist_ok=True)
+    count = export(parts, target / "demo.safetensors", METADATA)
+    shutil.copy(parts / "judge.safetensors", target / "judge.safetensors")
+    shutil.copytree(parts / "tokenizer", target / "tokenizer", dirs_exist_ok=True)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{count} tensors, {size / 2**20:.1f} MiB in all")
+
+
+def export(parts: Path, path: Path, metadata: Mapping[str, str]) -> int:
+    """Write the one file from the parts in a folder; the number of its tensors."""
     tensors = {}
     for part in ("unet", "vae", "text"):
         with open_tensors(parts / f"{part}.safetensors") as file:
@@ -45,12 +56,8 @@ def main() -> None:
                 tensors[PREFIXES[part] + ldm_name(part, name)] = encode(
                     ldm_shape(part, name, file.read(name)), "F16"
                 )
-    target.mkdir(parents=True, exist_ok=True)
-    write_tensors(target / "demo.safetensors", dict(sorted(tensors.items())), METADATA, force=True)
-    shutil.copy(parts / "judge.safetensors", target / "judge.safetensors")
-    shutil.copytree(parts / "tokenizer", target / "tokenizer", dirs_exist_ok=True)
-    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    print(f"{len(tensors)} tensors, {size / 2**20:.1f} MiB in all")
+    write_tensors(path, dict(sorted(tensors.items())), dict(metadata), force=True)
+    return len(tensors)
 
 
 def ldm_name(part: str, name: str) -> str:

@@ -187,7 +187,17 @@ class Denoiser(torch.nn.Module):
 class DenoiserTrainer:
     """One step as a function of nothing but tensors, replayed as a CUDA graph where there is a GPU."""
 
-    def __init__(self, latents: Tensor, ids: Tensor, empty: Tensor, vocabulary: int, batch: int) -> None:
+    def __init__(
+        self,
+        latents: Tensor,
+        ids: Tensor,
+        empty: Tensor,
+        vocabulary: int,
+        batch: int,
+        *,
+        v_prediction: bool = False,
+    ) -> None:
+        self.v_prediction = v_prediction
         self.latents, self.ids, self.empty, self.batch = latents, ids, empty, batch
         self.device = latents.device
         self.model = Denoiser(vocabulary).to(self.device)
@@ -222,8 +232,9 @@ class DenoiserTrainer:
             second_last = torch.rand(count, device=device) < 0.7
             predicted = self.model(bar.sqrt() * clean + (1 - bar).sqrt() * noise, steps, ids, second_last)
         snr = bar.view(-1) / (1 - bar.view(-1))
-        weight = snr.clamp(max=5) / snr
-        loss = ((predicted.float() - noise).square().mean(dim=(1, 2, 3)) * weight).mean()
+        target = bar.sqrt() * noise - (1 - bar).sqrt() * clean if self.v_prediction else noise
+        weight = snr.clamp(max=5) / (snr + 1 if self.v_prediction else snr)
+        loss = ((predicted.float() - target).square().mean(dim=(1, 2, 3)) * weight).mean()
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=True)

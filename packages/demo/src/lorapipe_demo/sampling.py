@@ -37,6 +37,9 @@ class Painter:
                 for index, text in enumerate(prompts)
             ]
             skip = self.base.encoder_layer
-            return list(draw(self.family, rows, clip_skip=skip, sampler=SAMPLER, batch_size=20))
+            v = self.base.prediction_type == "v_prediction"
+            return list(
+                draw(self.family, rows, v_prediction=v, clip_skip=skip, sampler=SAMPLER, batch_size=20)
+            )
         finally:
             detach(self.family.parts.values())

@@ -103,7 +103,6 @@ FOREIGN: dict[str, Foreign] = {
     # Logs.
     **_refuse("use -q for less, -v for more", "console_log_level", off=("INFO",)),
     **_refuse("send the messages to a file: lora-train ... 2> FILE", "console_log_file"),
-    **_refuse("name the curves with --log_prefix", "log_tracker_name"),
     **_refuse(
         "curves are written for TensorBoard and as metrics.jsonl, which need no settings",
         "log_tracker_config",

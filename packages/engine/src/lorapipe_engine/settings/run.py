@@ -26,10 +26,25 @@ class RunSettings:
     save_every_n_steps: int | None = option(None, "Save after every N steps.", min=1)
     save_last_n_epochs: int | None = option(None, "Keep only the last N epoch files.", min=1)
     save_last_n_steps: int | None = option(None, "Keep only step files of the last N steps.", min=1)
+    save_model_as: str = option(
+        "safetensors",
+        "Format of saved files; ckpt and pt are pickles, without metadata.",
+        choices=("safetensors", "ckpt", "pt"),
+    )
+    save_state: bool = option(False, "Keep a state beside every saved network, to go on from with --resume.")
+    save_state_on_train_end: bool = option(False, "Keep the state of the end, as OUTPUT_NAME-end.state.")
+    save_last_n_epochs_state: int | None = option(
+        None, "Keep only the states of the last N epochs. [default: save_last_n_epochs]", min=1
+    )
+    save_last_n_steps_state: int | None = option(
+        None, "Keep only states of the last N steps. [default: save_last_n_steps]", min=1
+    )
     max_train_epochs: int | None = option(None, "Length in epochs; goes before max_train_steps.", min=1)
     max_train_steps: int = option(1600, "Length in optimizer steps.", min=1)
     resume: Path | None = option(
-        None, "Go on from this state. [default: OUTPUT_DIR/OUTPUT_NAME.state, if a run was stopped]"
+        None,
+        "Go on from this state, if wanted for longer or at other rates. [default: OUTPUT_DIR/OUTPUT_NAME.state, if a "
+        "run was stopped]",
     )
     state_interval: float = option(
         120.0, "Seconds between states, from which the same command goes on after a crash.", min=0
@@ -49,6 +64,12 @@ class RunSettings:
     max_validation_steps: int | None = option(None, "Measure it on so many batches. [default: all]", min=1)
     logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
     log_prefix: str = option("", "Put before the log folder's name.")
+    log_with: str = option(
+        "tensorboard", "Where the curves go besides metrics.jsonl.", choices=("tensorboard", "wandb", "all")
+    )
+    wandb_run_name: str | None = option(None, "Name of the run in Weights & Biases. [default: output_name]")
+    wandb_api_key: str | None = option(None, "Key for it. [default: as `wandb login` left it]")
+    log_tracker_name: str | None = option(None, "Its project. [default: lorapipe]")
     trace_steps: tuple[int, ...] = option(
         (), "Steps (from 0) of which everything is written to a file, as 0,1,5.", min=0
     )
@@ -61,6 +82,11 @@ class RunSettings:
     metadata_license: str | None = option(None, "Licence in the metadata.")
     metadata_tags: str | None = option(None, "Tags in the metadata.")
     metadata_trigger_phrase: str | None = option(None, "Trigger words in the metadata.")
+    metadata_usage_hint: str | None = option(None, "How to use it, in the metadata.")
+    metadata_thumbnail: Path | None = option(None, "Small picture put into the metadata.")
+    metadata_merged_from: str | None = option(None, "What it was merged from, in the metadata.")
+    metadata_preprocessor: str | None = option(None, "Preprocessor, in the metadata.")
+    metadata_is_negative_embedding: str | None = option(None, "As its name says, in the metadata.")
     overwrite: bool = option(False, "Replace results of an earlier run with the same name.", alias="force")
 
     @property

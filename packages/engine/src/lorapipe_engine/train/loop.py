@@ -13,7 +13,7 @@ import torch
 from lorapipe_engine.cachefolder import cache_folder
 from lorapipe_engine.captions import When
 from lorapipe_engine.datasets.described import folder_lines
-from lorapipe_engine.errors import ProblemFound
+from lorapipe_engine.errors import ConfigError, OutputError, ProblemFound
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
@@ -22,6 +22,7 @@ from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.data import Dataset, TrainingData, latent_jobs
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
+from lorapipe_engine.train.loss_watch import follow, is_calm
 from lorapipe_engine.train.make_network import make_network
 from lorapipe_engine.train.optimizers import (
     alpha_note,
@@ -32,10 +33,20 @@ from lorapipe_engine.train.optimizers import (
     sets_own_rate,
     write_rates,
 )
+from lorapipe_engine.train.part_norms import PartNorms
 from lorapipe_engine.train.plan import RunPlan, plan_run
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.results import Results
-from lorapipe_engine.train.resume import State, StateKeeper, purpose, save_state, state_file, take_up
+from lorapipe_engine.train.resume import (
+    Kept,
+    State,
+    StateKeeper,
+    is_of,
+    purpose,
+    save_state,
+    state_file,
+    take_up,
+)
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
 from lorapipe_engine.train.trace import Trace, trace_path
@@ -56,7 +67,8 @@ def train(
     """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
     ``settings`` are whole (see :func:`lorapipe_engine.settings.with_base_defaults`). Raises ProblemFound when the loss
-    is no longer a number; on Ctrl-C what was learned is saved and told through ``say``, then KeyboardInterrupt goes on.
+    is no longer a number or has exploded; on Ctrl-C what was learned is saved and told through ``say``, then
+    KeyboardInterrupt goes on.
     """
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
     rates = rates_of(settings.optimizer, trainable_parts(settings, family))
@@ -88,11 +100,12 @@ def train(
     validation = Validation(kept if dataset.validation else None, stepper, settings.run, settings.run.seed)
     state, keeper = begin_or_go_on(settings, dataset, stepper, plan, say)
     with Results(
-        settings, dataset, network, family, plan, rates.by_part, prompts, optimizer, state
+        settings, dataset, network, family, plan, rates.by_part, prompts, optimizer, state, keeper.save
     ) as results:
         results.log.text("configuration", configuration)
         try:
             run_steps(settings, data, stepper, rates_at, plan, state, results, keeper, validation)
+            results.save_final(state.step, state.epoch)
         except KeyboardInterrupt:
             results.save_interrupted(state.step, state.epoch)
             if state.step:
@@ -102,7 +115,19 @@ def train(
                 f"saved: {results.listed()}"
             )
             raise
-        results.save_final(state.step, state.epoch)
+        except ProblemFound as error:
+            kept = (
+                f"the last good state is {keeper.path}"
+                if keeper.path.exists()
+                else "no state was written yet"
+            )
+            raise ProblemFound(f"{error}. Saved before and good: {results.listed()}; {kept}") from error
+        except OutputError as error:
+            if state.step:
+                # So that an epoch whose file could not be written ends once more.
+                state.epoch = (state.step - 1) // plan.steps_per_epoch
+                raise OutputError(f"{error}; {keeper.rescue()}") from error
+            raise
         keeper.done()
     return results.files
 
@@ -116,16 +141,26 @@ def begin_or_go_on(
     """
     path = state_file(settings.run)
     asked = purpose(settings, dataset)
-    source = settings.run.resume or path
+    given = settings.run.resume
     state = State(began=time.time())
-    if settings.run.overwrite and settings.run.resume is None:
+    if settings.run.overwrite and given is None:
         path.unlink(missing_ok=True)
-    elif source.exists() or settings.run.resume is not None:
-        state = take_up(source, asked, stepper.network, stepper.optimizer, stepper.scaler)
-        say(f"going on after step {state.step} of {plan.steps}, from {source}")
+    # A run that was begun with --resume and stopped goes on from its own state.
+    own = path.exists() and (given is None or is_of(path, asked))
+    if own or given is not None:
+        source = path if own or given is None else given
+        kept = Kept(stepper.network, stepper.optimizer, stepper.scaler)
+        state, changed = take_up(source, asked, kept, another_length=not own)
+        if not own and state.step >= plan.steps:
+            raise ConfigError(
+                f"resume: {source} was written after step {state.step}, and this run ends at {plan.steps}; give more "
+                "--max_train_epochs or --max_train_steps"
+            )
+        told = f"; changed: {', '.join(changed)}" if changed else ""
+        say(f"going on after step {state.step} of {plan.steps}, from {source}{told}")
 
     def save(target: Path) -> None:
-        save_state(target, state, stepper.network, stepper.optimizer, stepper.scaler, asked)
+        save_state(target, state, Kept(stepper.network, stepper.optimizer, stepper.scaler), asked)
 
     return state, StateKeeper(path, settings.run.state_interval, save)
 
@@ -142,6 +177,7 @@ def run_steps(
     validation: Validation,
 ) -> None:
     """The optimizer steps that are left, with records, samples and saved files between them."""
+    parts = PartNorms(stepper.network)
     if not state.step:
         results.sample_at_first()
     with progress(total=plan.steps, label="train", unit="step") as bar:
@@ -155,19 +191,22 @@ def run_steps(
                 when = When(epoch, state.step, plan.steps)
                 inputs = [data.micro_batch(batch, when, 1 / len(group)) for batch in group]
                 stepper.trace = Trace() if state.step in settings.run.trace_steps else None
+                parts.before(state.step)
                 loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
                 if stepper.trace is not None:
                     write_trace(settings, data, stepper.trace, loss, state, epoch, group)
                 state.step += 1
-                state.loss = follow(state, loss)
                 figures = norm_figures(stepper)
-                results.record(state.step, loss, state.loss, norm, figures)
+                try:
+                    follow(state, loss, plan.steps_per_epoch)
+                finally:
+                    results.record(state.step, loss, state.loss, norm, {**figures, **parts.after()})
                 bar.update(1, loss=f"{state.loss:.4f}", **shown_norms(figures))
                 results.after_step(state.step, state.epoch, last=state.step == plan.steps)
                 validation.after_step(state, results)
-                keeper.after_step()
+                keeper.after_step(is_calm(state))
             state.epoch = epoch + 1
-            results.after_epoch(state.step, state.epoch, last=state.step == plan.steps)
+            results.after_epoch(state.step, state.epoch, state.loss, last=state.step == plan.steps)
             validation.after_epoch(state, results)
 
 
@@ -196,8 +235,7 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
     loss, norm = (value.item() for value in stepper.run(inputs))
     if not torch.isfinite(torch.tensor(loss)):
         raise ProblemFound(
-            f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32. "
-            "Files saved before are good"
+            f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32"
         )
     return loss, norm
 
@@ -220,12 +258,6 @@ def shown_norms(figures: Mapping[str, float]) -> dict[str, str]:
         return {}
     scaled, mean, _ = (figures[tag] for tag in TAGS)
     return {"keys scaled": f"{scaled:.0f}", "average key norm": f"{mean:.3f}"}
-
-
-def follow(state: State, loss: float) -> float:
-    """The running mean that is shown: a plain mean at first, then about the last fifty steps."""
-    share = max(1 / state.step, 0.02)
-    return state.loss + share * (loss - state.loss)
 
 
 def batches_of(dataset: Dataset, settings: TrainSettings, epoch: int) -> list[Batch]:

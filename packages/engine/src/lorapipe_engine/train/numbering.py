@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SUFFIX = ".safetensors"
 
-def epoch_file(folder: Path, name: str, epoch: int) -> Path:
+
+def epoch_file(folder: Path, name: str, epoch: int, suffix: str = SUFFIX) -> Path:
     """Result after an epoch (1-based): ``name-000001.safetensors``."""
-    return folder / f"{name}-{epoch:06d}.safetensors"
+    return folder / f"{name}-{epoch:06d}{suffix}"
 
 
-def step_file(folder: Path, name: str, step: int) -> Path:
+def step_file(folder: Path, name: str, step: int, suffix: str = SUFFIX) -> Path:
     """Result after a step: ``name-step00000100.safetensors``."""
-    return folder / f"{name}-step{step:08d}.safetensors"
+    return folder / f"{name}-step{step:08d}{suffix}"
 
 
-def final_file(folder: Path, name: str) -> Path:
+def final_file(folder: Path, name: str, suffix: str = SUFFIX) -> Path:
     """Result at the end: ``name.safetensors``."""
-    return folder / f"{name}.safetensors"
+    return folder / f"{name}{suffix}"
+
+
+def end_state(folder: Path, name: str) -> Path:
+    """State at the end: ``name-end.state``; ``name.state`` is that of a run that is not finished."""
+    return folder / f"{name}-end.state"
 
 
 def stale_epoch(epoch: int, every: int, last: int | None) -> int | None:

@@ -15,7 +15,7 @@ import torch
 
 from lorapipe_engine.datasets.record import dataset_record
 from lorapipe_engine.dtypes import Encoded
-from lorapipe_engine.metadata import ModelSpec, base_version, training_metadata, with_hashes
+from lorapipe_engine.metadata import ModelSpec, base_version, thumbnail_url, training_metadata, with_hashes
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
@@ -174,4 +174,9 @@ def _model_spec(settings: TrainSettings, family: Family) -> ModelSpec:
         license=run.metadata_license,
         tags=run.metadata_tags,
         trigger_phrase=run.metadata_trigger_phrase,
+        usage_hint=run.metadata_usage_hint,
+        thumbnail=thumbnail_url(run.metadata_thumbnail) if run.metadata_thumbnail else None,
+        merged_from=run.metadata_merged_from,
+        preprocessor=run.metadata_preprocessor,
+        is_negative_embedding=run.metadata_is_negative_embedding,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,14 +15,22 @@ from lorapipe_engine.dtypes import encode
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import RunSettings, TrainSettings
-from lorapipe_engine.tensorfile import write_tensors
 from lorapipe_engine.train.data import Dataset
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.numbering import epoch_file, final_file, stale_epoch, stale_step, step_file
+from lorapipe_engine.train.network_file import write_network
+from lorapipe_engine.train.numbering import (
+    end_state,
+    epoch_file,
+    final_file,
+    stale_epoch,
+    stale_step,
+    step_file,
+)
 from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.record import RunRecord
+from lorapipe_engine.train.resume import SUFFIX as STATE
 from lorapipe_engine.train.resume import State, state_file
 from lorapipe_engine.train.run import RunLog
 from lorapipe_engine.train.sample import draw
@@ -39,7 +47,8 @@ def refuse_to_overwrite(run: RunSettings) -> None:
     name = run.output_name
     if state_file(run).exists() or run.resume is not None:
         return
-    found = sorted(path for path in run.output_dir.glob(f"{name}*.safetensors") if _is_result(path, name))
+    files = run.output_dir.glob(f"{name}*.{run.save_model_as}")
+    found = sorted(path for path in files if _is_result(path, name))
     if found and not run.overwrite:
         raise ConfigError(
             f"{found[0]} exists from an earlier run; choose another --output_name or --output_dir, or give --overwrite"
@@ -81,8 +90,11 @@ class Results:
         prompts: Sequence[Prompt],
         optimizer: torch.optim.Optimizer,
         state: State,
+        save_state: Callable[[Path], None],
     ) -> None:
         self.run = settings.run
+        self._save_state = save_state
+        self._suffix = f".{settings.run.save_model_as}"
         self.settings = settings
         self.network = network
         self.family = family
@@ -94,7 +106,7 @@ class Results:
         self.record_of_run = RunRecord(settings, dataset, family, plan, rates, began=state.began)
         stamp = time.strftime("%Y%m%d%H%M%S")
         folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
-        self.log = RunLog(self.run.output_dir, folder, self.run.output_name, after=state.step)
+        self.log = RunLog(self.run, folder, after=state.step)
 
     def record(self, step: int, loss: float, average: float, norm: float, more: Mapping[str, float]) -> None:
         """Write the numbers of a step; ``more`` by their TensorBoard tags."""
@@ -103,23 +115,34 @@ class Results:
 
     def after_step(self, step: int, epoch: int, *, last: bool) -> None:
         """Save and sample where the step asks for it."""
-        every = self.run.save_every_n_steps
+        run, every = self.run, self.run.save_every_n_steps
         if every and step % every == 0 and not last:
-            self._save(step_file(self.run.output_dir, self.run.output_name, step), step, epoch)
-            self._remove_step(stale_step(step, every, self.run.save_last_n_steps))
-        between = None if self.run.sample_every_n_epochs else self.run.sample_every_n_steps
+            self._save(self._of_step(step), step, epoch)
+            keep = run.save_last_n_steps
+            self._prune(self._of_step, stale_step(step, every, keep), "")
+            if run.save_state:
+                self._save_state(self._of_step(step).with_suffix(STATE))
+                self._prune(
+                    self._of_step, stale_step(step, every, run.save_last_n_steps_state or keep), STATE
+                )
+        between = None if run.sample_every_n_epochs else run.sample_every_n_steps
         if between and step % between == 0:
             self._sample(step, f"{step:06d}")
 
-    def after_epoch(self, step: int, epoch: int, *, last: bool) -> None:
-        """Save and sample where the epoch asks for it."""
-        every = self.run.save_every_n_epochs
+    def after_epoch(self, step: int, epoch: int, average: float, *, last: bool) -> None:
+        """Save and sample where the epoch asks for it; ``average`` is its mean loss."""
+        run, every = self.run, self.run.save_every_n_epochs
+        self.log.epoch(epoch, {"loss/epoch_average": average})
         if every and epoch % every == 0 and not last:
-            self._save(epoch_file(self.run.output_dir, self.run.output_name, epoch), step, epoch)
-            old = stale_epoch(epoch, every, self.run.save_last_n_epochs)
-            if old is not None:
-                self._remove(epoch_file(self.run.output_dir, self.run.output_name, old))
-        if self.run.sample_every_n_epochs and epoch % self.run.sample_every_n_epochs == 0:
+            self._save(self._of_epoch(epoch), step, epoch)
+            keep = run.save_last_n_epochs
+            self._prune(self._of_epoch, stale_epoch(epoch, every, keep), "")
+            if run.save_state:
+                self._save_state(self._of_epoch(epoch).with_suffix(STATE))
+                self._prune(
+                    self._of_epoch, stale_epoch(epoch, every, run.save_last_n_epochs_state or keep), STATE
+                )
+        if run.sample_every_n_epochs and epoch % run.sample_every_n_epochs == 0:
             self._sample(step, f"e{epoch:06d}")
 
     def sample_at_first(self) -> None:
@@ -129,11 +152,13 @@ class Results:
 
     def save_final(self, step: int, epoch: int) -> None:
         """The result of the whole run."""
-        self._save(final_file(self.run.output_dir, self.run.output_name), step, epoch)
+        self._save(final_file(self.run.output_dir, self.run.output_name, self._suffix), step, epoch)
+        if self.run.save_state or self.run.save_state_on_train_end:
+            self._save_state(end_state(self.run.output_dir, self.run.output_name))
 
     def save_interrupted(self, step: int, epoch: int) -> None:
         """What an interrupted run has learned so far, unless that was nothing."""
-        path = step_file(self.run.output_dir, self.run.output_name, step)
+        path = self._of_step(step)
         if step and path not in self.files:
             self._save(path, step, epoch)
 
@@ -150,15 +175,21 @@ class Results:
                 for key, tensor in self.network.file_tensors().items()
             }
         metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch)
-        write_tensors(path, tensors, metadata, force=True)
+        write_network(path, tensors, metadata)
         if path not in self.files:
             self.files.append(path)
 
-    def _remove_step(self, step: int | None) -> None:
-        if step is not None:
-            self._remove(step_file(self.run.output_dir, self.run.output_name, step))
+    def _of_step(self, step: int) -> Path:
+        return step_file(self.run.output_dir, self.run.output_name, step, self._suffix)
 
-    def _remove(self, path: Path) -> None:
+    def _of_epoch(self, epoch: int) -> Path:
+        return epoch_file(self.run.output_dir, self.run.output_name, epoch, self._suffix)
+
+    def _prune(self, named: Callable[[int], Path], number: int | None, suffix: str) -> None:
+        """Remove an older network, or with a suffix its state."""
+        if number is None:
+            return
+        path = named(number).with_suffix(suffix) if suffix else named(number)
         path.unlink(missing_ok=True)
         if path in self.files:
             self.files.remove(path)

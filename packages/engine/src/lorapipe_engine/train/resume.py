@@ -8,11 +8,14 @@ no state, being functions of seed, epoch and step; so a run that goes on gives b
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from lorapipe_engine import __version__
 from lorapipe_engine.dtypes import Encoded
-from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.errors import ConfigError, InputError, LoraError
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import RunSettings, TrainSettings
 from lorapipe_engine.tensorfile import TensorFile, open_tensors, write_tensors
@@ -56,14 +59,32 @@ _DTYPES = {
 _TORCH = {name: dtype for dtype, name in _DTYPES.items()}
 
 
+# What may differ where a state is given with --resume: the length, the rates and their curve.
+_FREE_LATER = re.compile(
+    r"run\.max_train_(epochs|steps)|optimizer\.(learning_rate|unet_lr|text_encoder_lr|lr_\w+|max_grad_norm)$"
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a state holds besides where the run is."""
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
 @dataclass
 class State:
-    """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds)."""
+    """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds);
+    the losses of the first steps and of late."""
 
     step: int = 0
     epoch: int = 0
     loss: float = 0.0
     began: float = 0.0
+    first: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
 
 
 def state_file(run: RunSettings) -> Path:
@@ -101,42 +122,46 @@ class StateKeeper:
 
     def __init__(self, path: Path, interval: float, save: Callable[[Path], None]) -> None:
         self.path = path
+        self.save = save
         self._interval = interval
-        self._save = save
         self._last = time.monotonic()
 
-    def after_step(self) -> None:
-        """Write the state if it is time to."""
-        if time.monotonic() - self._last >= self._interval:
+    def after_step(self, good: bool = True) -> None:
+        """Write the state if it is time to and it is ``good``."""
+        if good and time.monotonic() - self._last >= self._interval:
             self.write()
 
     def write(self) -> None:
-        self._save(self.path)
+        """Write the state now."""
+        self.save(self.path)
         self._last = time.monotonic()
+
+    def rescue(self) -> str:
+        """Write the state where there is room, because results could not be written; what to do then, in words."""
+        for path in (self.path, Path(gettempdir()) / self.path.name):
+            with suppress(LoraError, OSError):
+                self.save(path)
+                again = "" if path == self.path else f" with --resume {path}"
+                return f"what was learned is in {path}: make room, then the same command{again} goes on"
+        kept = f"; an older state is in {self.path}" if self.path.exists() else ""
+        return f"and there is no room for a state either{kept}"
 
     def done(self) -> None:
         """The run has its result; the state is not needed any more."""
         self.path.unlink(missing_ok=True)
 
 
-def save_state(
-    path: Path,
-    state: State,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    asked: Mapping[str, Any],
-) -> None:
+def save_state(path: Path, state: State, kept: Kept, asked: Mapping[str, Any]) -> None:
     """Write a state, whole or not at all. Raises OutputError."""
     tensors: dict[str, Encoded] = {}
-    for name, tensor in network.file_tensors().items():
+    for name, tensor in kept.network.file_tensors().items():
         tensors[_NETWORK + name] = _encoded(tensor)
     described = {
         "version": __version__,
         "state": asdict(state),
         "asked": dict(asked),
-        "scaler": scaler.state_dict(),
-        "optimizer": _describe(optimizer.state_dict(), tensors),
+        "scaler": kept.scaler.state_dict(),
+        "optimizer": _describe(kept.optimizer.state_dict(), tensors),
     }
     write_tensors(path, tensors, {STATE_KEY: json.dumps(described)}, force=True)
 
@@ -171,47 +196,51 @@ def _describe(value: Any, tensors: dict[str, Encoded]) -> Any:
 
 
 def take_up(
-    path: Path,
-    asked: Mapping[str, Any],
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> State:
-    """Put the state in ``path`` into network and optimizer; where the run is.
+    path: Path, asked: Mapping[str, Any], kept: Kept, *, another_length: bool = False
+) -> tuple[State, list[str]]:
+    """Put the state in ``path`` into network and optimizer; where the run is, and what is asked for otherwise.
 
-    Raises InputError for a file that is no state, ConfigError for the state of a run that was asked for something else.
+    ``another_length``: the run may be longer, and its rates and their curve others. Raises InputError for a file that
+    is no state, ConfigError for the state of a run that was asked for something else.
     """
+    if path.is_dir():
+        raise InputError(
+            f"resume: {path} is a folder, as sd-scripts writes states; ours are files, such as NAME.state"
+        )
     with open_tensors(path) as file:
         described = _described(path, file)
-        check_same(path, described["asked"], asked)
-        own = network.file_tensors()
-        network.load({name: _read(file, _NETWORK + name) for name in own})
-        optimizer.load_state_dict(_restore(described["optimizer"], file))
+        changed = check_same(path, described["asked"], asked, another_length=another_length)
+        own = kept.network.file_tensors()
+        if missing := [name for name in own if _NETWORK + name not in file.tensors]:
+            raise ConfigError(f"{path}: its network has no {missing[0]}; go on with the same options")
+        kept.network.load({name: _read(file, _NETWORK + name) for name in own})
+        kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
         if described["scaler"]:
-            scaler.load_state_dict(described["scaler"])
-    return State(**described["state"])
+            kept.scaler.load_state_dict(described["scaler"])
+    return State(**described["state"]), changed
 
 
-def check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ConfigError, naming what differs, unless both ask for the same."""
+def is_of(path: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether a file is the state of a run that was asked for the same."""
+    with suppress(LoraError), open_tensors(path) as file:
+        return bool(_described(path, file)["asked"] == asked)
+    return False
+
+
+def check_same(
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, another_length: bool = False
+) -> list[str]:
+    """Raise ConfigError, naming what differs, unless both ask for the same; what may differ and does, in words."""
     hint = "go on with the same options, or give --overwrite to start anew"
     if before.get("pictures") != now.get("pictures"):
         raise ConfigError(f"{path}: this run began with other pictures, captions or repeats; {hint}")
-    if settings_differ(before, now):
-        raise ConfigError(f"{path}: this run began with other settings of its datasets or subsets; {hint}")
-    changed = [
-        f"{name.partition('.')[2]} was {before.get(name)}, is {now.get(name)}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name) and name != "subsets"
-    ]
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    told = {name: f"{name.partition('.')[2]} was {before.get(name)}, is {now.get(name)}" for name in names}
+    changed = [told[name] for name in names if not (another_length and _FREE_LATER.match(name))]
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ConfigError(f"{path}: this run began otherwise ({', '.join(changed[:3])}{more}); {hint}")
-
-
-def settings_differ(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether datasets are trained otherwise while all options are the same: a dataset file was changed."""
-    return {name for name in now if before.get(name) != now[name]} == {"subsets"}
+    return list(told.values())
 
 
 def _described(path: Path, file: TensorFile) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The records of a run: TensorBoard, ``metrics.jsonl``, the list of files it wrote."""
+"""The records of a run: its curves, ``metrics.jsonl``, the list of files it wrote."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from lorapipe_engine.errors import OutputError
+from lorapipe_engine.settings import RunSettings
+from lorapipe_engine.train.boards import open_boards
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class RunLog:
-    """Writes scalars, pictures and text of one run; every file of a run is named in ``files`` as it is finished.
+    """Writes scalars, pictures and text of one run, to ``NAME.metrics.jsonl`` and the boards that it asks for.
 
     ``after``: the run goes on after this step; what an earlier part of it recorded up to there stays.
     """
 
-    def __init__(self, output_dir: Path, logging_dir: Path, name: str, after: int = 0) -> None:
-        self.files: list[Path] = []
+    def __init__(self, run: RunSettings, logging_dir: Path, after: int = 0) -> None:
         self.folder = logging_dir
-        self._metrics_path = output_dir / f"{name}.metrics.jsonl"
+        output_dir = run.output_dir
+        self._metrics_path = output_dir / f"{run.output_name}.metrics.jsonl"
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             logging_dir.mkdir(parents=True, exist_ok=True)
@@ -39,27 +39,35 @@ class RunLog:
                 f"{error.filename or output_dir}: cannot write there ({error.strerror})"
             ) from error
         self._started = time.monotonic()
-        self._board = _open_board(logging_dir)
+        self._boards = open_boards(logging_dir, run)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of an optimizer step under TensorBoard tags such as ``loss/current``."""
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
+        for board in self._boards:
+            board.scalars(step, values)
         row = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
 
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Record numbers of an epoch (from 1) under TensorBoard tags."""
+        for board in self._boards:
+            board.epoch(epoch, values)
+
     def text(self, tag: str, text: str) -> None:
         """Record a text, such as the configuration."""
-        self._board.add_text(tag, "    " + text.replace("\n", "\n    "), 0)
+        for board in self._boards:
+            board.text(tag, text)
 
     def picture(self, step: int, tag: str, image: Image) -> None:
         """Record a sample picture."""
-        self._board.add_image(tag, np.asarray(image), step, dataformats="HWC")
+        for board in self._boards:
+            board.picture(step, tag, image)
 
     def close(self) -> None:
         """Finish all files."""
-        self._board.close()
+        for board in self._boards:
+            board.close()
         self._metrics.close()
 
     def __enter__(self) -> RunLog:
@@ -81,9 +89,3 @@ def _rows_until(path: Path, step: int) -> list[str]:
                 if line.endswith("\n") and json.loads(line)["step"] <= step:
                     rows.append(line)
     return rows
-
-
-def _open_board(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder))

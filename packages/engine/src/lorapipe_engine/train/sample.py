@@ -114,9 +114,9 @@ def _denoise(
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(4, *size, generator=generator) for generator in generators])
     latents: Tensor = noise.to(family.device) * scheduler.init_noise_sigma
-    texts = [row.text for row in rows]
-    negatives = [row.negative for row in rows]
-    conditioning = family.encode_text(family.tokenize(negatives + texts), clip_skip=clip_skip)
+    texts = [*(row.negative for row in rows), *(row.text for row in rows)]
+    ids, weights = family.tokenize_weighted(texts)
+    conditioning = family.encode_text(ids, clip_skip=clip_skip, weights=weights)
     geometry = family.plain_geometry(len(rows) * 2, first.width, first.height)
     predict = _guided(family, conditioning, geometry, first.scale)
     extra = {"generator": [torch.Generator("cpu").manual_seed(seed + 1) for seed in seeds]}

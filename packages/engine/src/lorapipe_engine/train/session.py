@@ -13,12 +13,15 @@ import torch
 from lorapipe_engine.bases import resolve_base
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import OutputError
+from lorapipe_engine.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defaults
+from lorapipe_engine.train.boards import check_boards
 from lorapipe_engine.train.data import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.make_network import with_file_ranks
+from lorapipe_engine.train.memory_errors import memory_explained
 from lorapipe_engine.train.network_args import network_plan, read_network_args
 from lorapipe_engine.train.objective import check_objective
 from lorapipe_engine.train.optimizers import check_arguments, check_group_rates, rate_notes, rates_of
@@ -55,7 +58,8 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     from lorapipe_engine.train.loop import train
 
     try:
-        files = train(settings, dataset, prompts, family, configuration, say)
+        with memory_explained(settings):
+            files = train(settings, dataset, prompts, family, configuration, say)
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
@@ -69,6 +73,9 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     network_plan(settings.network)
     check_start(settings.network)
     make_scheduler(settings.run.sample_sampler, v_prediction=False)
+    check_boards(settings.run)
+    if settings.run.metadata_thumbnail is not None:
+        thumbnail_url(settings.run.metadata_thumbnail)
     refuse_to_overwrite(settings.run)
     check_writable(settings.run)
     return notes
@@ -137,9 +144,14 @@ def load_family(settings: TrainSettings, say: Say) -> tuple[Family, TrainSetting
     device = choose_device(model.device)
     precision = choose_precision(model.mixed_precision, device)
     source = resolve_base(model.pretrained_model_name_or_path or "")
-    base = load_base(
-        source, vae=model.vae, v2=model.v2 or None, dtype=DTYPES[precision], tokenizer_dir=model.tokenizer_dir
-    )
+    with memory_explained(settings):
+        base = load_base(
+            source,
+            vae=model.vae,
+            v2=model.v2 or None,
+            dtype=DTYPES[precision],
+            tokenizer_dir=model.tokenizer_dir,
+        )
     v_prediction = settings.loss.v_parameterization
     if v_prediction is None:
         v_prediction = base.prediction_type == "v_prediction"
@@ -147,13 +159,14 @@ def load_family(settings: TrainSettings, say: Say) -> tuple[Family, TrainSetting
             say(
                 "note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)"
             )
-    family = open_family(
-        base,
-        device=device,
-        dtype=DTYPES[precision],
-        vae_dtype=torch.float32 if model.no_half_vae else None,
-        chunks=model.max_token_length // 75,
-    )
+    with memory_explained(settings):
+        family = open_family(
+            base,
+            device=device,
+            dtype=DTYPES[precision],
+            vae_dtype=torch.float32 if model.no_half_vae else None,
+            chunks=model.max_token_length // 75,
+        )
     settings = replace(settings, model=replace(model, mixed_precision=precision))
     say(
         f"base: {source} ({family.name}, {'v' if v_prediction else 'epsilon'}) on {device}, {precision_name(precision)}"

@@ -6,7 +6,7 @@ multiplied by √(M / n) where n > M (max-norm regularisation; sd-scripts' rule 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,14 +48,28 @@ class NormLimit:
         """Scale the modules of one shape; their norms before, (N,)."""
         ups, downs = [row.lora_up.data for row in rows], [row.lora_down.data for row in rows]
         up, down = torch.stack(ups), torch.stack(downs)  # (N, out, r, ...), (N, r, in, ...)
-        flat_up, flat_down = up.flatten(2), down.flatten(2)
-        # ‖UD‖² = Σ (UᵀU) ∘ (DDᵀ): two r x r matrices in place of one as large as the layer.
-        product = (flat_up.mT @ flat_up) * (flat_down @ flat_down.mT)
-        norms = product.sum(dim=(1, 2)).clamp(min=0).sqrt() * abs(scale)
+        norms = _norms(up, down, scale)
         factor = (self.limit / norms.clamp(min=self.limit)).sqrt()
         torch._foreach_copy_(ups, list((up * _broadcast(factor, up)).unbind()))
         torch._foreach_copy_(downs, list((down * _broadcast(factor, down)).unbind()))
         return norms
+
+
+def change_norms(rows: Sequence[Lora]) -> Tensor:
+    """Frobenius norms of the changes of modules of one shape and strength, (N,)."""
+    up, down = (
+        torch.stack([row.lora_up.data for row in rows]),
+        torch.stack([row.lora_down.data for row in rows]),
+    )
+    return _norms(up, down, rows[0].alpha / rows[0].rank)
+
+
+def _norms(up: Tensor, down: Tensor, scale: float) -> Tensor:
+    """‖scale · UD‖ of (N, out, r, ...) and (N, r, in, ...), by ‖UD‖² = Σ (UᵀU) ∘ (DDᵀ): two r x r matrices in place of
+    one as large as the layer."""
+    flat_up, flat_down = up.flatten(2), down.flatten(2)
+    product = (flat_up.mT @ flat_up) * (flat_down @ flat_down.mT)
+    return product.sum(dim=(1, 2)).clamp(min=0).sqrt() * abs(scale)
 
 
 def _broadcast(factor: Tensor, like: Tensor) -> Tensor:

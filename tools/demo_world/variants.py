@@ -1,0 +1,329 @@
+"""Train the demo in many ways and lay the results side by side: optimizers, objectives, caches, batches, precisions.
+
+    python tools/demo_world/variants.py OUT                            # everything that this machine can do
+    python tools/demo_world/variants.py OUT --only AdamW Lion --jobs 1
+    python tools/demo_world/variants.py OUT --v_base OUT/v/demo-v.safetensors --seeds 3 --minutes 9
+
+Every variant is the demo's own recipe but for the options that the table names, trained with `lora-train` and looked at
+by the demo's judge. OUT/variants.json and OUT/variants.md hold what came of it; a run that failed is in them with its
+last line. A v-prediction base comes from `make_v.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+FIGURES = ("with the trigger", "without the trigger", "other people")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the recipe; ``""`` takes an option of the recipe away, None gives a flag. ``needs``: a package,
+    or "cuda" or "v_base".
+    """
+
+    name: str
+    options: Mapping[str, str | None] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+
+def _rate(optimizer: str, unet: str = "", text: str = "") -> dict[str, str | None]:
+    return {"optimizer_type": optimizer, "unet_lr": unet, "text_encoder_lr": text}
+
+
+UNET_ONLY: dict[str, str | None] = {"network_train_unet_only": None}
+CACHED: dict[str, str | None] = {**UNET_ONLY, "cache_text_encoder_outputs": None}
+# The recipe's rates are those of AdamW on a tiny base, 25 times the usual ones. Lion takes a tenth of them, as always;
+# the others find theirs and are given none.
+VARIANTS = (
+    Variant("AdamW", {"optimizer_type": "AdamW"}),
+    Variant("AdamW8bit", {"optimizer_type": "AdamW8bit"}, ("cuda", "bitsandbytes")),
+    Variant("Lion", _rate("Lion", "2.5e-4", "2e-4"), ("pytorch_optimizer",)),
+    Variant("AdaFactor", _rate("AdaFactor"), ("transformers",)),
+    Variant("DAdaptAdam", _rate("DAdaptAdam"), ("pytorch_optimizer",)),
+    Variant("Prodigy", _rate("Prodigy"), ("pytorch_optimizer",)),
+    Variant("v-prediction", {"v_parameterization": None}, ("v_base",)),
+    Variant("UNet only", UNET_ONLY),
+    Variant("UNet only, cached text", CACHED),
+    Variant("batch 1, 4 accumulated", {"train_batch_size": "1", "gradient_accumulation_steps": "4"}),
+    Variant("float32", {"mixed_precision": "no"}, ("cuda",)),
+    Variant("bf16", {"mixed_precision": "bf16"}, ("cuda",)),
+    Variant("fp16", {"mixed_precision": "fp16"}, ("cuda",)),
+    Variant("bf16, not captured", {"mixed_precision": "bf16", "step_capture": "off"}, ("cuda",)),
+    Variant("bf16, saved as float32", {"mixed_precision": "bf16", "save_precision": "float"}, ("cuda",)),
+)
+# Every other variant is trained in float32 on a card too, so that it differs in one thing.
+PLAIN = {"mixed_precision": "no"}
+
+
+def main() -> None:
+    options = read_options()
+    if options.one:
+        one(options)
+        return
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    from lorapipe_demo.__main__ import draw_dataset
+
+    draw_dataset(out / "dataset")
+    chosen = [variant for variant in VARIANTS if not options.only or variant.name in options.only]
+    skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
+    jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
+    rows = run_all(jobs, options, began + options.minutes * 60)
+    result = {"machine": machine(options.device), "seconds": round(time.monotonic() - began), "rows": rows}
+    (out / "variants.json").write_text(json.dumps({**result, "skipped": skipped}, indent=1) + "\n")
+    table = markdown(rows, skipped)
+    (out / "variants.md").write_text(table)
+    print(f"{result['machine']}, {result['seconds']} s\n\n{table}")
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="names of variants; all are: " + "; ".join(NAMES)
+    )
+    parser.add_argument("--seeds", type=lambda n: range(42, 42 + int(n)), default=range(42, 43), metavar="N")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--device", default=None, help="cuda or cpu")
+    parser.add_argument("--epochs", type=int, default=None, help="instead of the recipe's")
+    parser.add_argument("--v_base", type=Path, default=None, help="a demo base that predicts v (make_v.py)")
+    parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is stopped")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+NAMES = tuple(variant.name for variant in VARIANTS)
+
+
+def lacking(variant: Variant, options: argparse.Namespace) -> str | None:
+    """Why a variant cannot be run here; None if it can."""
+    import torch
+
+    for need in variant.needs:
+        if need == "cuda":
+            if not torch.cuda.is_available() or options.device == "cpu":
+                return "needs a CUDA card"
+        elif need == "v_base":
+            if options.v_base is None:
+                return "needs --v_base"
+        elif find_spec(need) is None:
+            return f"needs the package {need}"
+    return None
+
+
+def machine(device: str | None) -> str:
+    import torch
+
+    card = device != "cpu" and torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if card else f"CPU, {os.cpu_count()} cores"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+# -------------------------------------------------------------------------------- all of them
+
+
+def run_all(jobs: Sequence[tuple[str, int]], options: argparse.Namespace, end: float) -> list[dict[str, Any]]:
+    """Run the jobs, some at a time, each in a process of its own; their results in the jobs' order."""
+    waiting, running, found = list(jobs), {}, {}
+    threads = max(1, (os.cpu_count() or 2) // options.jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    while waiting or running:
+        late = time.monotonic() > end
+        while waiting and len(running) < options.jobs and not late:
+            job = waiting.pop(0)
+            words = [sys.executable, __file__, *forwarded(options), "--one", job[0], str(job[1])]
+            log = log_of(options.out, job).open("w")
+            running[job] = (subprocess.Popen(words, stdout=log, stderr=log, env=environment), log)
+        for job, (process, log) in list(running.items()):
+            if late:
+                process.kill()
+            if process.poll() is None and not late:
+                continue
+            process.wait()
+            log.close()
+            del running[job]
+            found[job] = result_of(options.out, job, "out of time" if late else "")
+            print(f"{job[0]}, seed {job[1]}: {told(found[job])}", flush=True)
+        if late:
+            found |= {job: {"name": job[0], "seed": job[1], "error": "out of time"} for job in waiting}
+            break
+        time.sleep(0.2)
+    return [found[job] for job in jobs]
+
+
+def forwarded(options: argparse.Namespace) -> list[str]:
+    words = [str(options.out)]
+    for name in ("device", "epochs", "v_base"):
+        if getattr(options, name) is not None:
+            words += [f"--{name}", str(getattr(options, name))]
+    return words
+
+
+def folder_of(out: Path, job: tuple[str, int]) -> Path:
+    return out / f"{job[0].replace(' ', '-').replace(',', '')}-{job[1]}"
+
+
+def log_of(out: Path, job: tuple[str, int]) -> Path:
+    folder = folder_of(out, job)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").unlink(missing_ok=True)
+    return folder / "log.txt"
+
+
+def result_of(out: Path, job: tuple[str, int], reason: str) -> dict[str, Any]:
+    folder = folder_of(out, job)
+    if (folder / "result.json").exists():
+        return dict(json.loads((folder / "result.json").read_text()))
+    lines = [line for line in (folder / "log.txt").read_text().splitlines() if line.strip()]
+    return {"name": job[0], "seed": job[1], "error": reason or (lines[-1] if lines else "no word")}
+
+
+def told(row: Mapping[str, Any]) -> str:
+    if "error" in row:
+        return str(row["error"])
+    shares = ", ".join(f"{name} {row['figures'][name]:.1%}" for name in FIGURES)
+    return f"{shares}; mean loss {row['loss']:.4f}; {row['steps']} steps, {row['seconds']:.0f} s"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
+    """The table: a line for each variant, means over its seeds."""
+    lines = [
+        "| variant | base, trigger | LoRA, trigger | without trigger | other people | mean loss | last epoch | s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(row["name"] for row in rows):
+        same = [row for row in rows if row["name"] == name]
+        good = [row for row in same if "error" not in row]
+        if not good:
+            lines.append(f"| {name} | {same[0]['error']} |||||||")
+            continue
+        shares = [f"{mean(row['figures'][figure] for row in good):.1%}" for figure in ("base", *FIGURES)]
+        if len(good) > 1:
+            each = sorted(row["figures"][FIGURES[0]] for row in good)
+            shares[1] += f" ({each[0]:.1%} to {each[-1]:.1%})"
+        losses = [
+            f"{mean(row['loss'] for row in good):.4f}",
+            f"{mean(row['epochs'][-1] for row in good):.4f}",
+        ]
+        lines.append(
+            "| " + " | ".join([name, *shares, *losses, f"{mean(r['seconds'] for r in good):.0f}"]) + " |"
+        )
+    lines += [f"| {name} | {reason} |||||||" for name, reason in skipped.items()]
+    return "\n".join([*lines, "", *overlap(rows)]) + "\n"
+
+
+def overlap(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far the loss curves of batch 4 and of batch 1 with 4 accumulated lie apart, epoch by epoch."""
+    found = {row["name"]: row["epochs"] for row in rows if "error" not in row}
+    if "AdamW" not in found or "batch 1, 4 accumulated" not in found:
+        return []
+    pairs = list(zip(found["AdamW"], found["batch 1, 4 accumulated"], strict=True))
+    gap = max(abs(a - b) / a for a, b in pairs)
+    return [
+        f"Mean loss by epoch, batch 4 / batch 1 x 4: {', '.join(f'{a:.4f} / {b:.4f}' for a, b in pairs)};"
+        f" at most {gap:.1%} apart."
+    ]
+
+
+# -------------------------------------------------------------------------------- one of them
+
+
+def one(options: argparse.Namespace) -> None:
+    """Train and look at one variant in this process; its result goes to its folder."""
+    name, seed = options.one[0], int(options.one[1])
+    variant = next(row for row in VARIANTS if row.name == name)
+    folder = folder_of(options.out, (name, seed))
+    base = options.v_base if "v_base" in variant.needs else "demo"
+    began = time.monotonic()
+    networks = train(variant, seed, base, folder, options)
+    seconds = time.monotonic() - began
+    steps = [json.loads(line) for line in (folder / "net.metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss/current"] for row in steps]
+    size = -(-len(losses) // len(networks))
+    result = {
+        "name": name,
+        "seed": seed,
+        "steps": len(losses),
+        "seconds": round(seconds, 1),
+        "loss": mean(losses),
+        "epochs": [mean(losses[start : start + size]) for start in range(0, len(losses), size)],
+        "rates": {key: value for key, value in steps[-1].items() if key.startswith("lr/")},
+        "figures": look(networks[-1], base, options.device),
+    }
+    (folder / "result.json").write_text(json.dumps(result) + "\n")
+
+
+def train(
+    variant: Variant, seed: int, base: str | Path, folder: Path, options: argparse.Namespace
+) -> list[Path]:
+    """The networks of a run of `lora-train`, first epoch first."""
+    from lorapipe_demo import recipe
+
+    chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, **variant.options, "seed": str(seed)}
+    words = [
+        "--base",
+        str(base),
+        "--train_data_dir",
+        str(options.out / "dataset"),
+        "--output_dir",
+        str(folder),
+    ]
+    words += ["--output_name", "net", "--overwrite", "--quiet"]
+    words += ["--max_train_epochs", str(options.epochs or recipe.EPOCHS)]
+    for option, value in chosen.items():
+        words += [] if value == "" else [f"--{option}"] if value is None else [f"--{option}", value]
+    words += ["--device", options.device] if options.device else []
+    code = "from lorapipe_engine.cli import train_main; train_main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(done.stdout, flush=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return [*sorted(folder.glob("net-*.safetensors")), folder / "net.safetensors"]
+
+
+def look(network: Path, base: str | Path, device: str | None) -> dict[str, float]:
+    """The judge's four figures: how often it sees the character."""
+    from lorapipe_demo import recipe
+    from lorapipe_demo.__main__ import other_prompts
+    from lorapipe_demo.judge import Judge
+    from lorapipe_demo.sampling import Painter
+    from lorapipe_demo.scene import TRIGGER
+    from lorapipe_engine.bases import demo_base
+
+    painter, judge = Painter(demo_base() if base == "demo" else Path(base), device), Judge.load()
+    scenes = recipe.exam_scenes()
+    calls = [recipe.with_trigger(scene) for scene in scenes]
+
+    def share(prompts: Sequence[str], used: Path | None) -> float:
+        answers = judge.look(painter.draw(prompts, used))
+        return sum(answer["character"] == TRIGGER for answer in answers) / len(answers)
+
+    silent = [recipe.without_trigger(scene) for scene in scenes]
+    found = (share(calls, network), share(silent, network), share(other_prompts(), network))
+    return {"base": share(calls, None), **dict(zip(FIGURES, found, strict=True))}
+
+
+if __name__ == "__main__":
+    main()
