@@ -13,13 +13,14 @@ import torch
 from lorapipe_engine.cachefolder import cache_folder
 from lorapipe_engine.captions import When
 from lorapipe_engine.datasets.described import folder_lines
-from lorapipe_engine.errors import ConfigError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
 from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.data import Dataset, TrainingData, latent_jobs
+from lorapipe_engine.train.endings import nothing_lost
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
 from lorapipe_engine.train.loss_watch import follow, is_calm
@@ -103,31 +104,9 @@ def train(
         settings, dataset, network, family, plan, rates.by_part, prompts, optimizer, state, keeper.save
     ) as results:
         results.log.text("configuration", configuration)
-        try:
+        with nothing_lost(results, keeper, state, plan, say):
             run_steps(settings, data, stepper, rates_at, plan, state, results, keeper, validation)
             results.save_final(state.step, state.epoch)
-        except KeyboardInterrupt:
-            results.save_interrupted(state.step, state.epoch)
-            if state.step:
-                keeper.write()
-            say(
-                f"stopped after step {state.step} of {plan.steps}; the same command goes on from there; "
-                f"saved: {results.listed()}"
-            )
-            raise
-        except ProblemFound as error:
-            kept = (
-                f"the last good state is {keeper.path}"
-                if keeper.path.exists()
-                else "no state was written yet"
-            )
-            raise ProblemFound(f"{error}. Saved before and good: {results.listed()}; {kept}") from error
-        except OutputError as error:
-            if state.step:
-                # So that an epoch whose file could not be written ends once more.
-                state.epoch = (state.step - 1) // plan.steps_per_epoch
-                raise OutputError(f"{error}; {keeper.rescue()}") from error
-            raise
         keeper.done()
     return results.files
 
