@@ -63,7 +63,13 @@ def set_up() -> None:
 def fingerprint() -> str:
     """What an installation depends on, as one hash."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in sorted([*ROOT.glob("packages/*/pyproject.toml"), *ROOT.glob("*.txt")]):
+    sources = (
+        "packages/*/pyproject.toml",
+        "packages/*/hatch_build.py",
+        "packages/*/src/*/native/*.c",
+        "*.txt",
+    )
+    for path in sorted(path for pattern in sources for path in ROOT.glob(pattern)):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -19,6 +20,12 @@ class Source(Protocol):
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on. Raises OSError if there are fewer."""
+        ...
+
+    def copy_into(self, descriptor: int, offset: int, count: int, target_offset: int) -> int:
+        """Let the system copy ``count`` bytes from ``offset`` on into another file; how many it did, which is 0
+        where it does not do such things.
+        """
         ...
 
     def close(self) -> None: ...
@@ -51,6 +58,22 @@ class FileSource:
             self.file.seek(offset)
             return int(self.file.readinto(buffer))  # type: ignore[attr-defined]
 
+    def copy_into(self, descriptor: int, offset: int, count: int, target_offset: int) -> int:
+        if not hasattr(os, "copy_file_range"):
+            return 0
+        done = 0
+        with suppress(
+            OSError
+        ):  # of other file systems, or no support; a full disk tells when it is written to
+            while done < count:
+                step = os.copy_file_range(
+                    self.file.fileno(), descriptor, count - done, offset + done, target_offset + done
+                )
+                if step == 0:
+                    break
+                done += step
+        return done
+
     def close(self) -> None:
         self.file.close()
 
@@ -67,6 +90,10 @@ class MemorySource:
         if len(piece) < len(buffer):
             raise OSError("the data ends early")
         buffer[:] = piece
+
+    def copy_into(self, descriptor: int, offset: int, count: int, target_offset: int) -> int:
+        del descriptor, offset, count, target_offset
+        return 0
 
     def close(self) -> None:
         self._data = memoryview(b"")

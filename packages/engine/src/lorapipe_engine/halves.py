@@ -1,7 +1,7 @@
 """Fast conversion between float32 and the 16-bit types, bit for bit what numpy's and torch's own give.
 
-numpy converts float16 element by element; whole-array integer operations on blocks that stay in the cache take a
-fifth of the time.
+numpy converts float16 element by element. The processor's own instructions take a twentieth of the time, where the
+compiled part is there (see native); else whole-array integer operations on blocks that stay in the cache take half.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lorapipe_engine import native
 
 Array = NDArray[Any]
 
@@ -24,8 +26,10 @@ _F16_BITS = np.int32(-0x70002000)  # sign, exponent and mantissa of a float16 mo
 
 def decode_f16(halves: Array, out: Array | None = None) -> Array:
     """float16 (n,) -> float32 (n,), exact, NaN and infinity too; into ``out`` where it is given."""
-    source = halves.reshape(-1).view(np.int16)
+    source = np.ascontiguousarray(halves).reshape(-1).view(np.int16)
     result = np.empty(source.size, np.float32) if out is None else out
+    if native.decode_f16(source, result):
+        return result
     for start in range(0, source.size, BLOCK):
         piece = source[start : start + BLOCK]
         values = result[start : start + BLOCK]
@@ -44,6 +48,8 @@ def encode_f16(values: Array, out: Array | None = None) -> Array:
     """float32 (n,) -> float16 (n,), rounded to the nearest, ties to even; too large values become infinite."""
     source = np.ascontiguousarray(values, np.float32).reshape(-1)
     result = np.empty(source.size, np.uint16) if out is None else out.view(np.uint16)
+    if native.encode_f16(source, result):
+        return result.view(np.float16)
     for start in range(0, source.size, BLOCK):
         _encode_block(source[start : start + BLOCK], result[start : start + BLOCK])
     return result.view(np.float16)

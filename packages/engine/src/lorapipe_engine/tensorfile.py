@@ -126,6 +126,14 @@ class TensorFile:
         """Fill ``buffer`` with the tensor's bytes from ``start`` on, for who reads piece by piece into one place."""
         self.data_into(buffer, self.tensors[name].start + start)
 
+    def copy_into(self, name: str, descriptor: int, target_offset: int, start: int, stop: int) -> int:
+        """Have the system copy bytes ``start`` to ``stop`` of a tensor into another open file; how many it did.
+
+        That is 0 where it cannot; what is left is for the caller to read and write.
+        """
+        first = 8 + self.header_bytes + self.tensors[name].start + start
+        return self._source.copy_into(descriptor, first, stop - start, target_offset)
+
     def data(self, start: int, stop: int) -> memoryview:
         """Bytes ``start`` to ``stop`` of the data part, over tensors' borders."""
         buffer = memoryview(bytearray(stop - start))

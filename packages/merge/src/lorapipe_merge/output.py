@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.dtypes import DTYPE_BITS, decode, encode
 from lorapipe_engine.halves import decode_f16, encode_bf16, encode_f16
-from lorapipe_engine.tensorfile import WeightFile
+from lorapipe_engine.tensorfile import TensorFile, WeightFile
 
 Array = NDArray[Any]
 T = TypeVar("T")
 
-PIECE = 1 << 20  # numbers worked on at once by a thread
-COPY = 1 << 23  # bytes copied at once
+PIECE = 1 << 18  # numbers worked on at once by a thread
+COPY = 1 << 21  # bytes copied at once: other threads can write in between
+KEPT = 1 << 24  # bytes of a buffer that is used again
 _F32 = "F32"
 
 
@@ -47,6 +48,10 @@ class Target:
             done = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[done:], offset + done
 
+    def copy_at(self, source: TensorFile, key: str, start: int, stop: int, offset: int) -> int:
+        """Have the system copy bytes of a tensor to ``offset``; how many it did."""
+        return source.copy_into(key, self._file.fileno(), offset, start, stop)
+
 
 class Buffers(threading.local):
     """Memory that a thread uses again for every piece: new memory costs more than the work on it."""
@@ -57,7 +62,7 @@ class Buffers(threading.local):
     def take(self, name: str, count: int, dtype: Any) -> Array:
         """``count`` numbers, of any value. Larger ones than a piece are not kept."""
         size = count * np.dtype(dtype).itemsize
-        if size > 2 * COPY:
+        if size > KEPT:
             return np.empty(count, dtype)
         kept = self._kept.get(name)
         if kept is None or kept.nbytes < size:
@@ -101,9 +106,13 @@ def copy_tensor(file: WeightFile, key: str, target: Target, offset: int, buffers
     """The tensor's bytes as they are."""
     size = file.tensors[key].size
     for start in range(0, size, COPY):
-        piece = buffers.take("copy", min(COPY, size - start), np.uint8)
-        file.raw_into(key, bytes_of(piece), start)
-        target.write_at(piece, offset + start)
+        stop = min(size, start + COPY)
+        if isinstance(file, TensorFile):
+            start += target.copy_at(file, key, start, stop, offset + start)
+        if start < stop:
+            piece = buffers.take("copy", stop - start, np.uint8)
+            file.raw_into(key, bytes_of(piece), start)
+            target.write_at(piece, offset + start)
 
 
 def run_jobs(jobs: Iterable[Callable[[], T]], threads: int, done: Callable[[T], None]) -> None:
