@@ -5,7 +5,8 @@
 
 A SD1.5 512 px batch 4 dim 64, UNet and text encoder, 225 tokens; B the same at batch 1 with gradient checkpointing;
 C SDXL 1024 px batch 4 dim 32, UNet alone; D the same with checkpointing; E SDXL at batch 1. Nothing is downloaded: the
-models are made on the device. Latents are made numbers; the text is encoded in every step.
+models are made on the device. Latents are made numbers; text is encoded in every step where it is trained,
+and made numbers too where not.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from torch import nn
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
 from lorapipe_engine.settings import LossSettings, OptimizerSettings
-from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.families import open_family
-from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.load import BaseModel
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
+from lorapipe_engine.train.speed import speed_up
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
 
 FLOOR = 790e12  # FLOP/s that one H200 reaches in bf16 products
@@ -75,6 +76,7 @@ class Row:
     mfu: float
     kernels: int
     peak_gib: float
+    allocated_gib: float
     startup_s: float
 
 
@@ -193,20 +195,38 @@ def make_batch(work: Workload, family: Family) -> MicroBatch:
     geometry = family.plain_geometry(work.batch, work.size, work.size)
     if geometry is not None:
         geometry = geometry.to(family.device)
-    return MicroBatch(latents, (ids,) * len(family.text_encoders), weights, geometry)
+    return MicroBatch(
+        latents, (ids,) * len(family.text_encoders), weights, geometry, text=made_text(work, family)
+    )
 
 
-def measure(work: Workload, *, capture: bool, steps: int, device: torch.device) -> tuple[Row, list[float]]:
+def made_text(work: Workload, family: Family) -> Conditioning | None:
+    """Text states in the place of cached ones, where the text encoders are not trained."""
+    if work.text:
+        return None
+    hidden = torch.randn(work.batch, 75 * work.chunks + 2, 2048, device=family.device, dtype=family.dtype)
+    pooled = torch.randn(work.batch, 1280, device=family.device, dtype=family.dtype)
+    return Conditioning(hidden, pooled)
+
+
+def measure(
+    work: Workload, *, capture: bool, steps: int, device: torch.device, fused: bool = True, profiled: int = 0
+) -> tuple[Row, list[float]]:
     """Time a workload; the losses of its steps too."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     cuda = device.type == "cuda"
     torch.manual_seed(1)
     family = make_family(work, device, dtype)
     stepper = make_stepper(work, family)
-    if capture and why_not(stepper) is None:
-        stepper.graphs = StepGraphs(lambda text: print(text, file=sys.stderr))
+    family.vae.to("cpu")  # as in a run: pictures are encoded before, and so is text that is not trained
+    if not work.text:
+        for encoder in family.text_encoders:
+            encoder.to("cpu")
+    if fused:
+        speed_up(stepper, capture=capture, say=lambda text: print(text, file=sys.stderr))
     batch = make_batch(work, family)
     if cuda:
+        torch.cuda.empty_cache()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
@@ -229,6 +249,7 @@ def measure(work: Workload, *, capture: bool, steps: int, device: torch.device) 
             times.append(time.perf_counter() - start)
     median = statistics.median(times)
     peak = torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0
+    allocated = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     rate = work.tflop * work.batch / median
     row = Row(
         work.name,
@@ -237,21 +258,28 @@ def measure(work: Workload, *, capture: bool, steps: int, device: torch.device) 
         round(work.batch / median, 2),
         round(rate, 1),
         round(rate * 1e12 / FLOOR, 3),
-        count_kernels(stepper, batch) if cuda and not stepper.graphs else 0,
+        count_kernels(stepper, batch, profiled) if cuda and (profiled or not stepper.graphs) else 0,
         round(peak, 2),
+        round(allocated, 2),
         round(startup, 1),
     )
     return row, losses
 
 
-def count_kernels(stepper: Stepper, batch: MicroBatch) -> int:
-    """Kernels that one plain step starts."""
+def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int = 0) -> int:
+    """Kernels that one plain step starts; prints the ``shown`` longest."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        stepper.run([batch])
+        stepper.run_plain([batch])
         torch.cuda.synchronize()
-    return sum(event.count for event in found.key_averages() if str(event.device_type).endswith("CUDA"))
+    rows = [event for event in found.key_averages() if str(event.device_type).endswith("CUDA")]
+    rows.sort(key=lambda event: -event.self_device_time_total)
+    if shown:
+        print(f"{sum(row.self_device_time_total for row in rows) / 1e3:9.2f} ms in all kernels")
+    for row in rows[:shown]:
+        print(f"{row.self_device_time_total / 1e3:9.2f} ms {row.count:6} x  {row.key[:120]}")
+    return sum(row.count for row in rows)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -261,6 +289,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="tiny models, for a CPU")
     parser.add_argument("--plain", action="store_true", help="without captured steps")
     parser.add_argument("--both", action="store_true", help="both, and compare their losses")
+    parser.add_argument("--unfused", action="store_true", help="with the libraries' own blocks, not captured")
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="print the N longest kernels of a step"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(words)
@@ -269,7 +301,14 @@ def main(words: Sequence[str] | None = None) -> int:
     for name in names:
         kept: list[list[float]] = []
         for capture in (False, True) if options.both else (not options.plain,):
-            row, losses = measure(WORKLOADS[name], capture=capture, steps=options.steps, device=device)
+            row, losses = measure(
+                WORKLOADS[name],
+                capture=capture,
+                steps=options.steps,
+                device=device,
+                fused=not options.unfused,
+                profiled=options.profile if capture else 0,
+            )
             kept.append(losses)
             if options.json:
                 print(json.dumps(asdict(row)), flush=True)

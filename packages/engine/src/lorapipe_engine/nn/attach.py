@@ -64,13 +64,16 @@ class Network:
         self.groups: dict[str, FlatGroup] = {}
         for part in dict.fromkeys(self.parts[name] for name in self.adapters):
             owned = [
-                (p, rate_of(part, name, role) if rate_of else RateGroup(part))
+                (p, rate_of(part, name, role) if rate_of else RateGroup(part), role)
                 for name, adapter in self.adapters.items()
                 if self.parts[name] == part
                 for role, p in adapter.named_parameters()
                 if p.requires_grad
             ]
-            self.groups[part] = FlatGroup(part, [p for p, _ in owned], [rate for _, rate in owned])
+            # All downs, then all ups: those of query, key and value then lie side by side, and one product gives
+            # their gradients.
+            owned.sort(key=lambda row: row[2] != "lora_down")
+            self.groups[part] = FlatGroup(part, [p for p, _, _ in owned], [rate for _, rate, _ in owned])
 
     def file_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the LoRA file, by its key, on the CPU in float32 and sorted by key."""

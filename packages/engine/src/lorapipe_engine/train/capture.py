@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 PLAIN_RUNS = 2  # of a shape before it is recorded: they also set up the optimizer and the libraries
-MOST_GRAPHS = 24  # kept; the one that was not used for longest goes first
+BUDGET = 0.05  # of the card's memory for what graphs take beside the largest one, whose room a plain step needs too
 
 
 @dataclass
@@ -32,16 +32,20 @@ class _Recorded:
     graph: torch.cuda.CUDAGraph
     inputs: list[MicroBatch]
     results: tuple[Tensor, ...]
+    cost: int  # bytes that the card had less after it was recorded
 
 
 class StepGraphs:
     """Runs the steps of one :class:`Stepper`, recorded where that works.
 
-    All graphs share one memory pool. ``say`` is told once where recording does not work; training goes on without.
+    All graphs share one memory pool, so that several take little more than the largest. What they take beside that is
+    kept within ``budget`` bytes (None: BUDGET of the card): the graph that was not used for longest goes first.
+    ``say`` is told once where recording does not work; training goes on without.
     """
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, say: Say, budget: int | None = None) -> None:
         self._say = say
+        self.budget = int(torch.cuda.mem_get_info()[1] * BUDGET) if budget is None else budget
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
         self._seen: Counter[tuple[Any, ...]] = Counter()
@@ -63,6 +67,11 @@ class StepGraphs:
         current.wait_stream(self._stream)
         return result
 
+    @property
+    def shapes(self) -> list[tuple[Any, ...]]:
+        """The shapes of the graphs that are kept, the latest used last."""
+        return list(self._graphs)
+
     def _replay(
         self, stepper: Stepper, found: _Recorded, key: tuple[Any, ...], batches: Sequence[MicroBatch]
     ) -> tuple[Tensor, Tensor]:
@@ -77,16 +86,16 @@ class StepGraphs:
         return loss, norm
 
     def _record(self, stepper: Stepper, key: tuple[Any, ...], batches: Sequence[MicroBatch]) -> None:
-        whole = _can_update_inside(stepper.optimizer)
+        whole = _can_update_inside(stepper)
         inputs = [_copy_of(batch) for batch in batches]
         graph = torch.cuda.CUDAGraph()
         draws = torch.cuda.get_rng_state()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        if len(self._graphs) >= MOST_GRAPHS:
-            self._graphs.popitem(last=False)
         gc.collect()
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # what plain steps left would lie idle beside the graphs' pool
+        free = torch.cuda.mem_get_info()[0]
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 results = stepper.run_plain(inputs) if whole else (stepper.accumulate(inputs),)
@@ -98,21 +107,31 @@ class StepGraphs:
                 f"note: the step cannot be captured as a graph here ({reason}); training goes on without"
             )
             return
-        self._graphs[key] = _Recorded(graph, inputs, results)
+        cost = max(0, free - torch.cuda.mem_get_info()[0])
+        self._graphs[key] = _Recorded(graph, inputs, results, cost)
+        self._keep_budget()
+
+    def _keep_budget(self) -> None:
+        while len(self._graphs) > 1:
+            costs = [row.cost for row in self._graphs.values()]
+            if sum(costs) - max(costs) <= self.budget:
+                return
+            self._graphs.popitem(last=False)
 
 
 def why_not(stepper: Stepper) -> str | None:
     """Why a stepper's steps cannot be captured; None if they can."""
     if stepper.family.device.type != "cuda":
         return "not on a CUDA device"
-    if stepper.scaler.is_enabled():
-        return "fp16 decides on the CPU whether a step counts"
     if stepper.objective.multires_noise_iterations:
         return "multires noise draws sizes"
     return None
 
 
-def _can_update_inside(optimizer: torch.optim.Optimizer) -> bool:
+def _can_update_inside(stepper: Stepper) -> bool:
+    if stepper.scaler.is_enabled():
+        return False  # in fp16 the CPU decides whether a step counts
+    optimizer = stepper.optimizer
     return all(row.get("capturable") and isinstance(row["lr"], Tensor) for row in optimizer.param_groups)
 
 

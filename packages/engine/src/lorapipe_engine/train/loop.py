@@ -18,7 +18,6 @@ from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
-from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.data import Dataset, TrainingData, latent_jobs
 from lorapipe_engine.train.endings import nothing_lost
 from lorapipe_engine.train.families.base import Family
@@ -49,6 +48,7 @@ from lorapipe_engine.train.resume import (
     take_up,
 )
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
+from lorapipe_engine.train.speed import speed_up
 from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
 from lorapipe_engine.train.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
@@ -91,8 +91,7 @@ def train(
         half_precision=family.dtype == torch.float16,
         norm_limit=norm_limit(settings, network),
     )
-    if settings.model.step_capture == "auto" and why_not(stepper) is None:
-        stepper.graphs = StepGraphs(say)
+    speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
     for line in [
         *summary(settings, dataset, network, plan),
         *updates(settings, arguments, rates.by_part, schedule),

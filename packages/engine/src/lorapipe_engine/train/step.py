@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.nn.fused.packed import Packs
 from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.capture import StepGraphs
 from lorapipe_engine.train.families.base import Conditioning, Family
@@ -112,6 +113,7 @@ class Stepper:
         self.train_text = train_text
         self.norm_limit = norm_limit
         self.norms: Tensor | None = None
+        self.packs: Packs | None = None  # set where the model's blocks are fused
         self.graphs: StepGraphs | None = None  # set where steps are to be captured
         self.trace: Trace | None = None  # set for the steps that are to be traced
         # fp16 gradients underflow: the loss is scaled up and steps that overflow are skipped. bf16 needs neither.
@@ -131,6 +133,8 @@ class Stepper:
         """The gradients of a group of batches, from zero; their loss."""
         for group in self.network.groups.values():
             group.zero_grad()
+        if self.packs is not None:
+            self.packs.refresh()
         if self.trace is not None:
             self.trace.record_network(self.network)
         total = torch.zeros((), device=self.family.device)

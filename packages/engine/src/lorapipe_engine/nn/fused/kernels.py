@@ -1,0 +1,225 @@
+"""The pointwise kernels and norms of the fused blocks: Triton's where it runs, torch's own operations elsewhere.
+
+Rows N of C channels (pictures in channels-last order are such rows: N = B·H·W). Statistics and sums are float32,
+whatever the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@cache
+def _triton() -> ModuleType:
+    from lorapipe_engine.nn.fused import triton_kernels
+
+    return triton_kernels
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _quick(x: Tensor) -> bool:
+    return x.is_cuda and _has_triton() and x.dtype != torch.float64
+
+
+# ------------------------------------------------------------------------------------------ layer norm
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Norm of rows (N, C) into ``out``, whose rows may be longer; their mean and 1/deviation, (N,) float32."""
+    if _quick(x):
+        found: tuple[Tensor, Tensor] = _triton().layer_norm(x, weight, bias, eps, out)
+        return found
+    wide = _wide(x)
+    mean = wide.mean(dim=1)
+    rstd = (wide.var(dim=1, unbiased=False) + eps).rsqrt()
+    out.copy_((wide - mean[:, None]) * rstd[:, None] * weight + bias)
+    return mean, rstd
+
+
+def layer_norm_backward(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grad: Tensor,
+    also: Tensor | None,
+    normed: Tensor | None,
+) -> Tensor:
+    """Gradient of x plus ``also``; where ``normed`` is given, the norm's result is written there once more."""
+    if _quick(x):
+        found: Tensor = _triton().layer_norm_backward(x, mean, rstd, weight, bias, grad, also, normed)
+        return found
+    hat = (_wide(x) - mean[:, None]) * rstd[:, None]
+    if normed is not None:
+        normed.copy_(hat * weight + bias)
+    inner = _wide(grad) * weight
+    dx = inner - inner.mean(dim=1, keepdim=True) - hat * (inner * hat).mean(dim=1, keepdim=True)
+    dx = dx * rstd[:, None]
+    return (dx if also is None else dx + also).to(x.dtype)
+
+
+# ------------------------------------------------------------------------------------------ activations
+
+# Of a feed-forward layer: value · gelu(gate), gelu, and CLIP's x · sigmoid(1.702 x). The first takes (N, 2F) rows
+# [value | gate], the others (N, F).
+GEGLU, GELU, QUICK_GELU = 0, 1, 2
+
+
+def activate(kind: int, inner: Tensor, out: Tensor) -> None:
+    """Activation of ``inner`` in ``out`` (N, F), whose rows may be longer."""
+    if _quick(inner):
+        _triton().activate(kind, inner, out)
+        return
+    value, gate = _value_and_gate(kind, inner)
+    out.copy_(value * gate * _share(kind, gate)[0])
+
+
+def activate_backward(kind: int, inner: Tensor, grad: Tensor, dinner: Tensor, again: Tensor) -> None:
+    """Gradient of ``inner`` into ``dinner``, and the forward's result once more into ``again``."""
+    if _quick(inner):
+        _triton().activate_backward(kind, inner, grad, dinner, again)
+        return
+    value, gate = _value_and_gate(kind, inner)
+    share, slope = _share(kind, gate)
+    wide = _wide(grad)
+    again.copy_(value * gate * share)
+    dgate = wide * value * slope
+    dinner.copy_(torch.cat([wide * gate * share, dgate], dim=1) if kind == GEGLU else dgate)
+
+
+def _value_and_gate(kind: int, inner: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(inner)
+    if kind != GEGLU:
+        return wide.new_ones(1), wide
+    value, gate = wide.chunk(2, dim=1)
+    return value, gate
+
+
+def _share(kind: int, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the gate: by what it is multiplied, and the slope of the product."""
+    if kind == QUICK_GELU:
+        share = torch.sigmoid(1.702 * gate)
+        return share, share + 1.702 * gate * share * (1 - share)
+    share = 0.5 * (1 + torch.erf(gate * 0.5**0.5))
+    return share, share + gate * torch.exp(-0.5 * gate.square()) * 0.3989422804014327
+
+
+# ------------------------------------------------------------------------------------------ group norm
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, shift: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm of (x + shift), through SiLU where asked. ``x`` (B, S, C), ``shift`` (B, C) or None; result (B, S, C), mean
+    and 1/deviation (B, groups) float32.
+    """
+    if _quick(x):
+        found: tuple[Tensor, Tensor, Tensor] = _triton().group_norm(x, groups, weight, bias, eps, shift, silu)
+        return found
+    parts = _in_groups(x, shift, groups)
+    mean = parts.mean(dim=(1, 3))
+    rstd = (parts.var(dim=(1, 3), unbiased=False) + eps).rsqrt()
+    z = _normed(parts, mean, rstd) * weight + bias
+    return (F.silu(z) if silu else z).to(x.dtype), mean, rstd
+
+
+def group_norm_backward(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor | None,
+    silu: bool,
+    grad: Tensor,
+    also: Tensor | None,
+) -> Tensor:
+    """Gradient of x (B, S, C) plus ``also``."""
+    if _quick(x):
+        found: Tensor = _triton().group_norm_backward(x, mean, rstd, weight, bias, shift, silu, grad, also)
+        return found
+    parts = _in_groups(x, shift, mean.shape[1])
+    hat = _normed(parts, mean, rstd)
+    dz = _wide(grad)
+    if silu:
+        z = hat * weight + bias
+        sigmoid = torch.sigmoid(z)
+        dz = dz * sigmoid * (1 + z * (1 - sigmoid))
+    inner = (dz * weight).view(parts.shape)
+    hat = hat.view(parts.shape)
+    dx = inner - inner.mean(dim=(1, 3), keepdim=True) - hat * (inner * hat).mean(dim=(1, 3), keepdim=True)
+    dx = (dx * rstd[:, None, :, None]).view(x.shape)
+    return (dx if also is None else dx + also).to(x.dtype)
+
+
+def _in_groups(x: Tensor, shift: Tensor | None, groups: int) -> Tensor:
+    wide = _wide(x)
+    if shift is not None:
+        wide = wide + shift[:, None]
+    return wide.reshape(*x.shape[:2], groups, -1)  # (B, S, groups, C / groups)
+
+
+def _normed(parts: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    return ((parts - mean[:, None, :, None]) * rstd[:, None, :, None]).flatten(2)
+
+
+# ------------------------------------------------------------------------------------------ sums and copies
+
+
+def turned(weight: Tensor) -> Tensor:
+    """A kernel (out, in, k, k) as its convolution's gradient needs it: (in, out, k, k), turned by 180 degrees, in
+    channels-last order."""
+    if _quick(weight) and weight.is_contiguous(memory_format=torch.channels_last):
+        found: Tensor = _triton().turned(weight)
+        return found
+    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None) -> Tensor:
+    """x (N, C) + bias + also, in place of x."""
+    if bias is None:
+        return x if also is None else x.add_(also)
+    if _quick(x):
+        _triton().add_bias(x, bias, also)
+        return x
+    x.add_(bias)
+    return x if also is None else x.add_(also)
+
+
+class ManyCopies:
+    """Copies many matrices, each times a number, in one kernel: ``targets[i] = sources[i] · scales[i]``.
+
+    Sources are whole (rows, columns) float32; targets may have longer rows and another dtype.
+    """
+
+    def __init__(self, sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float]) -> None:
+        self._rows = list(zip(sources, targets, scales, strict=True))
+        self._table = None
+        if sources and _quick(targets[0]) and len({target.dtype for target in targets}) == 1:
+            self._table = _triton().CopyTable(sources, targets, scales)
+
+    def run(self) -> None:
+        """Copy."""
+        if self._table is not None:
+            self._table.run()
+            return
+        for source, target, scale in self._rows:
+            torch.mul(source, scale, out=target) if source.dtype == target.dtype else target.copy_(
+                source * scale
+            )
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,166 @@
+"""Linear layers that read the same input, packed with their LoRA into one matrix.
+
+The matrix of layers W (out, in) with factors A (r, in) and B (out, r) is
+
+    [ W  sB ]
+    [ A   · ]
+
+so that y = [x | xAᵀ] [W | sB]ᵀ is one product in which change and base meet in the accumulator, in float32 and rounded
+once: exact, where a merged weight W + sBA in half precision would lose small changes. Its left half gives the gradient
+of x in one product too. The layers of one pack (query, key, value) stand under each other; their factors lie block by
+block. Masters of A and B stay in float32 in the network's flat buffers; :meth:`Packs.refresh` copies them in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn.lora import Lora
+
+STEP = 8  # ranks are padded to this, which keeps rows on 16-byte boundaries in half precision
+
+
+def can_pack(module: nn.Module) -> bool:
+    """Whether a module is a LoRA on a linear layer or a 1x1 convolution without stride."""
+    if not isinstance(module, Lora):
+        return False
+    base = module.base
+    if isinstance(base, nn.Conv2d):
+        return base.kernel_size == (1, 1) and base.stride == (1, 1) and base.groups == 1
+    return isinstance(base, nn.Linear)
+
+
+class Packed:
+    """Layers packed into ``matrix`` (out + R, in + R); ``outs``, ``ranks``: theirs, one by one.
+
+    The layers' weights become views of it. ``weight`` (out, in), ``joined`` (out, in + R) = [W | sB], ``down`` (R, in),
+    ``up`` (out, R) = sB, ``left`` (out + R, in) = [W; A], ``bias`` (out,) or None.
+    """
+
+    def __init__(self, layers: Sequence[Lora]) -> None:
+        self.layers = list(layers)
+        weights = [layer.weight.detach().flatten(1) for layer in self.layers]
+        self.outs = [len(weight) for weight in weights]
+        self.ranks = [layer.rank for layer in self.layers]
+        self.width = weights[0].shape[1]
+        self.out = sum(self.outs)
+        self.rank = -(-sum(self.ranks) // STEP) * STEP
+        like = weights[0]
+        self.matrix = like.new_zeros(self.out + self.rank, self.width + self.rank)
+        self.scales = [layer.alpha / layer.rank for layer in self.layers]
+        self.ups: list[Tensor] = []
+        self.downs: list[Tensor] = []
+        row, column = 0, 0
+        for layer, weight, rank in zip(self.layers, weights, self.ranks, strict=True):
+            place = self.matrix[row : row + len(weight), : self.width]
+            place.copy_(weight)
+            base: nn.Linear | nn.Conv2d = layer.base  # type: ignore[assignment]
+            base.weight.data = place.view(len(weight), self.width, *[1] * (base.weight.dim() - 2))
+            self.ups.append(
+                self.matrix[row : row + len(weight), self.width + column : self.width + column + rank]
+            )
+            self.downs.append(self.matrix[self.out + column : self.out + column + rank, : self.width])
+            row, column = row + len(weight), column + rank
+        self.weight = self.matrix[: self.out, : self.width]
+        self.joined = self.matrix[: self.out]
+        self.down = self.matrix[self.out :, : self.width]
+        self.up = self.matrix[: self.out, self.width :]
+        self.left = self.matrix[:, : self.width]
+        biases = [layer.bias for layer in self.layers]
+        self.bias = (
+            torch.cat([bias.detach() for bias in biases if bias is not None])
+            if biases[0] is not None
+            else None
+        )
+        self.trained = [p for layer in self.layers for p in (layer.lora_down, layer.lora_up)]
+
+    @property
+    def dropping(self) -> bool:
+        """Whether any dropout is on."""
+        p = self.layers[0].dropouts
+        return bool(p.element or p.rank or p.module)
+
+    def mask(self, rows: int, samples: int) -> Tensor | None:
+        """What the rank activation (rows, R) is multiplied with: the dropouts of the layers, drawn anew."""
+        if not self.dropping:
+            return None
+        p, like = self.layers[0].dropouts, self.matrix
+        found = torch.ones(rows, self.rank, device=like.device)
+        column = 0
+        for rank in self.ranks:
+            part = found[:, column : column + rank]
+            if p.element:
+                part.mul_(torch.rand_like(part) >= p.element).div_(1 - p.element)
+            if p.rank:
+                keep = torch.rand(samples, 1, rank, device=like.device) > p.rank
+                part.view(samples, -1, rank).mul_(keep).div_(1 - p.rank)
+            if p.module:
+                part.mul_(torch.rand((), device=like.device) >= p.module)
+            column += rank
+        return found.to(like.dtype)
+
+    def add_gradients(self, x: Tensor, hidden: Tensor, dy: Tensor, dhidden: Tensor) -> None:
+        """Add the factors' gradients to the flat buffers. ``x`` (N, in), ``hidden`` (N, R) = xAᵀ, ``dy`` (N, out),
+        ``dhidden`` (N, R) = s·dy·B.
+        """
+        stacked = self._stacked_grad()
+        if stacked is not None:
+            add_product(stacked, dhidden[:, : len(stacked)].mT, x)
+        row, column = 0, 0
+        for layer, out, rank, scale in zip(self.layers, self.outs, self.ranks, self.scales, strict=True):
+            columns = slice(column, column + rank)
+            down, up = layer.lora_down.grad, layer.lora_up.grad
+            if down is None or up is None:
+                raise RuntimeError("a gradient buffer was taken away")
+            if stacked is None:
+                add_product(down.view(rank, self.width), dhidden[:, columns].mT, x)
+            add_product(up.view(out, rank), dy[:, row : row + out].mT, hidden[:, columns], scale)
+            row, column = row + out, column + rank
+
+    def _stacked_grad(self) -> Tensor | None:
+        """The gradients of all A as one (sum of ranks, in), where they lie side by side in the flat buffer."""
+        grads = [layer.lora_down.grad for layer in self.layers]
+        first = grads[0]
+        if first is None:
+            return None
+        place = first.storage_offset()
+        for grad in grads:
+            if grad is None or grad.storage_offset() != place or grad.dtype != first.dtype:
+                return None
+            place += grad.numel()
+        return first.as_strided((sum(self.ranks), self.width), (self.width, 1))
+
+
+def add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """``into += scale · a b``, summed in the dtype of ``into`` (float32) whatever a and b are."""
+    if into.dtype == a.dtype:
+        into.addmm_(a, b, alpha=scale)
+    elif into.is_cuda:
+        torch.addmm(into, a, b, out_dtype=into.dtype, alpha=scale, out=into)
+    else:
+        into.add_((a @ b).to(into.dtype), alpha=scale)
+
+
+class Packs:
+    """All packs of a network, brought up to date together before each step."""
+
+    def __init__(self, packs: Sequence[Packed]) -> None:
+        self.packs = list(packs)
+        sources: list[Tensor] = []
+        targets: list[Tensor] = []
+        scales: list[float] = []
+        for pack in self.packs:
+            for layer, up, down, scale in zip(pack.layers, pack.ups, pack.downs, pack.scales, strict=True):
+                sources += [layer.lora_up.detach().flatten(1), layer.lora_down.detach().flatten(1)]
+                targets += [up, down]
+                scales += [scale, 1.0]
+        self._copy = kernels.ManyCopies(sources, targets, scales)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the trained factors into the packed matrices, B times its scale."""
+        self._copy.run()

@@ -1,0 +1,259 @@
+"""Forwards of diffusers' blocks made of the fused steps; each takes the place of a block's own while gradients are
+recorded. Outside of that (drawing samples, measuring) the block's own forward runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.fused import ops
+from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU
+from lorapipe_engine.nn.fused.packed import Packed, Packs, can_pack
+from lorapipe_engine.nn.lora import Lora
+
+Forward = Callable[..., Any]
+
+# cuDNN's attention is the faster one on Hopper and later; each of them handles what the one before cannot.
+HOPPER = (
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+
+
+def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
+    """Pack the LoRA of a UNet and of ``others`` (text encoders) and give their blocks the fused forwards, in place.
+
+    Blocks of another make, or with a LoRA on some of their layers only, stay as they are.
+    """
+    packs: list[Packed] = []
+    for module in list(unet.modules()):
+        name = type(module).__name__
+        if isinstance(
+            module, nn.Conv2d
+        ):  # the weights alone: the networks' parameters are views that must stay
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        if name == "BasicTransformerBlock":
+            packs += _fuse_block(module)
+        elif name == "ResnetBlock2D" and _plain_resnet(module):
+            _replace(module, partial(_resnet, module))
+        elif name == "Transformer2DModel" and _plain_transformer(module):
+            packs += _fuse_transformer(module)
+    for root in others:
+        for module in root.modules():
+            if type(module).__name__ == "CLIPEncoderLayer":
+                packs += _fuse_text(module)
+    for layer in _layers([unet, *others]):
+        if can_pack(layer):
+            packs += _fuse_layer(layer)
+    return Packs(packs)
+
+
+def _layers(roots: Sequence[nn.Module]) -> Iterator[Lora]:
+    """Every LoRA that is in no pack yet."""
+    for root in roots:
+        for module in root.modules():
+            if isinstance(module, Lora) and not hasattr(module, "pack"):
+                yield module
+
+
+def _pack(*layers: Any) -> Packed:
+    pack = Packed(layers)
+    for layer in layers:
+        object.__setattr__(layer, "pack", pack)
+    return pack
+
+
+def _replace(module: Any, forward: Forward) -> None:
+    """Use ``forward`` while gradients are recorded."""
+    own: Forward = module.forward
+
+    def chosen(*args: Any, **more: Any) -> Any:
+        return forward(*args, **more) if torch.is_grad_enabled() else own(*args, **more)
+
+    module.forward = chosen
+
+
+def _attention() -> AbstractContextManager[None]:
+    if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9:
+        found: AbstractContextManager[None] = sdpa_kernel(list(HOPPER), set_priority=True)
+        return found
+    return nullcontext()
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int, causal: bool = False) -> Tensor:
+    """Attention of rows (B·N, heads·D) on rows (B·M, heads·D)."""
+    q, k, v = (
+        part.view(batch, -1, heads, part.shape[1] // heads).transpose(1, 2) for part in (query, key, value)
+    )
+    with _attention():
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B, heads, N, D)
+    return out.transpose(1, 2).reshape(len(query), -1)
+
+
+# ------------------------------------------------------------------------------------------ single layers
+
+
+def _fuse_layer(layer: Lora) -> list[Packed]:
+    pack = _pack(layer)
+    _replace(layer, partial(_layer, pack, isinstance(layer.base, nn.Conv2d)))
+    return [pack]
+
+
+def _layer(pack: Packed, is_conv: bool, x: Tensor) -> Tensor:
+    rows = ops.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
+    out = ops.linear(rows, pack, samples=len(x))
+    return ops.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
+
+
+# ------------------------------------------------------------------------------------------ transformer blocks
+
+
+def _fuse_block(block: Any) -> list[Packed]:
+    attn1, attn2, ff = block.attn1, block.attn2, block.ff.net
+    if attn2 is None or block.norm_type != "layer_norm" or type(ff[0]).__name__ != "GEGLU":
+        return []
+    layers = [
+        *(attn1.to_q, attn1.to_k, attn1.to_v, attn1.to_out[0]),
+        *(attn2.to_q, attn2.to_k, attn2.to_v, attn2.to_out[0]),
+        *(ff[0].proj, ff[2]),
+    ]
+    if not all(can_pack(layer) for layer in layers):
+        return []
+    packs = [
+        _pack(*layers[0:3]),
+        *(_pack(layer) for layer in (layers[3], layers[4])),
+        _pack(*layers[5:7]),
+        *(_pack(layer) for layer in layers[7:]),
+    ]
+    _replace(block, partial(_block, block, packs))
+    return packs
+
+
+def _block(
+    block: Any,
+    packs: Sequence[Packed],
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,  # noqa: ARG001
+    encoder_hidden_states: Tensor | None = None,
+    *_args: Any,
+    **_more: Any,
+) -> Tensor:
+    """``hidden_states`` (B, N, C), ``encoder_hidden_states`` (B, M, C2)."""
+    batch, shape = len(hidden_states), hidden_states.shape
+    assert encoder_hidden_states is not None  # a block with attn2 has a context
+    qkv, out1, query, keys, out2, first, second = packs
+    x = hidden_states.reshape(-1, shape[-1])
+    context = encoder_hidden_states.reshape(-1, encoder_hidden_states.shape[-1])
+    x, q, k, v = ops.norm_linear(x, block.norm1, qkv, batch)
+    x = ops.linear(attend(q, k, v, batch, block.attn1.heads), out1, x, batch)
+    x, q = ops.norm_linear(x, block.norm2, query, batch)
+    k, v = torch.split(ops.linear(context, keys, samples=batch), keys.outs, dim=1)
+    x = ops.linear(attend(q, k, v, batch, block.attn2.heads), out2, x, batch)
+    return ops.feed_forward(x, block.norm3, first, second, GEGLU, batch).view(shape)
+
+
+def _plain_transformer(model: Any) -> bool:
+    return bool(model.is_input_continuous and can_pack(model.proj_in) and can_pack(model.proj_out))
+
+
+def _fuse_transformer(model: Any) -> list[Packed]:
+    into, out_of = _pack(model.proj_in), _pack(model.proj_out)
+    _replace(model, partial(_transformer, model, into, out_of))
+    return [into, out_of]
+
+
+def _transformer(
+    model: Any,
+    into: Packed,
+    out_of: Packed,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor | None = None,
+    *_args: Any,
+    return_dict: bool = True,
+    **_more: Any,
+) -> Any:
+    """``hidden_states`` (B, C, H, W)."""
+    batch = len(hidden_states)
+    residual, normed = ops.group_norm(hidden_states, model.norm, silu=False)
+    x = ops.linear(ops.as_rows(normed), into, samples=batch)
+    x = x.view(batch, -1, x.shape[1])
+    for block in model.transformer_blocks:
+        if model.gradient_checkpointing:
+            x = model._gradient_checkpointing_func(block, x, None, encoder_hidden_states)
+        else:
+            x = block(x, None, encoder_hidden_states)
+    out = ops.linear(x.reshape(-1, x.shape[-1]), out_of, ops.as_rows(residual), batch)
+    sample = ops.as_pictures(out, hidden_states)
+    if not return_dict:
+        return (sample,)
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    return Transformer2DModelOutput(sample=sample)
+
+
+# ------------------------------------------------------------------------------------------ text encoders
+
+_ACTIVATIONS = {"QuickGELUActivation": QUICK_GELU, "GELUActivation": GELU}
+
+
+def _fuse_text(layer: Any) -> list[Packed]:
+    """A layer of CLIP. Releases of transformers before 5 return tuples, and keep their own way."""
+    attention, mlp = layer.self_attn, layer.mlp
+    kind = _ACTIVATIONS.get(type(mlp.activation_fn).__name__)
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2]
+    returns = str(type(layer).forward.__annotations__.get("return", ""))
+    if kind is None or "tuple" in returns.lower() or not all(can_pack(linear) for linear in linears):
+        return []
+    packs = [_pack(*linears[:3]), *(_pack(linear) for linear in linears[3:])]
+    _replace(layer, partial(_text_layer, layer, packs, kind))
+    return packs
+
+
+def _text_layer(
+    layer: Any, packs: Sequence[Packed], kind: int, hidden_states: Tensor, *_args: Any, **_more: Any
+) -> Tensor:
+    """``hidden_states`` (B, N, C). The mask is the causal one: no caption is padded with anything that is hidden."""
+    batch, shape = len(hidden_states), hidden_states.shape
+    qkv, out, first, second = packs
+    x, q, k, v = ops.norm_linear(hidden_states.reshape(-1, shape[-1]), layer.layer_norm1, qkv, batch)
+    x = ops.linear(attend(q, k, v, batch, layer.self_attn.num_heads, causal=True), out, x, batch)
+    return ops.feed_forward(x, layer.layer_norm2, first, second, kind, batch).view(shape)
+
+
+# ------------------------------------------------------------------------------------------ residual blocks
+
+
+def _plain_resnet(block: Any) -> bool:
+    return (
+        not any(isinstance(child, Adapter) for child in block.modules())
+        and block.time_embedding_norm == "default"
+        and block.time_emb_proj is not None
+        and block.upsample is None
+        and block.downsample is None
+        and block.output_scale_factor == 1.0
+        and block.dropout.p == 0
+        and type(block.nonlinearity).__name__ == "SiLU"
+    )
+
+
+def _resnet(block: Any, input_tensor: Tensor, temb: Tensor, *_args: Any, **_more: Any) -> Tensor:
+    """``input_tensor`` (B, C, H, W), ``temb`` (B, T)."""
+    shift = block.time_emb_proj(F.silu(temb)) + block.conv1.bias
+    x, y = ops.group_norm(input_tensor, block.norm1, silu=True)
+    y = ops.convolution(y, block.conv1)
+    _, y = ops.group_norm(y, block.norm2, silu=True, shift=shift)
+    if block.conv_shortcut is not None:
+        short = block.conv_shortcut
+        x = ops.as_pictures(F.linear(ops.as_rows(x), short.weight.flatten(1), short.bias), x)
+    return ops.convolution(y, block.conv2, bias=block.conv2.bias, residual=x)

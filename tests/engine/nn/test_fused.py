@@ -1,0 +1,181 @@
+"""The fused blocks compute what the libraries' own blocks compute, forward and backward."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from torch import nn  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
+
+from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach  # noqa: E402
+from lorapipe_engine.nn.base import Dropouts  # noqa: E402
+from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
+from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
+from lorapipe_engine.nn.lora import Lora  # noqa: E402
+from lorapipe_engine.train.families.base import UNET_CONV_TARGETS, UNET_TARGETS, find_targets  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+
+def make_unet(linear: bool, added: bool) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    extra: dict[str, Any] = {}
+    if added:
+        extra = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+        extra["projection_class_embeddings_input_dim"] = 6 * 8 + 16
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        use_linear_projection=linear,
+        layers_per_block=1,
+        **extra,
+    )
+    return unet.requires_grad_(False).eval()
+
+
+def make_network(unet: Any, conv: bool = False, dropouts: Dropouts | None = None) -> Network:
+    torch.manual_seed(1)
+    classes = UNET_TARGETS + (UNET_CONV_TARGETS if conv else ())
+    targets = [Target("unet", path, module) for path, module in find_targets(unet, classes)]
+    plan = NetworkPlan(rank=5, alpha=3, conv_rank=2 if conv else None, dropouts=dropouts or Dropouts())
+    network = attach([unet], targets, plan)
+    for adapter in network.adapters.values():
+        assert isinstance(adapter, Lora)
+        nn.init.normal_(adapter.lora_up, std=0.05)
+    return network
+
+
+def passes(
+    linear: bool,
+    *,
+    added: bool = False,
+    conv: bool = False,
+    fused: bool,
+    checkpointed: bool = False,
+    times: int = 1,
+) -> list[Any]:
+    """Prediction, and gradients of network, text and pooled text."""
+    unet = make_unet(linear, added)
+    network = make_network(unet, conv)
+    if checkpointed:
+        unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        unet.train()
+    if fused:
+        fuse(unet).refresh()
+    torch.manual_seed(2)
+    noisy, text = torch.randn(2, 4, 16, 12), torch.randn(2, 7, 24, requires_grad=True)
+    pooled = torch.randn(2, 16, requires_grad=True)
+    more = {"text_embeds": pooled, "time_ids": torch.rand(2, 6) * 100} if added else None
+    for _ in range(times):
+        out = unet(noisy, torch.tensor([3, 500]), text, added_cond_kwargs=more, return_dict=False)[0]
+        (out.square().mean() * 100).backward()
+    return [out.detach(), network.groups["unet"].grad, text.grad, *([pooled.grad] if added else [])]
+
+
+def apart(a: Any, b: Any) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_fused_unet_is_the_unet(linear: bool, checkpointed: bool) -> None:
+    own = passes(linear, added=True, fused=False)
+    fused = passes(linear, added=True, fused=True, checkpointed=checkpointed)
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
+
+
+def test_a_network_on_convolutions_leaves_those_blocks_their_own_way() -> None:
+    own, fused = (passes(True, conv=True, fused=choice) for choice in (False, True))
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
+
+
+def test_gradients_of_two_passes_are_summed() -> None:
+    one, two = (passes(True, fused=True, times=times) for times in (1, 2))
+    assert apart(two[1], 2 * one[1]) < 1e-6
+
+
+def test_a_small_change_survives_half_precision() -> None:
+    """y = [x | xAᵀ][W | sB]ᵀ in bf16 keeps a change that a merged bf16 weight would lose."""
+    torch.manual_seed(0)
+    base = nn.Linear(64, 64).to(torch.bfloat16)
+    layer = Lora(base, 4, 4.0)
+    nn.init.normal_(layer.lora_up, std=1e-4)
+    pack = Packed([layer])
+    for target, source in ((pack.ups[0], layer.lora_up), (pack.downs[0], layer.lora_down)):
+        target.copy_(source.detach())
+    x = torch.randn(512, 64).to(torch.bfloat16)
+    frozen = base.weight.double()
+    exact = x.double() @ (layer.lora_up.double() @ layer.lora_down.double()).mT
+    joined = torch.cat([x, x @ pack.down.mT], dim=1).double() @ pack.joined.double().mT
+    merged = x.double() @ (frozen + layer.delta()).to(torch.bfloat16).double().mT
+    without = x.double() @ frozen.mT
+    assert apart(joined - without, exact) < 0.01
+    assert apart(merged - without, exact) > 0.5
+
+
+def test_dropouts_leave_the_mean_and_zero_at_probability_one() -> None:
+    def hidden(dropouts: Dropouts) -> Any:
+        layer = Lora(nn.Linear(8, 8), 4, 4.0, dropouts)
+        return Packed([layer]).mask(4000, 40)
+
+    torch.manual_seed(0)
+    assert hidden(Dropouts()) is None
+    for kind in ("element", "rank"):
+        mask = hidden(Dropouts(**{kind: 0.25}))[:, :4]
+        assert abs(float(mask.mean()) - 1) < 0.1
+        assert 0.15 < float((mask == 0).float().mean()) < 0.35
+    whole = hidden(Dropouts(rank=0.5))[:, :4].view(40, 100, 4)
+    assert bool((whole == whole[:, :1]).all())  # a channel is dropped for all rows of a picture
+    assert float(hidden(Dropouts(module=1.0))[:, :4].abs().sum()) == 0
+
+
+def test_drawing_uses_the_blocks_own_way() -> None:
+    unet = make_unet(True, False)
+    make_network(unet)
+    torch.manual_seed(2)
+    arguments = torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 7, 24)
+    with torch.no_grad():
+        before = unet(*arguments, return_dict=False)[0]
+        fuse(unet)
+        after = unet(*arguments, return_dict=False)[0]
+    assert torch.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_fused_text_encoder_is_the_text_encoder(activation: str) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def states(fused: bool) -> list[Any]:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+        encoder = CLIPTextModel(CLIPTextConfig(vocab_size=100, hidden_act=activation, **sizes))
+        encoder.requires_grad_(False).eval()
+        targets = [
+            Target("te1", path, module)
+            for path, module in find_targets(encoder, ("CLIPAttention", "CLIPMLP"))
+        ]
+        torch.manual_seed(1)
+        network = attach([encoder], targets, NetworkPlan(rank=4, alpha=4))
+        for adapter in network.adapters.values():
+            assert isinstance(adapter, Lora)
+            nn.init.normal_(adapter.lora_up, std=0.05)
+        if fused:
+            fuse(nn.Module(), [encoder]).refresh()
+        out = encoder(input_ids=torch.arange(40).reshape(2, 20), output_hidden_states=True)
+        out.hidden_states[-2].square().mean().backward()
+        return [out.hidden_states[-2].detach(), network.groups["te1"].grad]
+
+    own, fused = states(False), states(True)
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5

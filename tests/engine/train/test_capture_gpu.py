@@ -1,0 +1,155 @@
+"""Captured steps on a CUDA device: the same losses as plain ones, and graphs within their budget."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tools" / "bench"))
+
+from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # noqa: E402
+
+from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
+from lorapipe_engine.settings import LossSettings, OptimizerSettings  # noqa: E402
+from lorapipe_engine.train.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
+from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
+from lorapipe_engine.train.speed import speed_up  # noqa: E402
+from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.torch,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+SHAPES = [(64, 64), (64, 96), (96, 64), (32, 128), (128, 32)]
+
+
+def make_stepper(
+    optimizer: str = "AdamW", dtype: Any = torch.bfloat16, *, capture: bool, fused: bool = True
+) -> Stepper:
+    torch.manual_seed(1)
+    family = make_family(WORKLOADS["small"], torch.device("cuda"), dtype)
+    targets = [
+        Target(part, family.lora_name(part, path), module) for part, path, module in family.target_modules()
+    ]
+    network = attach(family.parts.values(), targets, NetworkPlan(rank=4, alpha=4.0))
+    network.train()
+    arguments = check_arguments(optimizer, ())
+    settings = OptimizerSettings(
+        optimizer_type=optimizer, learning_rate=1e-3, unet_lr=1e-3, text_encoder_lr=(1e-3,)
+    )
+    stepper = Stepper(
+        family,
+        network,
+        build_optimizer(optimizer, arguments, network.groups, rates_of(settings, tuple(network.groups))),
+        LossSettings(v_parameterization=False, min_snr_gamma=5.0),
+        clip_skip=2,
+        max_grad_norm=1.0,
+        train_text=True,
+        half_precision=dtype == torch.float16,
+    )
+    if not fused:
+        return stepper
+    speed_up(stepper, capture=capture, say=lambda text: pytest.fail(text))
+    assert (stepper.graphs is not None) == capture
+    return stepper
+
+
+def batch_of(stepper: Stepper, shape: tuple[int, int], share: float) -> MicroBatch:
+    draw = torch.Generator(device="cuda").manual_seed(shape[0] * 1000 + shape[1])
+    factor = stepper.family.latent_factor
+    latents = torch.randn(2, 8, shape[0] // factor, shape[1] // factor, device="cuda", generator=draw)
+    latents[:, 4:] = latents[:, 4:].abs() * 0.1
+    ids = torch.randint(0, 49000, (2, 1, 77), device="cuda", generator=draw)
+    ids[:, :, -1] = 49407
+    return MicroBatch(latents, (ids,), torch.full((2,), share, device="cuda"))
+
+
+def losses(stepper: Stepper, steps: int, accumulation: int, shapes: Sequence[tuple[int, int]]) -> list[float]:
+    found = []
+    for step in range(steps):
+        if stepper.optimizer.param_groups[0]["lr"] is not None:
+            write_rates(stepper.optimizer, [1e-3 * (1 - step / steps)] * len(stepper.optimizer.param_groups))
+        batches = [
+            batch_of(stepper, shapes[(step + index) % len(shapes)], 1 / accumulation)
+            for index in range(accumulation)
+        ]
+        seed_step(5, step)
+        loss, norm = stepper.run(batches)
+        assert bool(torch.isfinite(norm))
+        found.append(float(loss))
+    return found
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_captured_steps_give_the_losses_of_plain_ones(accumulation: int) -> None:
+    plain = losses(make_stepper(capture=False), 50, accumulation, SHAPES)
+    stepper = make_stepper(capture=True)
+    captured = losses(stepper, 50, accumulation, SHAPES)
+    assert stepper.graphs is not None
+    assert len(stepper.graphs.shapes) == len(SHAPES)
+    assert captured == pytest.approx(plain, rel=2e-3)
+    assert plain[-1] != plain[0]
+
+
+@pytest.mark.parametrize("optimizer", ["Lion", "SGD", "Prodigy", "DAdaptAdam", "AdamW8bit"])
+def test_other_optimizers_step_outside_of_the_graph_or_in_it(optimizer: str) -> None:
+    if optimizer in ("Prodigy", "DAdaptAdam"):
+        pytest.importorskip("pytorch_optimizer")
+    if optimizer == "AdamW8bit":
+        pytest.importorskip("bitsandbytes")
+    plain = losses(make_stepper(optimizer, capture=False), 20, 1, SHAPES[:2])
+    stepper = make_stepper(optimizer, capture=True)
+    captured = losses(stepper, 20, 1, SHAPES[:2])
+    assert stepper.graphs is not None
+    assert len(stepper.graphs.shapes) == 2
+    assert captured == pytest.approx(plain, rel=5e-3)
+
+
+def test_half_precision_is_captured_with_its_scaler() -> None:
+    plain = losses(make_stepper(dtype=torch.float16, capture=False), 20, 1, SHAPES[:2])
+    stepper = make_stepper(dtype=torch.float16, capture=True)
+    assert losses(stepper, 20, 1, SHAPES[:2]) == pytest.approx(plain, rel=5e-3)
+    assert stepper.graphs is not None
+    assert stepper.graphs.shapes
+
+
+def test_a_shape_seen_twice_runs_uncaptured() -> None:
+    stepper = make_stepper(capture=True)
+    losses(stepper, PLAIN_RUNS, 1, SHAPES[:1])
+    assert stepper.graphs is not None
+    assert not stepper.graphs.shapes
+    losses(stepper, 1, 1, SHAPES[:1])
+    assert len(stepper.graphs.shapes) == 1
+
+
+def test_graphs_over_the_budget_go_the_least_recently_used_first() -> None:
+    stepper = make_stepper(capture=True)
+    stepper.graphs = StepGraphs(pytest.fail, budget=0)
+    for shape in (*SHAPES[:3], SHAPES[0]):
+        losses(stepper, PLAIN_RUNS + 1, 1, [shape])
+    kept = [key[0][2:] for key in stepper.graphs.shapes]
+    factor = stepper.family.latent_factor
+    assert kept[-1] == (SHAPES[0][0] // factor, SHAPES[0][1] // factor)
+    assert len(kept) < 3
+
+
+def test_a_fused_step_gives_the_gradients_of_an_unfused_one() -> None:
+    found = []
+    for fused in (True, False):
+        stepper = make_stepper(capture=False, fused=fused)
+        seed_step(5, 0)
+        loss = stepper.accumulate([batch_of(stepper, SHAPES[0], 1.0)])
+        found.append((float(loss), {part: group.grad for part, group in stepper.network.groups.items()}))
+    (loss, grads), (own_loss, own_grads) = found
+    assert loss == pytest.approx(own_loss, rel=2e-3)
+    for part, grad in own_grads.items():
+        assert float((grads[part] - grad).norm() / grad.norm()) < 0.03, part
