@@ -102,7 +102,7 @@ def test_captured_steps_give_the_losses_of_plain_ones(accumulation: int) -> None
 
 @pytest.mark.parametrize("optimizer", ["Lion", "SGD", "Prodigy", "DAdaptAdam", "AdamW8bit"])
 def test_other_optimizers_step_outside_of_the_graph_or_in_it(optimizer: str) -> None:
-    if optimizer in ("Prodigy", "DAdaptAdam"):
+    if optimizer in ("Lion", "Prodigy", "DAdaptAdam"):
         pytest.importorskip("pytorch_optimizer")
     if optimizer == "AdamW8bit":
         pytest.importorskip("bitsandbytes")

@@ -88,6 +88,14 @@ def _masked(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return hidden if mask is None else hidden.mul_(mask)
 
 
+def _back(dy: Tensor, pack: Packed, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of the input and of the rank activation: dy [W | sB] in one product, then A's share on top. The rows of
+    the first are longer than it is."""
+    both = dy @ pack.joined
+    dx, dhidden = both[:, : pack.width], _masked(both[:, pack.width :], mask)
+    return dx.addmm_(dhidden, pack.down), dhidden
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -130,11 +138,8 @@ class _NormLinear(torch.autograd.Function):
     def backward(ctx: Any, also: Tensor | None, *dys: Tensor) -> tuple[Any, ...]:
         x, mean, rstd, hidden, mask = ctx.saved_tensors
         pack, norm = ctx.pack, ctx.norm
-        both = torch.cat([*dys, x.new_empty(len(x), pack.rank)], dim=1)
-        dy, dhidden = both[:, : pack.out], both[:, pack.out :]
-        torch.mm(dy, pack.up, out=dhidden)
-        _masked(dhidden, mask)
-        dnormed = both @ pack.left
+        dy = torch.cat(dys, dim=1) if len(dys) > 1 else dys[0]
+        dnormed, dhidden = _back(dy, pack, mask)
         normed = torch.empty_like(x)
         dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, norm.bias, dnormed, also, normed)
         pack.add_gradients(normed, hidden, dy, dhidden)
@@ -177,15 +182,12 @@ class _FeedForward(torch.autograd.Function):
         first, second, norm = ctx.first, ctx.second, ctx.norm
         dhidden2 = _masked(dy @ second.up, mask2)
         dactive = torch.cat([dy, dhidden2], dim=1) @ second.left
-        both = x.new_empty(len(x), first.out + first.rank)
-        dinner, dhidden1 = both[:, : first.out], both[:, first.out :]
+        dinner = torch.empty_like(inner)
         active = torch.empty_like(dactive)
         kernels.activate_backward(ctx.kind, inner, dactive, dinner, active)
         second.add_gradients(active, hidden2, dy, dhidden2)
         del active, dactive, inner
-        torch.mm(dinner, first.up, out=dhidden1)
-        _masked(dhidden1, mask1)
-        dnormed = both @ first.left
+        dnormed, dhidden1 = _back(dinner, first, mask1)
         normed = torch.empty_like(x)
         dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, norm.bias, dnormed, dy, normed)
         first.add_gradients(normed, hidden1, dinner, dhidden1)
