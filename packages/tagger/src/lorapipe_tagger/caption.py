@@ -11,6 +11,7 @@ from lorapipe_engine.errors import LoraError
 from lorapipe_engine.images import as_repeat_folder
 from lorapipe_engine.records import Record
 from lorapipe_tagger.combine import Consensus
+from lorapipe_tagger.explain import explain, table
 from lorapipe_tagger.labels import CHARACTER, GENERAL
 from lorapipe_tagger.options import Options
 from lorapipe_tagger.pipeline import Result
@@ -70,8 +71,13 @@ class Captioner:
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
             return Outcome(self._record(task, {**fields, "error": reason}), error=reason)
-        record = self._record(task, {**fields, "caption": text, "cached": result.cached})
+        fields = {**fields, "caption": text, "cached": result.cached}
         person = f"\n{difference(before, text)}" if self._options.dry_run else text
+        if self._options.explain:
+            reasons = explain(result.scores, self._consensus, shape, tags)
+            fields["explain"] = [{**one._asdict(), "score": round(one.score, _DIGITS)} for one in reasons]
+            person = f"{text}\n{table(reasons)}"
+        record = self._record(task, fields)
         return Outcome(record, tags=tags, text=person, cached=result.cached)
 
     def _write(self, task: Task, tags: Sequence[str], front: int) -> tuple[str | None, str]:

@@ -20,6 +20,7 @@ lora-tag imgs/ --trigger "shiina mayuri" --exclude "*hair*, brown_eyes" --existi
 lora-tag imgs/ --model ./my-tagger --general 0.3 --character off --dry-run
 lora-tag imgs/ --model swinv2 --model vit --combine mean
 lora-tag imgs/ --no-txt --jsonl > tags.jsonl
+lora-tag imgs/a.png --explain
 find imgs -name '*.png' | lora-tag - --trigger-from-folder
 lora-tag imgs/ | lora-clean --trigger "shiina mayuri" | lora-repeats -o dataset/ --kind character
 """
@@ -243,6 +244,11 @@ WRITE_OPTIONS = _options(
     stream_options,
     click.option(
         "--frequency", "--frequency-tags", "frequency", is_flag=True, help="List the tags' counts on stderr."
+    ),
+    click.option(
+        "--explain",
+        is_flag=True,
+        help="Show every tag with its score and what kept it or took it out; write nothing.",
     ),
 )
 

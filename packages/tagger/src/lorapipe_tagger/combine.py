@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_tagger.labels import Labels
-from lorapipe_tagger.select import Rules, Selection, Selector, spelling
+from lorapipe_tagger.select import Mask, Rules, Selection, Selector, spelling
 from lorapipe_tagger.session import Scores
 
 How = Literal["mean", "max", "vote", "union", "intersection"]
@@ -38,11 +38,27 @@ class Consensus:
 
     def select(self, scores: Sequence[Scores]) -> Selection:
         """The tags of a picture, given each model's scores."""
-        if len(scores) == 1:
-            return self._whole.select(scores[0])
-        together = self._combine(scores)
-        if self._how in ("mean", "max"):
-            return self._whole.select(together)
+        together, passed = self.judge(scores)
+        return self._whole.select(together, passed)
+
+    def limits(self, scores: Sequence[Scores]) -> Scores:
+        """The threshold (L,) of each tag for a picture, where the models decide by one score (``mean``, ``max``)."""
+        return self._whole.limits_of(self.together(scores))
+
+    @property
+    def excluded(self) -> Mask:
+        """Which tags (L,) the patterns leave out."""
+        return self._whole.excluded
+
+    def together(self, scores: Sequence[Scores]) -> Scores:
+        """One score (L,) for each tag."""
+        return scores[0] if len(scores) == 1 else self._combine(scores)
+
+    def judge(self, scores: Sequence[Scores]) -> tuple[Scores, Mask]:
+        """One score for each tag, and which tags pass."""
+        together = self.together(scores)
+        if len(scores) == 1 or self._how in ("mean", "max"):
+            return together, self._whole.passed(together)
         votes = np.zeros(len(self.labels), dtype=np.float32)
         for rows, selector, one in zip(self._rows, self._selectors, scores, strict=True):
             votes[rows] += selector.passed(one)
@@ -52,7 +68,7 @@ class Consensus:
             passed = votes * 2 > self._known
         else:
             passed = votes == self._known
-        return self._whole.select(together, passed)
+        return together, passed
 
     def _combine(self, scores: Sequence[Scores]) -> Scores:
         total = np.zeros(len(self.labels), dtype=np.float32)

@@ -19,7 +19,7 @@ _MILLION = 1_000_000
 def read_flags(inputs: Sequence[str], flags: Mapping[str, Any]) -> Options:
     """The options that the flags mean. Raises ConfigError for what no option can be."""
     direct = ("recursive", "combine", "revision", "offline", "mcut", "existing", "collision", "dry_run")
-    more = ("jsonl", "frequency", "replacements", "aliases", "implications", "trigger_from_folder")
+    more = ("jsonl", "frequency", "explain", "replacements", "aliases", "implications", "trigger_from_folder")
     extension = flags["extension"]
     folders: dict[str, Any] = {
         name: flags[name].expanduser() if flags[name] else None for name in ("model_dir", "output_dir")
@@ -35,7 +35,7 @@ def read_flags(inputs: Sequence[str], flags: Mapping[str, Any]) -> Options:
         shape=_read_shape(flags),
         transparent_tag=flags["transparent_tag"],
         extension=extension if extension.startswith(".") else f".{extension}",
-        write=not flags["no_txt"],
+        write=not (flags["no_txt"] or flags["explain"]),
         **folders,
         **{name: flags[name] for name in (*direct, *more)},
     )

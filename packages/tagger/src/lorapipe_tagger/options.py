@@ -49,6 +49,7 @@ class Options:
     dry_run: bool
     jsonl: bool | None
     frequency: bool
+    explain: bool
 
 
 def rules_for(model: ModelFiles, options: Options) -> Rules:

@@ -68,7 +68,7 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     if not options.dry_run:
         check_folders(tasks, options.output_dir)
     warn_of_formats(tasks)
-    lines = sys.stdout.isatty() and not options.jsonl
+    lines = not as_records(options)
     count, tags = Count(), Counter[str]()
     with Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "") as bar:
         for outcome in tag_all(tasks, options):
@@ -149,11 +149,17 @@ def tell(outcome: Outcome, options: Options, count: Count) -> None:
     else:
         count.tagged += 1
         count.cached += outcome.cached
-    jsonl = options.jsonl if options.jsonl is not None else not sys.stdout.isatty()
-    if jsonl:
+    if as_records(options):
         write_record(outcome.record, jsonl=True)
     elif outcome.error is None and not (outcome.kept and not options.dry_run):
         click.echo(f"{shown(outcome.record.path)}: {outcome.text}")
+
+
+def as_records(options: Options) -> bool:
+    """Whether records go to stdout: if asked for, and in a pipe, but for what only people read."""
+    if options.jsonl is not None:
+        return options.jsonl
+    return not (sys.stdout.isatty() or options.explain)
 
 
 def tell_frequency(tags: Counter[str]) -> None:

@@ -8,7 +8,7 @@ trigger and added tags, duplicates out, spaces and escapes. (Thresholds and excl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -64,15 +64,9 @@ class Shape:
 
 def caption_tags(selection: Selection, shape: Shape) -> list[str]:
     """The tags of a caption, in order and as they are written."""
-    tags = rename(selection.tags, shape.aliases)
-    tags = drop_implied(tags, shape.implications)
-    if shape.drop_overlap:
-        tags = drop_overlapping(tags)
-    if shape.expand_character:
-        tags = [part for tag in tags for part in expand_character(tag, shape.series)]
-    tags = rename(tags, shape.replacements)
-    if shape.max_tags is not None:
-        tags = sorted(tags, key=lambda tag: -tag.score)[: shape.max_tags]
+    tags = selection.tags
+    for _, tags in tag_steps(selection.tags, shape):  # noqa: B007 - the last step's count
+        pass
     names = [tag.name for tag in order_tags(tags, shape.order, shape.characters)]
     names = add_rating(names, selection.ratings, shape.rating)
     names = move(names, shape.first, shape.last)
@@ -80,6 +74,25 @@ def caption_tags(selection: Selection, shape: Shape) -> list[str]:
     names = without_repeats([*given, *names])
     # What the user gave stands as it was given: a trigger must be the same in every caption and prompt.
     return [*given, *(write_tag(name, shape) for name in names[len(given) :])]
+
+
+def tag_steps(tags: Sequence[Tag], shape: Shape) -> Iterator[tuple[str, list[Tag]]]:
+    """The tags after each step that takes some out or renames them, with the name of the step's option."""
+    tags = rename(tags, shape.aliases)
+    yield "--aliases", tags
+    tags = drop_implied(tags, shape.implications)
+    yield "--implications", tags
+    if shape.drop_overlap:
+        tags = drop_overlapping(tags)
+        yield "--drop-overlap", tags
+    if shape.expand_character:
+        tags = [part for tag in tags for part in expand_character(tag, shape.series)]
+        yield "--expand-character", tags
+    tags = rename(tags, shape.replacements)
+    yield "--replace", tags
+    if shape.max_tags is not None:
+        tags = sorted(tags, key=lambda tag: -tag.score)[: shape.max_tags]
+        yield "--max-tags", tags
 
 
 def front_count(tags: Sequence[str], shape: Shape) -> int:
