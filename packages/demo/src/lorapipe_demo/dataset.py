@@ -28,7 +28,26 @@ def build_dataset(folder: Path) -> Path:
     say(
         f"drew {recipe.PICTURES} pictures of her and {recipe.OTHERS} of other people, without a word beside them"
     )
-    tag = ("lora-tag", f"./{HERS}", "--model", "demo", "--frequency")
-    clean = ("lora-clean", "--trigger", TRIGGER, "--drop-file", DROP_FILE)
-    run(tag, clean, ("lora-repeats", "-o", "dataset/", "--kind", "character"), folder=folder)
+    check = ("lora-check", "dataset/", "--resolution", recipe.RESOLUTION)
+    run(
+        tag(HERS),
+        ("lora-clean", "--trigger", TRIGGER, "--drop-file", DROP_FILE),
+        ("lora-repeats", "-o", "dataset/", "--kind", "character"),
+        then=check,
+        folder=folder,
+    )
+    # The others are described as briefly as she is, or everybody who is would have her hair.
+    report = run(
+        tag(OTHERS),
+        ("lora-clean", "--drop-file", DROP_FILE),
+        ("lora-repeats", "-o", "dataset/", "--repeats", recipe.OTHER_REPEATS, "--force"),
+        then=check,
+        folder=folder,
+    )
+    say(report)
     return folder / "dataset"
+
+
+def tag(name: str) -> tuple[str, ...]:
+    """The command that tags a folder of pictures."""
+    return ("lora-tag", f"./{name}", "--model", "demo")

@@ -34,15 +34,20 @@ def require_tools() -> None:
         raise MissingExtra(f"the demo runs tools that are not installed: pip install {packages}")
 
 
-def run(*commands: Sequence[str], folder: Path | None = None, show: bool = False) -> str:
-    """Run commands in ``folder``, each with the one before as its standard input; what the last writes to stdout.
+def run(*pipe: Sequence[str], then: Sequence[str] = (), folder: Path | None = None) -> str:
+    """Run commands in ``folder``, each with the one before as its standard input, and ``then`` another one.
 
-    The line is told first; with ``show`` that output is told too. Raises ProblemFound if one of them fails.
+    The line is told first. Returns what the last command writes to stdout. Raises ProblemFound if one of them fails.
     """
-    say("$ " + " | ".join(" ".join(map(_quoted, command)) for command in commands))
+    say(f"\n$ {' | '.join(map(_line, pipe))}{f' && {_line(then)}' if then else ''}")
+    output = _run_pipe(pipe, folder)
+    return _run_pipe([then], folder) if then else output
+
+
+def _run_pipe(pipe: Sequence[Sequence[str]], folder: Path | None) -> str:
     started: list[subprocess.Popen[str]] = []
     before: IO[str] | int = subprocess.DEVNULL
-    for command in commands:
+    for command in pipe:
         process = subprocess.Popen(
             _words(command), stdin=before, stdout=subprocess.PIPE, cwd=folder, text=True, encoding="utf-8"
         )
@@ -51,9 +56,7 @@ def run(*commands: Sequence[str], folder: Path | None = None, show: bool = False
         started.append(process)
         before = process.stdout or subprocess.DEVNULL
     output, _ = started[-1].communicate()
-    if show and output.strip():
-        say(output.rstrip("\n"))
-    for command, process in zip(commands, started, strict=True):
+    for command, process in zip(pipe, started, strict=True):
         if process.wait():
             raise ProblemFound(f"{command[0]} failed with exit status {process.returncode}")
     return output
@@ -62,6 +65,10 @@ def run(*commands: Sequence[str], folder: Path | None = None, show: bool = False
 def _words(command: Sequence[str]) -> list[str]:
     module, function = TOOLS[command[0]]
     return [sys.executable, "-c", f"from {module} import {function}; {function}()", *command[1:]]
+
+
+def _line(command: Sequence[str]) -> str:
+    return " ".join(map(_quoted, command))
 
 
 def _quoted(word: str) -> str:

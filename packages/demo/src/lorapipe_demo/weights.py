@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lorapipe_demo import recipe
 from lorapipe_demo.programs import run
 from lorapipe_engine.bases import demo_base
+from lorapipe_engine.command import say
 from lorapipe_engine.errors import ProblemFound
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ LARGEST_STEP = 2  # of 255: what rounding may make of a picture
 
 def inspect(networks: Sequence[Path]) -> None:
     """Show what ``lora-inspect zeros`` says of every epoch."""
-    run(("lora-inspect", "zeros", *map(str, networks)), show=True)
+    say(run(("lora-inspect", "zeros", *map(str, networks))))
 
 
 def resize(network: Path, output: Path) -> Path:
