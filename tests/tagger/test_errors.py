@@ -100,6 +100,9 @@ def test_models_of_other_families_are_known_by_their_files(tag: Tag, tmp_path: P
         (["--general", "auto"], "is not known of model; give a number"),
         (["--ext", "."], "a suffix such as .txt"),
         (["--ext", "a/b"], "a suffix such as .txt"),
+        (["--ext", ".png", "--existing", "replace"], "--ext .png: that is no suffix of captions"),
+        (["--ext", "NPZ", "--existing", "replace"], "--ext .NPZ: that is no suffix of captions"),
+        (["--model", ""], '--model "": a short name, a hub id or a folder is needed'),
         (["--separator", ""], "tags would run together"),
         (["--exclude", "re:("], "no regular expression"),
         (["--replace", "nothing"], "neither 'tag=other' nor a file"),
@@ -116,6 +119,16 @@ def test_usage(tag: Tag, folder: Path, words: list[str], expected: str) -> None:
     assert result.code == 2
     assert expected in result.error
     assert not list(folder.glob("*.txt"))
+
+
+def test_no_caption_takes_a_pictures_place(tag: Tag, tmp_path: Path) -> None:
+    picture = Path(shutil.copy(PICTURES / "rgba.png", tmp_path / "a.txt"))
+    before = picture.read_bytes()
+    shutil.copy(PICTURES / "la.png", tmp_path)
+    result = tag(picture, tmp_path, "--existing", "replace")
+    assert result.code == 2
+    assert f"{picture}: a picture, which {picture}'s caption would replace; see --ext" in result.error
+    assert picture.read_bytes() == before
 
 
 def test_a_threshold_above_one_is_off(tag: Tag, folder: Path) -> None:

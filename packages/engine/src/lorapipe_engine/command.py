@@ -95,6 +95,9 @@ class ToolCommand(click.Command):
             if opt.startswith("--")
         }
         close = get_close_matches(name.lstrip("-"), known, 1)
+        files = [word for word in typed if word.startswith("-") and os.path.lexists(word)]
+        if files:
+            return f"no option {_one_line(shown)}; a file of that name is meant by ./{_one_line(files[0])}"
         return f"no option {_one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
 
     def _end(self, error: BaseException) -> int:

@@ -21,6 +21,7 @@ lora-tag imgs/ --model ./my-tagger --general 0.3 --character off --dry-run
 lora-tag imgs/ --model swinv2 --model vit --combine mean
 lora-tag imgs/ --no-txt --jsonl > tags.jsonl
 lora-tag imgs/a.png --explain
+lora-tag --verify --device cuda
 find imgs -name '*.png' | lora-tag - --trigger-from-folder
 lora-tag imgs/ | lora-clean --trigger "shiina mayuri" | lora-repeats -o dataset/ --kind character
 """
@@ -98,6 +99,12 @@ MODEL_OPTIONS = _options(
         help="Larger pictures are reported and passed by.",
     ),
     click.option("--no-cache", is_flag=True, help="Neither use nor keep scores of earlier runs."),
+    click.option(
+        "--verify",
+        is_flag=True,
+        help="Tag nothing; compare the model as it runs here with a plain run on the CPU, over PATH or made-up "
+        "pictures.",
+    ),
 )
 SELECT_OPTIONS = _options(
     click.option(
@@ -269,9 +276,15 @@ def lora_tag(inputs: tuple[str, ...], **flags: Any) -> int:
     # Nothing here multiplies matrices with numpy, and its threads would only wait.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from lorapipe_tagger.flags import read_flags
+
+    options = read_flags(inputs, flags)
+    if flags["verify"]:
+        from lorapipe_tagger.verify import verify
+
+        return verify(options)
     from lorapipe_tagger.run import run
 
-    return run(read_flags(inputs, flags))
+    return run(options)
 
 
 def check_texts(flags: dict[str, Any]) -> None:
@@ -279,6 +292,8 @@ def check_texts(flags: dict[str, Any]) -> None:
     extension = flags["extension"]
     if not extension.strip(".") or any(sign in extension for sign in "/\\\0\n"):
         raise ConfigError(f"--ext {extension!r}: a suffix such as .txt or .caption is needed")
+    if not all(model.strip() for model in flags["models"]):
+        raise ConfigError('--model "": a short name, a hub id or a folder is needed')
     if not flags["separator"]:
         raise ConfigError('--separator "": tags would run together; ", " is usual')
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -29,11 +30,13 @@ def quantized(path: Path) -> Path:
     say(f"lora-tag: making an int8 form of {path.name}, once")
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_suffix(f".{os.getpid()}.tmp")
+    logging.disable(logging.WARNING)  # it advises steps that gain nothing here
     try:
         quantize_dynamic(path, draft, op_types_to_quantize=["MatMul"], weight_type=QuantType.QUInt8)
         draft.replace(target)
     except Exception as error:  # of onnx and of onnxruntime
         raise InputError(f"{path}: cannot be made int8 ({' '.join(str(error).split())[:200]})") from error
     finally:
+        logging.disable(logging.NOTSET)
         draft.unlink(missing_ok=True)
     return target

@@ -67,7 +67,6 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     )
     if not options.dry_run:
         check_folders(tasks, options.output_dir)
-    warn_of_formats(tasks)
     lines = not as_records(options)
     count, tags = Count(), Counter[str]()
     with Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "") as bar:
@@ -76,6 +75,7 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
             tags.update(outcome.tags)
             bar.update()
     say(count.line())
+    warn_of_formats(tasks)
     if options.frequency:
         tell_frequency(tags)
     return 1 if count.failed else 0

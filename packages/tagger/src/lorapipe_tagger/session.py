@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,12 +53,16 @@ class Input:
 
 
 class Network:
-    """A tagger that is ready to run; :meth:`scores` for probabilities."""
+    """A tagger that is ready to run; :meth:`scores` for probabilities. Without ``optimised`` its graph is run as it
+    stands in the file.
+    """
 
-    def __init__(self, path: Path, adapter: Adapter, device: str, labels: int) -> None:
+    def __init__(
+        self, path: Path, adapter: Adapter, device: str, labels: int, *, optimised: bool = True
+    ) -> None:
         self.path = path
         self.adapter = adapter
-        self.device, self._session = open_session(path, device)
+        self.device, self._session = open_session(path, device, optimised=optimised)
         self.input = _read_input(self._session, adapter, path)
         self._output = _choose_output(self._session, adapter, path, labels)
         self._labels = labels
@@ -106,7 +111,7 @@ class Network:
         return batch if self.input.dtype is np.float32 else batch.astype(self.input.dtype)
 
 
-def open_session(path: Path, device: str) -> tuple[str, Any]:
+def open_session(path: Path, device: str, *, optimised: bool = True) -> tuple[str, Any]:
     """The device that a network runs on, and its session.
 
     Raises ConfigError for a device that onnxruntime has not or does not get to work, InputError for a broken file.
@@ -126,7 +131,7 @@ def open_session(path: Path, device: str) -> tuple[str, Any]:
         )
     providers = [provider] if provider == CPU else [provider, CPU]
     try:
-        session = onnxruntime.InferenceSession(str(path), _session_options(), providers=providers)
+        session = onnxruntime.InferenceSession(str(path), _session_options(optimised), providers=providers)
     except Exception as error:
         raise InputError(f"{path}: cannot be loaded: {_short(error)}") from error
     if provider not in session.get_providers():
@@ -142,10 +147,12 @@ def _provider(device: str, available: Sequence[str]) -> str | None:
     return next((name for name in PROVIDERS[device] if name in available), None)
 
 
-def _session_options() -> Any:
+def _session_options(optimised: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # what goes wrong is told by us, in one line
     # Waiting threads would burn the time that the decoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -206,4 +213,5 @@ def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
     with suppress(ValueError):
         text = text[text.index(" : ", text.index("ONNXRuntimeError")) :].strip(" :")
+        text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)
     return text if len(text) <= 200 else f"{text[:200]}..."

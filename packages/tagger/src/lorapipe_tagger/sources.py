@@ -31,6 +31,7 @@ _SIGNATURES = (
     b"\0\0\0\x0cJXL ",
 )
 _MASK = "-masklabel"
+_NOT_CAPTIONS = frozenset({".npz", ".npy", ".safetensors", ".onnx", ".csv", ".toml", ".sqlite", ".py"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def find_tasks(
         return [Task(record.path, record.data, None) for record, _ in records]
     targets = [_target(record.path, root, extension, output_dir) for record, root in records]
     tasks = list(_resolve(records, targets, collision, extension))
+    _spare_pictures(tasks, extension)
     warn_of_orphans(folders, extension, {task.caption for task in tasks}, recursive=recursive)
     return tasks
 
@@ -146,6 +148,18 @@ def _resolve(
             raise ConfigError(
                 f"{owner} and {record.path} would share {target.name}; rename one, or give --collision first "
                 f"(only the first is captioned) or suffix ({record.path.name}{extension} for the other)"
+            )
+
+
+def _spare_pictures(tasks: Sequence[Task], extension: str) -> None:
+    """Raise ConfigError for captions that would stand in the place of pictures or of what trainers keep beside them."""
+    if extension.lower() in SUFFIXES | _NOT_CAPTIONS:
+        raise ConfigError(f"--ext {extension}: that is no suffix of captions; .txt and .caption are usual")
+    pictures = {_identity(task.path) for task in tasks}
+    for task in tasks:
+        if task.caption and _identity(task.caption) in pictures:
+            raise ConfigError(
+                f"{task.caption}: a picture, which {task.path}'s caption would replace; see --ext"
             )
 
 

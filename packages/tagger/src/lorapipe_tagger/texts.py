@@ -36,7 +36,7 @@ def parse_threshold(text: str | None, option: str) -> float | str | None:
     try:
         value = float(text)
     except ValueError:
-        raise ConfigError(f"{option} {text}: not a number, 'auto' or 'off'") from None
+        raise ConfigError(f"{option} {text or repr(text)}: not a number, 'auto' or 'off'") from None
     check_threshold(value, option)
     return OFF if value > 1 else value
 
