@@ -15,6 +15,7 @@ from lorapipe_tagger.explain import explain, table
 from lorapipe_tagger.labels import CHARACTER, GENERAL
 from lorapipe_tagger.options import Options
 from lorapipe_tagger.pipeline import Result
+from lorapipe_tagger.report import failed_row, report_row
 from lorapipe_tagger.select import Selection, Tag
 from lorapipe_tagger.shape import Shape, caption_tags, front_count
 from lorapipe_tagger.sources import Task
@@ -26,7 +27,7 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a picture: its record, the tags given to it, and a text for people."""
+    """What came of a picture: its record, the tags given to it, a text for people, its row of the report."""
 
     record: Record
     tags: Sequence[str] = ()
@@ -34,6 +35,7 @@ class Outcome:
     kept: bool = False
     cached: bool = False
     error: str | None = None
+    row: dict[str, Any] | None = None
 
 
 class Captioner:
@@ -57,7 +59,8 @@ class Captioner:
         """Select tags, write the caption. What fails is in the outcome."""
         task = result.task
         if result.error is not None or self._consensus is None:
-            return Outcome(self._record(task, {"error": result.error}), error=result.error)
+            row = failed_row(result) if self._options.report else None
+            return Outcome(self._record(task, {"error": result.error}), error=result.error, row=row)
         selection = self._consensus.select(result.scores)
         if self._options.transparent_tag and result.transparent:
             selection = _see_through(selection)
@@ -77,8 +80,8 @@ class Captioner:
             reasons = explain(result.scores, self._consensus, shape, tags)
             fields["explain"] = [{**one._asdict(), "score": round(one.score, _DIGITS)} for one in reasons]
             person = f"{text}\n{table(reasons)}"
-        record = self._record(task, fields)
-        return Outcome(record, tags=tags, text=person, cached=result.cached)
+        row = report_row(result, self._consensus, text) if self._options.report else None
+        return Outcome(self._record(task, fields), tags=tags, text=person, cached=result.cached, row=row)
 
     def _write(self, task: Task, tags: Sequence[str], front: int) -> tuple[str | None, str]:
         """The caption before and after; written unless that is not wanted. Raises LoraError or OSError."""

@@ -253,6 +253,13 @@ WRITE_OPTIONS = _options(
         "--frequency", "--frequency-tags", "frequency", is_flag=True, help="List the tags' counts on stderr."
     ),
     click.option(
+        "--report",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="HTML",
+        help="Write a page of the pictures with their tags, unsure ones marked.",
+    ),
+    click.option("--force", is_flag=True, help="Replace the report if it exists."),
+    click.option(
         "--explain",
         is_flag=True,
         help="Show every tag with its score and what kept it or took it out; write nothing.",

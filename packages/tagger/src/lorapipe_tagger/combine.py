@@ -59,9 +59,7 @@ class Consensus:
         together = self.together(scores)
         if len(scores) == 1 or self._how in ("mean", "max"):
             return together, self._whole.passed(together)
-        votes = np.zeros(len(self.labels), dtype=np.float32)
-        for rows, selector, one in zip(self._rows, self._selectors, scores, strict=True):
-            votes[rows] += selector.passed(one)
+        votes = self._votes(scores)
         if self._how == "union":
             passed = votes > 0
         elif self._how == "vote":
@@ -69,6 +67,18 @@ class Consensus:
         else:
             passed = votes == self._known
         return together, passed
+
+    def split(self, scores: Sequence[Scores]) -> Mask:
+        """Tags (L,) that some of the models that know them take, and some do not."""
+        votes = self._votes(scores)
+        found: Mask = (votes > 0) & (votes < self._known)
+        return found
+
+    def _votes(self, scores: Sequence[Scores]) -> Scores:
+        votes = np.zeros(len(self.labels), dtype=np.float32)
+        for rows, selector, one in zip(self._rows, self._selectors, scores, strict=True):
+            votes[rows] += selector.passed(one)
+        return votes
 
     def _combine(self, scores: Sequence[Scores]) -> Scores:
         total = np.zeros(len(self.labels), dtype=np.float32)

@@ -19,10 +19,20 @@ _MILLION = 1_000_000
 def read_flags(inputs: Sequence[str], flags: Mapping[str, Any]) -> Options:
     """The options that the flags mean. Raises ConfigError for what no option can be."""
     direct = ("recursive", "combine", "revision", "offline", "mcut", "existing", "collision", "dry_run")
-    more = ("jsonl", "frequency", "explain", "replacements", "aliases", "implications", "trigger_from_folder")
+    more = (
+        "jsonl",
+        "frequency",
+        "explain",
+        "force",
+        "replacements",
+        "aliases",
+        "implications",
+        "trigger_from_folder",
+    )
     extension = flags["extension"]
     folders: dict[str, Any] = {
-        name: flags[name].expanduser() if flags[name] else None for name in ("model_dir", "output_dir")
+        name: flags[name].expanduser() if flags[name] else None
+        for name in ("model_dir", "output_dir", "report")
     }
     return Options(
         inputs=inputs,

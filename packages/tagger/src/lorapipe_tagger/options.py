@@ -50,6 +50,8 @@ class Options:
     jsonl: bool | None
     frequency: bool
     explain: bool
+    report: Path | None
+    force: bool
 
 
 def rules_for(model: ModelFiles, options: Options) -> Rules:

@@ -6,7 +6,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -21,6 +21,7 @@ from lorapipe_tagger.combine import Consensus
 from lorapipe_tagger.models import find_model
 from lorapipe_tagger.options import Options, rules_for, shape_for
 from lorapipe_tagger.pipeline import Pipeline, Result, Tagger
+from lorapipe_tagger.report import open_report
 from lorapipe_tagger.scores import ScoreCache, cache_folder
 from lorapipe_tagger.sources import Task, check_folders, find_tasks, warn_of_formats
 from lorapipe_tagger.write import read_existing
@@ -69,12 +70,17 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
         check_folders(tasks, options.output_dir)
     lines = not as_records(options)
     count, tags = Count(), Counter[str]()
-    with Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "") as bar:
+    page = open_report(options.report, force=options.force) if options.report else nullcontext()
+    with Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "") as bar, page as report:
         for outcome in tag_all(tasks, options):
             tell(outcome, options, count)
             tags.update(outcome.tags)
+            if report and outcome.row:
+                report.add(outcome.row)
             bar.update()
     say(count.line())
+    if options.report:
+        say(f"lora-tag: report: {options.report}")
     warn_of_formats(tasks)
     if options.frequency:
         tell_frequency(tags)
