@@ -242,6 +242,17 @@ def test_frequency(tag: Tag, folder: Path) -> None:
     assert len(lines[-3:]) == 3
 
 
+def test_tags_that_belong_to_the_trigger_are_told(tag: Tag, tmp_path: Path) -> None:
+    model = save_model(tmp_path / "m", {"general": (9, 0.9), "1girl": (0, 0.9), "blue_eyes": (0, 0.8)})
+    for index in range(10):
+        save_picture(tmp_path / f"{index}.png")
+    result = tag(tmp_path, "--trigger", "mayuri", model=model)
+    assert "in over 90% of the captions: blue eyes; what belongs to mayuri" in result.err
+    assert (tmp_path / "0.txt").read_text() == "mayuri, 1girl, blue eyes\n"
+    assert "in over" not in tag(tmp_path, "--no-txt", model=model).err
+    assert "in over" not in tag(tmp_path / "1.png", "--no-txt", "--trigger", "mayuri", model=model).err
+
+
 def test_quiet_is_quiet(tag: Tag, folder: Path) -> None:
     assert tag(folder, "-q").err == ""
 

@@ -23,11 +23,15 @@ from lorapipe_tagger.options import Options, rules_for, shape_for
 from lorapipe_tagger.pipeline import Pipeline, Result, Tagger
 from lorapipe_tagger.report import open_report
 from lorapipe_tagger.scores import ScoreCache, cache_folder
+from lorapipe_tagger.select import spelling
+from lorapipe_tagger.shape import Shape, is_count
 from lorapipe_tagger.sources import Task, check_folders, find_tasks, warn_of_formats
 from lorapipe_tagger.write import read_existing
 
 _WRITERS = 8
 _WRITES_AHEAD = 32
+_CONSTANT_SHARE = 0.9
+_FEWEST_FOR_SHARES = 10
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     if options.report:
         say(f"lora-tag: report: {options.report}")
     warn_of_formats(tasks)
+    if options.shape.trigger:
+        tell_constant(tags, count.tagged, options.shape)
     if options.frequency:
         tell_frequency(tags)
     return 1 if count.failed else 0
@@ -159,6 +165,21 @@ def tell(outcome: Outcome, options: Options, count: Count) -> None:
         write_record(outcome.record, jsonl=True)
     elif outcome.error is None and not (outcome.kept and not options.dry_run):
         click.echo(f"{shown(outcome.record.path)}: {outcome.text}")
+
+
+def tell_constant(tags: Counter[str], pictures: int, shape: Shape) -> None:
+    """Tell of tags that nearly every picture of a trigger has: what is always there is better learned by the trigger."""
+    given = {spelling(tag) for tag in (shape.trigger, *shape.add, *shape.first)}
+    constant = [
+        tag
+        for tag, number in tags.most_common()
+        if number > _CONSTANT_SHARE * pictures and spelling(tag) not in given and not is_count(tag)
+    ]
+    if constant and pictures >= _FEWEST_FOR_SHARES:
+        say(
+            f"lora-tag: note: in over {_CONSTANT_SHARE:.0%} of the captions: {', '.join(constant)}; what belongs to "
+            f"{shape.trigger} is better learned by that word alone (--exclude, or lora-clean --drop)"
+        )
 
 
 def as_records(options: Options) -> bool:

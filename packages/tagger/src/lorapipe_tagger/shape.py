@@ -178,7 +178,7 @@ def order_tags(tags: Sequence[Tag], order: Order, characters: Characters) -> lis
     if order == "model":
         key = lambda tag: (tag.row,)  # noqa: E731
     elif order == "count":
-        key = lambda tag: (not _PEOPLE.fullmatch(spelling(tag.name)), -tag.score)  # noqa: E731
+        key = lambda tag: (not is_count(tag.name), -tag.score)  # noqa: E731
     else:
         key = lambda tag: (-tag.score,)  # noqa: E731
     ranked = sorted(tags, key=key)
@@ -188,6 +188,11 @@ def order_tags(tags: Sequence[Tag], order: Order, characters: Characters) -> lis
     places = dict.fromkeys((*front, GENERAL, *CATEGORIES))
     place = {category: rank for rank, category in enumerate(places)}
     return sorted(ranked, key=lambda tag: place.get(tag.category, len(place)))
+
+
+def is_count(name: str) -> bool:
+    """Whether a tag says how many people there are: 1girl, 2boys, solo, no_humans."""
+    return bool(_PEOPLE.fullmatch(spelling(name)))
 
 
 def add_rating(names: list[str], ratings: Mapping[str, float], place: Place) -> list[str]:
