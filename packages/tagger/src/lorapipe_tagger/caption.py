@@ -11,6 +11,7 @@ from lorapipe_engine.errors import LoraError
 from lorapipe_engine.images import as_repeat_folder
 from lorapipe_engine.records import Record
 from lorapipe_tagger.combine import Consensus
+from lorapipe_tagger.embeddings import Projection, Vector
 from lorapipe_tagger.explain import explain, table
 from lorapipe_tagger.labels import CHARACTER, GENERAL
 from lorapipe_tagger.options import Options
@@ -27,7 +28,8 @@ _DIGITS = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a picture: its record, the tags given to it, a text for people, its row of the report."""
+    """What came of a picture: its record, the tags given to it, a text for people, its row of the report
+    and its embedding where they are wanted."""
 
     record: Record
     tags: Sequence[str] = ()
@@ -36,6 +38,7 @@ class Outcome:
     cached: bool = False
     error: str | None = None
     row: dict[str, Any] | None = None
+    vector: Vector | None = None
 
 
 class Captioner:
@@ -46,10 +49,12 @@ class Captioner:
         self._model = ""
         self._shape = options.shape
         self._consensus: Consensus | None = None
+        self._projection: Projection | None = None
 
     def use(self, model: str, consensus: Consensus, shape: Shape) -> None:
         """Take what the model is called, what selects its tags, and what captions look like."""
         self._model, self._consensus, self._shape = model, consensus, shape
+        self._projection = Projection(consensus.outputs) if self._options.embeddings else None
 
     def keep(self, task: Task, text: str) -> Outcome:
         """The outcome of a picture that keeps its caption."""
@@ -81,7 +86,11 @@ class Captioner:
             fields["explain"] = [{**one._asdict(), "score": round(one.score, _DIGITS)} for one in reasons]
             person = f"{text}\n{table(reasons)}"
         row = report_row(result, self._consensus, text) if self._options.report else None
-        return Outcome(self._record(task, fields), tags=tags, text=person, cached=result.cached, row=row)
+        vector = self._projection.vector(result.scores) if self._projection else None
+        kept = before is not None and self._options.existing == "skip"
+        fields |= {"existing": True} if kept else {}
+        extra: dict[str, Any] = {"row": row, "vector": vector, "kept": kept, "cached": result.cached}
+        return Outcome(self._record(task, fields), tags=tags, text=person, **extra)
 
     def _write(self, task: Task, tags: Sequence[str], front: int) -> tuple[str | None, str]:
         """The caption before and after; written unless that is not wanted. Raises LoraError or OSError."""

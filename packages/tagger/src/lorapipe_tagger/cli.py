@@ -258,7 +258,13 @@ WRITE_OPTIONS = _options(
         metavar="HTML",
         help="Write a page of the pictures with their tags, unsure ones marked.",
     ),
-    click.option("--force", is_flag=True, help="Replace the report if it exists."),
+    click.option(
+        "--embeddings",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="NPZ",
+        help="Write a vector for each picture, near-duplicates' alike.",
+    ),
+    click.option("--force", is_flag=True, help="Replace the report or embeddings if they exist."),
     click.option(
         "--explain",
         is_flag=True,

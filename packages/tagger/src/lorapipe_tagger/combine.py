@@ -28,6 +28,7 @@ class Consensus:
         self._how = how
         self._selectors = [Selector(one, rule) for one, rule in zip(labels, rules, strict=True)]
         self.labels, self._rows = unite(labels)
+        self.outputs = sum(len(one) for one in labels)  # of all models together
         self._known = np.zeros(len(self.labels), dtype=np.float32)
         for rows in self._rows:
             self._known[rows] += 1

@@ -32,7 +32,7 @@ def read_flags(inputs: Sequence[str], flags: Mapping[str, Any]) -> Options:
     extension = flags["extension"]
     folders: dict[str, Any] = {
         name: flags[name].expanduser() if flags[name] else None
-        for name in ("model_dir", "output_dir", "report")
+        for name in ("model_dir", "output_dir", "report", "embeddings")
     }
     return Options(
         inputs=inputs,

@@ -51,6 +51,7 @@ class Options:
     frequency: bool
     explain: bool
     report: Path | None
+    embeddings: Path | None
     force: bool
 
 

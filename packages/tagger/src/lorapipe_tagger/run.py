@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,28 +9,23 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import click
-
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.progress import QUIET, Progress, progress
-from lorapipe_engine.records import write_record
-from lorapipe_tagger.caption import Captioner, Outcome, shown
+from lorapipe_engine.progress import Progress, progress
+from lorapipe_tagger.caption import Captioner, Outcome
 from lorapipe_tagger.combine import Consensus
+from lorapipe_tagger.embeddings import open_embeddings
 from lorapipe_tagger.models import find_model
 from lorapipe_tagger.options import Options, rules_for, shape_for
 from lorapipe_tagger.pipeline import Pipeline, Result, Tagger
 from lorapipe_tagger.report import open_report
 from lorapipe_tagger.scores import ScoreCache, cache_folder
-from lorapipe_tagger.select import spelling
-from lorapipe_tagger.shape import Shape, is_count
 from lorapipe_tagger.sources import Task, check_folders, find_tasks, warn_of_formats
+from lorapipe_tagger.tell import Count, as_records, tell, tell_constant, tell_frequency
 from lorapipe_tagger.write import read_existing
 
 _WRITERS = 8
 _WRITES_AHEAD = 32
-_CONSTANT_SHARE = 0.9
-_FEWEST_FOR_SHARES = 10
 
 
 @dataclass(frozen=True)
@@ -40,23 +34,6 @@ class Kept:
 
     task: Task
     text: str
-
-
-@dataclass
-class Count:
-    """What came of the pictures."""
-
-    tagged: int = 0
-    cached: int = 0
-    kept: int = 0
-    failed: int = 0
-
-    def line(self) -> str:
-        """One line for the user."""
-        parts = [f"{self.tagged} tagged" + (f" ({self.cached} from the cache)" if self.cached else "")]
-        parts += [f"{self.kept} had captions already (see --existing)"] * bool(self.kept)
-        parts += [f"{self.failed} failed"] * bool(self.failed)
-        return f"lora-tag: {', '.join(parts)}"
 
 
 def run(options: Options, stdin: BinaryIO | None = None) -> int:
@@ -75,16 +52,23 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     lines = not as_records(options)
     count, tags = Count(), Counter[str]()
     page = open_report(options.report, force=options.force) if options.report else nullcontext()
-    with Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "") as bar, page as report:
+    vectors = (
+        open_embeddings(options.embeddings, force=options.force) if options.embeddings else nullcontext()
+    )
+    bar = Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "")
+    with bar, page as report, vectors as embeddings:
         for outcome in tag_all(tasks, options):
             tell(outcome, options, count)
             tags.update(outcome.tags)
             if report and outcome.row:
                 report.add(outcome.row)
+            if embeddings and outcome.vector is not None:
+                embeddings.add(outcome.record.path, outcome.vector)
             bar.update()
     say(count.line())
-    if options.report:
-        say(f"lora-tag: report: {options.report}")
+    for name, path in (("report", options.report), ("embeddings", options.embeddings)):
+        if path:
+            say(f"lora-tag: {name}: {path}")
     warn_of_formats(tasks)
     if options.shape.trigger:
         tell_constant(tags, count.tagged, options.shape)
@@ -118,8 +102,8 @@ def tag_all(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
 
 
 def find_standing(task: Task, options: Options) -> Kept | Result | None:
-    """The caption that a picture keeps; None where it is to be tagged."""
-    if options.existing != "skip" or task.caption is None:
+    """The caption that a picture keeps without being looked at; None where it is to be scored."""
+    if options.existing != "skip" or task.caption is None or options.report or options.embeddings:
         return None
     try:
         text = read_existing(task.caption)
@@ -146,52 +130,3 @@ def score_all(tasks: Sequence[Task], captioner: Captioner, options: Options) -> 
     finally:
         if cache:
             cache.close()
-
-
-# -------------------------------------------------------------------------------- telling
-
-
-def tell(outcome: Outcome, options: Options, count: Count) -> None:
-    """Count what came of a picture; its error to stderr, its record or caption to stdout."""
-    if outcome.error is not None:
-        count.failed += 1
-        click.echo(f"lora-tag: error: {shown(outcome.record.path)}: {outcome.error}", err=True)
-    elif outcome.kept:
-        count.kept += 1
-    else:
-        count.tagged += 1
-        count.cached += outcome.cached
-    if as_records(options):
-        write_record(outcome.record, jsonl=True)
-    elif outcome.error is None and not (outcome.kept and not options.dry_run):
-        click.echo(f"{shown(outcome.record.path)}: {outcome.text}")
-
-
-def tell_constant(tags: Counter[str], pictures: int, shape: Shape) -> None:
-    """Tell of tags that nearly every picture of a trigger has: what is always there is better learned by the trigger."""
-    given = {spelling(tag) for tag in (shape.trigger, *shape.add, *shape.first)}
-    constant = [
-        tag
-        for tag, number in tags.most_common()
-        if number > _CONSTANT_SHARE * pictures and spelling(tag) not in given and not is_count(tag)
-    ]
-    if constant and pictures >= _FEWEST_FOR_SHARES:
-        say(
-            f"lora-tag: note: in over {_CONSTANT_SHARE:.0%} of the captions: {', '.join(constant)}; what belongs to "
-            f"{shape.trigger} is better learned by that word alone (--exclude, or lora-clean --drop)"
-        )
-
-
-def as_records(options: Options) -> bool:
-    """Whether records go to stdout: if asked for, and in a pipe, but for what only people read."""
-    if options.jsonl is not None:
-        return options.jsonl
-    return not (sys.stdout.isatty() or options.explain)
-
-
-def tell_frequency(tags: Counter[str]) -> None:
-    """How many captions have each tag, the most frequent first, to stderr."""
-    if QUIET.get():
-        return
-    for tag, number in sorted(tags.items(), key=lambda item: (-item[1], item[0])):
-        click.echo(f"{number:7d}  {tag}", err=True)
