@@ -1,11 +1,11 @@
 """Times lora-tag, decoding alone beside it, and sd-scripts' tagger on the same pictures.
 
-    python tools/bench/tag.py [--work DIR] [--repeat 5] [--peer SD_SCRIPTS] [--vit PICTURES] [--json]
+    python tools/bench/tag.py [--work DIR] [--repeat 5] [--peer SD_SCRIPTS [--peer-python PYTHON]] [--vit PICTURES] [--json]
 
 It makes its 200 pictures and its networks of random weights itself (with onnx) and keeps them in the work folder.
 The instant network stands for a GPU that is never waited for. ``--vit 4`` adds a network of ViT-B's size on the CPU,
-in fp32 and int8. ``--peer`` runs an unmodified checkout of sd-scripts with this Python, which then needs its
-packages. Jobs take turns, and the best of the runs counts. The exit status is 1 if a goal was missed.
+in fp32 and int8. ``--peer`` runs an unmodified checkout of sd-scripts, with this Python unless ``--peer-python`` names
+one that has its packages. Jobs take turns, and the best of the runs counts. The exit status is 1 if a goal was missed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def plan(options: argparse.Namespace, work: Path) -> list[Job]:
     ]
     if options.peer:
         script = [
-            sys.executable,
+            options.peer_python or sys.executable,
             str(options.peer / PEER),
             str(work / "pictures"),
             "--onnx",
@@ -110,7 +110,22 @@ def plan(options: argparse.Namespace, work: Path) -> list[Job]:
                 count=len(few),
             ),
         ]
+        if options.peer:
+            jobs.append(peer_vit(options, work, few))
     return jobs
+
+
+def peer_vit(options: argparse.Namespace, work: Path, few: Sequence[str]) -> Job:
+    """sd-scripts over the same few pictures with the network of real size."""
+    folder = work / "few"
+    folder.mkdir(exist_ok=True)
+    for path in few:
+        if not (folder / Path(path).name).exists():
+            shutil.copy(path, folder)
+    words = ["--onnx", "--repo_id", "bench/vit", "--model_dir", str(work / "models"), "--remove_underscore"]
+    python = options.peer_python or sys.executable
+    command = [python, str(options.peer / PEER), str(folder), *words]
+    return Job(name="sd-scripts, ViT-B", command=command, count=len(few), peer=True)
 
 
 def run(jobs: Sequence[Job], work: Path, repeat: int, peer: Path | None) -> None:
@@ -161,6 +176,9 @@ def rows_of(jobs: Sequence[Job]) -> list[dict[str, Any]]:
                 job.count / max(1e-3, one.wall - best["lora-tag, cached picture"].wall)
             )
             row["goals"] = {"per_s_after_start": [1000, row["per_s_after_start"] >= 1000]}
+        elif job.peer and "ViT-B" in job.name:
+            row["times_slower"] = round(one.wall / best["lora-tag, ViT-B"].wall, 2)
+            row["goals"] = {"times_slower": [1.0, row["times_slower"] >= 1.0]}
         elif job.peer:
             least = 2.2 if "defaults" in job.name else 1.4
             row["times_slower"] = round(one.wall / ours.wall, 2)
@@ -195,6 +213,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=200, help="how many; 200 by default")
     parser.add_argument("--repeat", type=int, default=5, help="runs of each command, the best counts")
     parser.add_argument("--peer", type=Path, help="a checkout of sd-scripts to time beside")
+    parser.add_argument("--peer-python", help="Python of an environment that has sd-scripts' packages")
     parser.add_argument(
         "--vit", type=int, default=0, metavar="PICTURES", help="pictures for a network of real size"
     )
