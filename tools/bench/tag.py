@@ -1,6 +1,6 @@
 """Times lora-tag, decoding alone beside it, and sd-scripts' tagger on the same pictures.
 
-    python tools/bench/tag.py [--work DIR] [--repeat 5] [--peer SD_SCRIPTS [--peer-python PYTHON]] [--vit PICTURES] [--json]
+    python tools/bench/tag.py [--work DIR] [--repeat 5] [--peer DIR [--peer-python PYTHON]] [--vit N] [--json]
 
 It makes its 200 pictures and its networks of random weights itself (with onnx) and keeps them in the work folder.
 The instant network stands for a GPU that is never waited for. ``--vit 4`` adds a network of ViT-B's size on the CPU,
