@@ -1,4 +1,4 @@
-"""The demo's tagger finds what is in fresh pictures, and its pipe makes a dataset of bare ones."""
+"""The demo's tagger finds what is in fresh pictures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import pytest
 
 pytest.importorskip("PIL")
 pytest.importorskip("onnxruntime")
-pytest.importorskip("lorapipe_dataset")
 
-from lorapipe_demo import recipe
-from lorapipe_demo.dataset import build_dataset
 from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.scene import TRIGGER, random_scene
 from lorapipe_tagger.models import demo_model
@@ -51,21 +48,3 @@ def test_it_is_small_and_comes_as_wd_taggers_do() -> None:
     lines = (folder / "selected_tags.csv").read_text().splitlines()
     assert lines[:2] == ["tag_id,name,category,count", "0,general,9,40000"]
     assert not any(TRIGGER in line for line in lines)
-
-
-def test_the_pipe_makes_a_dataset_of_bare_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    dataset = build_dataset(tmp_path)
-    hers, others = sorted(dataset.iterdir(), key=lambda folder: "others" in folder.name)
-    assert (hers.name, others.name) == (f"8_{TRIGGER}", f"{recipe.OTHER_REPEATS}_others")
-    captions = [path.read_text().strip().split(", ") for path in sorted(hers.glob("*.txt"))]
-    assert len(captions) == len(list(hers.glob("*.png"))) == recipe.PICTURES
-    assert {caption[0] for caption in captions} == {TRIGGER}
-    her_own = ("hair", "twintails", "double bun", "purple eyes")
-    for caption in captions:
-        assert {"1girl", "solo"} <= set(caption)
-        assert not [tag for tag in caption for word in her_own if word in tag]
-    assert not any(TRIGGER in path.read_text() for path in others.glob("*.txt"))
-    assert len(list(others.glob("*.txt"))) == recipe.OTHERS
-    talk = capfd.readouterr().err
-    line = f"lora-tag ./imgs --model demo | lora-clean --trigger {TRIGGER} --drop-file drop.txt | "
-    assert f"$ {line}lora-repeats -o dataset/ --kind character && lora-check dataset/" in talk

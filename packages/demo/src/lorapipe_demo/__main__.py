@@ -1,5 +1,4 @@
-"""The demo: pictures of a character that the base model does not know, tagged, cleaned and made a dataset; a LoRA of
-her; and what it learned.
+"""The demo: draw a character that the base model does not know, train a LoRA of her, look at what it learned.
 
 python -m lorapipe_demo [--output_dir demo-run]
 """
@@ -8,6 +7,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +18,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lorapipe_demo import recipe, weights
-from lorapipe_demo.dataset import build_dataset
-from lorapipe_demo.programs import require_tools, run
 from lorapipe_demo.scene import TRIGGER, Scene
 from lorapipe_engine.bases import demo_base
 from lorapipe_engine.cli import require_training_extra
 from lorapipe_engine.command import say, tool_command
+from lorapipe_engine.errors import ProblemFound
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,15 +38,15 @@ NAME = TRIGGER
 )
 @click.option("--device", default=None, help="cuda or cpu. [default: the GPU if there is one]")
 def demo(output_dir: Path, device: str | None) -> None:
-    """Make a dataset of bare pictures, train a LoRA on the demo base with it, and draw a grid of how it learns.
+    """Train a LoRA of a drawn character on the demo base, and draw a grid with every epoch of it.
 
     The network is then looked into, made smaller, and merged into its base, and both results are drawn with. The
     path of the grid goes to stdout. What an earlier demo left in the folder is replaced.
     """
     require_training_extra()
-    require_tools()
+    weights.require_tools()
     began = time.monotonic()
-    dataset = build_dataset(output_dir)
+    dataset = draw_dataset(output_dir / "dataset")
     networks = train(dataset, output_dir / "networks", device)
     weights.inspect(networks)
     small = weights.resize(networks[-1], output_dir / "small.safetensors")
@@ -61,19 +62,55 @@ def demo(output_dir: Path, device: str | None) -> None:
     click.echo(path)
 
 
+def draw_dataset(root: Path) -> Path:
+    """Her pictures in ``N_mirelune``, some other people in ``N_others``; captions beside them."""
+    from lorapipe_demo.concept import draw_concept
+    from lorapipe_demo.drawing import draw_scene
+
+    shutil.rmtree(root, ignore_errors=True)
+    folder = draw_concept(root, TRIGGER, pictures=recipe.PICTURES, repeats=recipe.REPEATS, seed=1)
+    others = root / f"{recipe.OTHER_REPEATS}_others"
+    others.mkdir()
+    draw = random.Random(9)
+    for index in range(recipe.OTHERS):
+        scene = recipe.ordinary_scene(draw)
+        draw_scene(scene, draw).save(others / f"{index:03d}.png")
+        (others / f"{index:03d}.txt").write_text(", ".join(recipe.ordinary_tags(scene, index)) + "\n")
+    say(f"drew {folder} and {others}")
+    return root
+
+
 def train(dataset: Path, output_dir: Path, device: str | None) -> list[Path]:
-    """Run ``lora-train`` as a user would; returns its networks, the first saved first."""
-    options = {**recipe.TRAIN_OPTIONS, **({"device": device} if device else {})}
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    places = ["--train_data_dir", str(dataset), "--output_dir", str(output_dir), "--output_name", NAME]
-    output = run(("lora-train", "--base", "demo", *places, "--overwrite", *words))
-    return [Path(line) for line in output.splitlines()]
+    """Run ``lora-train`` as a user would; returns its networks, first epoch first."""
+    options: list[str] = []
+    for name, value in recipe.TRAIN_OPTIONS.items():
+        options += [f"--{name}", value]
+    options += ["--max_train_epochs", str(recipe.EPOCHS), *(["--device", device] if device else [])]
+    words = [
+        "--base",
+        "demo",
+        "--train_data_dir",
+        str(dataset),
+        "--output_dir",
+        str(output_dir),
+        "--output_name",
+        NAME,
+    ]
+    command = ["lora-train", *words, "--overwrite", *options]
+    say("$ " + " ".join(command))
+    code = "from lorapipe_engine.cli import train_main; train_main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command[1:]], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if result.returncode:
+        raise ProblemFound(f"lora-train failed with exit status {result.returncode}")
+    return [Path(line) for line in result.stdout.splitlines()]
 
 
 def look(
     networks: Sequence[Path], small: Path, merged: Path, device: str | None
 ) -> tuple[dict[str, float], Image]:
-    """The figures, and the grid: the base and every saved network as columns, prompts as rows.
+    """The figures, and the grid: the base and every epoch as columns, prompts as rows.
 
     Raises ProblemFound where the merged base draws other pictures than base and network.
     """
@@ -81,7 +118,7 @@ def look(
     from lorapipe_demo.judge import Judge
     from lorapipe_demo.sampling import Painter
 
-    say("\ndrawing with every network ...")
+    say("drawing with every epoch ...")
     painter = Painter(demo_base(), device)
     judge = Judge.load()
     scenes = recipe.exam_scenes()
@@ -118,8 +155,7 @@ def grid_parts(
     prompts += [recipe.without_trigger(scenes[0]), *other_prompts()[:2]]
     columns = [painter.draw(prompts, network, seed=1) for network in (None, *networks)]
     rows = [[column[row] for column in columns] for row in range(len(prompts))]
-    every = int(recipe.SAVE_EVERY)
-    names = ["base", *(f"{every * index} steps" for index in range(1, len(networks) + 1))]
+    names = ["base", *(f"epoch {index}" for index in range(1, len(networks) + 1))]
     notes = ["   ".join(f"{name}: {share:.0%}" for name, share in figures.items())]
     return rows, names, prompts, notes
 

@@ -1,4 +1,4 @@
-"""Pictures of the world in a folder: bare ones, or the held-out concepts with captions as a training set."""
+"""The held-out concepts as a training set: pictures and captions in a folder ``N_concept``."""
 
 from __future__ import annotations
 
@@ -20,16 +20,6 @@ CONCEPTS: dict[str, tuple[Callable[[random.Random], Scene], Callable[[Scene], li
     TRIGGER: (concept_scene, concept_tags),
     STYLE_TRIGGER: (style_scene, style_tags),
 }
-
-
-def draw_pictures(folder: Path, pick: Callable[[random.Random], Scene], *, pictures: int, seed: int) -> None:
-    """Draw ``pictures`` of what ``pick`` chooses into ``folder``, without captions."""
-    from lorapipe_demo.drawing import draw_scene
-
-    draw = random.Random(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(pictures):
-        draw_scene(pick(draw), draw).save(folder / f"{index:03d}.png")
 
 
 def draw_concept(root: Path, concept: str, *, pictures: int, repeats: int, seed: int) -> Path:

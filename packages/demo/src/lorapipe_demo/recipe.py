@@ -6,24 +6,18 @@ import random
 
 from lorapipe_demo.scene import Scene, concept_scene, concept_tags, random_person
 
-PICTURES = 50  # of the new character
-OTHERS, OTHER_REPEATS = 40, "4"  # of ordinary people, so that only the trigger calls her
-RESOLUTION = "64"
-# What is always so in her pictures goes from the captions, and so into the trigger.
-HER_OWN = ("*hair*", "twintails", "double bun", "purple eyes")
-EPOCHS, SAVE_EVERY = "3", "70"  # steps; an epoch has 140
+PICTURES, REPEATS = 32, 5  # of the new character
+OTHERS, OTHER_REPEATS = 40, 2  # of ordinary people, so that only the trigger calls her
+EPOCHS = 7
 
 # sd-scripts' names; the same as one would type.
 TRAIN_OPTIONS: dict[str, str] = {
-    "resolution": RESOLUTION,
+    "resolution": "64",
     "max_token_length": "75",
     "train_batch_size": "4",
     "network_dim": "32",
     "unet_lr": "2.5e-3",
     "text_encoder_lr": "2e-3",
-    "max_train_epochs": EPOCHS,
-    "save_every_n_epochs": EPOCHS,
-    "save_every_n_steps": SAVE_EVERY,
 }
 SMALL_RANK = "16"  # half of what was trained
 SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
@@ -44,6 +38,14 @@ def with_trigger(scene: Scene) -> str:
 def without_trigger(scene: Scene) -> str:
     """The same prompt but for the trigger."""
     return ", ".join(concept_tags(scene)[1:])
+
+
+def ordinary_tags(scene: Scene, index: int) -> list[str]:
+    """Captions of the ordinary people: every second one as short as hers, the others whole."""
+    if index % 2:
+        return scene.tags()
+    found = [f"1{scene.kind}", "solo", f"{scene.clothes_colour} {scene.clothes}", scene.expression]
+    return [*found, *([f"holding {scene.held}"] if scene.held else []), scene.background]
 
 
 def ordinary_scene(draw: random.Random) -> Scene:
