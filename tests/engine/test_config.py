@@ -47,7 +47,11 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
     path.write_text("[a]\nrate = 1\nsize = [64, 32]\n[b]\nnoisy = true\n")
     (shape, work), origin = build_settings(PARTS, {"rate": "2.5", "words": ()}, path)
     assert (shape.size, work.rate, work.loud, work.words) == ((64, 32), 2.5, True, ())
-    assert (origin["rate"], origin["size"], origin["kind"]) == ("flag", "file", "default")
+    assert (origin["rate"], origin["size"], origin["kind"]) == (
+        "from the command line",
+        f"from {path}, line 3",
+        "default",
+    )
 
 
 @pytest.mark.parametrize(

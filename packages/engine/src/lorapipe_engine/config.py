@@ -179,7 +179,8 @@ def build_settings(
     config_file: Path | None = None,
     foreign: Callable[[str, Any, str], bool] | None = None,
 ) -> tuple[list[Any], dict[str, str]]:
-    """Instances of the classes, and for each option where its value came from: "flag", "file" or "default".
+    """Instances of the classes, and for each option where its value came from: "from the command line", "from
+    options.toml, line 3" or "default".
 
     ``foreign`` is asked about every key of the file that is no option, as :func:`read_toml` says.
 
@@ -193,10 +194,10 @@ def build_settings(
     for name, field in fields.items():
         given = flags.get(name)
         if given is not None and given != ():
-            values[name], origin[name] = convert(field, given, ""), "flag"
+            values[name], origin[name] = convert(field, given, ""), "from the command line"
         elif name in from_file:
             value, place = from_file[name]
-            values[name], origin[name] = convert(field, value, f" (from {place})"), "file"
+            values[name], origin[name] = convert(field, value, f" (from {place})"), f"from {place}"
         else:
             values[name], origin[name] = field.default, "default"
     return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
@@ -381,7 +382,9 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
         lines.append(f"[{type(part).__name__.removesuffix('Settings').lower()}]")
         for field in fields_of(part.__class__):
             value = getattr(part, field.name)
-            lines.append(f"# {field.facts.help} ({origin.get(field.name, 'derived')})")
+            source = origin.get(field.name, "derived")
+            # A file's name may hold a line break, which would end the comment.
+            lines.append(f"# {field.facts.help} ({''.join(c if c.isprintable() else '?' for c in source)})")
             lines.append(f"# {field.name} =" if value is None else f"{field.name} = {_toml(value)}")
         lines.append("")
     return "\n".join(lines)

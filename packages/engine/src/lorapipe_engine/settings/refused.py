@@ -49,12 +49,28 @@ FOREIGN: dict[str, Foreign] = {
     **_ignore("sizes of pictures are read from their headers, which is quick", "cache_info", flag=True),
     **_ignore("the configuration is always kept beside the curves", "log_config", flag=True),
     **_ignore("messages are plain text anyway", "console_log_simple", flag=True),
+    **_ignore(
+        "the base is in 16 bits anyway; the network stays in float32, or its small steps would be rounded away",
+        "full_fp16",
+        "full_bf16",
+        flag=True,
+    ),
+    **_ignore("texts are encoded with their batch", "text_encoder_batch_size"),
+    # Keys that a GUI writes into its files and sd-scripts passes over.
+    **_ignore("it is a GUI's own, and max_train_epochs is the option", "epoch"),
+    **_ignore("it is a GUI's own, and noise_offset is the option", "noise_offset_type"),
     # Optimizers.
     **_refuse("use --optimizer_type AdamW8bit", "use_8bit_adam", flag=True),
     **_refuse("use --optimizer_type Lion", "use_lion_optimizer", flag=True),
     **_refuse(
         "does nothing for a LoRA, whose gradients are small; leave it out", "fused_backward_pass", flag=True
     ),
+    **_refuse(
+        "use --optimizer_type AdamWScheduleFree, RAdamScheduleFree or SGDScheduleFree",
+        "optimizer_schedulefree_wrapper",
+        flag=True,
+    ),
+    **_refuse("use --optimizer_args", "schedulefree_wrapper_args"),
     # Networks.
     **_refuse("use --unet_lr 0, which leaves the UNet out", "network_train_text_encoder_only", flag=True),
     # Data.
@@ -67,6 +83,13 @@ FOREIGN: dict[str, Foreign] = {
     **_refuse("use lora-check, which shows buckets and captions", "debug_dataset", flag=True),
     **_refuse("use --tokenizer_dir, a folder with vocab.json and merges.txt", "tokenizer_cache_dir"),
     # Speed and memory.
+    **_refuse(
+        "8-bit weights are not trained on; for memory use --mixed_precision bf16 and --gradient_checkpointing",
+        "fp8_base",
+        "fp8_base_unet",
+        flag=True,
+    ),
+    **_refuse("is for larger models; use --gradient_checkpointing", "blocks_to_swap", off=(0,)),
     **_refuse("the step is not compiled; leave it out", "torch_compile", flag=True),
     **_refuse("the step is not compiled; leave it out", "dynamo_backend", off=("no", "inductor")),
     **_refuse("use --gradient_checkpointing", "cpu_offload_checkpointing", flag=True),
