@@ -70,9 +70,10 @@ class Network:
                 for role, p in adapter.named_parameters()
                 if p.requires_grad
             ]
-            # All downs, then all ups: those of query, key and value then lie side by side, and one product gives
-            # their gradients.
-            owned.sort(key=lambda row: row[2] != "lora_down")
+            # In each rate group all downs, then all ups: those of query, key and value then lie side by side, and one
+            # product gives their gradients. The groups stay in the order of the modules, as sd-scripts has them.
+            places = {rate: place for place, rate in enumerate(dict.fromkeys(rate for _, rate, _ in owned))}
+            owned.sort(key=lambda row: (places[row[1]], row[2] != "lora_down"))
             self.groups[part] = FlatGroup(part, [p for p, _, _ in owned], [rate for _, rate, _ in owned])
 
     def file_tensors(self) -> dict[str, Tensor]:
