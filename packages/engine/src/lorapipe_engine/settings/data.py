@@ -62,6 +62,15 @@ class DataSettings:
     validation_seed: int | None = option(None, "Seed of which those are. [default: seed]", min=0)
     cache_latents: bool = option(True, "Latents are always cached; accepted for sd-scripts' command lines.")
     cache_latents_to_disk: bool = option(False, "Keep the latents for later runs, in the cache folder.")
+    cache_text_encoder_outputs: bool = option(
+        False, "Encode every caption before the first step; the text encoders then need no memory."
+    )
+    cache_text_encoder_outputs_to_disk: bool = option(
+        False, "Keep what the text encoders say for later runs, in the cache folder."
+    )
+    text_cache_variants: int = option(
+        8, "Cached forms of a caption that varies (shuffle, tag dropout, wildcards), taken in turn.", min=1
+    )
     cache_dir: Path | None = option(None, "Where cached latents lie. [default: the user's cache folder]")
     vae_batch_size: int = option(1, "Pictures encoded at once.", min=1)
     max_data_loader_n_workers: int = option(0, "Not needed (latents stay in memory); accepted.", min=0)

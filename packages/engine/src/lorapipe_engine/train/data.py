@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lorapipe_engine.captions import When, vary_caption
+from lorapipe_engine.captions import When, drops_caption, rewrite_caption, vary_caption
 from lorapipe_engine.datasets.scan import Dataset, Picture, scan
 from lorapipe_engine.datasets.spec import bucket_rule, caption_rule
 from lorapipe_engine.train.augment import draw_colour, draw_crop
@@ -18,6 +18,7 @@ from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentJob, encode_now
 from lorapipe_engine.train.masks import latent_mask
 from lorapipe_engine.train.step import MicroBatch
+from lorapipe_engine.train.text_cache import TextCache
 
 __all__ = [
     "Dataset",
@@ -91,16 +92,52 @@ class TrainingData:
         # With any mask every batch has one, so that batches of one size have one shape.
         self._has_masks = any(row.subset.is_masked for row in dataset.folders)
         self._masks: dict[Key, Tensor] = {}
+        self._cache: TextCache | None = None
+        self._variants = 1
         self._has_geometry = family.plain_geometry(1, 64, 64) is not None
+
+    def use_text(self, cache: TextCache, variants: int, epochs: int) -> None:
+        """Take the captions' states from a cache, which is filled with all that a run of ``epochs`` shows. A caption
+        that varies has up to ``variants`` forms, one after the other; which are left empty is drawn anew all the same.
+        """
+        self._cache = cache
+        self._variants = variants
+        cache.prepare(self._captions(epochs))
+
+    def _captions(self, epochs: int) -> Iterator[str]:
+        for index, picture in enumerate(self.dataset.pictures):
+            rule = self.dataset.subset_of(picture).captions
+            if rule.drops:
+                yield ""
+            count = min(self._variants, epochs * picture.repeats) if rule.is_rewritten else 1
+            for number in range(count):
+                yield self._variant(index, number)
+
+    def _variant(self, index: int, number: int) -> str:
+        """One of the cached forms of a caption."""
+        picture = self.dataset.pictures[index]
+        rule = self.dataset.subset_of(picture).captions
+        draw = stream(self.seed, "caption", index, number % self._variants)
+        return rewrite_caption(picture.caption, rule, draw)
+
+    def _caption(self, index: int, turn: int, when: When, draw: random.Random) -> str:
+        picture = self.dataset.pictures[index]
+        rule = self.dataset.subset_of(picture).captions
+        if self._cache is None:
+            return vary_caption(picture.caption, rule, draw, when)
+        if drops_caption(rule, draw, when):
+            return ""
+        return self._variant(index, when.epoch * picture.repeats + turn if rule.is_rewritten else 0)
 
     def micro_batch(self, batch: Batch, when: When, share: float) -> MicroBatch:
         """The inputs of one forward pass; ``share`` is 1 / number of batches in this update."""
         rows = [
-            self._show(index, when, stream(self.seed, "picture", when.epoch, index, turn))
+            self._show(index, turn, when, stream(self.seed, "picture", when.epoch, index, turn))
             for index, turn in zip(batch.pictures, batch.turns, strict=True)
         ]
         device = self.family.device
-        ids, text_weights = self._tokens([row.caption for row in rows])
+        captions = [row.caption for row in rows]
+        ids, text_weights = self._tokens(captions)
         weights = [self._weights[index] * share for index in batch.pictures]
         geometry = [row.geometry for row in rows]
         return MicroBatch(
@@ -112,9 +149,10 @@ class TrainingData:
             else None,
             mask=torch.stack([row.mask for row in rows if row.mask is not None]) if self._has_masks else None,
             text_weights=text_weights,
+            text=None if self._cache is None else self._cache.take(captions),
         )
 
-    def _show(self, index: int, when: When, draw: random.Random) -> Shown:
+    def _show(self, index: int, turn: int, when: When, draw: random.Random) -> Shown:
         picture = self.dataset.pictures[index]
         subset = self.dataset.subset_of(picture)
         job = _job(self.dataset, picture, subset.flip and draw.random() < 0.5)
@@ -124,7 +162,7 @@ class TrainingData:
             job = replace(job, colour=draw_colour(draw))
         return Shown(
             encode_now(job, self.family) if subset.is_redrawn else self.latents[index, job.mirrored],
-            vary_caption(picture.caption, subset.captions, draw, when),
+            self._caption(index, turn, when, draw),
             geometry_of(picture, job),
             self._mask(index, job) if self._has_masks else None,
         )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorapipe_engine.buckets import Placement
 from lorapipe_engine.errors import InputError, LoraError
@@ -26,15 +26,21 @@ from lorapipe_engine.train.families.base import Family
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CACHE_VERSION = "2"
+CACHE_VERSION = "latents-3"
 
 
 def vae_key(family: Family) -> str:
     """A name for the VAE's weights and precision: another VAE never meets this one's latents."""
-    digest = hashlib.sha256(str(family.vae_dtype).encode())
-    for name, tensor in sorted(family.vae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return weights_key([family.vae], family.vae_dtype)
+
+
+def weights_key(modules: Sequence[nn.Module], dtype: torch.dtype) -> str:
+    """A name for the bytes of modules in a precision."""
+    digest = hashlib.sha256(str(dtype).encode())
+    for number, module in enumerate(modules):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{number}.{name}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

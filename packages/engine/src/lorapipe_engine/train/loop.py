@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from lorapipe_engine.cachefolder import cache_folder
 from lorapipe_engine.captions import When
 from lorapipe_engine.datasets.described import folder_lines
 from lorapipe_engine.errors import ConfigError, ProblemFound
@@ -18,10 +17,9 @@ from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
-from lorapipe_engine.train.data import Dataset, TrainingData, latent_jobs
+from lorapipe_engine.train.data import Dataset, TrainingData
 from lorapipe_engine.train.endings import nothing_lost
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
 from lorapipe_engine.train.loss_watch import follow, is_calm
 from lorapipe_engine.train.make_network import make_network
 from lorapipe_engine.train.optimizers import (
@@ -35,6 +33,7 @@ from lorapipe_engine.train.optimizers import (
 )
 from lorapipe_engine.train.part_norms import PartNorms
 from lorapipe_engine.train.plan import RunPlan, plan_run
+from lorapipe_engine.train.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.results import Results
 from lorapipe_engine.train.resume import (
@@ -73,10 +72,11 @@ def train(
     """
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
     rates = rates_of(settings.optimizer, trainable_parts(settings, family))
-    data, kept = (load_data(settings, part, family) for part in (dataset, validation_part(dataset)))
-    network = make_network(settings, family, rates.by_part, say)
+    check_cached_text(settings.data, dataset, rates.trained)
     batches = batches_of(dataset, settings, 0)
     plan = plan_run(len(batches), settings.run, settings.optimizer.gradient_accumulation_steps)
+    data, kept = prepare_data(settings, [dataset, validation_part(dataset)], family, plan)
+    network = make_network(settings, family, rates.by_part, say)
     optimizer = build_optimizer(settings.optimizer.optimizer_type, arguments, network.groups, rates)
     schedule = schedule_of(settings.optimizer, plan.steps, max(rates.by_part.values()))
     rates_at = rate_plan(schedule, [row["base_rate"] for row in optimizer.param_groups])
@@ -253,25 +253,6 @@ def groups_of(batches: Sequence[Batch], settings: TrainSettings) -> Iterator[Seq
 def trainable_parts(settings: TrainSettings, family: Family) -> tuple[str, ...]:
     """The parts that the options allow to be trained."""
     return ("unet",) if settings.network.network_train_unet_only else family.train_parts
-
-
-def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> TrainingData:
-    """Encode every picture (or read its latents from the cache) and let the VAE go to rest."""
-    jobs = latent_jobs(dataset)
-    folder = settings.data.cache_dir or cache_folder()
-    cache = LatentCache(folder / "latents" if settings.data.cache_latents_to_disk else None, vae_key(family))
-    with progress(total=len(jobs), label="latents", unit="picture") as bar:
-        latents = encode_all(list(jobs.values()), family, cache, settings.data.vae_batch_size, bar)
-    if not any(row.subset.is_redrawn for row in dataset.folders):
-        family.vae.to("cpu")
-    return TrainingData(
-        dataset,
-        dict(zip(jobs, latents, strict=True)),
-        family,
-        seed=settings.run.seed,
-        reg_weight=settings.loss.prior_loss_weight,
-        weighted=settings.data.weighted_captions,
-    )
 
 
 def summary(settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan) -> list[str]:

@@ -216,6 +216,11 @@ class Results:
                 self.samples.append(path)
                 self.log.picture(step, f"sample/{index:02d}", picture)
         self.network.train()
+        if (
+            self.settings.data.cache_text_encoder_outputs
+            or self.settings.data.cache_text_encoder_outputs_to_disk
+        ):
+            self.family.rest_text()
 
     def __enter__(self) -> Results:
         return self

@@ -28,6 +28,7 @@ from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import RunSettings, TrainSettings
 from lorapipe_engine.tensorfile import TensorFile, open_tensors, write_tensors
 from lorapipe_engine.train.data import Dataset
+from lorapipe_engine.train.torchfile import decoded, encoded
 
 STATE_KEY = "lorapipe.state"
 SUFFIX = ".state"
@@ -44,19 +45,6 @@ _FREE: Mapping[str, frozenset[str]] = {
     ),
 }
 _RUN_NAMES = ("seed", "max_train_epochs", "max_train_steps")
-_DTYPES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_TORCH = {name: dtype for dtype, name in _DTYPES.items()}
 
 
 # What may differ where a state is given with --resume: the length, the rates and their curve.
@@ -155,7 +143,7 @@ def save_state(path: Path, state: State, kept: Kept, asked: Mapping[str, Any]) -
     """Write a state, whole or not at all. Raises OutputError."""
     tensors: dict[str, Encoded] = {}
     for name, tensor in kept.network.file_tensors().items():
-        tensors[_NETWORK + name] = _encoded(tensor)
+        tensors[_NETWORK + name] = encoded(tensor)
     described = {
         "version": __version__,
         "state": asdict(state),
@@ -166,20 +154,11 @@ def save_state(path: Path, state: State, kept: Kept, asked: Mapping[str, Any]) -
     write_tensors(path, tensors, {STATE_KEY: json.dumps(described)}, force=True)
 
 
-def _encoded(tensor: Tensor) -> Encoded:
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"no state can hold a tensor of {tensor.dtype}")
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return Encoded(
-        _DTYPES[tensor.dtype], tuple(tensor.shape), flat.view(torch.uint8).numpy() if flat.numel() else b""
-    )
-
-
 def _describe(value: Any, tensors: dict[str, Encoded]) -> Any:
     """A nest of plain values as JSON has it; tensors go into ``tensors`` and leave their name."""
     if isinstance(value, Tensor):
         name = f"{_OPTIMIZER}{sum(key.startswith(_OPTIMIZER) for key in tensors)}"
-        tensors[name] = _encoded(value)
+        tensors[name] = encoded(value)
         return {"tensor": name}
     if isinstance(value, Mapping):
         # Keys of optimizer states are numbers, of which JSON would make texts.
@@ -213,7 +192,7 @@ def take_up(
         own = kept.network.file_tensors()
         if missing := [name for name in own if _NETWORK + name not in file.tensors]:
             raise ConfigError(f"{path}: its network has no {missing[0]}; go on with the same options")
-        kept.network.load({name: _read(file, _NETWORK + name) for name in own})
+        kept.network.load({name: decoded(file, _NETWORK + name) for name in own})
         kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
         if described["scaler"]:
             kept.scaler.load_state_dict(described["scaler"])
@@ -258,19 +237,12 @@ def _described(path: Path, file: TensorFile) -> dict[str, Any]:
     return found
 
 
-def _read(file: TensorFile, name: str) -> Tensor:
-    info = file.tensors[name]
-    if not info.size:
-        return torch.zeros(info.shape, dtype=_TORCH[info.dtype])
-    return torch.frombuffer(file.raw(name), dtype=_TORCH[info.dtype]).reshape(info.shape)
-
-
 def _restore(value: Any, file: TensorFile) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, rows),) = value.items()
     if kind == "tensor":
-        return _read(file, rows)
+        return decoded(file, rows)
     if kind == "table":
         return {key: _restore(row, file) for key, row in rows}
     found = [_restore(row, file) for row in rows]

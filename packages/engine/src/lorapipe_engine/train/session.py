@@ -12,7 +12,7 @@ import torch
 
 from lorapipe_engine.bases import resolve_base
 from lorapipe_engine.datasets.described import dataset_notes
-from lorapipe_engine.errors import OutputError
+from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defaults
@@ -56,6 +56,10 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
         if note not in notes:
             say(f"note: {note}")
     from lorapipe_engine.train.loop import train
+    from lorapipe_engine.train.prepare import long_captions
+
+    if warning := long_captions(dataset, family):
+        say(f"note: {warning}")
 
     try:
         with memory_explained(settings):
@@ -68,6 +72,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 
 def check_cheaply(settings: TrainSettings) -> list[str]:
     """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
+    check_caches(settings)
     notes = check_updates(settings)
     notes += check_objective(settings.loss)
     network_plan(settings.network)
@@ -79,6 +84,23 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     refuse_to_overwrite(settings.run)
     check_writable(settings.run)
     return notes
+
+
+def check_caches(settings: TrainSettings) -> None:
+    """Raise ConfigError for a cache that cannot be where it should, or that training would make stale."""
+    data, optimizer = settings.data, settings.optimizer
+    if data.cache_dir is not None and data.cache_dir.exists() and not data.cache_dir.is_dir():
+        raise ConfigError(f"cache_dir: {data.cache_dir} is a file, not a folder")
+    if not (data.cache_text_encoder_outputs or data.cache_text_encoder_outputs_to_disk):
+        return
+    # Without any rate the family decides, which is not known yet.
+    asked = any(optimizer.text_encoder_lr) or (optimizer.learning_rate and not optimizer.text_encoder_lr)
+    if asked and not settings.network.network_train_unet_only:
+        name = "text_encoder_lr" if optimizer.text_encoder_lr else "learning_rate"
+        raise ConfigError(
+            f"{name}: trains the text encoders, whose outputs are cached; give --network_train_unet_only, or leave "
+            "cache_text_encoder_outputs out"
+        )
 
 
 def check_updates(settings: TrainSettings) -> list[str]:

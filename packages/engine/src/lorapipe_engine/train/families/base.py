@@ -147,6 +147,17 @@ class Family(ABC):
         ids = [text.chunk_ids(row, self.chunks, bos, eos, eos if pad is None else pad) for row in rows]
         return torch.tensor(ids, dtype=torch.int64, device=self.device).reshape(-1, self.chunks, 77)
 
+    def rest_text(self) -> None:
+        """Send the text encoders to the CPU, to make room; :meth:`wake_text` brings them back."""
+        for encoder in self.text_encoders:
+            encoder.to("cpu")
+
+    def wake_text(self) -> None:
+        """Have the text encoders on the device."""
+        for encoder in self.text_encoders:
+            if next(encoder.parameters()).device.type != self.device.type:
+                encoder.to(self.device)
+
     @abstractmethod
     def encode_text(
         self,

@@ -25,6 +25,7 @@ class StableDiffusion(Family):
         clip_skip: int | None = None,
         weights: Sequence[Tensor] | None = None,
     ) -> Conditioning:
+        self.wake_text()
         hidden = encode_sd(self.text_encoders[0], ids[0].to(self.device), clip_skip)
         if weights is not None:
             hidden = hidden * weights[0].to(hidden)[..., None]

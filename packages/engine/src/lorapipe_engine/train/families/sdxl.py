@@ -26,6 +26,7 @@ class StableDiffusionXL(Family):
         weights: Sequence[Tensor] | None = None,
     ) -> Conditioning:
         """As the base class says; ``clip_skip`` means nothing for SDXL and is not looked at."""
+        self.wake_text()
         both = [row.to(self.device) for row in ids]
         hidden, pooled = encode_sdxl(self.text_encoders, both, self.tokenizers[1].eos)
         if weights is not None:

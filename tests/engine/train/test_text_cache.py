@@ -1,0 +1,216 @@
+"""Cached text states: the same as encoded ones, found by content, in several forms where captions vary."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+from lorapipe_demo.concept import draw_concept  # noqa: E402
+from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.train.families import open_family  # noqa: E402
+from lorapipe_engine.train.load import load_base  # noqa: E402
+from lorapipe_engine.train.text_cache import TextCache  # noqa: E402
+
+_SPEC = importlib.util.spec_from_file_location("tiny_bases", Path(__file__).with_name("tiny.py"))
+CAPTIONS = ["", "cat", "a red cat, night, " * 20, "dog"]
+
+
+def tiny_bases() -> Any:
+    if "tiny_bases" not in sys.modules:
+        assert _SPEC
+        assert _SPEC.loader
+        module = importlib.util.module_from_spec(_SPEC)
+        sys.modules["tiny_bases"] = module
+        _SPEC.loader.exec_module(module)
+    return sys.modules["tiny_bases"]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bases")
+    tiny = tiny_bases()
+    return {
+        family: tiny.save_checkpoint(tiny.build(family), root / family / "base.safetensors")
+        for family in ("sd1", "sd2", "sdxl")
+    }
+
+
+def opened(path: Path, **more: Any) -> Any:
+    return open_family(load_base(path), **more)
+
+
+def files(folder: Path) -> set[Path]:
+    return set(folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_states_are_those_of_the_encoders(family: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    base = opened(bases[family], chunks=3)
+    for folder in (None, tmp_path, tmp_path):
+        cache = TextCache(base, clip_skip=2, weighted=False, folder=folder)
+        cache.prepare(CAPTIONS)
+        found = cache.take(CAPTIONS[::-1])
+        want = base.encode_text(base.tokenize(CAPTIONS[::-1]), clip_skip=2)
+        torch.testing.assert_close(found.hidden, want.hidden, rtol=1e-5, atol=1e-5)
+        if family == "sdxl":
+            torch.testing.assert_close(found.pooled, want.pooled, rtol=1e-5, atol=1e-5)
+    assert len(files(tmp_path)) == len(CAPTIONS)
+
+
+def test_entries_are_found_by_what_they_were_made_of(bases: dict[str, Path], tmp_path: Path) -> None:
+    base = opened(bases["sd1"], chunks=1)
+
+    def entries(base: Any, **more: Any) -> int:
+        cache = TextCache(base, folder=tmp_path, **{"clip_skip": 2, "weighted": False, **more})
+        cache.prepare(["(cat:1.5)"])
+        return len(files(tmp_path))
+
+    assert entries(base) == 1
+    assert entries(base) == 1
+    assert entries(base, clip_skip=1) == 2
+    assert entries(base, weighted=True) == 3
+    assert entries(opened(bases["sd1"], chunks=2)) == 4
+    assert entries(opened(bases["sd1"], chunks=1, dtype=torch.bfloat16)) == 5
+    with torch.no_grad():
+        next(base.text_encoders[0].parameters()).add_(1e-3)
+    assert entries(base) == 6
+
+
+def test_broken_entries_are_made_again(bases: dict[str, Path], tmp_path: Path) -> None:
+    base = opened(bases["sdxl"], chunks=1)
+    first = TextCache(base, clip_skip=None, weighted=False, folder=tmp_path)
+    first.prepare(CAPTIONS)
+    for index, path in enumerate(sorted(files(tmp_path))):
+        path.write_bytes(b"" if index % 2 else path.read_bytes()[:-100])
+    (tmp_path / "of another version.npz").write_bytes(b"?")
+    again = TextCache(base, clip_skip=None, weighted=False, folder=tmp_path)
+    again.prepare(CAPTIONS)
+    assert torch.equal(first.take(CAPTIONS).hidden, again.take(CAPTIONS).hidden)
+    third = TextCache(base, clip_skip=None, weighted=False, folder=tmp_path)
+    third.prepare(CAPTIONS)
+    assert torch.equal(third.take(CAPTIONS).pooled, first.take(CAPTIONS).pooled)
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(bases: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = TextCache(opened(bases["sd1"]), clip_skip=1, weighted=False, folder=tmp_path / "file" / "text")
+    cache.prepare(CAPTIONS)
+    assert len(cache) == len(CAPTIONS)
+
+
+# ------------------------------------------------------------------------------------------------- runs
+
+
+def train(base: Path, data: Path, out: Path, *more: object) -> int:
+    words = "--resolution 64 --device cpu --network_dim 2 --max_token_length 75 --output_name net --quiet"
+    words += " --save_precision float --unet_lr 1e-2 --seed 5 --max_train_epochs 2"
+    places = ["--base", base, "--train_data_dir", data, "--output_dir", out]
+    with pytest.raises(SystemExit) as stop:
+        lora_train.main([*words.split(), *map(str, places), *map(str, more)])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    draw_concept(root, "mirelune", pictures=4, repeats=2, seed=1)
+    return root
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_training_is_the_same_with_cached_text(
+    family: str, bases: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    found = []
+    for number, more in enumerate(
+        [[], ["--cache_text_encoder_outputs_to_disk", "--cache_dir", tmp_path / "cache"]]
+    ):
+        out = tmp_path / str(number)
+        same = ["--network_train_unet_only", "--validation_split", "0.25", "--train_batch_size", "2"]
+        prompts = tmp_path / "prompts.txt"
+        prompts.write_text("cat --s 1 --w 64 --h 64")
+        same += ["--sample_prompts", prompts, "--sample_every_n_epochs", "1"]
+        assert train(bases[family], pictures, out, *same, *more) == 0
+        found.append(load_file(out / "net.safetensors"))
+    for key, tensor in found[0].items():
+        torch.testing.assert_close(found[1][key], tensor, rtol=1e-3, atol=1e-5)
+    assert len(files(tmp_path / "cache/text")) == 4
+    assert not files(pictures)
+
+
+def test_captions_that_vary_have_several_forms(
+    bases: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    more = [
+        "--network_train_unet_only",
+        "--cache_text_encoder_outputs_to_disk",
+        "--cache_dir",
+        tmp_path / "cache",
+    ]
+    more += ["--shuffle_caption", "--caption_dropout_rate", "0.5", "--text_cache_variants", "3"]
+    assert train(bases["sd1"], pictures, tmp_path / "out", *more, "--trace_steps", *range(16)) == 0
+    seen: dict[str, set[bytes]] = {}
+    for path in (tmp_path / "out/trace").glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            (name,) = json.loads(file.metadata()["0.files"])
+            seen.setdefault(name, set()).add(file.get_tensor("0.input_ids.te1").numpy().tobytes())
+    # Three forms of each, one for all that is dropped; of shuffled tags a few may be alike.
+    shared = Counter(ids for found in seen.values() for ids in found)
+    assert [count for count in shared.values() if count > 1] == [shared.most_common(1)[0][1]]
+    assert all(2 <= len(ids) <= 4 for ids in seen.values())
+    assert 4 + 1 < len(files(tmp_path / "cache/text")) <= 4 * 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            ["--text_encoder_lr", "1e-5"],
+            "text_encoder_lr: trains the text encoders, whose outputs are cached",
+        ),
+        (["--learning_rate", "1e-4"], "learning_rate: trains the text encoders"),
+        ([], "the text encoders are trained"),
+        (["--network_train_unet_only", "--token_warmup_step", "5"], "token_warmup_step"),
+    ],
+)
+def test_what_cannot_be_cached_is_told(
+    more: list[str], told: str, bases: dict[str, Path], pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert train(bases["sd1"], pictures, tmp_path, "--cache_text_encoder_outputs", *more) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_sdxl_leaves_its_encoders_alone_so_they_may_be_cached(
+    bases: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    assert train(bases["sdxl"], pictures, tmp_path, "--cache_text_encoder_outputs") == 0
+
+
+def test_captions_over_the_limit_are_told(
+    bases: dict[str, Path], pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = draw_concept(tmp_path / "data", "mirelune", pictures=3, repeats=1, seed=1)
+    first, second, _ = sorted(folder.glob("*.txt"))
+    first.write_text("red cat, " * 40)
+    second.write_text("red cat, " * 30)
+    words = ["--base", bases["sd1"], "--train_data_dir", tmp_path / "data", "--output_dir", tmp_path / "out"]
+    fixed = "--resolution 64 --device cpu --network_dim 2 --max_train_steps 1 --max_token_length 75"
+    words += fixed.split()
+    with pytest.raises(SystemExit):
+        lora_train.main(list(map(str, words)))
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if "longer than" in row]
+    assert line.startswith("note: 2 captions are longer than 75 tokens and cut there, the longest that of ")
+    assert line.endswith(f"{first.with_suffix('.png')} with 120; --max_token_length 150 takes more")
