@@ -274,3 +274,26 @@ def test_help_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"numpy", "PIL", "torch", "lorapipe_dataset.clean.run"} & set(loaded)
+
+
+def test_a_second_process_makes_no_difference(
+    clean: Clean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--trigger", "t", "--spaces", "--overlap", "--max-tags", "3")
+    results = {}
+    for name, worth_it in (("one", 10_000), ("two", 1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(1500):
+            (folder / f"{number}.txt").write_text(f"a_{number % 7}, red_hat, hat, b{number}, " + "x, " * 3)
+        (folder / "7.txt").write_bytes(b"\xff\xfebroken")
+        monkeypatch.setattr("lorapipe_dataset.clean.helper.WORTH_IT", worth_it)
+        done = clean(folder, *options, "--text")
+        results[name] = (
+            done.code,
+            done.err.replace(str(folder), ""),
+            {path.name: path.read_bytes() for path in folder.glob("*.txt")},
+        )
+    assert results["one"] == results["two"]
+    assert results["one"][0] == 1
+    assert "7.txt: UTF-16, not UTF-8" in results["one"][1]

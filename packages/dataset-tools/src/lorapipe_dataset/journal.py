@@ -1,9 +1,10 @@
 """Changes to a folder's files that can be taken back.
 
-Before a file is changed, what it holds goes into a journal in the folder ``.lorapipe`` beside it; :func:`undo` puts
-everything back. A journal is JSON lines, one change each, named by time, tool and run. It is on the disk before the
-first file of a batch changes, and a file is changed by a rename, so each file is the old or the new one at any time.
-Two tools that work on one folder wait for each other (:func:`locked`).
+Before a file is changed, the change is noted in a journal in the folder ``.lorapipe`` beside it, and the old file stays
+there under its own name, as a link: nothing is copied, and :func:`undo` brings the very file back. Where a file system
+has no such links, what the file held stands in the journal. A journal is JSON lines, one change each, named by time,
+tool and run. It is on the disk before the first file of a batch changes, and a file is changed by a rename, so each
+file is the old or the new one at any time. Two tools that work on one folder wait for each other (``locked``).
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.errors import InputError, LoraError, OutputError
+from lorapipe_engine.locking import locked
 
 HIDDEN = ".lorapipe"
 _ENDING = ".jsonl"
 _KEPT = ".kept"
+_OLD = ".old"  # folder of a run's old files
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -78,9 +81,11 @@ class Folder:
         self._run = run
         self._hidden = path / HIDDEN
         self._descriptor: int | None = None
+        self._links: bool | None = None  # whether the file system has them, once that was tried
         # Texts, for the paths of thousands of files: path objects take longer than the system's calls.
         self._prefix = os.path.join(path, "")  # noqa: PTH118
         self._temporary = os.path.join(self._hidden, f"{secrets.token_hex(6)}.tmp")  # noqa: PTH118
+        self._old = os.path.join(self._hidden, f"{run}{_OLD}", "")  # noqa: PTH118
         self._mode: int | None = None
 
     def write(self, changes: Sequence[Change]) -> dict[str, LoraError]:
@@ -91,7 +96,9 @@ class Folder:
         """
         if not changes:
             return {}
-        self._note({**self._held(c), "after": digest(c.after)} for c in changes)
+        if self._links is None:
+            self._links = self._try_link(next((c.name for c in changes if c.before is not None), None))
+        self._note(map(self._entry, changes))
         failures: dict[str, LoraError] = {}
         for change in changes:
             try:
@@ -142,6 +149,34 @@ class Folder:
         except OSError as error:
             raise OutputError(f"{self.path}: its files cannot be changed ({error.strerror})") from error
 
+    def _entry(self, change: Change) -> dict[str, Any]:
+        """A change as the journal has it, before it is made."""
+        kept = {"name": change.name, "old": True} if self._links and change.before is not None else None
+        return {**(kept or self._held(change)), "after": digest(change.after)}
+
+    def _try_link(self, name: str | None) -> bool | None:
+        """Whether a file can have a second name in the hidden folder; None where there is no file yet."""
+        if name is None:
+            return None
+        trial = f"{self._temporary}.link.tmp"
+        try:
+            self._hidden.mkdir(exist_ok=True)
+            os.link(self._prefix + name, trial, follow_symlinks=False)
+            os.unlink(trial)  # noqa: PTH108
+        except (OSError, NotImplementedError):
+            return False
+        return True
+
+    def _keep(self, change: Change, path: str) -> None:
+        """Keep the old file by a second name; where that cannot be, note what it holds."""
+        try:
+            os.link(path, self._old + change.name, follow_symlinks=False)
+        except FileNotFoundError:
+            os.mkdir(self._old)  # noqa: PTH102
+            self._keep(change, path)
+        except OSError:  # this run changed it before, or it belongs to somebody else
+            self._note([{**self._held(change), "after": digest(change.after)}])
+
     def _held(self, change: Change) -> dict[str, Any]:
         """A file and its bytes as an entry: as text where they are, else in base 64."""
         entry: dict[str, Any] = {"name": change.name}
@@ -172,6 +207,8 @@ class Folder:
             if change.before is None:
                 _move(Path(self._temporary), Path(path))
             else:
+                if self._links:
+                    self._keep(change, path)
                 os.replace(self._temporary, path)  # noqa: PTH105
         except BaseException:
             with suppress(OSError):
@@ -207,9 +244,9 @@ def _look(path: Path | str) -> tuple[bytes | None, int | None]:
         facts = os.fstat(descriptor)
         if stat.S_ISDIR(facts.st_mode):
             raise IsADirectoryError(21, "a folder, not a file", str(path))
-        blocks = []
-        while block := os.read(descriptor, max(facts.st_size + 1, 1 << 12)):
-            blocks.append(block)
+        blocks = [os.read(descriptor, facts.st_size + 1)]
+        while len(blocks[-1]) > (facts.st_size if len(blocks) == 1 else 0):  # it grows, or has no size
+            blocks.append(os.read(descriptor, 1 << 16))
         return blocks[0] if len(blocks) == 1 else b"".join(blocks), stat.S_IMODE(facts.st_mode)
     finally:
         os.close(descriptor)
@@ -257,54 +294,6 @@ def _move(old: Path, new: Path) -> None:
     old.unlink()
 
 
-# -------------------------------------------------------------------------------- locking
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs of these tools from changing files of ``folder``; waits for them.
-
-    Where the file system has no locks, nobody waits. Raises InputError if there is no such folder.
-    """
-    try:
-        descriptor = _open_lock(folder)
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: no such folder") from error
-    except OSError:  # a folder that can be written but not listed
-        yield
-        return
-    try:
-        with suppress(OSError):
-            _lock(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-if sys.platform == "win32":
-    import msvcrt
-    import tempfile
-
-    def _open_lock(folder: Path) -> int:
-        # Folders cannot be opened there.
-        name = hashlib.sha256(os.fsencode(os.path.normcase(folder.resolve()))).hexdigest()[:24]
-        return os.open(Path(tempfile.gettempdir(), f"lorapipe-{name}.lock"), os.O_RDWR | os.O_CREAT)
-
-    def _lock(descriptor: int) -> None:
-        while True:  # it gives up after ten tries of a second
-            with suppress(PermissionError, BlockingIOError):
-                return msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
-
-else:
-    import fcntl
-
-    def _open_lock(folder: Path) -> int:
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def _lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
-
 # -------------------------------------------------------------------------------- taking back
 
 
@@ -350,7 +339,12 @@ def _undo_folder(journal: Path, folder: Path, result: Undone, dry_run: bool) -> 
     for entry in reversed(_entries(journal)):
         try:
             name = _checked(entry["name"])
-            if _put_back(folder, name, entry, dry_run):
+            old = journal.with_suffix(_OLD) / name if "old" in entry else None
+            if (
+                _bring_back(old, folder / name, entry, dry_run)
+                if old
+                else _put_back(folder, name, entry, dry_run)
+            ):
                 result.restored.append(folder / name)
         except LoraError as error:
             failures.append(f"{error}; see {journal}")
@@ -366,6 +360,8 @@ def _undo_folder(journal: Path, folder: Path, result: Undone, dry_run: bool) -> 
         return
     journal.unlink()
     _clear(journal.parent)
+    with suppress(OSError):
+        journal.with_suffix(_OLD).rmdir()
     with suppress(OSError):  # other runs have journals there
         journal.parent.rmdir()
 
@@ -383,6 +379,22 @@ def _checked(name: Any) -> str:
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise InputError(f"{name!r}: not a file of this folder")
     return name
+
+
+def _bring_back(old: Path, path: Path, entry: Mapping[str, Any], dry_run: bool) -> bool:
+    """Give an old file its place again; False where it had never left it. Raises OutputError or OSError."""
+    if not os.path.lexists(old):
+        return False
+    now = read_bytes(path)
+    if now == read_bytes(old) or (os.path.lexists(path) and os.path.samestat(old.lstat(), path.lstat())):
+        if not dry_run:
+            old.unlink()
+        return False
+    if now is None or digest(now) != entry["after"]:
+        raise OutputError(f"{path}: changed since, left alone")
+    if not dry_run:
+        old.replace(path)
+    return True
 
 
 def _put_back(folder: Path, name: str, entry: Mapping[str, Any], dry_run: bool) -> bool:

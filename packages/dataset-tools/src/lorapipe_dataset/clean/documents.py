@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Document, Job
 from lorapipe_dataset.clean.options import Options
+from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.clean.textfile import decode
-from lorapipe_dataset.clean.work import Outcome
 from lorapipe_dataset.journal import Change, Journal, read_bytes
 from lorapipe_dataset.sidecars.documents import change_kohya, change_metadata, picture_path
 from lorapipe_engine.errors import InputError, LoraError

@@ -13,11 +13,12 @@ from lorapipe_dataset.clean.cleaner import Cleaner, counted
 from lorapipe_dataset.clean.documents import clean_document, document_captions
 from lorapipe_dataset.clean.inputs import Document, Job, gather
 from lorapipe_dataset.clean.options import Options
+from lorapipe_dataset.clean.plan import Outcome, find_facts, read_source
 from lorapipe_dataset.clean.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.tags import split_caption
 from lorapipe_dataset.clean.tell import TOOL, Count, Teller, printable, tell_cut, tell_frequency
 from lorapipe_dataset.clean.textfile import decode
-from lorapipe_dataset.clean.work import Outcome, Worker, by_folder, find_facts, read_source
+from lorapipe_dataset.clean.work import Worker, by_folder
 from lorapipe_dataset.clean.writers import write_rows
 from lorapipe_dataset.journal import Journal, read_bytes, undo
 from lorapipe_engine.atomic import check_output
@@ -50,7 +51,7 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     tags: Counter[str] = Counter()
     rows: list[tuple[Path, str]] = []
     with progress(total, "cleaning", "caption") as bar:
-        for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH):
+        for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH, total):
             teller.tell(outcomes)
             for outcome in outcomes if options.frequency else ():
                 tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
@@ -67,11 +68,14 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
 
 
 def clean_all(
-    work: Iterable[Job | Document], options: Options, cleaner: Cleaner, most: int
+    work: Iterable[Job | Document], options: Options, cleaner: Cleaner, most: int, total: int
 ) -> Iterator[list[Outcome]]:
-    """What came of everything, in order, in batches of at most ``most`` captions of one folder."""
+    """What came of everything, in order, in batches of at most ``most`` captions of one folder.
+
+    ``total``: about how many there are, 0 where that is not known.
+    """
     journal = Journal(TOOL)
-    with Worker(options, cleaner, journal) as worker:
+    with Worker(options, cleaner, journal, total) as worker:
         for batch in by_folder(work, most):
             if isinstance(batch, Document):
                 yield clean_document(batch, options, cleaner, journal)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.clean.work import Outcome
+from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.output import printable as escaped
 from lorapipe_engine.command import say
 from lorapipe_engine.progress import QUIET
@@ -132,7 +132,8 @@ def difference(outcome: Outcome) -> str:
 def tell_cut(cut: Counter[str]) -> None:
     """What the limits took away."""
     if cut:
-        most = ", ".join(printable(tag) for tag, _ in cut.most_common(5))
+        often = sorted(cut, key=lambda tag: (-cut[tag], tag))[:5]
+        most = ", ".join(map(printable, often))
         say(f"{TOOL}: {cut.total():,} tags cut by the limits (most often: {most})")
 
 

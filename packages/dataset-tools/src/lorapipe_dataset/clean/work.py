@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 from lorapipe_dataset.clean.cleaner import Cleaner
-from lorapipe_dataset.clean.inputs import Document, Job, counterpart
-from lorapipe_dataset.clean.options import Existing, Options
-from lorapipe_dataset.clean.posts import post_caption
-from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.textfile import decode, encode, says_the_same
-from lorapipe_dataset.journal import Change, ChangedMeanwhile, Folder, Journal, read_bytes
-from lorapipe_engine.errors import InputError, LoraError, OutputError
+from lorapipe_dataset.clean.helper import PART, Helper, can_help
+from lorapipe_dataset.clean.inputs import Document, Job
+from lorapipe_dataset.clean.options import Options
+from lorapipe_dataset.clean.plan import Outcome, Plan, Planner
+from lorapipe_dataset.journal import ChangedMeanwhile, Folder, Journal
+from lorapipe_engine.errors import LoraError, OutputError
 
 _ATTEMPTS = 5
-_PART = 256
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of a caption. ``before`` and ``after`` are texts (None: there is none); ``written``: whether its file
-    changed or would; ``differs``: its file says something else than its record, and was left.
-    """
-
-    job: Job
-    before: str | None = None
-    after: str | None = None
-    written: bool = False
-    differs: bool = False
-    error: str | None = None
 
 
 def _make_folder(path: Path) -> None:
@@ -41,32 +24,31 @@ def _make_folder(path: Path) -> None:
         raise OutputError(f"{path}: cannot be made ({error.strerror})") from error
 
 
-@dataclass(slots=True)
-class _Plan:
-    outcome: Outcome
-    change: Change | None = None
-
-
 class Worker:
-    """Cleans batches of captions."""
+    """Cleans batches of captions. ``total``: about how many there are, if that is known."""
 
-    def __init__(self, options: Options, cleaner: Cleaner, journal: Journal) -> None:
+    def __init__(self, options: Options, cleaner: Cleaner, journal: Journal, total: int = 0) -> None:
         self._options = options
-        self._cleaner = cleaner
         self._journal = journal
-        self._writer = ThreadPoolExecutor(1, "write")
+        self._planner = Planner(options, cleaner)
         self._writes = not (options.dry_run or options.no_txt) and options.writes_texts
+        self._cleaner = cleaner
+        self._stack = ExitStack()
+        self._helper: Helper | None = None
+        self._total = total
 
     def __enter__(self) -> Worker:
+        if can_help(self._options, self._total):
+            self._helper = self._stack.enter_context(Helper(self._options, self._cleaner))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.shutdown()
+        self._stack.close()
 
     def clean(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Clean captions that lie in one folder. What fails is in the outcomes."""
         if not self._writes:
-            return [self._plan(job).outcome for job in jobs]
+            return [plan.outcome for plans in self._plans(jobs) for plan in plans]
         try:
             if self._options.output is not None:
                 _make_folder(jobs[0].file.parent)
@@ -76,127 +58,32 @@ class Worker:
             return [Outcome(job, error=str(error)) for job in jobs]
 
     def _clean_locked(self, jobs: Sequence[Job], desk: Folder) -> list[Outcome]:
-        """Clean a batch. While one part of it is written, which is waiting for the most part, the next is cleaned."""
-        parts = [jobs[start : start + _PART] for start in range(0, len(jobs), _PART)]
-        written: list[tuple[list[_Plan], Future[dict[str, LoraError]] | None]] = []
-        for part in parts:
-            plans = [self._plan(job) for job in part]
+        outcomes: list[Outcome] = []
+        for plans in self._plans(jobs):
             changes = [plan.change for plan in plans if plan.change]
-            written.append((plans, self._writer.submit(desk.write, changes) if changes else None))
-        for plans, future in written:
-            self._settle(plans, future.result() if future else {}, desk)
-        return [plan.outcome for plans, _ in written for plan in plans]
+            self._settle(plans, desk.write(changes), desk)
+            outcomes += [plan.outcome for plan in plans]
+        return outcomes
 
-    def _settle(self, plans: list[_Plan], failures: dict[str, LoraError], desk: Folder) -> None:
+    def _plans(self, jobs: Sequence[Job]) -> Iterator[list[Plan]]:
+        """Plans, a part at a time; with a helper the next part is planned while one is written."""
+        plain = not any(job.record or job.given is not None or job.error for job in jobs)
+        if self._helper is not None and plain:
+            return self._helper.plan(jobs, self._planner)
+        parts = (jobs[start : start + PART] for start in range(0, len(jobs), PART))
+        return ([self._planner.plan(job) for job in part] for part in parts)
+
+    def _settle(self, plans: list[Plan], failures: dict[str, LoraError], desk: Folder) -> None:
         """Try files again that somebody wrote in between; the other errors are outcomes."""
         for at, plan in enumerate(plans if failures else ()):
             error = failures.get(plan.change.name) if plan.change else None
             for _ in range(_ATTEMPTS):
                 if not isinstance(error, ChangedMeanwhile):
                     break
-                plan = plans[at] = self._plan(plan.outcome.job)
+                plan = plans[at] = self._planner.plan(plan.outcome.job)
                 error = desk.write([plan.change]).get(plan.change.name) if plan.change else None
             if error is not None:
                 plan.outcome.error, plan.outcome.written = str(error), False
-
-    def _plan(self, job: Job) -> _Plan:
-        outcome = Outcome(job, error=job.error)
-        if job.error is not None:
-            return _Plan(outcome)
-        try:
-            return _Plan(outcome, self._decide(job, outcome))
-        except LoraError as error:
-            outcome.error = str(error)
-        except OSError as error:
-            outcome.error = f"{job.file}: cannot be read ({error.strerror})"
-        return _Plan(outcome)
-
-    def _decide(self, job: Job, outcome: Outcome) -> Change | None:
-        """Clean a caption, and what its file is to become. Raises LoraError or OSError."""
-        if job.given is not None and self._options.no_txt:
-            self._decide_record(job, job.given, outcome)
-            return None
-        data = read_bytes(job.file)
-        held = None if data is None else decode(data, job.file)
-        brought, facts = read_source(job, held, self._options)
-        text = brought if brought is not None else held
-        if text is None and not self._options.create:
-            return None
-        outcome.before = held if job.given is None and job.origin is None else text
-        facts = find_facts(job, self._options, self._cleaner, facts)
-        outcome.after = self._clean(job, text or "", facts)
-        foreign = job.given is not None or job.origin is not None
-        if foreign and held is not None and held.strip() and not _agrees(held, text, outcome.after):
-            if self._options.existing == "skip":
-                outcome.differs = True
-                return None
-            joined = join_existing(
-                self._cleaner, self._cleaner.clean(held, facts), outcome.after, self._options.existing
-            )
-            outcome.before, outcome.after = held, self._cleaner.clean(joined, facts)
-        if held is None and not outcome.after:
-            return None
-        new = encode(outcome.after, data)
-        if new == data:
-            return None
-        outcome.written = not self._options.no_txt
-        return Change(job.file.name, data, new)
-
-    def _decide_record(self, job: Job, text: str, outcome: Outcome) -> None:
-        """Clean the caption of a record whose files are not touched."""
-        outcome.before = text
-        outcome.after = self._clean(job, text, find_facts(job, self._options, self._cleaner, job.facts))
-
-    def _clean(self, job: Job, text: str, facts: Facts) -> str:
-        try:
-            return self._cleaner.clean(text, facts)
-        except LoraError as error:
-            raise InputError(f"{job.file}: {error}") from error
-
-
-def _agrees(held: str, *texts: str | None) -> bool:
-    return any(text is not None and says_the_same(held, text) for text in texts)
-
-
-def read_source(job: Job, held: str | None, options: Options) -> tuple[str | None, Facts]:
-    """The caption that a job brings, from its record, another file, or its own file in another format; None where the
-    file holds it as it is. Raises LoraError or OSError.
-    """
-    if job.given is not None:
-        return job.given, job.facts
-    text = held
-    if job.origin is not None:
-        data = read_bytes(job.origin)
-        text = None if data is None else decode(data, job.origin)
-    if job.reader is not None and text is not None:
-        return post_caption(job.reader(text), options)
-    return (text if job.origin is not None else None), job.facts
-
-
-def find_facts(job: Job, options: Options, cleaner: Cleaner, facts: Facts) -> Facts:
-    """What is known of a caption, with the tags of its counterpart where captions are put together."""
-    if options.other is None:
-        return facts
-    path = counterpart(job, options.other, options.extensions)
-    if path is None:
-        return facts
-    tags = cleaner.tags_of(decode(path.read_bytes(), path))
-    return Facts(facts.categories, facts.scores, tags)
-
-
-def join_existing(cleaner: Cleaner, old: str, new: str, mode: Existing) -> str:
-    """Two captions as one: ``append`` and ``prepend`` add what is new, ``merge`` puts new tags behind the old ones."""
-    if mode == "replace":
-        return new
-    if cleaner.rules.style == "text":
-        return f"{new} {old}" if mode == "prepend" else f"{old} {new}"
-    key = cleaner.bench.key
-    here = set(map(key, cleaner.tags_of(old)))
-    more = [tag for tag in cleaner.tags_of(new) if key(tag) not in here]
-    parts = (
-        [cleaner.rules.join.join(more), old] if mode == "prepend" else [old, cleaner.rules.join.join(more)]
-    )
-    return cleaner.rules.join.join(part for part in parts if part)
 
 
 def by_folder(work: Iterable[Job | Document], most: int) -> Iterator[list[Job] | Document]:

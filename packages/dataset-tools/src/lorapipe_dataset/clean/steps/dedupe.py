@@ -17,11 +17,8 @@ def build(bench: Bench) -> Step | None:
         if len(set(keys)) == len(keys):
             return tags
         seen: set[str] = set()
-        found: list[str] = []
-        for tag, key in zip(tags, keys, strict=True):
-            if key not in seen or tag == MARK:
-                seen.add(key)
-                found.append(tag)
-        return found
+        add = seen.add
+        pairs = zip(tags, keys, strict=True)
+        return [tag for tag, key in pairs if (key not in seen and not add(key)) or tag == MARK]
 
     return step

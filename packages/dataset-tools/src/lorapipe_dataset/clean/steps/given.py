@@ -13,16 +13,20 @@ def build(bench: Bench) -> Step | None:
         return None
     spelt = {key(tag): tag for tag in (*bench.add, *trigger)}
     keys = set(map(key, trigger))
+    others = spelt.keys() if rules.trigger_place == "keep" else spelt.keys() - keys
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
-        here = set(bench.keys(tags))
-        if not here.isdisjoint(spelt):
-            tags = [spelt.get(key(tag), tag) for tag in tags]
-        tags = [*tags, *(tag for tag in bench.add if key(tag) not in here)]
+        names = bench.keys(tags)
+        here = set(names)
+        if rules.trigger_place != "keep" and not keys.isdisjoint(here):
+            tags = [tag for tag, name in zip(tags, names, strict=True) if name not in keys]
+            names = bench.keys(tags)
+        if not others.isdisjoint(here):
+            tags = [spelt.get(name, tag) for tag, name in zip(tags, names, strict=True)]
+        if bench.add:
+            tags = [*tags, *(tag for tag in bench.add if key(tag) not in here)]
         if rules.trigger_place == "keep":
             return [*(tag for tag in trigger if key(tag) not in here), *tags]
-        if not keys.isdisjoint(here):
-            tags = [tag for tag in tags if key(tag) not in keys]
         return [*trigger, *tags] if rules.trigger_place == "first" else [*tags, *trigger]
 
     return step

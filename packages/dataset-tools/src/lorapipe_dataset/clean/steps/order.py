@@ -27,12 +27,15 @@ def build(bench: Bench) -> Step | None:
     own = frozenset(bench.trigger) if rules.trigger_place != "keep" else frozenset()
 
     def step(tags: list[str], facts: Facts) -> list[str]:
-        middle = [tag for tag in tags if tag not in own] if own else tags
+        if own and not own.isdisjoint(tags):
+            middle = [tag for tag in tags if tag not in own]
+            trigger = [tag for tag in tags if tag in own]
+        else:
+            middle, trigger = tags, []
         if sort:
             middle = sort(middle, facts)
         if ends:
             middle = ends(middle, facts)
-        trigger = [tag for tag in tags if tag in own] if own else []
         return [*middle, *trigger] if rules.trigger_place == "last" else [*trigger, *middle]
 
     return step

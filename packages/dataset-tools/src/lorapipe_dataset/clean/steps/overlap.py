@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from lorapipe_dataset.clean.rules import Facts
 from lorapipe_dataset.clean.steps.step import Bench, Memo, Step
@@ -16,7 +17,7 @@ def build(bench: Bench) -> Step | None:
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
         keys = bench.keys(tags)
-        return bench.without(set().union(*map(tails.__getitem__, keys)), tags, keys)
+        return bench.without(set(chain.from_iterable(map(tails.__getitem__, keys))), tags, keys)
 
     return step
 

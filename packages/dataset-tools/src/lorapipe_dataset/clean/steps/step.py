@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Generic, TypeVar
 
 from lorapipe_dataset.clean.rules import Facts, Rules
@@ -37,11 +38,7 @@ class Each:
         self._known = Memo(lambda tag: (tag,) if tag == MARK else tuple(change(tag)))
 
     def __call__(self, tags: list[str], _facts: Facts) -> list[str]:
-        known = self._known
-        found: list[str] = []
-        for tag in tags:
-            found += known[tag]
-        return found
+        return list(chain.from_iterable(map(self._known.__getitem__, tags)))
 
 
 def fuse(first: Each, second: Each) -> Each:
@@ -66,14 +63,17 @@ class Bench:
         self.own_tags = frozenset((*self.trigger, *self.add))
         self.own = frozenset(map(self.key, self.own_tags))
         self._kept = matcher(rules.keep)
+        self._last: tuple[list[str], list[str]] = ([], [])
 
     def _split(self, text: str) -> list[str]:
         """Tags as they will be read again: what has a sign between tags in it is several."""
         return [tag for tag in split_caption(text, self.rules.separators) if tag != MARK]
 
     def keys(self, tags: list[str]) -> list[str]:
-        """What the tags are compared by."""
-        return list(map(self.key, tags))
+        """What the tags are compared by. Steps leave their lists as they are, so the last one's are remembered."""
+        if self._last[0] is not tags:
+            self._last = (tags, list(map(self.key, tags)))
+        return self._last[1]
 
     def stays(self, key: str) -> bool:
         """Whether no step may take a tag out: ``--keep`` has it, it is trigger or added, or the mark."""
