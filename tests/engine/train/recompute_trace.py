@@ -200,6 +200,8 @@ def compare(base: Base, trace: Mapping[str, Tensor], clip_skip: int = 1) -> Comp
     traced = {name.removeprefix("grad."): value for name, value in trace.items() if name.startswith("grad.")}
     if not traced:
         raise ValueError("the trace holds no gradients")
+    if not all(bool(value.isfinite().all()) for value in (*traced.values(), *gradients.values())):
+        raise ValueError("a gradient is not finite")
     largest = max(float(value.abs().max()) for value in traced.values())
     errors = {}
     for name, value in traced.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = draw_concept(root, TRIGGER, pictures=6, repeats=2, seed=3)
     for index, path in enumerate(sorted(folder.glob("*.png"))):
         with Image.open(path) as picture:
-            picture.resize([(64, 64), (96, 64), (64, 96)][index % 3]).save(path)
+            sized = picture.resize([(64, 64), (96, 64), (64, 96)][index % 3])
+        if index % 2:  # half of it counts where transparency is a mask
+            sized.putalpha(Image.linear_gradient("L").resize(sized.size))
+        sized.save(path)
     return root
 
 
@@ -61,37 +65,70 @@ def run(data: Path, out: Path, *more: str) -> int:
     return int(end.value.code or 0)
 
 
-OPTIMIZERS = {
+# How often each run is killed: a few times, or as often as this variable says (20 for the full count).
+KILLS = int(os.environ.get("LORAPIPE_KILLS", "3"))
+KILLED = {
     "AdamW": ["--optimizer_type", "AdamW", "--learning_rate", "1e-2"],
     "Prodigy": ["--optimizer_type", "Prodigy", "--learning_rate", "1"],
+    # Regularisation, masks, crops and colours drawn anew, validation between the steps, a rate for each block and role.
+    "everything": [
+        *("--optimizer_type", "AdamW", "--unet_lr", "1e-2", "--text_encoder_lr", "5e-3"),
+        *("--reg_data_dir", "REG", "--masked_loss", "--alpha_mask", "--random_crop", "--color_aug"),
+        *("--validation_split", "0.2", "--validate_every_n_steps", "4", "--scale_weight_norms", "1"),
+        *("--caption_dropout_rate", "0.1", "--keep_tokens", "1", "--train_batch_size", "2"),
+        *("--network_args", "loraplus_lr_ratio=4"),
+        *("down_lr_weight=cosine+.25", "mid_lr_weight=0.5"),
+    ],
 }
+
+
+@pytest.fixture(scope="module")
+def regularisation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("reg")
+    draw_concept(root, TRIGGER, pictures=3, repeats=1, seed=8)
+    return root
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_killed_ten_times(optimizer: str, data: Path, tmp_path: Path) -> None:
-    if optimizer == "Prodigy":
+@pytest.mark.parametrize("case", KILLED)
+def test_killed_again_and_again(case: str, data: Path, regularisation: Path, tmp_path: Path) -> None:
+    if case == "Prodigy":
         pytest.importorskip("pytorch_optimizer")
-    more = ["--max_train_epochs", "4", *OPTIMIZERS[optimizer]]
+    epochs = 2 + KILLS * 2 // 5 * (2 if case == "everything" else 1)
+    more = ["--max_train_epochs", str(epochs), *KILLED[case]]
+    more = [str(regularisation) if word == "REG" else word for word in more]
     assert run(data, tmp_path / "calm", *more) == 0
+    seed = random.SystemRandom().randrange(10**6)
     done = subprocess.run(
-        [sys.executable, HERE / "killing.py", "1", "10", *words(data, tmp_path / "killed", *more)],
+        [
+            sys.executable,
+            HERE / "killing.py",
+            str(seed),
+            str(KILLS),
+            *words(data, tmp_path / "killed", *more),
+        ],
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=60 + 40 * KILLS,
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
+    print(f"{case}, seed {seed}: {done.stdout}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "after 10 kills" in done.stdout, done.stdout
+    assert f"after {KILLS} kills" in done.stdout, done.stdout
     calm, killed = (load_file(tmp_path / name / "net.safetensors") for name in ("calm", "killed"))
     assert calm.keys() == killed.keys()
     for key in calm:
         assert torch.equal(calm[key], killed[key]), key
-    rows = [json.loads(line) for line in (tmp_path / "killed" / "net.metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "calm")
     assert not (tmp_path / "killed" / "net.state").exists()
+
+
+def rows_of(out: Path) -> list[dict[str, object]]:
+    """What was recorded of every step, but for the clock."""
+    rows = [json.loads(line) for line in (out / "net.metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def traced(base: Path, folder: Path, *more: str) -> list[Path]:
     """The traces of the first and the last of three steps with dropouts off and everything else on."""
     draw_concept(folder / "data", "mirelune", pictures=4, repeats=2, seed=1)
     words = "--resolution 64 --train_batch_size 2 --gradient_accumulation_steps 2 --max_train_steps 3 --network_dim 4 "
-    words += "--network_alpha 2 --network_args conv_dim=2 --learning_rate 1e-3 --lr_scheduler constant --device cpu "
+    words += "--network_alpha 3 --network_args conv_dim=2 --learning_rate 1e-3 --lr_scheduler constant --device cpu "
     words += "--max_token_length 75 --noise_offset 0.1 --min_snr_gamma 5 --trace_steps 0,2 --quiet"
     places = ["--base", base, "--train_data_dir", folder / "data", "--output_dir", folder / "out"]
     with pytest.raises(SystemExit) as stop:
