@@ -2,11 +2,12 @@
 
     python tools/demo_world/variants.py OUT                            # everything that this machine can do
     python tools/demo_world/variants.py OUT --only AdamW Lion --jobs 1
-    python tools/demo_world/variants.py OUT --v_base OUT/v/demo-v.safetensors --seeds 3 --minutes 9
+    python tools/demo_world/variants.py OUT --make_v 200 --seeds 3 --minutes 9.5       # on a GPU, within ten minutes
 
 Every variant is the demo's own recipe but for the options that the table names, trained with `lora-train` and looked at
 by the demo's judge. OUT/variants.json and OUT/variants.md hold what came of it; a run that failed is in them with its
-last line. A v-prediction base comes from `make_v.py`.
+last line. OUT/variants.png shows the loss of batch 4 and of batch 1 with 4 accumulated. A v-prediction base comes from
+`make_v.py`: one that is there (--v_base), or one made beside the other runs (--make_v).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ CACHED: dict[str, str | None] = {**UNET_ONLY, "cache_text_encoder_outputs": None
 # the others find theirs and are given none.
 VARIANTS = (
     Variant("AdamW", {"optimizer_type": "AdamW"}),
+    Variant("AdamW, other draws", {"optimizer_type": "AdamW", "seed": "1042"}),
     Variant("AdamW8bit", {"optimizer_type": "AdamW8bit"}, ("cuda", "bitsandbytes")),
     Variant("Lion", _rate("Lion", "2.5e-4", "2e-4"), ("pytorch_optimizer",)),
     Variant("AdaFactor", _rate("AdaFactor"), ("transformers",)),
@@ -76,16 +78,19 @@ def main() -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    from lorapipe_demo.__main__ import draw_dataset
+    if options.dataset is None:
+        from lorapipe_demo.__main__ import draw_dataset
 
-    draw_dataset(out / "dataset")
+        options.dataset = draw_dataset(out / "dataset")
+    making = start_v(options) if options.make_v else None
     chosen = [variant for variant in VARIANTS if not options.only or variant.name in options.only]
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
     jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
-    rows = run_all(jobs, options, began + options.minutes * 60)
+    rows = run_all(jobs, options, began + options.minutes * 60, making)
     result = {"machine": machine(options.device), "seconds": round(time.monotonic() - began), "rows": rows}
     (out / "variants.json").write_text(json.dumps({**result, "skipped": skipped}, indent=1) + "\n")
     table = markdown(rows, skipped)
+    draw_curves(rows, out / "variants.png")
     (out / "variants.md").write_text(table)
     print(f"{result['machine']}, {result['seconds']} s\n\n{table}")
 
@@ -103,6 +108,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--device", default=None, help="cuda or cpu")
     parser.add_argument("--epochs", type=int, default=None, help="instead of the recipe's")
     parser.add_argument("--v_base", type=Path, default=None, help="a demo base that predicts v (make_v.py)")
+    parser.add_argument(
+        "--make_v", type=int, default=0, metavar="SECONDS", help="make one, training for so long"
+    )
+    parser.add_argument("--dataset", type=Path, default=None, help="instead of the demo's own")
     parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is stopped")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -121,10 +130,23 @@ def lacking(variant: Variant, options: argparse.Namespace) -> str | None:
                 return "needs a CUDA card"
         elif need == "v_base":
             if options.v_base is None:
-                return "needs --v_base"
+                return "needs --v_base or --make_v"
         elif find_spec(need) is None:
             return f"needs the package {need}"
     return None
+
+
+def start_v(options: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """Begin to make a v-prediction base; ``options.v_base`` is where it is going to be."""
+    folder: Path = options.out / "v"
+    folder.mkdir(parents=True, exist_ok=True)
+    options.v_base = folder / "demo-v.safetensors"
+    options.v_base.unlink(missing_ok=True)
+    script = Path(__file__).with_name("make_v.py")
+    small = ["--pictures", "500", "--batch", "16"] if options.device == "cpu" else []
+    with (folder / "log.txt").open("w") as log:
+        words = [sys.executable, str(script), str(folder), "--seconds", str(options.make_v), *small]
+        return subprocess.Popen(words, stdout=log, stderr=log)
 
 
 def machine(device: str | None) -> str:
@@ -138,15 +160,25 @@ def machine(device: str | None) -> str:
 # -------------------------------------------------------------------------------- all of them
 
 
-def run_all(jobs: Sequence[tuple[str, int]], options: argparse.Namespace, end: float) -> list[dict[str, Any]]:
-    """Run the jobs, some at a time, each in a process of its own; their results in the jobs' order."""
+def run_all(
+    jobs: Sequence[tuple[str, int]],
+    options: argparse.Namespace,
+    end: float,
+    making: subprocess.Popen[bytes] | None = None,
+) -> list[dict[str, Any]]:
+    """Run the jobs, some at a time, each in a process of its own; their results in the jobs' order. Those that need the
+    v-prediction base wait until it is made.
+    """
     waiting, running, found = list(jobs), {}, {}
+    of_v = {variant.name for variant in VARIANTS if "v_base" in variant.needs}
     threads = max(1, (os.cpu_count() or 2) // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     while waiting or running:
         late = time.monotonic() > end
-        while waiting and len(running) < options.jobs and not late:
-            job = waiting.pop(0)
+        ready = [job for job in waiting if job[0] not in of_v or making is None or making.poll() is not None]
+        while ready and len(running) < options.jobs and not late:
+            job = ready.pop(0)
+            waiting.remove(job)
             words = [sys.executable, __file__, *forwarded(options), "--one", job[0], str(job[1])]
             log = log_of(options.out, job).open("w")
             running[job] = (subprocess.Popen(words, stdout=log, stderr=log, env=environment), log)
@@ -162,6 +194,8 @@ def run_all(jobs: Sequence[tuple[str, int]], options: argparse.Namespace, end: f
             print(f"{job[0]}, seed {job[1]}: {told(found[job])}", flush=True)
         if late:
             found |= {job: {"name": job[0], "seed": job[1], "error": "out of time"} for job in waiting}
+            if making is not None:
+                making.kill()
             break
         time.sleep(0.2)
     return [found[job] for job in jobs]
@@ -169,7 +203,7 @@ def run_all(jobs: Sequence[tuple[str, int]], options: argparse.Namespace, end: f
 
 def forwarded(options: argparse.Namespace) -> list[str]:
     words = [str(options.out)]
-    for name in ("device", "epochs", "v_base"):
+    for name in ("device", "epochs", "v_base", "dataset"):
         if getattr(options, name) is not None:
             words += [f"--{name}", str(getattr(options, name))]
     return words
@@ -228,17 +262,51 @@ def markdown(rows: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> s
     return "\n".join([*lines, "", *overlap(rows)]) + "\n"
 
 
+SMOOTH = 20  # steps that a smoothed loss is the mean of
+CURVES = ("AdamW", "batch 1, 4 accumulated", "AdamW, other draws")
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """The mean of each step's loss and those before it, ``SMOOTH`` at most."""
+    return [mean(losses[max(0, step - SMOOTH) : step]) for step in range(1, len(losses) + 1)]
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The smoothed losses of the runs that are to overlap, of the first seed."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["name"] in CURVES and "error" not in row:
+            found.setdefault(row["name"], smoothed(row["losses"]))
+    return found
+
+
 def overlap(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far the loss curves of batch 4 and of batch 1 with 4 accumulated lie apart, epoch by epoch."""
-    found = {row["name"]: row["epochs"] for row in rows if "error" not in row}
-    if "AdamW" not in found or "batch 1, 4 accumulated" not in found:
-        return []
-    pairs = list(zip(found["AdamW"], found["batch 1, 4 accumulated"], strict=True))
-    gap = max(abs(a - b) / a for a, b in pairs)
-    return [
-        f"Mean loss by epoch, batch 4 / batch 1 x 4: {', '.join(f'{a:.4f} / {b:.4f}' for a, b in pairs)};"
-        f" at most {gap:.1%} apart."
-    ]
+    """How far the loss curves of batch 4 and of batch 1 with 4 accumulated lie apart, and, to compare, those of two
+    runs that differ in their random draws alone.
+    """
+    found = curves(rows)
+    lines = []
+    for other in CURVES[1:]:
+        if CURVES[0] not in found or other not in found:
+            continue
+        pairs = list(zip(found[CURVES[0]], found[other], strict=False))[SMOOTH - 1 :]
+        gaps = [abs(one - two) / one for one, two in pairs]
+        if gaps:
+            lines.append(
+                f"Losses of `{CURVES[0]}` and `{other}`, means of {SMOOTH} steps: {mean(gaps):.1%} apart on average, "
+                f"at most {max(gaps):.1%}."
+            )
+    return lines
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw them, where there are two at least."""
+    from lorapipe_engine.train.charts import Line, write_chart
+
+    found = curves(rows)
+    if len(found) > 1:
+        lines = [Line(name, values) for name, values in found.items()]
+        write_chart(path, lines, f"loss, means of {SMOOTH} steps", force=True)
 
 
 # -------------------------------------------------------------------------------- one of them
@@ -262,6 +330,7 @@ def one(options: argparse.Namespace) -> None:
         "steps": len(losses),
         "seconds": round(seconds, 1),
         "loss": mean(losses),
+        "losses": losses,
         "epochs": [mean(losses[start : start + size]) for start in range(0, len(losses), size)],
         "rates": {key: value for key, value in steps[-1].items() if key.startswith("lr/")},
         "figures": look(networks[-1], base, options.device),
@@ -275,12 +344,12 @@ def train(
     """The networks of a run of `lora-train`, first epoch first."""
     from lorapipe_demo import recipe
 
-    chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, **variant.options, "seed": str(seed)}
+    chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, "seed": str(seed), **variant.options}
     words = [
         "--base",
         str(base),
         "--train_data_dir",
-        str(options.out / "dataset"),
+        str(options.dataset),
         "--output_dir",
         str(folder),
     ]
