@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +83,7 @@ def demo(words: list[str]) -> int:
 
 def test(words: list[str]) -> int:
     """Run every check, all of them even if one fails."""
+    find_browser()
     checks = {
         "format": ["-m", "ruff", "format", "--check", "."],
         "lint": ["-m", "ruff", "check", "."],
@@ -102,6 +105,43 @@ def test(words: list[str]) -> int:
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def find_browser() -> None:
+    """See that the tests of HTML pages have a Chromium; what they are skipped for is said, and fails nothing."""
+    find = runpy.run_path(str(ROOT / "tests/dataset/check/browser.py"))["find_browser"]
+    problem = None if find() else install_browser()
+    if problem is None and not find():
+        problem = "there is none after installing it"
+    if problem is not None:
+        print(f"no Chromium, so the tests of HTML pages in a browser are skipped: {problem}", flush=True)
+
+
+def install_browser() -> str | None:
+    """Install Chromium where that can be done without asking; None, or what stands in the way."""
+    apt = shutil.which("apt-get")
+    if apt is None or os.name == "nt" or os.geteuid() != 0:
+        return "install one (chromium, Chrome or Edge), or name it in CHROMIUM"
+    print("installing Chromium with apt-get, for the tests of HTML pages", flush=True)
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
+        command = [apt, "-o", "DPkg::Lock::Timeout=120", *words]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                env=quiet,
+                timeout=600,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if done.returncode:
+            last = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+            return f"apt-get {words[0]} failed ({last})"
+    return None
 
 
 def run(command: list[str | Path]) -> None:
