@@ -65,6 +65,7 @@ def passes(
     fused: bool,
     checkpointed: bool = False,
     times: int = 1,
+    size: tuple[int, int] = (16, 12),
 ) -> list[Any]:
     """Prediction, and gradients of network, text and pooled text."""
     unet = make_unet(linear, added)
@@ -75,7 +76,7 @@ def passes(
     if fused:
         fuse(unet).refresh()
     torch.manual_seed(2)
-    noisy, text = torch.randn(2, 4, 16, 12), torch.randn(2, 7, 24, requires_grad=True)
+    noisy, text = torch.randn(2, 4, *size), torch.randn(2, 7, 24, requires_grad=True)
     pooled = torch.randn(2, 16, requires_grad=True)
     more = {"text_embeds": pooled, "time_ids": torch.rand(2, 6) * 100} if added else None
     for _ in range(times):

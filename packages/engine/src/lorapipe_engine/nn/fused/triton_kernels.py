@@ -15,6 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+
+def _rows(x: Tensor) -> Tensor:
+    """x itself where its rows, of any length, follow each other at one distance, as those of a slice of channels do
+    (the gradient of a skip connection is one); else a copy."""
+    even = x.dim() == 2 or x.stride(0) == x.shape[1] * x.stride(1)
+    return x if x.stride(-1) == 1 and even else x.contiguous()
+
+
 # ------------------------------------------------------------------------------------------ layer norm
 
 
@@ -36,7 +44,7 @@ def _layer_norm(x, weight, bias, out, mean, rstd, stride_out, eps, C, BLOCK: tl.
 
 @triton.jit
 def _layer_norm_backward(
-    x, weight, bias, mean, rstd, grad, also, dx, normed, stride_grad, stride_normed,
+    x, weight, bias, mean, rstd, grad, also, dx, normed, stride_grad, stride_also, stride_normed,
     C, ALSO: tl.constexpr, NORMED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -54,11 +62,12 @@ def _layer_norm_backward(
     second = tl.sum(inner * hat, axis=0) / C
     found = (inner - first - hat * second) * scale
     if ALSO:
-        found += tl.load(also + row * C + column, mask=inside, other=0.0).to(tl.float32)
+        found += tl.load(also + row * stride_also + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(dx + row * C + column, found, mask=inside)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
     rows, width = x.shape
     mean, rstd = x.new_empty(2, rows, dtype=torch.float32)
     block = triton.next_power_of_2(width)
@@ -79,12 +88,14 @@ def layer_norm_backward(
     also: Tensor | None,
     normed: Tensor | None,
 ) -> Tensor:
+    x, grad = x.contiguous(), _rows(grad)
     rows, width = x.shape
     dx = torch.empty_like(x)
+    added = dx if also is None else _rows(also)
     block = triton.next_power_of_2(width)
     _layer_norm_backward[(rows,)](
-        x, weight, bias, mean, rstd, grad, dx if also is None else also, dx, dx if normed is None else normed,
-        grad.stride(0), 0 if normed is None else normed.stride(0),
+        x, weight, bias, mean, rstd, grad, added, dx, dx if normed is None else normed,
+        grad.stride(0), added.stride(0), 0 if normed is None else normed.stride(0),
         C=width, ALSO=also is not None, NORMED=normed is not None, BLOCK=block,
         num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
@@ -143,6 +154,7 @@ def _activate_backward(
 
 
 def activate(kind: int, inner: Tensor, out: Tensor) -> None:
+    inner = inner.contiguous()
     rows, width = out.shape
     _activate[(rows, triton.cdiv(width, 1024))](
         inner, out, out.stride(0), width, KIND=kind, BLOCK=1024, num_warps=4
@@ -150,6 +162,7 @@ def activate(kind: int, inner: Tensor, out: Tensor) -> None:
 
 
 def activate_backward(kind: int, inner: Tensor, grad: Tensor, dinner: Tensor, again: Tensor) -> None:
+    inner, grad = inner.contiguous(), _rows(grad)
     rows, width = again.shape
     _activate_backward[(rows, triton.cdiv(width, 1024))](
         inner, grad, dinner, again, grad.stride(0), dinner.stride(0), again.stride(0), width,
@@ -258,16 +271,15 @@ def _group_values(
 
 @triton.jit
 def _group_grad_sums(
-    x, shift, weight, bias, mean, rstd, grad, part, S,
+    x, shift, weight, bias, mean, rstd, grad, part, S, stride_grad,
     C, G, SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     batch, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = chunk * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(2) * WIDE + tl.arange(0, WIDE)
     hat, w, b, _, inside = _group_hat(x, shift, weight, bias, mean, rstd, batch, row, column, S, C, G, SHIFT)
-    dz = tl.load(grad + (batch * S + row[:, None]) * C + column[None, :], mask=inside, other=0.0).to(
-        tl.float32
-    )
+    place = (batch * S + row[:, None]) * stride_grad + column[None, :]
+    dz = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
     if SILU:
         z = hat * w[None, :] + b[None, :]
         share = tl.sigmoid(z)
@@ -296,7 +308,7 @@ def _group_grad_join(part, sums, S, chunks, C, G, FEW: tl.constexpr, WIDE: tl.co
 
 @triton.jit
 def _group_grad(
-    x, shift, weight, bias, mean, rstd, grad, sums, also, dx, S,
+    x, shift, weight, bias, mean, rstd, grad, sums, also, dx, S, stride_grad, stride_also,
     C, G, SHIFT: tl.constexpr, SILU: tl.constexpr, ALSO: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -306,8 +318,8 @@ def _group_grad(
     hat, w, b, scale, inside = _group_hat(
         x, shift, weight, bias, mean, rstd, batch, row, column, S, C, G, SHIFT
     )
-    place = (batch * S + row[:, None]) * C + column[None, :]
-    dz = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
+    line = batch * S + row[:, None]
+    dz = tl.load(grad + line * stride_grad + column[None, :], mask=inside, other=0.0).to(tl.float32)
     if SILU:
         z = hat * w[None, :] + b[None, :]
         share = tl.sigmoid(z)
@@ -317,13 +329,14 @@ def _group_grad(
     second = tl.load(sums + (batch * G + group) * 2 + 1, mask=column < C, other=0.0)
     found = (dz * w[None, :] - first[None, :] - hat * second[None, :]) * scale[None, :]
     if ALSO:
-        found += tl.load(also + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dx + place, found, mask=inside)
+        found += tl.load(also + line * stride_also + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + line * C + column[None, :], found, mask=inside)
 
 
 def group_norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, shift: Tensor | None, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.contiguous()
     batch, size, width = x.shape
     chunks = triton.cdiv(size, ROWS)
     grid = (batch, chunks, triton.cdiv(width, WIDE))
@@ -355,6 +368,7 @@ def group_norm_backward(
     grad: Tensor,
     also: Tensor | None,
 ) -> Tensor:
+    x, grad = x.contiguous(), _rows(grad)
     batch, size, width = x.shape
     groups = mean.shape[1]
     chunks = triton.cdiv(size, ROWS)
@@ -362,9 +376,10 @@ def group_norm_backward(
     part = x.new_empty(batch, chunks, 2, width, dtype=torch.float32)
     sums = x.new_empty(batch, groups, 2, dtype=torch.float32)
     dx = torch.empty_like(x)
+    added = dx if also is None else _rows(also)
     moved = x if shift is None else shift
     same = {"C": width, "G": groups, "SHIFT": shift is not None, "SILU": silu, "ROWS": ROWS, "WIDE": WIDE}
-    _group_grad_sums[grid](x, moved, weight, bias, mean, rstd, grad, part, size, **same)
+    _group_grad_sums[grid](x, moved, weight, bias, mean, rstd, grad, part, size, grad.stride(1), **same)
     _group_grad_join[(batch, groups)](
         part,
         sums,
@@ -376,7 +391,7 @@ def group_norm_backward(
         WIDE=max(64, triton.next_power_of_2(width // groups)),
     )
     _group_grad[grid](
-        x, moved, weight, bias, mean, rstd, grad, sums, dx if also is None else also, dx, size,
+        x, moved, weight, bias, mean, rstd, grad, sums, added, dx, size, grad.stride(1), added.stride(1),
         ALSO=also is not None, **same,
     )  # fmt: skip
     return dx
@@ -386,7 +401,7 @@ def group_norm_backward(
 
 
 @triton.jit
-def _add_bias(x, bias, also, N, C, ALSO: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
+def _add_bias(x, bias, also, N, stride_also, C, ALSO: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     inside = (row[:, None] < N) & (column[None, :] < C)
@@ -394,14 +409,16 @@ def _add_bias(x, bias, also, N, C, ALSO: tl.constexpr, ROWS: tl.constexpr, WIDE:
     values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     values += tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
     if ALSO:
-        values += tl.load(also + place, mask=inside, other=0.0).to(tl.float32)
+        place_also = row[:, None] * stride_also + column[None, :]
+        values += tl.load(also + place_also, mask=inside, other=0.0).to(tl.float32)
     tl.store(x + place, values, mask=inside)
 
 
 def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
     rows, width = x.shape
+    added = x if also is None else _rows(also)
     _add_bias[(triton.cdiv(rows, 64), triton.cdiv(width, WIDE))](
-        x, bias, x if also is None else also, rows, width, ALSO=also is not None, ROWS=64, WIDE=WIDE
+        x, bias, added, rows, added.stride(0), width, ALSO=also is not None, ROWS=64, WIDE=WIDE
     )
 
 
