@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
 
 from lorapipe_engine.errors import InputError  # noqa: E402
+from lorapipe_engine.image_headers import header_size  # noqa: E402
 from lorapipe_engine.images import find_images, image_size, repeat_folders  # noqa: E402
 
 
@@ -125,3 +127,94 @@ def test_damaged_files_give_a_size_or_one_line(
         assert "\n" not in str(error)  # noqa: PT017
     else:
         assert min(width, height) > 0
+
+
+def pillow_size(path: Path) -> tuple[int, int] | None:
+    """The size as shown, by Pillow; None where it cannot open the file."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            width, height = picture.size
+            return (height, width) if picture.getexif().get(0x0112) in (5, 6, 7, 8) else (width, height)
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError):
+        return None
+
+
+def turned_exif(orientation: int) -> object:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera with a name that is not short"
+    exif[0x0112] = orientation
+    return exif
+
+
+KINDS = {
+    "plain.png": ("RGB", {}),
+    "palette.png": ("P", {}),
+    "alpha.png": ("RGBA", {}),
+    "turned.png": ("RGB", {"exif": turned_exif(6)}),
+    "plain.jpg": ("RGB", {}),
+    "grey.jpg": ("L", {}),
+    "cmyk.jpg": ("CMYK", {}),
+    "progressive.jpg": ("RGB", {"progressive": True}),
+    **{f"turned{number}.jpg": ("RGB", {"exif": turned_exif(number)}) for number in range(1, 9)},
+    "profile.jpg": ("RGB", {"icc_profile": bytes(100_000)}),
+    "commented.jpg": ("RGB", {"comment": b"x" * 9000, "exif": turned_exif(5)}),
+    "xmp.jpg": ("RGB", {"xmp": b'<rdf tiff:Orientation="6"/>'}),
+    "lossy.webp": ("RGB", {"quality": 60}),
+    "lossless.webp": ("RGB", {"lossless": True}),
+    "alpha.webp": ("RGBA", {"quality": 60}),
+    "turned.webp": ("RGB", {"exif": turned_exif(8)}),
+    "plain.bmp": ("RGB", {}),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_sizes_are_those_that_pillow_shows(name: str, tmp_path: Path) -> None:
+    mode, more = KINDS[name]
+    path = tmp_path / name
+    Image.effect_noise((130, 75), 90).convert(mode).save(path, **more)
+    assert image_size(path) == pillow_size(path)
+
+
+@pytest.mark.parametrize("name", ["plain.png", "turned6.jpg", "lossy.webp", "lossless.webp", "alpha.webp"])
+def test_usual_pictures_need_no_full_reader(name: str, tmp_path: Path) -> None:
+    mode, more = KINDS[name]
+    path = tmp_path / name
+    Image.effect_noise((300, 200), 90).convert(mode).save(path, **more)
+    assert header_size(path) == pillow_size(path)
+
+
+def test_text_in_a_png_is_passed_over(tmp_path: Path) -> None:
+    data = picture(tmp_path / "plain.png", (30, 20)).read_bytes()
+    place = data.index(b"IDAT") - 4
+    for name, text, quick in (
+        ("parameters", b"1girl, Steps: 28", (30, 20)),
+        ("XML:com.adobe.xmp", b'tiff:Orientation="6"', None),
+    ):
+        note = png_chunk(b"tEXt", name.encode() + b"\0" + text)
+        (tmp_path / "noted.png").write_bytes(data[:place] + note + data[place:])
+        assert header_size(tmp_path / "noted.png") == quick
+        assert image_size(tmp_path / "noted.png") == pillow_size(tmp_path / "noted.png")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    root = tmp_path_factory.mktemp("samples")
+    found = {}
+    for name, (mode, more) in KINDS.items():
+        Image.effect_noise((40, 25), 90).convert(mode).save(root / name, **more)
+        found[name] = (root / name).read_bytes()
+    return found
+
+
+@given(st.data())
+def test_damaged_headers_are_read_as_pillow_does_or_left_to_it(
+    samples: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(samples)))
+    whole = bytearray(samples[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, min(len(whole), 400) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged-{name}"
+    path.write_bytes(whole[: data.draw(st.integers(len(whole) // 2, len(whole)))])
+    found, right = header_size(path), pillow_size(path)
+    assert found is None or right is None or found == right

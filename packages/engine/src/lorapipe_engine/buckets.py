@@ -99,8 +99,13 @@ def place(image: Size, rule: BucketRule) -> Placement:
         return _cover(image, image)
     ratio = image[0] / image[1]
     # The first of the nearest, by width/height: portrait and landscape twins may differ (train.md, section 7).
-    bucket = min(sizes, key=lambda size: abs(size[0] / size[1] - ratio))
-    return _cover(image, bucket)
+    far = [abs(other - ratio) for other in _ratios(rule)]
+    return _cover(image, sizes[far.index(min(far))])
+
+
+@lru_cache(maxsize=64)
+def _ratios(rule: BucketRule) -> tuple[float, ...]:
+    return tuple(width / height for width, height in bucket_sizes(rule))
 
 
 def _cover(image: Size, bucket: Size) -> Placement:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.image_headers import TURNED, header_size
 from lorapipe_engine.records import check_folder, find_files
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _ORIENTATION = 0x0112
 _PNG_SIGNATURE_BYTES = 8
 _PNG_NOTES = frozenset({b"eXIf", b"iTXt", b"tEXt", b"zTXt"})
-_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
     Raises InputError for a file that is no picture.
     """
+    return header_size(path) or _size_by_pillow(path)
+
+
+def _size_by_pillow(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     try:
@@ -94,7 +98,7 @@ def image_size(path: Path) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 width, height = picture.size
-                turned = _orientation(path, picture) in _TURNED
+                turned = _orientation(path, picture) in TURNED
     except (
         OSError,
         SyntaxError,
@@ -122,7 +126,8 @@ def _orientation(path: Path, picture: Image) -> int | None:
 def _has_late_notes(path: Path) -> bool:
     """Whether a PNG has EXIF or text behind its pixels."""
     pixels_seen = False
-    with path.open("rb") as file:
+    # Without a buffer, which would be filled with pixels at every step.
+    with path.open("rb", buffering=0) as file:
         file.seek(_PNG_SIGNATURE_BYTES)
         while len(head := file.read(8)) == 8:
             size, kind = struct.unpack(">I4s", head)
