@@ -196,6 +196,28 @@ def test_text_in_a_png_is_passed_over(tmp_path: Path) -> None:
         assert image_size(tmp_path / "noted.png") == pillow_size(tmp_path / "noted.png")
 
 
+@pytest.mark.parametrize("note", [b"", b"tEXt", b"eXIf"])
+@pytest.mark.parametrize(
+    "lengths", [[40], [100, 100, 100], [100] * 50 + [7], [100] * 50 + [0], [100] * 9 + [80] * 9 + [150]]
+)
+def test_notes_behind_many_chunks_of_pixels_are_seen(tmp_path: Path, lengths: list[int], note: bytes) -> None:
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 30, 20, 8, 2, 0, 0, 0))
+    stream = zlib.compressobj(0)
+    raw = stream.compress(bytes(20 * (1 + 30 * 3) + 6000)) + stream.flush()
+    pieces = []
+    for length in [*lengths, len(raw)]:
+        pieces.append(png_chunk(b"IDAT", raw[:length]))
+        raw = raw[length:]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = {b"tEXt": b"parameters\0" + b"x" * 3000, b"eXIf": exif.tobytes().removeprefix(b"Exif\0\0")}
+    late = png_chunk(note, text[note]) if note else b""
+    path = tmp_path / "many.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + b"".join(pieces) + late + png_chunk(b"IEND", b""))
+    assert image_size(path) == pillow_size(path) == ((20, 30) if note == b"eXIf" else (30, 20))
+    assert header_size(path) == (None if note == b"eXIf" else (30, 20))
+
+
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("samples")

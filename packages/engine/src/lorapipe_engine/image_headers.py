@@ -102,10 +102,28 @@ def _png(data: _Bytes) -> tuple[int, int, int]:
                 width, height = struct.unpack(">II", body[:8])
             elif kind in (b"acTL", b"fdAT", b"IEND"):
                 raise _Doubt
-        pixels = pixels or kind == b"IDAT"
+        if kind == b"IDAT" and not pixels:
+            pixels = True
+            place = _last_pixels(data, place, length)
+            (length,) = struct.unpack(">I", data.at(place, 4))
         place += length + 12
         if kind == b"IEND" or (pixels and place >= data.size):
             return width, height, 1
+
+
+def _last_pixels(data: _Bytes, place: int, length: int) -> int:
+    """Where the last chunk of pixels begins, or one before it. ``place`` and ``length``: the first one's.
+
+    All but the last are of one length nearly always, and there may be hundreds of them.
+    """
+    count = (data.size - place) // (length + 12)
+    for further in (count, count - 1):
+        there = place + further * (length + 12)
+        if place < there <= data.size - 12:
+            found, kind = struct.unpack(">I4s", data.at(there, 8))
+            if kind == b"IDAT" and 0 < found <= length:
+                return there
+    return place
 
 
 def _is_plain_text(data: _Bytes, place: int, length: int, kind: bytes) -> bool:
