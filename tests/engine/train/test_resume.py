@@ -79,6 +79,20 @@ KILLED = {
         *("--network_args", "loraplus_lr_ratio=4"),
         *("down_lr_weight=cosine+.25", "mid_lr_weight=0.5"),
     ],
+    # Latents and text states from a cache on disk, which is killed while it is written too.
+    "cached text": [
+        *(
+            "--optimizer_type",
+            "AdamW",
+            "--unet_lr",
+            "1e-2",
+            "--network_train_unet_only",
+            "--train_batch_size",
+            "2",
+        ),
+        *("--cache_text_encoder_outputs_to_disk", "--cache_latents_to_disk", "--text_cache_variants", "3"),
+        *("--caption_dropout_rate", "0.2", "--cache_dir", "CACHE"),
+    ],
 }
 
 
@@ -98,7 +112,10 @@ def test_killed_again_and_again(case: str, data: Path, regularisation: Path, tmp
     epochs = 2 + KILLS * 2 // 5 * (2 if case == "everything" else 1)
     more = ["--max_train_epochs", str(epochs), *KILLED[case]]
     more = [str(regularisation) if word == "REG" else word for word in more]
-    assert run(data, tmp_path / "calm", *more) == 0
+    calm_words, killed_words = (
+        [word.replace("CACHE", str(tmp_path / name)) for word in more] for name in "ab"
+    )
+    assert run(data, tmp_path / "calm", *calm_words) == 0
     seed = random.SystemRandom().randrange(10**6)
     done = subprocess.run(
         [
@@ -106,7 +123,7 @@ def test_killed_again_and_again(case: str, data: Path, regularisation: Path, tmp
             HERE / "killing.py",
             str(seed),
             str(KILLS),
-            *words(data, tmp_path / "killed", *more),
+            *words(data, tmp_path / "killed", *killed_words),
         ],
         capture_output=True,
         text=True,
