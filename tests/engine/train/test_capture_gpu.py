@@ -136,7 +136,7 @@ def test_graphs_over_the_budget_go_the_least_recently_used_first() -> None:
     stepper.graphs = StepGraphs(pytest.fail, budget=0)
     for shape in (*SHAPES[:3], SHAPES[0]):
         losses(stepper, PLAIN_RUNS + 1, 1, [shape])
-    kept = [key[0][2:] for key in stepper.graphs.shapes]
+    kept = [key[0][0][2:] for key in stepper.graphs.shapes]
     factor = stepper.family.latent_factor
     assert kept[-1] == (SHAPES[0][0] // factor, SHAPES[0][1] // factor)
     assert len(kept) < 3

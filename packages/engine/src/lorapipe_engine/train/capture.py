@@ -58,14 +58,19 @@ class StepGraphs:
         self._seen[key] += 1
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
+        norm = None
         # Plain steps run on the stream that is recorded, or autograd would wait for another one inside the graph.
         with torch.cuda.stream(self._stream):
             if self._able and self._seen[key] > PLAIN_RUNS and key not in self._graphs:
                 self._record(stepper, key, batches)
             found = self._graphs.get(key)
-            result = self._replay(stepper, found, key, batches) if found else stepper.run_plain(batches)
+            if found:
+                loss, norm = self._replay(found, key, batches)
+            else:
+                loss = stepper.accumulate(batches)
         current.wait_stream(self._stream)
-        return result
+        # Not on the recorded stream: bitsandbytes starts its kernels on the default one, whatever the current one is.
+        return loss, stepper.update() if norm is None else norm
 
     @property
     def shapes(self) -> list[tuple[Any, ...]]:
@@ -73,17 +78,17 @@ class StepGraphs:
         return list(self._graphs)
 
     def _replay(
-        self, stepper: Stepper, found: _Recorded, key: tuple[Any, ...], batches: Sequence[MicroBatch]
-    ) -> tuple[Tensor, Tensor]:
+        self, found: _Recorded, key: tuple[Any, ...], batches: Sequence[MicroBatch]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss, and the norm where the update is in the graph."""
         self._graphs.move_to_end(key)
         for target, source in zip(found.inputs, batches, strict=True):
             for into, tensor in zip(_tensors_of(target), _tensors_of(source), strict=True):
                 into.copy_(tensor)
         found.graph.replay()
-        loss = found.results[0].clone()
         # Another graph of the pool may write where this one left its results.
-        norm = found.results[1].clone() if len(found.results) > 1 else stepper.update()
-        return loss, norm
+        loss, *norm = (result.clone() for result in found.results)
+        return loss, norm[0] if norm else None
 
     def _record(self, stepper: Stepper, key: tuple[Any, ...], batches: Sequence[MicroBatch]) -> None:
         whole = _can_update_inside(stepper)
