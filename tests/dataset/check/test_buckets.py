@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ from PIL import Image
 from lorapipe_dataset.bucketing import bucket_rule
 from lorapipe_engine.settings import DataSettings
 
+GOLDEN: list[dict[str, Any]] = json.loads(
+    gzip.decompress((Path(__file__).parents[2] / "data/train/b_buckets.json.gz").read_bytes())
+)
 SIZES = [(512, 512), (1000, 600), (600, 1000), (97, 333), (2000, 300), (64, 64), (1215, 832)]
 
 
@@ -126,3 +132,32 @@ def test_errors_take_one_line(
     done = check("buckets", *words)
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
     assert text in done.err
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['resolution']}-{case['bucket_no_upscale']}")
+def test_agrees_with_the_reference(check: Any, tmp_path: Path, case: dict[str, Any]) -> None:
+    expected = {}
+    for number, row in enumerate(case["images"]):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(png_header(*row["image"]))
+        expected[str(path)] = (row["image"], row["bucket"], row["resized"], row["crop_xy_in_resized"])
+    words = [
+        word
+        for name in ("resolution", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps")
+        for word in (f"--{name.replace('_', '-')}", str(case[name]).strip("[]").replace(" ", ""))
+    ]
+    words += ["--bucket-no-upscale"] * case["bucket_no_upscale"]
+    rows = check("buckets", tmp_path, *words, "--json").rows
+    found = {row["path"]: (row["image"], row["bucket"], row["resized"], row["crop"]) for row in rows}
+    assert found == expected
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG up to where its pixels would begin."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", b""))
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
