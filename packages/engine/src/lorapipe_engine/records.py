@@ -213,7 +213,7 @@ def write_record(
 def format_record(record: Record) -> str:
     """A record as a JSON object in one line, ``path`` first."""
     fields = {"path": str(record.path), **{k: v for k, v in record.data.items() if k != "path"}}
-    text = json.dumps(fields, ensure_ascii=False, allow_nan=False, default=_plain)
+    text = _ENCODER.encode(fields)
     # Bytes of a name that are no UTF-8 must not stand in JSON; it has an escape for them.
     return text if _is_utf8(text) else json.dumps(fields, allow_nan=False, default=_plain)
 
@@ -236,6 +236,10 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot stand in a record")
+
+
+# json.dumps would make one for each record.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def _is_utf8(text: str, errors: str = "strict") -> bool:

@@ -47,6 +47,9 @@ class Teller:
     def tell(self, outcomes: list[Outcome]) -> None:
         """Count and tell what came of a batch."""
         lines: list[str] = []
+        written = next((outcome for outcome in outcomes if outcome.written), None)
+        if written is not None:  # a batch is of one folder
+            self._folders[written.job.file.parent] = None
         for outcome in outcomes:
             self._add(outcome)
             if outcome.error is not None:
@@ -68,8 +71,6 @@ class Teller:
         count.empty += outcome.after == ""
         count.differ += outcome.differs
         count.changed += outcome.written or (self._apart and _texts_differ(outcome))
-        if outcome.written:
-            self._folders[outcome.job.file.parent] = None
 
     def summary(self) -> None:
         """One line for the user, and how to take it back."""

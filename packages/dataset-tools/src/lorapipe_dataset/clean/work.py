@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -89,11 +90,14 @@ class Worker:
 def by_folder(work: Iterable[Job | Document], most: int) -> Iterator[list[Job] | Document]:
     """Jobs in batches of one folder each, and documents, in order."""
     batch: list[Job] = []
+    before: str | None = None
     for one in work:
-        place = one.file.parent if isinstance(one, Job) else None
-        if batch and (len(batch) >= most or place != batch[0].file.parent):
+        # Texts, for path objects are slow to compare.
+        place = os.path.dirname(one.file) if isinstance(one, Job) else None  # noqa: PTH120
+        if batch and (len(batch) >= most or place != before):
             yield batch
             batch = []
+        before = place
         if isinstance(one, Document):
             yield one
         else:

@@ -13,10 +13,22 @@ def build(bench: Bench) -> Step | None:
         return None
     spelt = {key(tag): tag for tag in (*bench.add, *trigger)}
     keys = set(map(key, trigger))
+    many = len(trigger)
     others = spelt.keys() if rules.trigger_place == "keep" else spelt.keys() - keys
+
+    def is_done(tags: list[str], names: list[str]) -> bool:
+        """Whether the trigger is in front as it is wanted, and nothing is to be added: so in a second round."""
+        return (
+            rules.trigger_place == "first"
+            and tags[:many] == trigger
+            and not bench.add
+            and keys.isdisjoint(names[many:])
+        )
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
         names = bench.keys(tags)
+        if is_done(tags, names):
+            return tags
         here = set(names)
         if rules.trigger_place != "keep" and not keys.isdisjoint(here):
             tags = [tag for tag, name in zip(tags, names, strict=True) if name not in keys]

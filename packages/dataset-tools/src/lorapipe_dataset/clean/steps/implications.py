@@ -27,9 +27,12 @@ def build(bench: Bench) -> Step | None:
         return tuple(seen)
 
     parents: Memo[Sequence[str]] = Memo(follow)
+    ends = {end for found in rules.implications.values() for end in found}
 
     def drop(tags: list[str], _facts: Facts) -> list[str]:
         keys = bench.keys(tags)
+        if ends.isdisjoint(keys):
+            return tags
         found = starts & keys
         return bench.without({one for key in found for one in parents[key]}, tags, keys) if found else tags
 

@@ -25,9 +25,12 @@ def build(bench: Bench) -> Step | None:
         return None
     # It is spelt as it was given by now.
     own = frozenset(bench.trigger) if rules.trigger_place != "keep" else frozenset()
+    many = len(bench.trigger)
 
     def step(tags: list[str], facts: Facts) -> list[str]:
-        if own and not own.isdisjoint(tags):
+        if own and tags[:many] == bench.trigger and own.isdisjoint(tags[many:]):
+            middle, trigger = tags[many:], bench.trigger
+        elif own and not own.isdisjoint(tags):
             middle = [tag for tag in tags if tag not in own]
             trigger = [tag for tag in tags if tag in own]
         else:

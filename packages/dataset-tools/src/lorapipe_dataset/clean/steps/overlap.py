@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.steps.step import Bench, Memo, Step
+from lorapipe_dataset.clean.steps.step import MOST, Bench, Memo, Step
 
 
 def build(bench: Bench) -> Step | None:
@@ -14,9 +14,19 @@ def build(bench: Bench) -> Step | None:
     if not bench.rules.overlap:
         return None
     tails: Memo[Sequence[str]] = Memo(_tails)
+    seen: set[str] = set()
+    every: set[str] = set()  # the tails of all that were seen
 
     def step(tags: list[str], _facts: Facts) -> list[str]:
         keys = bench.keys(tags)
+        if not seen.issuperset(keys):
+            if len(seen) > MOST:
+                seen.clear()
+                every.clear()
+            seen.update(keys)
+            every.update(chain.from_iterable(map(_tails, keys)))
+        if every.isdisjoint(keys):
+            return tags
         return bench.without(set(chain.from_iterable(map(tails.__getitem__, keys))), tags, keys)
 
     return step

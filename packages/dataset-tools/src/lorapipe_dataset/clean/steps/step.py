@@ -13,7 +13,7 @@ from lorapipe_dataset.clean.tags import MARK, key_maker, matcher, split_caption
 
 Step = Callable[[list[str], Facts], list[str]]
 Value = TypeVar("Value")
-_MOST = 1 << 18
+MOST = 1 << 18  # texts that are remembered
 
 
 class Memo(dict[str, Value], Generic[Value]):
@@ -25,7 +25,7 @@ class Memo(dict[str, Value], Generic[Value]):
 
     def __missing__(self, text: str) -> Value:
         found = self._function(text)
-        if len(self) < _MOST:
+        if len(self) < MOST:
             self[text] = found
         return found
 
@@ -35,10 +35,19 @@ class Each:
 
     def __init__(self, change: Callable[[str], Sequence[str]]) -> None:
         self.change = change
-        self._known = Memo(lambda tag: (tag,) if tag == MARK else tuple(change(tag)))
+        self._known = Memo(self._look)
+        self._fixed: set[str] = set()  # tags that stay as they are, most of them in a second round
 
     def __call__(self, tags: list[str], _facts: Facts) -> list[str]:
+        if self._fixed.issuperset(tags):
+            return tags
         return list(chain.from_iterable(map(self._known.__getitem__, tags)))
+
+    def _look(self, tag: str) -> tuple[str, ...]:
+        found = (tag,) if tag == MARK else tuple(self.change(tag))
+        if found == (tag,) and len(self._fixed) < MOST:
+            self._fixed.add(tag)
+        return found
 
 
 def fuse(first: Each, second: Each) -> Each:
