@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lorapipe_engine.command import say, tool_command
+from lorapipe_engine.command import ToolCommand, say, tool_command
 from lorapipe_engine.config import build_settings, print_config, settings_options
 from lorapipe_engine.errors import ConfigError, MissingExtra
+from lorapipe_engine.progress import QUIET
 from lorapipe_engine.settings import PARTS, TrainSettings
 from lorapipe_engine.settings.refused import ForeignOptions, foreign_options, given_options
 
@@ -20,10 +23,25 @@ lora-train --config_file mayuri.toml --network_dim 32
 lora-train --config_file mayuri.toml --plot-lr
 lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
 lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
+torchrun --nproc_per_node 2 -m lorapipe_engine --config_file mayuri.toml
 """
 
 
-@tool_command("lora-train", examples=EXAMPLES)
+MAIN_TELLS = 10.0  # seconds in which the first process tells what is wrong, and its launcher ends the others
+
+
+class TrainCommand(ToolCommand):
+    """A command that may run in several processes at once: what goes wrong in all of them is told once."""
+
+    def _tell(self, text: str, *, before: str = "") -> None:
+        number = os.environ.get("RANK", "0")
+        if number != "0":
+            time.sleep(MAIN_TELLS)  # without an end by then, it went wrong here alone
+            text = f"process {number}: {text}"
+        super()._tell(text, before=before)
+
+
+@tool_command("lora-train", examples=EXAMPLES, cls=TrainCommand)
 @click.option(
     "--plot_lr",
     is_flag=False,
@@ -39,11 +57,15 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
     Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. Paths of the
     networks go to stdout, everything else to stderr.
     """
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
+    if not is_first:
+        QUIET.set(True)
     foreign = ForeignOptions()
     given_options(foreign)
     parts, origin = build_settings(PARTS, flags, config_file, foreign)
     if print_only:
-        click.echo(print_config(parts, origin))
+        if is_first:
+            click.echo(print_config(parts, origin))
         return
     model, data, network, optimizer, loss, run = parts
     settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)

@@ -102,7 +102,9 @@ class StepGraphs:
         torch.cuda.empty_cache()  # what plain steps left would lie idle beside the graphs' pool
         free = torch.cuda.mem_get_info()[0]
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            # Threads of the library that adds up gradients may ask the card for something meanwhile.
+            mode = "global" if stepper.processes.count == 1 else "thread_local"
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
                 results = stepper.run_plain(inputs) if whole else (stepper.accumulate(inputs),)
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             self._able = False
@@ -136,6 +138,8 @@ def why_not(stepper: Stepper) -> str | None:
 def _can_update_inside(stepper: Stepper) -> bool:
     if stepper.scaler.is_enabled():
         return False  # in fp16 the CPU decides whether a step counts
+    if stepper.processes.count > 1:
+        return False  # gradients are added up between the graph and the update
     optimizer = stepper.optimizer
     return all(row.get("capturable") and isinstance(row["lr"], Tensor) for row in optimizer.param_groups)
 
@@ -156,7 +160,7 @@ def _tensors_of(batch: MicroBatch) -> list[Tensor]:
 
 def _shape_of(batch: MicroBatch) -> tuple[Any, ...]:
     shapes = (None if tensor is None else tuple(tensor.shape) for tensor in _slots_of(batch))
-    return (*shapes, batch.text_weights is None, batch.text is None)
+    return (*shapes, batch.text_weights is None, batch.text is None, batch.part)
 
 
 def _copy_of(batch: MicroBatch) -> MicroBatch:

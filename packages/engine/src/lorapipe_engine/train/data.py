@@ -129,16 +129,21 @@ class TrainingData:
             return ""
         return self._variant(index, when.epoch * picture.repeats + turn if rule.is_rewritten else 0)
 
-    def micro_batch(self, batch: Batch, when: When, share: float) -> MicroBatch:
-        """The inputs of one forward pass; ``share`` is 1 / number of batches in this update."""
+    def micro_batch(self, batch: Batch, when: When, share: float, rows_of: range | None = None) -> MicroBatch:
+        """The inputs of one forward pass; ``share`` is 1 / number of batches in this update. ``rows_of``: only these of
+        the batch (at least one), as a process's share of it."""
+        total = len(batch.pictures)
+        own = rows_of or range(total)
+        share *= len(own) / total  # a loss is a mean over rows, and the whole one their sum over processes
+        shown = [(batch.pictures[row], batch.turns[row]) for row in own]
         rows = [
             self._show(index, turn, when, stream(self.seed, "picture", when.epoch, index, turn))
-            for index, turn in zip(batch.pictures, batch.turns, strict=True)
+            for index, turn in shown
         ]
         device = self.family.device
         captions = [row.caption for row in rows]
         ids, text_weights = self._tokens(captions)
-        weights = [self._weights[index] * share for index in batch.pictures]
+        weights = [self._weights[index] * share for index, _ in shown]
         geometry = [row.geometry for row in rows]
         return MicroBatch(
             latents=torch.stack([row.latents for row in rows]),
@@ -150,6 +155,7 @@ class TrainingData:
             mask=torch.stack([row.mask for row in rows if row.mask is not None]) if self._has_masks else None,
             text_weights=text_weights,
             text=None if self._cache is None else self._cache.take(captions),
+            part=None if len(own) == total else (own.start, total),
         )
 
     def _show(self, index: int, turn: int, when: When, draw: random.Random) -> Shown:

@@ -22,9 +22,10 @@ def nothing_lost(
     try:
         yield
     except KeyboardInterrupt:
-        results.save_interrupted(state.step, state.epoch)
+        # The state first: for the file an averaging optimizer moves its weights to and fro, which rounds.
         if state.step:
             keeper.write()
+        results.save_interrupted(state.step, state.epoch)
         say(
             f"stopped after step {state.step} of {plan.steps}; the same command goes on from there; "
             f"saved: {results.listed()}"

@@ -34,8 +34,9 @@ from lorapipe_engine.train.optimizers import (
 from lorapipe_engine.train.part_norms import PartNorms
 from lorapipe_engine.train.plan import RunPlan, plan_run
 from lorapipe_engine.train.prepare import check_cached_text, prepare_data
+from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.prompts import Prompt
-from lorapipe_engine.train.results import Results
+from lorapipe_engine.train.results import Onlooker, Results
 from lorapipe_engine.train.resume import (
     Kept,
     State,
@@ -63,20 +64,22 @@ def train(
     family: Family,
     configuration: str,
     say: Say,
+    processes: Processes = ALONE,
 ) -> list[Path]:
     """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
     ``settings`` are whole (see :func:`lorapipe_engine.settings.with_base_defaults`). Raises ProblemFound when the loss
     is no longer a number or has exploded; on Ctrl-C what was learned is saved and told through ``say``, then
-    KeyboardInterrupt goes on.
+    KeyboardInterrupt goes on. Of several processes only the first leaves files.
     """
     arguments = check_arguments(settings.optimizer.optimizer_type, settings.optimizer.optimizer_args)
     rates = rates_of(settings.optimizer, trainable_parts(settings, family))
     check_cached_text(settings.data, dataset, rates.trained)
-    batches = batches_of(dataset, settings, 0)
+    batches = batches_of(dataset, settings, 0, processes)
     plan = plan_run(len(batches), settings.run, settings.optimizer.gradient_accumulation_steps)
-    data, kept = prepare_data(settings, [dataset, validation_part(dataset)], family, plan)
+    data, kept = prepare_data(settings, [dataset, validation_part(dataset)], family, plan, processes)
     network = make_network(settings, family, rates.by_part, say)
+    processes.as_main(group.parameter.detach() for group in network.groups.values())
     optimizer = build_optimizer(settings.optimizer.optimizer_type, arguments, network.groups, rates)
     schedule = schedule_of(settings.optimizer, plan.steps, max(rates.by_part.values()))
     rates_at = rate_plan(schedule, [row["base_rate"] for row in optimizer.param_groups])
@@ -90,23 +93,27 @@ def train(
         train_text=rates.trained != ("unet",),
         half_precision=family.dtype == torch.float16,
         norm_limit=norm_limit(settings, network),
+        processes=processes,
     )
     speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
     for line in [
-        *summary(settings, dataset, network, plan),
+        *summary(settings, dataset, network, plan, processes),
         *updates(settings, arguments, rates.by_part, schedule),
     ]:
         say(line)
     validation = Validation(kept if dataset.validation else None, stepper, settings.run, settings.run.seed)
     state, keeper = begin_or_go_on(settings, dataset, stepper, plan, say)
-    with Results(
+    kind = Results if processes.is_main else Onlooker
+    with kind(
         settings, dataset, network, family, plan, rates.by_part, prompts, optimizer, state, keeper.save
     ) as results:
         results.log.text("configuration", configuration)
-        with nothing_lost(results, keeper, state, plan, say):
-            run_steps(settings, data, stepper, rates_at, plan, state, results, keeper, validation)
+        with processes.leaving(), nothing_lost(results, keeper, state, plan, say):
+            with processes.interrupted_together():
+                run_steps(settings, data, stepper, rates_at, plan, state, results, keeper, validation)
             results.save_final(state.step, state.epoch)
-        keeper.done()
+        if processes.is_main:
+            keeper.done()
     return results.files
 
 
@@ -118,11 +125,14 @@ def begin_or_go_on(
     Raises ConfigError for a state of a run that was asked for something else, unless that is to be replaced.
     """
     path = state_file(settings.run)
-    asked = purpose(settings, dataset)
+    asked = purpose(settings, dataset, stepper.processes.count)
+    is_main = stepper.processes.is_main
     given = settings.run.resume
     state = State(began=time.time())
     if settings.run.overwrite and given is None:
-        path.unlink(missing_ok=True)
+        if is_main:
+            path.unlink(missing_ok=True)
+        stepper.processes.wait()
     # A run that was begun with --resume and stopped goes on from its own state.
     own = path.exists() and (given is None or is_of(path, asked))
     if own or given is not None:
@@ -138,7 +148,8 @@ def begin_or_go_on(
         say(f"going on after step {state.step} of {plan.steps}, from {source}{told}")
 
     def save(target: Path) -> None:
-        save_state(target, state, Kept(stepper.network, stepper.optimizer, stepper.scaler), asked)
+        if is_main:
+            save_state(target, state, Kept(stepper.network, stepper.optimizer, stepper.scaler), asked)
 
     return state, StateKeeper(path, settings.run.state_interval, save)
 
@@ -155,19 +166,23 @@ def run_steps(
     validation: Validation,
 ) -> None:
     """The optimizer steps that are left, with records, samples and saved files between them."""
-    parts = PartNorms(stepper.network)
+    parts, processes = PartNorms(stepper.network), stepper.processes
     if not state.step:
         results.sample_at_first()
     with progress(total=plan.steps, label="train", unit="step") as bar:
         bar.update(state.step)
         for epoch in range(state.epoch, plan.epochs):
-            groups = groups_of(batches_of(data.dataset, settings, epoch), settings)
+            groups = groups_of(batches_of(data.dataset, settings, epoch, processes), settings)
             for group in islice(groups, state.step - epoch * plan.steps_per_epoch, None):
                 if state.step == plan.steps:
                     break
                 write_rates(stepper.optimizer, rates_at(state.step))
                 when = When(epoch, state.step, plan.steps)
-                inputs = [data.micro_batch(batch, when, 1 / len(group)) for batch in group]
+                inputs = [
+                    data.micro_batch(batch, when, 1 / len(group), rows)
+                    for batch in group
+                    if (rows := processes.rows(len(batch.pictures)))
+                ]
                 stepper.trace = Trace() if state.step in settings.run.trace_steps else None
                 parts.before(state.step)
                 loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
@@ -183,6 +198,7 @@ def run_steps(
                 results.after_step(state.step, state.epoch, last=state.step == plan.steps)
                 validation.after_step(state, results)
                 keeper.after_step(is_calm(state))
+                processes.stop_if_asked()
             state.epoch = epoch + 1
             results.after_epoch(state.step, state.epoch, state.loss, last=state.step == plan.steps)
             validation.after_epoch(state, results)
@@ -210,7 +226,8 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
     Raises ProblemFound for a loss that is not finite.
     """
     seed_step(seed, step)
-    loss, norm = (value.item() for value in stepper.run(inputs))
+    share, norm = (value.item() for value in stepper.run(inputs))
+    loss = stepper.processes.whole_loss(share)
     if not torch.isfinite(torch.tensor(loss)):
         raise ProblemFound(
             f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32"
@@ -238,9 +255,12 @@ def shown_norms(figures: Mapping[str, float]) -> dict[str, str]:
     return {"keys scaled": f"{scaled:.0f}", "average key norm": f"{mean:.3f}"}
 
 
-def batches_of(dataset: Dataset, settings: TrainSettings, epoch: int) -> list[Batch]:
-    """The batches of an epoch, in order."""
-    return epoch_batches(dataset.buckets, dataset.repeats, dataset.batch_sizes, settings.run.seed, epoch)
+def batches_of(
+    dataset: Dataset, settings: TrainSettings, epoch: int, processes: Processes = ALONE
+) -> list[Batch]:
+    """The batches of an epoch, in order, each for all processes together."""
+    sizes = [size * processes.count for size in dataset.batch_sizes]
+    return epoch_batches(dataset.buckets, dataset.repeats, sizes, settings.run.seed, epoch)
 
 
 def groups_of(batches: Sequence[Batch], settings: TrainSettings) -> Iterator[Sequence[Batch]]:
@@ -255,10 +275,13 @@ def trainable_parts(settings: TrainSettings, family: Family) -> tuple[str, ...]:
     return ("unet",) if settings.network.network_train_unet_only else family.train_parts
 
 
-def summary(settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan) -> list[str]:
+def summary(
+    settings: TrainSettings, dataset: Dataset, network: Network, plan: RunPlan, processes: Processes = ALONE
+) -> list[str]:
     """What is about to be done, in a few lines."""
     accumulation = settings.optimizer.gradient_accumulation_steps
-    together = f" x {accumulation}" if accumulation > 1 else ""
+    together = f" x {processes.count} processes" if processes.count > 1 else ""
+    together += f" x {accumulation}" if accumulation > 1 else ""
     sizes = ", ".join(map(str, dict.fromkeys(dataset.batch_sizes)))
     return [
         *folder_lines(dataset),

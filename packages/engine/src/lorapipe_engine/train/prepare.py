@@ -15,16 +15,21 @@ from lorapipe_engine.train.data import TrainingData, latent_jobs
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.latents import LatentCache, encode_all, vae_key
 from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.text import CHUNK
 from lorapipe_engine.train.text_cache import TextCache
 
 
 def prepare_data(
-    settings: TrainSettings, parts: Sequence[Dataset], family: Family, plan: RunPlan
+    settings: TrainSettings,
+    parts: Sequence[Dataset],
+    family: Family,
+    plan: RunPlan,
+    processes: Processes = ALONE,
 ) -> list[TrainingData]:
     """Encode every picture of each dataset, and every caption where text states are cached; what is not needed any more
-    leaves the device."""
-    found = [load_data(settings, part, family) for part in parts]
+    leaves the device. Several processes share the work out, and each has all of it then."""
+    found = [load_data(settings, part, family, processes) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if caches_text(settings.data):
@@ -35,6 +40,7 @@ def prepare_data(
             folder=_folder(settings.data) / "text"
             if settings.data.cache_text_encoder_outputs_to_disk
             else None,
+            processes=processes,
         )
         for data in found:
             data.use_text(cache, settings.data.text_cache_variants, plan.epochs)
@@ -42,15 +48,19 @@ def prepare_data(
     return found
 
 
-def load_data(settings: TrainSettings, dataset: Dataset, family: Family) -> TrainingData:
+def load_data(
+    settings: TrainSettings, dataset: Dataset, family: Family, processes: Processes = ALONE
+) -> TrainingData:
     """Encode every picture, or read its latents from the cache."""
     jobs = latent_jobs(dataset)
     to_disk = settings.data.cache_latents_to_disk
     cache = LatentCache(
         _folder(settings.data) / "latents" if to_disk else None, vae_key(family) if to_disk else ""
     )
-    with progress(total=len(jobs), label="latents", unit="picture") as bar:
-        latents = encode_all(list(jobs.values()), family, cache, settings.data.vae_batch_size, bar)
+    own = [list(jobs.values())[number] for number in processes.own(len(jobs))]
+    with progress(total=len(own), label="latents", unit="picture") as bar:
+        made = encode_all(own, family, cache, settings.data.vae_batch_size, bar)
+    latents = processes.exchange(made, len(jobs))
     return TrainingData(
         dataset,
         dict(zip(jobs, latents, strict=True)),

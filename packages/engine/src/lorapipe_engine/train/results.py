@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 
@@ -32,7 +33,7 @@ from lorapipe_engine.train.prompts import Prompt
 from lorapipe_engine.train.record import RunRecord
 from lorapipe_engine.train.resume import SUFFIX as STATE
 from lorapipe_engine.train.resume import State, state_file
-from lorapipe_engine.train.run import RunLog
+from lorapipe_engine.train.run import NoLog, RunLog
 from lorapipe_engine.train.sample import draw
 
 PRECISION_NAMES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -103,10 +104,18 @@ class Results:
         self.files: list[Path] = []
         self.samples: list[Path] = []
         self.plan = plan
-        self.record_of_run = RunRecord(settings, dataset, family, plan, rates, began=state.began)
+        self._make_record = partial(RunRecord, settings, dataset, family, plan, rates, began=state.began)
         stamp = time.strftime("%Y%m%d%H%M%S")
         folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
-        self.log = RunLog(self.run, folder, after=state.step)
+        self.log = self._open_log(folder, state.step)
+
+    @cached_property
+    def record_of_run(self) -> RunRecord:
+        """What all files tell of the run. It needs the base's hash, so it is made with the first of them."""
+        return self._make_record()
+
+    def _open_log(self, folder: Path, after: int) -> RunLog:
+        return RunLog(self.run, folder, after=after)
 
     def record(self, step: int, loss: float, average: float, norm: float, more: Mapping[str, float]) -> None:
         """Write the numbers of a step; ``more`` by their TensorBoard tags."""
@@ -229,3 +238,24 @@ class Results:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.log.__exit__(kind, error, trace)
+
+
+class Onlooker(Results):
+    """What every process but the first has in place of :class:`Results`: nothing is written or drawn, but at the same
+    moments, so that an optimizer that averages puts its weights to and fro alike everywhere.
+    """
+
+    def _open_log(self, folder: Path, after: int) -> RunLog:  # noqa: ARG002
+        return NoLog()
+
+    def _save(self, path: Path, step: int, epoch: int) -> None:  # noqa: ARG002
+        with evaluating(self.optimizer):
+            pass
+
+    def _prune(self, named: Callable[[int], Path], number: int | None, suffix: str) -> None:
+        pass
+
+    def _sample(self, step: int, stamp: str) -> None:  # noqa: ARG002
+        if self.prompts:
+            with evaluating(self.optimizer):
+                pass

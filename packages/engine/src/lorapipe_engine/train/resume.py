@@ -80,8 +80,9 @@ def state_file(run: RunSettings) -> Path:
     return run.output_dir / f"{run.output_name}{SUFFIX}"
 
 
-def purpose(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
-    """What decides the result of a run: its options, and a hash of pictures, captions and repeats."""
+def purpose(settings: TrainSettings, dataset: Dataset, processes: int = 1) -> dict[str, Any]:
+    """What decides the result of a run: its options, how many processes share a batch, and a hash of pictures, captions
+    and repeats."""
     options = {
         f"{part}.{name}": value
         for part, values in asdict(settings).items()
@@ -90,6 +91,7 @@ def purpose(settings: TrainSettings, dataset: Dataset) -> dict[str, Any]:
         if name not in _FREE.get(part, frozenset())
     }
     options |= {f"run.{name}": getattr(settings.run, name) for name in _RUN_NAMES}
+    options["run.processes"] = processes
     rows = [
         (row.path.name, row.caption, row.repeats, row.size, row.path.stat().st_size, row.dataset, row.subset)
         for row in dataset.pictures

@@ -80,6 +80,19 @@ class RunLog:
             self.close()
 
 
+class NoLog(RunLog):
+    """The log of a process that leaves no records."""
+
+    def __init__(self) -> None:
+        self._boards = []
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _rows_until(path: Path, step: int) -> list[str]:
     """The whole lines of a metrics file up to a step; a killed run may have left half a line."""
     rows = []

@@ -30,6 +30,7 @@ from lorapipe_engine.train.plan import (
     choose_device,
     choose_precision,
 )
+from lorapipe_engine.train.processes import ALONE, Processes, join_processes
 from lorapipe_engine.train.prompts import Prompt, read_prompts
 from lorapipe_engine.train.results import refuse_to_overwrite, remove_leftovers
 from lorapipe_engine.train.sample import make_scheduler
@@ -42,16 +43,19 @@ Say = Callable[[str], None]
 def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
     began = time.monotonic()
+    processes = join_processes(settings)
     notes = check_cheaply(settings)
     for note in notes:
         say(f"note: {note}")
-    remove_leftovers(settings.run)
+    if processes.is_main:
+        check_writable(settings.run)
+        remove_leftovers(settings.run)
     dataset = scan(settings.data, settings.run.seed)
     settings = with_first_resolution(settings, dataset)
     prompts = sample_prompts(settings)
     for note in dataset_notes(settings.data, dataset):
         say(f"note: {note}")
-    family, settings = load_family(with_file_ranks(settings), say)
+    family, settings = load_family(with_file_ranks(settings), say, processes)
     for note in check_objective(settings.loss):
         if note not in notes:
             say(f"note: {note}")
@@ -63,7 +67,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 
     try:
         with memory_explained(settings):
-            files = train(settings, dataset, prompts, family, configuration, say)
+            files = train(settings, dataset, prompts, family, configuration, say, processes)
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
@@ -82,7 +86,6 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
     refuse_to_overwrite(settings.run)
-    check_writable(settings.run)
     return notes
 
 
@@ -158,12 +161,14 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
     return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
 
 
-def load_family(settings: TrainSettings, say: Say) -> tuple[Family, TrainSettings]:
+def load_family(
+    settings: TrainSettings, say: Say, processes: Processes = ALONE
+) -> tuple[Family, TrainSettings]:
     """Load the base onto the device, and fill in what depends on it."""
     from lorapipe_engine.train.load import load_base
 
     model = settings.model
-    device = choose_device(model.device)
+    device = processes.device or choose_device(model.device)
     precision = choose_precision(model.mixed_precision, device)
     source = resolve_base(model.pretrained_model_name_or_path or "")
     with memory_explained(settings):

@@ -26,6 +26,7 @@ from lorapipe_engine.train.loss import (
 )
 from lorapipe_engine.train.noise import draw_noise, draw_timesteps, perturb
 from lorapipe_engine.train.optimizers import gradients_of
+from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.trace import Trace
 from lorapipe_engine.train.weight_norms import NormLimit
 
@@ -38,7 +39,8 @@ class MicroBatch:
     for each text encoder. ``weights``: sample weights divided by the number of batches of this update, (B,).
     ``geometry``: SDXL's size and crop numbers (B, 6), else None. ``mask``: share of each latent cell that counts,
     (B, 1, h, w) in 0..1, or None. ``text_weights``: multipliers of the text states, (B, 75n+2) for each encoder, or
-    None. ``text``: what the captions were encoded to before, or None to encode ``ids``.
+    None. ``text``: what the captions were encoded to before, or None to encode ``ids``. ``part``: number of the first
+    row and count of rows of the batch that these are a process's share of; None: these are all.
     """
 
     latents: Tensor
@@ -48,6 +50,7 @@ class MicroBatch:
     mask: Tensor | None = None
     text_weights: tuple[Tensor, ...] | None = None
     text: Conditioning | None = None
+    part: tuple[int, int] | None = None
 
 
 def batch_loss(
@@ -64,10 +67,15 @@ def batch_loss(
     keeps everything on the way.
     """
     mean, deviation = batch.latents.chunk(2, dim=1)
-    latents = (mean + deviation * torch.randn_like(mean)) * family.latent_scale  # (B, 4, h, w)
-    noise = draw_noise(latents, objective)
-    timesteps = draw_timesteps(len(latents), objective, latents.device)
-    noisy = add_noise(latents, perturb(noise, objective), timesteps, schedule)
+    # Drawn for the whole batch, of which these rows may be a share, so that shares draw what the whole would.
+    start, total = batch.part or (0, len(mean))
+    rows = slice(start, start + len(mean))
+    sample = torch.randn(total, *mean.shape[1:], device=mean.device)[rows]
+    latents = (mean + deviation * sample) * family.latent_scale  # (B, 4, h, w)
+    drawn = draw_noise(whole_of(latents, rows, total), objective)
+    timesteps = draw_timesteps(total, objective, latents.device)[rows]
+    noise, disturbed = drawn[rows], perturb(drawn, objective)[rows]
+    noisy = add_noise(latents, disturbed, timesteps, schedule)
     if conditioning is None:
         conditioning = family.encode_text(batch.ids, clip_skip=clip_skip, weights=batch.text_weights)
     prediction = family.predict(noisy, timesteps, conditioning, batch.geometry)
@@ -85,8 +93,21 @@ def batch_loss(
     return loss
 
 
+def whole_of(latents: Tensor, rows: slice, total: int) -> Tensor:
+    """A batch of ``total`` rows that has ``latents`` in its ``rows``, and zeros elsewhere."""
+    if len(latents) == total:
+        return latents
+    whole = latents.new_zeros(total, *latents.shape[1:])
+    whole[rows] = latents
+    return whole
+
+
 class Stepper:
-    """Forward, backward, clip, update and limit; ``norms``: the figures of the last limit, see :class:`NormLimit`."""
+    """Forward, backward, clip, update and limit; ``norms``: the figures of the last limit, see :class:`NormLimit`.
+
+    With several ``processes`` the batches are this one's share, and so is the loss; gradients are added up before the
+    update.
+    """
 
     def __init__(
         self,
@@ -100,6 +121,7 @@ class Stepper:
         train_text: bool,
         half_precision: bool,
         norm_limit: NormLimit | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.family = family
         self.network = network
@@ -112,6 +134,7 @@ class Stepper:
         self.max_grad_norm = max_grad_norm
         self.train_text = train_text
         self.norm_limit = norm_limit
+        self.processes = processes
         self.norms: Tensor | None = None
         self.packs: Packs | None = None  # set where the model's blocks are fused
         self.graphs: StepGraphs | None = None  # set where steps are to be captured
@@ -121,7 +144,7 @@ class Stepper:
 
     def run(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
         """One update from the batches of an accumulation group: the loss and the gradient's norm, both tensors."""
-        if self.graphs is not None and self.trace is None:
+        if self.graphs is not None and self.trace is None and batches:
             return self.graphs.run(self, batches)
         return self.run_plain(batches)
 
@@ -160,6 +183,7 @@ class Stepper:
 
     def update(self) -> Tensor:
         """Clip, step and limit; the gradient's norm before clipping."""
+        self.processes.add_up(group.grad for group in self.network.groups.values())
         self.scaler.unscale_(self.optimizer)
         if self.trace is not None:
             self.trace.record_gradients(self.network)

@@ -18,6 +18,7 @@ from lorapipe_engine.progress import progress
 from lorapipe_engine.tensorfile import open_tensors, write_tensors
 from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.latents import weights_key
+from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.torchfile import decoded, encoded
 
 CACHE_VERSION = "text-1"
@@ -29,12 +30,19 @@ class TextCache:
     weights. The network must not change the encoders."""
 
     def __init__(
-        self, family: Family, *, clip_skip: int | None, weighted: bool, folder: Path | None = None
+        self,
+        family: Family,
+        *,
+        clip_skip: int | None,
+        weighted: bool,
+        folder: Path | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self.family = family
         self.clip_skip = clip_skip
         self.weighted = weighted
         self.folder = folder
+        self._processes = processes
         self._known: dict[str, Conditioning] = {}
         self._key = weights_key(family.text_encoders, family.dtype) if folder is not None else ""
 
@@ -44,11 +52,14 @@ class TextCache:
     def prepare(self, captions: Iterable[str]) -> None:
         """Encode captions, or read them from the disk, so that :meth:`take` finds them."""
         wanted = sorted(set(captions) - self._known.keys())
-        with progress(total=len(wanted), label="text", unit="caption") as bar:
-            for start in range(0, len(wanted), TOGETHER):
-                group = wanted[start : start + TOGETHER]
+        own = [wanted[number] for number in self._processes.own(len(wanted))]
+        with progress(total=len(own), label="text", unit="caption") as bar:
+            for start in range(0, len(own), TOGETHER):
+                group = own[start : start + TOGETHER]
                 self._prepare(group)
                 bar.update(len(group))
+        made = [self._known[caption] for caption in own]
+        self._known |= zip(wanted, self._processes.exchange(made, len(wanted)), strict=True)
 
     def take(self, captions: Sequence[str]) -> Conditioning:
         """The states of captions that were prepared, on the device."""

@@ -95,16 +95,20 @@ class Validation:
         if data is None:
             raise ValueError("no pictures to measure")
         network.train(False)
+        processes = self.stepper.processes  # which share the batches out
         total = torch.zeros((), device=data.family.device)
-        count = 0
+        count = torch.zeros_like(total)
         with torch.no_grad(), evaluating(self.stepper.optimizer):
             for number, batch in enumerate(islice(self._batches(data), self._limit)):
                 # As a step has: of its own, and the same at every time.
+                if number % processes.count != processes.index:
+                    continue
                 seed_step(self.seed, number)
                 losses = self._losses(data.micro_batch(batch, START, 1.0))
                 total += losses.sum()
                 count += losses.numel()
         network.train()
+        processes.add_up([total, count])
         return float(total / count)
 
     def _batches(self, data: TrainingData) -> Sequence[Batch]:

@@ -1,0 +1,164 @@
+"""Several processes that train one network: what they make is what one makes with batches as large as theirs together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("accelerate")
+pytest.importorskip("lorapipe_demo")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from lorapipe_demo.concept import draw_concept  # noqa: E402
+from lorapipe_demo.scene import TRIGGER  # noqa: E402
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun has no gloo rendezvous there"),
+]
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lorapipe_engine"]
+ACCELERATE = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lorapipe_engine"),
+]
+ALONE = [sys.executable, "-m", "lorapipe_engine"]
+TIMEOUT = 240
+
+
+def start(launcher: list[str], data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    fixed = "--base demo --resolution 64 --max_token_length 75 --network_dim 4 --device cpu --output_name net"
+    fixed += " --save_precision float --noise_offset 0.05 --adaptive_noise_scale 0.01"
+    words = [*fixed.split(), "--train_data_dir", str(data), "--output_dir", str(out), *more]
+    return subprocess.Popen(
+        [*launcher, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # torchrun picks a free port of its own where none is given.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"},
+        start_new_session=True,
+    )
+
+
+def run(launcher: list[str], data: Path, out: Path, *more: str) -> tuple[int, str, str]:
+    process = start(launcher, data, out, *more)
+    try:
+        said, told = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return process.returncode, said, told
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven pictures: the last batch of an epoch is short, and one process has fewer rows of it than the other."""
+    root = tmp_path_factory.mktemp("data")
+    draw_concept(root, TRIGGER, pictures=7, repeats=1, seed=3)
+    return root
+
+
+def assert_close(one: Path, two: Path) -> None:
+    first, second = load_file(one), load_file(two)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        torch.testing.assert_close(second[key], tensor, rtol=1e-4, atol=5e-6)
+    learned = max(tensor.abs().max() for key, tensor in first.items() if key.endswith("lora_up.weight"))
+    assert learned > 1e-3  # far above the tolerance
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name)
+
+
+def test_two_processes_make_what_one_makes_with_twice_the_batch(data: Path, tmp_path: Path) -> None:
+    more = "--max_train_epochs 3 --unet_lr 1e-3 --text_encoder_lr 5e-4 --gradient_accumulation_steps 2"
+    alone = run(ALONE, data, tmp_path / "one", "--train_batch_size", "4", *more.split())
+    assert alone[0] == 0, alone[2]
+    code, said, told = run(TORCHRUN, data, tmp_path / "two", "--train_batch_size", "2", *more.split())
+    assert code == 0, told
+    assert_close(tmp_path / "one" / "net.safetensors", tmp_path / "two" / "net.safetensors")
+    # One of the two talks and writes.
+    assert said.splitlines() == [str(tmp_path / "two" / name) for name in net_files(3)]
+    assert told.count("base: ") == 1
+    assert "batch 2 x 2 processes x 2: 1 steps x 3 epochs" in told
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    assert len(list((tmp_path / "two" / "logs").rglob("*tfevents*"))) == 1
+    rows = (tmp_path / "two" / "net.metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 3
+
+
+def net_files(epochs: int) -> list[str]:
+    return [*(f"net-{epoch:06d}.safetensors" for epoch in range(1, epochs)), "net.safetensors"]
+
+
+def test_interrupted_together_they_go_on_exactly(data: Path, tmp_path: Path) -> None:
+    """With cached text, caches on disk, validation and samples; averaged weights go to and fro alike in both."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{TRIGGER}, 1girl --s 2 --d 1\n", encoding="utf-8")
+    more = [
+        *"--max_train_epochs 12 --unet_lr 1e-3 --network_train_unet_only --optimizer_type AdamWScheduleFree".split(),
+        *"--cache_text_encoder_outputs_to_disk --cache_latents_to_disk --validation_split 0.3".split(),
+        *("--sample_every_n_epochs", "6", "--sample_prompts", str(prompts), "--cache_dir"),
+    ]
+    two = [*more, str(tmp_path / "cache"), "--train_batch_size", "1"]
+    stopped = start(TORCHRUN, data, tmp_path / "stopped", *two)
+    metrics = tmp_path / "stopped" / "net.metrics.jsonl"
+    until = time.monotonic() + TIMEOUT
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
+        assert stopped.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(stopped.pid, signal.SIGINT)
+    _, told = stopped.communicate(timeout=TIMEOUT)
+    assert stopped.returncode != 0
+    assert told.count("the same command goes on from there") == 1
+    assert (tmp_path / "stopped" / "net.state").exists()
+    refused = run(ALONE, data, tmp_path / "stopped", *two)
+    assert refused[0] == 2
+    assert "processes was 2, is 1" in refused[2]
+    again = run(ACCELERATE, data, tmp_path / "stopped", *two)
+    assert again[0] == 0, again[2]
+    assert "going on after step" in again[2]
+    whole = run(TORCHRUN, data, tmp_path / "whole", *two)
+    assert whole[0] == 0, whole[2]
+    first, second = (load_file(tmp_path / name / "net.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    alone = run(ALONE, data, tmp_path / "one", *more, str(tmp_path / "cache2"), "--train_batch_size", "2")
+    assert alone[0] == 0, alone[2]
+    assert_close(tmp_path / "one" / "net.safetensors", tmp_path / "whole" / "net.safetensors")
+    count = len(list((tmp_path / "cache").rglob("*.safetensors")))
+    assert count == len(list((tmp_path / "cache2").rglob("*.safetensors")))
+
+
+def test_what_is_wrong_everywhere_is_told_once(data: Path, tmp_path: Path) -> None:
+    code, _, told = run(TORCHRUN, data, tmp_path / "out", "--device", "cuda:1")
+    assert code != 0
+    lines = [line for line in told.splitlines() if line.startswith("lora-train: error")]
+    assert lines == [
+        "lora-train: error: device: 2 processes cannot all have cuda:1; leave it out, each takes its own card"
+    ]
+
+
+def test_a_picture_that_only_one_process_reads_is_named(data: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "data" / "1_broken"
+    broken.mkdir(parents=True)
+    for path in (data / f"1_{TRIGGER}").iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    picture = broken / "001.png"
+    picture.write_bytes(picture.read_bytes()[:-200])
+    code, _, told = run(TORCHRUN, broken.parent, tmp_path / "out")
+    assert code != 0
+    lines = [line for line in told.splitlines() if line.startswith("lora-train: error")]
+    assert len(lines) == 1
+    assert "001.png: not a whole picture" in lines[0]
