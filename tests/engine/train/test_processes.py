@@ -1,4 +1,4 @@
-"""Several processes that train one network: what they make is what one makes with batches as large as theirs together."""
+"""Several processes that train one network: they make what one makes with batches as large as theirs together."""
 
 from __future__ import annotations
 
@@ -106,11 +106,12 @@ def test_interrupted_together_they_go_on_exactly(data: Path, tmp_path: Path) -> 
     """With cached text, caches on disk, validation and samples; averaged weights go to and fro alike in both."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{TRIGGER}, 1girl --s 2 --d 1\n", encoding="utf-8")
-    more = [
-        *"--max_train_epochs 12 --unet_lr 1e-3 --network_train_unet_only --optimizer_type AdamWScheduleFree".split(),
-        *"--cache_text_encoder_outputs_to_disk --cache_latents_to_disk --validation_split 0.3".split(),
-        *("--sample_every_n_epochs", "6", "--sample_prompts", str(prompts), "--cache_dir"),
-    ]
+    words = (
+        "--max_train_epochs 12 --unet_lr 1e-3 --network_train_unet_only --optimizer_type AdamWScheduleFree"
+    )
+    words += " --cache_text_encoder_outputs_to_disk --cache_latents_to_disk --validation_split 0.3"
+    words += f" --sample_every_n_epochs 6 --sample_prompts {prompts} --cache_dir"
+    more = words.split()
     two = [*more, str(tmp_path / "cache"), "--train_batch_size", "1"]
     stopped = start(TORCHRUN, data, tmp_path / "stopped", *two)
     metrics = tmp_path / "stopped" / "net.metrics.jsonl"
@@ -159,6 +160,8 @@ def test_a_picture_that_only_one_process_reads_is_named(data: Path, tmp_path: Pa
     picture.write_bytes(picture.read_bytes()[:-200])
     code, _, told = run(TORCHRUN, broken.parent, tmp_path / "out")
     assert code != 0
-    lines = [line for line in told.splitlines() if line.startswith("lora-train: error")]
+    lines = [line for line in told.splitlines() if "not a whole picture" in line]
     assert len(lines) == 1
-    assert "001.png: not a whole picture" in lines[0]
+    assert lines[0].startswith("lora-train: process 1: error: ")
+    assert "001.png: " in lines[0]
+    assert "unexpected" not in told

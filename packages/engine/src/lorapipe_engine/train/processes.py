@@ -9,6 +9,7 @@ drawn for a batch is drawn for the whole of it everywhere, and each process take
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.settings import TrainSettings
 
 # While the first process draws samples or encodes, the others wait for it; a dead one ends all of them at once.
@@ -96,6 +97,16 @@ class Processes:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+    @contextmanager
+    def losses_told(self) -> Iterator[None]:
+        """Raise ProblemFound where another process has gone: what went wrong is told by that one."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not re.search("gloo|NCCL|closed by peer", str(error), re.IGNORECASE):
+                raise
+            raise ProblemFound("another process of this run has ended; what it tells is the cause") from error
 
     # ------------------------------------------------------------------------------------------- Ctrl-C
 

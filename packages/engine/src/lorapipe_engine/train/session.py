@@ -66,7 +66,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
         say(f"note: {warning}")
 
     try:
-        with memory_explained(settings):
+        with memory_explained(settings), processes.losses_told():
             files = train(settings, dataset, prompts, family, configuration, say, processes)
     finally:
         detach(family.parts.values())
