@@ -232,6 +232,8 @@ FILE_OPTIONS = _options(
                 "gallery-dl",
                 "kohya",
                 "metadata",
+                "csv",
+                "picture",
             ]
         ),
         help="Format of what is read.  [default: by the file's content]",

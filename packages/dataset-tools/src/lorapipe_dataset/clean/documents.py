@@ -10,7 +10,7 @@ from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.clean.textfile import decode
 from lorapipe_dataset.journal import Change, Journal, read_bytes
-from lorapipe_dataset.sidecars.documents import change_kohya, change_metadata, picture_path
+from lorapipe_dataset.sidecars.documents import change_csv, change_kohya, change_metadata, picture_path
 from lorapipe_engine.errors import InputError, LoraError
 
 
@@ -57,7 +57,7 @@ class _Sweep:
             if self._document.kind == "kohya":
                 new = change_kohya(text, self._clean, sentences=self._options.rules.style == "text")
             else:
-                new = change_metadata(text, self._clean)
+                new = (change_csv if self._document.kind == "csv" else change_metadata)(text, self._clean)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         after = data if new == text else new.encode("utf-8", "surrogatepass")

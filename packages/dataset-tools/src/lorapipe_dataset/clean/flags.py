@@ -21,7 +21,6 @@ from lorapipe_dataset.clean.words import (
     resolve,
     split_list,
 )
-from lorapipe_dataset.sidecars import POST_FORMATS, TEXT_FORMATS
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import ConfigError
 
@@ -45,10 +44,6 @@ _FILES = (
     "output",
     "force",
 )
-
-
-# Sites spell tags with underscores; captions have spaces.
-_WITH_UNDERSCORES = (*POST_FORMATS, *TEXT_FORMATS)
 
 
 def read_flags(inputs: Sequence[str], flags: Mapping[str, Any]) -> Options:
@@ -78,7 +73,7 @@ def read_rules(flags: Mapping[str, Any], algebra: str | None = None) -> Rules:
     fixed: dict[str, Any] = {name: flags[name] for name in _PLAIN}
     return Rules(
         **fixed,
-        spelling=flags["spelling"] or ("spaces" if flags["source"] in _WITH_UNDERSCORES else "keep"),
+        spelling=flags["spelling"] or "keep",
         category_order=check_categories([flags["categories"]], "--categories"),
         algebra=algebra,  # type: ignore[arg-type]
         phrases=flags["phrase"],

@@ -12,7 +12,14 @@ from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.posts import Pictures, post_caption, read_matches
 from lorapipe_dataset.clean.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.words import CATEGORIES
-from lorapipe_dataset.sidecars import DOCUMENT_FORMATS, POST_FORMATS, TEXT_FORMATS, sniff_document
+from lorapipe_dataset.sidecars import (
+    DOCUMENT_FORMATS,
+    PICTURE_FORMAT,
+    POST_FORMATS,
+    TEXT_FORMATS,
+    sniff_document,
+)
+from lorapipe_dataset.sidecars.embedded import read_embedded
 from lorapipe_dataset.sidecars.post import Post
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError
@@ -20,7 +27,7 @@ from lorapipe_engine.images import IMAGE_SUFFIXES
 from lorapipe_engine.records import Record, find_files, read_records
 
 PICTURES = IMAGE_SUFFIXES | {".gif", ".jfif", ".tif", ".tiff"}
-DOCUMENTS = (".json", ".jsonl")
+DOCUMENTS = (".json", ".jsonl", ".csv")
 
 
 @dataclass(slots=True)
@@ -135,7 +142,13 @@ def _of_record(record: Record, options: Options) -> Job:
     )
     if not is_text and not (options.no_txt and caption is not None):
         job.file = find_caption_file(path, options.extensions)
-    if "error" in record.data:
+    if options.source == PICTURE_FORMAT and not is_text and caption is None and path.exists():
+        caption = _with_embedded(job, path).given
+    if job.reader is not None and caption is None:
+        _take_sidecar(job, path, is_text, options)
+    if job.error is not None:
+        pass
+    elif "error" in record.data:
         job.error = str(record.data["error"])
     elif caption is not None and not isinstance(caption, str):
         job.error = "its record's caption is not a text"
@@ -145,6 +158,16 @@ def _of_record(record: Record, options: Options) -> Job:
         job.given = caption
         job.facts = record_facts(record.data)
     return _aimed(job, options)
+
+
+def _take_sidecar(job: Job, path: Path, is_text: bool, options: Options) -> None:
+    """Read ``a.png.txt`` where there is one, and write ``a.txt``, as trainers read it."""
+    sidecars = [path] if is_text else [Path(f"{path}{extension}") for extension in options.extensions]
+    sidecar = next((one for one in sidecars if one.is_file()), path)
+    picture = sidecar.with_suffix("")
+    if sidecar.suffix and picture.suffix.lower() in PICTURES and picture.is_file():
+        job.picture, job.origin = picture, sidecar
+        job.file = picture.with_suffix(options.extensions[0])
 
 
 def find_caption_file(picture: Path, extensions: Sequence[str]) -> Path:
@@ -179,7 +202,7 @@ def record_facts(data: Mapping[str, Any]) -> Facts:
 
 def _of_files(folder: Path, options: Options) -> Iterator[Job | Document]:
     """The sidecars or documents of a folder."""
-    suffixes = [".jsonl"] if options.source == "metadata" else [".json"]
+    suffixes = [{"metadata": ".jsonl", "csv": ".csv"}.get(options.source or "", ".json")]
     found = find_files(folder, suffixes, recursive=options.recursive)
     if not found:
         raise InputError(f"{folder}: has no {suffixes[0]} files")
@@ -194,6 +217,9 @@ def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:
     if options.source in (*POST_FORMATS, *DOCUMENT_FORMATS):
         yield from _of_files(folder, options)
         return
+    if options.source == PICTURE_FORMAT:
+        yield from _of_pictures(folder, options)
+        return
     wanted = PICTURES.union(options.extensions)
     by_folder: dict[Path, list[Path]] = {}
     for path in find_files(folder, wanted, recursive=options.recursive):
@@ -205,6 +231,30 @@ def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:
     yield from jobs
 
 
+def _of_pictures(folder: Path, options: Options) -> Iterator[Job]:
+    """The captions that lie in pictures."""
+    pictures = find_files(folder, PICTURES, recursive=options.recursive)
+    if not pictures:
+        raise InputError(f"{folder}: has no pictures")
+    without = 0
+    for picture in pictures:
+        job = _with_embedded(Job(find_caption_file(picture, options.extensions), folder, picture), picture)
+        if job.given is None and job.error is None:
+            without += 1
+        else:
+            yield _aimed(job, options)
+    if without:
+        say(f"lora-clean: {without} pictures have no caption in them")
+
+
+def _with_embedded(job: Job, picture: Path) -> Job:
+    try:
+        job.given = read_embedded(picture)
+    except InputError as error:
+        job.error = str(error)
+    return job
+
+
 def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job]:
     texts = [path for path in paths if path.suffix.lower() in options.extensions]
     pictures = [path for path in paths if path.suffix.lower() in PICTURES]
@@ -214,6 +264,7 @@ def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job
         owners[picture.name] = picture  # a.png.txt is a caption too
     done: set[Path] = set()
     reader = TEXT_FORMATS.get(options.source or "")
+    sidecars = {path.stem for path in texts} if reader is not None else set()
     alone = 0
     for path in texts:
         owner = owners.get(path.stem)
@@ -222,6 +273,8 @@ def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job
             continue
         if owner is not None:
             done.add(owner)
+        if owner is not None and path.stem != owner.name and owner.name in sidecars:
+            continue  # a.txt is made of a.png.txt
         job = Job(path, root, owner, reader=reader)
         if reader is not None and owner is not None and path.stem == owner.name:
             # A sidecar a.png.txt; trainers read a.txt.

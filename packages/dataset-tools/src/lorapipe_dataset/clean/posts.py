@@ -9,6 +9,7 @@ from pathlib import Path
 from lorapipe_dataset.check.vocabulary import canonical
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.rules import Facts
+from lorapipe_dataset.clean.tags import with_spaces
 from lorapipe_dataset.sidecars import read_sidecar
 from lorapipe_dataset.sidecars.post import Post
 from lorapipe_engine.errors import LoraError
@@ -63,6 +64,9 @@ def post_caption(post: Post, options: Options) -> tuple[str, Facts]:
     tags = post.listed(options.categories)
     facts = Facts({canonical(tag): name for name in post.tags for tag in post.tags[name]})
     rating = post.rating if options.rules.rating in ("first", "last") else None
+    if options.rules.spelling == "keep":
+        # Sites spell tags with underscores; captions have spaces.
+        tags = list(map(with_spaces, tags))
     # A comma in a tag would make two of it.
     words = [tag.replace(options.rules.separators[0], "") for tag in (*tags, *([rating] if rating else ()))]
     return options.rules.join.join(words), facts

@@ -18,8 +18,9 @@ TEXT_FORMATS: Mapping[str, Callable[[str], Post]] = {
     "hydrus": read_hydrus,
     "spaced": read_spaced,
 }
-DOCUMENT_FORMATS = ("kohya", "metadata")
-FORMATS = ("txt", *TEXT_FORMATS, *POST_FORMATS, *DOCUMENT_FORMATS)
+DOCUMENT_FORMATS = ("kohya", "metadata", "csv")
+PICTURE_FORMAT = "picture"  # captions in the pictures themselves
+FORMATS = ("txt", *TEXT_FORMATS, *POST_FORMATS, *DOCUMENT_FORMATS, PICTURE_FORMAT)
 
 
 def read_sidecar(path: Path) -> list[Post]:
@@ -42,9 +43,9 @@ def read_sidecar(path: Path) -> list[Post]:
 
 
 def sniff_document(path: Path) -> str | None:
-    """``kohya`` or ``metadata`` for a file of many captions, None for one of posts. Raises InputError."""
-    if path.suffix.lower() == ".jsonl":
-        return "metadata"
+    """``kohya``, ``metadata`` or ``csv`` for a file of many captions, None for one of posts. Raises InputError."""
+    if path.suffix.lower() in (".jsonl", ".csv"):
+        return {".jsonl": "metadata", ".csv": "csv"}[path.suffix.lower()]
     try:
         text = path.read_bytes().decode("utf-8-sig", "replace")
     except OSError as error:

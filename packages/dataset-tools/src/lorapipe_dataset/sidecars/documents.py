@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from lorapipe_engine.errors import InputError
 
 _KOHYA_FIELDS = ("tags", "caption")
 _TEXT_FIELDS = ("text", "caption", "prompt", "tags")
+_FILE_FIELDS = ("file_name", "file", "path", "image", "filename")
 Change = Callable[[str, str], str]
 
 
@@ -71,6 +74,32 @@ def change_metadata(text: str, change: Change) -> str:
             line = json.dumps({**row, name: new}, ensure_ascii=False) + line[len(bare) :]
         lines.append(line)
     return "".join(lines)
+
+
+def change_csv(text: str, change: Change) -> str:
+    """A table whose first line names ``file_name`` (or ``file``, ``path``, ``image``) and a caption, with each caption
+    put through ``change``. Raises InputError.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise InputError(f"not readable as CSV ({error})") from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    name = next((header.index(word) for word in _FILE_FIELDS if word in header), None)
+    caption = next((header.index(word) for word in _TEXT_FIELDS if word in header), None)
+    if name is None or caption is None:
+        raise InputError("its first line has to name the columns file_name and text")
+    changed = False
+    for row in rows[1:]:
+        if len(row) > max(name, caption):
+            new = change(row[name], row[caption])
+            changed |= new != row[caption]
+            row[caption] = new
+    if not changed:
+        return text
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n" if "\r\n" in text else "\n").writerows(rows)
+    return out.getvalue()
 
 
 def caption_field(row: Mapping[str, Any]) -> str | None:

@@ -21,11 +21,13 @@ def read_hydrus(text: str) -> Post:
     """Hydrus' sidecars: a tag in each line, ``namespace:tag`` where it has a namespace.
 
     ``series`` are copyrights, ``creator`` artists. Namespaces that say nothing of the picture's content, such as
-    ``title`` or ``page``, are meta; a colon in a name (``re:zero``) is none.
+    ``title`` or ``page``, are meta; a colon in a name (``re:zero``) is none. A single line with commas is a list:
+    hydrus can be told to write that, and a caption that was made of a sidecar is one.
     """
     tags: dict[str, list[str]] = {}
     rating: str | None = None
-    for line in text.splitlines():
+    lines = text.strip().splitlines()
+    for line in lines[0].split(",") if len(lines) == 1 else lines:
         space, colon, rest = line.strip().partition(":")
         if colon and space.lower() == "rating":
             rating = rating_word(rest)
