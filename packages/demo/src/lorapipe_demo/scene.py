@@ -119,6 +119,20 @@ def random_person(draw: random.Random, background: str | None = None) -> Scene:
     )
 
 
+def all_tags() -> list[str]:
+    """Every tag of the ordinary world, in the order that captions have them."""
+    styles = dict.fromkeys(tag for style in (*HAIR_STYLES, *BOY_STYLES) for tag in hair_tags(style))
+    lengths = ["short hair", "long hair"]
+    found = ["1girl", "1boy", "no humans", "solo", "animal", *lengths]
+    found += [tag for tag in styles if tag not in lengths]
+    found += [f"{colour} hair" for colour in HAIR_COLOURS] + [f"{colour} eyes" for colour in EYE_COLOURS]
+    found += [f"{colour} {clothes}" for clothes in CLOTHES for colour in CLOTHES_COLOURS]
+    found += [*EXPRESSIONS, *HEADWEAR, *(f"holding {held}" for held in HELD), "glasses"]
+    found += [f"{colour} {animal}" for animal in ANIMALS for colour in ANIMAL_COLOURS]
+    found += [f"{colour} {thing}" for thing in OBJECTS for colour in OBJECT_COLOURS]
+    return [*found, *BACKGROUNDS]
+
+
 def vocabulary() -> list[str]:
     """Every word that tags are made of, sorted."""
     groups = (HAIR_COLOURS, EYE_COLOURS, EXPRESSIONS, CLOTHES, CLOTHES_COLOURS, HEADWEAR, HELD, BACKGROUNDS)

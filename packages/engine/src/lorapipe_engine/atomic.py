@@ -7,12 +7,13 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from lorapipe_engine.errors import OutputError
+from lorapipe_engine.locking import locked
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -33,13 +34,16 @@ def check_output(path: Path, *, force: bool, size: int = 0) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, *, force: bool = False, size: int = 0) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: Path, *, force: bool = False, size: int = 0, check: Callable[[], None] | None = None
+) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends well, and leaves no trace when it does not.
 
     The bytes go to a hidden file in the same folder, which is flushed to the disk and then renamed, so that
     another program sees the old file or the whole new one. ``size``: bytes known to be needed, checked first.
-    Raises OutputError if the file exists and not ``force``, if there is no room, or if the folder cannot be
-    written to.
+    ``check`` is called right before the rename, with the folder locked against other tools (:mod:`locking`): what it
+    raises keeps the old file. Raises OutputError if the file exists and not ``force``, if there is no room, or if the
+    folder cannot be written to.
     """
     check_output(path, force=force, size=size)
     temporary = path.with_name(f".lorapipe-{secrets.token_hex(8)}.tmp")
@@ -54,7 +58,12 @@ def atomic_write(path: Path, *, force: bool = False, size: int = 0) -> Iterator[
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _install(temporary, path, force)
+        if check is None:
+            _install(temporary, path, force)
+        else:
+            with locked(path.parent):
+                check()
+                _install(temporary, path, force)
     except OSError as error:
         if error.errno in _FULL:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,17 @@ from lorapipe_tagger.report import failed_row, report_row
 from lorapipe_tagger.select import Selection, Tag
 from lorapipe_tagger.shape import Shape, caption_tags, front_count
 from lorapipe_tagger.sources import Task
-from lorapipe_tagger.write import difference, join_existing, read_existing, write_caption
+from lorapipe_tagger.write import (
+    ChangedMeanwhile,
+    difference,
+    join_existing,
+    read_existing,
+    write_caption,
+)
 
 _TRANSPARENT, _WHITE = "transparent_background", "white_background"
 _DIGITS = 4
+_TRIES = 20  # to write a caption that other programs write too
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Captioner:
         tags = caption_tags(selection, shape)
         fields: dict[str, Any] = {"size": list(result.size), "model": self._model, **_scores(selection)}
         try:
-            before, text = self._write(task, tags, front_count(tags, shape))
+            before, text = self._caption(task, tags, front_count(tags, shape))
         except LoraError as error:
             return Outcome(self._record(task, {**fields, "error": str(error)}), error=str(error))
         except OSError as error:
@@ -91,6 +99,13 @@ class Captioner:
         fields |= {"existing": True} if kept else {}
         extra: dict[str, Any] = {"row": row, "vector": vector, "kept": kept, "cached": result.cached}
         return Outcome(self._record(task, fields), tags=tags, text=person, **extra)
+
+    def _caption(self, task: Task, tags: Sequence[str], front: int) -> tuple[str | None, str]:
+        """:meth:`_write`, again where another program changed the caption meanwhile."""
+        for _ in range(_TRIES - 1):
+            with suppress(ChangedMeanwhile):
+                return self._write(task, tags, front)
+        return self._write(task, tags, front)
 
     def _write(self, task: Task, tags: Sequence[str], front: int) -> tuple[str | None, str]:
         """The caption before and after; written unless that is not wanted. Raises LoraError or OSError."""

@@ -64,15 +64,23 @@ def _key(tag: str) -> str:
     return spelling(tag.replace("\\(", "(").replace("\\)", ")"))
 
 
+class ChangedMeanwhile(OutputError):
+    """Another program wrote the caption since it was read; it was left as that program has it."""
+
+
 def write_caption(path: Path, text: str, *, before: str | None, replace: bool) -> None:
     """Write a caption and a line end, in UTF-8: the file is the old one or the whole new one at any time.
 
-    Unless ``replace``, a file that no longer holds ``before`` stays as it is. Raises OutputError.
+    Unless ``replace``, a file that no longer holds ``before`` stays as it is, and ChangedMeanwhile is raised; that is
+    looked at while the folder is locked, as the other tools lock it when they change captions. Raises OutputError.
     """
-    with atomic_write(path, force=replace or path.exists()) as file:
-        file.write(f"{text}\n".encode("utf-8", "surrogateescape"))
+
+    def check() -> None:
         if not replace and read_existing(path) != before:
-            raise OutputError(f"{path}: another program has just written it, so it is left alone")
+            raise ChangedMeanwhile(f"{path}: another program has just written it, so it is left alone")
+
+    with atomic_write(path, force=replace or path.exists(), check=check) as file:
+        file.write(f"{text}\n".encode("utf-8", "surrogateescape"))
 
 
 def difference(before: str | None, after: str) -> str:
