@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from train_parts import rate_at
 
 from lorapipe_demo.drawing import draw_scene
-from lorapipe_demo.scene import Scene, random_scene
+from lorapipe_demo.scene import Scene, all_tags, random_scene
 
 SEED = 20261
 RATINGS = ("general", "sensitive", "questionable", "explicit")
@@ -53,12 +53,6 @@ class TaggerNetwork(nn.Module):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             found = F.relu(norm(convolution(found)))
         return self.head(F.relu(self.hidden(found.flatten(1))))
-
-
-def all_tags() -> list[str]:
-    """Every tag that a caption of the ordinary world can have."""
-    draw = random.Random(SEED)
-    return sorted({tag for _ in range(60_000) for tag in random_scene(draw).tags()})
 
 
 def draw_tagged(count: int, seed: int) -> tuple[Tensor, list[list[str]]]:
@@ -129,7 +123,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     pixels, captions = draw_tagged(options.pictures, SEED)
     counts = Counter(tag for caption in captions for tag in caption)
-    tags = [*RATINGS, *sorted(all_tags(), key=lambda tag: (-counts[tag], tag))]
+    tags = [*RATINGS, *all_tags()]  # `lora-tag --order model` then writes captions as the world's own are
     print(f"{len(tags)} tags, {len(pixels)} pictures", flush=True)
     network = train(pixels, one_hot(captions, tags), options.steps)
     fresh, fresh_captions = draw_tagged(2000, SEED + 1)
