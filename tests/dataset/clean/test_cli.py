@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -228,15 +229,19 @@ def test_read_only_folder(clean: Clean, imgs: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signal there")
-def test_kill_leaves_each_caption_old_or_new(tmp_path: Path) -> None:
-    count = 3000
+@pytest.mark.parametrize("seed", range(int(os.environ.get("LORAPIPE_KILLS", "3"))))
+def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:
+    """Killed at random moments of the writing, with and without the second process; then taken back."""
+    count = 6000 if seed % 2 else 2000
     for number in range(count):
         (tmp_path / f"{number}.txt").write_text(f"old, {number}\n")
     before = snapshot(tmp_path)
-    process = subprocess.Popen([*PROGRAM, "-q", str(tmp_path), "--trigger", "new", "--text"])
+    words = [*PROGRAM, "-q", str(tmp_path), "--trigger", "new", "--text"]
+    process = subprocess.Popen(words)
     while not any(path.suffix == ".jsonl" for path in (tmp_path / ".lorapipe").glob("*")):
+        assert process.poll() is None
         time.sleep(0.001)
-    time.sleep(0.05)
+    time.sleep(random.Random(seed).uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
     process.wait()
     texts = {number: (tmp_path / f"{number}.txt").read_text() for number in range(count)}
@@ -245,6 +250,9 @@ def test_kill_leaves_each_caption_old_or_new(tmp_path: Path) -> None:
     assert new + old == count
     subprocess.run([*PROGRAM, "-q", "--undo", str(tmp_path)], check=True)
     assert snapshot(tmp_path) == before
+    # It can go on, too.
+    subprocess.run(words, check=True)
+    assert (tmp_path / "1.txt").read_text() == "new, old, 1\n"
 
 
 def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
