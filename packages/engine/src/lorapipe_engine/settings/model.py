@@ -41,4 +41,5 @@ class ModelSettings:
     step_capture: str = option(
         "auto", "Capture the step as a CUDA graph, which is much faster.", choices=("auto", "off")
     )
+    ignore_memory: bool = option(False, "Train even where the card's memory is said to be too small.")
     device: str | None = option(None, "cuda, cuda:1, cpu, mps. [default: the GPU if there is one]")

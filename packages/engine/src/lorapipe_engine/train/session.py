@@ -55,7 +55,9 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     prompts = sample_prompts(settings)
     for note in dataset_notes(settings.data, dataset):
         say(f"note: {note}")
-    family, settings = load_family(with_file_ranks(settings), say, processes)
+    settings = with_file_ranks(settings)
+    check_memory(settings, dataset, say, processes)
+    family, settings = load_family(settings, say, processes)
     for note in check_objective(settings.loss):
         if note not in notes:
             say(f"note: {note}")
@@ -159,6 +161,18 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
         return []
     width, height = settings.data.resolution
     return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
+
+
+def check_memory(settings: TrainSettings, dataset: Dataset, say: Say, processes: Processes) -> None:
+    """Tell what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
+    device = processes.device or choose_device(settings.model.device)
+    if device.type != "cuda" or settings.model.ignore_memory:
+        return
+    from lorapipe_engine.train.fit import memory_line
+
+    dtype = DTYPES[choose_precision(settings.model.mixed_precision, device)]
+    source = resolve_base(settings.model.pretrained_model_name_or_path or "")
+    say(memory_line(settings, dataset, source, dtype, torch.cuda.mem_get_info(device)[0]))
 
 
 def load_family(
