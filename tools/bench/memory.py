@@ -1,0 +1,91 @@
+"""Trains workloads within the memory of small cards, and prints what was predicted beside what was measured.
+
+    python tools/bench/memory.py [8 12 24] [--steps 6]
+
+A card of N GiB is this one with ``set_per_process_memory_fraction`` at N - 0.8 GiB. Without cards the benchmark's own
+workloads A to E run with all of the memory. ``--predict`` needs no card. A row tells predicted GiB, measured GiB (what
+was reserved), or that memory ran out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from train import WORKLOADS, Workload, make_family, measure
+
+from lorapipe_engine.train.memory import GIB, Load, predict
+
+KEPT = 0.8  # GiB of a card that the screen and the driver have
+_A, _C = WORKLOADS["A"], WORKLOADS["C"]
+CARDS = {
+    8: (
+        replace(_A, name="SD1.5 512 px batch 4 + text", checkpoint=True),
+        replace(_A, name="SD1.5 768 px batch 1 + text", size=768, batch=1, checkpoint=True),
+        replace(_C, name="SDXL 1024 px batch 1 dim 16", batch=1, rank=16, checkpoint=True),
+    ),
+    12: (
+        replace(_A, name="SD1.5 768 px batch 3 + text", size=768, batch=3, checkpoint=True),
+        replace(_C, name="SDXL 1024 px batch 4 dim 32", checkpoint=True),
+    ),
+    24: (replace(_C, name="SDXL 1024 px batch 2, no checkpointing", batch=2),),
+}
+
+
+def predicted(work: Workload) -> float:
+    """GiB of a workload."""
+    with torch.device("meta"):
+        family = make_family(work, torch.device("meta"), torch.bfloat16)
+    parts = {"unet": family.unet} | ({"te1": family.text_encoders[0]} if work.text else {})
+    shapes = {
+        part: {name: tuple(value.shape) for name, value in module.named_parameters()}
+        for part, module in parts.items()
+    }
+    load = Load(
+        work.size,
+        work.size,
+        work.batch,
+        work.rank,
+        checkpointing=work.checkpoint,
+        tokens=77 * work.chunks if work.text else 0,
+        text_there=work.text,
+    )
+    return predict(dict(family.unet.config), shapes, load).gib
+
+
+def measured(work: Workload, steps: int) -> str:
+    """GiB of a workload on this card, in words."""
+    try:
+        row, _ = measure(work, capture=True, steps=steps, device=torch.device("cuda"))
+        return f"{row.peak_gib:6.2f} GiB, {row.median_ms} ms"
+    except torch.OutOfMemoryError as error:
+        return f"ran out ({str(error).splitlines()[0][:80]})"
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print a row for each workload."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cards", nargs="*", type=int, choices=[*CARDS, []], metavar="GIB")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--predict", action="store_true", help="measure nothing")
+    options = parser.parse_args(words)
+    rows = [(card, work) for card in options.cards for work in CARDS[card]]
+    for card, work in rows or [(0, WORKLOADS[name]) for name in "ABCDE"]:
+        line = f"{card or 'all':>4} {work.name:40} predicted {predicted(work):6.2f} GiB"
+        if not options.predict:
+            total = torch.cuda.mem_get_info()[1] / GIB
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (card - KEPT) / total) if card else 1.0)
+            line += f"  measured {measured(work, options.steps)}"
+        print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
