@@ -187,9 +187,10 @@ def test_a_folder_that_cannot_be_written_to(check: Any, root: Path, folder: Path
     (folder / "0.txt").write_text("tree, rain, mayu, cat")
     # The test may run as root, whom permissions do not stop; a file in the journal's place does.
     (folder / HIDDEN).touch()
-    done = check(root, *SIZE, "--trigger", "mayu", "--fix", "trigger-not-first", "--quiet")
-    assert (done.code, len(done.err.splitlines())) == (1, 1)
+    done = check(root, *SIZE, "--trigger", "mayu", "--fix", "trigger-not-first")
+    assert (done.code, len(done.err.splitlines())) == (1, 2)
     assert "its files cannot be changed" in done.err
+    assert "nothing was changed" in done.err
     assert (folder / "0.txt").read_text() == "tree, rain, mayu, cat"
 
 

@@ -228,6 +228,19 @@ def test_read_only_folder(clean: Clean, imgs: Path) -> None:
     assert "cannot be changed (Permission denied)" in result.err
 
 
+def test_what_stops_a_folder_is_told_once(clean: Clean, imgs: Path) -> None:
+    # The test may run as root, whom permissions do not stop; a file in the journal's place does.
+    (imgs / ".lorapipe").touch()
+    before = snapshot(imgs)
+    result = clean(imgs, "--trigger", "t", "--text")
+    assert result.code == 1
+    assert [line.split(" (")[0] for line in result.err.splitlines()] == [
+        f"lora-clean: error: {imgs}: its files cannot be changed",
+        "lora-clean: 0 of 3 captions changed, 3 failed",
+    ]
+    assert snapshot(imgs) == before
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such signal there")
 @pytest.mark.parametrize("seed", range(int(os.environ.get("LORAPIPE_KILLS", "3"))))
 def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:

@@ -45,7 +45,13 @@ def apply(repairs: Repairs, *, dry_run: bool) -> int:
         for reason in errors:
             click.echo(f"{TOOL}: error: {printable(str(reason))}", err=True)
         failures += len(errors)
-    say(f"mended: {_counted(repairs)}; --undo takes it back" + (f"; {failures} failed" if failures else ""))
+    if run.changed:
+        say(
+            f"mended: {_counted(repairs)}; --undo takes it back"
+            + (f"; {failures} failed" if failures else "")
+        )
+    else:
+        say("nothing was changed")
     return failures
 
 

@@ -39,6 +39,7 @@ class Teller:
         self._options = options
         self.count = count
         self._folders: dict[Path, None] = {}
+        self._told: str | None = None
         piped = sys.stdout is not None and not sys.stdout.isatty()
         # Captions whose files are not touched change in the records, or in another file.
         self._apart = options.no_txt or not options.in_place
@@ -52,7 +53,8 @@ class Teller:
             self._folders[written.job.file.parent] = None
         for outcome in outcomes:
             self._add(outcome)
-            if outcome.error is not None:
+            if outcome.error is not None and outcome.error != self._told:
+                self._told = outcome.error  # what stops a whole folder is told once
                 click.echo(f"{TOOL}: error: {_one_line(outcome)}", err=True)
             if self._records:
                 lines.append(format_record(as_record(outcome, self._options.rules.trigger)))
@@ -98,7 +100,9 @@ def _texts_differ(outcome: Outcome) -> bool:
 def _one_line(outcome: Outcome) -> str:
     error = outcome.error or ""
     name = str(outcome.job.picture or outcome.job.file)
-    known = str(outcome.job.file) in error or name in error
+    known = (
+        str(outcome.job.file) in error or name in error or error.startswith(f"{outcome.job.file.parent}: ")
+    )
     return printable(error if known else f"{name}: {error}")
 
 
