@@ -16,7 +16,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     small = work.name == "small"
-    with torch.device(device):
+    # In the dtype from the start: SDXL in float32 would not go onto a small card.
+    with torch.device(device), _default_dtype(dtype):
         vae = (
             AutoencoderKL(block_out_channels=(32, 32, 32, 32), norm_num_groups=32)
             if not small
@@ -120,6 +122,16 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
     tokenizers: Any = tuple(_NoTokenizer() for _ in texts)
     base = BaseModel(work.family, unet, vae, tuple(texts), tokenizers, "epsilon", "random", Path("random"))
     return open_family(base, device=device, dtype=dtype, chunks=work.chunks)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 TEXT_L: dict[str, Any] = {
