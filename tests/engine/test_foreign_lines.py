@@ -135,7 +135,7 @@ def test_each_value_has_its_source(tmp_path: Path) -> None:
     [
         ("network_dims = 4", "network_dims: unknown key, did you mean 'network_dim'?"),
         ("deepspeed = true", "deepspeed: training runs on one device"),
-        ("fp8_base = true", "fp8_base: 8-bit weights are not trained on"),
+        ("torch_compile = true", "torch_compile: the step is not compiled"),
     ],
 )
 def test_the_key_that_does_not_is_named(line: str, told: str, tmp_path: Path) -> None:

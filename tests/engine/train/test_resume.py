@@ -142,6 +142,21 @@ def test_killed_again_and_again(case: str, data: Path, regularisation: Path, tmp
     assert not (tmp_path / "killed" / "net.state").exists()
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "AUTO"), ("AVX2", "AVX2")])
+def test_products_are_the_same_on_a_busy_machine(given: str | None, found: str) -> None:
+    """MKL is told so before it is used; a setting of the user's own stays."""
+    outside = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    code = "import os, lorapipe_engine.train.session; print(os.environ['MKL_CBWR'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**outside, **({"MKL_CBWR": given} if given else {})},
+    )
+    assert done.stdout.strip() == found
+
+
 def rows_of(out: Path) -> list[dict[str, object]]:
     """What was recorded of every step, but for the clock."""
     rows = [json.loads(line) for line in (out / "net.metrics.jsonl").read_text().splitlines()]

@@ -49,11 +49,11 @@ class Tiny:
     text_encoders: tuple[Any, ...]
 
 
-def build(family: str, *, linear: bool | None = None, seed: int = 0) -> Tiny:
+def build(family: str, *, linear: bool | None = None, seed: int = 0, layers: int = 1) -> Tiny:
     """Random modules of a family ("sd1", "sd2", "sdxl", or "demo": SD 1.x narrow, as the demo's base).
 
     ``linear``: whether the UNet's attention starts with a linear layer; None: as in the family's single
-    files.
+    files. ``layers``: of each UNet block (2 in the real ones).
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -64,7 +64,7 @@ def build(family: str, *, linear: bool | None = None, seed: int = 0) -> Tiny:
         unet["use_linear_projection"] = linear
     made = Tiny(
         "sd1" if family == "demo" else family,
-        UNet2DConditionModel(layers_per_block=1, norm_num_groups=32, **unet),
+        UNet2DConditionModel(layers_per_block=layers, norm_num_groups=32, **unet),
         AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(vae),
             up_block_types=("UpDecoderBlock2D",) * len(vae),

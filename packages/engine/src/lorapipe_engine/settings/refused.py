@@ -83,12 +83,6 @@ FOREIGN: dict[str, Foreign] = {
     **_refuse("use lora-check, which shows buckets and captions", "debug_dataset", flag=True),
     **_refuse("use --tokenizer_dir, a folder with vocab.json and merges.txt", "tokenizer_cache_dir"),
     # Speed and memory.
-    **_refuse(
-        "8-bit weights are not trained on; for memory use --mixed_precision bf16 and --gradient_checkpointing",
-        "fp8_base",
-        "fp8_base_unet",
-        flag=True,
-    ),
     **_refuse("is for larger models; use --gradient_checkpointing", "blocks_to_swap", off=(0,)),
     **_refuse("the step is not compiled; leave it out", "torch_compile", flag=True),
     **_refuse("the step is not compiled; leave it out", "dynamo_backend", off=("no", "inductor")),

@@ -7,3 +7,7 @@ import sys
 # the first tensor goes to the card; a setting of the user's own stays.
 if sys.platform == "linux":
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+# On a busy machine MKL cuts a product otherwise from one time to the next, and the last bits differ. This makes it one
+# way always, so that a run gives the same network every time. It is read at the first product.
+os.environ.setdefault("MKL_CBWR", "AUTO")

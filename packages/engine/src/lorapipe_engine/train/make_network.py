@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from lorapipe_engine.nn.attach import Network, Target, attach
-from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.nn.eightbit import hold_in_8_bits
+from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network_args import (
     RateGroups,
@@ -32,6 +33,7 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     chosen = settings.network
     for note in merge_into_base(chosen, family):
         say(note)
+    hold_base(settings.model, family)
     plan, args = network_plan(chosen), read_network_args(chosen.network_args)
     targets = [
         Target(part, family.lora_name(part, path), module)
@@ -56,6 +58,15 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
         drops = plan.dropouts
         family.checkpoint_activations(with_draws=bool(drops.element or drops.rank or drops.module))
     return network
+
+
+def hold_base(model: ModelSettings, family: Family) -> None:
+    """Put the frozen weights into 8 bits where that is asked for. What is merged into them is in them before."""
+    if model.fp8_base or model.fp8_base_unet:
+        hold_in_8_bits(family.unet)
+    if model.fp8_base:
+        for encoder in family.text_encoders:
+            hold_in_8_bits(encoder)
 
 
 def with_file_ranks(settings: TrainSettings) -> TrainSettings:

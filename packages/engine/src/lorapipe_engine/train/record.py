@@ -127,7 +127,8 @@ def _model(settings: TrainSettings, family: Family) -> dict[str, Any]:
         "new_sd_model_hash": new,
         "mixed_precision": settings.model.mixed_precision,
         "full_fp16": False,
-        "fp8_base": False,
+        "fp8_base": settings.model.fp8_base,
+        "fp8_base_unet": settings.model.fp8_base_unet,
         "lowram": False,
         "cache_latents": True,
     }

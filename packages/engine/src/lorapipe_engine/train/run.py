@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from lorapipe_engine.atomic import atomic_write
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.boards import open_boards
@@ -31,9 +32,9 @@ class RunLog:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             logging_dir.mkdir(parents=True, exist_ok=True)
-            kept = _rows_until(self._metrics_path, after) if after else []
-            self._metrics = self._metrics_path.open("w", encoding="utf-8")
-            self._metrics.writelines(kept)
+            if after:
+                _cut_rows(self._metrics_path, after)
+            self._metrics = self._metrics_path.open("a" if after else "w", encoding="utf-8")
         except OSError as error:
             raise OutputError(
                 f"{error.filename or output_dir}: cannot write there ({error.strerror})"
@@ -91,6 +92,14 @@ class NoLog(RunLog):
 
     def close(self) -> None:
         """Nothing."""
+
+
+def _cut_rows(path: Path, step: int) -> None:
+    """Leave the rows of a metrics file up to a step; whoever is killed here loses none of them."""
+    kept = "".join(_rows_until(path, step)).encode()
+    if path.is_file() and path.read_bytes() != kept:
+        with atomic_write(path, force=True) as file:
+            file.write(kept)
 
 
 def _rows_until(path: Path, step: int) -> list[str]:

@@ -78,6 +78,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 
 def check_cheaply(settings: TrainSettings) -> list[str]:
     """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
+    resolve_base(settings.model.pretrained_model_name_or_path or "")
     check_caches(settings)
     notes = check_updates(settings)
     notes += check_objective(settings.loss)
@@ -166,7 +167,9 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
 def check_memory(settings: TrainSettings, dataset: Dataset, say: Say, processes: Processes) -> None:
     """Tell what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
     device = processes.device or choose_device(settings.model.device)
-    if device.type != "cuda" or settings.model.ignore_memory:
+    model = settings.model
+    # What is counted are the fused blocks, which 8-bit weights go without.
+    if device.type != "cuda" or model.ignore_memory or model.fp8_base or model.fp8_base_unet:
         return
     from lorapipe_engine.train.fit import memory_line
 

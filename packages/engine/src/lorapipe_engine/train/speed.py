@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from lorapipe_engine.nn.eightbit import is_held
 from lorapipe_engine.nn.fused.unet import fuse
 from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.step import Stepper
@@ -16,7 +17,9 @@ def speed_up(stepper: Stepper, *, capture: bool, say: Say) -> None:
     family = stepper.family
     if family.device.type != "cuda":
         return
-    stepper.packs = fuse(family.unet, family.text_encoders)
+    # Packed products hold base and LoRA in one matrix of one precision.
+    if not any(is_held(root) for root in family.parts.values()):
+        stepper.packs = fuse(family.unet, family.text_encoders)
     if not capture:
         return
     reason = why_not(stepper)
