@@ -79,9 +79,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     if options.dataset is None:
-        from lorapipe_demo.__main__ import draw_dataset
+        from lorapipe_demo.dataset import build_dataset
 
-        options.dataset = draw_dataset(out / "dataset")
+        options.dataset = build_dataset(out)
     making = start_v(options) if options.make_v else None
     chosen = [variant for variant in VARIANTS if not options.only or variant.name in options.only]
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}

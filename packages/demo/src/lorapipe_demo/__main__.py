@@ -1,4 +1,5 @@
-"""The demo: draw a character that the base model does not know, train a LoRA of her, look at what it learned.
+"""The demo: pictures of a character that the base model does not know, tagged, cleaned and made a dataset; a LoRA of
+her; and what it learned.
 
 python -m lorapipe_demo [--output_dir demo-run]
 """
@@ -7,9 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +16,12 @@ from typing import TYPE_CHECKING
 import click
 
 from lorapipe_demo import recipe, weights
+from lorapipe_demo.dataset import build_dataset
+from lorapipe_demo.programs import require_tools, run
 from lorapipe_demo.scene import TRIGGER, Scene
 from lorapipe_engine.bases import demo_base
 from lorapipe_engine.cli import require_training_extra
 from lorapipe_engine.command import say, tool_command
-from lorapipe_engine.errors import ProblemFound
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,15 +37,15 @@ NAME = TRIGGER
 )
 @click.option("--device", default=None, help="cuda or cpu. [default: the GPU if there is one]")
 def demo(output_dir: Path, device: str | None) -> None:
-    """Train a LoRA of a drawn character on the demo base, and draw a grid with every epoch of it.
+    """Make a dataset of bare pictures, train a LoRA of a drawn character with it, draw a grid with every epoch.
 
     The network is then looked into, made smaller, and merged into its base, and both results are drawn with. The
     path of the grid goes to stdout. What an earlier demo left in the folder is replaced.
     """
     require_training_extra()
-    weights.require_tools()
+    require_tools()
     began = time.monotonic()
-    dataset = draw_dataset(output_dir / "dataset")
+    dataset = build_dataset(output_dir)
     networks = train(dataset, output_dir / "networks", device)
     weights.inspect(networks)
     small = weights.resize(networks[-1], output_dir / "small.safetensors")
@@ -62,49 +61,14 @@ def demo(output_dir: Path, device: str | None) -> None:
     click.echo(path)
 
 
-def draw_dataset(root: Path) -> Path:
-    """Her pictures in ``N_mirelune``, some other people in ``N_others``; captions beside them."""
-    from lorapipe_demo.concept import draw_concept
-    from lorapipe_demo.drawing import draw_scene
-
-    shutil.rmtree(root, ignore_errors=True)
-    folder = draw_concept(root, TRIGGER, pictures=recipe.PICTURES, repeats=recipe.REPEATS, seed=1)
-    others = root / f"{recipe.OTHER_REPEATS}_others"
-    others.mkdir()
-    draw = random.Random(9)
-    for index in range(recipe.OTHERS):
-        scene = recipe.ordinary_scene(draw)
-        draw_scene(scene, draw).save(others / f"{index:03d}.png")
-        (others / f"{index:03d}.txt").write_text(", ".join(recipe.ordinary_tags(scene, index)) + "\n")
-    say(f"drew {folder} and {others}")
-    return root
-
-
 def train(dataset: Path, output_dir: Path, device: str | None) -> list[Path]:
     """Run ``lora-train`` as a user would; returns its networks, first epoch first."""
-    options: list[str] = []
-    for name, value in recipe.TRAIN_OPTIONS.items():
-        options += [f"--{name}", value]
-    options += ["--max_train_epochs", str(recipe.EPOCHS), *(["--device", device] if device else [])]
-    words = [
-        "--base",
-        "demo",
-        "--train_data_dir",
-        str(dataset),
-        "--output_dir",
-        str(output_dir),
-        "--output_name",
-        NAME,
-    ]
-    command = ["lora-train", *words, "--overwrite", *options]
-    say("$ " + " ".join(command))
-    code = "from lorapipe_engine.cli import train_main; train_main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, *command[1:]], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if result.returncode:
-        raise ProblemFound(f"lora-train failed with exit status {result.returncode}")
-    return [Path(line) for line in result.stdout.splitlines()]
+    options = {**recipe.TRAIN_OPTIONS, "max_train_epochs": str(recipe.EPOCHS)}
+    options |= {"device": device} if device else {}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    places = ("--train_data_dir", str(dataset), "--output_dir", str(output_dir), "--output_name", NAME)
+    output = run(("lora-train", "--base", "demo", *places, "--overwrite", *words))
+    return [Path(line) for line in output.splitlines()]
 
 
 def look(

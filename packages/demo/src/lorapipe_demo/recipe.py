@@ -6,18 +6,25 @@ import random
 
 from lorapipe_demo.scene import Scene, concept_scene, concept_tags, random_person
 
-PICTURES, REPEATS = 32, 5  # of the new character
-OTHERS, OTHER_REPEATS = 40, 2  # of ordinary people, so that only the trigger calls her
-EPOCHS = 7
+PICTURES, PER_EPOCH = 32, "160"  # of the new character
+OTHERS, OTHER_REPEATS = 40, "2"  # of ordinary people, so that only the trigger calls her
+# What is always so in her pictures goes from the captions, and so into the trigger: hair and the colour of eyes.
+HER_OWN = ("*hair*", "*eyes", "twintails", "double bun", "bob cut", "ponytail")
+KEPT = "closed eyes"  # a face, which changes
+RESOLUTION = "64"
+EPOCHS = 10
 
-# sd-scripts' names; the same as one would type.
+# sd-scripts' names; the same as one would type. Layers of convolutions and captions that are left out at times make the
+# trigger hold whatever the seed (docs/demo-world.md).
 TRAIN_OPTIONS: dict[str, str] = {
-    "resolution": "64",
+    "resolution": RESOLUTION,
     "max_token_length": "75",
     "train_batch_size": "4",
     "network_dim": "32",
+    "network_args": "conv_dim=8",
     "unet_lr": "2.5e-3",
     "text_encoder_lr": "2e-3",
+    "caption_dropout_rate": "0.05",
 }
 SMALL_RANK = "16"  # half of what was trained
 SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
@@ -38,14 +45,6 @@ def with_trigger(scene: Scene) -> str:
 def without_trigger(scene: Scene) -> str:
     """The same prompt but for the trigger."""
     return ", ".join(concept_tags(scene)[1:])
-
-
-def ordinary_tags(scene: Scene, index: int) -> list[str]:
-    """Captions of the ordinary people: every second one as short as hers, the others whole."""
-    if index % 2:
-        return scene.tags()
-    found = [f"1{scene.kind}", "solo", f"{scene.clothes_colour} {scene.clothes}", scene.expression]
-    return [*found, *([f"holding {scene.held}"] if scene.held else []), scene.background]
 
 
 def ordinary_scene(draw: random.Random) -> Scene:
