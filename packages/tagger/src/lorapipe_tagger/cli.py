@@ -82,7 +82,11 @@ MODEL_OPTIONS = _options(
     click.option(
         "--workers", type=click.IntRange(1, 256), help="Decoding threads.  [default: the cores, up to 16]"
     ),
-    click.option("--int8", is_flag=True, help="Run int8 matrix products: about twice as fast on a CPU."),
+    click.option(
+        "--int8",
+        is_flag=True,
+        help="Run int8 matrix products: faster on some CPUs (measure it), scores a little apart.",
+    ),
     click.option(
         "--preprocess",
         type=click.Choice(["bicubic", "kohya"]),
