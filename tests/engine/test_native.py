@@ -52,6 +52,50 @@ def test_any_numbers_of_any_count(numbers: list[float]) -> None:
 
 
 @needs_library
+@given(
+    st.lists(
+        st.tuples(st.floats(width=16, allow_nan=False), st.floats(width=32, allow_nan=False)), max_size=40
+    ),
+    st.floats(-2, 2, width=32),
+)
+def test_one_pass_of_adding_is_three_of_numpy(pairs: list[tuple[float, float]], scale: float) -> None:
+    base = np.array([one for one, _ in pairs], np.float16)
+    change = np.array([other for _, other in pairs], np.float32)
+    out = np.full(base.size + 1, 0xABCD, np.uint16)
+    added = native.add_f16(base.view(np.uint16), change, scale, out[:-1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = change * np.float32(scale)
+        expected = (base.astype(np.float32) + moved).astype(np.float16)
+    assert out[-1] == 0xABCD
+    if np.isnan(expected).any():
+        assert added is None
+        return
+    assert added is not None
+    np.testing.assert_array_equal(out[:-1], expected.view(np.uint16))
+    assert added.infinite == np.count_nonzero(np.isinf(expected))
+    assert added.small == np.count_nonzero(np.abs(expected) < 2.0**-14)
+    with np.errstate(over="ignore"):
+        squares = float(np.sum(np.square(moved))), float(np.sum(np.square(base.astype(np.float32))))
+    if np.isfinite(squares).all():
+        assert (added.change, added.base) == pytest.approx(squares, rel=1e-5)
+
+
+@needs_library
+def test_adding_over_many_pieces_keeps_the_norms() -> None:
+    draw = np.random.default_rng(0)
+    base = draw.normal(size=300_003).astype(np.float16)
+    change = draw.normal(size=base.size).astype(np.float32)
+    out = base.view(np.uint16).copy()
+    added = native.add_f16(out, change, 0.5, out)
+    assert added is not None
+    np.testing.assert_array_equal(
+        out.view(np.float16), (base.astype("f4") + change * np.float32(0.5)).astype("f2")
+    )
+    assert added.base == pytest.approx(np.sum(np.square(base.astype("f8"))), rel=1e-6)
+    assert added.change == pytest.approx(np.sum(np.square(change.astype("f8"))) / 4, rel=1e-6)
+
+
+@needs_library
 def test_a_nan_is_left_to_numpy() -> None:
     for place in (0, 7, 8, 10):
         values = np.arange(11, dtype=np.float32)

@@ -53,7 +53,24 @@ VARIANTS = (
     Variant("AdamW, other draws", {"optimizer_type": "AdamW", "seed": "1042"}),
     Variant("AdamW8bit", {"optimizer_type": "AdamW8bit"}, ("cuda", "bitsandbytes")),
     Variant("Lion", _rate("Lion", "2.5e-4", "2e-4"), ("pytorch_optimizer",)),
-    Variant("AdaFactor", _rate("AdaFactor"), ("transformers",)),
+    Variant("Lion, 1.7 times", _rate("Lion", "4e-4", "3.3e-4"), ("pytorch_optimizer",)),
+    Variant("Lion, 0.6 times", _rate("Lion", "1.5e-4", "1.2e-4"), ("pytorch_optimizer",)),
+    Variant(
+        "AdaFactor",
+        {
+            **_rate("AdaFactor", "2.5e-3", "2e-3"),
+            "optimizer_args": "relative_step=False scale_parameter=False warmup_init=False",
+        },
+        ("transformers",),
+    ),
+    Variant(
+        "AdaFactor, half",
+        {
+            **_rate("AdaFactor", "1.2e-3", "1e-3"),
+            "optimizer_args": "relative_step=False scale_parameter=False warmup_init=False",
+        },
+        ("transformers",),
+    ),
     Variant("DAdaptAdam", _rate("DAdaptAdam"), ("pytorch_optimizer",)),
     Variant("Prodigy", _rate("Prodigy"), ("pytorch_optimizer",)),
     Variant("v-prediction", {"v_parameterization": None}, ("v_base",)),
@@ -356,7 +373,7 @@ def train(
     words += ["--output_name", "net", "--overwrite", "--quiet"]
     words += ["--max_train_epochs", str(options.epochs or recipe.EPOCHS)]
     for option, value in chosen.items():
-        words += [] if value == "" else [f"--{option}"] if value is None else [f"--{option}", value]
+        words += [] if value == "" else [f"--{option}", *(value or "").split()]
     words += ["--device", options.device] if options.device else []
     code = "from lorapipe_engine.cli import train_main; train_main()"
     done = subprocess.run(

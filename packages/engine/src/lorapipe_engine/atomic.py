@@ -35,17 +35,25 @@ def check_output(path: Path, *, force: bool, size: int = 0) -> None:
 
 @contextmanager
 def atomic_write(
-    path: Path, *, force: bool = False, size: int = 0, check: Callable[[], None] | None = None
+    path: Path,
+    *,
+    force: bool = False,
+    size: int = 0,
+    check: Callable[[], None] | None = None,
+    wait: bool = True,
 ) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends well, and leaves no trace when it does not.
 
     The bytes go to a hidden file in the same folder, which is flushed to the disk and then renamed, so that
     another program sees the old file or the whole new one. ``size``: bytes known to be needed, checked first.
     ``check`` is called right before the rename, with the folder locked against other tools (:mod:`locking`): what it
-    raises keeps the old file. Raises OutputError if the file exists and not ``force``, if there is no room, or if the
+    raises keeps the old file. Without ``wait`` a new file is left to the system to bring to the disk, as ``cp`` does:
+    a power failure within the next half minute or so may lose it, or leave it cut short. What replaces a file is always
+    waited for. Raises OutputError if the file exists and not ``force``, if there is no room, or if the
     folder cannot be written to.
     """
     check_output(path, force=force, size=size)
+    wait = wait or os.path.lexists(path)
     temporary = path.with_name(f".lorapipe-{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
@@ -57,7 +65,8 @@ def atomic_write(
         with open(temporary, "w+b", opener=lambda _name, _flags: descriptor) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if wait:
+                os.fsync(file.fileno())
         if check is None:
             _install(temporary, path, force)
         else:

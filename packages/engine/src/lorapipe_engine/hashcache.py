@@ -17,7 +17,7 @@ from lorapipe_engine.cachefolder import cache_folder
 from lorapipe_engine.errors import LoraError
 from lorapipe_engine.hashes import sha256_file
 
-LARGE = 1 << 28  # bytes; smaller files are hashed in no time
+LARGE = 1 << 25  # bytes; smaller files are hashed in no time
 _SETTLED = 2_000_000_000  # nanoseconds
 _MOST = 500  # entries
 

@@ -77,6 +77,14 @@ class Product:
         out *= scale
         self._add(start, stop, out, self.parts[1:])
 
+    def unscaled(self, start: int, stop: int, out: Array) -> float | None:
+        """Write up · down of these rows to ``out`` where there is one such product, and give its scale; else None."""
+        if len(self.parts) > 1:
+            return None
+        up, down, scale = self.parts[0]
+        np.matmul(up[start:stop], down, out=out)
+        return float(scale)
+
     def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
         del weight
         self._add(start, stop, out, self.parts)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lorapipe_engine.atomic import check_output
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.hashes import sha256_file
+from lorapipe_engine.hashcache import known_sha256
 from lorapipe_engine.network import describe_network
 from lorapipe_engine.picklefile import open_weights
 from lorapipe_engine.tensorfile import WeightFile, open_tensors
@@ -86,7 +86,7 @@ def open_networks(networks: Sequence[tuple[str, float]]) -> Iterator[list[Applie
             else:
                 path = Path(name)
                 weights = stack.enter_context(open_weights(path))
-                digest, shown = sha256_file(path), name
+                digest, shown = known_sha256(path), name
             network = describe_network(weights)
             found.append(Applied(weights, network, ratio, shown, digest))
         yield found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -183,8 +184,10 @@ def write_models(
     header, _ = build_header({key: (info.dtype, info.shape) for key, info in places.items()}, metadata)
     size = max((info.end for info in places.values()), default=0)
     buffers = Buffers()
-    with atomic_write(path, force=force, size=len(header) + size) as file:
-        target = Target(file, len(header) + size)
+    with (
+        atomic_write(path, force=force, size=len(header) + size, wait=False) as file,
+        Target(file, len(header) + size, replaces=os.path.lexists(path)) as target,
+    ):
         target.write_at(header, 0)
 
         def job(entry: Entry, place: TensorInfo) -> Callable[[], int]:

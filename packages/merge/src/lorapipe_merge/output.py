@@ -10,7 +10,8 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, BinaryIO, TypeVar
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,23 +23,44 @@ from lorapipe_engine.tensorfile import TensorFile, WeightFile
 Array = NDArray[Any]
 T = TypeVar("T")
 
-PIECE = 1 << 18  # numbers worked on at once by a thread
-COPY = 1 << 21  # bytes copied at once: other threads can write in between
+PIECE = 1 << 20  # numbers worked on at once by a thread
+COPY = 1 << 23  # bytes copied at once: other threads can write in between
 KEPT = 1 << 24  # bytes of a buffer that is used again
+FLUSHED = 1 << 26  # bytes after which the system is told to begin with the disk
 _F32 = "F32"
 
 
 class Target:
-    """The file that is being written; threads may share it."""
+    """The file that is being written; threads may share it. A context manager.
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    Where it is to replace a file, and so must be on the disk before that, what is written is flushed behind the
+    writers: the flush at the end then has little left to wait for.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, *, replaces: bool = False) -> None:
         self._file = file
+        self._replaces = replaces
         self._lock = threading.Lock()
+        self._flusher = ThreadPoolExecutor(1)
+        self._flush: Future[None] | None = None
+        self._unflushed = 0
         file.truncate(size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flusher.shutdown(cancel_futures=True)
+        # The system tells of a failed flush once, so it must not be lost here.
+        if error is None and self._flush is not None:
+            self._flush.result()
 
     def write_at(self, data: Any, offset: int) -> None:
         """Write all of ``data`` at ``offset``."""
         view = memoryview(data).cast("B")
+        size = len(view)
         if not hasattr(os, "pwrite"):  # Windows
             with self._lock:
                 self._file.seek(offset)
@@ -47,10 +69,29 @@ class Target:
         while view:
             done = os.pwrite(self._file.fileno(), view, offset)
             view, offset = view[done:], offset + done
+        self._wrote(size)
 
     def copy_at(self, source: TensorFile, key: str, start: int, stop: int, offset: int) -> int:
         """Have the system copy bytes of a tensor to ``offset``; how many it did."""
-        return source.copy_into(key, self._file.fileno(), offset, start, stop)
+        done = source.copy_into(key, self._file.fileno(), offset, start, stop)
+        self._wrote(done)
+        return done
+
+    def _wrote(self, count: int) -> None:
+        if not self._replaces:
+            return
+        with self._lock:
+            self._unflushed += count
+            if self._unflushed < FLUSHED or (self._flush is not None and not self._flush.done()):
+                return
+            if self._flush is not None:
+                self._flush.result()
+            self._unflushed = 0
+            self._flush = self._flusher.submit(_flush, self._file.fileno())
+
+
+def _flush(descriptor: int) -> None:
+    (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(descriptor)
 
 
 class Buffers(threading.local):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -178,19 +179,19 @@ def _write_file(
 ) -> None:
     header = plan.header(result.metadata_of(plan.number, None))
     total = len(header) + plan.size
-    with atomic_write(plan.path, force=force, size=total) as file:
-        target = Target(file, total)
+    replaces = os.path.lexists(plan.path)
+    with atomic_write(plan.path, force=force, size=total, wait=False) as file:
         hashes: list[str] = []
-        with progress(plan.size, "merging", "B") as bar:
+        with Target(file, total, replaces=replaces) as target, progress(plan.size, "merging", "B") as bar:
 
             def done(moved: Moved) -> None:
                 report.add(moved)
                 bar.update(moved.bytes)
 
             run_jobs(_jobs(result, plan, target, len(header), hashes, allow), thread_count(), done)
-        if hashes:
-            header = plan.header(result.metadata_of(plan.number, hashes))
-        target.write_at(header, 0)
+            if hashes:
+                header = plan.header(result.metadata_of(plan.number, hashes))
+            target.write_at(header, 0)
         if verify:
             file.flush()
             verify_file(result.base, plan.number, result.changes, Path(str(file.name)), report)

@@ -10,12 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorapipe_engine import native
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.keys import Place
 from lorapipe_engine.tensorfile import WeightFile, quote
 from lorapipe_merge.change import Change, Product, changes_of, piece_rows
 from lorapipe_merge.matching import Contribution
-from lorapipe_merge.output import PIECE, Buffers, Target, copy_tensor, encode_numbers, read_numbers
+from lorapipe_merge.output import (
+    PIECE,
+    Buffers,
+    Target,
+    bytes_of,
+    copy_tensor,
+    encode_numbers,
+    read_numbers,
+)
 from lorapipe_merge.report import Moved
 
 __all__ = ["SIZES", "cast_tensor", "check_values", "copy_tensor", "merge_tensor", "segments"]
@@ -55,16 +64,54 @@ def merge_tensor(
             if large:
                 _ONE_LARGE.acquire()
             try:
-                values = read_numbers(file, key, start * columns, stop * columns, buffers)
-                if changes:
-                    _change(values.reshape(-1, columns), changes, start - place.start, buffers, moved)
-                out = encode_numbers(values, dtype, buffers)
-                check_values(out, dtype, key, moved, allow)
+                here = start - place.start
+                out = None
+                if dtype == file.tensors[key].dtype == "F16":
+                    span = (start * columns, stop * columns)
+                    out = _halves(file, key, span, (here, columns), changes, buffers, moved, allow)
+                if out is None:
+                    values = read_numbers(file, key, start * columns, stop * columns, buffers)
+                    if changes:
+                        _change(values.reshape(-1, columns), changes, here, buffers, moved)
+                    out = encode_numbers(values, dtype, buffers)
+                    check_values(out, dtype, key, moved, allow)
                 target.write_at(out, offset + start * columns * SIZES[dtype])
             finally:
                 if large:
                     _ONE_LARGE.release()
     return moved
+
+
+def _halves(
+    file: WeightFile,
+    key: str,
+    span: tuple[int, int],
+    place: tuple[int, int],
+    changes: Sequence[Change],
+    buffers: Buffers,
+    moved: Moved,
+    allow: bool,
+) -> Array | None:
+    """One plain product added to float16 numbers ``span`` of a tensor in a single pass, to the same bits as the long
+    way; None where there is more to do, or an odd value is met. ``place``: first row within the change, and columns.
+    """
+    first, columns = place
+    if len(changes) != 1 or not isinstance(changes[0], Product):
+        return None
+    size = span[1] - span[0]
+    delta = buffers.take("delta", size, np.float32)
+    scale = changes[0].unscaled(first, first + size // columns, delta.reshape(-1, columns))
+    if scale is None:
+        return None
+    halves = buffers.take("raw", size, np.uint16)
+    file.raw_into(key, bytes_of(halves), span[0] * 2)
+    added = native.add_f16(halves, delta, scale, halves)
+    if added is None or (added.infinite and not allow):
+        return None
+    moved.weight += added.base
+    moved.change += added.change
+    moved.small += added.small
+    return halves
 
 
 def _change(weight: Array, changes: Sequence[Change], start: int, buffers: Buffers, moved: Moved) -> None:

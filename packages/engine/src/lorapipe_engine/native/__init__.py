@@ -1,4 +1,4 @@
-"""The engine's compiled part: conversion between float32 and float16 by the processor's own instructions.
+"""The engine's compiled part: float16 by the processor's own instructions, converted, and added to.
 
 ``halves.so`` is made at installation where there is a C compiler (hatch_build.py). Whatever is missing, the functions
 here say that they did nothing, and numpy does the work.
@@ -10,7 +10,7 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -35,6 +35,33 @@ def encode_f16(values: Array, out: Array) -> bool:
     return not library.lorapipe_encode_f16(values.ctypes.data, out.ctypes.data, values.size)
 
 
+class Added(NamedTuple):
+    """What :func:`add_f16` met: squared norms of the base and of the change; results that are infinite; results that
+    are 0 or subnormal.
+    """
+
+    base: float
+    change: float
+    infinite: int
+    small: int
+
+
+def add_f16(base: Array, change: Array, scale: float, out: Array) -> Added | None:
+    """``out`` = half(``base`` + ``scale`` · ``change``), rounded after each operation, in one pass.
+
+    ``base`` and ``out`` are float16 bits, uint16 (n,), ``change`` is float32 (n,), all contiguous; ``base`` and
+    ``out`` may be the same. None if not done: no library, or a NaN met.
+    """
+    library = _library()
+    if library is None:
+        return None
+    sums, counts = (ctypes.c_double * 2)(), (ctypes.c_int64 * 2)()
+    pointers = base.ctypes.data, change.ctypes.data
+    if library.lorapipe_add_f16(*pointers, scale, out.ctypes.data, base.size, sums, counts):
+        return None
+    return Added(sums[0], sums[1], counts[0], counts[1])
+
+
 def is_there() -> bool:
     """Whether the library was made and this processor can run it."""
     return _library() is not None
@@ -51,6 +78,17 @@ def _library() -> Any:
             function = getattr(library, name)
             function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
             function.restype = ctypes.c_int
+        address, size = ctypes.c_void_p, ctypes.c_size_t
+        library.lorapipe_add_f16.argtypes = (
+            address,
+            address,
+            ctypes.c_float,
+            address,
+            size,
+            address,
+            address,
+        )
+        library.lorapipe_add_f16.restype = ctypes.c_int
         supported = bool(library.lorapipe_supported())
     except (OSError, AttributeError):  # not made, made for another system, or of another version
         return None
