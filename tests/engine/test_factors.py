@@ -159,3 +159,18 @@ def test_shapes_that_cannot_be_multiplied_are_refused() -> None:
         spectrum(np.ones((3, 2)), np.ones((3, 4)))
     with pytest.raises(ValueError, match="same outer sizes"):
         stack([(random_factors(0, 3, 4, 1), 1.0), (random_factors(0, 3, 5, 1), 1.0)])
+
+
+@pytest.mark.parametrize("condition", [1e0, 1e2, 1e3, 1e4, 1e6, 1e9, 1e14])
+def test_any_condition_of_a_factor_gives_the_dense_singular_values(condition: float) -> None:
+    draw = np.random.default_rng(3)
+    rank = 16
+    spread = np.geomspace(1.0, 1.0 / condition, rank)
+    up = np.linalg.qr(draw.normal(size=(400, rank)))[0] * spread
+    down = draw.normal(size=(rank, 300)) * spread[::-1, None]
+    up = up @ np.linalg.qr(draw.normal(size=(rank, rank)))[0]
+    found = spectrum(up, down)
+    dense = np.linalg.svd(up @ down, compute_uv=False)[:rank]
+    np.testing.assert_allclose(found.singular, dense, rtol=0, atol=1e-11 * dense[0])
+    rest = up @ down - found.truncate(rank // 2).up @ found.truncate(rank // 2).down
+    assert np.linalg.norm(rest) == pytest.approx(found.dropped(rank // 2), rel=1e-6, abs=1e-12 * dense[0])

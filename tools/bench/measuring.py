@@ -46,6 +46,8 @@ def measure(
 ) -> Timing:
     """Run a command ``repeat`` times. Raises RuntimeError with the end of its output if it fails."""
     environment = os.environ | ({"PYTHONPATH": str(python_path)} if python_path else {})
+    # An installed program is compiled once, not at every start.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     runs = [_measure_once(command, outputs, environment) for _ in range(repeat)]
     return Timing(*(statistics.median(column) for column in zip(*runs, strict=True)))
 

@@ -4,7 +4,8 @@ A change is up · down with ``up`` (o, r) and ``down`` (r, n), n = in·k·k. Wit
 = Q_D R_D, the product is Q_U (R_U R_Dᵀ) Q_Dᵀ, and the SVD A Σ Bᵀ of the small core R_U R_Dᵀ is, but for the
 orthonormal Q's, that of the whole: singular values are unique, and those beyond r are exactly 0. The Q's are
 never formed, because Q_U A Σ = up · (R_Dᵀ B) and Σ Bᵀ Q_Dᵀ = (Aᵀ R_U) · down. Cost O((o + n) r²). All maths
-is float64.
+is float64. Where a factor's columns are far from dependent, its R is the Cholesky factor of its Gram matrix, which is
+the same matrix up to signs of rows, in a quarter of the time.
 
 No function changes the number of BLAS threads; on matrices of this size one thread is faster than two (a
 command sets OPENBLAS_NUM_THREADS before numpy is imported), and modules can be spread over a thread pool,
@@ -100,9 +101,30 @@ def spectrum(up: Array, down: Array) -> Spectrum:
     return Spectrum(sigma, up, down, r_down.T @ right.T, left.T @ r_up)
 
 
+# Singular values from a Gram matrix are off by ε · condition of the largest: here at most 2e-12 of it.
+_WELL_CONDITIONED = 1e4
+
+
 def _triangle(matrix: Array) -> Array:
-    """R of the thin QR of a matrix (m, r)."""
-    return np.asarray(np.linalg.qr(_finite(matrix), mode="r"))
+    """R of the thin QR of a matrix (m, r), up to the signs of its rows."""
+    _finite(matrix)
+    found = _triangle_of_gram(matrix) if matrix.shape[0] > 2 * matrix.shape[1] else None
+    return np.asarray(np.linalg.qr(matrix, mode="r")) if found is None else found
+
+
+def _triangle_of_gram(matrix: Array) -> Array | None:
+    """R by Cholesky; None where the columns are too near to dependent for that."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        gram = matrix.T @ matrix
+        if not np.isfinite(gram).all():
+            return None
+        try:
+            lower = np.linalg.cholesky(gram)
+            condition = np.linalg.norm(lower) * np.linalg.norm(np.linalg.inv(lower))
+        except np.linalg.LinAlgError:
+            return None
+    # Written so that NaN is no good condition.
+    return np.asarray(lower.T) if condition <= _WELL_CONDITIONED else None
 
 
 def _finite(matrix: Array) -> Array:

@@ -256,8 +256,9 @@ def _with_embedded(job: Job, picture: Path) -> Job:
 
 
 def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job]:
-    texts = [path for path in paths if path.suffix.lower() in options.extensions]
-    pictures = [path for path in paths if path.suffix.lower() in PICTURES]
+    suffixes = [(path, path.suffix.lower()) for path in paths]
+    texts = [path for path, suffix in suffixes if suffix in options.extensions]
+    pictures = [path for path, suffix in suffixes if suffix in PICTURES]
     owners: dict[str, Path] = {}
     for picture in pictures:
         owners.setdefault(picture.stem, picture)
@@ -267,7 +268,7 @@ def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job
     sidecars = {path.stem for path in texts} if reader is not None else set()
     alone = 0
     for path in texts:
-        owner = owners.get(path.stem)
+        owner = owners.get(path.stem) if pictures else None
         if pictures and owner is None:
             alone += 1
             continue
