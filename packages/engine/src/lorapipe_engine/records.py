@@ -219,7 +219,9 @@ def write_record(
 def format_record(record: Record) -> str:
     """A record as a JSON object in one line, ``path`` first."""
     fields = {"path": str(record.path), **{k: v for k, v in record.data.items() if k != "path"}}
-    text = _ENCODER.encode(fields)
+    # Value by value: the encoder takes texts at once, and long to start on an object.
+    encode = _ENCODER.encode
+    text = f"{{{', '.join([f'{encode(key)}: {encode(value)}' for key, value in fields.items()])}}}"
     # Bytes of a name that are no UTF-8 must not stand in JSON; it has an escape for them.
     return text if _is_utf8(text) else json.dumps(fields, allow_nan=False, default=_plain)
 

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -42,7 +44,9 @@ class Helper:
     """The process, while the block lasts. It ends by itself when this one does, however that comes."""
 
     def __init__(self, options: Options, cleaner: Cleaner) -> None:
-        context = multiprocessing.get_context("spawn")
+        # A copy of this process is there at once; it is safe while no other thread runs.
+        alone = sys.platform == "linux" and threading.active_count() == 1
+        context = multiprocessing.get_context("fork" if alone else "spawn")
         self._cleaner = cleaner
         self._pipe, other = context.Pipe()
         bench = cleaner.bench
