@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from lorapipe_engine.train.data import scan  # noqa: E402
 from lorapipe_engine.train.fit import memory_line, shapes_of  # noqa: E402
 from lorapipe_engine.train.load import load_base  # noqa: E402
 from lorapipe_engine.train.memory import GIB, Load, predict  # noqa: E402
+from lorapipe_engine.train.preset import find_options  # noqa: E402
 
 BASE = str(resolve_base("demo"))
 LOAD = Load(512, 512, 2, 16, tokens=77, text_there=True)
@@ -71,3 +74,55 @@ def test_what_cannot_fit_is_refused_with_what_to_change(tmp_path: Path) -> None:
     assert "and 0.4 GiB of the card are free; --gradient_checkpointing: " in told
     assert "--train_batch_size 1 --gradient_accumulation_steps 4" in told
     assert "\n" not in told
+
+
+def settings_of(folder: Path, **flags: str) -> TrainSettings:
+    draw_concept(folder, TRIGGER, pictures=2, repeats=1, seed=1)
+    given = {
+        "train_data_dir": str(folder),
+        "pretrained_model_name_or_path": BASE,
+        "resolution": "512",
+        **flags,
+    }
+    model, data, network, optimizer, loss, run = build_settings(PARTS, given)[0]
+    return TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
+
+
+def test_a_card_gets_the_cheapest_options_that_fit(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, train_batch_size="4")
+    whole, needed = find_options(settings, torch.bfloat16, 80.0, ())
+    assert whole == {}
+    one, less = find_options(settings, torch.bfloat16, needed - 0.01, ())
+    assert one == {"gradient_checkpointing": True}
+    assert less < needed
+    two, least = find_options(settings, torch.bfloat16, less - 0.01, ())
+    assert two == {**one, "train_batch_size": 1, "gradient_accumulation_steps": 4}
+    assert least < less
+    # What the user gave stays as it is.
+    other, _ = find_options(settings, torch.bfloat16, needed - 0.01, {"gradient_checkpointing"})
+    assert "gradient_checkpointing" not in other
+    assert other
+    with pytest.raises(ConfigError, match=r"even with gradient_checkpointing.* take a smaller resolution"):
+        find_options(settings, torch.bfloat16, 0.3, ())
+
+
+def test_the_command_line_prints_what_the_card_got(tmp_path: Path) -> None:
+    draw_concept(tmp_path / "data", TRIGGER, pictures=2, repeats=1, seed=1)
+    code = "from lorapipe_engine.cli import train_main; train_main()"
+    words = ["--base", "demo", "--train_data_dir", str(tmp_path / "data"), "--resolution", "2048"]
+    words += ["--train_batch_size", "4", "--vram", "8", "--print_config"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "a card of 8 GiB: gradient_checkpointing on; about " in done.stderr
+    assert "(from vram = 8)\ngradient_checkpointing = true" in done.stdout
+    # And it can be fed back.
+    config = tmp_path / "run.toml"
+    config.write_text(done.stdout)
+    again = subprocess.run(
+        [sys.executable, "-c", code, "--config_file", str(config), "--print_config"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert "gradient_checkpointing = true" in again.stdout

@@ -21,6 +21,7 @@ EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
 lora-train --config_file mayuri.toml --network_dim 32
 lora-train --config_file mayuri.toml --plot-lr
+lora-train --config_file mayuri.toml --vram 8
 lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
 lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
 torchrun --nproc_per_node 2 -m lorapipe_engine --config_file mayuri.toml
@@ -63,6 +64,7 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
     foreign = ForeignOptions()
     given_options(foreign)
     parts, origin = build_settings(PARTS, flags, config_file, foreign)
+    parts, origin = fitted(parts, origin)
     if print_only:
         if is_first:
             click.echo(print_config(parts, origin))
@@ -87,6 +89,20 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
 
     for path in run_training(settings, print_config(parts, origin), say):
         click.echo(path)
+
+
+def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
+    """The options with those that ``--vram`` stands for, where it is given and base and pictures are known."""
+    model, data = parts[0], parts[1]
+    has_data = data.train_data_dir is not None or data.dataset_config is not None
+    if model.vram is None or model.pretrained_model_name_or_path is None or not has_data:
+        return parts, origin
+    require_training_extra()
+    from lorapipe_engine.train.preset import fit_to_card
+
+    parts, origin, line = fit_to_card(parts, origin)
+    say(line)
+    return parts, origin
 
 
 def require_training_extra() -> None:

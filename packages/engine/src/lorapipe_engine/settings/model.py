@@ -45,5 +45,10 @@ class ModelSettings:
     step_capture: str = option(
         "auto", "Capture the step as a CUDA graph, which is much faster.", choices=("auto", "off")
     )
+    vram: str | None = option(
+        None,
+        "Fit the run to a card of so many GiB, by options that are not given: auto is this card's free memory.",
+        choices=("8", "12", "16", "24", "auto"),
+    )
     ignore_memory: bool = option(False, "Train even where the card's memory is said to be too small.")
     device: str | None = option(None, "cuda, cuda:1, cpu, mps. [default: the GPU if there is one]")

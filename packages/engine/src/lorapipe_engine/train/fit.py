@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ def memory_line(
     if wanted * GIB <= free:
         return f"memory: about {wanted:.1f} GiB of {free / GIB:.1f} GiB that are free"
     ways = [
-        f"{words}: {found:.1f} GiB"
-        for words, other in changes(settings, load)
-        if (found := predict(unet, shapes, other).gib) < wanted
+        f"{way.words}: {found:.1f} GiB"
+        for way in changes(settings, load)
+        if (found := predict(unet, shapes, way.load).gib) < wanted
     ]
     told = (
         f"; {'; '.join(ways)}" if ways else "; nothing is left to change but a smaller base or another card"
@@ -83,18 +83,31 @@ def _text_rates(settings: TrainSettings) -> Iterator[float]:
     yield from settings.optimizer.text_encoder_lr
 
 
-def changes(settings: TrainSettings, load: Load) -> Iterator[tuple[str, Load]]:
-    """What can be changed, the cheapest first, each on top of those before it."""
-    if not load.checkpointing:
+@dataclass(frozen=True)
+class Way:
+    """A change that saves memory, on top of those before it: in words, what is asked for then, and its options."""
+
+    words: str
+    load: Load
+    options: Mapping[str, Any]
+
+
+def changes(settings: TrainSettings, load: Load, given: Collection[str] = ()) -> Iterator[Way]:
+    """What can be changed, the cheapest first; not what the user gave."""
+    if not load.checkpointing and "gradient_checkpointing" not in given:
         load = replace(load, checkpointing=True)
-        yield "--gradient_checkpointing", load
-    if load.batch > 1:
+        yield Way("--gradient_checkpointing", load, {"gradient_checkpointing": True})
+    batch = {"train_batch_size", "gradient_accumulation_steps"}
+    if load.batch > 1 and batch.isdisjoint(given) and not (given and settings.data.dataset_config):
         steps = settings.optimizer.gradient_accumulation_steps * load.batch
         load = replace(load, batch=1)
-        yield f"with --train_batch_size 1 --gradient_accumulation_steps {steps} too", load
-    if load.optimizer.lower() == "adamw":
+        words = f"with --train_batch_size 1 --gradient_accumulation_steps {steps} too"
+        yield Way(words, load, {"train_batch_size": 1, "gradient_accumulation_steps": steps})
+    if load.optimizer.lower() == "adamw" and "optimizer_type" not in given:
         load = replace(load, optimizer="adamw8bit")
-        yield "with --optimizer_type AdamW8bit too", load
-    if load.tokens or load.text_there:
+        yield Way("with --optimizer_type AdamW8bit too", load, {"optimizer_type": "AdamW8bit"})
+    text = {"network_train_unet_only", "text_encoder_lr", "cache_text_encoder_outputs"}
+    if (load.tokens or load.text_there) and text.isdisjoint(given):
         load = replace(load, tokens=0, text_there=False)
-        yield "with --network_train_unet_only --cache_text_encoder_outputs too", load
+        words = "with --network_train_unet_only --cache_text_encoder_outputs too"
+        yield Way(words, load, {"network_train_unet_only": True, "cache_text_encoder_outputs": True})

@@ -35,7 +35,7 @@ SUFFIX = ".state"
 _NETWORK, _OPTIMIZER = "network.", "optimizer."
 # Options that may differ: they say where results go and how fast they come, not what they are.
 _FREE: Mapping[str, frozenset[str]] = {
-    "model": frozenset({"device", "step_capture", "ignore_memory"}),
+    "model": frozenset({"device", "step_capture", "vram", "ignore_memory"}),
     "data": frozenset(
         {
             *("train_data_dir", "reg_data_dir", "dataset_config"),
