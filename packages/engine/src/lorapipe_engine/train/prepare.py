@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lorapipe_engine.cachefolder import cache_folder
 from lorapipe_engine.captions import fixed_caption
 from lorapipe_engine.datasets.scan import Dataset
@@ -28,10 +30,13 @@ def prepare_data(
     processes: Processes = ALONE,
 ) -> list[TrainingData]:
     """Encode every picture of each dataset, and every caption where text states are cached; what is not needed any more
-    leaves the device. Several processes share the work out, and each has all of it then."""
+    leaves the device, and what was waiting for room is on it then. Several processes share the work out, and each has all of it then."""
     found = [load_data(settings, part, family, processes) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
+    if family.device.type == "cuda":
+        torch.cuda.empty_cache()  # what encoding took is in the way of the weights
+    family.wake_text()
     if caches_text(settings.data):
         cache = TextCache(
             family,
@@ -45,6 +50,7 @@ def prepare_data(
         for data in found:
             data.use_text(cache, settings.data.text_cache_variants, plan.epochs)
         family.rest_text()
+    family.wake_unet()
     return found
 
 

@@ -18,6 +18,7 @@ from lorapipe_engine.train.memory import GIB, predict
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 
 KEPT = 0.8  # GiB of a card that the screen and the driver have
+SPARE = 0.95  # share of the rest that is planned for: the memory model is right to 5 %, and memory is not one piece
 
 
 def fit_to_card(parts: Sequence[Any], origin: Mapping[str, str]) -> tuple[list[Any], dict[str, str], str]:
@@ -65,11 +66,11 @@ def find_options(
     found: dict[str, Any] = {}
     fixed = {*given} if find_spec("bitsandbytes") else {*given, "optimizer_type"}
     for way in changes(settings, load, fixed):
-        if needed <= room:
+        if needed <= room * SPARE:
             break
         found |= way.options
         needed = predict(unet, shapes, way.load).gib
-    if needed > room:
+    if needed > room * SPARE:
         tried = f" even with {', '.join(found)}" if found else ""
         hint = (
             ""

@@ -210,6 +210,7 @@ def load_family(
             dtype=DTYPES[precision],
             vae_dtype=torch.float32 if model.no_half_vae else None,
             chunks=model.max_token_length // 75,
+            waiting=True,
         )
     settings = replace(settings, model=replace(model, mixed_precision=precision))
     say(

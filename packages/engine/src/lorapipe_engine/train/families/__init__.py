@@ -21,8 +21,9 @@ def open_family(
     dtype: torch.dtype = torch.float32,
     vae_dtype: torch.dtype | None = None,
     chunks: int = 3,
+    waiting: bool = False,
 ) -> Family:
     """The family's class around a loaded base model, on ``device`` (see :class:`~.base.Family`)."""
     module, _, name = get_family(base.family).trainer.partition(":")
     kind: type[Family] = getattr(importlib.import_module(module), name)
-    return kind(base, device=device, dtype=dtype, vae_dtype=vae_dtype, chunks=chunks)
+    return kind(base, device=device, dtype=dtype, vae_dtype=vae_dtype, chunks=chunks, waiting=waiting)

@@ -49,7 +49,8 @@ class Family(ABC):
     """A frozen base model on a device, behind one interface for every family.
 
     ``dtype`` is the precision of UNet and text encoders, ``vae_dtype`` that of the VAE (None: the same).
-    ``chunks`` (1 to 3) sets the caption length to 75, 150 or 225 tokens.
+    ``chunks`` (1 to 3) sets the caption length to 75, 150 or 225 tokens. ``waiting``: UNet and text encoders stay on the
+    CPU until they are woken, so that the VAE has the device for itself.
     """
 
     name: ClassVar[str]
@@ -63,16 +64,18 @@ class Family(ABC):
         dtype: torch.dtype = torch.float32,
         vae_dtype: torch.dtype | None = None,
         chunks: int = 3,
+        waiting: bool = False,
     ) -> None:
         self.base = base
         self.device = torch.device(device)
         self.dtype = dtype
         self.vae_dtype = vae_dtype or dtype
         self.chunks = chunks
-        self.unet: Any = _place(base.unet, self.device, dtype)
+        place = torch.device("cpu") if waiting else self.device
+        self.unet: Any = _place(base.unet, place, dtype)
         self.vae: Any = _place(base.vae, self.device, self.vae_dtype)
         self.text_encoders: tuple[Any, ...] = tuple(
-            _place(encoder, self.device, dtype) for encoder in base.text_encoders
+            _place(encoder, place, dtype) for encoder in base.text_encoders
         )
         self.tokenizers = base.tokenizers
 
@@ -146,6 +149,10 @@ class Family(ABC):
         bos, eos = tokenizer.bos, tokenizer.eos
         ids = [text.chunk_ids(row, self.chunks, bos, eos, eos if pad is None else pad) for row in rows]
         return torch.tensor(ids, dtype=torch.int64, device=self.device).reshape(-1, self.chunks, 77)
+
+    def wake_unet(self) -> None:
+        """Have the UNet on the device."""
+        self.unet.to(self.device)
 
     def rest_text(self) -> None:
         """Send the text encoders to the CPU, to make room; :meth:`wake_text` brings them back."""

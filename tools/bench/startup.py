@@ -1,0 +1,133 @@
+"""Times lora-train from the command to its first step, on bases of full size with random weights.
+
+    python tools/bench/startup.py [A C] [--work DIR] [--runs 2] [--json]
+
+A: SD 1.5, 512 px, batch 4, dim 64, text encoder trained, 40 pictures; C: SDXL, 1024 px, batch 4, dim 32, UNet alone
+with cached text, 16 pictures. Every run encodes its pictures (and C its captions) anew. The first run of a machine
+compiles Triton's kernels too; the later ones find them. The base is made once, as a diffusers folder of 2 or 7 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+BASES = Path(__file__).parents[2] / "tests/engine/train"
+GOALS = {"A": 15.0, "C": 20.0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A base of full_bases.py, how many pictures of which size, and the options."""
+
+    base: str
+    pictures: int
+    size: int
+    options: Sequence[str]
+
+
+RUNS = {
+    "A": Run("sd15", 40, 512, ("--network_dim", "64", "--max_token_length", "225", "--clip_skip", "2")),
+    "C": Run(
+        "sdxl", 16, 1024, ("--network_dim", "32", "--network_train_unet_only", "--cache_text_encoder_outputs")
+    ),
+}
+
+
+def make_base(name: str, folder: Path) -> Path:
+    """The base, made on the card where there is one."""
+    if not (folder / "model_index.json").exists():
+        sys.path.insert(0, str(BASES))
+        from full_bases import save_full
+
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            save_full(name, folder)
+    return folder
+
+
+def make_pictures(folder: Path, count: int, size: int) -> Path:
+    """Pictures of noise with captions, somewhat larger than they are trained at."""
+    draw = random.Random(0)
+    place = folder / "10_noise"
+    place.mkdir(parents=True, exist_ok=True)
+    side = size * 5 // 4
+    for number in range(count):
+        Image.frombytes("RGB", (side, side), draw.randbytes(side * side * 3)).save(
+            place / f"{number:03d}.jpg", quality=90
+        )
+        (place / f"{number:03d}.txt").write_text(f"noise, number {number}, a, b, c\n")
+    return folder
+
+
+def first_step(run: Run, base: Path, pictures: Path, work: Path) -> float:
+    """Seconds from the command until the first step is in metrics.jsonl. Raises RuntimeError with what was said."""
+    out = work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(work / "cache", ignore_errors=True)
+    words = [sys.executable, "-m", "lorapipe_engine", "--base", str(base), "--train_data_dir", str(pictures)]
+    words += ["--output_dir", str(out), "--output_name", "net", "--cache_dir", str(work / "cache")]
+    words += [
+        "--resolution",
+        str(run.size),
+        "--train_batch_size",
+        "4",
+        "--max_train_steps",
+        "1",
+        "--overwrite",
+    ]
+    environment = {**os.environ}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    began = time.perf_counter()
+    with (work / "log.txt").open("w") as log:
+        process = subprocess.Popen([*words, *run.options], stdout=log, stderr=log, env=environment)
+        metrics = out / "net.metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.02)
+        found = time.perf_counter() - began
+    if process.wait():
+        raise RuntimeError((work / "log.txt").read_text()[-2000:])
+    return found
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """1 if a goal was missed by the last run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("workloads", nargs="*", choices=[*RUNS, []], metavar="A C")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(words)
+    work = options.work or Path(tempfile.mkdtemp(prefix="bench-startup-"))
+    work.mkdir(parents=True, exist_ok=True)
+    missed = False
+    for name in options.workloads or RUNS:
+        run = RUNS[name]
+        base = make_base(run.base, work / run.base)
+        pictures = make_pictures(work / f"pictures-{name}", run.pictures, run.size)
+        times = [round(first_step(run, base, pictures, work), 1) for _ in range(options.runs)]
+        missed |= times[-1] > GOALS[name]
+        row = {"workload": name, "pictures": run.pictures, "seconds": times, "goal": GOALS[name]}
+        print(
+            json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()),
+            flush=True,
+        )
+    if options.work is None:
+        shutil.rmtree(work)
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
