@@ -29,8 +29,11 @@ def prepare_data(
     plan: RunPlan,
     processes: Processes = ALONE,
 ) -> list[TrainingData]:
-    """Encode every picture of each dataset, and every caption where text states are cached; what is not needed any more
-    leaves the device, and what was waiting for room is on it then. Several processes share the work out, and each has all of it then."""
+    """Encode every picture of each dataset, and every caption where text states are cached.
+
+    What is not needed any more leaves the device then, and what waited for room is on it. Several processes share the
+    work out, and each has all of it in the end.
+    """
     found = [load_data(settings, part, family, processes) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")

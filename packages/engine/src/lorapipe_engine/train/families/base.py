@@ -49,8 +49,8 @@ class Family(ABC):
     """A frozen base model on a device, behind one interface for every family.
 
     ``dtype`` is the precision of UNet and text encoders, ``vae_dtype`` that of the VAE (None: the same).
-    ``chunks`` (1 to 3) sets the caption length to 75, 150 or 225 tokens. ``waiting``: UNet and text encoders stay on the
-    CPU until they are woken, so that the VAE has the device for itself.
+    ``chunks`` (1 to 3) sets the caption length to 75, 150 or 225 tokens. ``waiting``: UNet and text encoders stay on
+    the CPU until they are woken, so that the VAE has the device for itself.
     """
 
     name: ClassVar[str]
