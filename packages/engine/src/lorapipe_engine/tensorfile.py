@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self, TypeGuard
 
+import numpy as np
+
 from lorapipe_engine.atomic import atomic_write, check_output
 from lorapipe_engine.bytesource import (
     MemorySource,
@@ -136,7 +138,8 @@ class TensorFile:
 
     def data(self, start: int, stop: int) -> memoryview:
         """Bytes ``start`` to ``stop`` of the data part, over tensors' borders."""
-        buffer = memoryview(bytearray(stop - start))
+        # Not a bytearray, which would be filled with zeros before.
+        buffer: memoryview = memoryview(np.empty(stop - start, np.uint8))  # type: ignore[arg-type]  # arrays are buffers
         self.data_into(buffer, start)
         return buffer
 
