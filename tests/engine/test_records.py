@@ -223,3 +223,15 @@ def test_a_locked_folder_is_named(tmp_path: Path) -> None:
     locked.mkdir(mode=0)
     with pytest.raises(InputError, match="locked: cannot be read"):
         find_files(tmp_path, {".png"}, recursive=True)
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+@pytest.mark.parametrize(
+    "name", ["a.PNG", "b.c.png", "d", "e.", ".f.png", ".png", "g.txt", "h.pngx", "é ü.png"]
+)
+def test_a_file_is_found_by_the_suffix_that_a_path_has(tmp_path: Path, name: str, recursive: bool) -> None:
+    (tmp_path / name).write_bytes(b"")
+    path = tmp_path / name
+    found = find_files(tmp_path, {".png", ""}, recursive=recursive)
+    wanted = path.suffix.lower() in {".png", ""} and not name.startswith(".")
+    assert found == ([path] if wanted else [])

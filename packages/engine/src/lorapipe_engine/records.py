@@ -133,8 +133,8 @@ def expand_folders(
 
 
 def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
-    """The files of a folder by suffix (``.png``; any case in the names), sorted by the letters' code points, so alike
-    on every system. Hidden files and folders are left out, links to folders are not followed.
+    """The files of a folder by suffix (``.png``, "" for none; any case in the names), sorted by the letters' code
+    points, so alike on every system. Hidden files and folders are left out, links to folders are not followed.
 
     Raises InputError if the folder cannot be read.
     """
@@ -144,7 +144,8 @@ def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = Fal
     def is_wanted(name: str) -> bool:
         # As Path.suffix has it, which takes longer than all the rest on a large folder.
         dot = name.rfind(".")
-        return 0 < dot < len(name) - 1 and name[dot:].lower() in wanted and name[0] != "."
+        suffix = name[dot:].lower() if 0 < dot < len(name) - 1 else ""
+        return suffix in wanted and name[0] != "."
 
     if recursive:
         return sorted(_walk(folder, is_wanted), key=lambda path: path.parts)

@@ -46,7 +46,7 @@ class Helper:
     def __init__(self, options: Options, cleaner: Cleaner) -> None:
         # A copy of this process is there at once; it is safe while no other thread runs.
         alone = sys.platform == "linux" and threading.active_count() == 1
-        context = multiprocessing.get_context("fork" if alone else "spawn")
+        context: Any = multiprocessing.get_context("fork" if alone else "spawn")
         self._cleaner = cleaner
         self._pipe, other = context.Pipe()
         bench = cleaner.bench
