@@ -268,6 +268,37 @@ def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:
     assert (tmp_path / "1.txt").read_text() == "new, old, 1\n"
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no list of processes there")
+def test_the_second_process_does_not_outlive_a_kill(tmp_path: Path) -> None:
+    for number in range(6000):
+        (tmp_path / f"{number}.txt").write_text(f"old, {number}\n")
+    process = subprocess.Popen([*PROGRAM, "-q", str(tmp_path), "--trigger", "new", "--text"])
+    while len(relatives(tmp_path, process.pid)) < 1:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 20
+    while (alive := relatives(tmp_path, process.pid)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive
+
+
+def relatives(folder: Path, pid: int) -> list[str]:
+    """Processes that work on a folder, or came of one that does, but for ``pid`` itself."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words, parent = (place / "cmdline").read_bytes(), (place / "stat").read_text().rsplit(")", 1)[1]
+        except OSError:  # it has just ended
+            continue
+        state, above = parent.split()[:2]
+        mine = os.fsencode(folder) in words or (int(above) == pid and b"multiprocessing" in words)
+        if mine and int(place.name) != pid and state != "Z":
+            found.append(place.name)
+    return found
+
+
 def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
     count = 600
     for number in range(count):

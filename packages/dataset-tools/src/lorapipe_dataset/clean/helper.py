@@ -50,7 +50,8 @@ class Helper:
         self._cleaner = cleaner
         self._pipe, other = context.Pipe()
         bench = cleaner.bench
-        work = (other, options, dict(bench.counts), bench.captions)
+        # A copy has this process's end too, and would wait for itself.
+        work = (other, self._pipe if alone else None, options, dict(bench.counts), bench.captions)
         self._process = context.Process(target=_serve, args=work, daemon=True)
         self._process.start()
         other.close()
@@ -102,9 +103,13 @@ def _job(row: _Row) -> Job:
     return Job(Path(row[0]), root, picture, origin=origin, reader=row[4])
 
 
-def _serve(pipe: Connection, options: Options, counts: dict[str, int], captions: int) -> None:
+def _serve(
+    pipe: Connection, inherited: Connection | None, options: Options, counts: dict[str, int], captions: int
+) -> None:
     """Answer until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # that is the other side's to decide
+    if inherited is not None:
+        inherited.close()
     planner, bench = _planner(options, counts, captions)
     with suppress(EOFError, OSError):
         while True:
