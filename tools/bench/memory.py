@@ -19,8 +19,8 @@ import torch
 from train import WORKLOADS, Workload, make_family, measure
 
 from lorapipe_engine.train.memory import GIB, Load, predict
+from lorapipe_engine.train.preset import KEPT
 
-KEPT = 0.8  # GiB of a card that the screen and the driver have
 _A, _C = WORKLOADS["A"], WORKLOADS["C"]
 CARDS = {
     8: (

@@ -78,9 +78,8 @@ def find_options(
             else " (pip install 'lorapipe-engine[8bit]' brings AdamW8bit, which takes less)"
         )
         raise ConfigError(
-            f"vram: this run needs about {needed:.1f} GiB{tried}, and a card of "
-            f"{settings.model.vram} GiB has {room:.1f} for it; take a smaller resolution or rank, or leave out what is "
-            f"given by hand{hint}"
+            f"vram: this run needs about {needed:.1f} GiB{tried}, and {room * SPARE:.1f} GiB can be planned with; take "
+            f"a smaller resolution or rank, or leave out what is given by hand{hint}"
         )
     return found, needed
 
