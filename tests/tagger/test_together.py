@@ -27,11 +27,13 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
             shutil.copy(place / "000.png", place / f"{index:03d}.png")
         (place / f"{index:03d}.txt").write_text(f"own words {index}\n")
     tagger = [sys.executable, "-m", "lorapipe_tagger", str(place), "--model", str(MODEL), "--device", "cpu"]
-    tagging = subprocess.Popen(
-        [*tagger, "--existing", "append"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    said = tmp_path / "said"
+    with said.open("w") as talk_file:
+        tagging = subprocess.Popen(
+            [*tagger, "--existing", "append"], stdout=subprocess.PIPE, stderr=talk_file, text=True
+        )
     assert tagging.stdout is not None
-    first = tagging.stdout.readline()  # from here on captions are written
+    out = tagging.stdout.readline()  # from here on captions are written
     cleaning = [
         subprocess.Popen(
             [sys.executable, "-c", CLEAN, str(place), "--append", f"word {index}"],
@@ -41,10 +43,9 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
         )
         for index in range(CLEANERS)
     ]
-    out, talk = tagging.communicate(timeout=120)
-    assert tagging.returncode == 0, talk
-    assert first
-    assert len(out.splitlines()) == COUNT - 1
+    out += tagging.stdout.read()  # not communicate(), which loses what readline() has taken in advance
+    assert tagging.wait(timeout=120) == 0, said.read_text()
+    assert len(out.splitlines()) == COUNT
     for process in cleaning:
         _, talk = process.communicate(timeout=120)
         assert process.returncode == 0, talk
