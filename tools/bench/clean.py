@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import sys
@@ -45,6 +46,8 @@ def make_folder(folder: Path, captions: list[str]) -> None:
     folder.mkdir(parents=True)
     for number, caption in enumerate(captions):
         (folder / f"{number:06d}.txt").write_text(f"{caption}\n", encoding="utf-8")
+    if hasattr(os, "sync"):
+        os.sync()  # captions that somebody has, not ones that are still on their way to the disk
 
 
 def make_lists(work: Path) -> list[str]:

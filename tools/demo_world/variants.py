@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -32,12 +33,13 @@ FIGURES = ("with the trigger", "without the trigger", "other people")
 @dataclass(frozen=True)
 class Variant:
     """What differs from the recipe; ``""`` takes an option of the recipe away, None gives a flag. ``needs``: a package,
-    or "cuda" or "v_base".
+    or "cuda" or "v_base". ``trigger``: the word that calls her, by default the demo's.
     """
 
     name: str
     options: Mapping[str, str | None] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    trigger: str = ""
 
 
 def _rate(optimizer: str, unet: str = "", text: str = "") -> dict[str, str | None]:
@@ -49,6 +51,9 @@ CACHED: dict[str, str | None] = {**UNET_ONLY, "cache_text_encoder_outputs": None
 # AdaFactor with a rate of one's own, as guides have it: that which it chooses itself is far too small for a short run.
 OWN_RATE = "relative_step=False scale_parameter=False warmup_init=False"
 ADAFACTOR: dict[str, str | None] = {**_rate("AdaFactor", "2.5e-3", "2e-3"), "optimizer_args": OWN_RATE}
+# Who does not train the text encoder calls by a word that it knows: the invented one means nothing to it. No picture of
+# the base's has a cake and a person in it.
+KNOWN_WORD = "cake"
 # The recipe's rates are those of AdamW on a tiny base, 25 times the usual ones. Lion takes a sixth of them, DAdaptAdam
 # and Prodigy find theirs. A network that predicts v learns the new word later: it has twice as many epochs.
 VARIANTS = (
@@ -62,6 +67,8 @@ VARIANTS = (
     Variant("v-prediction, 20 epochs", {"v_parameterization": None, "max_train_epochs": "20"}, ("v_base",)),
     Variant("UNet only", UNET_ONLY),
     Variant("UNet only, cached text", CACHED),
+    Variant("UNet only, a known word", UNET_ONLY, trigger=KNOWN_WORD),
+    Variant("UNet only, a known word, cached text", CACHED, trigger=KNOWN_WORD),
     Variant("batch 1, 4 accumulated", {"train_batch_size": "1", "gradient_accumulation_steps": "4"}),
     Variant("float32", {"mixed_precision": "no"}, ("cuda",)),
     Variant("bf16", {"mixed_precision": "bf16"}, ("cuda",)),
@@ -336,7 +343,7 @@ def one(options: argparse.Namespace) -> None:
         "losses": losses,
         "epochs": [mean(losses[start : start + size]) for start in range(0, len(losses), size)],
         "rates": {key: value for key, value in steps[-1].items() if key.startswith("lr/")},
-        "figures": look(networks[-1], base, options.device),
+        "figures": look(networks[-1], base, options.device, variant.trigger),
     }
     (folder / "result.json").write_text(json.dumps(result) + "\n")
 
@@ -347,12 +354,17 @@ def train(
     """The networks of a run of `lora-train`, first epoch first."""
     from lorapipe_demo import recipe
 
+    dataset = (
+        with_word(options.dataset, folder / "dataset", variant.trigger)
+        if variant.trigger
+        else options.dataset
+    )
     chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, "seed": str(seed), **variant.options}
     words = [
         "--base",
         str(base),
         "--train_data_dir",
-        str(options.dataset),
+        str(dataset),
         "--output_dir",
         str(folder),
     ]
@@ -375,8 +387,19 @@ def train(
     return [*sorted(folder.glob("net-*.safetensors")), folder / "net.safetensors"]
 
 
-def look(network: Path, base: str | Path, device: str | None) -> dict[str, float]:
-    """The judge's four figures: how often it sees the character."""
+def with_word(dataset: Path, copy: Path, word: str) -> Path:
+    """A copy of the dataset whose captions have another trigger."""
+    from lorapipe_demo.scene import TRIGGER
+
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(dataset, copy)
+    for path in copy.rglob("*.txt"):
+        path.write_text(path.read_text().replace(TRIGGER, word))
+    return copy
+
+
+def look(network: Path, base: str | Path, device: str | None, word: str = "") -> dict[str, float]:
+    """The judge's four figures: how often it sees the character. ``word``: another trigger."""
     from lorapipe_demo import recipe
     from lorapipe_demo.__main__ import other_prompts
     from lorapipe_demo.judge import Judge
@@ -386,7 +409,7 @@ def look(network: Path, base: str | Path, device: str | None) -> dict[str, float
 
     painter, judge = Painter(demo_base() if base == "demo" else Path(base), device), Judge.load()
     scenes = recipe.exam_scenes()
-    calls = [recipe.with_trigger(scene) for scene in scenes]
+    calls = [recipe.with_trigger(scene).replace(TRIGGER, word or TRIGGER) for scene in scenes]
 
     def share(prompts: Sequence[str], used: Path | None) -> float:
         answers = judge.look(painter.draw(prompts, used))

@@ -17,7 +17,8 @@ from lorapipe_dataset.check.fix import apply
 from lorapipe_dataset.check.mend import FIXABLE, Repairs, plan_repairs
 from lorapipe_dataset.check.rules import CHECKS, RULES
 from lorapipe_dataset.check.scan import read_files, scan
-from lorapipe_dataset.journal import HIDDEN, undo
+from lorapipe_dataset.journal import HIDDEN
+from lorapipe_dataset.undo import undo
 from lorapipe_engine.records import Record
 
 SIZE = ["--resolution", 96]

@@ -12,8 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_dataset.journal import HIDDEN, Change, Journal, locked, undo
+from lorapipe_dataset.journal import HIDDEN, Change, Journal, locked
+from lorapipe_dataset.undo import undo
 from lorapipe_engine.errors import InputError
+
+
+@pytest.fixture(autouse=True, params=["one by one", "staged"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here is run for few changes and as for many."""
+    if request.param == "staged":
+        monkeypatch.setattr("lorapipe_dataset.journal.MANY", 1)
+    return str(request.param)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -183,7 +192,8 @@ def test_the_lock_is_waited_for(tmp_path: Path) -> None:
 COUNT_UP = """
 import sys
 from pathlib import Path
-from lorapipe_dataset.journal import Change, Journal, read_bytes
+from lorapipe_dataset.filebytes import read_bytes
+from lorapipe_dataset.journal import Change, Journal
 folder = Path(sys.argv[1])
 journal = Journal("count")
 for _ in range(60):

@@ -14,7 +14,7 @@ from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.rules import NO_FACTS, Facts, Rules
 from lorapipe_dataset.clean.run import run
 from lorapipe_dataset.clean.words import resolve
-from lorapipe_dataset.journal import undo
+from lorapipe_dataset.undo import undo
 from lorapipe_engine.errors import ConfigError
 
 WORDS = [

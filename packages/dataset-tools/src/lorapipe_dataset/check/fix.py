@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from lorapipe_dataset import journal
 from lorapipe_dataset.check.mend import FIXABLE, Repairs
 from lorapipe_dataset.check.rules import RULES
 from lorapipe_dataset.journal import Change, Folder, Journal
 from lorapipe_dataset.output import printable
+from lorapipe_dataset.undo import undo as take_back
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import ConfigError, LoraError
 
@@ -101,7 +101,7 @@ def show(repairs: Repairs) -> Iterator[str]:
 
 def undo(folders: Sequence[Path], *, dry_run: bool) -> int:
     """Take the last --fix back; returns the exit status."""
-    done = journal.undo(folders, TOOL, dry_run=dry_run)
+    done = take_back(folders, TOOL, dry_run=dry_run)
     for path in done.restored:
         say(printable(f"{path}: {'would be ' if dry_run else ''}as it was"))
     for line in done.failures:

@@ -22,7 +22,7 @@ from lorapipe_dataset.clean.plan import Outcome, Plan, Planner
 from lorapipe_dataset.clean.steps.step import Bench
 
 WORTH_IT = 5000  # captions from which starting a process pays
-PART = 512
+PART = 1024
 OWN_PART = 64
 
 # What stands in the way of a caption's file, its root, its picture and its origin, and the reader.

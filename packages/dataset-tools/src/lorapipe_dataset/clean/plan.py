@@ -10,7 +10,8 @@ from lorapipe_dataset.clean.options import Existing, Options
 from lorapipe_dataset.clean.posts import post_caption
 from lorapipe_dataset.clean.rules import Facts
 from lorapipe_dataset.clean.textfile import decode, encode, says_the_same
-from lorapipe_dataset.journal import Change, read_bytes
+from lorapipe_dataset.filebytes import read_bytes, read_stamped
+from lorapipe_dataset.journal import Change
 from lorapipe_engine.errors import InputError, LoraError
 
 
@@ -61,7 +62,7 @@ class Planner:
         if job.given is not None and self._options.no_txt:
             self._decide_record(job, job.given, outcome)
             return None
-        data = read_bytes(job.file)
+        data, stamp = read_stamped(job.file)
         held = None if data is None else decode(data, job.file)
         brought, facts = read_source(job, held, self._options)
         text = brought if brought is not None else held
@@ -85,7 +86,7 @@ class Planner:
         if new == data:
             return None
         outcome.written = not self._options.no_txt
-        return Change(job.file.name, data, new)
+        return Change(job.file.name, data, new, stamp)
 
     def _decide_record(self, job: Job, text: str, outcome: Outcome) -> None:
         """Clean the caption of a record whose files are not touched."""

@@ -20,13 +20,15 @@ from lorapipe_dataset.clean.tell import TOOL, Count, Teller, printable, tell_cut
 from lorapipe_dataset.clean.textfile import decode
 from lorapipe_dataset.clean.work import Worker, by_folder
 from lorapipe_dataset.clean.writers import write_rows
-from lorapipe_dataset.journal import Journal, read_bytes, undo
+from lorapipe_dataset.filebytes import read_bytes
+from lorapipe_dataset.journal import Journal
+from lorapipe_dataset.undo import undo
 from lorapipe_engine.atomic import check_output
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.progress import progress
 
-_BATCH = 4096
+_BATCH = 8192
 _STREAMED_BATCH = 64
 
 

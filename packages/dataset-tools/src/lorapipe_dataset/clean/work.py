@@ -12,10 +12,11 @@ from lorapipe_dataset.clean.helper import PART, Helper, can_help
 from lorapipe_dataset.clean.inputs import Document, Job
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome, Plan, Planner
-from lorapipe_dataset.journal import ChangedMeanwhile, Folder, Journal
+from lorapipe_dataset.journal import Begun, ChangedMeanwhile, Folder, Journal
 from lorapipe_engine.errors import LoraError, OutputError
 
 _ATTEMPTS = 5
+_PORTION = 2048  # captions that are brought to the disk together
 
 
 def _make_folder(path: Path) -> None:
@@ -59,12 +60,21 @@ class Worker:
             return [Outcome(job, error=str(error)) for job in jobs]
 
     def _clean_locked(self, jobs: Sequence[Job], desk: Folder) -> list[Outcome]:
+        """While the disk has one portion, the next is planned."""
         outcomes: list[Outcome] = []
-        for plans in self._plans(jobs):
-            changes = [plan.change for plan in plans if plan.change]
-            self._settle(plans, desk.write(changes), desk)
-            outcomes += [plan.outcome for plan in plans]
+        waiting: tuple[list[Plan], Begun] | None = None
+        for plans in _portions(self._plans(jobs)):
+            begun = desk.begin([plan.change for plan in plans if plan.change])
+            if waiting is not None:
+                outcomes += self._finish(*waiting, desk)
+            waiting = plans, begun
+        if waiting is not None:
+            outcomes += self._finish(*waiting, desk)
         return outcomes
+
+    def _finish(self, plans: list[Plan], begun: Begun, desk: Folder) -> list[Outcome]:
+        self._settle(plans, desk.finish(begun), desk)
+        return [plan.outcome for plan in plans]
 
     def _plans(self, jobs: Sequence[Job]) -> Iterator[list[Plan]]:
         """Plans, a part at a time; with a helper the next part is planned while one is written."""
@@ -85,6 +95,18 @@ class Worker:
                 error = desk.write([plan.change]).get(plan.change.name) if plan.change else None
             if error is not None:
                 plan.outcome.error, plan.outcome.written = str(error), False
+
+
+def _portions(parts: Iterable[list[Plan]]) -> Iterator[list[Plan]]:
+    """The same plans in larger lists."""
+    portion: list[Plan] = []
+    for part in parts:
+        portion += part
+        if len(portion) >= _PORTION:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
 
 
 def by_folder(work: Iterable[Job | Document], most: int) -> Iterator[list[Job] | Document]:
