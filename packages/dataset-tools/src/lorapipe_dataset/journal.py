@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorapipe_dataset.filebytes import NEW_FILE, Stamp, digest, move, read_all, stamp_of, write_all
 from lorapipe_dataset.staging import Staging
@@ -37,8 +37,7 @@ MANY = 64  # changes from which staging them together pays
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """New bytes for a file of a folder. ``before`` is what it holds now, None where there is no such file. ``stamp``:
     what :func:`~lorapipe_dataset.filebytes.read_stamped` gave with it; without one the file is read once more before
     it is replaced.

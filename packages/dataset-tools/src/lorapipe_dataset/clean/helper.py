@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -20,13 +22,20 @@ from lorapipe_dataset.clean.inputs import Job
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome, Plan, Planner
 from lorapipe_dataset.clean.steps.step import Bench
+from lorapipe_dataset.clean.textfile import decode, encode
+from lorapipe_dataset.filebytes import Stamp
+from lorapipe_dataset.journal import Change
 
 WORTH_IT = 5000  # captions from which starting a process pays
 PART = 1024
+AHEAD = 2  # parts that are asked for at a time
 OWN_PART = 64
 
-# What stands in the way of a caption's file, its root, its picture and its origin, and the reader.
+# A caption's file, its root, its picture and its origin, and the reader.
 _Row = tuple[str, str | None, str | None, str | None, Any]
+# An outcome's facts and the change. Where a file is replaced: the file's bytes in place of its text, and its stamp, as
+# bare tuples, for objects take several times as long to send.
+_Answer = tuple[str | bytes | None, str | None, bool, bool, str | None, Any]
 
 
 def can_help(options: Options, total: int) -> bool:
@@ -41,53 +50,87 @@ def can_help(options: Options, total: int) -> bool:
 
 
 class Helper:
-    """The process, while the block lasts. It ends by itself when this one does, however that comes."""
+    """The process, while the block lasts. It ends by itself when this one does, however that comes.
 
-    def __init__(self, options: Options, cleaner: Cleaner) -> None:
+    ``work``: all jobs there are, which a copy of this process knows without being told.
+    """
+
+    def __init__(self, options: Options, cleaner: Cleaner, work: Sequence[object]) -> None:
         # A copy of this process is there at once; it is safe while no other thread runs.
         alone = sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if alone else "spawn")
         self._cleaner = cleaner
+        self._numbers = {id(job): number for number, job in enumerate(work)} if alone else None
         self._pipe, other = context.Pipe()
         bench = cleaner.bench
+        if alone:
+            gc.freeze()  # what is looked through for waste would be copied
         # A copy has this process's end too, and would wait for itself.
-        work = (other, self._pipe if alone else None, options, dict(bench.counts), bench.captions)
-        self._process = context.Process(target=_serve, args=work, daemon=True)
+        known = (self._pipe, work) if alone else (None, ())
+        facts = (other, *known, options, dict(bench.counts), bench.captions)
+        self._process = context.Process(target=_serve, args=facts, daemon=True)
         self._process.start()
         other.close()
+        self._answers: queue.SimpleQueue[tuple[list[_Answer], Counter[str]] | None] = queue.SimpleQueue()
+        self._receiver = threading.Thread(target=self._receive, daemon=True)
+        self._receiver.start()
 
     def __enter__(self) -> Helper:
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(5e-4)  # the receiver has next to nothing to do, but must not wait for that
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pipe.close()
+        sys.setswitchinterval(self._interval)
+        with suppress(OSError):
+            self._pipe.send(None)
         self._process.join(5)
         if self._process.is_alive():
             self._process.kill()
+        self._receiver.join(5)
+        self._pipe.close()
+
+    def _receive(self) -> None:
+        """Take answers as they come, so that the process need not wait to give them."""
+        with suppress(EOFError, OSError):
+            while True:
+                self._answers.put(self._pipe.recv())
+        self._answers.put(None)
 
     def plan(self, jobs: Sequence[Job], planner: Planner) -> Iterator[list[Plan]]:
-        """The plans for jobs in order, in parts. While one is written the next is made; where the helper is not ready
-        yet, ``planner`` goes ahead in this process.
-
-        One part is asked for at a time, and its answer taken before the next: neither side can wait for the other.
+        """The plans for jobs in order, in parts. While some are written the next are made; where the helper is not
+        ready yet, ``planner`` goes ahead in this process.
         """
-        asked, at = jobs[:PART], PART
-        self._ask(asked)
-        while asked:
-            own: list[Plan] = []
-            while at < len(jobs) and not self._pipe.poll():
-                own += map(planner.plan, jobs[at : at + OWN_PART])
-                at += OWN_PART
-            answers, cut = self._pipe.recv()
-            self._cleaner.bench.cut.update(cut)
-            done, asked, at = asked, jobs[at : at + PART], at + PART
-            self._ask(asked)
-            plans = (Plan(Outcome(job, *facts), new) for job, (facts, new) in zip(done, answers, strict=True))
-            yield [*plans, *own]
+        parts: deque[tuple[Sequence[Job], list[Plan] | None]] = deque()  # None: asked for
+        at = 0
+        while at < len(jobs) or parts:
+            for _ in range(AHEAD - sum(plans is None for _, plans in parts)):
+                at += self._ask(jobs[at : at + PART], parts)
+            while at < len(jobs) and parts[0][1] is None and self._answers.empty():
+                part = jobs[at : at + OWN_PART]
+                parts.append((part, [*map(planner.plan, part)]))
+                at += len(part)
+            part, plans = parts.popleft()
+            yield plans if plans is not None else self._answer(part) or [*map(planner.plan, part)]
 
-    def _ask(self, jobs: Sequence[Job]) -> None:
+    def _ask(self, jobs: Sequence[Job], parts: deque[tuple[Sequence[Job], list[Plan] | None]]) -> int:
+        """Ask for a part; how many jobs it has."""
         if jobs:
-            self._pipe.send([_row(job) for job in jobs])
+            known = self._numbers
+            with suppress(OSError):  # the process was killed; there is no answer then either
+                self._pipe.send([_row(job) if known is None else known[id(job)] for job in jobs])
+            parts.append((jobs, None))
+        return len(jobs)
+
+    def _answer(self, jobs: Sequence[Job]) -> list[Plan] | None:
+        """The plans for the part that was asked for first; None where the process is gone."""
+        found = self._answers.get()
+        if found is None:
+            self._answers.put(None)
+            return None
+        answers, cut = found
+        self._cleaner.bench.cut.update(cut)
+        return [*map(_plan, jobs, answers)]
 
 
 def _row(job: Job) -> _Row:
@@ -104,7 +147,12 @@ def _job(row: _Row) -> Job:
 
 
 def _serve(
-    pipe: Connection, inherited: Connection | None, options: Options, counts: dict[str, int], captions: int
+    pipe: Connection,
+    inherited: Connection | None,
+    work: Sequence[Job],
+    options: Options,
+    counts: dict[str, int],
+    captions: int,
 ) -> None:
     """Answer until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # that is the other side's to decide
@@ -112,10 +160,9 @@ def _serve(
         inherited.close()
     planner, bench = _planner(options, counts, captions)
     with suppress(EOFError, OSError):
-        while True:
-            plans = [planner.plan(_job(row)) for row in pipe.recv()]
-            answers = [(_facts(plan.outcome), plan.change) for plan in plans]
-            pipe.send((answers, bench.cut))
+        while (asked := pipe.recv()) is not None:
+            jobs = [work[one] if isinstance(one, int) else _job(one) for one in asked]
+            pipe.send(([_answer(planner.plan(job)) for job in jobs], bench.cut))
             bench.cut = Counter()
 
 
@@ -124,5 +171,17 @@ def _planner(options: Options, counts: dict[str, int], captions: int) -> tuple[P
     return Planner(options, Cleaner(options.rules, bench)), bench
 
 
-def _facts(outcome: Outcome) -> tuple[str | None, str | None, bool, bool, str | None]:
-    return outcome.before, outcome.after, outcome.written, outcome.differs, outcome.error
+def _answer(plan: Plan) -> _Answer:
+    outcome, change = plan.outcome, plan.change
+    if change is None or change.before is None or change.stamp is None or outcome.job.origin is not None:
+        return outcome.before, outcome.after, outcome.written, outcome.differs, outcome.error, change
+    # The texts are those of the bytes, which are sent once.
+    return change.before, outcome.after, outcome.written, outcome.differs, outcome.error, change.stamp[:]
+
+
+def _plan(job: Job, answer: _Answer) -> Plan:
+    before, after, written, differs, error, change = answer
+    if isinstance(before, bytes):
+        change = Change(job.file.name, before, encode(after or "", before), Stamp(*change))
+        before = decode(before, job.file)
+    return Plan(Outcome(job, before, after, written, differs, error), change)

@@ -28,7 +28,7 @@ from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.progress import progress
 
-_BATCH = 8192
+_BATCH = 1 << 16
 _STREAMED_BATCH = 64
 
 
@@ -53,7 +53,7 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     tags: Counter[str] = Counter()
     rows: list[tuple[Path, str]] = []
     with progress(total, "cleaning", "caption") as bar:
-        for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH, total):
+        for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH):
             teller.tell(outcomes)
             for outcome in outcomes if options.frequency else ():
                 tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
@@ -70,19 +70,16 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
 
 
 def clean_all(
-    work: Iterable[Job | Document], options: Options, cleaner: Cleaner, most: int, total: int
+    work: Iterable[Job | Document], options: Options, cleaner: Cleaner, most: int
 ) -> Iterator[list[Outcome]]:
-    """What came of everything, in order, in batches of at most ``most`` captions of one folder.
-
-    ``total``: about how many there are, 0 where that is not known.
-    """
+    """What came of everything, in order; a folder stays locked for at most ``most`` captions."""
     journal = Journal(TOOL)
-    with Worker(options, cleaner, journal, total) as worker:
+    with Worker(options, cleaner, journal, work if isinstance(work, list) else ()) as worker:
         for batch in by_folder(work, most):
             if isinstance(batch, Document):
                 yield clean_document(batch, options, cleaner, journal)
             else:
-                yield worker.clean(batch)
+                yield from worker.clean(batch)
 
 
 def read_all(

@@ -83,7 +83,11 @@ def split_raw(text: str, separators: Sequence[str]) -> list[str]:
 
 
 def _split_part(text: str, separator: str) -> list[str]:
-    return _split_braces(text, separator) if "{" in text else text.split(separator)
+    if "{" in text:
+        return _split_braces(text, separator)
+    # Most captions have a space after each: tags without one are known from other captions' beginnings.
+    spaced = f"{separator} "
+    return text.split(spaced if text.count(spaced) == text.count(separator) else separator)
 
 
 def _split_braces(text: str, separator: str) -> list[str]:

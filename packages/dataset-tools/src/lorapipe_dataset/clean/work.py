@@ -27,9 +27,11 @@ def _make_folder(path: Path) -> None:
 
 
 class Worker:
-    """Cleans batches of captions. ``total``: about how many there are, if that is known."""
+    """Cleans batches of captions. ``work``: all that there is to do, if that is known."""
 
-    def __init__(self, options: Options, cleaner: Cleaner, journal: Journal, total: int = 0) -> None:
+    def __init__(
+        self, options: Options, cleaner: Cleaner, journal: Journal, work: Sequence[object] = ()
+    ) -> None:
         self._options = options
         self._journal = journal
         self._planner = Planner(options, cleaner)
@@ -37,40 +39,42 @@ class Worker:
         self._cleaner = cleaner
         self._stack = ExitStack()
         self._helper: Helper | None = None
-        self._total = total
+        self._work = work
 
     def __enter__(self) -> Worker:
-        if can_help(self._options, self._total):
-            self._helper = self._stack.enter_context(Helper(self._options, self._cleaner))
+        if can_help(self._options, len(self._work)):
+            self._helper = self._stack.enter_context(Helper(self._options, self._cleaner, self._work))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def clean(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Clean captions that lie in one folder. What fails is in the outcomes."""
+    def clean(self, jobs: Sequence[Job]) -> Iterator[list[Outcome]]:
+        """Clean captions that lie in one folder: what came of them, a portion at a time. What fails is in that."""
         if not self._writes:
-            return [plan.outcome for plans in self._plans(jobs) for plan in plans]
+            yield from ([plan.outcome for plan in plans] for plans in self._plans(jobs))
+            return
+        told = 0
         try:
             if self._options.output is not None:
                 _make_folder(jobs[0].file.parent)
             with self._journal.folder(jobs[0].file.parent) as desk:
-                return self._clean_locked(jobs, desk)
+                for outcomes in self._clean_locked(jobs, desk):
+                    told += len(outcomes)
+                    yield outcomes
         except LoraError as error:
-            return [Outcome(job, error=str(error)) for job in jobs]
+            yield [Outcome(job, error=str(error)) for job in jobs[told:]]
 
-    def _clean_locked(self, jobs: Sequence[Job], desk: Folder) -> list[Outcome]:
+    def _clean_locked(self, jobs: Sequence[Job], desk: Folder) -> Iterator[list[Outcome]]:
         """While the disk has one portion, the next is planned."""
-        outcomes: list[Outcome] = []
         waiting: tuple[list[Plan], Begun] | None = None
         for plans in _portions(self._plans(jobs)):
             begun = desk.begin([plan.change for plan in plans if plan.change])
             if waiting is not None:
-                outcomes += self._finish(*waiting, desk)
+                yield self._finish(*waiting, desk)
             waiting = plans, begun
         if waiting is not None:
-            outcomes += self._finish(*waiting, desk)
-        return outcomes
+            yield self._finish(*waiting, desk)
 
     def _finish(self, plans: list[Plan], begun: Begun, desk: Folder) -> list[Outcome]:
         self._settle(plans, desk.finish(begun), desk)

@@ -29,6 +29,8 @@ def build(bench: Bench) -> Step | None:
         names = bench.keys(tags)
         if is_done(tags, names):
             return tags
+        if rules.trigger_place == "first" and not bench.add and keys.isdisjoint(names):
+            return [*trigger, *tags]
         here = set(names)
         if rules.trigger_place != "keep" and not keys.isdisjoint(here):
             tags = [tag for tag, name in zip(tags, names, strict=True) if name not in keys]

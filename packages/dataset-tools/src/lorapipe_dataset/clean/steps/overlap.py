@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from itertools import chain
 
 from lorapipe_dataset.clean.rules import Facts
-from lorapipe_dataset.clean.steps.step import MOST, Bench, Memo, Step
+from lorapipe_dataset.clean.steps.step import MOST, Bench, Step
 
 
 def build(bench: Bench) -> Step | None:
     """The step, if it is asked for."""
     if not bench.rules.overlap:
         return None
-    tails: Memo[Sequence[str]] = Memo(_tails)
     seen: set[str] = set()
     every: set[str] = set()  # the tails of all that were seen
 
@@ -25,9 +24,11 @@ def build(bench: Bench) -> Step | None:
                 every.clear()
             seen.update(keys)
             every.update(chain.from_iterable(map(_tails, keys)))
-        if every.isdisjoint(keys):
+        found = every.intersection(keys)
+        if not found:
             return tags
-        return bench.without(set(chain.from_iterable(map(tails.__getitem__, keys))), tags, keys)
+        ends = "\n".join(keys) + "\n"
+        return bench.without({key for key in found if f" {key}\n" in ends}, tags, keys)
 
     return step
 
