@@ -138,6 +138,11 @@ def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = Fal
 
     Raises InputError if the folder cannot be read.
     """
+    return [*map(Path, find_names(folder, suffixes, recursive=recursive))]
+
+
+def find_names(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[str]:
+    """The same as texts, of which thousands are made in a fraction of the time that path objects take."""
     check_folder(folder)
     wanted = {suffix.lower() for suffix in suffixes}
 
@@ -148,8 +153,9 @@ def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = Fal
         return suffix in wanted and name[0] != "."
 
     if recursive:
-        return sorted(_walk(folder, is_wanted), key=lambda path: path.parts)
-    return [folder / name for name in sorted(_names(folder, is_wanted))]
+        return [str(path) for path in sorted(_walk(folder, is_wanted), key=lambda path: path.parts)]
+    start = "" if folder == Path() else os.path.join(folder, "")  # noqa: PTH118
+    return [start + name for name in sorted(_names(folder, is_wanted))]
 
 
 def check_folder(folder: Path) -> None:
@@ -219,7 +225,12 @@ def write_record(
 
 def format_record(record: Record) -> str:
     """A record as a JSON object in one line, ``path`` first."""
-    fields = {"path": str(record.path), **{k: v for k, v in record.data.items() if k != "path"}}
+    return format_fields(str(record.path), record.data)
+
+
+def format_fields(path: str, data: Mapping[str, Any]) -> str:
+    """The same for a record that has not been made."""
+    fields = {"path": path, **{k: v for k, v in data.items() if k != "path"}}
     # Value by value: the encoder takes texts at once, and long to start on an object.
     encode = _ENCODER.encode
     text = f"{{{', '.join([f'{encode(key)}: {encode(value)}' for key, value in fields.items()])}}}"

@@ -25,11 +25,11 @@ def clean_document(document: Document, options: Options, cleaner: Cleaner, journ
             change, outcomes = _Sweep(document, options, cleaner).read()
             failures = desk.write([change]) if change else {}
     except LoraError as error:
-        return [Outcome(Job(path), error=str(error))]
+        return [Outcome(Job(str(path)), error=str(error))]
     except OSError as error:
-        return [Outcome(Job(path), error=f"{path}: cannot be read ({error.strerror})")]
+        return [Outcome(Job(str(path)), error=f"{path}: cannot be read ({error.strerror})")]
     for failure in failures.values():
-        outcomes = [Outcome(Job(path), error=str(failure))]
+        outcomes = [Outcome(Job(str(path)), error=str(failure))]
     return outcomes
 
 
@@ -66,7 +66,7 @@ class _Sweep:
 
     def _clean(self, name: str, caption: str) -> str:
         path = self._document.path
-        outcome = Outcome(Job(path, picture=picture_path(name, path)), before=caption)
+        outcome = Outcome(Job(str(path), picture=str(picture_path(name, path))), before=caption)
         self._outcomes.append(outcome)
         try:
             outcome.after = self._cleaner.clean(caption)

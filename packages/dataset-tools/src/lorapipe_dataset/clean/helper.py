@@ -50,25 +50,20 @@ def can_help(options: Options, total: int) -> bool:
 
 
 class Helper:
-    """The process, while the block lasts. It ends by itself when this one does, however that comes.
+    """The process, while the block lasts. It ends by itself when this one does, however that comes."""
 
-    ``work``: all jobs there are, which a copy of this process knows without being told.
-    """
-
-    def __init__(self, options: Options, cleaner: Cleaner, work: Sequence[object]) -> None:
+    def __init__(self, options: Options, cleaner: Cleaner) -> None:
         # A copy of this process is there at once; it is safe while no other thread runs.
         alone = sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if alone else "spawn")
         self._cleaner = cleaner
-        self._numbers = {id(job): number for number, job in enumerate(work)} if alone else None
         self._pipe, other = context.Pipe()
         bench = cleaner.bench
         if alone:
             gc.freeze()  # what is looked through for waste would be copied
         # A copy has this process's end too, and would wait for itself.
-        known = (self._pipe, work) if alone else (None, ())
-        facts = (other, *known, options, dict(bench.counts), bench.captions)
-        self._process = context.Process(target=_serve, args=facts, daemon=True)
+        work = (other, self._pipe if alone else None, options, dict(bench.counts), bench.captions)
+        self._process = context.Process(target=_serve, args=work, daemon=True)
         self._process.start()
         other.close()
         self._answers: queue.SimpleQueue[tuple[list[_Answer], Counter[str]] | None] = queue.SimpleQueue()
@@ -116,9 +111,8 @@ class Helper:
     def _ask(self, jobs: Sequence[Job], parts: deque[tuple[Sequence[Job], list[Plan] | None]]) -> int:
         """Ask for a part; how many jobs it has."""
         if jobs:
-            known = self._numbers
             with suppress(OSError):  # the process was killed; there is no answer then either
-                self._pipe.send([_row(job) if known is None else known[id(job)] for job in jobs])
+                self._pipe.send([*map(_row, jobs)])
             parts.append((jobs, None))
         return len(jobs)
 
@@ -134,22 +128,14 @@ class Helper:
 
 
 def _row(job: Job) -> _Row:
-    return str(job.file), _text(job.root), _text(job.picture), _text(job.origin), job.reader
+    root = None if job.root is None else str(job.root)
+    return job.file, root, job.picture, job.origin, job.reader
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _job(row: _Row) -> Job:
-    root, picture, origin = (None if text is None else Path(text) for text in row[1:4])
-    return Job(Path(row[0]), root, picture, origin=origin, reader=row[4])
-
-
+N=[]
 def _serve(
     pipe: Connection,
     inherited: Connection | None,
-    work: Sequence[Job],
     options: Options,
     counts: dict[str, int],
     captions: int,
@@ -160,10 +146,20 @@ def _serve(
         inherited.close()
     planner, bench = _planner(options, counts, captions)
     with suppress(EOFError, OSError):
+        import time; T=[0.,0.,0.]; t00=t0=time.perf_counter()
         while (asked := pipe.recv()) is not None:
-            jobs = [work[one] if isinstance(one, int) else _job(one) for one in asked]
-            pipe.send(([_answer(planner.plan(job)) for job in jobs], bench.cut))
+            T[0]+=time.perf_counter()-t0; t0=time.perf_counter()
+            jobs = [
+                Job(file, root and Path(root), picture, origin=origin, reader=reader)
+                for file, root, picture, origin, reader in asked
+            ]
+            x=([_answer(planner.plan(job)) for job in jobs], bench.cut)
+            T[1]+=time.perf_counter()-t0; t0=time.perf_counter()
+            pipe.send(x)
+            T[2]+=time.perf_counter()-t0; t0=time.perf_counter()
             bench.cut = Counter()
+            N.append(len(jobs))
+        print('recv,plan,send',T,'total',time.perf_counter()-t00,time.process_time(),sum(N),file=sys.stderr)
 
 
 def _planner(options: Options, counts: dict[str, int], captions: int) -> tuple[Planner, Bench]:
@@ -182,6 +178,6 @@ def _answer(plan: Plan) -> _Answer:
 def _plan(job: Job, answer: _Answer) -> Plan:
     before, after, written, differs, error, change = answer
     if isinstance(before, bytes):
-        change = Change(job.file.name, before, encode(after or "", before), Stamp(*change))
+        change = Change(job.name, before, encode(after or "", before), Stamp(*change))
         before = decode(before, job.file)
     return Plan(Outcome(job, before, after, written, differs, error), change)

@@ -24,7 +24,7 @@ from lorapipe_dataset.sidecars.post import Post
 from lorapipe_engine.command import say
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.images import IMAGE_SUFFIXES
-from lorapipe_engine.records import Record, find_files, read_records
+from lorapipe_engine.records import Record, find_files, find_names, read_records
 
 PICTURES = IMAGE_SUFFIXES | {".gif", ".jfif", ".tif", ".tiff"}
 DOCUMENTS = (".json", ".jsonl", ".csv")
@@ -36,18 +36,23 @@ class Job:
 
     ``given`` is the caption that came with a record or a sidecar, ``root`` the folder that was asked for.
     ``origin``: another file that the caption is read from; ``reader`` makes a post of a text that is no plain caption.
-    ``error``: what stands in the way.
+    ``error``: what stands in the way. Paths are texts: path objects would take as long as all the rest.
     """
 
-    file: Path
+    file: str
     root: Path | None = None
-    picture: Path | None = None
+    picture: str | None = None
     record: Record | None = None
     given: str | None = None
     facts: Facts = NO_FACTS
-    origin: Path | None = None
+    origin: str | None = None
     reader: Callable[[str], Post] | None = None
     error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's name in its folder."""
+        return os.path.basename(self.file)  # noqa: PTH119
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def _of_file(path: Path, options: Options) -> Iterator[Job | Document]:
         kind = options.source if options.source in DOCUMENT_FORMATS else None
         kind = kind or (None if options.source in POST_FORMATS else sniff_document(path))
     except InputError as error:
-        yield Job(path, error=str(error))
+        yield Job(str(path), error=str(error))
         return
     if kind is not None:
         yield Document(path, kind)
@@ -101,19 +106,16 @@ def _of_sidecars(sidecars: Sequence[Path], root: Path, options: Options) -> Iter
             folders[folder] = Pictures(find_files(folder, PICTURES))
         for match in read_matches(sidecar, folders[folder]):
             if match.post is None:
-                yield Job(sidecar, root, error=match.error)
+                yield Job(str(sidecar), root, error=match.error)
             elif match.picture is None and folders[folder].paths:
                 strangers += 1
             else:
                 whole = match.picture or sidecar.with_name(sidecar.stem)
                 alone = match.picture is None and whole.suffix.lower() not in PICTURES
-                file = (
-                    Path(f"{whole}{options.extensions[0]}")
-                    if alone
-                    else whole.with_suffix(options.extensions[0])
-                )
+                file = f"{whole if alone else whole.with_suffix('')}{options.extensions[0]}"
                 given, facts = post_caption(match.post, options)
-                yield _aimed(Job(file, root, match.picture, given=given, facts=facts), options)
+                picture = None if match.picture is None else str(match.picture)
+                yield _aimed(Job(file, root, picture, given=given, facts=facts), options)
     if strangers:
         say(f"lora-clean: {strangers} posts have no picture here")
 
@@ -123,25 +125,24 @@ def _aimed(job: Job, options: Options) -> Job:
     if options.target not in ("txt", "caption"):
         return job
     suffix = f".{options.target}"
-    place = job.file
+    place = Path(job.file)
     if options.output is not None:
         inside = place.relative_to(job.root) if job.root is not None else Path(place.name)
         place = options.output / inside
-    place = place.with_suffix(suffix)
-    if place != job.file:
+    file = str(place.with_suffix(suffix))
+    if file != job.file:
         job.origin = job.file if job.given is None else None
-        job.file = place
+        job.file = file
     return job
 
 
 def _of_record(record: Record, options: Options) -> Job:
     path, caption = record.path, record.data.get("caption")
     is_text = path.suffix.lower() in options.extensions
-    job = Job(
-        path, picture=None if is_text else path, record=record, reader=TEXT_FORMATS.get(options.source or "")
-    )
+    job = Job(str(path), record=record, reader=TEXT_FORMATS.get(options.source or ""))
+    job.picture = None if is_text else job.file
     if not is_text and not (options.no_txt and caption is not None):
-        job.file = find_caption_file(path, options.extensions)
+        job.file = find_caption_file(job.file, options.extensions)
     if options.source == PICTURE_FORMAT and not is_text and caption is None and path.exists():
         caption = _with_embedded(job, path).given
     if job.reader is not None and caption is None:
@@ -166,19 +167,25 @@ def _take_sidecar(job: Job, path: Path, is_text: bool, options: Options) -> None
     sidecar = next((one for one in sidecars if one.is_file()), path)
     picture = sidecar.with_suffix("")
     if sidecar.suffix and picture.suffix.lower() in PICTURES and picture.is_file():
-        job.picture, job.origin = picture, sidecar
-        job.file = picture.with_suffix(options.extensions[0])
+        job.picture, job.origin = str(picture), str(sidecar)
+        job.file = str(picture.with_suffix(options.extensions[0]))
 
 
-def find_caption_file(picture: Path, extensions: Sequence[str]) -> Path:
+def find_caption_file(picture: str, extensions: Sequence[str]) -> str:
     """The caption file of a picture; where there is none, the one it would have."""
-    whole = str(picture)
-    stem = whole[: len(whole) - len(picture.suffix)]
+    stem, _ = split_suffix(picture)
     for extension in extensions:
-        for path in (stem + extension, whole + extension):
-            if os.path.isfile(path):  # noqa: PTH113 - a path object for each would take longer than all the rest
-                return Path(path)
-    return Path(stem + extensions[0])
+        for path in (stem + extension, picture + extension):
+            if os.path.isfile(path):  # noqa: PTH113
+                return path
+    return stem + extensions[0]
+
+
+def split_suffix(path: str) -> tuple[str, str]:
+    """A path without its suffix, and the suffix, "" for none: as path objects have it."""
+    start = len(path) - len(os.path.basename(path))  # noqa: PTH119
+    dot = path.rfind(".", start)
+    return (path[:dot], path[dot:]) if start < dot < len(path) - 1 else (path, "")
 
 
 def record_facts(data: Mapping[str, Any]) -> Facts:
@@ -221,9 +228,9 @@ def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:
         yield from _of_pictures(folder, options)
         return
     wanted = PICTURES.union(options.extensions)
-    by_folder: dict[Path, list[Path]] = {}
-    for path in find_files(folder, wanted, recursive=options.recursive):
-        by_folder.setdefault(path.parent, []).append(path)
+    by_folder: dict[str, list[str]] = {}
+    for path in find_names(folder, wanted, recursive=options.recursive):
+        by_folder.setdefault(os.path.dirname(path), []).append(path)  # noqa: PTH120
     jobs = [job for paths in by_folder.values() for job in _in_one(paths, folder, options)]
     if not jobs:
         hint = "" if options.recursive else "; -r looks into its folders"
@@ -233,12 +240,13 @@ def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:
 
 def _of_pictures(folder: Path, options: Options) -> Iterator[Job]:
     """The captions that lie in pictures."""
-    pictures = find_files(folder, PICTURES, recursive=options.recursive)
+    pictures = find_names(folder, PICTURES, recursive=options.recursive)
     if not pictures:
         raise InputError(f"{folder}: has no pictures")
     without = 0
     for picture in pictures:
-        job = _with_embedded(Job(find_caption_file(picture, options.extensions), folder, picture), picture)
+        file = find_caption_file(picture, options.extensions)
+        job = _with_embedded(Job(file, folder, picture), Path(picture))
         if job.given is None and job.error is None:
             without += 1
         else:
@@ -255,48 +263,51 @@ def _with_embedded(job: Job, picture: Path) -> Job:
     return job
 
 
-def _in_one(paths: Sequence[Path], root: Path, options: Options) -> Iterator[Job]:
-    suffixes = [(path, path.suffix.lower()) for path in paths]
-    texts = [path for path, suffix in suffixes if suffix in options.extensions]
-    pictures = [path for path, suffix in suffixes if suffix in PICTURES]
-    owners: dict[str, Path] = {}
-    for picture in pictures:
-        owners.setdefault(picture.stem, picture)
-        owners[picture.name] = picture  # a.png.txt is a caption too
-    done: set[Path] = set()
+def _in_one(paths: Sequence[str], root: Path, options: Options) -> Iterator[Job]:
+    start = len(os.path.join(os.path.dirname(paths[0]), ""))  # noqa: PTH118, PTH120
+    split = [(path, *split_suffix(path)) for path in paths]
+    texts = [(path, stem[start:]) for path, stem, suffix in split if suffix.lower() in options.extensions]
+    pictures = [(path, stem) for path, stem, suffix in split if suffix.lower() in PICTURES]
+    owners: dict[str, str] = {}
+    for picture, stem in pictures:
+        owners.setdefault(stem[start:], picture)
+        owners[picture[start:]] = picture  # a.png.txt is a caption too
+    done: set[str] = set()
     reader = TEXT_FORMATS.get(options.source or "")
-    sidecars = {path.stem for path in texts} if reader is not None else set()
+    sidecars = {stem for _, stem in texts} if reader is not None else set()
     alone = 0
-    for path in texts:
-        owner = owners.get(path.stem) if pictures else None
+    for path, stem in texts:
+        owner = owners.get(stem) if pictures else None
         if pictures and owner is None:
             alone += 1
             continue
         if owner is not None:
             done.add(owner)
-        if owner is not None and path.stem != owner.name and owner.name in sidecars:
+        name = None if owner is None else owner[start:]
+        if name is not None and stem != name and name in sidecars:
             continue  # a.txt is made of a.png.txt
         job = Job(path, root, owner, reader=reader)
-        if reader is not None and owner is not None and path.stem == owner.name:
+        if reader is not None and owner is not None and stem == name:
             # A sidecar a.png.txt; trainers read a.txt.
-            job.origin, job.file = path, owner.with_suffix(options.extensions[0])
+            job.origin, job.file = path, split_suffix(owner)[0] + options.extensions[0]
         yield _aimed(job, options)
     if alone:
-        say(f"lora-clean: {paths[0].parent}: {alone} text files without a picture are left alone")
-    captioned = {path.stem for path in done}
-    for picture in pictures if options.create else ():
-        if picture not in done and picture.stem not in captioned:
-            file = picture.with_suffix(options.extensions[0])
-            yield _aimed(Job(file, root, picture), options)
+        place = Path(paths[0]).parent
+        say(f"lora-clean: {place}: {alone} text files without a picture are left alone")
+    captioned = {split_suffix(path)[0] for path in done}
+    for picture, stem in pictures if options.create else ():
+        if picture not in done and stem not in captioned:
+            yield _aimed(Job(stem + options.extensions[0], root, picture), options)
 
 
 def counterpart(job: Job, other: Path, extensions: Sequence[str]) -> Path | None:
     """The caption of the same picture in another folder: at the same place below it, or of the same name in it."""
-    inside = job.file.relative_to(job.root) if job.root is not None else job.file.name
-    for place in dict.fromkeys((other / inside, other / job.file.name)):
+    file = Path(job.file)
+    inside = file.relative_to(job.root) if job.root is not None else file.name
+    for place in dict.fromkeys((other / inside, other / file.name)):
         for extension in dict.fromkeys((place.suffix, *extensions)):
             path = place.with_suffix(extension)
-            if path.is_file() and not _same(path, job.file):
+            if path.is_file() and not _same(path, file):
                 return path
     return None
 

@@ -86,7 +86,7 @@ class Planner:
         if new == data:
             return None
         outcome.written = not self._options.no_txt
-        return Change(job.file.name, data, new, stamp)
+        return Change(job.name, data, new, stamp)
 
     def _decide_record(self, job: Job, text: str, outcome: Outcome) -> None:
         """Clean the caption of a record whose files are not touched."""

@@ -34,6 +34,7 @@ _STREAMED_BATCH = 64
 
 def run(options: Options, stdin: BinaryIO | None = None) -> int:
     """Clean what the options name; the exit status. Raises LoraError where nothing could be done."""
+    import time,sys; t0=time.perf_counter()
     if options.undo:
         return take_back(options)
     if options.output is not None and not options.writes_texts:
@@ -45,6 +46,7 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
         work = list(work)
         total = len(work)
     cleaner = Cleaner(options.rules)
+    print('gather',time.perf_counter()-t0,time.process_time(),file=sys.stderr)
     if options.check_trigger is not None:
         return check_trigger(options.check_trigger, work, options, cleaner)
     if options.rules.needs_all:
@@ -53,15 +55,18 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     tags: Counter[str] = Counter()
     rows: list[tuple[Path, str]] = []
     with progress(total, "cleaning", "caption") as bar:
-        for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH):
+        for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH, total):
             teller.tell(outcomes)
             for outcome in outcomes if options.frequency else ():
                 tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
             if not options.writes_texts:
-                rows += [(o.job.picture or o.job.file, o.after) for o in outcomes if o.after is not None]
+                rows += [
+                    (Path(o.job.picture or o.job.file), o.after) for o in outcomes if o.after is not None
+                ]
             bar.update(len(outcomes))
     if not options.dry_run:
         write_rows(rows, options)
+    print('all',time.perf_counter()-t0,time.process_time(),file=sys.stderr)
     teller.summary()
     tell_cut(cleaner.bench.cut)
     if options.frequency:
@@ -70,11 +75,14 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
 
 
 def clean_all(
-    work: Iterable[Job | Document], options: Options, cleaner: Cleaner, most: int
+    work: Iterable[Job | Document], options: Options, cleaner: Cleaner, most: int, total: int
 ) -> Iterator[list[Outcome]]:
-    """What came of everything, in order; a folder stays locked for at most ``most`` captions."""
+    """What came of everything, in order; a folder stays locked for at most ``most`` captions.
+
+    ``total``: about how many there are, 0 where that is not known.
+    """
     journal = Journal(TOOL)
-    with Worker(options, cleaner, journal, work if isinstance(work, list) else ()) as worker:
+    with Worker(options, cleaner, journal, total) as worker:
         for batch in by_folder(work, most):
             if isinstance(batch, Document):
                 yield clean_document(batch, options, cleaner, journal)
@@ -108,7 +116,7 @@ def check_trigger(trigger: str, work: Iterable[Job | Document], options: Options
     seen = lacking = 0
     for job in work:
         name = job.path if isinstance(job, Document) else job.file
-        if isinstance(job, Job) and job.given is None and not job.file.exists():
+        if isinstance(job, Job) and job.given is None and not Path(job.file).exists():
             texts = [""]
         else:
             texts = [text for text, _ in read_all([job], options, cleaner)]

@@ -15,7 +15,7 @@ from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.output import printable as escaped
 from lorapipe_engine.command import say
 from lorapipe_engine.progress import QUIET
-from lorapipe_engine.records import Record, format_record
+from lorapipe_engine.records import format_fields
 
 TOOL = "lora-clean"
 
@@ -50,14 +50,14 @@ class Teller:
         lines: list[str] = []
         written = next((outcome for outcome in outcomes if outcome.written), None)
         if written is not None:  # a batch is of one folder
-            self._folders[written.job.file.parent] = None
+            self._folders[Path(written.job.file).parent] = None
         for outcome in outcomes:
             self._add(outcome)
             if outcome.error is not None and outcome.error != self._told:
                 self._told = outcome.error  # what stops a whole folder is told once
                 click.echo(f"{TOOL}: error: {_one_line(outcome)}", err=True)
             if self._records:
-                lines.append(format_record(as_record(outcome, self._options.rules.trigger)))
+                lines.append(as_record(outcome, self._options.rules.trigger))
             elif self._options.dry_run and outcome.written:
                 lines.append(difference(outcome))
         if lines:
@@ -99,15 +99,14 @@ def _texts_differ(outcome: Outcome) -> bool:
 
 def _one_line(outcome: Outcome) -> str:
     error = outcome.error or ""
-    name = str(outcome.job.picture or outcome.job.file)
-    known = (
-        str(outcome.job.file) in error or name in error or error.startswith(f"{outcome.job.file.parent}: ")
-    )
+    name = outcome.job.picture or outcome.job.file
+    folder = Path(outcome.job.file).parent
+    known = outcome.job.file in error or name in error or error.startswith(f"{folder}: ")
     return printable(error if known else f"{name}: {error}")
 
 
-def as_record(outcome: Outcome, trigger: str = "") -> Record:
-    """The record that goes on to the next tool: the one that came, with the new caption and the trigger it has."""
+def as_record(outcome: Outcome, trigger: str = "") -> str:
+    """The line that goes on to the next tool: the record that came, with the new caption and the trigger it has."""
     job = outcome.job
     data = dict(job.record.data) if job.record is not None else {}
     if outcome.error is not None:
@@ -115,8 +114,8 @@ def as_record(outcome: Outcome, trigger: str = "") -> Record:
     elif outcome.after is not None:
         data["caption"] = outcome.after
         data |= {"trigger": trigger} if trigger else {}
-    path = job.record.path if job.record is not None else job.picture or job.file
-    return Record(path, data)
+    path = str(job.record.path) if job.record is not None else job.picture or job.file
+    return format_fields(path, data)
 
 
 def printable(text: str) -> str:
@@ -131,7 +130,7 @@ def difference(outcome: Outcome) -> str:
     rows = [f"- {printable(line)}" for line in old] + [f"+ {printable(line)}" for line in new]
     if old == new:
         rows = ["  (byte order mark or line ends only)"]
-    return "\n".join([printable(str(outcome.job.file)), *rows])
+    return "\n".join([printable(outcome.job.file), *rows])
 
 
 def tell_cut(cut: Counter[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lorapipe_engine.errors import InputError
 
 
-def decode(data: bytes, path: Path) -> str:
+def decode(data: bytes, path: Path | str) -> str:
     """The text of a caption file. Raises InputError for bytes that are no UTF-8."""
     try:
         return data.decode("utf-8-sig")

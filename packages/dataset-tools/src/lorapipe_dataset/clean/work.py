@@ -27,11 +27,9 @@ def _make_folder(path: Path) -> None:
 
 
 class Worker:
-    """Cleans batches of captions. ``work``: all that there is to do, if that is known."""
+    """Cleans batches of captions. ``total``: about how many there are, if that is known."""
 
-    def __init__(
-        self, options: Options, cleaner: Cleaner, journal: Journal, work: Sequence[object] = ()
-    ) -> None:
+    def __init__(self, options: Options, cleaner: Cleaner, journal: Journal, total: int = 0) -> None:
         self._options = options
         self._journal = journal
         self._planner = Planner(options, cleaner)
@@ -39,11 +37,11 @@ class Worker:
         self._cleaner = cleaner
         self._stack = ExitStack()
         self._helper: Helper | None = None
-        self._work = work
+        self._total = total
 
     def __enter__(self) -> Worker:
-        if can_help(self._options, len(self._work)):
-            self._helper = self._stack.enter_context(Helper(self._options, self._cleaner, self._work))
+        if can_help(self._options, self._total):
+            self._helper = self._stack.enter_context(Helper(self._options, self._cleaner))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,8 +55,8 @@ class Worker:
         told = 0
         try:
             if self._options.output is not None:
-                _make_folder(jobs[0].file.parent)
-            with self._journal.folder(jobs[0].file.parent) as desk:
+                _make_folder(Path(jobs[0].file).parent)
+            with self._journal.folder(Path(jobs[0].file).parent) as desk:
                 for outcomes in self._clean_locked(jobs, desk):
                     told += len(outcomes)
                     yield outcomes
@@ -118,7 +116,6 @@ def by_folder(work: Iterable[Job | Document], most: int) -> Iterator[list[Job] |
     batch: list[Job] = []
     before: str | None = None
     for one in work:
-        # Texts, for path objects are slow to compare.
         place = os.path.dirname(one.file) if isinstance(one, Job) else None  # noqa: PTH120
         if batch and (len(batch) >= most or place != before):
             yield batch
