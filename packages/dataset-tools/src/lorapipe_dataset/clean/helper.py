@@ -132,7 +132,6 @@ def _row(job: Job) -> _Row:
     return job.file, root, job.picture, job.origin, job.reader
 
 
-N=[]
 def _serve(
     pipe: Connection,
     inherited: Connection | None,
@@ -146,20 +145,13 @@ def _serve(
         inherited.close()
     planner, bench = _planner(options, counts, captions)
     with suppress(EOFError, OSError):
-        import time; T=[0.,0.,0.]; t00=t0=time.perf_counter()
         while (asked := pipe.recv()) is not None:
-            T[0]+=time.perf_counter()-t0; t0=time.perf_counter()
             jobs = [
                 Job(file, root and Path(root), picture, origin=origin, reader=reader)
                 for file, root, picture, origin, reader in asked
             ]
-            x=([_answer(planner.plan(job)) for job in jobs], bench.cut)
-            T[1]+=time.perf_counter()-t0; t0=time.perf_counter()
-            pipe.send(x)
-            T[2]+=time.perf_counter()-t0; t0=time.perf_counter()
+            pipe.send(([_answer(planner.plan(job)) for job in jobs], bench.cut))
             bench.cut = Counter()
-            N.append(len(jobs))
-        print('recv,plan,send',T,'total',time.perf_counter()-t00,time.process_time(),sum(N),file=sys.stderr)
 
 
 def _planner(options: Options, counts: dict[str, int], captions: int) -> tuple[Planner, Bench]:

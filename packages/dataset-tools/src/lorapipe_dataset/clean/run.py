@@ -34,7 +34,6 @@ _STREAMED_BATCH = 64
 
 def run(options: Options, stdin: BinaryIO | None = None) -> int:
     """Clean what the options name; the exit status. Raises LoraError where nothing could be done."""
-    import time,sys; t0=time.perf_counter()
     if options.undo:
         return take_back(options)
     if options.output is not None and not options.writes_texts:
@@ -46,7 +45,6 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
         work = list(work)
         total = len(work)
     cleaner = Cleaner(options.rules)
-    print('gather',time.perf_counter()-t0,time.process_time(),file=sys.stderr)
     if options.check_trigger is not None:
         return check_trigger(options.check_trigger, work, options, cleaner)
     if options.rules.needs_all:
@@ -66,7 +64,6 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
             bar.update(len(outcomes))
     if not options.dry_run:
         write_rows(rows, options)
-    print('all',time.perf_counter()-t0,time.process_time(),file=sys.stderr)
     teller.summary()
     tell_cut(cleaner.bench.cut)
     if options.frequency:

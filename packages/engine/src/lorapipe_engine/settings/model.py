@@ -39,6 +39,11 @@ class ModelSettings:
         False, "Keep the frozen UNet's and text encoders' weights in 8 bits: half the memory, a little blur."
     )
     fp8_base_unet: bool = option(False, "The same for the UNet alone.")
+    quantize_base: str | None = option(
+        None,
+        "Keep the frozen weights as whole numbers of 8 bits, or in 4 (NF4, with bitsandbytes), which is a quarter.",
+        choices=("int8", "nf4"),
+    )
     gradient_checkpointing: bool = option(
         False, "Recompute activations: much less memory, a third more time."
     )

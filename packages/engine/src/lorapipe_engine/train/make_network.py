@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 
+from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.nn.attach import Network, Target, attach
-from lorapipe_engine.nn.eightbit import hold_in_8_bits
+from lorapipe_engine.nn.narrow import hold
 from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network_args import (
@@ -61,12 +63,29 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
 
 
 def hold_base(model: ModelSettings, family: Family) -> None:
-    """Put the frozen weights into 8 bits where that is asked for. What is merged into them is in them before."""
+    """Put the frozen weights into 8 or 4 bits where that is asked for. What is merged into them is in them before."""
+    form = narrow_form(model)
+    if form is None:
+        return
+    only_unet = model.fp8_base_unet and not model.fp8_base
+    for part in (family.unet,) if only_unet else (family.unet, *family.text_encoders):
+        hold(part, form)
+
+
+def narrow_form(model: ModelSettings) -> str | None:
+    """How the frozen weights are to be kept, as :data:`lorapipe_engine.nn.narrow.FORMS` has it; None: as they are.
+
+    Raises ConfigError for two forms at once, MissingExtra where the package for one is not installed.
+    """
+    if model.quantize_base is None:
+        return "fp8" if model.fp8_base or model.fp8_base_unet else None
     if model.fp8_base or model.fp8_base_unet:
-        hold_in_8_bits(family.unet)
-    if model.fp8_base:
-        for encoder in family.text_encoders:
-            hold_in_8_bits(encoder)
+        raise ConfigError(
+            "quantize_base and fp8_base: the base is kept in one form only; leave one of the two out"
+        )
+    if model.quantize_base == "nf4" and find_spec("bitsandbytes") is None:
+        raise MissingExtra("quantize_base nf4 needs bitsandbytes: pip install 'lorapipe-engine[8bit]'")
+    return model.quantize_base
 
 
 def with_file_ranks(settings: TrainSettings) -> TrainSettings:

@@ -20,7 +20,7 @@ from lorapipe_engine.train.boards import check_boards
 from lorapipe_engine.train.data import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.make_network import with_file_ranks
+from lorapipe_engine.train.make_network import narrow_form, with_file_ranks
 from lorapipe_engine.train.memory_errors import memory_explained
 from lorapipe_engine.train.network_args import network_plan, read_network_args
 from lorapipe_engine.train.objective import check_objective
@@ -82,6 +82,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     check_caches(settings)
     notes = check_updates(settings)
     notes += check_objective(settings.loss)
+    narrow_form(settings.model)
     network_plan(settings.network)
     check_start(settings.network)
     make_scheduler(settings.run.sample_sampler, v_prediction=False)
@@ -168,8 +169,9 @@ def check_memory(settings: TrainSettings, dataset: Dataset, say: Say, processes:
     """Tell what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
     device = processes.device or choose_device(settings.model.device)
     model = settings.model
-    # What is counted are the fused blocks, which 8-bit weights go without.
-    if device.type != "cuda" or model.ignore_memory or model.fp8_base or model.fp8_base_unet:
+    # What is counted are the fused blocks, which narrow weights go without.
+    narrow = model.quantize_base or model.fp8_base or model.fp8_base_unet
+    if device.type != "cuda" or model.ignore_memory or narrow:
         return
     from lorapipe_engine.train.fit import memory_line
 

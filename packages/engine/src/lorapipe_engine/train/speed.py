@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lorapipe_engine.nn.eightbit import is_held
 from lorapipe_engine.nn.fused.unet import fuse
+from lorapipe_engine.nn.narrow import is_held
 from lorapipe_engine.train.capture import StepGraphs, why_not
 from lorapipe_engine.train.step import Stepper
 

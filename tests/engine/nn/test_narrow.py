@@ -1,4 +1,4 @@
-"""Frozen weights in 8 bits."""
+"""Frozen weights in 8 and 4 bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
-from lorapipe_engine.nn.eightbit import HELD, hold_in_8_bits, is_held  # noqa: E402
+from lorapipe_engine.nn.narrow import FORMS, hold, is_held  # noqa: E402
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    if request.param == "nf4":
+        pytest.importorskip("bitsandbytes")
+    return str(request.param)
 
 
 class Small(nn.Module):
@@ -26,12 +33,12 @@ class Small(nn.Module):
         return self.out(torch.tanh(self.fc(x)))
 
 
-def rounded(model: nn.Module) -> nn.Module:
-    """The weights as 8 bits have them, in float32."""
+def rounded(held: nn.Module, wide: nn.Module) -> nn.Module:
+    """The weights as the narrow form has them, in float32."""
     for name in ("down", "short", "fc", "out"):
-        weight = getattr(model, name).weight
-        weight.data = weight.data.to(HELD).float()
-    return model
+        layer = getattr(held, name)
+        getattr(wide, name).weight.data = layer.form.unpack(layer, torch.float32)
+    return wide
 
 
 def with_network(model: nn.Module) -> object:
@@ -44,18 +51,18 @@ def with_network(model: nn.Module) -> object:
     return network
 
 
-def test_results_and_gradients_are_those_of_rounded_weights() -> None:
+def test_results_and_gradients_are_those_of_rounded_weights(form: str) -> None:
     torch.manual_seed(0)
     held, wide = Small(), Small()
     wide.load_state_dict(held.state_dict())
-    assert hold_in_8_bits(held) == 4
-    assert held.down.weight.dtype == held.fc.weight.dtype == HELD
+    assert hold(held, form) == 4
+    assert held.fc.weight.shape == (12, 12)
     assert held.conv_in.weight.dtype == held.norm.weight.dtype == held.fc.bias.dtype == torch.float32
     assert is_held(held)
     assert not is_held(wide)
     grads = []
     x = torch.randn(2, 4, 10, 6, generator=torch.Generator().manual_seed(3))
-    for model in (held, rounded(wide)):
+    for model in (held, rounded(held, wide)):
         network = with_network(model)
         model(x).square().mean().backward()
         grads.append([group.parameter.grad.clone() for group in network.groups.values()])
@@ -64,9 +71,23 @@ def test_results_and_gradients_are_those_of_rounded_weights() -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-def test_no_wide_copy_is_kept_for_the_backward_pass() -> None:
+ERRORS = {"fp8": 0.0625, "int8": 0.5 / 127 + 0.004, "nf4": 0.16}  # of the largest value of a row or block
+
+
+def test_weights_are_near_what_they_were(form: str) -> None:
+    layer = nn.Linear(256, 64, bias=False)
+    nn.init.normal_(layer.weight, 0, 0.05, generator=torch.Generator().manual_seed(0))
+    before = layer.weight.detach().clone()
+    model = nn.Sequential(layer)
+    hold(model, form)
+    after = layer.form.unpack(layer, torch.float32)
+    worst = (after - before).abs() / before.abs().amax(1, keepdim=True)
+    assert 0 < worst.max() <= ERRORS[form]
+
+
+def test_no_wide_copy_is_kept_for_the_backward_pass(form: str) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).requires_grad_(False)
-    hold_in_8_bits(model)
+    hold(model, form)
     kept: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -75,6 +96,7 @@ def test_no_wide_copy_is_kept_for_the_backward_pass() -> None:
 
     x = torch.randn(2, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(x)
-    assert kept
-    assert all(tensor.dtype == HELD for tensor in kept if tensor.shape == (64, 64))
+        out = model(x)
+    assert not any(tensor.shape == (64, 64) for tensor in kept)
+    out.sum().backward()
+    assert x.grad is not None
