@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kernels import shares, table
 from torch import nn
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
+from lorapipe_engine.nn.narrow import FORMS, hold
 from lorapipe_engine.settings import LossSettings, OptimizerSettings
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Conditioning, Family
@@ -222,13 +224,23 @@ def made_text(work: Workload, family: Family) -> Conditioning | None:
 
 
 def measure(
-    work: Workload, *, capture: bool, steps: int, device: torch.device, fused: bool = True, profiled: int = 0
+    work: Workload,
+    *,
+    capture: bool,
+    steps: int,
+    device: torch.device,
+    fused: bool = True,
+    profiled: int = 0,
+    form: str | None = None,
 ) -> tuple[Row, list[float]]:
-    """Time a workload; the losses of its steps too."""
+    """Time a workload; the losses of its steps too. ``form``: how the frozen weights are kept."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     cuda = device.type == "cuda"
     torch.manual_seed(1)
     family = make_family(work, device, dtype)
+    if form is not None:
+        for part in (family.unet, *family.text_encoders):
+            hold(part, form)
     stepper = make_stepper(work, family)
     family.vae.to("cpu")  # as in a run: pictures are encoded before, and so is text that is not trained
     if not work.text:
@@ -260,6 +272,7 @@ def measure(
         if step >= 6:
             times.append(time.perf_counter() - start)
     median = statistics.median(times)
+    floor = work.tflop * work.batch * 1e12 / FLOOR
     peak = torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0
     allocated = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     rate = work.tflop * work.batch / median
@@ -270,7 +283,9 @@ def measure(
         round(work.batch / median, 2),
         round(rate, 1),
         round(rate * 1e12 / FLOOR, 3),
-        count_kernels(stepper, batch, profiled) if cuda and (profiled or not stepper.graphs) else 0,
+        count_kernels(stepper, batch, profiled, floor * 1e3, median * 1e3)
+        if cuda and (profiled or not stepper.graphs)
+        else 0,
         round(peak, 2),
         round(allocated, 2),
         round(startup, 1),
@@ -278,8 +293,8 @@ def measure(
     return row, losses
 
 
-def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int = 0) -> int:
-    """Kernels that one plain step starts; prints the ``shown`` longest."""
+def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float, step: float) -> int:
+    """Kernels that one plain step starts; prints their kinds and the ``shown`` longest."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
@@ -288,7 +303,9 @@ def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int = 0) -> int:
     rows = [event for event in found.key_averages() if str(event.device_type).endswith("CUDA")]
     rows.sort(key=lambda event: -event.self_device_time_total)
     if shown:
-        print(f"{sum(row.self_device_time_total for row in rows) / 1e3:9.2f} ms in all kernels")
+        print(
+            table(shares((row.key, row.count, row.self_device_time_total / 1e3) for row in rows), floor, step)
+        )
     for row in rows[:shown]:
         print(f"{row.self_device_time_total / 1e3:9.2f} ms {row.count:6} x  {row.key[:120]}")
     return sum(row.count for row in rows)
@@ -305,6 +322,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--profile", type=int, default=0, metavar="N", help="print the N longest kernels of a step"
     )
+    parser.add_argument("--quantize", choices=sorted(FORMS), help="keep the frozen weights so")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(words)
@@ -320,6 +338,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 device=device,
                 fused=not options.unfused,
                 profiled=options.profile if capture else 0,
+                form=options.quantize,
             )
             kept.append(losses)
             if options.json:
