@@ -319,6 +319,10 @@ def bad_prompts(place: Path, good: Path) -> Words:
     return command_line(good, place / "out", "--sample_prompts", str(place / "prompts.txt"))
 
 
+def two_forms(place: Path, good: Path) -> Words:
+    return command_line(good, place / "out", "--quantize_base", "int8", "--fp8_base")
+
+
 def bad_optimizer(place: Path, good: Path) -> Words:
     return command_line(good, place / "out", "--optimizer_type", "AdamX")
 
@@ -349,6 +353,7 @@ BAD: list[tuple[Callable[[Path, Path], Words], int, tuple[str, ...]]] = [
     (broken_toml, 2, ("run.toml",)),
     (bad_prompts, 2, ("prompts.txt:1", "wide")),
     (bad_optimizer, 2, ("AdamX", "AdamW")),
+    (two_forms, 2, ("quantize_base", "fp8_base")),
     (no_base, 2, ("--base",)),
 ]
 
@@ -374,6 +379,20 @@ def test_bad_input_gives_one_line(
     assert all(word in shown.err for word in words), shown.err
     assert not (tmp_path / "marker").exists()
     assert not list(tmp_path.rglob("last.safetensors"))
+
+
+def test_quantized_base_trains_much_alike(data: Path, tmp_path: Path) -> None:
+    losses = []
+    for form in ((), ("--quantize_base", "int8")):
+        place = tmp_path / "-".join(form)
+        with pytest.raises(SystemExit) as stopped:
+            lora_train.main(command_line(data, place, "--max_train_steps", "3", *form))
+        assert not stopped.value.code
+        metrics = next(place.glob("*.metrics.jsonl")).read_text().splitlines()
+        losses.append([json.loads(line)["loss/current"] for line in metrics])
+    plain, narrow = losses
+    assert plain != narrow
+    assert narrow == pytest.approx(plain, rel=0.05)
 
 
 @pytest.mark.parametrize("mistake", [evil_base, bad_number])
