@@ -128,6 +128,16 @@ def test_pictures_in_the_wrong_place(
     assert "rename it to 10_hats" in finding["text"]
 
 
+def test_pictures_are_counted_by_format(check: Any, draw: Any, tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "c.JPG"):
+        draw(f"set/5_mayu/{name}")
+    draw("one/5_mayu/a.png")
+    done = check(tmp_path / "set", "--json")
+    assert done.json["formats"] == {"jpg": 2, "png": 1}
+    assert "  2 jpg, 1 png" in check(tmp_path / "set").out.splitlines()
+    assert "png" not in check(tmp_path / "one").out.splitlines()[1]
+
+
 # -------------------------------------------------------------------------------- captions
 
 

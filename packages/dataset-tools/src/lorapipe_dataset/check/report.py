@@ -61,6 +61,7 @@ class Report:
             "path": str(self.roots[0]) if len(self.roots) == 1 else [str(root) for root in self.roots],
             "pictures": len(self.dataset.pictures),
             "trained": len(self.dataset.trained),
+            "formats": formats(self.dataset),
             "concepts": concepts(self.dataset),
             "summary": {severity: self.count(severity) for severity in SEVERITIES},
             "findings": [
@@ -86,6 +87,11 @@ class Report:
             "tags": [{"tag": tag, "pictures": count} for tag, count in self.tags],
             **self.buckets.as_record(),
         }
+
+
+def formats(dataset: Dataset) -> dict[str, int]:
+    """How many pictures have each suffix (without its dot, in small letters), the commonest first."""
+    return dict(Counter(picture.path.suffix[1:].lower() for picture in dataset.pictures).most_common())
 
 
 def concepts(dataset: Dataset) -> list[dict[str, Any]]:
@@ -134,6 +140,9 @@ def _overview(report: Report) -> Iterator[str]:
     shown = sum(row["shown"] for row in concepts(dataset))
     counts = _plural(len(dataset.trained), "picture"), _plural(len(dataset.captioned), "caption")
     yield f"{counts[0]}, {shown} an epoch, {counts[1]}"
+    kinds = formats(dataset)
+    if len(kinds) > 1:
+        yield f"  {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
     for row in concepts(dataset):
         repeats = "/".join(map(str, row["repeats"]))
         yield f"  {printable(row['concept'])}: {row['images']} x {repeats} = {row['shown']} ({row['share']:.0%})"
