@@ -118,6 +118,12 @@ def test_joining_twice_is_joining_once(old: list[str], new: list[str], mode: str
         assert before in once
 
 
+def test_joining_takes_an_escaped_tag_for_the_same() -> None:
+    new = ["b", "my_(tag)", "my \\(tag\\)", "c"]
+    assert join_existing(None, new, "merge", ", ", path=Path("a.txt")) == "b, my_(tag), c"
+    assert join_existing("c, d", new, "merge", ", ", path=Path("a.txt"), front=1) == "b, c, d, my_(tag)"
+
+
 def test_mcut() -> None:
     assert mcut(np.asarray([0.9, 0.85, 0.3, 0.2], dtype=np.float32)) == pytest.approx(0.575)
     assert math.isinf(mcut(np.asarray([], dtype=np.float32)))

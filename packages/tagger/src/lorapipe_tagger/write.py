@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,8 @@ def join_existing(
     first ``front`` tags (trigger and the like), then the old tags, then the other new ones, each once. Raises
     InputError for a merge with several lines.
     """
+    front = len(set(map(_key, tags[:front])))
+    tags = _each_once(tags)
     if before is None or mode == "replace":
         return separator.join(tags)
     mark = separator.strip() or separator
@@ -53,10 +55,15 @@ def join_existing(
         return separator.join([*new, before])
     if len(before.splitlines()) > 1:
         raise InputError(f"{path}: has several lines, which a merge would lose; give --existing append")
-    merged: dict[str, str] = {}
-    for tag in [*tags[:front], *old, *(tag for tag in tags[front:] if tag in new)]:
-        merged.setdefault(_key(tag), tag)
-    return separator.join(merged.values())
+    return separator.join(_each_once([*tags[:front], *old, *(tag for tag in tags[front:] if tag in new)]))
+
+
+def _each_once(tags: Iterable[str]) -> list[str]:
+    """The tags without repeats, escaped or not; the first stays."""
+    found: dict[str, str] = {}
+    for tag in tags:
+        found.setdefault(_key(tag), tag)
+    return list(found.values())
 
 
 def _key(tag: str) -> str:
