@@ -327,6 +327,10 @@ def bad_optimizer(place: Path, good: Path) -> Words:
     return command_line(good, place / "out", "--optimizer_type", "AdamX")
 
 
+def half_full(place: Path, good: Path) -> Words:
+    return command_line(good, place / "out", "--full_bf16")
+
+
 def no_base(place: Path, good: Path) -> Words:
     return ["--train_data_dir", str(good), "--output_dir", str(place / "out")]
 
@@ -354,6 +358,7 @@ BAD: list[tuple[Callable[[Path, Path], Words], int, tuple[str, ...]]] = [
     (bad_prompts, 2, ("prompts.txt:1", "wide")),
     (bad_optimizer, 2, ("AdamX", "AdamW")),
     (two_forms, 2, ("quantize_base", "fp8_base")),
+    (half_full, 2, ("full_bf16", "--mixed_precision bf16")),
     (no_base, 2, ("--base",)),
 ]
 
@@ -393,6 +398,30 @@ def test_quantized_base_trains_much_alike(data: Path, tmp_path: Path) -> None:
     plain, narrow = losses
     assert plain != narrow
     assert narrow == pytest.approx(plain, rel=0.05)
+
+
+def test_full_bf16_rounds_the_network_in_every_step(data: Path, tmp_path: Path) -> None:
+    fixed = [
+        "--mixed_precision",
+        "bf16",
+        "--save_precision",
+        "float",
+        "--max_train_steps",
+        "3",
+        "--learning_rate",
+        "1e-3",
+    ]
+    rounded = []
+    for full in ((), ("--full_bf16",)):
+        place = tmp_path / "-".join(("of", *full))
+        with pytest.raises(SystemExit) as stopped:
+            lora_train.main(command_line(data, place, *fixed, *full))
+        assert not stopped.value.code
+        found = load_file(next(place.glob("*.safetensors")))
+        values = [value for key, value in found.items() if key.endswith("lora_up.weight")]
+        assert sum(bool(value.any()) for value in values) > 100
+        rounded.append(all(torch.equal(value.bfloat16().float(), value) for value in values))
+    assert rounded == [False, True]
 
 
 @pytest.mark.parametrize("mistake", [evil_base, bad_number])

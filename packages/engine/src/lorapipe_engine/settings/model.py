@@ -34,6 +34,11 @@ class ModelSettings:
         "Precision of the frozen model. [default: bf16 on a GPU that has it, else fp16; no on the CPU]",
         choices=PRECISIONS,
     )
+    full_bf16: bool = option(
+        False,
+        "Round the network and its gradients to bf16 in every step; small steps are lost. Seldom wanted.",
+    )
+    full_fp16: bool = option(False, "The same in fp16.")
     no_half_vae: bool = option(False, "Keep the VAE in float32.")
     fp8_base: bool = option(
         False, "Keep the frozen UNet's and text encoders' weights in 8 bits: half the memory, a little blur."

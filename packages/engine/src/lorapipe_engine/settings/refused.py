@@ -49,12 +49,6 @@ FOREIGN: dict[str, Foreign] = {
     **_ignore("sizes of pictures are read from their headers, which is quick", "cache_info", flag=True),
     **_ignore("the configuration is always kept beside the curves", "log_config", flag=True),
     **_ignore("messages are plain text anyway", "console_log_simple", flag=True),
-    **_ignore(
-        "the base is in 16 bits anyway; the network stays in float32, or its small steps would be rounded away",
-        "full_fp16",
-        "full_bf16",
-        flag=True,
-    ),
     **_ignore("texts are encoded with their batch", "text_encoder_batch_size"),
     # Keys that a GUI writes into its files and sd-scripts passes over.
     **_ignore("it is a GUI's own, and max_train_epochs is the option", "epoch"),

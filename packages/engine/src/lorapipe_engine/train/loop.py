@@ -32,7 +32,7 @@ from lorapipe_engine.train.optimizers import (
     write_rates,
 )
 from lorapipe_engine.train.part_norms import PartNorms
-from lorapipe_engine.train.plan import RunPlan, plan_run
+from lorapipe_engine.train.plan import RunPlan, network_dtype, plan_run
 from lorapipe_engine.train.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.prompts import Prompt
@@ -94,6 +94,7 @@ def train(
         half_precision=family.dtype == torch.float16,
         norm_limit=norm_limit(settings, network),
         processes=processes,
+        network_dtype=network_dtype(settings.model),
     )
     speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
     for line in [

@@ -7,9 +7,23 @@ from dataclasses import dataclass
 import torch
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.settings import RunSettings
+from lorapipe_engine.settings import ModelSettings, RunSettings
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def network_dtype(model: ModelSettings) -> torch.dtype | None:
+    """What the network and its gradients are rounded to in every step; None for float32.
+
+    Raises ConfigError where the base is not asked for in the same precision, as sd-scripts does.
+    """
+    wanted = [name for name, asked in (("fp16", model.full_fp16), ("bf16", model.full_bf16)) if asked]
+    if not wanted:
+        return None
+    if wanted != [model.mixed_precision]:
+        given = "; leave one of full_fp16 and full_bf16 out" if len(wanted) > 1 else ""
+        raise ConfigError(f"full_{wanted[0]}: needs --mixed_precision {wanted[0]}{given}")
+    return DTYPES[wanted[0]]
 
 
 @dataclass(frozen=True)

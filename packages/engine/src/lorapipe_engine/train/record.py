@@ -126,7 +126,7 @@ def _model(settings: TrainSettings, family: Family) -> dict[str, Any]:
         "sd_model_hash": old,
         "new_sd_model_hash": new,
         "mixed_precision": settings.model.mixed_precision,
-        "full_fp16": False,
+        "full_fp16": settings.model.full_fp16,
         "fp8_base": settings.model.fp8_base,
         "fp8_base_unet": settings.model.fp8_base_unet,
         "lowram": False,

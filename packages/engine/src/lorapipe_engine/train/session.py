@@ -29,6 +29,7 @@ from lorapipe_engine.train.plan import (
     DTYPES,
     choose_device,
     choose_precision,
+    network_dtype,
 )
 from lorapipe_engine.train.processes import ALONE, Processes, join_processes
 from lorapipe_engine.train.prompts import Prompt, read_prompts
@@ -83,6 +84,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     notes = check_updates(settings)
     notes += check_objective(settings.loss)
     narrow_form(settings.model)
+    network_dtype(settings.model)
     network_plan(settings.network)
     check_start(settings.network)
     make_scheduler(settings.run.sample_sampler, v_prediction=False)

@@ -105,6 +105,8 @@ def whole_of(latents: Tensor, rows: slice, total: int) -> Tensor:
 class Stepper:
     """Forward, backward, clip, update and limit; ``norms``: the figures of the last limit, see :class:`NormLimit`.
 
+    ``network_dtype``: what gradients and network are rounded to in every step; both stay in float32 in memory.
+
     With several ``processes`` the batches are this one's share, and so is the loss; gradients are added up before the
     update.
     """
@@ -122,6 +124,7 @@ class Stepper:
         half_precision: bool,
         norm_limit: NormLimit | None = None,
         processes: Processes = ALONE,
+        network_dtype: torch.dtype | None = None,
     ) -> None:
         self.family = family
         self.network = network
@@ -135,6 +138,8 @@ class Stepper:
         self.train_text = train_text
         self.norm_limit = norm_limit
         self.processes = processes
+        self.network_dtype = network_dtype
+        self._round_values()
         self.norms: Tensor | None = None
         self.packs: Packs | None = None  # set where the model's blocks are fused
         self.graphs: StepGraphs | None = None  # set where steps are to be captured
@@ -184,6 +189,9 @@ class Stepper:
     def update(self) -> Tensor:
         """Clip, step and limit; the gradient's norm before clipping."""
         self.processes.add_up(group.grad for group in self.network.groups.values())
+        if self.network_dtype is not None:
+            for group in self.network.groups.values():
+                group.grad.copy_(group.grad.to(self.network_dtype))
         self.scaler.unscale_(self.optimizer)
         if self.trace is not None:
             self.trace.record_gradients(self.network)
@@ -199,7 +207,15 @@ class Stepper:
         self.scaler.update()
         if self.norm_limit is not None:
             self.norms = self.norm_limit.apply()
+        self._round_values()
         return norm
+
+    def _round_values(self) -> None:
+        """Bring the network to what its precision can hold."""
+        if self.network_dtype is not None:
+            with torch.no_grad():
+                for group in self.network.groups.values():
+                    group.parameter.copy_(group.parameter.to(self.network_dtype))
 
 
 def seed_step(seed: int, step: int) -> None:
