@@ -386,44 +386,6 @@ def test_bad_input_gives_one_line(
     assert not list(tmp_path.rglob("last.safetensors"))
 
 
-def test_quantized_base_trains_much_alike(data: Path, tmp_path: Path) -> None:
-    losses = []
-    for form in ((), ("--quantize_base", "int8")):
-        place = tmp_path / "-".join(form)
-        with pytest.raises(SystemExit) as stopped:
-            lora_train.main(command_line(data, place, "--max_train_steps", "3", *form))
-        assert not stopped.value.code
-        metrics = next(place.glob("*.metrics.jsonl")).read_text().splitlines()
-        losses.append([json.loads(line)["loss/current"] for line in metrics])
-    plain, narrow = losses
-    assert plain != narrow
-    assert narrow == pytest.approx(plain, rel=0.05)
-
-
-def test_full_bf16_rounds_the_network_in_every_step(data: Path, tmp_path: Path) -> None:
-    fixed = [
-        "--mixed_precision",
-        "bf16",
-        "--save_precision",
-        "float",
-        "--max_train_steps",
-        "3",
-        "--learning_rate",
-        "1e-3",
-    ]
-    rounded = []
-    for full in ((), ("--full_bf16",)):
-        place = tmp_path / "-".join(("of", *full))
-        with pytest.raises(SystemExit) as stopped:
-            lora_train.main(command_line(data, place, *fixed, *full))
-        assert not stopped.value.code
-        found = load_file(next(place.glob("*.safetensors")))
-        values = [value for key, value in found.items() if key.endswith("lora_up.weight")]
-        assert sum(bool(value.any()) for value in values) > 100
-        rounded.append(all(torch.equal(value.bfloat16().float(), value) for value in values))
-    assert rounded == [False, True]
-
-
 @pytest.mark.parametrize("mistake", [evil_base, bad_number])
 def test_bad_input_in_a_process_of_its_own(
     mistake: Callable[[Path, Path], Words], data: Path, tmp_path: Path
