@@ -268,6 +268,24 @@ def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:
     assert (tmp_path / "1.txt").read_text() == "new, old, 1\n"
 
 
+def test_a_folder_that_cannot_be_changed_leaves_the_others_right(tmp_path: Path) -> None:
+    """With the second process at work: what it was asked for of the one folder is not taken for the next one's."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(6000):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name}, {number}\n")
+    (tmp_path / "a" / ".lorapipe").touch()  # where the journal would be
+    words = [*PROGRAM, "-r", "--jsonl", str(tmp_path), "--trigger", "new", "--text"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "6,000 of 12,000 captions changed, 6,000 failed" in done.stderr
+    assert (tmp_path / "a" / "5.txt").read_text() == "a, 5\n"
+    for number in range(6000):
+        assert (tmp_path / "b" / f"{number}.txt").read_text() == f"new, b, {number}\n"
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(record["caption"].startswith("new, b, ") for record in records if "error" not in record)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no list of processes there")
 def test_the_second_process_does_not_outlive_a_kill(tmp_path: Path) -> None:
     for number in range(6000):

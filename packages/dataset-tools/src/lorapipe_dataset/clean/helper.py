@@ -13,6 +13,8 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,8 @@ class Helper:
         self._process = context.Process(target=_serve, args=work, daemon=True)
         self._process.start()
         other.close()
-        self._answers: queue.SimpleQueue[tuple[list[_Answer], Counter[str]] | None] = queue.SimpleQueue()
+        self._numbers = count()
+        self._answers: queue.SimpleQueue[tuple[int, list[_Answer], Counter[str]] | None] = queue.SimpleQueue()
         self._receiver = threading.Thread(target=self._receive, daemon=True)
         self._receiver.start()
 
@@ -96,35 +99,46 @@ class Helper:
         """The plans for jobs in order, in parts. While some are written the next are made; where the helper is not
         ready yet, ``planner`` goes ahead in this process.
         """
-        parts: deque[tuple[Sequence[Job], list[Plan] | None]] = deque()  # None: asked for
+        parts: deque[_Part] = deque()
         at = 0
         while at < len(jobs) or parts:
-            for _ in range(AHEAD - sum(plans is None for _, plans in parts)):
-                at += self._ask(jobs[at : at + PART], parts)
-            while at < len(jobs) and parts[0][1] is None and self._answers.empty():
-                part = jobs[at : at + OWN_PART]
-                parts.append((part, [*map(planner.plan, part)]))
-                at += len(part)
-            part, plans = parts.popleft()
-            yield plans if plans is not None else self._answer(part) or [*map(planner.plan, part)]
+            for _ in range(AHEAD - sum(part.plans is None for part in parts)):
+                if at < len(jobs):
+                    parts.append(self._ask(jobs[at : at + PART]))
+                    at += PART
+            while at < len(jobs) and parts[0].plans is None and self._answers.empty():
+                own = jobs[at : at + OWN_PART]
+                parts.append(_Part(own, [*map(planner.plan, own)]))
+                at += OWN_PART
+            part = parts.popleft()
+            plans = self._answer(part) if part.plans is None else part.plans
+            yield plans if plans is not None else [*map(planner.plan, part.jobs)]
 
-    def _ask(self, jobs: Sequence[Job], parts: deque[tuple[Sequence[Job], list[Plan] | None]]) -> int:
-        """Ask for a part; how many jobs it has."""
-        if jobs:
-            with suppress(OSError):  # the process was killed; there is no answer then either
-                self._pipe.send([*map(_row, jobs)])
-            parts.append((jobs, None))
-        return len(jobs)
+    def _ask(self, jobs: Sequence[Job]) -> _Part:
+        part = _Part(jobs, number=next(self._numbers))
+        with suppress(OSError):  # the process was killed; there is no answer then either
+            self._pipe.send((part.number, [*map(_row, jobs)]))
+        return part
 
-    def _answer(self, jobs: Sequence[Job]) -> list[Plan] | None:
-        """The plans for the part that was asked for first; None where the process is gone."""
-        found = self._answers.get()
-        if found is None:
-            self._answers.put(None)
-            return None
-        answers, cut = found
-        self._cleaner.bench.cut.update(cut)
-        return [*map(_plan, jobs, answers)]
+    def _answer(self, part: _Part) -> list[Plan] | None:
+        """The plans for a part that was asked for; None where the process is gone."""
+        while (found := self._answers.get()) is not None:
+            number, answers, cut = found
+            if number == part.number:
+                self._cleaner.bench.cut.update(cut)
+                return [*map(_plan, part.jobs, answers)]
+            # What was asked for in a folder whose writing came to nothing.
+        self._answers.put(None)
+        return None
+
+
+@dataclass
+class _Part:
+    """Jobs and their plans; without plans they were asked for by the number."""
+
+    jobs: Sequence[Job]
+    plans: list[Plan] | None = None
+    number: int | None = None
 
 
 def _row(job: Job) -> _Row:
@@ -146,11 +160,12 @@ def _serve(
     planner, bench = _planner(options, counts, captions)
     with suppress(EOFError, OSError):
         while (asked := pipe.recv()) is not None:
+            number, rows = asked
             jobs = [
                 Job(file, root and Path(root), picture, origin=origin, reader=reader)
-                for file, root, picture, origin, reader in asked
+                for file, root, picture, origin, reader in rows
             ]
-            pipe.send(([_answer(planner.plan(job)) for job in jobs], bench.cut))
+            pipe.send((number, [_answer(planner.plan(job)) for job in jobs], bench.cut))
             bench.cut = Counter()
 
 
