@@ -271,8 +271,8 @@ class Folder:
 
     def _replace(self, change: Change) -> None:
         path = self._prefix + change.name
-        descriptor = os.open(self._temporary, NEW_FILE, 0o666)
         try:
+            descriptor = os.open(self._temporary, NEW_FILE, 0o666)
             try:
                 write_all(descriptor, change.after)
                 # A program that takes no part in the locking may have written it since.

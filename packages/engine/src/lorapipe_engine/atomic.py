@@ -57,10 +57,11 @@ def atomic_write(
     temporary = path.with_name(f".lorapipe-{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        descriptor = os.open(temporary, flags, 0o666)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write to its folder: {error.strerror}") from error
-    try:
+        # Here too: Ctrl-C may come as soon as the file is there.
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot write to its folder: {error.strerror}") from error
         # With its name, so that who writes can read it again by that before it counts.
         with open(temporary, "w+b", opener=lambda _name, _flags: descriptor) as file:
             yield file
