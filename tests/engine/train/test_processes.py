@@ -73,8 +73,10 @@ def assert_close(one: Path, two: Path) -> None:
     assert first.keys() == second.keys()
     for key, tensor in first.items():
         # AdamW makes whole steps of gradients that are next to nothing, so single values may differ by a hundredth of a
-        # step from one processor's order of sums to another's; the tensor as a whole does not.
+        # step from one processor's order of sums to another's; nearly all values, and the tensor as a whole, do not.
         torch.testing.assert_close(second[key], tensor, rtol=1e-3, atol=5e-5)
+        close = torch.isclose(second[key], tensor, rtol=1e-4, atol=5e-6)
+        assert close.float().mean() >= 0.99, key
         assert (second[key] - tensor).norm() <= 1e-3 * tensor.norm(), key
     learned = max(tensor.abs().max() for key, tensor in first.items() if key.endswith("lora_up.weight"))
     assert learned > 1e-3  # far above the tolerance
