@@ -22,17 +22,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import test_fused
 
 from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn.fused import unet as fused_unet
 
 
 def both_ways(work: Callable[[], list[Any]]) -> float:
     """The largest difference between what ``work`` gives with the kernels and without."""
-    own, quick = kernels._quick, lambda x: x.dtype != torch.float64
+    own, quick = (kernels._quick, kernels._quick_products), lambda x: x.dtype != torch.float64
     plain = work()
     try:
-        kernels._quick = quick
+        kernels._quick = kernels._quick_products = quick
         found = work()
     finally:
-        kernels._quick = own
+        kernels._quick, kernels._quick_products = own
     return max(test_fused.apart(a.double(), b.double()) for a, b in zip(found, plain, strict=True))
 
 
@@ -48,21 +49,20 @@ def unet(linear: bool, **more: Any) -> list[Any]:
     return test_fused.passes(linear, fused=fused, size=(6, 4), **more)
 
 
-def layer_norm(also: bool, normed: bool, rows: int = 37, width: int = 40) -> list[Any]:
+def layer_norm(also: bool, rows: int = 37, width: int = 40) -> list[Any]:
     torch.manual_seed(0)
     x, weight, bias, out = sliced(rows, width), torch.randn(width), torch.randn(width), sliced(rows, width)
     grad, more = sliced(rows, width), sliced(rows, width) if also else None
-    again = sliced(rows, width) if normed else None
     mean, rstd = kernels.layer_norm(x, weight, bias, 1e-5, out)
-    dx = kernels.layer_norm_backward(x, mean, rstd, weight, bias, grad, more, again)
-    return [out, mean, rstd, dx, *([] if again is None else [again])]
+    dx = kernels.layer_norm_backward(x, mean, rstd, weight, grad, more)
+    return [out, mean, rstd, dx]
 
 
 def group_norm(shift: bool, silu: bool, also: bool, size: int = 150) -> list[Any]:
     torch.manual_seed(0)
     x, grad, width = sliced(2, size, 96) + 5, sliced(2, size, 96), 96
     weight, bias = torch.randn(width), torch.randn(width)
-    moved, more = torch.randn(2, width) if shift else None, sliced(2, size, width) if also else None
+    moved, more = sliced(2, width) if shift else None, sliced(2, size, width) if also else None
     out, mean, rstd = kernels.group_norm(x, 8, weight, bias, 1e-5, moved, silu)
     dx = kernels.group_norm_backward(x, mean, rstd, weight, bias, moved, silu, grad, more)
     return [out, mean, rstd, dx]
@@ -75,6 +75,54 @@ def activation(kind: int, rows: int = 5, width: int = 1100) -> list[Any]:
     kernels.activate(kind, inner, out)
     kernels.activate_backward(kind, inner, sliced(rows, width), dinner, again)
     return [out, dinner, again]
+
+
+def lift(residual: bool, rows: int = 70, width: int = 150, rank: int = 40) -> list[Any]:
+    torch.manual_seed(0)
+    wide = torch.randn(rank + 8, width + 24)
+    factor = wide[4 : 4 + rank, 8 : 8 + width]
+    both, more = sliced(rows, width + rank), sliced(rows, width) if residual else None
+    turned = torch.randn(width, rank).mT
+    return [*kernels.lift(both, factor, more), *kernels.lift(both, turned, more)]
+
+
+def factor_gradients(apart: bool, ranks: tuple[int, int] = (5, 7), rows: int = 600) -> list[Any]:
+    """Two packs, one of two layers and with a padded rank."""
+    torch.manual_seed(0)
+    downs, ups = (
+        [torch.randn(rank, 144) for rank in ranks],
+        [torch.randn(160, ranks[0]), torch.randn(48, ranks[1])],
+    )
+    other = kernels.FactorGradients([torch.randn(16, 80)], [torch.randn(32, 16)], [1.5])
+    packs = [(kernels.FactorGradients(downs, ups, [0.5, 2.0]), apart), (other, False)]
+    dys = [sliced(rows, 160), sliced(rows, 48)] if apart else [sliced(rows, 208)]
+    reads = [
+        (sliced(rows, 144), torch.randn(rows, 32), dys, sliced(rows, 32)),
+        (torch.randn(77, 80), torch.randn(77, 16), [torch.randn(77, 32)], torch.randn(77, 16)),
+    ]
+    if kernels._quick_products(downs[0]):
+        kernels.FactorBatch(packs).add(reads)
+    else:
+        for (pack, _), row in zip(packs, reads, strict=True):
+            pack.add(*row)
+    return [*downs, *ups, *other.downs, *other.ups]
+
+
+def few_keys(rows: int = 150, count: int = 21, width: int = 24, heads: int = 2) -> list[Any]:
+    """The kernels, and torch's own attention."""
+    torch.manual_seed(0)
+    query, keys = sliced(3 * rows, heads * width), sliced(3 * count, 2 * heads * width)
+    grad = sliced(3 * rows, heads * width)
+    if kernels._quick(query):
+        assert kernels.few_keys(query, count, heads)
+        return [
+            kernels.attend_few(query, keys, 3, heads),
+            *kernels.attend_few_backward(query, keys, grad, 3, heads),
+        ]
+    query, keys = query.clone().requires_grad_(), keys.clone().requires_grad_()
+    out = fused_unet.attend(query, *keys.chunk(2, dim=1), 3, heads)
+    out.backward(grad)
+    return [out, query.grad, keys.grad]
 
 
 def sums_and_copies() -> list[Any]:
@@ -90,14 +138,20 @@ def sums_and_copies() -> list[Any]:
 COMPARED: dict[str, Callable[[], list[Any]]] = {
     "unet, linear projections, added conditions": lambda: unet(True, added=True),
     "unet, convolutions as projections, checkpointed": lambda: unet(False, checkpointed=True),
-    "layer norm": lambda: layer_norm(also=False, normed=False),
-    "layer norm, with more": lambda: layer_norm(also=True, normed=True),
+    "layer norm": lambda: layer_norm(also=False),
+    "layer norm, with more": lambda: layer_norm(also=True),
     "group norm": lambda: group_norm(shift=False, silu=False, also=False),
     "group norm, with more": lambda: group_norm(shift=True, silu=True, also=True),
     "geglu": lambda: activation(kernels.GEGLU),
     "gelu": lambda: activation(kernels.GELU),
     "quick gelu": lambda: activation(kernels.QUICK_GELU),
     "sums and copies": sums_and_copies,
+    "lift": lambda: lift(residual=False),
+    "lift onto a residual, wide": lambda: lift(residual=True, rows=2100, rank=33),
+    "gradients of factors": lambda: factor_gradients(apart=False),
+    "gradients of factors, in units, apart": lambda: factor_gradients(apart=True, ranks=(16, 16)),
+    "few keys": few_keys,
+    "few keys, many rows": lambda: few_keys(rows=1100, count=150, width=40, heads=1),
 }
 
 if __name__ == "__main__":

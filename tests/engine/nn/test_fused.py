@@ -73,8 +73,9 @@ def passes(
     if checkpointed:
         unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
         unet.train()
-    if fused:
-        fuse(unet).refresh()
+    packs = fuse(unet) if fused else None
+    if packs is not None:
+        packs.refresh()
     torch.manual_seed(2)
     noisy, text = torch.randn(2, 4, *size), torch.randn(2, 7, 24, requires_grad=True)
     pooled = torch.randn(2, 16, requires_grad=True)
@@ -82,6 +83,8 @@ def passes(
     for _ in range(times):
         out = unet(noisy, torch.tensor([3, 500]), text, added_cond_kwargs=more, return_dict=False)[0]
         (out.square().mean() * 100).backward()
+        if packs is not None:
+            packs.finish()
     return [out.detach(), network.groups["unet"].grad, text.grad, *([pooled.grad] if added else [])]
 
 
@@ -172,10 +175,13 @@ def test_fused_text_encoder_is_the_text_encoder(activation: str) -> None:
         for adapter in network.adapters.values():
             assert isinstance(adapter, Lora)
             nn.init.normal_(adapter.lora_up, std=0.05)
-        if fused:
-            fuse(nn.Module(), [encoder]).refresh()
+        packs = fuse(nn.Module(), [encoder]) if fused else None
+        if packs is not None:
+            packs.refresh()
         out = encoder(input_ids=torch.arange(40).reshape(2, 20), output_hidden_states=True)
         out.hidden_states[-2].square().mean().backward()
+        if packs is not None:
+            packs.finish()
         return [out.hidden_states[-2].detach(), network.groups["te1"].grad]
 
     own, fused = states(False), states(True)

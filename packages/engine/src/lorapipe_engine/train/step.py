@@ -183,6 +183,8 @@ class Stepper:
                 trace=self.trace,
             )
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if self.packs is not None:
+                self.packs.finish()
             total += loss.detach()
         return total
 

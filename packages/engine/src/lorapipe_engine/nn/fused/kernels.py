@@ -7,6 +7,7 @@ whatever the dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -24,12 +25,117 @@ def _triton() -> ModuleType:
 
 
 @cache
+def _dots() -> ModuleType:
+    from lorapipe_engine.nn.fused import triton_dots
+
+    return triton_dots
+
+
+@cache
+def _few_keys() -> ModuleType:
+    from lorapipe_engine.nn.fused import triton_few_keys
+
+    return triton_few_keys
+
+
+@cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
 def _quick(x: Tensor) -> bool:
     return x.is_cuda and _has_triton() and x.dtype != torch.float64
+
+
+def _quick_products(x: Tensor) -> bool:
+    return _quick(x) and x.dtype != torch.float32  # of which the card's matrix units would drop digits
+
+
+# ------------------------------------------------------------------------------------------ the network's products
+
+MOST_RANKS = 256  # that the kernels hold at once
+
+
+def lift(both: Tensor, factor: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C)."""
+    size, width = factor.shape
+    if _quick_products(both) and size <= MOST_RANKS:
+        found: tuple[Tensor, Tensor] = _dots().lift(both, factor, residual)
+        return found
+    hidden = both[:, width:].clone()
+    out = torch.addmm(both[:, :width], hidden, factor)
+    return (out if residual is None else out.add_(residual)), hidden
+
+
+@dataclass(frozen=True)
+class FactorGradients:
+    """Where the gradients of a pack's layers go: ``downs`` (rank, in) and ``ups`` (out, rank), float32 buffers; those
+    of the ups times ``scales``."""
+
+    downs: Sequence[Tensor]
+    ups: Sequence[Tensor]
+    scales: Sequence[float]
+
+    def can_wait(self, x: Tensor, count: int) -> bool:
+        """Whether a :class:`FactorBatch` can take them, with ``count`` dys."""
+        return _quick_products(x) and count <= 3 and max(len(down) for down in self.downs) <= MOST_RANKS // 2
+
+    def add(self, x: Tensor, hidden: Tensor, dys: Sequence[Tensor], dhidden: Tensor) -> None:
+        """``x`` (N, in), ``hidden`` (N, R), ``dhidden`` (N, R); ranks of the layers one after the other. ``dys``: one
+        (N, sum of out), or one (N, out) for each layer."""
+        parts = dys if len(dys) > 1 else torch.split(dys[0], [len(up) for up in self.ups], dim=1)
+        column = 0
+        for down, up, scale, dy in zip(self.downs, self.ups, self.scales, parts, strict=True):
+            columns = slice(column, column + len(down))
+            _add_product(down, dhidden[:, columns].mT, x)
+            _add_product(up, dy.mT, hidden[:, columns], scale)
+            column = columns.stop
+
+
+class FactorBatch:
+    """The gradients of several packs in one kernel; ``packs``: where they go, and whether a pack's dys are several."""
+
+    def __init__(self, packs: Sequence[tuple[FactorGradients, bool]]) -> None:
+        into = _dots().Into
+        self._batch = _dots().FactorBatch(
+            [into(row.downs, row.ups, row.scales, apart) for row, apart in packs]
+        )
+
+    def add(self, reads: Sequence[tuple[Tensor, Tensor, Sequence[Tensor], Tensor]]) -> None:
+        """x, hidden, dys and dhidden of each pack, as for :meth:`FactorGradients.add`."""
+        self._batch.add(reads)
+
+
+def _add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """``into += scale · a b``, summed in the dtype of ``into`` (float32) whatever a and b are."""
+    if into.dtype == a.dtype:
+        into.addmm_(a, b, alpha=scale)
+    elif into.is_cuda:
+        torch.addmm(into, a, b, out_dtype=into.dtype, alpha=scale, out=into)
+    else:
+        into.add_((a @ b).to(into.dtype), alpha=scale)
+
+
+# ------------------------------------------------------------------------------------------ attention on few keys
+
+
+def few_keys(query: Tensor, count: int, heads: int) -> bool:
+    """Whether :func:`attend_few` is there for rows of queries (N, heads·D) on ``count`` keys each."""
+    return _quick_products(query) and bool(_few_keys().fits(count, query.shape[1] // heads))
+
+
+def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
+    """Attention of rows (B·N, heads·D) on rows [key | value] (B·M, 2·heads·D)."""
+    found: Tensor = _few_keys().attend_few(query, keys, batch, heads)
+    return found
+
+
+def attend_few_backward(
+    query: Tensor, keys: Tensor, grad: Tensor, batch: int, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of query and keys."""
+    found: tuple[Tensor, Tensor] = _few_keys().attend_few_backward(query, keys, grad, batch, heads)
+    return found
 
 
 # ------------------------------------------------------------------------------------------ layer norm
@@ -52,18 +158,14 @@ def layer_norm_backward(
     mean: Tensor,
     rstd: Tensor,
     weight: Tensor,
-    bias: Tensor,
     grad: Tensor,
     also: Tensor | None,
-    normed: Tensor | None,
 ) -> Tensor:
-    """Gradient of x plus ``also``; where ``normed`` is given, the norm's result is written there once more."""
+    """Gradient of x plus ``also``."""
     if _quick(x):
-        found: Tensor = _triton().layer_norm_backward(x, mean, rstd, weight, bias, grad, also, normed)
+        found: Tensor = _triton().layer_norm_backward(x, mean, rstd, weight, grad, also)
         return found
     hat = (_wide(x) - mean[:, None]) * rstd[:, None]
-    if normed is not None:
-        normed.copy_(hat * weight + bias)
     inner = _wide(grad) * weight
     dx = inner - inner.mean(dim=1, keepdim=True) - hat * (inner * hat).mean(dim=1, keepdim=True)
     dx = dx * rstd[:, None]

@@ -1,20 +1,21 @@
 """Steps of the fused blocks as autograd functions, each with its backward written out.
 
 What is kept for the backward pass is little: inputs of products where their LoRA needs them, activations of rank r, and
-the inputs of norms and activations, whose results are computed again. Gradients of the LoRA factors go straight into
-the network's flat buffers; the factors are arguments only so that autograd knows the results depend on them.
+the inputs of norms and activations. The widest, an activation's result, is computed again. Gradients of the LoRA
+factors go straight into the network's flat buffers; the factors are arguments only so that autograd knows the results
+depend on them.
 
 Tensors are rows: (N, C). ``samples`` is how many pictures the rows belong to (for dropout of ranks).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
 from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.packed import Packed
@@ -60,6 +61,12 @@ def convolution(
     return found
 
 
+def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
+    """Attention of rows (B·N, heads·D) on rows [key | value] (B·M, 2·heads·D), where :func:`kernels.few_keys` holds."""
+    found: Tensor = _AttendFew.apply(query, keys, batch, heads)  # type: ignore[no-untyped-call]
+    return found
+
+
 def as_rows(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B·H·W, C), a view where the order is channels-last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -71,6 +78,11 @@ def as_pictures(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
+# Rows from which on one way is the faster one. For convolutions: turning a kernel around, since cuDNN's own input
+# gradient runs at half the speed of its forward convolution. For query, key and value: their own products, which fill
+# a card then, instead of putting their gradients side by side first.
+ENOUGH_ROWS = 2048
+
 # ------------------------------------------------------------------------------------------ parts
 
 
@@ -78,22 +90,43 @@ def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     return rows @ matrix.mT if bias is None else torch.addmm(bias, rows, matrix.mT)
 
 
-def _joined(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for [x | hidden]: all, x's part, hidden's part."""
-    both = x.new_empty(len(x), x.shape[1] + rank)
-    return both, both[:, : x.shape[1]], both[:, x.shape[1] :]
+def _normed(
+    x: Tensor, norm: nn.LayerNorm, pack: Packed, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[norm of x | its rank activation], and the mean and 1/deviation of the rows of x."""
+    both = x.new_empty(len(x), pack.width + pack.rank)
+    normed, hidden = both[:, : pack.width], both[:, pack.width :]
+    mean, rstd = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, normed)
+    torch.mm(normed, pack.down.mT, out=hidden)
+    _masked(hidden, mask)
+    return both, mean, rstd
 
 
 def _masked(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return hidden if mask is None else hidden.mul_(mask)
 
 
-def _back(dy: Tensor, pack: Packed, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Gradients of the input and of the rank activation: dy [W | sB] in one product, then A's share on top. The rows of
-    the first are longer than it is."""
-    both = dy @ pack.joined
-    dx, dhidden = both[:, : pack.width], _masked(both[:, pack.width :], mask)
+def _back(dys: Sequence[Tensor], pack: Packed, mask: Tensor | None) -> Tensor:
+    """Gradients of input and rank activation side by side, dy [W | sB]; A's share of the first is yet to be added."""
+    both = dys[0] @ pack.joined[: dys[0].shape[1]]
+    row = dys[0].shape[1]
+    for dy in dys[1:]:
+        both.addmm_(dy, pack.joined[row : row + dy.shape[1]])
+        row += dy.shape[1]
+    _masked(both[:, pack.width :], mask)
+    return both
+
+
+def _back_added(dys: Sequence[Tensor], pack: Packed, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of input and rank activation; the rows of the first are longer than it is."""
+    both = _back(dys, pack, mask)
+    dx, dhidden = both[:, : pack.width], both[:, pack.width :]
     return dx.addmm_(dhidden, pack.down), dhidden
+
+
+def _few_parts(dys: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of a pack's layers, side by side in one where that costs less than a product for each of them."""
+    return dys if len(dys) == 1 or len(dys[0]) >= ENOUGH_ROWS else [torch.cat(tuple(dys), dim=1)]
 
 
 class _Linear(torch.autograd.Function):
@@ -102,19 +135,23 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, pack: Packed, residual: Tensor | None, samples: int, *_trained: Tensor
     ) -> Tensor:
         mask = pack.mask(len(x), samples)
-        hidden = _masked(x @ pack.down.mT, mask)
-        out = _product(torch.cat([x, hidden], dim=1), pack.joined, pack.bias)
+        both = _product(x, pack.left, pack.left_bias)
+        _masked(both[:, pack.out :], mask)
+        out, hidden = kernels.lift(both, pack.up.mT, residual)
         ctx.pack = pack
         ctx.save_for_backward(x, hidden, mask)
-        return out if residual is None else out.add_(residual)
+        return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, hidden, mask = ctx.saved_tensors
         pack: Packed = ctx.pack
-        dhidden = _masked(dy @ pack.up, mask)
-        pack.add_gradients(x, hidden, dy, dhidden)
-        dx = torch.cat([dy, dhidden], dim=1) @ pack.left if ctx.needs_input_grad[0] else None
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx, dhidden = kernels.lift(_back([dy], pack, mask), pack.down)
+        else:
+            dhidden = _masked(dy @ pack.up, mask)
+        pack.add_gradients(x, hidden, [dy], dhidden)
         return dx, None, dy if ctx.needs_input_grad[2] else None, None, *[None] * len(pack.trained)
 
 
@@ -125,24 +162,20 @@ class _NormLinear(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         mask = pack.mask(len(x), samples)
-        both, normed, hidden = _joined(x, pack.rank)
-        mean, rstd = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, normed)
-        torch.mm(normed, pack.down.mT, out=hidden)
-        _masked(hidden, mask)
+        both, mean, rstd = _normed(x, norm, pack, mask)
         out = _product(both, pack.joined, pack.bias)
         ctx.pack, ctx.norm = pack, norm
-        ctx.save_for_backward(x, mean, rstd, hidden.clone(), mask)
+        ctx.save_for_backward(x, mean, rstd, both, mask)
         return x, *torch.split(out, pack.outs, dim=1)
 
     @staticmethod
     def backward(ctx: Any, also: Tensor | None, *dys: Tensor) -> tuple[Any, ...]:
-        x, mean, rstd, hidden, mask = ctx.saved_tensors
+        x, mean, rstd, both, mask = ctx.saved_tensors
         pack, norm = ctx.pack, ctx.norm
-        dy = torch.cat(dys, dim=1) if len(dys) > 1 else dys[0]
-        dnormed, dhidden = _back(dy, pack, mask)
-        normed = torch.empty_like(x)
-        dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, norm.bias, dnormed, also, normed)
-        pack.add_gradients(normed, hidden, dy, dhidden)
+        parts = _few_parts(dys)
+        dnormed, dhidden = _back_added(parts, pack, mask)
+        dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, dnormed, also)
+        pack.add_gradients(both[:, : pack.width], both[:, pack.width :], parts, dhidden)
         return dx, None, None, None, *[None] * len(pack.trained)
 
 
@@ -159,39 +192,46 @@ class _FeedForward(torch.autograd.Function):
         *_trained: Tensor,
     ) -> Tensor:
         masks = first.mask(len(x), samples), second.mask(len(x), samples)
-        both, normed, hidden1 = _joined(x, first.rank)
-        mean, rstd = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, normed)
-        torch.mm(normed, first.down.mT, out=hidden1)
-        _masked(hidden1, masks[0])
-        inner = _product(both, first.joined, first.bias)
-        kept = hidden1.clone()
-        del both, normed, hidden1
-        wide = x.new_empty(len(x), second.width + second.rank)
-        active, hidden2 = wide[:, : second.width], wide[:, second.width :]
+        normed, mean, rstd = _normed(x, norm, first, masks[0])
+        inner = _product(normed, first.joined, first.bias)
+        active = x.new_empty(len(x), second.width)
         kernels.activate(kind, inner, active)
-        torch.mm(active, second.down.mT, out=hidden2)
-        _masked(hidden2, masks[1])
-        out = _product(wide, second.joined, second.bias).add_(x)
+        both = _product(active, second.left, second.left_bias)
+        _masked(both[:, second.out :], masks[1])
+        out, hidden2 = kernels.lift(both, second.up.mT, x)
         ctx.first, ctx.second, ctx.norm, ctx.kind = first, second, norm, kind
-        ctx.save_for_backward(x, mean, rstd, inner, kept, hidden2.clone(), *masks)
+        ctx.save_for_backward(x, mean, rstd, normed, inner, hidden2, *masks)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, mean, rstd, inner, hidden1, hidden2, mask1, mask2 = ctx.saved_tensors
+        x, mean, rstd, normed, inner, hidden2, mask1, mask2 = ctx.saved_tensors
         first, second, norm = ctx.first, ctx.second, ctx.norm
+        # Narrow to wide: cheaper to put the ranks beside the narrow side than to add their share to the wide one.
         dhidden2 = _masked(dy @ second.up, mask2)
         dactive = torch.cat([dy, dhidden2], dim=1) @ second.left
-        dinner = torch.empty_like(inner)
-        active = torch.empty_like(dactive)
+        dinner, active = torch.empty_like(inner), torch.empty_like(dactive)
         kernels.activate_backward(ctx.kind, inner, dactive, dinner, active)
-        second.add_gradients(active, hidden2, dy, dhidden2)
+        second.add_gradients(active, hidden2, [dy], dhidden2)
         del active, dactive, inner
-        dnormed, dhidden1 = _back(dinner, first, mask1)
-        normed = torch.empty_like(x)
-        dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, norm.bias, dnormed, dy, normed)
-        first.add_gradients(normed, hidden1, dinner, dhidden1)
+        dnormed, dhidden1 = _back_added([dinner], first, mask1)
+        dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, dnormed, dy)
+        first.add_gradients(normed[:, : first.width], normed[:, first.width :], [dinner], dhidden1)
         return dx, *[None] * (5 + len(first.trained) + len(second.trained))
+
+
+class _AttendFew(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
+        ctx.batch, ctx.heads = batch, heads
+        ctx.save_for_backward(query, keys)
+        return kernels.attend_few(query, keys, batch, heads)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        query, keys = ctx.saved_tensors
+        dquery, dkeys = kernels.attend_few_backward(query, keys, grad, ctx.batch, ctx.heads)
+        return dquery, dkeys, None, None
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -201,7 +241,6 @@ class _GroupNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         rows = as_rows(x).view(len(x), -1, x.shape[1])
-        shift = None if shift is None else shift.contiguous()
         out, mean, rstd = kernels.group_norm(
             rows, norm.num_groups, norm.weight, norm.bias, norm.eps, shift, silu
         )
@@ -248,16 +287,14 @@ class _Convolution(torch.autograd.Function):
         return dx, None, None, dy if ctx.needs_input_grad[3] else None
 
 
-# Rows of pictures from which on turning a kernel costs less than it saves: cuDNN's own input gradient runs at half
-# the speed of its forward convolution.
-ENOUGH_ROWS = 2048
-
-
 def _convolution_input(shape: torch.Size, conv: nn.Conv2d, dy: Tensor) -> Tensor:
     """The gradient of a convolution's input, where that pays as a convolution with the kernel turned around."""
     size, padding = conv.kernel_size[0], conv.padding
     whole = conv.stride == (1, 1) and conv.kernel_size == (3, 3) and padding == (1, 1) and conv.groups == 1
     if whole and dy.is_cuda and len(dy) * dy.shape[2] * dy.shape[3] >= ENOUGH_ROWS:
         return F.conv2d(dy, kernels.turned(conv.weight), None, 1, size - 1 - int(padding[0]))
-    found: Tensor = conv2d_input(shape, conv.weight, dy, conv.stride, padding)  # type: ignore[no-untyped-call]
+    # Only its shape and order are read. torch.nn.grad's own helper hands over one that has to be made contiguous first.
+    like = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+    own = (None, conv.stride, padding, conv.dilation, False, [0, 0], conv.groups)
+    found: Tensor = torch.ops.aten.convolution_backward(dy, like, conv.weight, *own, [True, False, False])[0]
     return found

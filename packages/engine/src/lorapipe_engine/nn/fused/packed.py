@@ -5,10 +5,11 @@ The matrix of layers W (out, in) with factors A (r, in) and B (out, r) is
     [ W  sB ]
     [ A   · ]
 
-so that y = [x | xAᵀ] [W | sB]ᵀ is one product in which change and base meet in the accumulator, in float32 and rounded
-once: exact, where a merged weight W + sBA in half precision would lose small changes. Its left half gives the gradient
-of x in one product too. The layers of one pack (query, key, value) stand under each other; their factors lie block by
-block. Masters of A and B stay in float32 in the network's flat buffers; :meth:`Packs.refresh` copies them in.
+so that [y | h] = x [W; A]ᵀ is one product, and y + h·sBᵀ a short one on top; where the input is made by a kernel that
+can leave room for h, y = [x | h] [W | sB]ᵀ is the whole. Gradients go the same ways back. Nothing small is lost by
+that, where a merged weight W + sBA in half precision would lose small changes. The layers of one pack (query, key,
+value) stand under each other; their factors lie block by block. Masters of A and B stay in float32 in the network's
+flat buffers; :meth:`Packs.refresh` copies them in.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn.fused.later import Later
 from lorapipe_engine.nn.lora import Lora
 
-STEP = 8  # ranks are padded to this, which keeps rows on 16-byte boundaries in half precision
+STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
 
 
 def can_pack(module: nn.Module) -> bool:
@@ -38,7 +40,7 @@ class Packed:
     """Layers packed into ``matrix`` (out + R, in + R); ``outs``, ``ranks``: theirs, one by one.
 
     The layers' weights become views of it. ``weight`` (out, in), ``joined`` (out, in + R) = [W | sB], ``down`` (R, in),
-    ``up`` (out, R) = sB, ``left`` (out + R, in) = [W; A], ``bias`` (out,) or None.
+    ``up`` (out, R) = sB, ``left`` (out + R, in) = [W; A], ``bias`` (out,) or None, ``left_bias`` the same with R zeros.
     """
 
     def __init__(self, layers: Sequence[Lora]) -> None:
@@ -76,7 +78,10 @@ class Packed:
             if biases[0] is not None
             else None
         )
+        self.left_bias = None if self.bias is None else torch.cat([self.bias, like.new_zeros(self.rank)])
         self.trained = [p for layer in self.layers for p in (layer.lora_down, layer.lora_up)]
+        self.later: Later | None = None  # set by the packs of a network on a card
+        self._into: kernels.FactorGradients | None = None
 
     @property
     def dropping(self) -> bool:
@@ -103,46 +108,28 @@ class Packed:
             column += rank
         return found.to(like.dtype)
 
-    def add_gradients(self, x: Tensor, hidden: Tensor, dy: Tensor, dhidden: Tensor) -> None:
-        """Add the factors' gradients to the flat buffers. ``x`` (N, in), ``hidden`` (N, R) = xAᵀ, ``dy`` (N, out),
-        ``dhidden`` (N, R) = s·dy·B.
+    def add_gradients(self, x: Tensor, hidden: Tensor, dys: Sequence[Tensor], dhidden: Tensor) -> None:
+        """Add the factors' gradients to the flat buffers. ``x`` (N, in), ``hidden`` (N, R) = xAᵀ, ``dys`` one (N, out)
+        or one for each layer, ``dhidden`` (N, R) = s·dy·B. None of these may be written to afterwards.
         """
-        stacked = self._stacked_grad()
-        if stacked is not None:
-            add_product(stacked, dhidden[:, : len(stacked)].mT, x)
-        row, column = 0, 0
-        for layer, out, rank, scale in zip(self.layers, self.outs, self.ranks, self.scales, strict=True):
-            columns = slice(column, column + rank)
-            down, up = layer.lora_down.grad, layer.lora_up.grad
-            if down is None or up is None:
-                raise RuntimeError("a gradient buffer was taken away")
-            if stacked is None:
-                add_product(down.view(rank, self.width), dhidden[:, columns].mT, x)
-            add_product(up.view(out, rank), dy[:, row : row + out].mT, hidden[:, columns], scale)
-            row, column = row + out, column + rank
+        into = self.gradients()
+        if self.later is not None and into.can_wait(x, len(dys)):
+            self.later.add(self, x, hidden, dys, dhidden)
+        else:
+            into.add(x, hidden, dys, dhidden)
 
-    def _stacked_grad(self) -> Tensor | None:
-        """The gradients of all A as one (sum of ranks, in), where they lie side by side in the flat buffer."""
-        grads = [layer.lora_down.grad for layer in self.layers]
-        first = grads[0]
-        if first is None:
-            return None
-        place = first.storage_offset()
-        for grad in grads:
-            if grad is None or grad.storage_offset() != place or grad.dtype != first.dtype:
-                return None
-            place += grad.numel()
-        return first.as_strided((sum(self.ranks), self.width), (self.width, 1))
-
-
-def add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
-    """``into += scale · a b``, summed in the dtype of ``into`` (float32) whatever a and b are."""
-    if into.dtype == a.dtype:
-        into.addmm_(a, b, alpha=scale)
-    elif into.is_cuda:
-        torch.addmm(into, a, b, out_dtype=into.dtype, alpha=scale, out=into)
-    else:
-        into.add_((a @ b).to(into.dtype), alpha=scale)
+    def gradients(self) -> kernels.FactorGradients:
+        """Where the factors' gradients go, looked up once: the flat buffers stay where they are."""
+        if self._into is None:
+            downs, ups = [], []
+            for layer in self.layers:
+                down, up = layer.lora_down.grad, layer.lora_up.grad
+                if down is None or up is None:
+                    raise RuntimeError("a gradient buffer was taken away")
+                downs.append(down.flatten(1))
+                ups.append(up.flatten(1))
+            self._into = kernels.FactorGradients(downs, ups, self.scales)
+        return self._into
 
 
 class Packs:
@@ -159,8 +146,16 @@ class Packs:
                 targets += [up, down]
                 scales += [scale, 1.0]
         self._copy = kernels.ManyCopies(sources, targets, scales)
+        self._later = Later()
+        for pack in self.packs:
+            pack.later = self._later
+
+    def finish(self) -> None:
+        """Bring all gradients of the factors into their buffers, after a backward pass."""
+        self._later.finish()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the trained factors into the packed matrices, B times its scale."""
+        self._later.forget()
         self._copy.run()

@@ -44,8 +44,7 @@ def _layer_norm(x, weight, bias, out, mean, rstd, stride_out, eps, C, BLOCK: tl.
 
 @triton.jit
 def _layer_norm_backward(
-    x, weight, bias, mean, rstd, grad, also, dx, normed, stride_grad, stride_also, stride_normed,
-    C, ALSO: tl.constexpr, NORMED: tl.constexpr, BLOCK: tl.constexpr,
+    x, weight, mean, rstd, grad, also, dx, stride_grad, stride_also, C, ALSO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -54,9 +53,6 @@ def _layer_norm_backward(
     scale = tl.load(rstd + row)
     hat = tl.where(inside, (values - tl.load(mean + row)) * scale, 0.0)
     w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    if NORMED:
-        b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(normed + row * stride_normed + column, hat * w + b, mask=inside)
     inner = tl.load(grad + row * stride_grad + column, mask=inside, other=0.0).to(tl.float32) * w
     first = tl.sum(inner, axis=0) / C
     second = tl.sum(inner * hat, axis=0) / C
@@ -79,14 +75,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
 
 
 def layer_norm_backward(
-    x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    grad: Tensor,
-    also: Tensor | None,
-    normed: Tensor | None,
+    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, grad: Tensor, also: Tensor | None
 ) -> Tensor:
     x, grad = x.contiguous(), _rows(grad)
     rows, width = x.shape
@@ -94,10 +83,8 @@ def layer_norm_backward(
     added = dx if also is None else _rows(also)
     block = triton.next_power_of_2(width)
     _layer_norm_backward[(rows,)](
-        x, weight, bias, mean, rstd, grad, added, dx, dx if normed is None else normed,
-        grad.stride(0), added.stride(0), 0 if normed is None else normed.stride(0),
-        C=width, ALSO=also is not None, NORMED=normed is not None, BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
+        x, weight, mean, rstd, grad, added, dx, grad.stride(0), added.stride(0),
+        C=width, ALSO=also is not None, BLOCK=block, num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
     return dx
 
@@ -197,7 +184,7 @@ def _group_sums(x, part, S, C, ROWS: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _group_join(
-    part, shift, mean, rstd, S, chunks, eps,
+    part, shift, mean, rstd, S, chunks, eps, stride_shift,
     C, G, SHIFT: tl.constexpr, ROWS: tl.constexpr, FEW: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     batch, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -207,7 +194,7 @@ def _group_join(
     channel = group * width + column
     extra = tl.zeros((WIDE,), tl.float32)
     if SHIFT:
-        extra = tl.load(shift + batch * C + channel, mask=inside, other=0.0).to(tl.float32)
+        extra = tl.load(shift + batch * stride_shift + channel, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros((FEW, WIDE), tl.float32)
     for start in range(0, chunks, FEW):
         chunk = start + tl.arange(0, FEW)
@@ -234,7 +221,7 @@ def _group_join(
 
 @triton.jit
 def _group_hat(
-    x, shift, weight, bias, mean, rstd, batch, row, column, S,
+    x, shift, weight, bias, mean, rstd, batch, row, column, S, stride_shift,
     C, G, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Of a tile: normed values, weight, bias, 1/deviation, and which of it is inside."""
@@ -247,7 +234,7 @@ def _group_hat(
     centre = tl.load(mean + batch * G + group, mask=here, other=0.0)
     scale = tl.load(rstd + batch * G + group, mask=here, other=0.0)
     if SHIFT:
-        centre -= tl.load(shift + batch * C + column, mask=here, other=0.0).to(tl.float32)
+        centre -= tl.load(shift + batch * stride_shift + column, mask=here, other=0.0).to(tl.float32)
     values = tl.load(x + (batch * S + row[:, None]) * C + column[None, :], mask=inside, other=0.0).to(
         tl.float32
     )
@@ -256,13 +243,15 @@ def _group_hat(
 
 @triton.jit
 def _group_values(
-    x, shift, weight, bias, mean, rstd, out, S,
+    x, shift, weight, bias, mean, rstd, out, S, stride_shift,
     C, G, SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     batch = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(2) * WIDE + tl.arange(0, WIDE)
-    hat, w, b, _, inside = _group_hat(x, shift, weight, bias, mean, rstd, batch, row, column, S, C, G, SHIFT)
+    hat, w, b, _, inside = _group_hat(
+        x, shift, weight, bias, mean, rstd, batch, row, column, S, stride_shift, C, G, SHIFT
+    )
     z = hat * w[None, :] + b[None, :]
     if SILU:
         z = z * tl.sigmoid(z)
@@ -271,13 +260,15 @@ def _group_values(
 
 @triton.jit
 def _group_grad_sums(
-    x, shift, weight, bias, mean, rstd, grad, part, S, stride_grad,
+    x, shift, weight, bias, mean, rstd, grad, part, S, stride_grad, stride_shift,
     C, G, SHIFT: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     batch, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = chunk * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(2) * WIDE + tl.arange(0, WIDE)
-    hat, w, b, _, inside = _group_hat(x, shift, weight, bias, mean, rstd, batch, row, column, S, C, G, SHIFT)
+    hat, w, b, _, inside = _group_hat(
+        x, shift, weight, bias, mean, rstd, batch, row, column, S, stride_shift, C, G, SHIFT
+    )
     place = (batch * S + row[:, None]) * stride_grad + column[None, :]
     dz = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
     if SILU:
@@ -308,7 +299,7 @@ def _group_grad_join(part, sums, S, chunks, C, G, FEW: tl.constexpr, WIDE: tl.co
 
 @triton.jit
 def _group_grad(
-    x, shift, weight, bias, mean, rstd, grad, sums, also, dx, S, stride_grad, stride_also,
+    x, shift, weight, bias, mean, rstd, grad, sums, also, dx, S, stride_grad, stride_also, stride_shift,
     C, G, SHIFT: tl.constexpr, SILU: tl.constexpr, ALSO: tl.constexpr,
     ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -316,7 +307,7 @@ def _group_grad(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(2) * WIDE + tl.arange(0, WIDE)
     hat, w, b, scale, inside = _group_hat(
-        x, shift, weight, bias, mean, rstd, batch, row, column, S, C, G, SHIFT
+        x, shift, weight, bias, mean, rstd, batch, row, column, S, stride_shift, C, G, SHIFT
     )
     line = batch * S + row[:, None]
     dz = tl.load(grad + line * stride_grad + column[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -343,15 +334,15 @@ def group_norm(
     part = x.new_empty(batch, chunks, 2, width, dtype=torch.float32)
     mean, rstd = x.new_empty(2, batch, groups, dtype=torch.float32)
     out = torch.empty_like(x)
-    moved = x if shift is None else shift
+    moved = x if shift is None else _rows(shift)
     has = shift is not None
     _group_sums[grid](x, part, size, C=width, ROWS=ROWS, WIDE=WIDE)
     _group_join[(batch, groups)](
-        part, moved, mean, rstd, size, chunks, eps,
+        part, moved, mean, rstd, size, chunks, eps, moved.stride(0),
         C=width, G=groups, SHIFT=has, ROWS=ROWS, FEW=32, WIDE=max(64, triton.next_power_of_2(width // groups)),
     )  # fmt: skip
     _group_values[grid](
-        x, moved, weight, bias, mean, rstd, out, size,
+        x, moved, weight, bias, mean, rstd, out, size, moved.stride(0),
         C=width, G=groups, SHIFT=has, SILU=silu, ROWS=ROWS, WIDE=WIDE,
     )  # fmt: skip
     return out, mean, rstd
@@ -377,9 +368,11 @@ def group_norm_backward(
     sums = x.new_empty(batch, groups, 2, dtype=torch.float32)
     dx = torch.empty_like(x)
     added = dx if also is None else _rows(also)
-    moved = x if shift is None else shift
+    moved = x if shift is None else _rows(shift)
     same = {"C": width, "G": groups, "SHIFT": shift is not None, "SILU": silu, "ROWS": ROWS, "WIDE": WIDE}
-    _group_grad_sums[grid](x, moved, weight, bias, mean, rstd, grad, part, size, grad.stride(1), **same)
+    _group_grad_sums[grid](
+        x, moved, weight, bias, mean, rstd, grad, part, size, grad.stride(1), moved.stride(0), **same
+    )
     _group_grad_join[(batch, groups)](
         part,
         sums,
@@ -392,7 +385,7 @@ def group_norm_backward(
     )
     _group_grad[grid](
         x, moved, weight, bias, mean, rstd, grad, sums, added, dx, size, grad.stride(1), added.stride(1),
-        ALSO=also is not None, **same,
+        moved.stride(0), ALSO=also is not None, **same,
     )  # fmt: skip
     return dx
 
@@ -455,10 +448,11 @@ def _copy_many(table, scales, job, like_source, like_target, BLOCK: tl.constexpr
     start = tl.load(job + tl.program_id(0) * 2 + 1)
     source = tl.load(table + entry * 5).to(tl.pointer_type(like_source.dtype.element_ty))
     target = tl.load(table + entry * 5 + 1).to(tl.pointer_type(like_target.dtype.element_ty))
-    columns = tl.load(table + entry * 5 + 2)
-    stride = tl.load(table + entry * 5 + 3)
-    size = tl.load(table + entry * 5 + 4)
-    place = start + tl.arange(0, BLOCK)
+    # In 32 bits: dividing numbers of 64 takes longer than the copy.
+    columns = tl.load(table + entry * 5 + 2).to(tl.int32)
+    stride = tl.load(table + entry * 5 + 3).to(tl.int32)
+    size = tl.load(table + entry * 5 + 4).to(tl.int32)
+    place = start.to(tl.int32) + tl.arange(0, BLOCK)
     inside = place < size
     values = tl.load(source + place, mask=inside, other=0.0) * tl.load(scales + entry)
     tl.store(target + (place // columns) * stride + place % columns, values, mask=inside)

@@ -16,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.nn.fused import ops
-from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU
+from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
 from lorapipe_engine.nn.fused.packed import Packed, Packs, can_pack
+from lorapipe_engine.nn.fused.time_shifts import TimeShifts
 from lorapipe_engine.nn.lora import Lora
 
 Forward = Callable[..., Any]
@@ -37,6 +38,7 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
     Blocks of another make, or with a LoRA on some of their layers only, stay as they are.
     """
     packs: list[Packed] = []
+    plain: list[Any] = []
     for module in list(unet.modules()):
         name = type(module).__name__
         if isinstance(
@@ -46,9 +48,13 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
         if name == "BasicTransformerBlock":
             packs += _fuse_block(module)
         elif name == "ResnetBlock2D" and _plain_resnet(module):
-            _replace(module, partial(_resnet, module))
+            plain.append(module)
         elif name == "Transformer2DModel" and _plain_transformer(module):
             packs += _fuse_transformer(module)
+    if plain:
+        shifts = TimeShifts(plain)
+        for module in plain:
+            _replace(module, partial(_resnet, module, shifts))
     for root in others:
         for module in root.modules():
             if type(module).__name__ == "CLIPEncoderLayer":
@@ -99,6 +105,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int, ca
     with _attention():
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)  # (B, heads, N, D)
     return out.transpose(1, 2).reshape(len(query), -1)
+
+
+def _attend_context(query: Tensor, both: Tensor, batch: int, heads: int) -> Tensor:
+    """Attention of rows (B·N, heads·D) on rows [key | value] (B·M, 2·heads·D)."""
+    if few_keys(query, len(both) // batch, heads):
+        return ops.attend_few(query, both, batch, heads)
+    key, value = both.chunk(2, dim=1)
+    return attend(query, key, value, batch, heads)
 
 
 # ------------------------------------------------------------------------------------------ single layers
@@ -158,8 +172,8 @@ def _block(
     x, q, k, v = ops.norm_linear(x, block.norm1, qkv, batch)
     x = ops.linear(attend(q, k, v, batch, block.attn1.heads), out1, x, batch)
     x, q = ops.norm_linear(x, block.norm2, query, batch)
-    k, v = torch.split(ops.linear(context, keys, samples=batch), keys.outs, dim=1)
-    x = ops.linear(attend(q, k, v, batch, block.attn2.heads), out2, x, batch)
+    both = ops.linear(context, keys, samples=batch)
+    x = ops.linear(_attend_context(q, both, batch, block.attn2.heads), out2, x, batch)
     return ops.feed_forward(x, block.norm3, first, second, GEGLU, batch).view(shape)
 
 
@@ -247,9 +261,11 @@ def _plain_resnet(block: Any) -> bool:
     )
 
 
-def _resnet(block: Any, input_tensor: Tensor, temb: Tensor, *_args: Any, **_more: Any) -> Tensor:
+def _resnet(
+    block: Any, shifts: TimeShifts, input_tensor: Tensor, temb: Tensor, *_args: Any, **_more: Any
+) -> Tensor:
     """``input_tensor`` (B, C, H, W), ``temb`` (B, T)."""
-    shift = block.time_emb_proj(F.silu(temb)) + block.conv1.bias
+    shift = shifts.of(block, temb)
     x, y = ops.group_norm(input_tensor, block.norm1, silu=True)
     y = ops.convolution(y, block.conv1)
     _, y = ops.group_norm(y, block.norm2, silu=True, shift=shift)

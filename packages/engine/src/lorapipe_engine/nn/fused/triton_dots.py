@@ -1,0 +1,192 @@
+"""Triton kernels that hold the network's own small products; their arguments are explained in :mod:`.kernels`.
+
+A rank is small: a product with it is bound by the rows that it reads or writes. So each of these reads them once and
+does with them all there is to do. Sums are float32.
+"""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,misc,no-untyped-call"
+# ruff: noqa: N803
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lorapipe_engine.nn.fused.triton_kernels import _rows
+
+LEAST = 16  # of each side of a product in Triton
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x with rows on 16-byte boundaries."""
+    x = _rows(x)
+    return x if x.data_ptr() % 16 == 0 and x.stride(0) % 16 == 0 else _moved(x)
+
+
+def _moved(x: Tensor) -> Tensor:
+    rows, width = x.shape
+    room = x.new_empty(rows, triton.cdiv(width, 16) * 16)
+    room[:, :width] = x
+    return room[:, :width]
+
+
+def _rank(size: int) -> int:
+    return max(LEAST, int(triton.next_power_of_2(size)))
+
+
+# ------------------------------------------------------------------------------------------ lift
+
+
+@triton.jit
+def _lift(
+    both, factor, residual, out, kept, N, C, R, stride_both, stride_rank, stride_column, stride_residual,
+    RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    rank = tl.arange(0, RANK)
+    inside = (row[:, None] < N) & (column[None, :] < C)
+    of_rank = (row[:, None] < N) & (rank[None, :] < R)
+    line = row[:, None].to(tl.int64)
+    hidden = tl.load(both + line * stride_both + C + rank[None, :], mask=of_rank, other=0.0)
+    place = factor + rank[:, None] * stride_rank + column[None, :] * stride_column
+    weights = tl.load(place, mask=(rank[:, None] < R) & (column[None, :] < C), other=0.0)
+    values = tl.load(both + line * stride_both + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        more = tl.load(residual + line * stride_residual + column[None, :], mask=inside, other=0.0)
+        values += more.to(tl.float32)
+    values += tl.dot(hidden, weights, input_precision="ieee")
+    tl.store(out + line * C + column[None, :], values, mask=inside)
+    if tl.program_id(1) == 0:
+        tl.store(kept + line * R + rank[None, :], hidden, mask=of_rank)
+
+
+def lift(both: Tensor, factor: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    size, width = factor.shape
+    rows = len(both)
+    out, kept = both.new_empty(rows, width), both.new_empty(rows, size)
+    more = out if residual is None else _rows(residual)
+    high, wide = (64, 128) if rows >= 2048 else (32, 64)
+    _lift[(triton.cdiv(rows, high), triton.cdiv(width, wide))](
+        both, factor, more, out, kept, rows, width, size, both.stride(0), factor.stride(0), factor.stride(1),
+        more.stride(0), RESIDUAL=residual is not None, ROWS=high, COLUMNS=wide, RANK=_rank(size), num_warps=4,
+    )  # fmt: skip
+    return out, kept
+
+
+# ------------------------------------------------------------------------------------------ gradients of factors
+
+FIELDS = 13  # of a slot, what a pack's products read: addresses, distances between rows, and their number
+
+
+@triton.jit
+def _note(slots, numbers):
+    for place in tl.static_range(len(numbers)):
+        tl.store(slots + place, numbers[place])
+
+
+@triton.jit
+def _factors(
+    jobs, scales, slots, like, like_target, rows_each,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
+    """``jobs``: the slot, which of x and the dys in it, first column and columns from there, first rank and ranks,
+    address of the gradient and its distances from column to column and from rank to rank. Columns and ranks are counted
+    in units of UNIT; that and the hints let the compiler read several numbers at once."""
+    job = jobs + tl.program_id(0) * 9
+    slot, which = slots + tl.load(job) * FIELDS, tl.load(job + 1)
+    rows = tl.load(slot + 12)
+    begin = tl.program_id(1) * rows_each
+    if begin < rows:
+        first, columns = tl.load(job + 2) * UNIT, tl.load(job + 3) * UNIT
+        first_rank, ranks = tl.load(job + 4) * UNIT, tl.load(job + 5) * UNIT
+        own = tl.where(which == 0, 5, 4)
+        wide = tl.multiple_of(tl.load(slot + which).to(tl.pointer_type(like.dtype.element_ty)), UNIT)
+        small = tl.multiple_of(tl.load(slot + own).to(tl.pointer_type(like.dtype.element_ty)), UNIT)
+        stride_wide = tl.multiple_of(tl.load(slot + 6 + which), UNIT)
+        stride_small = tl.multiple_of(tl.load(slot + 6 + own), UNIT)
+        column, rank = tl.arange(0, COLUMNS), tl.arange(0, RANK)
+        end = tl.minimum(begin + rows_each, rows)
+        total = tl.zeros((COLUMNS, RANK), tl.float32)
+        for start in range(begin, end, ROWS):
+            row = (start + tl.arange(0, ROWS))[:, None]
+            of_wide = (row < end) & (column[None, :] < columns)
+            of_small = (row < end) & (rank[None, :] < ranks)
+            left = tl.load(wide + row * stride_wide + first + column[None, :], mask=of_wide, other=0.0)
+            right = tl.load(small + row * stride_small + first_rank + rank[None, :], mask=of_small, other=0.0)
+            total = tl.dot(tl.trans(left), right, total, input_precision="ieee")
+        target = tl.load(job + 6).to(tl.pointer_type(like_target.dtype.element_ty))
+        place = target + column[:, None] * tl.load(job + 7) + rank[None, :] * tl.load(job + 8)
+        inside = (column[:, None] < columns) & (rank[None, :] < ranks)
+        tl.atomic_add(place, total * tl.load(scales + tl.program_id(0)), mask=inside, sem="relaxed")
+
+
+@dataclass(frozen=True)
+class Into:
+    """Where the gradients of a pack's layers go: ``downs`` (rank, in), ``ups`` (out, rank), float32; those of the ups
+    times ``scales``. ``apart``: whether each layer's dy is a matrix of its own, three at most."""
+
+    downs: Sequence[Tensor]
+    ups: Sequence[Tensor]
+    scales: Sequence[float]
+    apart: bool
+
+
+COLUMNS, ROWS, PROGRAMS = 64, 64, 300
+
+
+class FactorBatch:
+    """The products of several packs, always the same ones."""
+
+    def __init__(self, packs: Sequence[Into]) -> None:
+        self._kept = list(packs)
+        self._rank = _rank(max(len(down) for pack in packs for down in pack.downs))
+        rows = [(slot, job) for slot, pack in enumerate(packs) for job in _jobs(pack)]
+        self._unit = 16 if all(number % 16 == 0 for _, (numbers, _) in rows for number in numbers[1:5]) else 1
+        table = [
+            [slot, numbers[0], *(number // self._unit for number in numbers[1:5]), *numbers[5:]]
+            for slot, (numbers, _) in rows
+        ]
+        device = packs[0].downs[0].device
+        self._jobs = torch.tensor(table, dtype=torch.int64, device=device)
+        self._scales = torch.tensor([scale for _, (_, scale) in rows], dtype=torch.float32, device=device)
+        self._slots = torch.zeros(len(packs), FIELDS, dtype=torch.int64, device=device)
+
+    def add(self, reads: Sequence[tuple[Tensor, Tensor, Sequence[Tensor], Tensor]]) -> None:
+        kept: list[Tensor] = []  # copies must outlive the kernel's start
+        numbers: list[int] = []
+        for x, hidden, dys, dhidden in reads:
+            parts = [_aligned(part) for part in (x, *(list(dys) * 3)[:3], hidden, dhidden)]
+            numbers += [*(part.data_ptr() for part in parts), *(part.stride(0) for part in parts), len(x)]
+            kept += parts
+        _note[(1,)](self._slots, tuple(numbers), num_warps=1)
+        most, jobs = max(len(part) for part in kept), len(self._jobs)
+        pieces = max(1, min(triton.cdiv(most, 256), triton.cdiv(PROGRAMS, jobs)))
+        each = triton.cdiv(triton.cdiv(most, pieces), ROWS) * ROWS
+        _factors[(jobs, triton.cdiv(most, each))](
+            self._jobs, self._scales, self._slots, kept[0], self._kept[0].downs[0], each,
+            UNIT=self._unit, ROWS=ROWS, COLUMNS=COLUMNS, RANK=self._rank, FIELDS=FIELDS,
+            num_warps=4, num_stages=3,
+        )  # fmt: skip
+
+
+def _jobs(pack: Into) -> Iterator[tuple[list[int], float]]:
+    """Rows of the table of jobs without their slots, and the number that each result is multiplied with."""
+    place, first_rank = 0, 0
+    for index, (down, up, scale) in enumerate(zip(pack.downs, pack.ups, pack.scales, strict=True)):
+        (ranks, width), out = down.shape, len(up)
+        for start in range(0, width, COLUMNS):
+            address = down.data_ptr() + start * down.element_size()
+            yield [0, start, min(COLUMNS, width - start), first_rank, ranks, address, 1, width], 1.0
+        which, begin = (1 + index, 0) if pack.apart else (1, place)
+        for start in range(0, out, COLUMNS):
+            address = up.data_ptr() + start * ranks * up.element_size()
+            yield (
+                [which, begin + start, min(COLUMNS, out - start), first_rank, ranks, address, ranks, 1],
+                scale,
+            )
+        place, first_rank = place + out, first_rank + ranks
