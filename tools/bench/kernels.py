@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 # In this order: the first that fits counts.
 KINDS = {
-    "attention": r"sdpa|flash|fmha|attention",
+    "attention": r"sdpa|flash|fmha|attention|^_few|^_fold",
+    "the network's short products": r"^_(?:lift|factors|note)",
     "convolutions": r"conv|fprop|dgrad|wgrad|implicit|winograd|cudnn|xmma",
     "products": r"gemm|nvjet|cutlass|cublas|splitk|matmul|dot_kernel",
     "norms, activations (fused blocks)": r"^_(?:group|layer_norm|activate|add_bias|turn|copy_many)",

@@ -74,6 +74,8 @@ VARIANTS = (
     Variant("bf16", {"mixed_precision": "bf16"}, ("cuda",)),
     Variant("fp16", {"mixed_precision": "fp16"}, ("cuda",)),
     Variant("bf16, not captured", {"mixed_precision": "bf16", "step_capture": "off"}, ("cuda",)),
+    Variant("int8 base", {"quantize_base": "int8"}),
+    Variant("NF4 base", {"quantize_base": "nf4"}, ("bitsandbytes",)),
     Variant("bf16, int8 base", {"mixed_precision": "bf16", "quantize_base": "int8"}, ("cuda",)),
     Variant("bf16, NF4 base", {"mixed_precision": "bf16", "quantize_base": "nf4"}, ("cuda", "bitsandbytes")),
     Variant("bf16, saved as float32", {"mixed_precision": "bf16", "save_precision": "float"}, ("cuda",)),

@@ -151,7 +151,7 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "gradients of factors": lambda: factor_gradients(apart=False),
     "gradients of factors, in units, apart": lambda: factor_gradients(apart=True, ranks=(16, 16)),
     "few keys": few_keys,
-    "few keys, many rows": lambda: few_keys(rows=1100, count=150, width=40, heads=1),
+    "few keys, many rows": lambda: few_keys(rows=1100, count=77, width=40, heads=1),
 }
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ atomically: a stale entry cannot be met, and two runs may share it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CACHE_VERSION = "latents-3"
+READERS = 4  # threads
 
 
 def vae_key(family: Family) -> str:
@@ -149,7 +153,8 @@ class LatentCache:
             self.folder = None
 
     def _path(self, job: LatentJob) -> Path | None:
-        if self.folder is None:
+        folder = self.folder  # which a failed put in another thread takes away
+        if folder is None:
             return None
         digest = hashlib.sha256(job.path.read_bytes())
         place = job.placement
@@ -158,7 +163,7 @@ class LatentCache:
             f"{job.interpolation or 'usual'}".encode()
         )
         name = digest.hexdigest()
-        return self.folder / name[:2] / f"{name}.safetensors"
+        return folder / name[:2] / f"{name}.safetensors"
 
 
 def encode_all(
@@ -174,12 +179,15 @@ def encode_all(
     overflow).
     """
     found: list[Tensor | None] = [None] * len(jobs)
-    waiting: dict[tuple[int, int], list[int]] = {}
-    for index in progress if progress is not None else range(len(jobs)):
-        found[index] = cache.get(jobs[index])
-        if found[index] is None:
+    waiting: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
+    steps = range(len(jobs)) if progress is None else progress
+    with closing(_looked_up(jobs, cache)) as rows:
+        for index, (latents, pixels) in zip(steps, rows, strict=True):
+            found[index] = latents
+            if pixels is None:
+                continue
             group = waiting.setdefault(jobs[index].placement.bucket, [])
-            group.append(index)
+            group.append((index, pixels))
             if len(group) == batch:
                 _encode(group, jobs, family, cache, found)
                 group.clear()
@@ -187,6 +195,30 @@ def encode_all(
         if group:
             _encode(group, jobs, family, cache, found)
     return [latents for latents in found if latents is not None]
+
+
+def _looked_up(
+    jobs: Sequence[LatentJob], cache: LatentCache
+) -> Generator[tuple[Tensor | None, Tensor | None]]:
+    """Of each job its latents from the cache, or else its pixels. Threads are some pictures ahead: reading and decoding
+    them takes longer than a card takes to encode them."""
+
+    def look(job: LatentJob) -> tuple[Tensor | None, Tensor | None]:
+        latents = cache.get(job)
+        return latents, read_pixels(job) if latents is None else None
+
+    ahead: deque[Future[tuple[Tensor | None, Tensor | None]]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for job in jobs:
+                ahead.append(pool.submit(look, job))
+                if len(ahead) > 2 * READERS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
 
 
 def encode_now(job: LatentJob, family: Family) -> Tensor:
@@ -197,17 +229,17 @@ def encode_now(job: LatentJob, family: Family) -> Tensor:
 
 
 def _encode(
-    group: Sequence[int],
+    group: Sequence[tuple[int, Tensor]],
     jobs: Sequence[LatentJob],
     family: Family,
     cache: LatentCache,
     found: list[Tensor | None],
 ) -> None:
-    pixels = torch.stack([read_pixels(jobs[index]) for index in group])  # (B, 3, H, W)
+    pixels = torch.stack([pixels for _, pixels in group])  # (B, 3, H, W)
     with torch.inference_mode():
         mean, deviation = family.encode_images(pixels)
     both = torch.cat([mean, deviation], dim=1).float().cpu().clone()  # (B, 8, h, w)
-    for index, latents in zip(group, both, strict=True):
+    for (index, _), latents in zip(group, both, strict=True):
         if not torch.isfinite(latents).all():
             raise InputError(
                 f"{jobs[index].path}: its latents are not finite; try --no_half_vae or another --vae"

@@ -16,7 +16,7 @@ from torch import Tensor
 from lorapipe_engine.nn.fused.triton_kernels import _rows
 
 PROGRAMS = 300  # that the backward pass is shared out to, about two for each multiprocessor of a large card
-MOST_KEYS, MOST_WIDTH = 160, 128  # beyond these the general kernels are the faster ones
+MOST_KEYS, MOST_WIDTH = 96, 128  # beyond these the general kernels are the faster ones
 
 
 def fits(keys: int, width: int) -> bool:
