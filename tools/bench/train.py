@@ -1,12 +1,13 @@
 """Times the engine's training step on full-size models of random weights.
 
-    python tools/bench/train.py [A B C D E] [--plain] [--steps 30] [--json]
+    python tools/bench/train.py [A B C D E] [--plain] [--steps 30] [--json] [--peer SD_SCRIPTS [--peer-python PYTHON]]
     python tools/bench/train.py --small            tiny models, on a CPU too: for comparing two revisions
 
 A SD1.5 512 px batch 4 dim 64, UNet and text encoder, 225 tokens; B the same at batch 1 with gradient checkpointing;
 C SDXL 1024 px batch 4 dim 32, UNet alone; D the same with checkpointing; E SDXL at batch 1. Nothing is downloaded: the
 models are made on the device. Latents are made numbers; text is encoded in every step where it is trained,
-and made numbers too where not.
+and made numbers too where not. ``--peer``: sd-scripts' models and networks on the same workload, in the same run (see
+train_peer.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,24 @@ def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float,
     return sum(row.count for row in rows)
 
 
+def measure_peer(work: Workload, checkout: Path, python: str, steps: int) -> dict[str, float]:
+    """Median and peak of sd-scripts. Ends the program where it does not run, with what it said above."""
+    script = Path(__file__).with_name("train_peer.py")
+    command = [python, str(script), str(checkout), json.dumps(asdict(work)), "--steps", str(steps)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"train.py: sd-scripts did not run in {python}; what it lacks is said above")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def show(row: dict[str, Any], as_json: bool) -> None:
+    """Print a row."""
+    print(
+        json.dumps(row) if as_json else "  ".join(f"{key} {value}" for key, value in row.items()), flush=True
+    )
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the workloads and print a row for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -326,6 +345,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--quantize", choices=sorted(FORMS), help="keep the frozen weights so")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peer", type=Path, help="a checkout of sd-scripts to time beside it")
+    parser.add_argument("--peer-python", default=sys.executable, help="with the packages that it needs")
+    parser.add_argument("--size", type=int, help="pixels, in the place of the workload's own")
     options = parser.parse_args(words)
     names = ["small"] if options.small else options.workloads or list("ABCDE")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -334,10 +356,11 @@ def main(words: Sequence[str] | None = None) -> int:
         chosen = [word for word in (sys.argv[1:] if words is None else words) if word not in names]
         return max(subprocess.call([sys.executable, __file__, name, *chosen]) for name in names)
     for name in names:
+        work = WORKLOADS[name] if options.size is None else replace(WORKLOADS[name], size=options.size)
         kept: list[list[float]] = []
         for capture in (False, True) if options.both else (not options.plain,):
             row, losses = measure(
-                WORKLOADS[name],
+                work,
                 capture=capture,
                 steps=options.steps,
                 device=device,
@@ -346,15 +369,16 @@ def main(words: Sequence[str] | None = None) -> int:
                 form=options.quantize,
             )
             kept.append(losses)
-            if options.json:
-                print(json.dumps(asdict(row)), flush=True)
-            else:
-                print("  ".join(f"{key} {value}" for key, value in asdict(row).items()), flush=True)
+            show(asdict(row), options.json)
             if device.type == "cuda":
                 import gc
 
                 gc.collect()
                 torch.cuda.empty_cache()
+        if options.peer:
+            peer = measure_peer(work, options.peer, options.peer_python, options.steps)
+            times = round(peer["median_ms"] / row.median_ms, 2)
+            show({"workload": name, "capture": "sd-scripts", **peer, "times": times}, options.json)
         if len(kept) == 2:
             worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(*kept, strict=True))
             print(
