@@ -17,9 +17,9 @@ GIB = 2**30
 SPARE = 0.5 * GIB
 WORKING = 24
 
-# What a transformer block keeps of each token, in its width: x and its norm thrice each, q, k, v, the attention's result,
-# q and the result of cross-attention, and GEGLU's input of eight widths. A layer of CLIP has no cross-attention, and
-# four widths in its middle.
+# What a transformer block keeps of each token, in its width: x and its norm thrice each, q, k, v, the attention's
+# result, q and the result of cross-attention, and GEGLU's input of eight widths. A layer of CLIP has no
+# cross-attention, and four widths in its middle.
 BLOCK, TEXT_LAYER = 20, 12
 BLOCK_RANKS, TEXT_RANKS = 8, 6  # activations of the network's rank in each
 STATE_BYTES: Mapping[str, int] = {"adamw8bit": 2, "lion8bit": 1, "lion": 4, "sgdnesterov": 4, "adafactor": 1}

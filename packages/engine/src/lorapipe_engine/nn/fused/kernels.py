@@ -54,12 +54,28 @@ def _quick_products(x: Tensor) -> bool:
 # ------------------------------------------------------------------------------------------ the network's products
 
 MOST_RANKS = 256  # that the kernels hold at once
+SMALL, LARGE = (
+    90_000,
+    200_000,
+)  # bytes of a multiprocessor's own memory: an RTX 30 to 50 has 99 KB, a Hopper card 227
+
+
+@cache
+def _room_of(device: int) -> int:
+    from triton.runtime import driver
+
+    return int(driver.active.utils.get_device_properties(device)["max_shared_mem"])
+
+
+def _room(x: Tensor) -> int:
+    """Bytes of its own memory that a kernel may take. Those of a card before the RTX 30 have 64 KB."""
+    return _room_of(x.device.index or 0) if x.is_cuda else LARGE
 
 
 def lift(both: Tensor, factor: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C)."""
     size, width = factor.shape
-    if _quick_products(both) and size <= MOST_RANKS:
+    if _quick_products(both) and size <= (MOST_RANKS if _room(both) >= SMALL else MOST_RANKS // 4):
         found: tuple[Tensor, Tensor] = _dots().lift(both, factor, residual)
         return found
     hidden = both[:, width:].clone()
@@ -119,9 +135,15 @@ def _add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None
 # ------------------------------------------------------------------------------------------ attention on few keys
 
 
+def stages_for(room: int) -> int:
+    """How many rounds of rows the backward pass may have under way."""
+    return 3 if room >= LARGE else 2
+
+
 def few_keys(query: Tensor, count: int, heads: int) -> bool:
     """Whether :func:`attend_few` is there for rows of queries (N, heads·D) on ``count`` keys each."""
-    return _quick_products(query) and bool(_few_keys().fits(count, query.shape[1] // heads))
+    here = _quick_products(query) and _room(query) >= SMALL
+    return here and bool(_few_keys().fits(count, query.shape[1] // heads))
 
 
 def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
@@ -134,7 +156,8 @@ def attend_few_backward(
     query: Tensor, keys: Tensor, grad: Tensor, batch: int, heads: int
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query and keys."""
-    found: tuple[Tensor, Tensor] = _few_keys().attend_few_backward(query, keys, grad, batch, heads)
+    stages = stages_for(_room(query))
+    found: tuple[Tensor, Tensor] = _few_keys().attend_few_backward(query, keys, grad, batch, heads, stages)
     return found
 
 

@@ -8,6 +8,7 @@ does with them all there is to do. Sums are float32.
 # ruff: noqa: N803
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -92,23 +93,24 @@ def _note(slots, numbers):
 @triton.jit
 def _factors(
     jobs, scales, slots, like, like_target, rows_each,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, FIELDS: tl.constexpr,
+    UNIT: tl.constexpr, RANK_UNIT: tl.constexpr, FIELDS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     """``jobs``: the slot, which of x and the dys in it, first column and columns from there, first rank and ranks,
-    address of the gradient and its distances from column to column and from rank to rank. Columns and ranks are counted
-    in units of UNIT; that and the hints let the compiler read several numbers at once."""
+    address of the gradient and its distances from column to column and from rank to rank. Columns are counted in
+    units of UNIT, ranks of RANK_UNIT; that and the hints let the compiler read several numbers at once."""
     job = jobs + tl.program_id(0) * 9
     slot, which = slots + tl.load(job) * FIELDS, tl.load(job + 1)
     rows = tl.load(slot + 12)
     begin = tl.program_id(1) * rows_each
     if begin < rows:
         first, columns = tl.load(job + 2) * UNIT, tl.load(job + 3) * UNIT
-        first_rank, ranks = tl.load(job + 4) * UNIT, tl.load(job + 5) * UNIT
+        first_rank, ranks = tl.load(job + 4) * RANK_UNIT, tl.load(job + 5) * RANK_UNIT
         own = tl.where(which == 0, 5, 4)
-        wide = tl.multiple_of(tl.load(slot + which).to(tl.pointer_type(like.dtype.element_ty)), UNIT)
-        small = tl.multiple_of(tl.load(slot + own).to(tl.pointer_type(like.dtype.element_ty)), UNIT)
-        stride_wide = tl.multiple_of(tl.load(slot + 6 + which), UNIT)
-        stride_small = tl.multiple_of(tl.load(slot + 6 + own), UNIT)
+        wide = tl.multiple_of(tl.load(slot + which).to(tl.pointer_type(like.dtype.element_ty)), 16)
+        small = tl.multiple_of(tl.load(slot + own).to(tl.pointer_type(like.dtype.element_ty)), 16)
+        stride_wide = tl.multiple_of(tl.load(slot + 6 + which), 16)
+        stride_small = tl.multiple_of(tl.load(slot + 6 + own), 16)
         column, rank = tl.arange(0, COLUMNS), tl.arange(0, RANK)
         end = tl.minimum(begin + rows_each, rows)
         total = tl.zeros((COLUMNS, RANK), tl.float32)
@@ -146,9 +148,11 @@ class FactorBatch:
         self._kept = list(packs)
         self._rank = _rank(max(len(down) for pack in packs for down in pack.downs))
         rows = [(slot, job) for slot, pack in enumerate(packs) for job in _jobs(pack)]
-        self._unit = 16 if all(number % 16 == 0 for _, (numbers, _) in rows for number in numbers[1:5]) else 1
+        self._unit = math.gcd(16, *(number for _, (numbers, _) in rows for number in numbers[1:3]))
+        self._rank_unit = math.gcd(16, *(number for _, (numbers, _) in rows for number in numbers[3:5]))
+        units = [1, self._unit, self._unit, self._rank_unit, self._rank_unit, 1, 1, 1]
         table = [
-            [slot, numbers[0], *(number // self._unit for number in numbers[1:5]), *numbers[5:]]
+            [slot, *(number // unit for number, unit in zip(numbers, units, strict=True))]
             for slot, (numbers, _) in rows
         ]
         device = packs[0].downs[0].device
@@ -169,7 +173,7 @@ class FactorBatch:
         each = triton.cdiv(triton.cdiv(most, pieces), ROWS) * ROWS
         _factors[(jobs, triton.cdiv(most, each))](
             self._jobs, self._scales, self._slots, kept[0], self._kept[0].downs[0], each,
-            UNIT=self._unit, ROWS=ROWS, COLUMNS=COLUMNS, RANK=self._rank, FIELDS=FIELDS,
+            UNIT=self._unit, RANK_UNIT=self._rank_unit, ROWS=ROWS, COLUMNS=COLUMNS, RANK=self._rank, FIELDS=FIELDS,
             num_warps=4, num_stages=3,
         )  # fmt: skip
 

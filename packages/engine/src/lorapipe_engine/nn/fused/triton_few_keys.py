@@ -33,6 +33,11 @@ def _parts(keys: int) -> tuple[int, int]:
     return first, _up(keys - first)
 
 
+def tiles(first: int, wide: int) -> tuple[int, int]:
+    """Rows at a time and warps of the backward pass: the gradients of keys and values stay in registers."""
+    return (64, 4) if first * wide <= 64 * 64 else (32, 8)
+
+
 @triton.jit
 def _tile(
     keys,
@@ -169,13 +174,13 @@ def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
 
 
 def attend_few_backward(
-    query: Tensor, keys: Tensor, grad: Tensor, batch: int, heads: int
+    query: Tensor, keys: Tensor, grad: Tensor, batch: int, heads: int, stages: int
 ) -> tuple[Tensor, Tensor]:
     query, keys, grad = _rows(query), _rows(keys), _rows(grad)
     rows, count = len(query) // batch, len(keys) // batch
     width = query.shape[1] // heads
     first, second = _parts(count)
-    high, warps = (64, 4) if first * _up(width) <= 64 * 64 else (32, 8)
+    high, warps = tiles(first, _up(width))
     pieces = min(triton.cdiv(rows, high), triton.cdiv(PROGRAMS, batch * heads))
     each = triton.cdiv(triton.cdiv(rows, pieces), high) * high
     pieces = triton.cdiv(rows, each)
@@ -185,6 +190,7 @@ def attend_few_backward(
         query, keys, grad, dquery, part, rows, count, query.stride(0), keys.stride(0), grad.stride(0),
         width**-0.5, each, keys.numel(),
         H=heads, D=width, ROWS=high, FIRST=first, SECOND=second, WIDE=_up(width), num_warps=warps,
+        num_stages=stages,
     )  # fmt: skip
     _fold[(triton.cdiv(keys.numel(), 1024),)](part, dkeys, pieces, keys.numel(), BLOCK=1024)
     return dquery, dkeys

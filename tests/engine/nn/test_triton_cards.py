@@ -1,0 +1,78 @@
+"""The kernels with products in them compile for the cards that users have, and fit into a multiprocessor's own memory.
+
+Compiling needs no card. A kernel that takes more than there is stops the run at its first step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+triton = pytest.importorskip("triton", reason="Triton is for Linux")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from lorapipe_engine.nn.fused import kernels, triton_dots, triton_few_keys  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+# Compute capability -> bytes that one block may take (CUDA C++ programming guide, technical specifications).
+CARDS = {75: 64 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
+FLOATS, WHOLES = ("part", "scales", "like_target"), ("jobs", "slots")
+NUMBERS = ("M", "N", "C", "R", "rows_each", "total")
+
+
+def room_taken(kernel: Any, card: int, constants: dict[str, Any], warps: int = 4, stages: int = 3) -> int:
+    """Bytes of the kernel, in bf16 where the card has it, with lengths of rows that are multiples of 16."""
+    half = "*bf16" if card >= 80 else "*fp16"
+
+    def kind(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if name == "scale":
+            return "fp32"
+        if name in NUMBERS or name.startswith("stride_"):
+            return "i32"
+        return "*fp32" if name in FLOATS else "*i64" if name in WHOLES else half
+
+    names = kernel.arg_names
+    signature = {name: kind(name) for name in names}
+    even = [
+        n for n, k in signature.items() if k.startswith("*") or n.startswith("stride_") or n in ("C", "R")
+    ]
+    hints = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
+    source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()}, hints)
+    options = {"num_warps": warps, "num_stages": stages}
+    return int(triton.compile(source, target=GPUTarget("cuda", card, 32), options=options).metadata.shared)
+
+
+def small(card: int) -> bool:
+    return CARDS[card] < kernels.SMALL
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_short_products_fit(card: int) -> None:
+    most = kernels.MOST_RANKS // 4 if small(card) else kernels.MOST_RANKS
+    for rank in (16, most):
+        constants = {"RESIDUAL": True, "ROWS": 64, "COLUMNS": 128, "RANK": rank}
+        assert room_taken(triton_dots._lift, card, constants) <= CARDS[card]
+    for rank in (32, kernels.MOST_RANKS // 2):
+        constants = {"UNIT": 16, "RANK_UNIT": 16, "FIELDS": triton_dots.FIELDS, "RANK": rank}
+        constants |= {"ROWS": triton_dots.ROWS, "COLUMNS": triton_dots.COLUMNS}
+        assert room_taken(triton_dots._factors, card, constants) <= CARDS[card]
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if not small(card)])
+@pytest.mark.parametrize("width", [40, 64, 80, triton_few_keys.MOST_WIDTH])
+def test_attention_on_few_keys_fits(card: int, width: int) -> None:
+    first, second = triton_few_keys._parts(77)
+    wide = triton_few_keys._up(width)
+    constants = {"H": 8, "D": width, "FIRST": first, "SECOND": second, "WIDE": wide}
+    rows, warps = triton_few_keys.tiles(first, wide)
+    stages = kernels.stages_for(CARDS[card])
+    forward = room_taken(triton_few_keys._few_forward, card, {**constants, "ROWS": 64})
+    backward = room_taken(triton_few_keys._few_backward, card, {**constants, "ROWS": rows}, warps, stages)
+    assert max(forward, backward) <= CARDS[card]
