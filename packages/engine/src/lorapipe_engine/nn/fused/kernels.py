@@ -1,4 +1,4 @@
-"""The pointwise kernels and norms of the fused blocks: Triton's where it runs, torch's own operations elsewhere.
+"""The kernels of the fused blocks: Triton's where it runs, torch's own operations elsewhere.
 
 Rows N of C channels (pictures in channels-last order are such rows: N = B·H·W). Statistics and sums are float32,
 whatever the dtype.
@@ -54,10 +54,8 @@ def _quick_products(x: Tensor) -> bool:
 # ------------------------------------------------------------------------------------------ the network's products
 
 MOST_RANKS = 256  # that the kernels hold at once
-SMALL, LARGE = (
-    90_000,
-    200_000,
-)  # bytes of a multiprocessor's own memory: an RTX 30 to 50 has 99 KB, a Hopper card 227
+# Bytes of a multiprocessor's own memory that tell cards apart: an RTX 30 to 50 has 99 KB, a Hopper card 227.
+SMALL, LARGE = 90_000, 200_000
 
 
 @cache
