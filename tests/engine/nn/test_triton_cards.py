@@ -55,11 +55,10 @@ def small(card: int) -> bool:
 
 @pytest.mark.parametrize("card", CARDS)
 def test_short_products_fit(card: int) -> None:
-    most = kernels.MOST_RANKS // 4 if small(card) else kernels.MOST_RANKS
-    for rank in (16, most):
+    for rank in (16, kernels.most_ranks(CARDS[card])):
         constants = {"RESIDUAL": True, "ROWS": 64, "COLUMNS": 128, "RANK": rank}
         assert room_taken(triton_dots._lift, card, constants) <= CARDS[card]
-    for rank in (32, kernels.MOST_RANKS // 2):
+    for rank in (32, kernels.MOST_EACH):
         constants = {"UNIT": 16, "RANK_UNIT": 16, "FIELDS": triton_dots.FIELDS, "RANK": rank}
         constants |= {"ROWS": triton_dots.ROWS, "COLUMNS": triton_dots.COLUMNS}
         assert room_taken(triton_dots._factors, card, constants) <= CARDS[card]

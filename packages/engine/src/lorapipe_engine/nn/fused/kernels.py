@@ -53,9 +53,9 @@ def _quick_products(x: Tensor) -> bool:
 
 # ------------------------------------------------------------------------------------------ the network's products
 
-MOST_RANKS = 256  # that the kernels hold at once
 # Bytes of a multiprocessor's own memory that tell cards apart: an RTX 30 to 50 has 99 KB, a Hopper card 227.
 SMALL, LARGE = 90_000, 200_000
+MOST_EACH = 128  # ranks of a layer whose gradients a kernel of ours adds up
 
 
 @cache
@@ -70,10 +70,15 @@ def _room(x: Tensor) -> int:
     return _room_of(x.device.index or 0) if x.is_cuda else LARGE
 
 
+def most_ranks(room: int) -> int:
+    """Ranks that the kernels hold at once."""
+    return 256 if room >= LARGE else 128 if room >= SMALL else 64
+
+
 def lift(both: Tensor, factor: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C)."""
     size, width = factor.shape
-    if _quick_products(both) and size <= (MOST_RANKS if _room(both) >= SMALL else MOST_RANKS // 4):
+    if _quick_products(both) and size <= most_ranks(_room(both)):
         found: tuple[Tensor, Tensor] = _dots().lift(both, factor, residual)
         return found
     hidden = both[:, width:].clone()
@@ -92,7 +97,7 @@ class FactorGradients:
 
     def can_wait(self, x: Tensor, count: int) -> bool:
         """Whether a :class:`FactorBatch` can take them, with ``count`` dys."""
-        return _quick_products(x) and count <= 3 and max(len(down) for down in self.downs) <= MOST_RANKS // 2
+        return _quick_products(x) and count <= 3 and max(len(down) for down in self.downs) <= MOST_EACH
 
     def add(self, x: Tensor, hidden: Tensor, dys: Sequence[Tensor], dhidden: Tensor) -> None:
         """``x`` (N, in), ``hidden`` (N, R), ``dhidden`` (N, R); ranks of the layers one after the other. ``dys``: one
