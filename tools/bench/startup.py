@@ -1,10 +1,11 @@
 """Times lora-train from the command to its first step, on bases of full size with random weights.
 
-    python tools/bench/startup.py [A C] [--work DIR] [--runs 2] [--json]
+    python tools/bench/startup.py [A C] [--work DIR] [--runs 2] [--where] [--json]
 
 A: SD 1.5, 512 px, batch 4, dim 64, text encoder trained, 40 pictures; C: SDXL, 1024 px, batch 4, dim 32, UNet alone
 with cached text, 16 pictures. Every run encodes its pictures (and C its captions) anew. The first run of a machine
-compiles Triton's kernels too; the later ones find them. The base is made once, as a diffusers folder of 2 or 7 GB.
+compiles Triton's kernels too; the later ones find them. ``--where``: one more run, and what its time went into. The
+base is made once, as a diffusers folder of 2 or 7 GB.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from phases import phases
 from PIL import Image
 
 BASES = Path(__file__).parents[2] / "tests/engine/train"
@@ -72,12 +74,18 @@ def make_pictures(folder: Path, count: int, size: int) -> Path:
     return folder
 
 
-def first_step(run: Run, base: Path, pictures: Path, work: Path) -> float:
-    """Seconds from the command until the first step is in metrics.jsonl. Raises RuntimeError with what was said."""
+def first_step(run: Run, base: Path, pictures: Path, work: Path, samples: Path | None = None) -> float:
+    """Seconds from the command until the first step is in metrics.jsonl. Raises RuntimeError with what was said.
+
+    ``samples``: where to write what the program was at (see phases.py).
+    """
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(work / "cache", ignore_errors=True)
-    words = [sys.executable, "-m", "lorapipe_engine", "--base", str(base), "--train_data_dir", str(pictures)]
+    words = [sys.executable, "-m", "lorapipe_engine"]
+    if samples is not None:
+        words = [sys.executable, str(Path(__file__).with_name("phases.py")), str(samples)]
+    words += ["--base", str(base), "--train_data_dir", str(pictures)]
     words += ["--output_dir", str(out), "--output_name", "net", "--cache_dir", str(work / "cache")]
     words += [
         "--resolution",
@@ -108,6 +116,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("workloads", nargs="*", choices=[*RUNS, []], metavar="A C")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--where", action="store_true", help="tell what the time goes into")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(words)
     work = options.work or Path(tempfile.mkdtemp(prefix="bench-startup-"))
@@ -124,6 +133,11 @@ def main(words: Sequence[str] | None = None) -> int:
             json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()),
             flush=True,
         )
+        if options.where:
+            samples = work / "samples.jsonl"
+            first_step(run, base, pictures, work, samples)
+            for phase in phases(samples):
+                print(f"{phase.start:8.1f} s  {phase.seconds:6.2f} s  {phase.what}", flush=True)
     if options.work is None:
         shutil.rmtree(work)
     return int(missed)
