@@ -60,6 +60,9 @@ def test_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
         check_output(tmp_path / "no" / "out.bin", force=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file, not a folder"):
+        check_output(tmp_path / "file" / "out.bin", force=True)
     with pytest.raises(OutputError, match="not a regular file"):
         check_output(tmp_path, force=True)
     with pytest.raises(OutputError, match="free"):

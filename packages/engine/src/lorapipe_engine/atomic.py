@@ -22,6 +22,8 @@ def check_output(path: Path, *, force: bool, size: int = 0) -> None:
     """Raise OutputError if ``path`` cannot become a file of ``size`` bytes: worth asking before long work."""
     folder = path.parent
     if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise OutputError(f"{path}: {folder} is a file, not a folder; choose another place")
         raise OutputError(f"{path}: its folder {folder} does not exist; make it first")
     if os.path.lexists(path):
         if not path.is_file() and not path.is_symlink():
