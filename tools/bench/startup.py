@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -137,7 +137,8 @@ def main(words: Sequence[str] | None = None) -> int:
             samples = work / "samples.jsonl"
             first_step(run, base, pictures, work, samples)
             for phase in phases(samples):
-                print(f"{phase.start:8.1f} s  {phase.seconds:6.2f} s  {phase.what}", flush=True)
+                line = f"{phase.start:8.1f} s  {phase.seconds:6.2f} s  {phase.what}"
+                print(json.dumps(asdict(phase)) if options.json else line, flush=True)
     if options.work is None:
         shutil.rmtree(work)
     return int(missed)

@@ -83,7 +83,7 @@ def lift(residual: bool, rows: int = 70, width: int = 150, rank: int = 40) -> li
     factor = wide[4 : 4 + rank, 8 : 8 + width]
     both, more = sliced(rows, width + rank), sliced(rows, width) if residual else None
     turned = torch.randn(width, rank).mT
-    return [*kernels.lift(both, factor, more), *kernels.lift(both, turned, more)]
+    return [*kernels.lift(both.clone(), factor, more), *kernels.lift(both.clone(), turned, more)]
 
 
 def factor_gradients(apart: bool, ranks: tuple[int, int] = (5, 7), rows: int = 600) -> list[Any]:

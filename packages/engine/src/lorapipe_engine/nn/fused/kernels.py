@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -76,14 +76,15 @@ def most_ranks(room: int) -> int:
 
 
 def lift(both: Tensor, factor: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C)."""
+    """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C). The rows may be
+    written to."""
     size, width = factor.shape
     if _quick_products(both) and size <= most_ranks(_room(both)):
         found: tuple[Tensor, Tensor] = _dots().lift(both, factor, residual)
         return found
     hidden = both[:, width:].clone()
-    out = torch.addmm(both[:, :width], hidden, factor)
-    return (out if residual is None else out.add_(residual)), hidden
+    out = both[:, :width].addmm_(hidden, factor)
+    return (out.contiguous() if residual is None else out + residual), hidden
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,34 @@ class FactorGradients:
         """``x`` (N, in), ``hidden`` (N, R), ``dhidden`` (N, R); ranks of the layers one after the other. ``dys``: one
         (N, sum of out), or one (N, out) for each layer."""
         parts = dys if len(dys) > 1 else torch.split(dys[0], [len(up) for up in self.ups], dim=1)
+        if self._stacked is not None:
+            _add_product(self._stacked, dhidden[:, : len(self._stacked)].mT, x)
         column = 0
         for down, up, scale, dy in zip(self.downs, self.ups, self.scales, parts, strict=True):
             columns = slice(column, column + len(down))
-            _add_product(down, dhidden[:, columns].mT, x)
+            if self._stacked is None:
+                _add_product(down, dhidden[:, columns].mT, x)
             _add_product(up, dy.mT, hidden[:, columns], scale)
             column = columns.stop
+
+    @cached_property
+    def _stacked(self) -> Tensor | None:
+        """The downs as one (sum of ranks, in), where they lie side by side in the flat buffer."""
+        first = self.downs[0]
+        place, storage = first.storage_offset(), first.untyped_storage().data_ptr()
+        for down in self.downs:
+            if down.storage_offset() != place or down.untyped_storage().data_ptr() != storage:
+                return None
+            place += down.numel()
+        width = first.shape[1]
+        return first.as_strided((sum(len(down) for down in self.downs), width), (width, 1))
 
 
 class FactorBatch:
     """The gradients of several packs in one kernel; ``packs``: where they go, and whether a pack's dys are several."""
 
     def __init__(self, packs: Sequence[tuple[FactorGradients, bool]]) -> None:
-        into = _dots().Into
-        self._batch = _dots().FactorBatch(
-            [into(row.downs, row.ups, row.scales, apart) for row, apart in packs]
-        )
+        self._batch = _dots().FactorBatch(packs)
 
     def add(self, reads: Sequence[tuple[Tensor, Tensor, Sequence[Tensor], Tensor]]) -> None:
         """x, hidden, dys and dhidden of each pack, as for :meth:`FactorGradients.add`."""

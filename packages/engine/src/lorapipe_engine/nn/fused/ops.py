@@ -124,7 +124,7 @@ def _back_added(dys: Sequence[Tensor], pack: Packed, mask: Tensor | None) -> tup
     return dx.addmm_(dhidden, pack.down), dhidden
 
 
-def _few_parts(dys: Sequence[Tensor]) -> Sequence[Tensor]:
+def _apart_or_joined(dys: Sequence[Tensor]) -> Sequence[Tensor]:
     """The gradients of a pack's layers, side by side in one where that costs less than a product for each of them."""
     return dys if len(dys) == 1 or len(dys[0]) >= ENOUGH_ROWS else [torch.cat(tuple(dys), dim=1)]
 
@@ -172,7 +172,7 @@ class _NormLinear(torch.autograd.Function):
     def backward(ctx: Any, also: Tensor | None, *dys: Tensor) -> tuple[Any, ...]:
         x, mean, rstd, both, mask = ctx.saved_tensors
         pack, norm = ctx.pack, ctx.norm
-        parts = _few_parts(dys)
+        parts = _apart_or_joined(dys)
         dnormed, dhidden = _back_added(parts, pack, mask)
         dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, dnormed, also)
         pack.add_gradients(both[:, : pack.width], both[:, pack.width :], parts, dhidden)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -18,6 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lorapipe_engine.nn.fused.triton_kernels import _rows
+
+if TYPE_CHECKING:
+    from lorapipe_engine.nn.fused.kernels import FactorGradients
 
 LEAST = 16  # of each side of a product in Triton
 
@@ -127,27 +130,16 @@ def _factors(
         tl.atomic_add(place, total * tl.load(scales + tl.program_id(0)), mask=inside, sem="relaxed")
 
 
-@dataclass(frozen=True)
-class Into:
-    """Where the gradients of a pack's layers go: ``downs`` (rank, in), ``ups`` (out, rank), float32; those of the ups
-    times ``scales``. ``apart``: whether each layer's dy is a matrix of its own, three at most."""
-
-    downs: Sequence[Tensor]
-    ups: Sequence[Tensor]
-    scales: Sequence[float]
-    apart: bool
-
-
 COLUMNS, ROWS, PROGRAMS = 64, 64, 300
 
 
 class FactorBatch:
     """The products of several packs, always the same ones."""
 
-    def __init__(self, packs: Sequence[Into]) -> None:
-        self._kept = list(packs)
-        self._rank = _rank(max(len(down) for pack in packs for down in pack.downs))
-        rows = [(slot, job) for slot, pack in enumerate(packs) for job in _jobs(pack)]
+    def __init__(self, packs: Sequence[tuple[FactorGradients, bool]]) -> None:
+        self._kept = [into for into, _ in packs]
+        self._rank = _rank(max(len(down) for into in self._kept for down in into.downs))
+        rows = [(slot, job) for slot, (into, apart) in enumerate(packs) for job in _jobs(into, apart)]
         self._unit = math.gcd(16, *(number for _, (numbers, _) in rows for number in numbers[1:3]))
         self._rank_unit = math.gcd(16, *(number for _, (numbers, _) in rows for number in numbers[3:5]))
         units = [1, self._unit, self._unit, self._rank_unit, self._rank_unit, 1, 1, 1]
@@ -155,7 +147,7 @@ class FactorBatch:
             [slot, *(number // unit for number, unit in zip(numbers, units, strict=True))]
             for slot, (numbers, _) in rows
         ]
-        device = packs[0].downs[0].device
+        device = self._kept[0].downs[0].device
         self._jobs = torch.tensor(table, dtype=torch.int64, device=device)
         self._scales = torch.tensor([scale for _, (_, scale) in rows], dtype=torch.float32, device=device)
         self._slots = torch.zeros(len(packs), FIELDS, dtype=torch.int64, device=device)
@@ -178,15 +170,15 @@ class FactorBatch:
         )  # fmt: skip
 
 
-def _jobs(pack: Into) -> Iterator[tuple[list[int], float]]:
+def _jobs(into: FactorGradients, apart: bool) -> Iterator[tuple[list[int], float]]:
     """Rows of the table of jobs without their slots, and the number that each result is multiplied with."""
     place, first_rank = 0, 0
-    for index, (down, up, scale) in enumerate(zip(pack.downs, pack.ups, pack.scales, strict=True)):
+    for index, (down, up, scale) in enumerate(zip(into.downs, into.ups, into.scales, strict=True)):
         (ranks, width), out = down.shape, len(up)
         for start in range(0, width, COLUMNS):
             address = down.data_ptr() + start * down.element_size()
             yield [0, start, min(COLUMNS, width - start), first_rank, ranks, address, 1, width], 1.0
-        which, begin = (1 + index, 0) if pack.apart else (1, place)
+        which, begin = (1 + index, 0) if apart else (1, place)
         for start in range(0, out, COLUMNS):
             address = up.data_ptr() + start * ranks * up.element_size()
             yield (

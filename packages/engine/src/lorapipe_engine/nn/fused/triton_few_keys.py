@@ -39,28 +39,29 @@ def tiles(first: int, wide: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _tile(
-    keys,
-    start,
-    M,
-    stride_keys,
-    batch,
-    head,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    KEYS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """Keys and values from ``start`` on, and their places."""
+def _places(
+    start, M, stride, batch, head, D: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Where the keys from ``start`` on lie, and which of the tile there are."""
     key, column = start + tl.arange(0, KEYS), tl.arange(0, WIDE)
     there = (key[:, None] < M) & (column[None, :] < D)
-    place = keys + (batch * M + key[:, None]) * stride_keys + head * D + column[None, :]
-    return tl.load(place, mask=there, other=0.0), tl.load(place + H * D, mask=there, other=0.0)
+    return (batch * M + key[:, None]) * stride + head * D + column[None, :], there
+
+
+@triton.jit
+def _tile(
+    keys, start, M, stride, batch, head,
+    H: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Keys and values from ``start`` on."""
+    place, there = _places(start, M, stride, batch, head, D, KEYS, WIDE)
+    return tl.load(keys + place, mask=there, other=0.0), tl.load(keys + place + H * D, mask=there, other=0.0)
 
 
 @triton.jit
 def _weights(query, first, second, M, scale, FIRST: tl.constexpr, SECOND: tl.constexpr):
-    """Of each row: the shares of the keys, (rows, FIRST) and (rows, SECOND). ``scale``: with log2(e) in it."""
+    """Of each row: the shares of the keys, (rows, FIRST) and (rows, SECOND)."""
+    scale = scale * 1.4426950408889634  # log2(e), for powers of two
     one = tl.dot(query, tl.trans(first), input_precision="ieee") * scale
     two = tl.dot(query, tl.trans(second), input_precision="ieee") * scale
     two = tl.where(FIRST + tl.arange(0, SECOND)[None, :] < M, two, float("-inf"))
@@ -83,7 +84,7 @@ def _few_forward(
     k1, v1 = _tile(keys, 0, M, stride_keys, batch, head, H, D, FIRST, WIDE)
     k2, v2 = _tile(keys, FIRST, M, stride_keys, batch, head, H, D, SECOND, WIDE)
     q = tl.load(query + line * stride_query + head * D + column[None, :], mask=here, other=0.0)
-    one, two = _weights(q, k1, k2, M, scale * 1.4426950408889634, FIRST, SECOND)
+    one, two = _weights(q, k1, k2, M, scale, FIRST, SECOND)
     found = tl.dot(one.to(q.dtype), v1, input_precision="ieee")
     found = tl.dot(two.to(q.dtype), v2, found, input_precision="ieee")
     tl.store(out + line * (H * D) + head * D + column[None, :], found, mask=here)
@@ -91,24 +92,13 @@ def _few_forward(
 
 @triton.jit
 def _keep(
-    part,
-    dk,
-    dv,
-    start,
-    M,
-    batch,
-    head,
-    H: tl.constexpr,
-    D: tl.constexpr,
-    KEYS: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    part, dk, dv, start, M, batch, head,
+    H: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Into rows [key | value]."""
-    key, column = start + tl.arange(0, KEYS), tl.arange(0, WIDE)
-    there = (key[:, None] < M) & (column[None, :] < D)
-    place = part + (batch * M + key[:, None]) * (2 * H * D) + head * D + column[None, :]
-    tl.store(place, dk, mask=there)
-    tl.store(place + H * D, dv, mask=there)
+    place, there = _places(start, M, 2 * H * D, batch, head, D, KEYS, WIDE)
+    tl.store(part + place, dk, mask=there)
+    tl.store(part + place + H * D, dv, mask=there)
 
 
 @triton.jit
@@ -132,7 +122,7 @@ def _few_backward(
         line = batch * N + row[:, None]
         q = tl.load(query + line * stride_query + head * D + column[None, :], mask=here, other=0.0)
         dy = tl.load(grad + line * stride_grad + head * D + column[None, :], mask=here, other=0.0)
-        one, two = _weights(q, k1, k2, M, scale * 1.4426950408889634, FIRST, SECOND)
+        one, two = _weights(q, k1, k2, M, scale, FIRST, SECOND)
         dv1 = tl.dot(tl.trans(one.to(q.dtype)), dy, dv1, input_precision="ieee")
         dv2 = tl.dot(tl.trans(two.to(q.dtype)), dy, dv2, input_precision="ieee")
         done = tl.dot(dy, tl.trans(v1), input_precision="ieee")
