@@ -37,27 +37,26 @@ def watch(samples: Path) -> None:
     with samples.open("w") as out:
         while True:
             frame = sys._current_frames().get(main or 0)
-            names: list[tuple[str, str]] = []
+            names: list[tuple[str, str, str]] = []
             while frame is not None:
-                names.append((frame.f_code.co_filename, frame.f_code.co_name))
+                module = str(frame.f_globals.get("__name__"))
+                names.append((frame.f_code.co_filename, frame.f_code.co_name, module))
                 frame = frame.f_back
             out.write(json.dumps([round(time.monotonic() - began, 3), label(names)]) + "\n")
             out.flush()
             time.sleep(EVERY)
 
 
-def label(frames: Sequence[tuple[str, str]]) -> str:
-    """What runs, by its frames (file, function), the innermost first."""
-    own = next((place for place, (file, _) in enumerate(frames) if OWN in file), None)
+def label(frames: Sequence[tuple[str, str, str]]) -> str:
+    """What runs, by its frames (file, function, module), the innermost first."""
+    own = next((place for place, (file, _, _) in enumerate(frames) if OWN in file), None)
     if own is None:
         return "the interpreter"
     above = frames[:own]
-    if any(file.startswith("<frozen importlib") for file, _ in above):
-        modules = [Path(file) for file, name in above if name == "<module>" and not file.startswith("<")]
-        parts = modules[-1].parts if modules else ()
-        after = parts.index("site-packages") + 1 if "site-packages" in parts else -2
-        return "import " + "/".join(parts[after : after + 2])
-    file, name = frames[own]
+    if any(file.startswith("<frozen importlib") for file, _, _ in above):
+        imported = [module for _, name, module in above if name == "<module>"]
+        return "import " + ".".join(imported[-1].split(".")[:2] if imported else ["?"])
+    file, name, _ = frames[own]
     return f"{Path(file).stem}.{name}"
 
 

@@ -13,6 +13,7 @@ import click
 from lorapipe_engine.command import ToolCommand, say, tool_command
 from lorapipe_engine.config import build_settings, print_config, settings_options
 from lorapipe_engine.errors import ConfigError, MissingExtra
+from lorapipe_engine.libraries import ALONE, library_imports
 from lorapipe_engine.progress import QUIET
 from lorapipe_engine.settings import PARTS, TrainSettings
 from lorapipe_engine.settings.refused import ForeignOptions, foreign_options, given_options
@@ -85,7 +86,8 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
             "no dataset: give --train_data_dir FOLDER with folders N_concept in it, or --dataset_config FILE"
         )
     require_training_extra()
-    from lorapipe_engine.train.session import run_training
+    with library_imports():
+        from lorapipe_engine.train.session import run_training
 
     for path in run_training(settings, print_config(parts, origin), say):
         click.echo(path)
@@ -118,4 +120,5 @@ def require_training_extra() -> None:
 
 def train_main() -> None:
     """Entry point of ``lora-train``."""
+    ALONE.set(True)
     lora_train.main()

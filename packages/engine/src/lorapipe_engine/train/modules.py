@@ -6,9 +6,7 @@ place.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.libraries import library_imports
 
 # Buffers and scalars of checkpoints that no module needs.
 HARMLESS = ("position_ids", "logit_scale")
@@ -34,14 +33,14 @@ Pieces = Mapping[str, Piece]
 
 def build_unet(config: Mapping[str, Any], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
     """A ``UNet2DConditionModel`` on the CPU. ``where`` names the file in errors."""
-    with quiet_imports():
+    with library_imports():
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     return _filled(lambda: UNet2DConditionModel(**config), pieces, dtype, f"{where}: UNet")
 
 
 def build_vae(config: Mapping[str, Any], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
     """An ``AutoencoderKL`` on the CPU."""
-    with quiet_imports():
+    with library_imports():
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     return _filled(lambda: AutoencoderKL(**config), pieces, dtype, f"{where}: VAE")
 
@@ -51,7 +50,7 @@ def build_text_encoder(config: Mapping[str, Any], pieces: Pieces, dtype: torch.d
 
     The names in ``pieces`` start with ``text_model.`` (save the projection), whatever transformers' version.
     """
-    with quiet_imports():
+    with library_imports():
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
     kind = CLIPTextModelWithProjection if "text_projection.weight" in pieces else CLIPTextModel
 
@@ -68,18 +67,6 @@ def build_text_encoder(config: Mapping[str, Any], pieces: Pieces, dtype: torch.d
     # Not in any file, and made on "meta" with the rest.
     embeddings.position_ids = torch.arange(config["max_position_embeddings"])[None]
     return module
-
-
-@contextlib.contextmanager
-def quiet_imports() -> Iterator[None]:
-    """Keep a warning of bitsandbytes, which diffusers imports, off the screen of machines without a GPU."""
-    logger = logging.getLogger("bitsandbytes")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _filled(make: Callable[[], nn.Module], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:

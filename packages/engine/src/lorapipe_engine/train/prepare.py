@@ -39,7 +39,7 @@ def prepare_data(
         family.vae.to("cpu")
     if family.device.type == "cuda":
         torch.cuda.empty_cache()  # what encoding took is in the way of the weights
-    family.wake_text()
+    family.wake_text(for_good=not caches_text(settings.data))
     if caches_text(settings.data):
         cache = TextCache(
             family,

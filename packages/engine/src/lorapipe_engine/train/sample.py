@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.libraries import library_imports
 from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.prompts import Prompt
 
@@ -41,13 +42,15 @@ SAMPLER_NAMES = (*SAMPLERS, *ALIASES)
 
 def make_scheduler(name: str, *, v_prediction: bool) -> Any:
     """A diffusers scheduler over Stable Diffusion's noise schedule. Raises ConfigError for an unknown name."""
-    import diffusers
-
     key = ALIASES.get(name, name)
     if key not in SAMPLERS:
         raise ConfigError(f"sample_sampler: '{name}' is unknown; one of {', '.join(SAMPLER_NAMES)}")
-    kind, settings = SAMPLERS[key]
-    return getattr(diffusers, kind)(
+    name, settings = SAMPLERS[key]
+    with library_imports():
+        import diffusers
+
+        kind = getattr(diffusers, name)
+    return kind(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

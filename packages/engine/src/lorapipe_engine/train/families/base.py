@@ -78,6 +78,7 @@ class Family(ABC):
             _place(encoder, place, dtype) for encoder in base.text_encoders
         )
         self.tokenizers = base.tokenizers
+        self._stayed: list[list[tuple[nn.Parameter, Tensor]]] = [[] for _ in self.text_encoders]
 
     # ---------------------------------------------------------------- facts
 
@@ -156,13 +157,19 @@ class Family(ABC):
 
     def rest_text(self) -> None:
         """Send the text encoders to the CPU, to make room; :meth:`wake_text` brings them back."""
-        for encoder in self.text_encoders:
+        for encoder, stayed in zip(self.text_encoders, self._stayed, strict=True):
+            for parameter, value in stayed:
+                parameter.data = value
+            stayed.clear()
             encoder.to("cpu")
 
-    def wake_text(self) -> None:
-        """Have the text encoders on the device."""
-        for encoder in self.text_encoders:
+    def wake_text(self, *, for_good: bool = False) -> None:
+        """Have the text encoders on the device. But ``for_good``, their values stay on the CPU beside, to be sent
+        nowhere when the encoders rest: they must not be trained in between."""
+        for encoder, stayed in zip(self.text_encoders, self._stayed, strict=True):
             if next(encoder.parameters()).device.type != self.device.type:
+                if not for_good:
+                    stayed += [(parameter, parameter.data) for parameter in encoder.parameters()]
                 encoder.to(self.device)
 
     @abstractmethod

@@ -1,0 +1,40 @@
+"""How torch, diffusers and transformers are imported: quickly, and without what they would load for nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from importlib.util import find_spec
+
+# Packages that diffusers and transformers load where they find them, seconds each, for ways that nothing here takes:
+# weights quantized by diffusers, LoRA by PEFT, and measures of generated text.
+UNUSED = ("bitsandbytes", "peft", "sklearn")
+
+# Whether this process is a program of ours alone. In one that is shared, other code may want those ways.
+ALONE: ContextVar[bool] = ContextVar("ALONE", default=False)
+
+
+@contextlib.contextmanager
+def library_imports() -> Iterator[None]:
+    """For imports of large libraries. Where the process is ALONE, they do not see what is UNUSED; it can be imported
+    afterwards as ever. A warning of bitsandbytes stays off the screen of machines without a GPU.
+    """
+    logger = logging.getLogger("bitsandbytes")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    hidden = [name for name in UNUSED if name not in sys.modules and find_spec(name)] if ALONE.get() else []
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import of it fails
+    collects = gc.isenabled()
+    gc.disable()  # thousands of modules are made, none is garbage: looking for it takes a fifth of the time
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+        for name in hidden:
+            del sys.modules[name]
+        logger.setLevel(before)
