@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -91,13 +92,27 @@ def losses(stepper: Stepper, steps: int, accumulation: int, shapes: Sequence[tup
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_captured_steps_give_the_losses_of_plain_ones(accumulation: int) -> None:
+    plain = losses(make_stepper(dtype=torch.float32, capture=False), 50, accumulation, SHAPES)
+    stepper = make_stepper(dtype=torch.float32, capture=True)
+    captured = losses(stepper, 50, accumulation, SHAPES)
+    assert stepper.graphs is not None
+    assert len(stepper.graphs.shapes) == len(SHAPES)
+    # Two plain runs of these steps lie up to 7e-6 apart, as the order of some sums is the card's.
+    assert captured == pytest.approx(plain, rel=5e-5)
+    assert plain[-1] != plain[0]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_captured_steps_in_bf16_follow_plain_ones(accumulation: int) -> None:
     plain = losses(make_stepper(capture=False), 50, accumulation, SHAPES)
     stepper = make_stepper(capture=True)
     captured = losses(stepper, 50, accumulation, SHAPES)
     assert stepper.graphs is not None
     assert len(stepper.graphs.shapes) == len(SHAPES)
-    assert captured == pytest.approx(plain, rel=2e-3)
-    assert plain[-1] != plain[0]
+    # Two plain runs of 50 steps lie up to 5e-4 apart, seldom 3e-3 at some late step: their roundings drift apart.
+    assert captured[:20] == pytest.approx(plain[:20], rel=2e-3)
+    assert captured == pytest.approx(plain, rel=1e-2)
+    assert mean(captured) == pytest.approx(mean(plain), rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["Lion", "SGD", "Prodigy", "DAdaptAdam", "AdamW8bit"])

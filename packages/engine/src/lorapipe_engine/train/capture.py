@@ -46,8 +46,7 @@ class StepGraphs:
     def __init__(self, say: Say, budget: int | None = None) -> None:
         self._say = say
         self.budget = int(torch.cuda.mem_get_info()[1] * BUDGET) if budget is None else budget
-        # Before the stream that some of the network's gradients are made on, see nn/fused/later.py.
-        self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._graphs: OrderedDict[tuple[Any, ...], _Recorded] = OrderedDict()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.fused import kernels
@@ -36,36 +35,24 @@ class _Waiting:
 
 
 class Later:
-    """Gathers the work of packs. What is told to :meth:`add` is in the gradients after :meth:`finish`.
-
-    Long work runs on a stream of its own beside the kernels of the pass, in what these leave of the card.
-    """
+    """Gathers the work of packs. What is told to :meth:`add` is in the gradients after :meth:`finish`."""
 
     def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
-        self._running: list[_Waiting] = []  # held, as their memory belongs to the stream of the pass
-        self._done: torch.cuda.Event | None = None  # when these are through
-        self._stream: torch.cuda.Stream | None = None
         self._batches: dict[tuple[tuple[int, bool], ...], kernels.FactorBatch] = {}
 
     def add(self, pack: Packed, x: Tensor, hidden: Tensor, dys: Sequence[Tensor], dhidden: Tensor) -> None:
         """See :meth:`Packed.add_gradients`."""
         self._waiting.append(_Waiting(pack, x, hidden, dys, dhidden))
         if len(self._waiting) >= MOST or sum(work.size for work in self._waiting) >= ROOM:
-            self._start()
+            self.finish()
 
     def forget(self) -> None:
         """Let go of what a pass has left that was broken off."""
-        if self._running and not torch.cuda.is_current_stream_capturing():
-            torch.cuda.synchronize()
-        self._waiting, self._running, self._done = [], [], None
+        self._waiting.clear()
 
     def finish(self) -> None:
-        """Let the current stream wait until all is done."""
-        self._start()
-        self._release()
-
-    def _start(self) -> None:
+        """Start all that waits."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
@@ -74,20 +61,4 @@ class Later:
         if batch is None:
             rows = [(work.pack.gradients(), len(work.dys) > 1) for work in waiting]
             batch = self._batches[key] = kernels.FactorBatch(rows)
-        self._release()
-        reads = [(work.x, work.hidden, work.dys, work.dhidden) for work in waiting]
-        if sum(work.size for work in waiting) < ROOM:  # over before the way to another stream and back is
-            batch.add(reads)
-            return
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(waiting[0].x.device)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            batch.add(reads)
-        self._running, self._done = waiting, self._stream.record_event()
-
-    def _release(self) -> None:
-        """Let the current stream wait for what runs, whose memory it may write to then."""
-        if self._done is not None:
-            torch.cuda.current_stream().wait_event(self._done)
-        self._running, self._done = [], None
+        batch.add([(work.x, work.hidden, work.dys, work.dhidden) for work in waiting])
