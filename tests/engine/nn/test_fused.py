@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
+from lorapipe_engine.nn.fused import kernels  # noqa: E402
 from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
 from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
 from lorapipe_engine.nn.lora import Lora  # noqa: E402
@@ -100,6 +103,29 @@ def test_fused_unet_is_the_unet(linear: bool, checkpointed: bool) -> None:
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often norms and activations of rows are computed."""
+    found: Counter[str] = Counter()
+
+    def counted(name: str, own: Callable[..., Any], *args: Any) -> Any:
+        found[name] += 1
+        return own(*args)
+
+    for name in ("layer_norm", "activate"):
+        monkeypatch.setattr(kernels, name, partial(counted, name, getattr(kernels, name)))
+    return found
+
+
+def test_a_block_that_is_computed_again_ends_before_its_second_layer(calls: Counter[str]) -> None:
+    passes(True, fused=True)
+    once = dict(calls)
+    calls.clear()
+    passes(True, fused=True, checkpointed=True)
+    assert calls["layer_norm"] == 2 * once["layer_norm"]
+    assert calls["activate"] == once["activate"]
+
+
 def test_a_network_on_convolutions_leaves_those_blocks_their_own_way() -> None:
     own, fused = (passes(True, conv=True, fused=choice) for choice in (False, True))
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
@@ -158,7 +184,10 @@ def test_drawing_uses_the_blocks_own_way() -> None:
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_fused_text_encoder_is_the_text_encoder(activation: str) -> None:
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_fused_text_encoder_is_the_text_encoder(
+    activation: str, checkpointed: bool, calls: Counter[str]
+) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     def states(fused: bool) -> list[Any]:
@@ -178,6 +207,9 @@ def test_fused_text_encoder_is_the_text_encoder(activation: str) -> None:
         packs = fuse(nn.Module(), [encoder]) if fused else None
         if packs is not None:
             packs.refresh()
+        if checkpointed:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            encoder.train()
         out = encoder(input_ids=torch.arange(40).reshape(2, 20), output_hidden_states=True)
         out.hidden_states[-2].square().mean().backward()
         if packs is not None:
@@ -186,3 +218,5 @@ def test_fused_text_encoder_is_the_text_encoder(activation: str) -> None:
 
     own, fused = states(False), states(True)
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
+    # Three layers of two norms, two of them computed again: the last one does not matter to what is looked at.
+    assert calls == {"layer_norm": 10 if checkpointed else 6, "activate": 3}

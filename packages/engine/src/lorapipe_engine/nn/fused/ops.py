@@ -35,12 +35,32 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, pack: Packed, samples: int = 1) -
 
 
 def feed_forward(
-    x: Tensor, norm: nn.LayerNorm, first: Packed, second: Packed, kind: int, samples: int = 1
+    x: Tensor,
+    norm: nn.LayerNorm,
+    first: Packed,
+    second: Packed,
+    kind: int,
+    samples: int = 1,
+    *,
+    repeated: bool = False,
 ) -> Tensor:
-    """x + second(activation(first(norm(x)))), (N, C); ``kind`` of the activation: see :mod:`.kernels`."""
-    found: Tensor = _FeedForward.apply(  # type: ignore[no-untyped-call]
-        x, norm, first, second, kind, samples, *first.trained, *second.trained
-    )
+    """x + second(activation(first(norm(x)))), (N, C); ``kind`` of the activation: see :mod:`.kernels`.
+
+    ``repeated``: this is the end of a block that is computed again for its backward pass. Then nothing from the
+    activation on is kept, so that the repetition ends before it (checkpoints stop with the last tensor kept).
+    """
+    x, inner = norm_linear(x, norm, first, samples)
+    mask, kept = second.mask(len(x), samples), None
+    if repeated:
+        inner = _Kept.apply(inner, mask)  # type: ignore[no-untyped-call]
+        kept = inner.grad_fn
+    found: Tensor = _Second.apply(x, inner, mask, kept, second, kind, *second.trained)  # type: ignore[no-untyped-call]
+    return found
+
+
+def frozen_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows (N, in) times weight (out, in), which is not trained; keeps nothing."""
+    found: Tensor = _Frozen.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -179,45 +199,66 @@ class _NormLinear(torch.autograd.Function):
         return dx, None, None, None, *[None] * len(pack.trained)
 
 
-class _FeedForward(torch.autograd.Function):
+class _Kept(torch.autograd.Function):
+    """inner itself, kept together with a mask for :class:`_Second`, which reads them here."""
+
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inner, mask)
+        return inner.view_as(inner)
+
+    @staticmethod
+    def backward(ctx: Any, dinner: Tensor) -> tuple[Any, ...]:  # noqa: ARG004
+        return dinner, None
+
+
+class _Second(torch.autograd.Function):
+    """x + second(activation(inner)). ``kept``: the node of :class:`_Kept` that has inner and mask, or None."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        norm: nn.LayerNorm,
-        first: Packed,
+        inner: Tensor,
+        mask: Tensor | None,
+        kept: Any,
         second: Packed,
         kind: int,
-        samples: int,
         *_trained: Tensor,
     ) -> Tensor:
-        masks = first.mask(len(x), samples), second.mask(len(x), samples)
-        normed, mean, rstd = _normed(x, norm, first, masks[0])
-        inner = _product(normed, first.joined, first.bias)
         active = x.new_empty(len(x), second.width)
         kernels.activate(kind, inner, active)
         both = _product(active, second.left, second.left_bias)
-        _masked(both[:, second.out :], masks[1])
-        out, hidden2 = kernels.lift(both, second.up.mT, x)
-        ctx.first, ctx.second, ctx.norm, ctx.kind = first, second, norm, kind
-        ctx.save_for_backward(x, mean, rstd, normed, inner, hidden2, *masks)
+        _masked(both[:, second.out :], mask)
+        out, hidden = kernels.lift(both, second.up.mT, x)
+        ctx.second, ctx.kind, ctx.kept = second, kind, kept
+        if kept is None:
+            ctx.save_for_backward(inner, mask, hidden)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, mean, rstd, normed, inner, hidden2, mask1, mask2 = ctx.saved_tensors
-        first, second, norm = ctx.first, ctx.second, ctx.norm
+        inner, mask, *rest = (ctx.kept or ctx).saved_tensors
+        second = ctx.second
         # Narrow to wide: cheaper to put the ranks beside the narrow side than to add their share to the wide one.
-        dhidden2 = _masked(dy @ second.up, mask2)
-        dactive = torch.cat([dy, dhidden2], dim=1) @ second.left
+        dhidden = _masked(dy @ second.up, mask)
+        dactive = torch.cat([dy, dhidden], dim=1) @ second.left
         dinner, active = torch.empty_like(inner), torch.empty_like(dactive)
         kernels.activate_backward(ctx.kind, inner, dactive, dinner, active)
-        second.add_gradients(active, hidden2, [dy], dhidden2)
-        del active, dactive, inner
-        dnormed, dhidden1 = _back_added([dinner], first, mask1)
-        dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, dnormed, dy)
-        first.add_gradients(normed[:, : first.width], normed[:, first.width :], [dinner], dhidden1)
-        return dx, *[None] * (5 + len(first.trained) + len(second.trained))
+        hidden = rest[0] if rest else _masked(active @ second.down.mT, mask)
+        second.add_gradients(active, hidden, [dy], dhidden)
+        return dy, dinner, *[None] * (4 + len(second.trained))
+
+
+class _Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return _product(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        return dy @ ctx.weight if ctx.needs_input_grad[0] else None, None, None
 
 
 class _AttendFew(torch.autograd.Function):

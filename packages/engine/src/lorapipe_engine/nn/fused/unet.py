@@ -151,6 +151,7 @@ def _fuse_block(block: Any) -> list[Packed]:
         *(_pack(layer) for layer in layers[7:]),
     ]
     _replace(block, partial(_block, block, packs))
+    object.__setattr__(block, "packs", packs)
     return packs
 
 
@@ -161,9 +162,10 @@ def _block(
     attention_mask: Tensor | None = None,  # noqa: ARG001
     encoder_hidden_states: Tensor | None = None,
     *_args: Any,
+    repeated: bool = False,
     **_more: Any,
 ) -> Tensor:
-    """``hidden_states`` (B, N, C), ``encoder_hidden_states`` (B, M, C2)."""
+    """``hidden_states`` (B, N, C), ``encoder_hidden_states`` (B, M, C2); ``repeated``: see ops.feed_forward."""
     batch, shape = len(hidden_states), hidden_states.shape
     assert encoder_hidden_states is not None  # a block with attn2 has a context
     qkv, out1, query, keys, out2, first, second = packs
@@ -174,7 +176,8 @@ def _block(
     x, q = ops.norm_linear(x, block.norm2, query, batch)
     both = ops.linear(context, keys, samples=batch)
     x = ops.linear(_attend_context(q, both, batch, block.attn2.heads), out2, x, batch)
-    return ops.feed_forward(x, block.norm3, first, second, GEGLU, batch).view(shape)
+    x = ops.feed_forward(x, block.norm3, first, second, GEGLU, batch, repeated=repeated)
+    return x.view(shape)
 
 
 def _plain_transformer(model: Any) -> bool:
@@ -204,7 +207,8 @@ def _transformer(
     x = x.view(batch, -1, x.shape[1])
     for block in model.transformer_blocks:
         if model.gradient_checkpointing:
-            x = model._gradient_checkpointing_func(block, x, None, encoder_hidden_states)
+            whole = partial(block, repeated=True) if hasattr(block, "packs") else block
+            x = model._gradient_checkpointing_func(whole, x, None, encoder_hidden_states)
         else:
             x = block(x, None, encoder_hidden_states)
     out = ops.linear(x.reshape(-1, x.shape[-1]), out_of, ops.as_rows(residual), batch)
@@ -230,8 +234,18 @@ def _fuse_text(layer: Any) -> list[Packed]:
     if kind is None or "tuple" in returns.lower() or not all(can_pack(linear) for linear in linears):
         return []
     packs = [_pack(*linears[:3]), *(_pack(linear) for linear in linears[3:])]
-    _replace(layer, partial(_text_layer, layer, packs, kind))
+    forward = partial(_text_layer, layer, packs, kind)
+    # Late releases of transformers compute a layer again in forward, whose place ours takes; others in __call__.
+    inside = hasattr(type(layer).forward, "__wrapped__")
+    _replace(layer, partial(_checkpointed, layer, forward) if inside else forward)
     return packs
+
+
+def _checkpointed(layer: Any, forward: Forward, *args: Any, **more: Any) -> Tensor:
+    if layer.training and layer.gradient_checkpointing:
+        forward = partial(layer._gradient_checkpointing_func, forward)
+    found: Tensor = forward(*args, **more)
+    return found
 
 
 def _text_layer(
@@ -242,7 +256,8 @@ def _text_layer(
     qkv, out, first, second = packs
     x, q, k, v = ops.norm_linear(hidden_states.reshape(-1, shape[-1]), layer.layer_norm1, qkv, batch)
     x = ops.linear(attend(q, k, v, batch, layer.self_attn.num_heads, causal=True), out, x, batch)
-    return ops.feed_forward(x, layer.layer_norm2, first, second, kind, batch).view(shape)
+    repeated = layer.training and getattr(layer, "gradient_checkpointing", False)
+    return ops.feed_forward(x, layer.layer_norm2, first, second, kind, batch, repeated=repeated).view(shape)
 
 
 # ------------------------------------------------------------------------------------------ residual blocks
@@ -271,5 +286,5 @@ def _resnet(
     _, y = ops.group_norm(y, block.norm2, silu=True, shift=shift)
     if block.conv_shortcut is not None:
         short = block.conv_shortcut
-        x = ops.as_pictures(F.linear(ops.as_rows(x), short.weight.flatten(1), short.bias), x)
+        x = ops.as_pictures(ops.frozen_linear(ops.as_rows(x), short.weight.flatten(1), short.bias), x)
     return ops.convolution(y, block.conv2, bias=block.conv2.bias, residual=x)
