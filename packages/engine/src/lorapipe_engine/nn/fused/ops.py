@@ -46,13 +46,14 @@ def feed_forward(
 ) -> Tensor:
     """x + second(activation(first(norm(x)))), (N, C); ``kind`` of the activation: see :mod:`.kernels`.
 
-    ``repeated``: this is the end of a block that is computed again for its backward pass. Then nothing from the
-    activation on is kept, so that the repetition ends before it (checkpoints stop with the last tensor kept).
+    ``repeated``: this is the end of a block that is computed again for its backward pass. Then autograd is told to keep
+    nothing from the activation on, so that the repetition ends before it (a checkpoint's does with the last tensor
+    kept).
     """
     x, inner = norm_linear(x, norm, first, samples)
     mask, kept = second.mask(len(x), samples), None
     if repeated:
-        inner = _Kept.apply(inner, mask)  # type: ignore[no-untyped-call]
+        inner = _Kept.apply(inner)  # type: ignore[no-untyped-call]
         kept = inner.grad_fn
     found: Tensor = _Second.apply(x, inner, mask, kept, second, kind, *second.trained)  # type: ignore[no-untyped-call]
     return found
@@ -200,20 +201,20 @@ class _NormLinear(torch.autograd.Function):
 
 
 class _Kept(torch.autograd.Function):
-    """inner itself, kept together with a mask for :class:`_Second`, which reads them here."""
+    """inner itself, kept for :class:`_Second`, which reads it here."""
 
     @staticmethod
-    def forward(ctx: Any, inner: Tensor, mask: Tensor | None) -> Tensor:
-        ctx.save_for_backward(inner, mask)
+    def forward(ctx: Any, inner: Tensor) -> Tensor:
+        ctx.save_for_backward(inner)
         return inner.view_as(inner)
 
     @staticmethod
-    def backward(ctx: Any, dinner: Tensor) -> tuple[Any, ...]:  # noqa: ARG004
-        return dinner, None
+    def backward(ctx: Any, dinner: Tensor) -> Tensor:  # noqa: ARG004
+        return dinner
 
 
 class _Second(torch.autograd.Function):
-    """x + second(activation(inner)). ``kept``: the node of :class:`_Kept` that has inner and mask, or None."""
+    """x + second(activation(inner)). ``kept``: the node of :class:`_Kept` that has inner, or None."""
 
     @staticmethod
     def forward(
@@ -232,21 +233,24 @@ class _Second(torch.autograd.Function):
         _masked(both[:, second.out :], mask)
         out, hidden = kernels.lift(both, second.up.mT, x)
         ctx.second, ctx.kind, ctx.kept = second, kind, kept
+        ctx.hidden, ctx.mask = (
+            hidden,
+            mask,
+        )  # of rank width: kept from the first time on, whatever is repeated
         if kept is None:
-            ctx.save_for_backward(inner, mask, hidden)
+            ctx.save_for_backward(inner)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        inner, mask, *rest = (ctx.kept or ctx).saved_tensors
-        second = ctx.second
+        (inner,) = (ctx.kept or ctx).saved_tensors
+        second, mask = ctx.second, ctx.mask
         # Narrow to wide: cheaper to put the ranks beside the narrow side than to add their share to the wide one.
         dhidden = _masked(dy @ second.up, mask)
         dactive = torch.cat([dy, dhidden], dim=1) @ second.left
         dinner, active = torch.empty_like(inner), torch.empty_like(dactive)
         kernels.activate_backward(ctx.kind, inner, dactive, dinner, active)
-        hidden = rest[0] if rest else _masked(active @ second.down.mT, mask)
-        second.add_gradients(active, hidden, [dy], dhidden)
+        second.add_gradients(active, ctx.hidden, [dy], dhidden)
         return dy, dinner, *[None] * (4 + len(second.trained))
 
 
