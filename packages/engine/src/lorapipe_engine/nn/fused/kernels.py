@@ -227,17 +227,18 @@ def activate(kind: int, inner: Tensor, out: Tensor) -> None:
     out.copy_(value * gate * _share(kind, gate)[0])
 
 
-def activate_backward(kind: int, inner: Tensor, grad: Tensor, dinner: Tensor, again: Tensor) -> None:
-    """Gradient of ``inner`` into ``dinner``, and the forward's result once more into ``again``."""
+def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of ``inner``, and the forward's result once more; they may take the places of ``inner`` and ``grad``,
+    which are the widest tensors of a block."""
     if _quick(inner):
-        _triton().activate_backward(kind, inner, grad, dinner, again)
-        return
+        found: tuple[Tensor, Tensor] = _triton().activate_backward(kind, inner, grad)
+        return found
     value, gate = _value_and_gate(kind, inner)
     share, slope = _share(kind, gate)
     wide = _wide(grad)
-    again.copy_(value * gate * share)
     dgate = wide * value * slope
-    dinner.copy_(torch.cat([wide * gate * share, dgate], dim=1) if kind == GEGLU else dgate)
+    dinner = torch.cat([wide * gate * share, dgate], dim=1) if kind == GEGLU else dgate
+    return dinner.to(inner.dtype), (value * gate * share).to(grad.dtype)
 
 
 def _value_and_gate(kind: int, inner: Tensor) -> tuple[Tensor, Tensor]:

@@ -248,8 +248,7 @@ class _Second(torch.autograd.Function):
         # Narrow to wide: cheaper to put the ranks beside the narrow side than to add their share to the wide one.
         dhidden = _masked(dy @ second.up, mask)
         dactive = torch.cat([dy, dhidden], dim=1) @ second.left
-        dinner, active = torch.empty_like(inner), torch.empty_like(dactive)
-        kernels.activate_backward(ctx.kind, inner, dactive, dinner, active)
+        dinner, active = kernels.activate_backward(ctx.kind, inner, dactive)
         second.add_gradients(active, ctx.hidden, [dy], dhidden)
         return dy, dinner, *[None] * (4 + len(second.trained))
 

@@ -119,25 +119,26 @@ def _activate(inner, out, stride_out, F, KIND: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _activate_backward(
-    inner, grad, dinner, again, stride_grad, stride_dinner, stride_again, F, KIND: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _activate_backward(inner, grad, stride_grad, F, KIND: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < F
-    dy = tl.load(grad + row * stride_grad + column, mask=inside, other=0.0).to(tl.float32)
+    of_grad = grad + row * stride_grad + column
+    dy = tl.load(of_grad, mask=inside, other=0.0).to(tl.float32)
     if KIND == 0:
-        value = tl.load(inner + row * (2 * F) + column, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.load(inner + row * (2 * F) + F + column, mask=inside, other=0.0).to(tl.float32)
+        of_value = inner + row * (2 * F) + column
+        value = tl.load(of_value, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(of_value + F, mask=inside, other=0.0).to(tl.float32)
         share, slope = _share_of(gate, KIND)
-        tl.store(dinner + row * stride_dinner + column, dy * gate * share, mask=inside)
-        tl.store(dinner + row * stride_dinner + F + column, dy * value * slope, mask=inside)
-        tl.store(again + row * stride_again + column, value * gate * share, mask=inside)
+        tl.store(of_value, dy * gate * share, mask=inside)
+        tl.store(of_value + F, dy * value * slope, mask=inside)
+        tl.store(of_grad, value * gate * share, mask=inside)
     else:
-        gate = tl.load(inner + row * F + column, mask=inside, other=0.0).to(tl.float32)
+        of_gate = inner + row * F + column
+        gate = tl.load(of_gate, mask=inside, other=0.0).to(tl.float32)
         share, slope = _share_of(gate, KIND)
-        tl.store(dinner + row * stride_dinner + column, dy * slope, mask=inside)
-        tl.store(again + row * stride_again + column, gate * share, mask=inside)
+        tl.store(of_gate, dy * slope, mask=inside)
+        tl.store(of_grad, gate * share, mask=inside)
 
 
 def activate(kind: int, inner: Tensor, out: Tensor) -> None:
@@ -148,13 +149,13 @@ def activate(kind: int, inner: Tensor, out: Tensor) -> None:
     )
 
 
-def activate_backward(kind: int, inner: Tensor, grad: Tensor, dinner: Tensor, again: Tensor) -> None:
+def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     inner, grad = inner.contiguous(), _rows(grad)
-    rows, width = again.shape
+    rows, width = grad.shape
     _activate_backward[(rows, triton.cdiv(width, 1024))](
-        inner, grad, dinner, again, grad.stride(0), dinner.stride(0), again.stride(0), width,
-        KIND=kind, BLOCK=1024, num_warps=4,
-    )  # fmt: skip
+        inner, grad, grad.stride(0), width, KIND=kind, BLOCK=1024, num_warps=4
+    )
+    return inner, grad
 
 
 # ------------------------------------------------------------------------------------------ group norm
