@@ -11,3 +11,6 @@ if sys.platform == "linux":
 # On a busy machine MKL cuts a product otherwise from one time to the next, and the last bits differ. This makes it one
 # way always, so that a run gives the same network every time. It is read at the first product.
 os.environ.setdefault("MKL_CBWR", "AUTO")
+
+# Triton 3.9 warns where nothing is said of this, and means to change it: products and sums in one rounding, as before.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
