@@ -16,8 +16,8 @@ pytestmark = pytest.mark.torch
 
 PROGRAM = """
 import sys
-from lorapipe_engine.libraries import ALONE, library_imports
-ALONE.set(sys.argv[1] == "alone")
+from lorapipe_engine.libraries import OWN_PROCESS, library_imports
+OWN_PROCESS.set(sys.argv[1] == "alone")
 with library_imports():
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel

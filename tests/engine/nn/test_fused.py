@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -220,3 +223,21 @@ def test_fused_text_encoder_is_the_text_encoder(
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
     # Three layers of two norms, two of them computed again: the last one does not matter to what is looked at.
     assert calls == {"layer_norm": 10 if checkpointed else 6, "activate": 3}
+
+
+def test_kernels_that_were_compiled_before_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton is for Linux")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    assert not kernels.are_compiled()
+    program = (
+        "from triton.backends.compiler import GPUTarget\n"
+        "from triton.compiler import ASTSource, compile\n"
+        "from lorapipe_engine.nn.fused.triton_kernels import _group_values as kernel\n"
+        "fixed = {'SHIFT': False, 'SILU': True, 'ROWS': 128, 'WIDE': 64}\n"
+        "kinds = {'S': 'i32', 'C': 'i32', 'G': 'i32', 'stride_shift': 'i32'}\n"
+        "signature = {n: 'constexpr' if n in fixed else kinds.get(n, '*fp32') for n in kernel.arg_names}\n"
+        "fixed = {(kernel.arg_names.index(n),): v for n, v in fixed.items()}\n"
+        "compile(ASTSource(kernel, signature, fixed), target=GPUTarget('cuda', 90, 32))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert kernels.are_compiled()

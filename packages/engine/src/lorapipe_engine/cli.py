@@ -13,7 +13,7 @@ import click
 from lorapipe_engine.command import ToolCommand, say, tool_command
 from lorapipe_engine.config import build_settings, print_config, settings_options
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.libraries import ALONE, library_imports
+from lorapipe_engine.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.progress import QUIET
 from lorapipe_engine.settings import PARTS, TrainSettings
 from lorapipe_engine.settings.refused import ForeignOptions, foreign_options, given_options
@@ -120,5 +120,5 @@ def require_training_extra() -> None:
 
 def train_main() -> None:
     """Entry point of ``lora-train``."""
-    ALONE.set(True)
+    OWN_PROCESS.set(True)
     lora_train.main()

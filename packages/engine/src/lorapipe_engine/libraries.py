@@ -15,18 +15,20 @@ from importlib.util import find_spec
 UNUSED = ("bitsandbytes", "peft", "sklearn")
 
 # Whether this process is a program of ours alone. In one that is shared, other code may want those ways.
-ALONE: ContextVar[bool] = ContextVar("ALONE", default=False)
+OWN_PROCESS: ContextVar[bool] = ContextVar("OWN_PROCESS", default=False)
 
 
 @contextlib.contextmanager
 def library_imports() -> Iterator[None]:
-    """For imports of large libraries. Where the process is ALONE, they do not see what is UNUSED; it can be imported
+    """For imports of large libraries. In an OWN_PROCESS they do not see what is UNUSED; it can be imported
     afterwards as ever. A warning of bitsandbytes stays off the screen of machines without a GPU.
     """
     logger = logging.getLogger("bitsandbytes")
     before = logger.level
     logger.setLevel(logging.ERROR)
-    hidden = [name for name in UNUSED if name not in sys.modules and find_spec(name)] if ALONE.get() else []
+    hidden = (
+        [name for name in UNUSED if name not in sys.modules and find_spec(name)] if OWN_PROCESS.get() else []
+    )
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import of it fails
     collects = gc.isenabled()
     gc.disable()  # thousands of modules are made, none is garbage: looking for it takes a fifth of the time

@@ -14,6 +14,7 @@ from lorapipe_engine.captions import When
 from lorapipe_engine.datasets.described import folder_lines
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.nn.fused.kernels import are_compiled
 from lorapipe_engine.progress import progress
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.batches import Batch, epoch_batches
@@ -97,6 +98,8 @@ def train(
         network_dtype=network_dtype(settings.model),
     )
     speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
+    if stepper.packs is not None and not are_compiled():
+        say("note: the first step compiles kernels for this card, which takes about half a minute, once")
     for line in [
         *summary(settings, dataset, network, plan, processes),
         *updates(settings, arguments, rates.by_part, schedule),

@@ -6,10 +6,12 @@ whatever the dtype.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -41,6 +43,12 @@ def _few_keys() -> ModuleType:
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None
+
+
+def are_compiled() -> bool:
+    """Whether Triton has compiled kernels of ours here before, by the files that it keeps; True without it."""
+    kept = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    return not _has_triton() or any(kept.glob("*/_group_values.json"))
 
 
 def _quick(x: Tensor) -> bool:
