@@ -72,12 +72,16 @@ def passes(
     checkpointed: bool = False,
     times: int = 1,
     size: tuple[int, int] = (16, 12),
+    dropouts: Dropouts | None = None,
 ) -> list[Any]:
     """Prediction, and gradients of network, text and pooled text."""
     unet = make_unet(linear, added)
-    network = make_network(unet, conv)
+    network = make_network(unet, conv, dropouts)
+    if dropouts:
+        network.train()
     if checkpointed:
-        unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        again = {"use_reentrant": False, "preserve_rng_state": dropouts is not None}
+        unet.enable_gradient_checkpointing(partial(checkpoint, **again))
         unet.train()
     packs = fuse(unet) if fused else None
     if packs is not None:
@@ -127,6 +131,15 @@ def test_a_block_that_is_computed_again_ends_before_its_second_layer(calls: Coun
     passes(True, fused=True, checkpointed=True)
     assert calls["layer_norm"] == 2 * once["layer_norm"]
     assert calls["activate"] == once["activate"]
+
+
+def test_a_block_that_is_computed_again_drops_the_same() -> None:
+    dropouts = Dropouts(element=0.3, rank=0.2)
+    once, again = (
+        passes(True, fused=True, dropouts=dropouts, checkpointed=choice) for choice in (False, True)
+    )
+    assert max(apart(a, b) for a, b in zip(again, once, strict=True)) < 1e-5
+    assert apart(once[1], passes(True, fused=True)[1]) > 0.1
 
 
 def test_a_network_on_convolutions_leaves_those_blocks_their_own_way() -> None:
