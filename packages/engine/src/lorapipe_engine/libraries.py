@@ -26,9 +26,8 @@ def library_imports() -> Iterator[None]:
     logger = logging.getLogger("bitsandbytes")
     before = logger.level
     logger.setLevel(logging.ERROR)
-    hidden = (
-        [name for name in UNUSED if name not in sys.modules and find_spec(name)] if OWN_PROCESS.get() else []
-    )
+    unused = UNUSED if OWN_PROCESS.get() else ()
+    hidden = [name for name in unused if name not in sys.modules and find_spec(name)]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import of it fails
     collects = gc.isenabled()
     gc.disable()  # thousands of modules are made, none is garbage: looking for it takes a fifth of the time

@@ -233,10 +233,8 @@ class _Second(torch.autograd.Function):
         _masked(both[:, second.out :], mask)
         out, hidden = kernels.lift(both, second.up.mT, x)
         ctx.second, ctx.kind, ctx.kept = second, kind, kept
-        ctx.hidden, ctx.mask = (
-            hidden,
-            mask,
-        )  # of rank width: kept from the first time on, whatever is repeated
+        # Of the rank's width: kept from the first time on, whatever is repeated.
+        ctx.hidden, ctx.mask = hidden, mask
         if kept is None:
             ctx.save_for_backward(inner)
         return out

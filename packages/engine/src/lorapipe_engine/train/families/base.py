@@ -164,8 +164,8 @@ class Family(ABC):
             encoder.to("cpu")
 
     def wake_text(self, *, for_good: bool = False) -> None:
-        """Have the text encoders on the device. But ``for_good``, their values stay on the CPU beside, to be sent
-        nowhere when the encoders rest: they must not be trained in between."""
+        """Have the text encoders on the device. Unless ``for_good``, their values stay on the CPU too, so that nothing
+        has to be copied when they rest; they must not be trained in between."""
         for encoder, stayed in zip(self.text_encoders, self._stayed, strict=True):
             if next(encoder.parameters()).device.type != self.device.type:
                 if not for_good:
