@@ -34,10 +34,17 @@ SHAPES = [(64, 64), (64, 96), (96, 64), (32, 128), (128, 32)]
 
 
 def make_stepper(
-    optimizer: str = "AdamW", dtype: Any = torch.bfloat16, *, capture: bool, fused: bool = True
+    optimizer: str = "AdamW",
+    dtype: Any = torch.bfloat16,
+    *,
+    capture: bool,
+    fused: bool = True,
+    checkpointing: bool = False,
 ) -> Stepper:
     torch.manual_seed(1)
     family = make_family(WORKLOADS["small"], torch.device("cuda"), dtype)
+    if checkpointing:
+        family.checkpoint_activations(with_draws=False)
     targets = [
         Target(part, family.lora_name(part, path), module) for part, path, module in family.target_modules()
     ]
@@ -159,10 +166,13 @@ def test_graphs_over_the_budget_go_the_least_recently_used_first() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-3), (torch.bfloat16, 0.03)])
-def test_a_fused_step_gives_the_gradients_of_an_unfused_one(dtype: Any, close: float) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_fused_step_gives_the_gradients_of_an_unfused_one(
+    dtype: Any, close: float, checkpointing: bool
+) -> None:
     found = []
     for fused in (True, False):
-        stepper = make_stepper(dtype=dtype, capture=False, fused=fused)
+        stepper = make_stepper(dtype=dtype, capture=False, fused=fused, checkpointing=checkpointing and fused)
         torch.manual_seed(3)
         with torch.no_grad():
             for adapter in stepper.network.adapters.values():
