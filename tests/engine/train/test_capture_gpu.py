@@ -118,7 +118,7 @@ def test_captured_steps_in_bf16_follow_plain_ones(accumulation: int) -> None:
     assert len(stepper.graphs.shapes) == len(SHAPES)
     # Two plain runs of 50 steps lie up to 5e-4 apart, seldom 3e-3 at some late step: their roundings drift apart.
     assert captured[:20] == pytest.approx(plain[:20], rel=2e-3)
-    assert captured == pytest.approx(plain, rel=1e-2)
+    assert captured == pytest.approx(plain, rel=5e-3)
     assert mean(captured) == pytest.approx(mean(plain), rel=1e-3)
 
 

@@ -6,7 +6,6 @@ whatever the dtype.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -47,8 +46,11 @@ def _has_triton() -> bool:
 
 def are_compiled() -> bool:
     """Whether Triton has compiled kernels of ours here before, by the files that it keeps; True without it."""
-    kept = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
-    return not _has_triton() or any(kept.glob("*/_group_values.json"))
+    if not _has_triton():
+        return True
+    from triton import knobs
+
+    return any(Path(knobs.cache.dir).glob("*/_group_values.json"))
 
 
 def _quick(x: Tensor) -> bool:
