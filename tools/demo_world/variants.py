@@ -78,6 +78,15 @@ VARIANTS = (
     Variant("NF4 base", {"quantize_base": "nf4"}, ("bitsandbytes",)),
     Variant("bf16, int8 base", {"mixed_precision": "bf16", "quantize_base": "int8"}, ("cuda",)),
     Variant("bf16, NF4 base", {"mixed_precision": "bf16", "quantize_base": "nf4"}, ("cuda", "bitsandbytes")),
+    Variant(
+        "bf16, gradient checkpointing", {"mixed_precision": "bf16", "gradient_checkpointing": None}, ("cuda",)
+    ),
+    Variant(
+        "bf16, a known word, cached text",
+        {"mixed_precision": "bf16", **CACHED},
+        ("cuda",),
+        trigger=KNOWN_WORD,
+    ),
     Variant("bf16, saved as float32", {"mixed_precision": "bf16", "save_precision": "float"}, ("cuda",)),
 )
 # Every other variant is trained in float32 on a card too, so that it differs in one thing.
