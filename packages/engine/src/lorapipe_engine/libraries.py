@@ -29,13 +29,22 @@ def library_imports() -> Iterator[None]:
     unused = UNUSED if OWN_PROCESS.get() else ()
     hidden = [name for name in unused if name not in sys.modules and find_spec(name)]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: an import of it fails
+    try:
+        with uncollected():
+            yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """For imports: thousands of objects are made, none is garbage, and looking for it takes a fifth of the time."""
     collects = gc.isenabled()
-    gc.disable()  # thousands of modules are made, none is garbage: looking for it takes a fifth of the time
+    gc.disable()
     try:
         yield
     finally:
         if collects:
             gc.enable()
-        for name in hidden:
-            del sys.modules[name]
-        logger.setLevel(before)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.libraries import uncollected
 from lorapipe_engine.train.optimizers.kinds import OptimizerKind
 from lorapipe_engine.train.optimizers.registry import optimizer_kind
 
@@ -118,7 +119,8 @@ def try_out(kind: OptimizerKind, arguments: Mapping[str, Any]) -> None:
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     rate = None if sets_own_rate(kind, arguments) else kind.rate
     try:
-        with warnings.catch_warnings():
+        # Torch imports its compiler with the first optimizer.
+        with uncollected(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             kind.load()([parameter], **{"lr": rate, **arguments})
     except Exception as error:  # packages have errors of their own, some derived from nothing but Exception
