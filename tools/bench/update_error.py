@@ -1,0 +1,96 @@
+"""How much of what a LoRA changes arrives in half precision: as three modules, packed as the engine has it, merged.
+
+    python tools/bench/update_error.py [--width 1280] [--rank 32] [--rows 4096] [--dtype bf16] [--json]
+
+A linear layer of random weights with a LoRA whose change of the weights is 1e-4 to 1e-1 of their norm. Everything is
+compared with float64. `share`: the part of the exact change that is in the result (1: all of it; 0: it was rounded
+away). `error`: how far the whole result lies from the exact one, relative; a result that is only rounded has the first
+line's. The engine packs a layer in two ways: `lifted` adds the change to what the layer made, which is rounded before,
+as three modules do; `joined`, for what reads a norm, rounds once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorapipe_engine.nn.fused import ops
+from lorapipe_engine.nn.fused.packed import Packed
+from lorapipe_engine.nn.lora import Lora
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CHANGES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one way and one size of the change, which is relative to the weights."""
+
+    way: str
+    change: float
+    share: float
+    error: float
+
+
+def measure(width: int, rank: int, rows: int, dtype: torch.dtype) -> Iterator[Row]:
+    """The rows of the table."""
+    torch.manual_seed(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = nn.Linear(width, width, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    x = torch.randn(rows, width, device=device, dtype=dtype)
+    plain = x.double() @ base.weight.double().mT
+    yield Row("rounded once", 0.0, 1.0, apart(plain.to(dtype), plain))
+    for change in CHANGES:
+        layer = Lora(base, rank, float(rank))
+        with torch.no_grad():
+            layer.lora_up.normal_()
+            layer.lora_up.mul_(change * base.weight.float().norm() / layer.delta().norm())
+        found = results(layer, x, dtype)
+        down, up = layer.lora_down.detach().double(), layer.lora_up.detach().double()
+        wanted = x.double() @ down.mT @ up.mT
+        for way, result in found.items():
+            share = float(((result.double() - plain) * wanted).sum() / wanted.square().sum())
+            yield Row(way, change, round(share, 3), apart(result, plain + wanted))
+
+
+def results(layer: Lora, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What each way makes of x. The weights of ``layer`` are as before afterwards."""
+    with torch.no_grad():
+        down, up = layer.lora_down.to(dtype), layer.lora_up.to(dtype)
+        modules = x @ layer.weight.mT + (x @ down.mT) @ up.mT
+        merged = x @ (layer.weight.float() + layer.delta()).to(dtype).mT
+        pack = Packed([layer])
+        pack.downs[0].copy_(layer.lora_down)
+        pack.ups[0].copy_(layer.lora_up * pack.scales[0])
+        packed = ops.linear(x, pack)
+        joined = torch.cat([x, x @ pack.down.mT], dim=1) @ pack.joined.mT
+    return {"three modules": modules, "packed, lifted": packed, "packed, joined": joined, "merged": merged}
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float(((found.double() - wanted).norm() / wanted.norm()).detach())
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(words)
+    for row in measure(options.width, options.rank, options.rows, DTYPES[options.dtype]):
+        if options.json:
+            print(json.dumps(asdict(row)))
+        else:
+            print(f"{row.way:16}  change {row.change:7.0e}  share {row.share:6.3f}  error {row.error:.2e}")
+
+
+if __name__ == "__main__":
+    main()
