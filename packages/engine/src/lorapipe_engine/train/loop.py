@@ -99,7 +99,7 @@ def train(
     )
     speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
     if stepper.packs is not None and not are_compiled():
-        say("note: the first step compiles kernels for this card, which takes about half a minute, once")
+        say("note: the first step compiles kernels for this card, which takes half a minute or longer, once")
     for line in [
         *summary(settings, dataset, network, plan, processes),
         *updates(settings, arguments, rates.by_part, schedule),
