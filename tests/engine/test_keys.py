@@ -212,6 +212,8 @@ def test_the_vae_has_places_but_no_lora_names() -> None:
 def test_layout_is_read_from_the_keys() -> None:
     unet = families.UNET_PREFIX
     assert keys.find_layout([]) == keys.Layout(2, 4)
+    for nonsense in (0, 1):
+        assert keys.find_layout([f"{unet}input_blocks.{nonsense}.0.op.weight"]) == keys.Layout(2, 4)
     assert keys.find_layout([f"{unet}input_blocks.2.0.op.weight", f"{unet}input_blocks.4.0.op.weight"]) == (
         keys.Layout(1, 4)
     )

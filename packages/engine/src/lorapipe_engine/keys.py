@@ -299,7 +299,11 @@ def find_layout(checkpoint_keys: Iterable[str]) -> Layout:
         elif found := re.search(r"(?:^|\.)encoder\.down\.(\d+)\.", key):
             levels.append(int(found[1]))
     layers = min(samplers) - 1 if samplers else max(inputs, default=0)
-    return Layout(layers or STANDARD.layers_per_block, max(levels) + 1 if levels else STANDARD.vae_levels)
+    # A damaged file may have its first sampler where no level can end.
+    return Layout(
+        layers if layers > 0 else STANDARD.layers_per_block,
+        max(levels) + 1 if levels else STANDARD.vae_levels,
+    )
 
 
 def locate(
