@@ -76,12 +76,19 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float(((found.double() - wanted).norm() / wanted.norm()).detach())
 
 
+def count(text: str) -> int:
+    """A number of 1 or more, of an option."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, not '{text}'")
+    return int(text)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--width", type=count, default=1280)
+    parser.add_argument("--rank", type=count, default=32)
+    parser.add_argument("--rows", type=count, default=4096)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(words)
