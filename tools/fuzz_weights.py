@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 
 ROOM = 50_000_000  # bytes
 SECONDS = 20  # that a case may take

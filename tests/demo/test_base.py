@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 
 from lorapipe_demo.judge import Judge, true_answers
 from lorapipe_demo.scene import STYLE_TRIGGER, TRIGGER, random_scene, vocabulary
-from lorapipe_engine.bases import demo_base
-from lorapipe_engine.train.tokenizers import open_tokenizer
+from lorapipe_engine.models.bases import demo_base
+from lorapipe_engine.train.base.tokenizers import open_tokenizer
 
 
 def test_words_are_tokens_and_triggers_are_not() -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.scene import TRIGGER, random_scene
-from lorapipe_tagger.models import demo_model
+from lorapipe_tagger.models.names import demo_model
 
 COUNT = 200
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lorapipe_engine.bases import demo_base, describe_kind, explain_base, resolve_base
 from lorapipe_engine.errors import InputError, MissingExtra
-from lorapipe_engine.families import Recognised
+from lorapipe_engine.models.bases import demo_base, describe_kind, explain_base, resolve_base
+from lorapipe_engine.models.families import Recognised
 
 
 def test_paths_hub_ids_and_what_is_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_demo_is_the_packaged_checkpoint_unless_a_file_has_that_name(
 
 
 def test_demo_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lorapipe_engine.bases.find_spec", lambda name: None)
+    monkeypatch.setattr("lorapipe_engine.models.bases.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match="pip install lorapipe-demo"):
         resolve_base("demo")
 

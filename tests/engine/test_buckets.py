@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorapipe_engine.buckets import BucketRule, bucket_sizes, place
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.buckets import BucketRule, bucket_sizes, place
 
 GOLDEN: list[dict[str, Any]] = json.loads(
     gzip.decompress((Path(__file__).parents[1] / "data/train/b_buckets.json.gz").read_bytes())

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorapipe_engine.captions import (
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.captions import (
     CaptionRule,
     When,
     find_caption,
@@ -19,7 +20,6 @@ from lorapipe_engine.captions import (
     split_tags,
     vary_caption,
 )
-from lorapipe_engine.errors import InputError
 
 
 def vary(text: str, rule: CaptionRule, seed: int = 0) -> str:

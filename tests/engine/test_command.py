@@ -12,7 +12,7 @@ import pytest
 
 TOY = """
 import sys, click
-from lorapipe_engine.command import tool_command, say
+from lorapipe_engine.command.tool import tool_command, say
 from lorapipe_engine.errors import ConfigError, ProblemFound
 
 @tool_command("toy", examples="toy --some-number 3")
@@ -136,7 +136,7 @@ def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
 def test_ctrl_c_cleans_up_and_ends_with_130(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\nfrom lorapipe_engine.command import tool_command\n"
+        "import sys, time\nfrom lorapipe_engine.command.tool import tool_command\n"
         "@tool_command('slow')\ndef slow():\n"
         "    try:\n        print('begun', flush=True)\n        time.sleep(60)\n"
         "    finally:\n        print('cleaned up', flush=True)\nslow.main()\n"

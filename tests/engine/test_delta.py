@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorapipe_engine.algorithms import ALGORITHMS
 from lorapipe_engine.delta import RULES, Array, dense_delta, needs_base
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.tensorfile import open_tensors
+from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.networks.algorithms import ALGORITHMS
 
 DATA = Path(__file__).parents[1] / "data"
 NETWORKS = sorted((DATA / "networks").glob("*.safetensors"))

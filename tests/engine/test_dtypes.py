@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lorapipe_engine.dtypes import Array, as_encoded, byte_count, decode, encode
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.dtypes import Array, as_encoded, byte_count, decode, encode
 
 BYTES = np.arange(256, dtype=np.uint8)
 TORCH_NAMES = {

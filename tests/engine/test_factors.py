@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_engine.factors import (
+from lorapipe_engine.networks.factors import (
     Array,
     Factors,
     dense_spectrum,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lorapipe_engine.halves import BLOCK, decode_f16, encode_bf16, encode_f16
+from lorapipe_engine.files.halves import BLOCK, decode_f16, encode_bf16, encode_f16
 
 ALL_HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 

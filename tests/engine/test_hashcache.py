@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lorapipe_engine import hashcache
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.hashcache import known_sha256
+from lorapipe_engine.files import hashcache
+from lorapipe_engine.files.hashcache import known_sha256
 
 OLD = 1_600_000_000
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.dtypes import Array
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.hashes import data_hash, legacy_hash, network_hashes, sha256_file
-from lorapipe_engine.tensorfile import write_tensors
+from lorapipe_engine.files.dtypes import Array
+from lorapipe_engine.files.hashes import data_hash, legacy_hash, network_hashes, sha256_file
+from lorapipe_engine.files.tensorfile import write_tensors
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "weights" / "f_hash_norm.json").read_text())
 

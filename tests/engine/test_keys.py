@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lorapipe_engine import families, keys
-from lorapipe_engine.bases import demo_base
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.picklefile import open_weights
+from lorapipe_engine.files.picklefile import open_weights
+from lorapipe_engine.models import families, keys
+from lorapipe_engine.models.bases import demo_base
 
 DATA = Path(__file__).parents[1] / "data" / "keys" / "keymap.json.gz"
 GOLDEN = json.loads(gzip.decompress(DATA.read_bytes()))

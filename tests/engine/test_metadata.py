@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from lorapipe_engine import __version__
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.hashes import network_hashes
-from lorapipe_engine.metadata import (
+from lorapipe_engine.files.hashes import network_hashes
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.networks.metadata import (
     MINIMUM_KEYS,
     OPTIONAL_KEYS,
     TRAINING_KEYS,
@@ -28,7 +29,6 @@ from lorapipe_engine.metadata import (
     training_metadata,
     with_hashes,
 )
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
 
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=9)))
 

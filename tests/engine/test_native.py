@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorapipe_engine import halves, native
+from lorapipe_engine import native
+from lorapipe_engine.files import halves
 
 needs_library = pytest.mark.skipif(not native.is_there(), reason="the compiled part is not there")
 HOOK = Path(__file__).parents[2] / "packages/engine/hatch_build.py"
@@ -112,7 +113,8 @@ def test_a_nan_is_left_to_numpy() -> None:
 def test_without_the_library() -> None:
     code = """
 import numpy as np
-from lorapipe_engine import halves, native
+from lorapipe_engine import native
+from lorapipe_engine.files import halves
 assert not native.is_there()
 values = (np.random.default_rng(0).standard_normal(100_003) * 1e-4).astype(np.float32)
 assert (halves.encode_f16(values) == values.astype(np.float16)).all()

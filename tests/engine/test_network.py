@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine import keys
-from lorapipe_engine.algorithms import ALGORITHMS, SUFFIXES, find_algorithm
 from lorapipe_engine.delta import RULES, find_rule
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.network import Network, describe_network, find_modules, part_of, split_name
-from lorapipe_engine.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.models import keys
+from lorapipe_engine.networks.algorithms import ALGORITHMS, SUFFIXES, find_algorithm
+from lorapipe_engine.networks.describe import Network, describe_network, find_modules, part_of, split_name
 
 DATA = Path(__file__).parents[1] / "data" / "networks"
 # By name of the file: algorithm, variants, ranks of the three layers.

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.picklefile import PickleFile, open_weights
-from lorapipe_engine.tensorfile import TensorFile, write_tensors
-from lorapipe_engine.unpickle import BadPickleError, Call, Global, read_pickle
+from lorapipe_engine.files.picklefile import PickleFile, open_weights
+from lorapipe_engine.files.tensorfile import TensorFile, write_tensors
+from lorapipe_engine.files.unpickle import BadPickleError, Call, Global, read_pickle
 
 PythonPickler: Any = pickle._Pickler
 

@@ -11,8 +11,8 @@ import pytest
 
 TOY = """
 import sys
-from lorapipe_engine.command import tool_command
-from lorapipe_engine.progress import progress
+from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.progress import progress
 
 @tool_command("toy")
 def toy():

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.factors import Array
-from lorapipe_engine.ranks import Candidate, Method, RankRule, ranks_for_size
+from lorapipe_engine.networks.factors import Array
+from lorapipe_engine.networks.ranks import Candidate, Method, RankRule, ranks_for_size
 
 SPECTRA = st.lists(st.floats(1e-3, 10), min_size=1, max_size=20).map(lambda v: np.sort(np.array(v))[::-1])
 PARAMS: dict[Method, st.SearchStrategy[float]] = {

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorapipe_engine.errors import InputError
-from lorapipe_engine.records import (
+from lorapipe_engine.command.records import (
     Record,
     expand_folders,
     find_files,
@@ -25,6 +24,7 @@ from lorapipe_engine.records import (
     read_records,
     write_record,
 )
+from lorapipe_engine.errors import InputError
 
 NAMES = st.text(min_size=1, max_size=12).filter(lambda name: "\0" not in name and name != "/")
 BYTE_NAMES = st.binary(min_size=1, max_size=12).filter(lambda name: b"\0" not in name).map(os.fsdecode)
@@ -159,7 +159,7 @@ def test_what_json_has_no_word_for() -> None:
 
 def test_the_first_lines_do_not_wait_for_the_last() -> None:
     code = (
-        "import sys\nfrom lorapipe_engine.records import read_records, write_record\n"
+        "import sys\nfrom lorapipe_engine.command.records import read_records, write_record\n"
         "for record in read_records(()): write_record(record)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as process:

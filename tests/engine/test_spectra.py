@@ -12,7 +12,7 @@ from lorapipe_engine.delta import Array, dense_delta
 from lorapipe_engine.delta import spectra as spectra_module
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.tensorfile import open_tensors
+from lorapipe_engine.files.tensorfile import open_tensors
 
 NETWORKS = sorted((Path(__file__).parents[1] / "data/networks").glob("*.safetensors"))
 NOT_SPECTRAL = ("oft", "ia3", "glora", "norm")

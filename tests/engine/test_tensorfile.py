@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lorapipe_engine.dtypes import DTYPE_BITS, Array
 from lorapipe_engine.errors import InputError, OutputError
-from lorapipe_engine.tensorfile import Encoded, build_header, encode, open_tensors, write_tensors
+from lorapipe_engine.files.dtypes import DTYPE_BITS, Array
+from lorapipe_engine.files.tensorfile import Encoded, build_header, encode, open_tensors, write_tensors
 
 MALFORMED = Path(__file__).parents[1] / "data" / "weights" / "malformed"
 VERDICTS = json.loads((MALFORMED / "verdicts.json").read_text())
@@ -125,7 +125,9 @@ def test_pieces_of_tensors_and_of_the_data(tmp_path: Path) -> None:
 def test_a_named_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    code = "import sys, numpy as np; from lorapipe_engine.tensorfile import *; from pathlib import Path\n"
+    code = (
+        "import sys, numpy as np; from lorapipe_engine.files.tensorfile import *; from pathlib import Path\n"
+    )
     code += "write_tensors(open(sys.argv[1], 'wb'), {'a': np.arange(3)})"
     writer = subprocess.Popen([sys.executable, "-c", code, str(pipe)])
     with open_tensors(pipe) as file:

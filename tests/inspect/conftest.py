@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.dtypes import Array
-from lorapipe_engine.tensorfile import Encoded, encode, write_tensors
+from lorapipe_engine.files.dtypes import Array
+from lorapipe_engine.files.tensorfile import Encoded, encode, write_tensors
 from lorapipe_inspect.cli import lora_inspect
 
 DATA = Path(__file__).parents[1] / "data" / "inspect"

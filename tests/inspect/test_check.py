@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.hashes import data_hash
+from lorapipe_engine.files.hashes import data_hash
 
 ONE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 TWO = "lora_te_text_model_encoder_layers_0_mlp_fc1"

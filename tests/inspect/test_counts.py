@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_engine.dtypes import DTYPE_BITS, Encoded
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
-from lorapipe_inspect import counts
-from lorapipe_inspect.counts import FileCounts, count_file
+from lorapipe_engine.files.dtypes import DTYPE_BITS, Encoded
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from lorapipe_inspect.measure import counts
+from lorapipe_inspect.measure.counts import FileCounts, count_file
 
 # The smallest normal number of each type.
 SMALLEST = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.dtypes import Array
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.dtypes import Array
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 GOLDEN = sorted((DATA / "networks").glob("*.safetensors"))

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.dtypes import Array
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.dtypes import Array
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "lycoris.safetensors"
 

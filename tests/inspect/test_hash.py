@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lorapipe_engine.tensorfile import write_tensors
+from lorapipe_engine.files.tensorfile import write_tensors
 
 
 def test_golden_hashes(data: Path, inspect: Any) -> None:

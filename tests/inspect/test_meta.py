@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.hashes import data_hash, network_hashes
-from lorapipe_engine.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.files.hashes import data_hash, network_hashes
+from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
 
 METADATA = {
     "ss_network_dim": "4",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorapipe_merge.networks import merge_networks
+from lorapipe_merge.networks.merge import merge_networks
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "merge"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.dtypes import Array, encode
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.dtypes import Array, encode
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 BASE, LORA = "sd15_base_fp16.safetensors", "sd15_lora_A.safetensors"
@@ -183,7 +183,7 @@ def test_merging_twice_is_told(merge: Run, data: Path) -> None:
 
 def test_a_diffusers_folder(merge: Run, data: Path, tmp_path: Path) -> None:
     """The same layers in diffusers' names, in two files; everything else of the folder goes along."""
-    from lorapipe_engine.keys import locate
+    from lorapipe_engine.models.keys import locate
 
     parts: dict[str, dict[str, Array]] = {"unet": {}, "te1": {}}
     names: dict[str, tuple[str, str]] = {}

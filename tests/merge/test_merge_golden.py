@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.tensorfile import open_tensors
+from lorapipe_engine.files.tensorfile import open_tensors
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 DATA = Path(__file__).resolve().parents[1] / "data" / "merge"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.dtypes import Array, encode
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.dtypes import Array, encode
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 BLOCK = "model.diffusion_model."

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.tensorfile import open_tensors
-from lorapipe_merge.models_methods import METHODS, Array, thresholds_of, ties_delta
+from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_merge.models.methods import METHODS, Array, thresholds_of, ties_delta
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "merge_models" / "model_methods.safetensors"
 KINDS = ("conv", "lin", "vec")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from lorapipe_engine.delta import Array, dense_delta
-from lorapipe_engine.hashes import data_hash
-from lorapipe_engine.network import describe_network
-from lorapipe_engine.tensorfile import Encoded, encode, open_tensors, write_tensors
+from lorapipe_engine.files.hashes import data_hash
+from lorapipe_engine.files.tensorfile import Encoded, encode, open_tensors, write_tensors
+from lorapipe_engine.networks.describe import describe_network
 
 NETWORKS = Path(__file__).resolve().parents[1] / "data/networks"
 FC1 = "lora_te_text_model_encoder_layers_0_mlp_fc1"

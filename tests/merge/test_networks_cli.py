@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lorapipe_engine.network import describe_network
-from lorapipe_engine.tensorfile import open_tensors
+from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.networks.describe import describe_network
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lorapipe_engine.delta import Array, dense_delta
-from lorapipe_engine.network import describe_network
-from lorapipe_engine.tensorfile import open_tensors
-from lorapipe_merge.networks import merge_networks
+from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.networks.describe import describe_network
+from lorapipe_merge.networks.merge import merge_networks
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CASES: dict[str, Any] = json.loads((DATA / "merge_networks/cases.json").read_text())

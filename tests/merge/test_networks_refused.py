@@ -11,7 +11,7 @@ import pytest
 
 from lorapipe_engine.delta import Array
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 
 NETWORKS = Path(__file__).resolve().parents[1] / "data/networks"
 FC1 = "lora_te_text_model_encoder_layers_0_mlp_fc1"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.dtypes import Array
-from lorapipe_engine.tensorfile import encode, write_tensors
+from lorapipe_engine.files.dtypes import Array
+from lorapipe_engine.files.tensorfile import encode, write_tensors
 from lorapipe_resize.cli import lora_resize
 
 DATA = Path(__file__).parents[1] / "data"

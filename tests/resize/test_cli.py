@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.hashes import data_hash
-from lorapipe_engine.network import Network, describe_network
-from lorapipe_engine.tensorfile import encode, open_tensors, write_tensors
+from lorapipe_engine.files.hashes import data_hash
+from lorapipe_engine.files.tensorfile import encode, open_tensors, write_tensors
+from lorapipe_engine.networks.describe import Network, describe_network
 
 TOOL = Path(sys.executable).with_name("lora-resize")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.factors import dense_spectrum
+from lorapipe_engine.networks.factors import dense_spectrum
 from lorapipe_resize.device import dense_on
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lorapipe_engine.delta import Array, dense_delta
-from lorapipe_engine.network import describe_network
-from lorapipe_engine.tensorfile import open_tensors
+from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.networks.describe import describe_network
 
 DATA = Path(__file__).parents[1] / "data/weights_resize"
 CASES: dict[str, dict[str, Any]] = json.loads((DATA / "resize_expect.json").read_text())["cases"]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lorapipe_engine.delta import Array, dense_delta
-from lorapipe_engine.network import Network, describe_network
-from lorapipe_engine.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.networks.describe import Network, describe_network
 
 NETWORKS = sorted((Path(__file__).parents[1] / "data/networks").glob("*.safetensors"))
 COPIED = [path for path in NETWORKS if any(word in path.stem for word in ("oft", "ia3", "glora", "norm"))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lorapipe_tagger.embeddings import DIMENSIONS, Projection
+from lorapipe_tagger.scoring.embeddings import DIMENSIONS, Projection
 
 from .making import PICTURES, Tag
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_tagger.adapters import choose_adapter
-from lorapipe_tagger.labels import read_labels
-from lorapipe_tagger.picture import PictureError, Preparation, Resampling, read_picture
-from lorapipe_tagger.select import Rules, Selector
-from lorapipe_tagger.session import Network
-from lorapipe_tagger.shape import Shape, caption_tags
+from lorapipe_tagger.captions.shape import Shape, caption_tags
+from lorapipe_tagger.models.adapters import choose_adapter
+from lorapipe_tagger.models.labels import read_labels
+from lorapipe_tagger.scoring.picture import PictureError, Preparation, Resampling, read_picture
+from lorapipe_tagger.scoring.select import Rules, Selector
+from lorapipe_tagger.scoring.session import Network
 
 DATA = Path(__file__).parents[1] / "data" / "tagger"
 EXPECTED = json.loads((DATA / "pictures" / "expected.json").read_text(encoding="utf-8"))

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_tagger.picture import PixelGate, Preparation, prepare, read_picture
-from lorapipe_tagger.scores import Known, ScoreCache
+from lorapipe_tagger.scoring.picture import PixelGate, Preparation, prepare, read_picture
+from lorapipe_tagger.scoring.scores import Known, ScoreCache
 
 from .making import MODEL, PICTURES, Tag, save_picture
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from support import browser
+
 from .making import PICTURES, Tag, save_model, save_picture
 
-
-def _browser() -> ModuleType:
-    path = Path(__file__).parents[1] / "dataset" / "check" / "browser.py"
-    spec = importlib.util.spec_from_file_location("lora_tag_browser", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-browser = _browser()
 PROGRAM = browser.find_browser()
 CHANCES = {"general": (9, 0.9), "</script>": (0, 0.9), "solo": (0, 0.4), "cat": (0, 0.3), "dog": (0, 0.1)}
 

@@ -11,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_tagger.labels import Labels
-from lorapipe_tagger.select import Rules, Selection, Selector, Tag, mcut, spelling
-from lorapipe_tagger.shape import (
+from lorapipe_tagger.captions.shape import (
     Shape,
     caption_tags,
     drop_implied,
@@ -22,8 +20,10 @@ from lorapipe_tagger.shape import (
     with_spaces,
     without_repeats,
 )
-from lorapipe_tagger.texts import parse_threshold, read_pair_file, read_pairs, split_list
-from lorapipe_tagger.write import join_existing
+from lorapipe_tagger.captions.texts import parse_threshold, read_pair_file, read_pairs, split_list
+from lorapipe_tagger.captions.write import join_existing
+from lorapipe_tagger.models.labels import Labels
+from lorapipe_tagger.scoring.select import Rules, Selection, Selector, Tag, mcut, spelling
 
 # The nineteen faces that taggers' users expect to stay as they are.
 FACES = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from weights_shapes import Shape, checkpoint_shapes, lora_shapes
 
-from lorapipe_engine.tensorfile import Encoded, build_header, encode, write_tensors
+from lorapipe_engine.files.tensorfile import Encoded, build_header, encode, write_tensors
 
 NOISE = 1 << 24  # numbers that checkpoints are cut from: more than any tensor needs but the token embeddings
 

@@ -18,8 +18,8 @@ from dataclasses import replace
 import torch
 from train import WORKLOADS, Workload, make_family, measure
 
-from lorapipe_engine.train.memory import GIB, Load, predict
-from lorapipe_engine.train.preset import KEPT
+from lorapipe_engine.train.memory.model import GIB, Load, predict
+from lorapipe_engine.train.memory.preset import KEPT
 
 _A, _C = WORKLOADS["A"], WORKLOADS["C"]
 CARDS = {

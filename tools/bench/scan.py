@@ -100,8 +100,8 @@ def scan_as_training(root: Path) -> None:
     """What lora-train does before it opens the base, and the batches of the first epoch; prints a line of JSON."""
     import lorapipe_engine.train.session  # noqa: F401  with torch and all that a run needs
     from lorapipe_engine.datasets.scan import scan
+    from lorapipe_engine.pictures.batches import epoch_batches
     from lorapipe_engine.settings import DataSettings
-    from lorapipe_engine.train.batches import epoch_batches
 
     begun = time.perf_counter()
     dataset = scan(DataSettings(train_data_dir=root, resolution=(768, 768), train_batch_size=4), 42)

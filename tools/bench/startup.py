@@ -27,7 +27,7 @@ import torch
 from phases import phases
 from PIL import Image
 
-BASES = Path(__file__).parents[2] / "tests/engine/train"
+TESTS = Path(__file__).parents[2] / "tests"
 GOALS = {"A": 15.0, "C": 20.0}
 
 
@@ -52,8 +52,8 @@ RUNS = {
 def make_base(name: str, folder: Path) -> Path:
     """The base, made on the card where there is one."""
     if not (folder / "model_index.json").exists():
-        sys.path.insert(0, str(BASES))
-        from full_bases import save_full
+        sys.path.insert(0, str(TESTS))
+        from support.full_bases import save_full
 
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
             save_full(name, folder)

@@ -29,14 +29,14 @@ from kernels import shares, table
 from torch import nn
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
-from lorapipe_engine.nn.narrow import FORMS, hold
+from lorapipe_engine.nn.quantize import FORMS, hold
 from lorapipe_engine.settings import LossSettings, OptimizerSettings
+from lorapipe_engine.train.base.load import BaseModel
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Conditioning, Family
-from lorapipe_engine.train.load import BaseModel
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
-from lorapipe_engine.train.speed import speed_up
-from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.step.speed import speed_up
+from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step
 
 FLOOR = 790e12  # FLOP/s that one H200 reaches in bf16 products
 

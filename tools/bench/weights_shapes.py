@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lorapipe_engine.keys import locate, lora_name
+from lorapipe_engine.models.keys import locate, lora_name
 
 Shape = tuple[int, ...]
 Named = Iterator[tuple[str, Shape]]

@@ -14,7 +14,7 @@ from PIL import Image
 from lorapipe_demo.judge import HEADS, Judge, true_answers
 from lorapipe_demo.sampling import Painter
 from lorapipe_demo.scene import random_scene
-from lorapipe_engine.bases import demo_base
+from lorapipe_engine.models.bases import demo_base
 
 SIDE = 100
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lorapipe_engine.dtypes import encode
-from lorapipe_engine.families import SD1
-from lorapipe_engine.keys import text_path, unet_to_ldm, vae_to_ldm
-from lorapipe_engine.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.dtypes import encode
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.models.families import SD1
+from lorapipe_engine.models.keys import text_path, unet_to_ldm, vae_to_ldm
 
 PREFIXES = {
     "unet": "model.diffusion_model.",

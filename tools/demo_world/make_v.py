@@ -24,8 +24,8 @@ from pictures import draw_set, world_picture
 from pretrain import SEED, keep
 from train_parts import SCALE, DenoiserTrainer, encode_all
 
-from lorapipe_engine.bases import demo_base
-from lorapipe_engine.train.load import load_base
+from lorapipe_engine.models.bases import demo_base
+from lorapipe_engine.train.base.load import load_base
 
 
 def main() -> None:

@@ -131,7 +131,7 @@ def _draw_part(
 
 def token_row(folder: Path) -> Callable[[str], list[int]]:
     """A function from a text to its 77 ids: BOS, the text, EOS to the end."""
-    from lorapipe_engine.train.tokenizers import open_tokenizer
+    from lorapipe_engine.train.base.tokenizers import open_tokenizer
 
     tokenizer = open_tokenizer(folder)
 

@@ -15,8 +15,8 @@ from pretrain import SEED, judge_inputs, keep
 from train_parts import train_judge
 
 from lorapipe_demo.judge import HEADS
-from lorapipe_engine.bases import demo_base
-from lorapipe_engine.train.load import load_base
+from lorapipe_engine.models.bases import demo_base
+from lorapipe_engine.train.base.load import load_base
 
 
 def main() -> None:

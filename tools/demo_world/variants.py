@@ -324,7 +324,7 @@ def overlap(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw them, where there are two at least."""
-    from lorapipe_engine.train.charts import Line, write_chart
+    from lorapipe_engine.train.schedules.charts import Line, write_chart
 
     found = curves(rows)
     if len(found) > 1:
@@ -418,7 +418,7 @@ def look(network: Path, base: str | Path, device: str | None, word: str = "") ->
     from lorapipe_demo.judge import Judge
     from lorapipe_demo.sampling import Painter
     from lorapipe_demo.scene import TRIGGER
-    from lorapipe_engine.bases import demo_base
+    from lorapipe_engine.models.bases import demo_base
 
     painter, judge = Painter(demo_base() if base == "demo" else Path(base), device), Judge.load()
     scenes = recipe.exam_scenes()

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from lorapipe_dataset.journal import HIDDEN
+from lorapipe_dataset.undo import undo
+from lorapipe_engine.records import Record
 from PIL import Image
 
 from lorapipe_dataset.check.fix import apply
 from lorapipe_dataset.check.mend import FIXABLE, Repairs, plan_repairs
 from lorapipe_dataset.check.rules import CHECKS, RULES
 from lorapipe_dataset.check.scan import read_files, scan
-from lorapipe_dataset.journal import HIDDEN
-from lorapipe_dataset.undo import undo
-from lorapipe_engine.records import Record
 
 SIZE = ["--resolution", 96]
 

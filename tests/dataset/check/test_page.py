@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from support import browser
 
-def _browser() -> ModuleType:
-    """The module beside this one (tests are no package)."""
-    path = Path(__file__).with_name("browser.py")
-    spec = importlib.util.spec_from_file_location("lora_check_browser", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-browser = _browser()
 PROGRAM = browser.find_browser()
 needs_browser = pytest.mark.skipif(
     PROGRAM is None or os.name == "nt", reason="no Chromium here: apt-get install chromium"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from lorapipe_dataset.journal import HIDDEN, Change, Journal, locked
 from lorapipe_dataset.undo import undo
+
 from lorapipe_engine.errors import InputError
 
 

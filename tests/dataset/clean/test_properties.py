@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
+from lorapipe_dataset.undo import undo
 
 from lorapipe_dataset.check.tokens import estimate
 from lorapipe_dataset.clean.cleaner import Cleaner, NeverSettles, counted
@@ -14,7 +15,6 @@ from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.rules import NO_FACTS, Facts, Rules
 from lorapipe_dataset.clean.run import run
 from lorapipe_dataset.clean.words import resolve
-from lorapipe_dataset.undo import undo
 from lorapipe_engine.errors import ConfigError
 
 WORDS = [

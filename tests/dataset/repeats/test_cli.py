@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from lorapipe_engine.images import repeat_folders
 
 

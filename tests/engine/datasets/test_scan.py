@@ -15,7 +15,7 @@ from lorapipe_engine.datasets.described import dataset_notes, folder_lines  # no
 from lorapipe_engine.datasets.record import dataset_record  # noqa: E402
 from lorapipe_engine.datasets.scan import _in_turn, scan  # noqa: E402
 from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
-from lorapipe_engine.metadata import training_metadata  # noqa: E402
+from lorapipe_engine.networks.metadata import training_metadata  # noqa: E402
 from lorapipe_engine.settings import DataSettings  # noqa: E402
 
 

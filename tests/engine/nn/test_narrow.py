@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
-from lorapipe_engine.nn.narrow import FORMS, hold, is_held  # noqa: E402
+from lorapipe_engine.nn.quantize import FORMS, hold, is_held  # noqa: E402
 
 
 @pytest.fixture(params=FORMS)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from lorapipe_engine.errors import InputError  # noqa: E402
-from lorapipe_engine.train.architecture import (  # noqa: E402
+from lorapipe_engine.train.base.architecture import (  # noqa: E402
     clip_config,
     eight_heads,
     unet_config,

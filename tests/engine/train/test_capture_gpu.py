@@ -19,10 +19,10 @@ from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # no
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.settings import LossSettings, OptimizerSettings  # noqa: E402
-from lorapipe_engine.train.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
-from lorapipe_engine.train.speed import speed_up  # noqa: E402
-from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step  # noqa: E402
+from lorapipe_engine.train.step.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
+from lorapipe_engine.train.step.speed import speed_up  # noqa: E402
+from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,14 +12,14 @@ import pytest
 torch = pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-from lorapipe_engine.buckets import BucketRule, place  # noqa: E402
-from lorapipe_engine.captions import When  # noqa: E402
+from lorapipe_engine.pictures.batches import Batch  # noqa: E402
+from lorapipe_engine.pictures.buckets import BucketRule, place  # noqa: E402
+from lorapipe_engine.pictures.captions import When  # noqa: E402
 from lorapipe_engine.settings import DataSettings  # noqa: E402
-from lorapipe_engine.train.augment import GAMMA, ColourShift, draw_colour, draw_crop  # noqa: E402
-from lorapipe_engine.train.batches import Batch  # noqa: E402
-from lorapipe_engine.train.data import TrainingData, latent_jobs, scan  # noqa: E402
-from lorapipe_engine.train.latents import LatentJob, read_pixels  # noqa: E402
-from lorapipe_engine.train.masks import latent_mask  # noqa: E402
+from lorapipe_engine.train.data.augment import GAMMA, ColourShift, draw_colour, draw_crop  # noqa: E402
+from lorapipe_engine.train.data.examples import TrainingData, latent_jobs, scan  # noqa: E402
+from lorapipe_engine.train.data.latents import LatentJob, read_pixels  # noqa: E402
+from lorapipe_engine.train.data.masks import latent_mask  # noqa: E402
 
 
 @dataclass

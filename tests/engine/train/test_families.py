@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from lorapipe_engine.errors import ConfigError  # noqa: E402
 from lorapipe_engine.nn.lora import factor_shapes  # noqa: E402
+from lorapipe_engine.train.base.load import BaseModel  # noqa: E402
+from lorapipe_engine.train.base.tokenizers import open_tokenizer  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.load import BaseModel  # noqa: E402
-from lorapipe_engine.train.tokenizers import open_tokenizer  # noqa: E402
 
 from .tiny import VOCABULARY, Tiny, build, write_tokenizer  # noqa: E402
 

@@ -15,15 +15,15 @@ pytest.importorskip("lorapipe_demo")
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
-from lorapipe_engine.bases import resolve_base  # noqa: E402
-from lorapipe_engine.config import build_settings  # noqa: E402
+from lorapipe_engine.command.options import build_settings  # noqa: E402
 from lorapipe_engine.errors import ConfigError  # noqa: E402
+from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import PARTS, TrainSettings  # noqa: E402
-from lorapipe_engine.train.data import scan  # noqa: E402
-from lorapipe_engine.train.fit import memory_line, shapes_of  # noqa: E402
-from lorapipe_engine.train.load import load_base  # noqa: E402
-from lorapipe_engine.train.memory import GIB, Load, predict  # noqa: E402
-from lorapipe_engine.train.preset import find_options  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
+from lorapipe_engine.train.data.examples import scan  # noqa: E402
+from lorapipe_engine.train.memory.fit import memory_line, shapes_of  # noqa: E402
+from lorapipe_engine.train.memory.model import GIB, Load, predict  # noqa: E402
+from lorapipe_engine.train.memory.preset import find_options  # noqa: E402
 
 BASE = str(resolve_base("demo"))
 LOAD = Load(512, 512, 2, 16, tokens=77, text_there=True)

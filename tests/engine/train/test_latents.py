@@ -9,9 +9,9 @@ import pytest
 torch = pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 
-from lorapipe_engine.buckets import BucketRule, place  # noqa: E402
 from lorapipe_engine.errors import InputError  # noqa: E402
-from lorapipe_engine.train.latents import LatentCache, LatentJob, encode_all, read_pixels  # noqa: E402
+from lorapipe_engine.pictures.buckets import BucketRule, place  # noqa: E402
+from lorapipe_engine.train.data.latents import LatentCache, LatentJob, encode_all, read_pixels  # noqa: E402
 
 RULE = BucketRule(resolution=(64, 64), enabled=False)
 

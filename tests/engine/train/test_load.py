@@ -21,8 +21,8 @@ pytest.importorskip("diffusers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lorapipe_engine.errors import InputError  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.load import load_base  # noqa: E402
 
 from .tiny import VOCABULARY, Tiny, build, checkpoint_tensors, save_checkpoint, save_folder  # noqa: E402
 
@@ -136,7 +136,7 @@ def test_old_names_and_leftovers_load(models: dict[str, Tiny], tmp_path: Path) -
 
 def test_sd2_with_only_the_layers_that_run(tmp_path: Path) -> None:
     """Files converted from diffusers hold 23 layers instead of 24: none of them may go."""
-    from lorapipe_engine.train.ldm import trim_text
+    from lorapipe_engine.train.base.ldm import trim_text
 
     for layers, left in ((24, 23), (23, 23), (4, 3)):
         parts: Any = {
@@ -266,7 +266,7 @@ def test_a_model_in_the_hub_cache_needs_no_network(models: dict[str, Tiny], tmp_
 
 
 def test_files_of_the_hub_are_chosen() -> None:
-    from lorapipe_engine.train.hub import choose_files
+    from lorapipe_engine.train.base.hub import choose_files
 
     stem = "unet/diffusion_pytorch_model"
     files = [
@@ -291,7 +291,7 @@ def test_loading_says_nothing(models: dict[str, Tiny], tmp_path: Path) -> None:
     lines = (
         "import pathlib, sys, torch",
         "from lorapipe_engine.train.families import open_family",
-        "from lorapipe_engine.train.load import load_base",
+        "from lorapipe_engine.train.base.load import load_base",
         "open_family(load_base(pathlib.Path(sys.argv[1])), dtype=torch.bfloat16)",
     )
     done = subprocess.run([sys.executable, "-c", "\n".join(lines), path], capture_output=True, text=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,11 @@ pytest.importorskip("lorapipe_demo")
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
-from lorapipe_engine.tensorfile import open_tensors  # noqa: E402
-from lorapipe_engine.train.apply import attach_file  # noqa: E402
+from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.load import load_base  # noqa: E402
+from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from support import tiny  # noqa: E402
 
 HERE = Path(__file__).parent
 GEOMETRY = torch.tensor([[96.0, 64.0, 8.0, 0.0, 64.0, 64.0]])
@@ -28,17 +27,6 @@ OPTIONS = (
     # A high rate, so that a wrong scale or a swapped module shows.
     "--learning_rate 0.05 --lr_scheduler constant --save_precision float --device cpu --quiet --output_name net"
 )
-
-
-def tiny_bases() -> Any:
-    """The neighbour ``tiny.py``."""
-    if "tiny_bases" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("tiny_bases", HERE / "tiny.py")
-        assert spec
-        assert spec.loader
-        sys.modules["tiny_bases"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["tiny_bases"])
-    return sys.modules["tiny_bases"]
 
 
 def pipeline(modules: Any, sdxl: bool) -> Any:
@@ -83,7 +71,6 @@ CONV = ["--network_args", "conv_dim=2", "conv_alpha=1"]
 def test_diffusers_has_the_same_network(
     name: str, v: bool, more: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tiny = tiny_bases()
     # diffusers counts SDXL's blocks by their layers, so there have to be as many as in the real one.
     base = tiny.save_folder(tiny.build(name, layers=2 if name == "sdxl" else 1), tmp_path / "base")
     draw_concept(tmp_path / "data", "mirelune", pictures=4, repeats=1, seed=1)

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lorapipe_engine.settings import LossSettings  # noqa: E402
-from lorapipe_engine.train.loss import (  # noqa: E402
+from lorapipe_engine.train.objective.loss import (  # noqa: E402
     NoiseSchedule,
     add_noise,
     huber_threshold,
@@ -21,7 +21,7 @@ from lorapipe_engine.train.loss import (  # noqa: E402
     sample_losses,
     target_of,
 )
-from lorapipe_engine.train.noise import draw_timesteps, perturb  # noqa: E402
+from lorapipe_engine.train.objective.noise import draw_timesteps, perturb  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "data/train"
 

@@ -20,14 +20,14 @@ from lorapipe_engine.errors import ConfigError  # noqa: E402
 from lorapipe_engine.nn.attach import Network, Target, attach  # noqa: E402
 from lorapipe_engine.nn.flat import FlatGroup, RateGroup  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
-from lorapipe_engine.train.blocks import LAYOUTS, block_of, block_weights  # noqa: E402
-from lorapipe_engine.train.network_args import (  # noqa: E402
+from lorapipe_engine.train.network.arguments import (  # noqa: E402
     RateGroups,
     by_block,
     network_plan,
     read_network_args,
     wants_conv,
 )
+from lorapipe_engine.train.network.blocks import LAYOUTS, block_of, block_weights  # noqa: E402
 from lorapipe_engine.train.optimizers import Rates, build_optimizer, gradients_of, rates_in_force  # noqa: E402
 
 from .test_families import real_family  # noqa: E402

@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lorapipe_engine.settings import LossSettings  # noqa: E402
-from lorapipe_engine.train.loss import NoiseSchedule, add_noise  # noqa: E402
-from lorapipe_engine.train.noise import (  # noqa: E402
+from lorapipe_engine.train.objective.loss import NoiseSchedule, add_noise  # noqa: E402
+from lorapipe_engine.train.objective.noise import (  # noqa: E402
     draw_noise,
     draw_timesteps,
     offset_noise,

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
+from lorapipe_engine.pictures.batches import batches_per_epoch, epoch_batches
 from lorapipe_engine.settings import RunSettings
-from lorapipe_engine.train.batches import batches_per_epoch, epoch_batches
-from lorapipe_engine.train.numbering import stale_epoch, stale_step
 from lorapipe_engine.train.plan import plan_run
+from lorapipe_engine.train.results.numbering import stale_epoch, stale_step
 
 SIZES = st.sampled_from([(64, 64), (64, 128), (128, 64)])
 

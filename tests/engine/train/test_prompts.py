@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.train.prompts import Prompt, parse_line, read_prompts
+from lorapipe_engine.train.sample.prompts import Prompt, parse_line, read_prompts
 
 DEFAULT = Prompt(text="", width=64, height=64)
 

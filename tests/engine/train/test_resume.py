@@ -19,8 +19,8 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from support import killing  # noqa: E402
 
-HERE = Path(__file__).parent
 FIXED = (
     "--base demo --max_token_length 75 --network_dim 2 --device cpu --output_name net --save_precision float "
     "--state_interval 0 --seed 5 --shuffle_caption --caption_tag_dropout_rate 0.2 --network_dropout 0.1 "
@@ -120,7 +120,7 @@ def test_killed_again_and_again(case: str, data: Path, regularisation: Path, tmp
     done = subprocess.run(
         [
             sys.executable,
-            HERE / "killing.py",
+            Path(killing.__file__),
             str(seed),
             str(KILLS),
             *words(data, tmp_path / "killed", *killed_words),

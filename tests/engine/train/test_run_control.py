@@ -22,10 +22,10 @@ from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.errors import ProblemFound  # noqa: E402
-from lorapipe_engine.metadata import parse_metadata  # noqa: E402
-from lorapipe_engine.tensorfile import open_tensors  # noqa: E402
-from lorapipe_engine.train.loss_watch import follow, is_calm  # noqa: E402
-from lorapipe_engine.train.resume import State  # noqa: E402
+from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.networks.metadata import parse_metadata  # noqa: E402
+from lorapipe_engine.train.results.loss_watch import follow, is_calm  # noqa: E402
+from lorapipe_engine.train.results.state import State  # noqa: E402
 
 FIXED = (
     "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --network_dim 2 "

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
-from lorapipe_engine.bases import resolve_base  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.load import load_base  # noqa: E402
-from lorapipe_engine.train.start_from import merge_into_base  # noqa: E402
+from lorapipe_engine.train.network.start_from import merge_into_base  # noqa: E402
 
 FIXED = (
     "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "

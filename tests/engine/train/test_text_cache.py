@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,28 +17,17 @@ from safetensors.torch import load_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
+from lorapipe_engine.train.data.text_cache import TextCache  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.load import load_base  # noqa: E402
-from lorapipe_engine.train.text_cache import TextCache  # noqa: E402
+from support import tiny  # noqa: E402
 
-_SPEC = importlib.util.spec_from_file_location("tiny_bases", Path(__file__).with_name("tiny.py"))
 CAPTIONS = ["", "cat", "a red cat, night, " * 20, "dog"]
-
-
-def tiny_bases() -> Any:
-    if "tiny_bases" not in sys.modules:
-        assert _SPEC
-        assert _SPEC.loader
-        module = importlib.util.module_from_spec(_SPEC)
-        sys.modules["tiny_bases"] = module
-        _SPEC.loader.exec_module(module)
-    return sys.modules["tiny_bases"]
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
-    tiny = tiny_bases()
     return {
         family: tiny.save_checkpoint(tiny.build(family), root / family / "base.safetensors")
         for family in ("sd1", "sd2", "sdxl")

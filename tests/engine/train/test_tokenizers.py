@@ -14,7 +14,7 @@ pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
 from lorapipe_engine.errors import InputError  # noqa: E402
-from lorapipe_engine.train.tokenizers import (  # noqa: E402
+from lorapipe_engine.train.base.tokenizers import (  # noqa: E402
     CLIP_REPOSITORY,
     CLIP_VOCABULARY,
     find_tokenizer,

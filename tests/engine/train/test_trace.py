@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,22 +18,12 @@ from torch import Tensor  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from support import full_bases  # noqa: E402
+from support import recompute_trace as reader  # noqa: E402
+from support import tiny as bases  # noqa: E402
 
 HERE = Path(__file__).parent
 FULL = "LORAPIPE_FULL_MODELS"
-
-
-def neighbour(name: str) -> Any:
-    """A module beside this one."""
-    known = {"tiny": "tiny_bases"}.get(name, name)
-    if known not in sys.modules:
-        spec = importlib.util.spec_from_file_location(known, HERE / f"{name}.py")
-        assert spec
-        assert spec.loader
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[known] = module
-        spec.loader.exec_module(module)
-    return sys.modules[known]
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -58,7 +46,6 @@ def traced(base: Path, folder: Path, *more: str) -> list[Path]:
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_loss_and_gradients_can_be_computed_again(family: str, tmp_path: Path) -> None:
-    bases, reader = neighbour("tiny"), neighbour("recompute_trace")
     tiny = bases.build(family)
     bases.save_checkpoint(tiny, tmp_path / "base.safetensors")
     skip = 2 if family == "sd1" else 1
@@ -79,20 +66,19 @@ def test_the_reader_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """As the docs say it: a trace and a diffusers folder, on the command line; and a trace that was tampered with."""
     from safetensors.torch import save_file
 
-    bases, reader = neighbour("tiny"), neighbour("recompute_trace")
     base = bases.save_folder(bases.build("sdxl"), tmp_path / "base")
     path = traced(base, tmp_path)[1]
-    assert in_command_line(reader, path, "--base", base) == 0
+    assert in_command_line(path, "--base", base) == 0
     assert "agrees" in capsys.readouterr().out
     trace, _ = read(path)
     key = next(name for name in trace if name.startswith("grad.lora_unet") and "input_blocks" in name)
     trace[key] = trace[key] * 1.01
     save_file(trace, tmp_path / "odd.safetensors")
-    assert in_command_line(reader, tmp_path / "odd.safetensors", "--base", base) == 1
+    assert in_command_line(tmp_path / "odd.safetensors", "--base", base) == 1
     assert "DIFFERS" in capsys.readouterr().out
 
 
-def in_command_line(reader: Any, *words: object) -> int:
+def in_command_line(*words: object) -> int:
     before, sys.argv = sys.argv, ["recompute_trace.py", *map(str, words)]
     try:
         with pytest.raises(SystemExit) as stop:
@@ -111,8 +97,7 @@ def test_published_architectures(name: str, tmp_path: Path) -> None:
     """Needs up to 16 GB of memory and 7 GB of disk (SDXL); see docs/training.md."""
     if name not in os.environ[FULL].split(","):
         pytest.skip(f"{FULL} does not name it")
-    reader = neighbour("recompute_trace")
-    base = neighbour("full_bases").save_full(name, tmp_path / "base")
+    base = full_bases.save_full(name, tmp_path / "base")
     paths = traced(base, tmp_path, *v_prediction(name))
     gc.collect()
     modules = reader.read_base(base)

@@ -26,14 +26,14 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
-from lorapipe_engine.bases import resolve_base  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import RunSettings  # noqa: E402
-from lorapipe_engine.tensorfile import open_tensors  # noqa: E402
-from lorapipe_engine.train.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.load import load_base  # noqa: E402
-from lorapipe_engine.train.results import remove_leftovers  # noqa: E402
+from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.results.results import remove_leftovers  # noqa: E402
 
 TIMEOUT = 120
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -19,19 +18,8 @@ from safetensors import safe_open  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
-from lorapipe_engine.tensorfile import open_tensors  # noqa: E402
-
-_SPEC = importlib.util.spec_from_file_location("tiny_bases", Path(__file__).with_name("tiny.py"))
-
-
-def tiny_bases() -> Any:
-    if "tiny_bases" not in sys.modules:
-        assert _SPEC
-        assert _SPEC.loader
-        module = importlib.util.module_from_spec(_SPEC)
-        sys.modules["tiny_bases"] = module
-        _SPEC.loader.exec_module(module)
-    return sys.modules["tiny_bases"]
+from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from support import tiny  # noqa: E402
 
 
 def train(*words: object) -> int:
@@ -75,7 +63,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_datasets_of_a_file(pictures: Path, tmp_path: Path) -> None:
-    tiny = tiny_bases()
     tiny.save_checkpoint(tiny.build("sdxl"), tmp_path / "base.safetensors")
     (tmp_path / "set.toml").write_text(
         f"""

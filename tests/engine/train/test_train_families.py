@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,28 +10,16 @@ pytest.importorskip("torch")
 
 from lorapipe_demo.concept import draw_concept
 from lorapipe_engine.cli import lora_train
-from lorapipe_engine.network import describe_network
-from lorapipe_engine.tensorfile import open_tensors
+from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.networks.describe import describe_network
+from support import tiny
 
-_SPEC = importlib.util.spec_from_file_location("tiny_bases", Path(__file__).with_name("tiny.py"))
 OPTIONS = [
     *("--resolution", "64", "--train_batch_size", "2", "--max_train_steps", "2", "--network_dim", "4"),
     *("--gradient_checkpointing", "--gradient_accumulation_steps", "2", "--network_dropout", "0.1"),
     *("--network_args", "conv_dim=2", "conv_alpha=1", "rank_dropout=0.1", "module_dropout=0.1"),
     *("--flip_aug", "--cache_latents_to_disk", "--shuffle_caption", "--device", "cpu", "--quiet"),
 ]
-
-
-def tiny_bases() -> Any:
-    import sys
-
-    if "tiny_bases" not in sys.modules:
-        assert _SPEC
-        assert _SPEC.loader
-        module = importlib.util.module_from_spec(_SPEC)
-        sys.modules["tiny_bases"] = module
-        _SPEC.loader.exec_module(module)
-    return sys.modules["tiny_bases"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +31,6 @@ def tiny_bases() -> Any:
     ],
 )
 def test_trains(family: str, precision: str, parts: set[str], tmp_path: Path) -> None:
-    tiny = tiny_bases()
     tiny.save_checkpoint(tiny.build(family), tmp_path / "base.safetensors")
     tiny.write_tokenizer(tmp_path / "tokenizer")
     draw_concept(tmp_path / "data", "mirelune", pictures=4, repeats=2, seed=1)

@@ -18,12 +18,12 @@ from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
-from lorapipe_engine.buckets import BucketRule, Placement  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.datasets.scan import Picture, scan, split_off  # noqa: E402
 from lorapipe_engine.datasets.spec import DatasetSpec  # noqa: E402
+from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.pictures.buckets import BucketRule, Placement  # noqa: E402
 from lorapipe_engine.settings import DataSettings, LossSettings  # noqa: E402
-from lorapipe_engine.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.train.validation import validation_timesteps  # noqa: E402
 
 PLACE = Placement((64, 64), (64, 64), (0, 0))

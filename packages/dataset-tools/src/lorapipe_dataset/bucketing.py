@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.buckets import BucketRule, Size
-from lorapipe_engine.config import Field, build_settings, fields_of
+from lorapipe_engine.command.options import Field, build_settings, fields_of
+from lorapipe_engine.pictures.buckets import BucketRule, Size
 from lorapipe_engine.settings import DataSettings
 
 NAMES = (

@@ -19,9 +19,9 @@ from lorapipe_demo import recipe, weights
 from lorapipe_demo.dataset import build_dataset
 from lorapipe_demo.programs import require_tools, run
 from lorapipe_demo.scene import TRIGGER, Scene
-from lorapipe_engine.bases import demo_base
 from lorapipe_engine.cli import require_training_extra
-from lorapipe_engine.command import say, tool_command
+from lorapipe_engine.command.tool import say, tool_command
+from lorapipe_engine.models.bases import demo_base
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,7 @@ from pathlib import Path
 from lorapipe_demo import recipe
 from lorapipe_demo.programs import run
 from lorapipe_demo.scene import TRIGGER, Scene, concept_scene
-from lorapipe_engine.command import say
+from lorapipe_engine.command.tool import say
 
 HERS, BRIEF, WHOLE = "imgs", "others", "people"
 DROP_FILE = "drop.txt"

@@ -81,7 +81,7 @@ class Judge:
     @classmethod
     def load(cls, path: Path = WEIGHTS) -> Judge:
         """The judge that ships with the demo."""
-        from lorapipe_engine.tensorfile import open_tensors
+        from lorapipe_engine.files.tensorfile import open_tensors
 
         network = JudgeNetwork()
         with open_tensors(path) as file:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from lorapipe_engine.command import say
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import MissingExtra, ProblemFound
 
 # Where each command begins: module and function.

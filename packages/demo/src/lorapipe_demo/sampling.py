@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo.recipe import GUIDANCE, SAMPLER, STEPS
-from lorapipe_engine.bases import demo_base
+from lorapipe_engine.models.bases import demo_base
 from lorapipe_engine.nn.attach import detach
-from lorapipe_engine.train.apply import attach_file
+from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.families import open_family
-from lorapipe_engine.train.load import load_base
+from lorapipe_engine.train.network.apply import attach_file
 from lorapipe_engine.train.plan import choose_device
-from lorapipe_engine.train.prompts import Prompt
-from lorapipe_engine.train.sample import draw
+from lorapipe_engine.train.sample.draw import draw
+from lorapipe_engine.train.sample.prompts import Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from lorapipe_demo import recipe
 from lorapipe_demo.programs import run
-from lorapipe_engine.bases import demo_base
-from lorapipe_engine.command import say
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ProblemFound
+from lorapipe_engine.models.bases import demo_base
 
 if TYPE_CHECKING:
     from lorapipe_demo.sampling import Painter

@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command import ToolCommand, say, tool_command
-from lorapipe_engine.config import build_settings, print_config, settings_options
+from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
+from lorapipe_engine.command.options import build_settings, print_config, settings_options
+from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.tool import ToolCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.libraries import OWN_PROCESS, library_imports
-from lorapipe_engine.progress import QUIET
 from lorapipe_engine.settings import PARTS, TrainSettings
 from lorapipe_engine.settings.refused import ForeignOptions, foreign_options, given_options
 
@@ -75,7 +75,7 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
     for note in foreign.notes:
         say(f"note: {note}")
     if plot_lr is not None:
-        from lorapipe_engine.train.plot_lr import plot_rates
+        from lorapipe_engine.train.schedules.plot import plot_rates
 
         click.echo(plot_rates(settings, plot_lr, say))
         return
@@ -100,7 +100,7 @@ def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[st
     if model.vram is None or model.pretrained_model_name_or_path is None or not has_data:
         return parts, origin
     require_training_extra()
-    from lorapipe_engine.train.preset import fit_to_card
+    from lorapipe_engine.train.memory.preset import fit_to_card
 
     parts, origin, line = fit_to_card(parts, origin)
     say(line)

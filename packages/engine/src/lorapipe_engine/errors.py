@@ -1,7 +1,7 @@
 """The exceptions that users see.
 
 A library function that cannot go on raises one of these with a single line: what is wrong, where, and how to
-mend it. Only :mod:`lorapipe_engine.command` prints them and turns them into an exit status:
+mend it. Only :mod:`lorapipe_engine.command.tool` prints them and turns them into an exit status:
 
 ==== ==========================================================================================
 0    done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorapipe_engine.group import tool_group
+from lorapipe_engine.command.group import tool_group
 
 EXAMPLES = """
 lora-inspect zeros mina.safetensors
@@ -14,16 +14,19 @@ lora-inspect delta mina.safetensors --base base.safetensors -o delta.safetensors
 lora-resize mina.safetensors --new-rank 32 -o - | lora-inspect zeros -
 """
 COMMANDS = {
-    "zeros": ("lorapipe_inspect.zeros:command", "Count zeros, dead modules, subnormals, NaN."),
-    "keys": ("lorapipe_inspect.keys:command", "List tensors with types and shapes, or modules."),
-    "meta": ("lorapipe_inspect.meta:command", "Read metadata, count tags, write a changed copy."),
-    "norms": ("lorapipe_inspect.norms:command", "How strongly every module and block was changed."),
-    "ranks": ("lorapipe_inspect.ranks:command", "Ranks, alphas, and how much of them is in use."),
-    "hash": ("lorapipe_inspect.hash:command", "SHA-256, AutoV2, AutoV3 and legacy hashes."),
-    "diff": ("lorapipe_inspect.diff:command", "Compare two networks: keys, metadata, what they change."),
-    "compat": ("lorapipe_inspect.compat:command", "Which programs read the file, and how."),
-    "delta": ("lorapipe_inspect.delta:command", "Write the dense change of every module."),
-    "check": ("lorapipe_inspect.check:command", "Everything at once: is this file sound?"),
+    "zeros": ("lorapipe_inspect.commands.zeros:command", "Count zeros, dead modules, subnormals, NaN."),
+    "keys": ("lorapipe_inspect.commands.keys:command", "List tensors with types and shapes, or modules."),
+    "meta": ("lorapipe_inspect.commands.meta:command", "Read metadata, count tags, write a changed copy."),
+    "norms": ("lorapipe_inspect.commands.norms:command", "How strongly every module and block was changed."),
+    "ranks": ("lorapipe_inspect.commands.ranks:command", "Ranks, alphas, and how much of them is in use."),
+    "hash": ("lorapipe_inspect.commands.hash:command", "SHA-256, AutoV2, AutoV3 and legacy hashes."),
+    "diff": (
+        "lorapipe_inspect.commands.diff:command",
+        "Compare two networks: keys, metadata, what they change.",
+    ),
+    "compat": ("lorapipe_inspect.commands.compat:command", "Which programs read the file, and how."),
+    "delta": ("lorapipe_inspect.commands.delta:command", "Write the dense change of every module."),
+    "check": ("lorapipe_inspect.commands.check:command", "Everything at once: is this file sound?"),
 }
 
 lora_inspect = tool_group(

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from lorapipe_engine.command import VERBOSE
+from lorapipe_engine.command.records import STREAM, Record, expand_folders, read_list
+from lorapipe_engine.command.tool import VERBOSE
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.picklefile import open_weights
-from lorapipe_engine.records import STREAM, Record, expand_folders, read_list
-from lorapipe_engine.tensorfile import WeightFile
+from lorapipe_engine.files.picklefile import open_weights
+from lorapipe_engine.files.tensorfile import WeightFile
 
 SUFFIXES = (".safetensors",)
 STREAM_NAME = "standard input"
@@ -55,8 +55,8 @@ def find_inputs(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterator
     """The files that ``words`` name, as they come; a folder gives its safetensors files, sorted.
 
     "-", or no word at all, is ``stdin`` (the process's own by default): one safetensors file if its first bytes
-    cannot be text, else a list of paths and JSON records (:mod:`lorapipe_engine.records`). Raises InputError for
-    folders without such files, for lists that cannot be read, and instead of waiting at a terminal.
+    cannot be text, else a list of paths and JSON records (:mod:`lorapipe_engine.command.records`). Raises InputError
+    for folders without such files, for lists that cannot be read, and instead of waiting at a terminal.
     """
     for word in words or (STREAM,):
         if word != STREAM:

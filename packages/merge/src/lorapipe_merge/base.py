@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from lorapipe_engine.bases import describe_kind, resolve_base
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.families import Recognised, get_family, recognise
-from lorapipe_engine.folders import weight_files
-from lorapipe_engine.keys import Place, find_layout, locate, lora_names, lora_names_of, unet_to_ldm
-from lorapipe_engine.picklefile import open_weights
-from lorapipe_engine.tensorfile import TensorInfo, WeightFile
+from lorapipe_engine.files.folders import weight_files
+from lorapipe_engine.files.picklefile import open_weights
+from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile
+from lorapipe_engine.models.bases import describe_kind, resolve_base
+from lorapipe_engine.models.families import Recognised, get_family, recognise
+from lorapipe_engine.models.keys import Place, find_layout, locate, lora_names, lora_names_of, unet_to_ldm
 
 # Folders of a diffusers model that networks change.
 PARTS: Mapping[str, str] = MappingProxyType({"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.families import UNET_PREFIX
+from lorapipe_engine.models.families import UNET_PREFIX
 
 BASE = "BASE"
 # Parts of the text encoders can be weighted one by one; what is not named takes BASE's weight.

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command import say, tool_command
+from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 
 EXAMPLES = """
@@ -135,7 +135,7 @@ def lora_merge(inputs: tuple[str, ...], **flags: Any) -> int:
 
 
 def _checkpoint(inputs: tuple[str, ...], *, output: str, ratio: float | None, **flags: Any) -> int:
-    from lorapipe_merge.checkpoint import merge_checkpoint
+    from lorapipe_merge.checkpoint.merge import merge_checkpoint
 
     if len(inputs) < 2:
         raise ConfigError("give a base and at least one network: lora-merge BASE LORA:0.8 -o OUT")
@@ -147,7 +147,7 @@ def _checkpoint(inputs: tuple[str, ...], *, output: str, ratio: float | None, **
 
 
 def _undo(inputs: tuple[str, ...], *, output: str, ratio: float | None, **flags: Any) -> int:
-    from lorapipe_merge.undo import undo_merge
+    from lorapipe_merge.checkpoint.undo import undo_merge
 
     del ratio
     report = undo_merge(inputs[0], inputs[1:], Path(output), _wishes(flags))
@@ -155,13 +155,13 @@ def _undo(inputs: tuple[str, ...], *, output: str, ratio: float | None, **flags:
 
 
 def _networks(inputs: tuple[str, ...], *, output: str, ratio: float | None, **flags: Any) -> int:
-    from lorapipe_merge.networks import merge_networks
+    from lorapipe_merge.networks.merge import merge_networks
 
     svd = flags["mode"] == "svd"
     asked = [name for name in ("rank", "conv_rank", "dynamic", "target_size") if flags[name] is not None]
     if asked and not svd:
         raise ConfigError("ranks can be chosen with --mode svd only; concat adds them up")
-    from lorapipe_engine.sizes import parse_size
+    from lorapipe_engine.files.sizes import parse_size
 
     return merge_networks(
         with_ratios(inputs, 1.0 if ratio is None else ratio),
@@ -179,7 +179,7 @@ def _networks(inputs: tuple[str, ...], *, output: str, ratio: float | None, **fl
 
 
 def _models(inputs: tuple[str, ...], *, output: str, ratio: float | None, **flags: Any) -> int:
-    from lorapipe_merge.models import merge_models
+    from lorapipe_merge.models.merge import merge_models
 
     names = ("blocks", "vae", "ema", "precision", "prune", "seed", "no_metadata")
     return merge_models(
@@ -221,7 +221,7 @@ def _pair(text: str) -> tuple[str, float]:
 
 
 def _wishes(flags: dict[str, Any]) -> Any:
-    from lorapipe_merge.checkpoint import Wishes
+    from lorapipe_merge.checkpoint.merge import Wishes
 
     names = ("precision", "allow_unmatched", "allow_nonfinite", "verify", "dry_run", "force")
     return Wishes(**{name: flags[name] for name in names}, metadata=not flags["no_metadata"])

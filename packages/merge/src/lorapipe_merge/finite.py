@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lorapipe_engine.dtypes import FLOAT_DTYPES
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.tensorfile import WeightFile, quote
+from lorapipe_engine.files.dtypes import FLOAT_DTYPES
+from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_merge.matching import Applied
 
 # The exponent's bits; all ones mean infinity or NaN.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.errors import InputError, ProblemFound
-from lorapipe_engine.families import FAMILIES
-from lorapipe_engine.network import Network, NetworkModule
-from lorapipe_engine.tensorfile import TensorInfo, WeightFile, quote
+from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
+from lorapipe_engine.models.families import FAMILIES
+from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_merge.base import Base, Spot
 from lorapipe_merge.blocks import BlockWeights, block_of
 

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.dtypes import DTYPE_BITS, decode, encode
-from lorapipe_engine.halves import decode_f16, encode_bf16, encode_f16
-from lorapipe_engine.tensorfile import TensorFile, WeightFile
+from lorapipe_engine.files.dtypes import DTYPE_BITS, decode, encode
+from lorapipe_engine.files.halves import decode_f16, encode_bf16, encode_f16
+from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
 
 Array = NDArray[Any]
 T = TypeVar("T")

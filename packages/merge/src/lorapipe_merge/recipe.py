@@ -15,7 +15,7 @@ from typing import Any
 
 from lorapipe_engine import __version__
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.metadata import ModelSpec
+from lorapipe_engine.networks.metadata import ModelSpec
 
 RECIPE_KEY = "lora_merge.recipe"
 # True of the file that was merged, not of the result.

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command import tool_command
-from lorapipe_engine.sizes import parse_size
+from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.files.sizes import parse_size
 
 EXAMPLES = """
 lora-resize big.safetensors -o small.safetensors --new-rank 32

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.factors import Spectrum, dense_spectrum, spectrum_of_svd
+from lorapipe_engine.networks.factors import Spectrum, dense_spectrum, spectrum_of_svd
 
 Decompose = Callable[[NDArray[Any]], Spectrum]
 

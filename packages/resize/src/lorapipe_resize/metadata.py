@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lorapipe_engine.delta.adapter import ADAPTER_KEY
-from lorapipe_engine.metadata import table_of
-from lorapipe_engine.ranks import RankRule
+from lorapipe_engine.networks.metadata import table_of
+from lorapipe_engine.networks.ranks import RankRule
 from lorapipe_resize.report import ModuleReport
 
 VARIOUS = "Dynamic"  # sd-scripts' word where ranks differ

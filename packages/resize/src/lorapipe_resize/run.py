@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 import click
 
-from lorapipe_engine.command import say
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
-from lorapipe_engine.factors import Balance
-from lorapipe_engine.metadata import with_hashes
-from lorapipe_engine.network import ModuleKeys, describe_network
-from lorapipe_engine.picklefile import open_weights
-from lorapipe_engine.ranks import Method, RankRule
-from lorapipe_engine.tensorfile import WeightFile, build_header, check_output, write_tensors
+from lorapipe_engine.files.picklefile import open_weights
+from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, write_tensors
+from lorapipe_engine.networks.describe import ModuleKeys, describe_network
+from lorapipe_engine.networks.factors import Balance
+from lorapipe_engine.networks.metadata import with_hashes
+from lorapipe_engine.networks.ranks import Method, RankRule
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, summary, table

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.delta import find_rule
 from lorapipe_engine.delta.spectra import ModuleSpectrum, module_spectrum, spectral_rule
-from lorapipe_engine.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
-from lorapipe_engine.network import ModuleKeys
-from lorapipe_engine.ranks import Candidate, RankRule, is_dead, ranks_for_size
-from lorapipe_engine.tensorfile import WeightFile
-from lorapipe_engine.threads import map_in_threads
+from lorapipe_engine.files.dtypes import FLOAT_DTYPES, Encoded, decode, encode
+from lorapipe_engine.files.tensorfile import WeightFile
+from lorapipe_engine.files.threads import map_in_threads
+from lorapipe_engine.networks.describe import ModuleKeys
+from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
+from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
 from lorapipe_resize.report import ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]

@@ -8,26 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.records import Record
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.images import as_repeat_folder
-from lorapipe_engine.records import Record
-from lorapipe_tagger.combine import Consensus
-from lorapipe_tagger.embeddings import Projection, Vector
-from lorapipe_tagger.explain import explain, table
-from lorapipe_tagger.labels import CHARACTER, GENERAL
-from lorapipe_tagger.options import Options
-from lorapipe_tagger.pipeline import Result
-from lorapipe_tagger.report import failed_row, report_row
-from lorapipe_tagger.select import Selection, Tag
-from lorapipe_tagger.shape import Shape, caption_tags, front_count
-from lorapipe_tagger.sources import Task
-from lorapipe_tagger.write import (
+from lorapipe_engine.pictures.images import as_repeat_folder
+from lorapipe_tagger.captions.explain import explain, table
+from lorapipe_tagger.captions.shape import Shape, caption_tags, front_count
+from lorapipe_tagger.captions.write import (
     ChangedMeanwhile,
     difference,
     join_existing,
     read_existing,
     write_caption,
 )
+from lorapipe_tagger.models.labels import CHARACTER, GENERAL
+from lorapipe_tagger.options import Options
+from lorapipe_tagger.report import failed_row, report_row
+from lorapipe_tagger.scoring.combine import Consensus
+from lorapipe_tagger.scoring.embeddings import Projection, Vector
+from lorapipe_tagger.scoring.pipeline import Result
+from lorapipe_tagger.scoring.select import Selection, Tag
+from lorapipe_tagger.sources import Task
 
 _TRANSPARENT, _WHITE = "transparent_background", "white_background"
 _DIGITS = 4

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command import tool_command
+from lorapipe_engine.command.records import stream_options
+from lorapipe_engine.command.tool import tool_command
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.records import stream_options
 
 EXAMPLES = """
 lora-tag imgs/

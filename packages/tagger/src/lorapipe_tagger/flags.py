@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorapipe_engine.command import say
-from lorapipe_tagger.models import DEFAULT
+from lorapipe_engine.command.tool import say
+from lorapipe_tagger.captions.shape import Shape
+from lorapipe_tagger.captions.texts import OFF, parse_threshold, split_list
+from lorapipe_tagger.models.names import DEFAULT
 from lorapipe_tagger.options import Options
-from lorapipe_tagger.pipeline import Work, default_workers
-from lorapipe_tagger.shape import Shape
-from lorapipe_tagger.texts import OFF, parse_threshold, split_list
+from lorapipe_tagger.scoring.pipeline import Work, default_workers
 
 CATEGORIES = ("general", "character", "copyright", "artist", "meta", "quality")
 _MILLION = 1_000_000

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_tagger.combine import How
-from lorapipe_tagger.labels import Labels
-from lorapipe_tagger.models import ModelFiles
-from lorapipe_tagger.pipeline import Work
-from lorapipe_tagger.select import Rules
-from lorapipe_tagger.shape import Shape
+from lorapipe_tagger.captions.shape import Shape
+from lorapipe_tagger.captions.texts import AUTO, compared, read_pair_file, read_pairs
+from lorapipe_tagger.captions.write import Existing
+from lorapipe_tagger.models.labels import Labels
+from lorapipe_tagger.models.names import ModelFiles
+from lorapipe_tagger.scoring.combine import How
+from lorapipe_tagger.scoring.pipeline import Work
+from lorapipe_tagger.scoring.select import Rules
 from lorapipe_tagger.sources import Collision
-from lorapipe_tagger.texts import AUTO, compared, read_pair_file, read_pairs
-from lorapipe_tagger.write import Existing
 
 
 @dataclass(frozen=True, kw_only=True)

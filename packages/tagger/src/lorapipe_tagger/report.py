@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lorapipe_engine.atomic import atomic_write
-from lorapipe_tagger.combine import Consensus
-from lorapipe_tagger.labels import RATING
-from lorapipe_tagger.pipeline import Result
+from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_tagger.models.labels import RATING
+from lorapipe_tagger.scoring.combine import Consensus
+from lorapipe_tagger.scoring.pipeline import Result
 
 TEMPLATE = Path(__file__).with_name("report.html")
 MARK = "/*DATA*/null"

@@ -9,20 +9,20 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from lorapipe_engine.command import say
+from lorapipe_engine.command.progress import Progress, progress
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.progress import Progress, progress
 from lorapipe_tagger.caption import Captioner, Outcome
-from lorapipe_tagger.combine import Consensus
-from lorapipe_tagger.embeddings import open_embeddings
-from lorapipe_tagger.models import find_model
+from lorapipe_tagger.captions.write import read_existing
+from lorapipe_tagger.models.names import find_model
 from lorapipe_tagger.options import Options, rules_for, shape_for
-from lorapipe_tagger.pipeline import Pipeline, Result, Tagger
 from lorapipe_tagger.report import open_report
-from lorapipe_tagger.scores import ScoreCache, cache_folder
+from lorapipe_tagger.scoring.combine import Consensus
+from lorapipe_tagger.scoring.embeddings import open_embeddings
+from lorapipe_tagger.scoring.pipeline import Pipeline, Result, Tagger
+from lorapipe_tagger.scoring.scores import ScoreCache, cache_folder
 from lorapipe_tagger.sources import Task, check_folders, find_tasks, warn_of_formats
 from lorapipe_tagger.tell import Count, as_records, tell, tell_constant, tell_frequency
-from lorapipe_tagger.write import read_existing
 
 _WRITERS = 8
 _WRITES_AHEAD = 32

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from lorapipe_engine.command import say
+from lorapipe_engine.command.records import STREAM, Record, check_folder, find_files, read_records
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
-from lorapipe_engine.images import IMAGE_SUFFIXES
-from lorapipe_engine.records import STREAM, Record, check_folder, find_files, read_records
+from lorapipe_engine.pictures.images import IMAGE_SUFFIXES
 
 Collision = Literal["error", "first", "suffix"]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import click
 
-from lorapipe_engine.command import say
-from lorapipe_engine.progress import QUIET
-from lorapipe_engine.records import write_record
+from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.records import write_record
+from lorapipe_engine.command.tool import say
 from lorapipe_tagger.caption import Outcome, shown
+from lorapipe_tagger.captions.shape import Shape, is_count
 from lorapipe_tagger.options import Options
-from lorapipe_tagger.select import spelling
-from lorapipe_tagger.shape import Shape, is_count
+from lorapipe_tagger.scoring.select import spelling
 
 _CONSTANT_SHARE = 0.9
 _FEWEST_FOR_SHARES = 10

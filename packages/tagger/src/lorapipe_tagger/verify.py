@@ -16,12 +16,12 @@ import click
 import numpy as np
 
 from lorapipe_engine.errors import InputError
-from lorapipe_tagger.models import ModelFiles, find_model
+from lorapipe_tagger.models.names import ModelFiles, find_model
 from lorapipe_tagger.options import Options, rules_for
-from lorapipe_tagger.picture import Picture, PictureError, Pixels, Preparation, read_picture
-from lorapipe_tagger.pipeline import Tagger
-from lorapipe_tagger.select import Selector
-from lorapipe_tagger.session import Network, Scores
+from lorapipe_tagger.scoring.picture import Picture, PictureError, Pixels, Preparation, read_picture
+from lorapipe_tagger.scoring.pipeline import Tagger
+from lorapipe_tagger.scoring.select import Selector
+from lorapipe_tagger.scoring.session import Network, Scores
 from lorapipe_tagger.sources import find_tasks
 
 LARGEST_STEP = 0.02  # of a score, by rounding

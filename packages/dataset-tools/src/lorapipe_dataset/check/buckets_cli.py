@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lorapipe_dataset.bucketing import bucket_options, read_options
-from lorapipe_engine.command import say, tool_command
+from lorapipe_engine.command.tool import say, tool_command
 
 EXAMPLES = """
 lora-check buckets dataset/ --resolution 768,768
@@ -27,7 +27,7 @@ def command(inputs: tuple[str, ...], as_json: bool, **flags: Any) -> int:
     from lorapipe_dataset.check.buckets import Placed, Unplaced, bucket_report, place_all, table
     from lorapipe_dataset.check.scan import read_files, scan
     from lorapipe_dataset.output import print_json, printable
-    from lorapipe_engine.records import read_records
+    from lorapipe_engine.command.records import read_records
 
     data = read_options(flags)
     dataset = scan(read_records(inputs), ".txt", masks=True)

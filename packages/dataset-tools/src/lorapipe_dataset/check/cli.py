@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lorapipe_dataset.bucketing import bucket_options, read_options
-from lorapipe_engine.command import ToolCommand, tool_command
+from lorapipe_engine.command.tool import ToolCommand, tool_command
 
 EXAMPLES = """
 lora-check dataset/

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lorapipe_dataset.check.hashing import Hashes
 from lorapipe_dataset.check.scan import Picture
-from lorapipe_engine.progress import progress
+from lorapipe_engine.command.progress import progress
 
 ROWS = 512  # hashes that are compared with all others at once
 VERIFIED = 0.97  # cosine of two small pictures without their mean from which they are the same

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import click
 
+from lorapipe_dataset.changes.journal import Change, Folder, Journal
+from lorapipe_dataset.changes.undo import undo as take_back
 from lorapipe_dataset.check.mend import FIXABLE, Repairs
 from lorapipe_dataset.check.rules import RULES
-from lorapipe_dataset.journal import Change, Folder, Journal
 from lorapipe_dataset.output import printable
-from lorapipe_dataset.undo import undo as take_back
-from lorapipe_engine.command import say
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, LoraError
 
 TOOL = "lora-check"

@@ -17,12 +17,12 @@ from lorapipe_dataset.check.report import Report, summary, table
 from lorapipe_dataset.check.rules import CHECKS, RULES
 from lorapipe_dataset.check.scan import Dataset, read_files, scan
 from lorapipe_dataset.output import print_json
-from lorapipe_engine.atomic import atomic_write, check_output
-from lorapipe_engine.command import say
-from lorapipe_engine.config import nearest
+from lorapipe_engine.command.options import nearest
+from lorapipe_engine.command.progress import progress
+from lorapipe_engine.command.records import Record, read_records
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.progress import progress
-from lorapipe_engine.records import Record, read_records
+from lorapipe_engine.files.atomic import atomic_write, check_output
 
 THUMBNAIL = 176  # longest side in pixels
 

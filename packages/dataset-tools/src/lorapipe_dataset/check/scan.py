@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_dataset.repeats.sources import read_name
-from lorapipe_engine.buckets import Size
-from lorapipe_engine.captions import read_caption, split_tags
+from lorapipe_engine.command.progress import progress
+from lorapipe_engine.command.records import Record, check_folder
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.images import IMAGE_SUFFIXES, as_repeat_folder, image_size
-from lorapipe_engine.progress import progress
-from lorapipe_engine.records import Record, check_folder
+from lorapipe_engine.pictures.buckets import Size
+from lorapipe_engine.pictures.captions import read_caption, split_tags
+from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, as_repeat_folder, image_size
 
 if TYPE_CHECKING:
     from lorapipe_dataset.check.look import Look

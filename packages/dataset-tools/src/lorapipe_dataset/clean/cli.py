@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command import tool_command
-from lorapipe_engine.records import stream_options
+from lorapipe_engine.command.records import stream_options
+from lorapipe_engine.command.tool import tool_command
 
 EXAMPLES = """
 lora-clean imgs/ --trigger "shiina mayuri" --drop-file drop.txt --dry-run

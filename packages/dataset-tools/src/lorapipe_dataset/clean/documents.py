@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lorapipe_dataset.changes.filebytes import read_bytes
+from lorapipe_dataset.changes.journal import Change, Journal
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Document, Job
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.clean.textfile import decode
-from lorapipe_dataset.filebytes import read_bytes
-from lorapipe_dataset.journal import Change, Journal
 from lorapipe_dataset.sidecars.documents import change_csv, change_kohya, change_metadata, picture_path
 from lorapipe_engine.errors import InputError, LoraError
 

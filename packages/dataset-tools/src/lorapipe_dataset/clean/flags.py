@@ -21,7 +21,7 @@ from lorapipe_dataset.clean.words import (
     resolve,
     split_list,
 )
-from lorapipe_engine.command import say
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
 
 _PLAIN = (

@@ -19,14 +19,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from lorapipe_dataset.changes.filebytes import Stamp
+from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Job
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome, Plan, Planner
 from lorapipe_dataset.clean.steps.step import Bench
 from lorapipe_dataset.clean.textfile import decode, encode
-from lorapipe_dataset.filebytes import Stamp
-from lorapipe_dataset.journal import Change
 
 WORTH_IT = 5000  # captions from which starting a process pays
 PART = 1024

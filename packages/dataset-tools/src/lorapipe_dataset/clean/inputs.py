@@ -21,10 +21,10 @@ from lorapipe_dataset.sidecars import (
 )
 from lorapipe_dataset.sidecars.embedded import read_embedded
 from lorapipe_dataset.sidecars.post import Post
-from lorapipe_engine.command import say
+from lorapipe_engine.command.records import Record, find_files, find_names, read_records
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.images import IMAGE_SUFFIXES
-from lorapipe_engine.records import Record, find_files, find_names, read_records
+from lorapipe_engine.pictures.images import IMAGE_SUFFIXES
 
 PICTURES = IMAGE_SUFFIXES | {".gif", ".jfif", ".tif", ".tiff"}
 DOCUMENTS = (".json", ".jsonl", ".csv")

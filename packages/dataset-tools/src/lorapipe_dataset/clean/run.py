@@ -9,6 +9,9 @@ from typing import BinaryIO
 
 import click
 
+from lorapipe_dataset.changes.filebytes import read_bytes
+from lorapipe_dataset.changes.journal import Journal
+from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.clean.cleaner import Cleaner, counted
 from lorapipe_dataset.clean.documents import clean_document, document_captions
 from lorapipe_dataset.clean.inputs import Document, Job, gather
@@ -20,13 +23,10 @@ from lorapipe_dataset.clean.tell import TOOL, Count, Teller, printable, tell_cut
 from lorapipe_dataset.clean.textfile import decode
 from lorapipe_dataset.clean.work import Worker, by_folder
 from lorapipe_dataset.clean.writers import write_rows
-from lorapipe_dataset.filebytes import read_bytes
-from lorapipe_dataset.journal import Journal
-from lorapipe_dataset.undo import undo
-from lorapipe_engine.atomic import check_output
-from lorapipe_engine.command import say
+from lorapipe_engine.command.progress import progress
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.progress import progress
+from lorapipe_engine.files.atomic import check_output
 
 _BATCH = 1 << 16
 _STREAMED_BATCH = 64

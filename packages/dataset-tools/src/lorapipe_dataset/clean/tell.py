@@ -13,9 +13,9 @@ import click
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.output import printable as escaped
-from lorapipe_engine.command import say
-from lorapipe_engine.progress import QUIET
-from lorapipe_engine.records import format_fields
+from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.records import format_fields
+from lorapipe_engine.command.tool import say
 
 TOOL = "lora-clean"
 

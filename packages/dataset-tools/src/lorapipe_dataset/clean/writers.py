@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorapipe_dataset.clean.options import Options
-from lorapipe_engine.atomic import atomic_write
 from lorapipe_engine.errors import OutputError
+from lorapipe_engine.files.atomic import atomic_write
 
 Rows = Sequence[tuple[Path, str]]
 

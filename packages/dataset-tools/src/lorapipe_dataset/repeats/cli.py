@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lorapipe_dataset.bucketing import bucket_options, read_options
-from lorapipe_engine.command import tool_command
+from lorapipe_engine.command.tool import tool_command
 
 EXAMPLES = """
 lora-repeats pictures/

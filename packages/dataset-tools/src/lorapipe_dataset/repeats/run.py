@@ -23,13 +23,13 @@ from lorapipe_dataset.repeats.tree import (
     rename_folders,
     renames,
 )
-from lorapipe_engine.atomic import atomic_write
-from lorapipe_engine.buckets import place
-from lorapipe_engine.command import say
+from lorapipe_engine.command.progress import progress
+from lorapipe_engine.command.records import format_path, read_records
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.images import image_size
-from lorapipe_engine.progress import progress
-from lorapipe_engine.records import format_path, read_records
+from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.pictures.buckets import place
+from lorapipe_engine.pictures.images import image_size
 from lorapipe_engine.settings import DataSettings
 
 

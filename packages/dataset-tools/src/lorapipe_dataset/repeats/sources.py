@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.records import Record, check_folder
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.images import IMAGE_SUFFIXES, find_images
-from lorapipe_engine.records import Record, check_folder
+from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, find_images
 
 _NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
 _WEIGHTED = re.compile(r"\{(\d+(?:\.\d+)?)\}(.+)", re.DOTALL)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lorapipe_dataset.repeats.plan import Row
 from lorapipe_dataset.repeats.sources import caption_files
-from lorapipe_engine.captions import read_caption
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.images import find_images
+from lorapipe_engine.pictures.captions import read_caption
+from lorapipe_engine.pictures.images import find_images
 from lorapipe_engine.settings import DataSettings
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from lorapipe_dataset.repeats.plan import Row
 from lorapipe_dataset.repeats.sources import Source, caption_files, folder_name
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.images import as_repeat_folder
+from lorapipe_engine.pictures.images import as_repeat_folder
 
 Mode = Literal["copy", "hard", "symlink", "move"]
 _TOO_LONG = frozenset({errno.ENAMETOOLONG})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.config import convert, fields_of, nearest, option, place_of
+from lorapipe_engine.command.options import convert, fields_of, nearest, option, place_of
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.settings import DataSettings

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from lorapipe_engine.captions import split_tags
 from lorapipe_engine.datasets.scan import Dataset, Folder
+from lorapipe_engine.pictures.captions import split_tags
 from lorapipe_engine.settings import DataSettings
 
 

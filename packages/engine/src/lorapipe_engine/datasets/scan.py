@@ -10,13 +10,13 @@ from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
 
-from lorapipe_engine.buckets import BucketRule, Placement, Size, place
-from lorapipe_engine.captions import caption_suffixes, read_caption
+from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.datasets.folders import dataset_specs
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.images import find_images, image_size
-from lorapipe_engine.progress import Progress, progress
+from lorapipe_engine.pictures.buckets import BucketRule, Placement, Size, place
+from lorapipe_engine.pictures.captions import caption_suffixes, read_caption
+from lorapipe_engine.pictures.images import find_images, image_size
 from lorapipe_engine.settings import DataSettings
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorapipe_engine.buckets import BucketRule
-from lorapipe_engine.captions import CaptionRule
+from lorapipe_engine.pictures.buckets import BucketRule
+from lorapipe_engine.pictures.captions import CaptionRule
 from lorapipe_engine.settings import DataSettings
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lorapipe_engine.algorithms import find_algorithm
 from lorapipe_engine.delta.base import Array, Module, Rule, flat
 from lorapipe_engine.delta.dora import apply_dora
 from lorapipe_engine.delta.full import BIAS_SUFFIXES, FULL, NORM, bias_change
@@ -19,6 +18,7 @@ from lorapipe_engine.delta.lokr import LOKR
 from lorapipe_engine.delta.lora import LORA
 from lorapipe_engine.delta.oft import OFT
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.networks.algorithms import find_algorithm
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {rule.name: rule for rule in (LORA, LOHA, LOKR, OFT, GLORA, IA3, FULL, NORM)}

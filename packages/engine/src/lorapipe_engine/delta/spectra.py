@@ -21,7 +21,7 @@ from lorapipe_engine.delta.loha import LOHA, hada_factor, loha_scale
 from lorapipe_engine.delta.lokr import LOKR, lokr_factors, lokr_scale
 from lorapipe_engine.delta.lora import LORA, lora_factors, lora_scale
 from lorapipe_engine.delta.registry import find_rule
-from lorapipe_engine.factors import (
+from lorapipe_engine.networks.factors import (
     Factors,
     Spectrum,
     dense_spectrum,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorapipe_engine.config import option
+from lorapipe_engine.command.options import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.config import WordsOption
+from lorapipe_engine.command.options import WordsOption
 from lorapipe_engine.errors import ConfigError
 
 

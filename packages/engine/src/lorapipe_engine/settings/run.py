@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.config import option
+from lorapipe_engine.command.options import option
 from lorapipe_engine.errors import ConfigError
 
 SAVE_PRECISIONS = ("float", "fp16", "bf16")

@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 
-from lorapipe_engine.captions import When
+from lorapipe_engine.command.progress import progress
 from lorapipe_engine.datasets.described import folder_lines
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.fused.kernels import are_compiled
-from lorapipe_engine.progress import progress
+from lorapipe_engine.pictures.batches import Batch, epoch_batches
+from lorapipe_engine.pictures.captions import When
 from lorapipe_engine.settings import TrainSettings
-from lorapipe_engine.train.batches import Batch, epoch_batches
-from lorapipe_engine.train.data import Dataset, TrainingData
-from lorapipe_engine.train.endings import nothing_lost
+from lorapipe_engine.train.data.examples import Dataset, TrainingData
+from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.loss_watch import follow, is_calm
-from lorapipe_engine.train.make_network import make_network
+from lorapipe_engine.train.network.make import make_network
+from lorapipe_engine.train.network.part_norms import PartNorms
+from lorapipe_engine.train.network.weight_norms import TAGS, NormLimit
 from lorapipe_engine.train.optimizers import (
     alpha_note,
     build_optimizer,
@@ -32,13 +33,12 @@ from lorapipe_engine.train.optimizers import (
     sets_own_rate,
     write_rates,
 )
-from lorapipe_engine.train.part_norms import PartNorms
 from lorapipe_engine.train.plan import RunPlan, network_dtype, plan_run
-from lorapipe_engine.train.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.processes import ALONE, Processes
-from lorapipe_engine.train.prompts import Prompt
-from lorapipe_engine.train.results import Onlooker, Results
-from lorapipe_engine.train.resume import (
+from lorapipe_engine.train.results.endings import nothing_lost
+from lorapipe_engine.train.results.loss_watch import follow, is_calm
+from lorapipe_engine.train.results.results import Onlooker, Results
+from lorapipe_engine.train.results.state import (
     Kept,
     State,
     StateKeeper,
@@ -48,12 +48,12 @@ from lorapipe_engine.train.resume import (
     state_file,
     take_up,
 )
+from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
-from lorapipe_engine.train.speed import speed_up
-from lorapipe_engine.train.step import MicroBatch, Stepper, seed_step
-from lorapipe_engine.train.trace import Trace, trace_path
+from lorapipe_engine.train.step.speed import speed_up
+from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.step.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
-from lorapipe_engine.train.weight_norms import TAGS, NormLimit
 
 Say = Callable[[str], None]
 

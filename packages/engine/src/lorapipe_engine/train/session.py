@@ -10,20 +10,20 @@ from pathlib import Path
 
 import torch
 
-from lorapipe_engine.bases import resolve_base
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.metadata import thumbnail_url
+from lorapipe_engine.models.bases import resolve_base
+from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defaults
-from lorapipe_engine.train.boards import check_boards
-from lorapipe_engine.train.data import Dataset, scan
+from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.make_network import narrow_form, with_file_ranks
-from lorapipe_engine.train.memory_errors import memory_explained
-from lorapipe_engine.train.network_args import network_plan, read_network_args
-from lorapipe_engine.train.objective import check_objective
+from lorapipe_engine.train.memory.errors import memory_explained
+from lorapipe_engine.train.network.arguments import network_plan, read_network_args
+from lorapipe_engine.train.network.make import narrow_form, with_file_ranks
+from lorapipe_engine.train.network.start_from import check_start
+from lorapipe_engine.train.objective.check import check_objective
 from lorapipe_engine.train.optimizers import check_arguments, check_group_rates, rate_notes, rates_of
 from lorapipe_engine.train.plan import (
     DTYPES,
@@ -32,11 +32,11 @@ from lorapipe_engine.train.plan import (
     network_dtype,
 )
 from lorapipe_engine.train.processes import ALONE, Processes, join_processes
-from lorapipe_engine.train.prompts import Prompt, read_prompts
-from lorapipe_engine.train.results import refuse_to_overwrite, remove_leftovers
-from lorapipe_engine.train.sample import make_scheduler
+from lorapipe_engine.train.results.boards import check_boards
+from lorapipe_engine.train.results.results import refuse_to_overwrite, remove_leftovers
+from lorapipe_engine.train.sample.draw import make_scheduler
+from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
 from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
-from lorapipe_engine.train.start_from import check_start
 
 Say = Callable[[str], None]
 
@@ -62,8 +62,8 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     for note in check_objective(settings.loss):
         if note not in notes:
             say(f"note: {note}")
+    from lorapipe_engine.train.data.prepare import long_captions
     from lorapipe_engine.train.loop import train
-    from lorapipe_engine.train.prepare import long_captions
 
     if warning := long_captions(dataset, family):
         say(f"note: {warning}")
@@ -175,7 +175,7 @@ def check_memory(settings: TrainSettings, dataset: Dataset, say: Say, processes:
     narrow = model.quantize_base or model.fp8_base or model.fp8_base_unet
     if device.type != "cuda" or model.ignore_memory or narrow:
         return
-    from lorapipe_engine.train.fit import memory_line
+    from lorapipe_engine.train.memory.fit import memory_line
 
     dtype = DTYPES[choose_precision(settings.model.mixed_precision, device)]
     source = resolve_base(settings.model.pretrained_model_name_or_path or "")
@@ -186,7 +186,7 @@ def load_family(
     settings: TrainSettings, say: Say, processes: Processes = ALONE
 ) -> tuple[Family, TrainSettings]:
     """Load the base onto the device, and fill in what depends on it."""
-    from lorapipe_engine.train.load import load_base
+    from lorapipe_engine.train.base.load import load_base
 
     model = settings.model
     device = processes.device or choose_device(model.device)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lorapipe_engine.families import get_family
+from lorapipe_engine.models.families import get_family
 from lorapipe_engine.train.families.base import Family
 
 if TYPE_CHECKING:
-    from lorapipe_engine.train.load import BaseModel
+    from lorapipe_engine.train.base.load import BaseModel
 
 
 def open_family(

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lorapipe_engine import keys
-from lorapipe_engine.train import text
-from lorapipe_engine.train.tokenizers import Tokenizer
+from lorapipe_engine.models import keys
+from lorapipe_engine.train.base.tokenizers import Tokenizer
+from lorapipe_engine.train.families import clip as text
 
 if TYPE_CHECKING:
-    from lorapipe_engine.train.load import BaseModel
+    from lorapipe_engine.train.base.load import BaseModel
 
 # Classes whose linear layers and convolutions take a LoRA (kohya's target lists), by the part of the model.
 TEXT_TARGETS = ("CLIPAttention", "CLIPMLP")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.train.families.base import Conditioning, Family
-from lorapipe_engine.train.text import encode_sd
+from lorapipe_engine.train.families.clip import encode_sd
 
 
 class StableDiffusion(Family):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.train.families.base import Conditioning, Family
-from lorapipe_engine.train.text import encode_sdxl
+from lorapipe_engine.train.families.clip import encode_sdxl
 
 
 class StableDiffusionXL(Family):

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorapipe_engine.command.libraries import uncollected
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.libraries import uncollected
 from lorapipe_engine.train.optimizers.kinds import OptimizerKind
 from lorapipe_engine.train.optimizers.registry import optimizer_kind
 

@@ -1,0 +1,1 @@
+"""What every command shares: options, records on pipes, one-line errors, progress."""

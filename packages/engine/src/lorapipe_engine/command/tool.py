@@ -1,0 +1,266 @@
+"""What every command line tool shares: help, exit codes, one-line errors.
+
+``@tool_command("lora-x", examples=...)`` makes a function into a command. Its ``return`` value, if any, is the exit
+status. Options may be written with dashes or underscores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from difflib import get_close_matches
+from errno import EINVAL
+from typing import Any
+
+import click
+
+from lorapipe_engine import __version__
+from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.errors import LoraError
+
+EXIT_CODES = """\
+0    done
+1    it ran, but something failed or a problem was found
+2    nothing was done: wrong usage, configuration or input
+130  interrupted"""
+INTERRUPTED = 130
+VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)
+
+
+class ToolCommand(click.Command):
+    """A click command that tells every failure in one line, and treats ``--a-b`` and ``--a_b`` alike."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples.strip("\n")
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write(_indented(self.examples))
+        with formatter.section("Exit codes"):
+            formatter.write(_indented(EXIT_CODES))
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        """Parse the words; what goes wrong passes click's own endings, see :class:`_Passing`."""
+        with _passing():
+            return super().make_context(*args, **settings)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what goes wrong passes click's own endings, see :class:`_Passing`."""
+        with _passing():
+            return super().invoke(ctx)
+
+    def main(self, args: Sequence[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run and exit with the documented status. Without ``args`` those of the process are taken, in which click
+        expands ``*`` on Windows.
+        """
+        raise SystemExit(self._run(args, extra))
+
+    def _run(self, words: Sequence[str] | None, extra: dict[str, Any]) -> int:
+        VERBOSE.set(False)
+        QUIET.set(False)
+        extra.setdefault("prog_name", self.name)
+        extra["standalone_mode"] = False
+        try:
+            result = super().main(words, **extra)
+            _flush_stdout()
+            return result if isinstance(result, int) else 0
+        except click.NoSuchOption as error:
+            self._tell(f"error: {self._no_such_option(error.option_name, words)} (see {self.name} --help)")
+            return 2
+        except click.UsageError as error:
+            self._tell(f"error: {_one_line(error.format_message())} (see {self.name} --help)")
+            return 2
+        except SystemExit as error:
+            if error.code is None or isinstance(error.code, int):
+                return error.code or 0
+            self._tell(f"error: {_one_line(str(error.code))}")
+            return 1
+        except (KeyboardInterrupt, Exception) as error:
+            return self._end(error.cause if isinstance(error, _Passing) else error)
+
+    def _no_such_option(self, name: str, words: Sequence[str] | None) -> str:
+        """What is wrong, with both names spelt as they were typed and declared; click knows underscores only."""
+        typed = [word.split("=", 1)[0] for word in (sys.argv[1:] if words is None else words)]
+        shown = next((word for word in typed if word.startswith("--") and _same_option(word, name)), name)
+        known = {
+            opt.lstrip("-").replace("-", "_"): opt
+            for param in self.params
+            for opt in reversed([*param.opts, *param.secondary_opts])
+            if opt.startswith("--")
+        }
+        close = get_close_matches(name.lstrip("-"), known, 1)
+        files = [word for word in typed if word.startswith("-") and os.path.lexists(word)]
+        if files:
+            return f"no option {_one_line(shown)}; a file of that name is meant by ./{_one_line(files[0])}"
+        return f"no option {_one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
+
+    def _end(self, error: BaseException) -> int:
+        if isinstance(error, KeyboardInterrupt | click.Abort):
+            # The first line end closes the terminal's ^C.
+            self._tell("interrupted", before="\n" if _is_terminal(sys.stderr) else "")
+            return INTERRUPTED
+        if _reader_has_gone(error):
+            _silence_stdout()
+            return 0
+        if VERBOSE.get():
+            traceback.print_exception(error)
+        try:
+            _flush_stdout()
+        except OSError:
+            # What a full disk did not take would be tried again, and told again, at the very end.
+            _silence_stdout()
+        return self._tell_failure(error)
+
+    def _tell_failure(self, error: BaseException) -> int:
+        if isinstance(error, LoraError | OSError | click.ClickException):
+            self._tell(f"error: {_describe(error)}")
+            return error.exit_code if isinstance(error, LoraError) else 1
+        if isinstance(error, MemoryError):
+            self._tell(f"error: not enough memory {_one_line(str(error))}".rstrip())
+            return 1
+        hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
+        self._tell(f"unexpected error: {type(error).__name__}: {_one_line(str(error))}{hint}")
+        return 1
+
+    def _tell(self, text: str, *, before: str = "") -> None:
+        click.echo(f"{before}{self.name}: {text}", err=True)
+
+
+class _Passing(Exception):
+    """Carries an error past click, which has endings of its own for some: a blank line and "aborted" for the end of
+    a file or an interrupt, a status of 1 for a pipe whose reader has gone.
+    """
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@contextmanager
+def _passing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, KeyboardInterrupt) as error:
+        raise _Passing(error) from error
+
+
+def tool_command(
+    name: str, *, examples: str = "", cls: type[ToolCommand] = ToolCommand, **settings: Any
+) -> Callable[[Callable[..., Any]], ToolCommand]:
+    """Make a function into the command ``name``. ``examples`` are lines of shell."""
+
+    def decorate(function: Callable[..., Any]) -> ToolCommand:
+        command = click.command(
+            name,
+            cls=cls,
+            examples=examples,
+            context_settings={
+                "help_option_names": ["-h", "--help"],
+                "max_content_width": 100,
+                "token_normalize_func": _underscored,
+            },
+            **settings,
+        )(function)
+        command.params += [
+            click.Option(
+                ["-v", "--verbose"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_verbose,
+                help="Show where an error came from.",
+            ),
+            click.Option(
+                ["-q", "--quiet"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_quiet,
+                help="No progress, no talk.",
+            ),
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_print_version,
+                help="Show the version.",
+            ),
+        ]
+        return command
+
+    return decorate
+
+
+def say(text: str) -> None:
+    """A line for the user on stderr, unless quiet was asked for."""
+    if not QUIET.get():
+        click.echo(text, err=True)
+
+
+def _underscored(name: str) -> str:
+    """``--network-dim`` and ``--network_dim`` are one option."""
+    return name.replace("-", "_")
+
+
+def _same_option(one: str, other: str) -> bool:
+    return _underscored(one.lstrip("-")) == _underscored(other.lstrip("-"))
+
+
+def _set_verbose(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    VERBOSE.set(value)
+
+
+def _set_quiet(_ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    QUIET.set(value)
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"{ctx.info_name} {__version__}")
+        ctx.exit()
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        names = [
+            os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+        ]
+        return _one_line(": ".join([*([" -> ".join(names)] if names else []), error.strerror]))
+    return _one_line(error.format_message() if isinstance(error, click.ClickException) else str(error))
+
+
+def _one_line(text: str) -> str:
+    """Text for one line of a terminal: no line ends, no control characters."""
+    joined = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined)
+
+
+def _indented(text: str) -> str:
+    return "".join(f"  {line.strip() if line.startswith(' ') else line}\n" for line in text.splitlines())
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def _reader_has_gone(error: BaseException) -> bool:
+    """Whether the next program in the pipe has ended, as head does. Windows calls that an invalid argument."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    return os.name == "nt" and isinstance(error, OSError) and error.errno == EINVAL and not error.filename
+
+
+def _flush_stdout() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _silence_stdout() -> None:
+    """Send what is still to be written to stdout nowhere, so that Python says nothing about it when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,35 @@
+"""Spreading the modules of a network over threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from lorapipe_engine.command.progress import progress
+
+J = TypeVar("J")
+T = TypeVar("T")
+
+MOST_THREADS = 8
+
+
+def map_in_threads(work: Callable[[J], T], jobs: Sequence[J], label: str) -> list[T]:
+    """``work`` on every job, results in the order of the jobs, with a progress bar. The first error ends all.
+
+    Worth it for work in numpy's LAPACK, which runs without the interpreter lock; the BLAS itself should have
+    one thread then.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(count, MOST_THREADS)) as pool:
+        try:
+            results = []
+            with progress(len(jobs), label, "module") as bar:
+                for result in pool.map(work, jobs):
+                    results.append(result)
+                    bar.update()
+            return results
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

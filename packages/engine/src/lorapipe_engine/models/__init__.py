@@ -1,0 +1,1 @@
+"""Base models by name: families, the names of their layers, what a user may call them."""

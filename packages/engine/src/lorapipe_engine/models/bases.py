@@ -1,0 +1,72 @@
+"""What a user may call a base model by: a path, a hub id, or ``demo``; and what a file is that is none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from lorapipe_engine.errors import InputError, MissingExtra
+from lorapipe_engine.models.families import FAMILIES, Recognised
+
+DEMO = "demo"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_KINDS: Mapping[str, str] = {
+    "lora": "a LoRA",
+    "vae": "a VAE",
+    "unet": "a UNet alone, without text encoder and VAE",
+    "text_encoder": "a text encoder alone",
+    "refiner": "the SDXL refiner",
+    "unknown": "nothing that is known here",
+}
+_ADVICE: Mapping[str, str] = {
+    "lora": "; it goes on top of one",
+    "vae": "; it can replace one's with --vae",
+    "unet": "; give the whole checkpoint",
+    "text_encoder": "; give the whole checkpoint",
+    "refiner": ", which no LoRA is trained on; give the SDXL base model",
+    "unknown": " of Stable Diffusion 1.x, 2.x or SDXL",
+}
+
+
+def resolve_base(name: str) -> Path | str:
+    """The file or folder that ``name`` stands for, or the hub id that it is.
+
+    Raises InputError where it is none of them, MissingExtra for ``demo`` without its package.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name == DEMO:
+        return demo_base()
+    if _HUB_ID.fullmatch(name) and not name.endswith(_FILE_SUFFIXES):
+        return name
+    raise InputError(f"{name}: no such file or folder, and no hub id (owner/name) either")
+
+
+def demo_base() -> Path:
+    """The demo's checkpoint, in the package ``lorapipe_demo``, which is found without being imported."""
+    spec = find_spec("lorapipe_demo")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place, "assets", "demo.safetensors")
+        if path.is_file():
+            return path
+    raise MissingExtra("the base 'demo' lies in a package that is not installed: pip install lorapipe-demo")
+
+
+def describe_kind(found: Recognised) -> str:
+    """What a recognised file is, in words: "a LoRA", "a Stable Diffusion XL checkpoint"."""
+    family = FAMILIES[found.family].title if found.family else ""
+    if found.kind == "checkpoint":
+        return f"a {family} checkpoint" if family else "a checkpoint of a family that is not known here"
+    return f"{_KINDS[found.kind]} for {family}" if found.kind == "lora" and family else _KINDS[found.kind]
+
+
+def explain_base(found: Recognised) -> str | None:
+    """Why a recognised file is no base model, and what to give instead; None if it is one."""
+    if found.kind == "checkpoint" and found.family:
+        return None
+    kind = "unknown" if found.kind == "checkpoint" else found.kind
+    return f"{describe_kind(found)}, not a base model{_ADVICE[kind]}"

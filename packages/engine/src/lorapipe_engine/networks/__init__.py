@@ -1,0 +1,1 @@
+"""Network files: described, their algorithms, metadata, factors and ranks."""

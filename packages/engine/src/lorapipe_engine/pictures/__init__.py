@@ -1,0 +1,1 @@
+"""Pictures and captions on disk: found, measured, put into buckets and batches."""

@@ -1,0 +1,152 @@
+"""Pictures on disk: which files they are, how large, and the folders ``N_concept`` they lie in."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorapipe_engine.command.records import check_folder, find_files
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.image_headers import TURNED, header_size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+_REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
+_ORIENTATION = 0x0112
+_PNG_SIGNATURE_BYTES = 8
+_PNG_NOTES = frozenset({b"eXIf", b"iTXt", b"tEXt", b"zTXt"})
+
+
+@dataclass(frozen=True)
+class RepeatFolder:
+    """A folder ``N_concept``: its pictures come N times an epoch."""
+
+    path: Path
+    repeats: int
+    concept: str
+
+
+def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The pictures of a folder by suffix (any case), sorted by the letters' code points. Hidden files are left out.
+
+    Raises InputError if the folder cannot be read.
+    """
+    return find_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+
+
+def repeat_folders(root: Path) -> list[RepeatFolder]:
+    """The folders ``N_concept`` in ``root``, sorted by name; ``root`` itself where it is one and holds pictures.
+
+    Raises InputError where there is none, saying which folders to rename.
+    """
+    check_folder(root)
+    inside = _subfolders(root)
+    found = [folder for path in inside if (folder := as_repeat_folder(path))]
+    if found:
+        return found
+    itself = as_repeat_folder(root.resolve())
+    if itself and find_images(root):
+        return [RepeatFolder(root, itself.repeats, itself.concept)]
+    raise InputError(f"{root}: no folder named N_concept in it; {_what_to_rename(root, inside)}")
+
+
+def _subfolders(root: Path) -> list[Path]:
+    try:
+        return sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.parts)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error.strerror})") from error
+
+
+def as_repeat_folder(path: Path) -> RepeatFolder | None:
+    """Read a folder's name; None where it is not of the form N_concept with N of 1 or more."""
+    match = _REPEATS.fullmatch(path.name)
+    if not match or int(match.group(1)) < 1:
+        return None
+    return RepeatFolder(path, int(match.group(1)), match.group(2))
+
+
+def _what_to_rename(root: Path, inside: list[Path]) -> str:
+    others = [path.name for path in inside if not path.name.startswith(".")]
+    if others:
+        return f"rename '{others[0]}' to '10_{others[0]}' (10 is how often its pictures come in an epoch)"
+    if find_images(root):
+        return f"put its pictures into a folder such as '10_{root.resolve().name}' inside it"
+    return "it is empty; put pictures into a folder such as '10_concept' inside it"
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height as shown, so with the EXIF rotation applied; reads the header only.
+
+    Raises InputError for a file that is no picture.
+    """
+    return header_size(path) or _size_by_pillow(path)
+
+
+def _size_by_pillow(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            # A large picture is no attack here; its header is all that is read.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                width, height = picture.size
+                turned = _orientation(path, picture) in TURNED
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise InputError(f"{path}: {_why_unreadable(path, error)}; mend it or take it out") from error
+    return (height, width) if turned else (width, height)
+
+
+def _orientation(path: Path, picture: Image) -> int | None:
+    """The EXIF orientation, or None. Of a PNG, Pillow decodes the pixels to see what stands behind them; that is left
+    to those PNGs that have something there.
+    """
+    from PIL.Image import Image as Picture
+
+    early = picture.format == "PNG" and not _has_late_notes(path)
+    found = (Picture.getexif(picture) if early else picture.getexif()).get(_ORIENTATION)
+    return found if isinstance(found, int) else None
+
+
+def _has_late_notes(path: Path) -> bool:
+    """Whether a PNG has EXIF or text behind its pixels."""
+    pixels_seen = False
+    # Without a buffer, which would be filled with pixels at every step.
+    with path.open("rb", buffering=0) as file:
+        file.seek(_PNG_SIGNATURE_BYTES)
+        while len(head := file.read(8)) == 8:
+            size, kind = struct.unpack(">I4s", head)
+            if pixels_seen and kind in _PNG_NOTES:
+                return True
+            pixels_seen = pixels_seen or kind == b"IDAT"
+            file.seek(size + 4, os.SEEK_CUR)
+    return False
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    from PIL import Image
+
+    if path.is_file() and path.stat().st_size == 0:
+        return "empty file"
+    if isinstance(error, Image.DecompressionBombError):
+        return "more pixels than Pillow opens"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if path.suffix.lower() not in Image.registered_extensions():
+        return f"this Pillow reads no {path.suffix.lower()} files"
+    return "not a picture that can be read"

@@ -1,0 +1,1 @@
+"""A base model, opened: found, read, built."""

@@ -1,0 +1,100 @@
+"""Build diffusers' and transformers' modules around tensors, without a second copy in memory.
+
+A module is made on the ``meta`` device (shapes only), then each tensor is loaded, converted and put in its
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorapipe_engine.command.libraries import library_imports
+from lorapipe_engine.errors import InputError
+
+# Buffers and scalars of checkpoints that no module needs.
+HARMLESS = ("position_ids", "logit_scale")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of a module that can be loaded: its shape there, and how to get it in a dtype."""
+
+    shape: tuple[int, ...]
+    load: Callable[[torch.dtype], Tensor]
+
+
+Pieces = Mapping[str, Piece]
+
+
+def build_unet(config: Mapping[str, Any], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
+    """A ``UNet2DConditionModel`` on the CPU. ``where`` names the file in errors."""
+    with library_imports():
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    return _filled(lambda: UNet2DConditionModel(**config), pieces, dtype, f"{where}: UNet")
+
+
+def build_vae(config: Mapping[str, Any], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
+    """An ``AutoencoderKL`` on the CPU."""
+    with library_imports():
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    return _filled(lambda: AutoencoderKL(**config), pieces, dtype, f"{where}: VAE")
+
+
+def build_text_encoder(config: Mapping[str, Any], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
+    """A ``CLIPTextModel``, or ``CLIPTextModelWithProjection`` where there is a ``text_projection``.
+
+    The names in ``pieces`` start with ``text_model.`` (save the projection), whatever transformers' version.
+    """
+    with library_imports():
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    kind = CLIPTextModelWithProjection if "text_projection.weight" in pieces else CLIPTextModel
+
+    def make() -> nn.Module:
+        module: nn.Module = kind(CLIPTextConfig(**config))
+        return module
+
+    with torch.device("meta"):
+        nested = hasattr(make(), "text_model")
+    if not nested:
+        pieces = {name.removeprefix("text_model."): piece for name, piece in pieces.items()}
+    module = _filled(make, pieces, dtype, f"{where}: text encoder")
+    embeddings = getattr(module, "text_model", module).embeddings
+    # Not in any file, and made on "meta" with the rest.
+    embeddings.position_ids = torch.arange(config["max_position_embeddings"])[None]
+    return module
+
+
+def _filled(make: Callable[[], nn.Module], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
+    try:
+        with torch.device("meta"):
+            module = make()
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise InputError(f"{where}: its shapes make no module that diffusers knows ({reason})") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    _check(wanted, {name: piece.shape for name, piece in pieces.items()}, where)
+    module.load_state_dict({name: pieces[name].load(dtype) for name in wanted}, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise InputError(
+            f"{where}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}"
+        )
+    extra = sorted(name for name in set(found) - set(wanted) if not name.endswith(HARMLESS))
+    if extra:
+        raise InputError(f"{where}: {len(extra)} tensors have no place in the model, such as {extra[0]}")
+    wrong = [name for name in wanted if wanted[name] != found[name]]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"{where}: {len(wrong)} tensors have another shape than the rest of the model asks for, "
+            f"such as {name} {found[name]} instead of {wanted[name]}"
+        )

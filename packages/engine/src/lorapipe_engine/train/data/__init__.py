@@ -1,0 +1,1 @@
+"""What a step is fed: latents, captions, masks, kept in caches."""

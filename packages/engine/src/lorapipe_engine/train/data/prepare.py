@@ -1,0 +1,124 @@
+"""Before the first step: latents and, if asked for, text states of the whole dataset, made or taken from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lorapipe_engine.command.progress import progress
+from lorapipe_engine.datasets.scan import Dataset
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.files.cachefolder import cache_folder
+from lorapipe_engine.pictures.captions import fixed_caption
+from lorapipe_engine.settings import DataSettings, TrainSettings
+from lorapipe_engine.train.data.examples import TrainingData, latent_jobs
+from lorapipe_engine.train.data.latents import LatentCache, encode_all, vae_key
+from lorapipe_engine.train.data.text_cache import TextCache
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.families.clip import CHUNK
+from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.processes import ALONE, Processes
+
+
+def prepare_data(
+    settings: TrainSettings,
+    parts: Sequence[Dataset],
+    family: Family,
+    plan: RunPlan,
+    processes: Processes = ALONE,
+) -> list[TrainingData]:
+    """Encode every picture of each dataset, and every caption where text states are cached.
+
+    What is not needed any more leaves the device then, and what waited for room is on it. Several processes share the
+    work out, and each has all of it in the end.
+    """
+    found = [load_data(settings, part, family, processes) for part in parts]
+    if not any(row.subset.is_redrawn for part in parts for row in part.folders):
+        family.vae.to("cpu")
+    if family.device.type == "cuda":
+        torch.cuda.empty_cache()  # what encoding took is in the way of the weights
+    family.wake_text(for_good=not caches_text(settings.data))
+    if caches_text(settings.data):
+        cache = TextCache(
+            family,
+            clip_skip=settings.model.clip_skip,
+            weighted=settings.data.weighted_captions,
+            folder=_folder(settings.data) / "text"
+            if settings.data.cache_text_encoder_outputs_to_disk
+            else None,
+            processes=processes,
+        )
+        for data in found:
+            data.use_text(cache, settings.data.text_cache_variants, plan.epochs)
+        family.rest_text()
+    family.wake_unet()
+    return found
+
+
+def load_data(
+    settings: TrainSettings, dataset: Dataset, family: Family, processes: Processes = ALONE
+) -> TrainingData:
+    """Encode every picture, or read its latents from the cache."""
+    jobs = latent_jobs(dataset)
+    to_disk = settings.data.cache_latents_to_disk
+    cache = LatentCache(
+        _folder(settings.data) / "latents" if to_disk else None, vae_key(family) if to_disk else ""
+    )
+    own = [list(jobs.values())[number] for number in processes.own(len(jobs))]
+    with progress(total=len(own), label="latents", unit="picture") as bar:
+        made = encode_all(own, family, cache, settings.data.vae_batch_size, bar)
+    latents = processes.exchange(made, len(jobs))
+    return TrainingData(
+        dataset,
+        dict(zip(jobs, latents, strict=True)),
+        family,
+        seed=settings.run.seed,
+        reg_weight=settings.loss.prior_loss_weight,
+        weighted=settings.data.weighted_captions,
+    )
+
+
+def _folder(data: DataSettings) -> Path:
+    return data.cache_dir or cache_folder()
+
+
+def caches_text(data: DataSettings) -> bool:
+    """Whether captions are encoded before the first step."""
+    return data.cache_text_encoder_outputs or data.cache_text_encoder_outputs_to_disk
+
+
+def check_cached_text(data: DataSettings, dataset: Dataset, trained: Sequence[str]) -> None:
+    """Raise ConfigError where cached text states cannot be what training needs. ``trained``: the trained parts."""
+    if not caches_text(data):
+        return
+    if any(part != "unet" for part in trained):
+        raise ConfigError(
+            "cache_text_encoder_outputs: the text encoders are trained, so what they say changes; give "
+            "--network_train_unet_only, or leave the cache out"
+        )
+    if any(row.subset.captions.warmup_steps for row in dataset.folders):
+        raise ConfigError(
+            "cache_text_encoder_outputs: with token_warmup_step captions differ at every step; leave one of both out"
+        )
+
+
+def long_captions(dataset: Dataset, family: Family) -> str | None:
+    """How many captions are longer than the limit, and which is the longest; None if none is."""
+    limit = family.chunks * CHUNK
+    longest, file, count = limit, None, 0
+    for picture in dataset.pictures:
+        # No caption has more tokens than bytes.
+        text = fixed_caption(picture.caption, dataset.subset_of(picture).captions)
+        if len(text.encode()) <= limit:
+            continue
+        tokens = max(len(tokenizer.encode(text)) for tokenizer in family.tokenizers)
+        count += tokens > limit
+        if tokens > longest:
+            longest, file = tokens, picture.path
+    if file is None:
+        return None
+    what = "1 caption is" if count == 1 else f"{count} captions are"
+    more = f"; --max_token_length {limit + CHUNK} takes more" if family.chunks < 3 else ""
+    return f"{what} longer than {limit} tokens and cut there, the longest that of {file} with {longest}{more}"

@@ -1,0 +1,113 @@
+"""Whether a run fits the card, told before its weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorapipe_engine.datasets.scan import Dataset
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.train.base import architecture
+from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.memory.model import GIB, Load, Shapes, predict
+
+LATENT_BYTES = 8 * 4 / 64  # of a pixel: mean and deviation of four channels in float32, one for 8 x 8 pixels
+
+
+def memory_line(
+    settings: TrainSettings, dataset: Dataset, source: str | Path, dtype: torch.dtype, free: float
+) -> str:
+    """What the run will take of ``free`` bytes, in words. Raises ConfigError, with what to change, if that is more."""
+    unet, shapes = shapes_of(source, dtype)
+    load = load_of(settings, dataset, dtype, sdxl="te2" in shapes)
+    wanted = predict(unet, shapes, load).gib
+    if wanted * GIB <= free:
+        return f"memory: about {wanted:.1f} GiB of {free / GIB:.1f} GiB that are free"
+    ways = [
+        f"{way.words}: {found:.1f} GiB"
+        for way in changes(settings, load)
+        if (found := predict(unet, shapes, way.load).gib) < wanted
+    ]
+    told = (
+        f"; {'; '.join(ways)}" if ways else "; nothing is left to change but a smaller base or another card"
+    )
+    raise ConfigError(
+        f"this run needs about {wanted:.1f} GiB, and {free / GIB:.1f} GiB of the card are free{told} "
+        "(--ignore_memory trains all the same)"
+    )
+
+
+def shapes_of(source: str | Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Shapes]]:
+    """The UNet's configuration, and the shapes of UNet and text encoders, of a base that is not loaded."""
+    with ExitStack() as stack:
+        draft = read_base(resolve(source, dtype), stack)
+        shapes: dict[str, Shapes] = {
+            part: {name: piece.shape for name, piece in pieces.items()}
+            for part, pieces in draft.parts.items()
+            if part != "vae"
+        }
+        heads = architecture.wide_heads  # how many there are does not matter here
+        projection = shapes.get("te2", {}).get("text_projection.weight")
+        pooled = projection[0] if projection else None
+        return architecture.unet_config(shapes["unet"], heads, pooled), shapes
+
+
+def load_of(settings: TrainSettings, dataset: Dataset, dtype: torch.dtype, *, sdxl: bool) -> Load:
+    """What the options and the pictures ask for."""
+    model, data, network = settings.model, settings.data, settings.network
+    sizes = [picture.placement.bucket for picture in dataset.pictures]
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    cached = data.cache_text_encoder_outputs or data.cache_text_encoder_outputs_to_disk
+    trains_text = not network.network_train_unet_only and not (sdxl and not any(_text_rates(settings)))
+    return Load(
+        width,
+        height,
+        max(dataset.batch_sizes),
+        network.network_dim or (32 if sdxl else 64),
+        weight_bytes=torch.empty(0, dtype=dtype).element_size(),
+        optimizer=settings.optimizer.optimizer_type,
+        checkpointing=model.gradient_checkpointing,
+        tokens=model.max_token_length // 75 * 77 if trains_text else 0,
+        text_there=not cached,
+        latents=sum(w * h for w, h in sizes) * LATENT_BYTES,
+    )
+
+
+def _text_rates(settings: TrainSettings) -> Iterator[float]:
+    yield from settings.optimizer.text_encoder_lr
+
+
+@dataclass(frozen=True)
+class Way:
+    """A change that saves memory, on top of those before it: in words, what is asked for then, and its options."""
+
+    words: str
+    load: Load
+    options: Mapping[str, Any]
+
+
+def changes(settings: TrainSettings, load: Load, given: Collection[str] = ()) -> Iterator[Way]:
+    """What can be changed, the cheapest first; not what the user gave."""
+    if not load.checkpointing and "gradient_checkpointing" not in given:
+        load = replace(load, checkpointing=True)
+        yield Way("--gradient_checkpointing", load, {"gradient_checkpointing": True})
+    batch = {"train_batch_size", "gradient_accumulation_steps"}
+    if load.batch > 1 and batch.isdisjoint(given) and not (given and settings.data.dataset_config):
+        steps = settings.optimizer.gradient_accumulation_steps * load.batch
+        load = replace(load, batch=1)
+        words = f"with --train_batch_size 1 --gradient_accumulation_steps {steps} too"
+        yield Way(words, load, {"train_batch_size": 1, "gradient_accumulation_steps": steps})
+    if load.optimizer.lower() == "adamw" and "optimizer_type" not in given:
+        load = replace(load, optimizer="adamw8bit")
+        yield Way("with --optimizer_type AdamW8bit too", load, {"optimizer_type": "AdamW8bit"})
+    text = {"network_train_unet_only", "text_encoder_lr", "cache_text_encoder_outputs"}
+    if (load.tokens or load.text_there) and text.isdisjoint(given):
+        load = replace(load, tokens=0, text_there=False)
+        words = "with --network_train_unet_only --cache_text_encoder_outputs too"
+        yield Way(words, load, {"network_train_unet_only": True, "cache_text_encoder_outputs": True})

@@ -1,0 +1,1 @@
+"""The network that is trained: made, started from files, applied, written, measured."""

@@ -1,0 +1,214 @@
+"""``network_args``: what the network is made of beyond rank and alpha, and which rate each of its parameters takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lorapipe_engine.command.options import nearest
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn.attach import NetworkPlan, Target
+from lorapipe_engine.nn.base import Dropouts
+from lorapipe_engine.nn.flat import RateGroup
+from lorapipe_engine.settings import NetworkSettings
+from lorapipe_engine.train.network.blocks import LAYOUTS, block_numbers, block_of, block_weights, whole
+
+_NUMBERS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_lr_zero_threshold")
+_PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+_LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
+_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
+KNOWN = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS)
+_ELSEWHERE = {
+    "algo": "kinds of LyCORIS are not trained here; networks.lora with conv_dim is a LoCon",
+    "preset": "presets are LyCORIS'; leave layers out with block_dims or *_lr_weight",
+    "unit": "DyLoRA is not trained here; lora-resize makes lower ranks of a finished file",
+    "dropout": "is spelt network_dropout, an option of its own",
+}
+
+
+@dataclass(frozen=True)
+class NetworkArgs:
+    """``network_args``, checked. ``numbers`` by name; ``lists`` and ``weights`` as they were written, because the
+    number of blocks shows only with the base."""
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    lists: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    def plus(self, part: str) -> float | None:
+        """LoRA+: how much higher the rate of ``lora_up`` is in a part; None where it is not asked for."""
+        own = "loraplus_unet_lr_ratio" if part == "unet" else "loraplus_text_encoder_lr_ratio"
+        return self.numbers.get(own) or self.numbers.get("loraplus_lr_ratio")
+
+    def weights_of(self, family: str) -> list[float] | None:
+        """The factor of the rate for each block of the UNet; None where it is not asked for. Raises ConfigError."""
+        if not self.weights:
+            return None
+        zero = self.numbers.get("block_lr_zero_threshold", 0.0)
+        down, middle, up = (self.weights.get(name) for name in _WEIGHTS)
+        return block_weights(down, middle, up, family, zero)
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether a part has more than one rate."""
+        return bool(self.weights) or any(self.numbers.get(name, 1.0) != 1.0 for name in _PLUS)
+
+
+def read_network_args(words: Sequence[str]) -> NetworkArgs:
+    """Parse ``network_args``. Raises ConfigError for an unknown name (the nearest is told) or an unusable value."""
+    texts: dict[str, str] = {}
+    for word in words:
+        name, sign, text = (piece.strip() for piece in word.partition("="))
+        if not sign:
+            raise ConfigError(f"network_args: '{word}' is not of the form name=value")
+        if name in texts:
+            raise ConfigError(f"network_args: {name} is given twice")
+        if name not in KNOWN:
+            raise ConfigError(f"network_args: '{name}' {_unknown(name)}")
+        texts[name] = text
+    args = NetworkArgs(
+        {name: _number(name, texts[name]) for name in (*_NUMBERS, *_PLUS) if name in texts},
+        {name: texts[name] for name in _LISTS if name in texts},
+        {name: texts[name] for name in _WEIGHTS if name in texts},
+    )
+    _check(args)
+    return args
+
+
+def _unknown(name: str) -> str:
+    if name in _ELSEWHERE:
+        return f"is not known: {_ELSEWHERE[name]}"
+    return f"is not known{nearest(name, KNOWN) or '; known: ' + ', '.join(KNOWN)}"
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    top = 1.0 if name.endswith("dropout") else float("inf")
+    if not 0 <= value < top:
+        limit = "from 0 to under 1" if top == 1 else "of 0 or more"
+        raise ConfigError(f"network_args: {name} takes a number {limit}, not '{text}'")
+    if name == "conv_dim" and value != int(value):
+        raise ConfigError(f"network_args: conv_dim takes a whole number, not '{text}'")
+    return value
+
+
+def _check(args: NetworkArgs) -> None:
+    """Raise ConfigError for lists that fit no family, or that mean nothing without another option."""
+    needs = {"block_alphas": "block_dims", "conv_block_alphas": "conv_block_dims"}
+    for name, other in needs.items():
+        if name in args.lists and other not in args.lists:
+            raise ConfigError(f"network_args: {name} needs {other}")
+    if "block_lr_zero_threshold" in args.numbers and not args.weights:
+        raise ConfigError(
+            "network_args: block_lr_zero_threshold needs down_lr_weight, mid_lr_weight or up_lr_weight"
+        )
+    errors: list[ConfigError] = []
+    for family in LAYOUTS:
+        try:
+            args.weights_of(family)
+            for name, text in args.lists.items():
+                block_numbers(name, text, family)
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == len(LAYOUTS):
+        raise errors[0]
+
+
+# -------------------------------------------------------------------------------- the plan
+
+
+def network_plan(network: NetworkSettings) -> NetworkPlan:
+    """Ranks and dropouts from the network options. Raises ConfigError for unknown or unusable network_args."""
+    args = read_network_args(network.network_args)
+    rank = network.network_dim or 0
+    conv_rank = int(args.numbers.get("conv_dim", 0)) or None
+    return NetworkPlan(
+        rank=rank,
+        alpha=float(network.network_alpha or rank),
+        conv_rank=conv_rank,
+        conv_alpha=args.numbers.get("conv_alpha", 1.0),
+        dropouts=Dropouts(
+            element=network.network_dropout,
+            rank=args.numbers.get("rank_dropout", 0.0),
+            module=args.numbers.get("module_dropout", 0.0),
+        ),
+    )
+
+
+def wants_conv(plan: NetworkPlan, args: NetworkArgs) -> bool:
+    """Whether layers of residual blocks and samplers are targets."""
+    return plan.conv_rank is not None or "conv_block_dims" in args.lists
+
+
+def by_block(plan: NetworkPlan, args: NetworkArgs, targets: Iterable[Target], family: str) -> NetworkPlan:
+    """The plan with a size for every module, where sizes or rates go by block; else the plan as it is.
+
+    Blocks of rank 0 or rate 0 stay as they are; text encoders keep the plan's rank. Raises ConfigError.
+    """
+    weights = args.weights_of(family)
+    if not args.lists and weights is None:
+        return plan
+    sizes: dict[str, tuple[int, float]] = {}
+    linear, conv = _sizes(plan, args, family)
+    for target in targets:
+        size = plan.size_of(target.module)
+        block = block_of(family, target.name) if target.part == "unet" else None
+        if block is not None:
+            large = max(getattr(target.module, "kernel_size", (1,))) > 1
+            size = (conv if large else linear)[block]
+            if weights is not None and weights[block] == 0:
+                continue
+        if size is not None and size[0]:
+            sizes[target.name] = size
+    if not sizes:
+        raise ConfigError("network_args: every block has rank or rate 0, so there is nothing to train")
+    return replace(plan, sizes=sizes)
+
+
+def _sizes(
+    plan: NetworkPlan, args: NetworkArgs, family: str
+) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Rank and alpha for each block: of linear layers and 1x1 convolutions, and of larger kernels."""
+    count = LAYOUTS[family].count
+
+    def ranks(name: str, default: int) -> list[int]:
+        text = args.lists.get(name)
+        return [default] * count if text is None else whole(name, block_numbers(name, text, family))
+
+    def alphas(name: str, default: float) -> list[float]:
+        text = args.lists.get(name)
+        return [default] * count if text is None else block_numbers(name, text, family)
+
+    linear = zip(ranks("block_dims", plan.rank), alphas("block_alphas", plan.alpha), strict=True)
+    conv_ranks = ranks("conv_block_dims", plan.conv_rank or 0)
+    return list(linear), list(zip(conv_ranks, alphas("conv_block_alphas", plan.conv_alpha), strict=True))
+
+
+class RateGroups:
+    """The rate group of each parameter, under sd-scripts' names: "textencoder", "unet", "unet_block4", with " plus"
+    for LoRA+'s. Text encoders of different rates are "textencoder 1" and "textencoder 2".
+    """
+
+    def __init__(self, args: NetworkArgs, family: str, rates: Mapping[str, float]) -> None:
+        self._args = args
+        self._family = family
+        self._weights = args.weights_of(family)
+        text = {part: rate for part, rate in rates.items() if part != "unet"}
+        self._apart = len(set(text.values())) > 1
+
+    def __call__(self, part: str, name: str, role: str) -> RateGroup:
+        """The group of a parameter by its part, its module's name and its role ("lora_up")."""
+        group, factor = "unet", 1.0
+        if part != "unet":
+            group = f"textencoder {part.removeprefix('te')}" if self._apart else "textencoder"
+        elif self._weights is not None:
+            block = block_of(self._family, name)
+            if block is not None:
+                group, factor = f"unet_block{block}", self._weights[block]
+        ratio = self._args.plus(part)
+        if ratio is not None and role == "lora_up":
+            return RateGroup(f"{group} plus", factor * ratio)
+        return RateGroup(group, factor)

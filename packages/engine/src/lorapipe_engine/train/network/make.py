@@ -1,0 +1,105 @@
+"""The network that a run trains: its modules, ranks and rates as the options say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+
+import torch
+
+from lorapipe_engine.errors import ConfigError, MissingExtra
+from lorapipe_engine.nn.attach import Network, Target, attach
+from lorapipe_engine.nn.quantize import hold
+from lorapipe_engine.settings import ModelSettings, TrainSettings
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network.arguments import (
+    RateGroups,
+    by_block,
+    network_plan,
+    read_network_args,
+    wants_conv,
+)
+from lorapipe_engine.train.network.start_from import (
+    file_names,
+    load_start,
+    merge_into_base,
+    read_start,
+    sizes_of,
+)
+
+Say = Callable[[str], None]
+
+
+def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, float], say: Say) -> Network:
+    """Put a network into the parts of the model that have a rate above 0: a fresh one, drawn from the run's seed, or
+    one that goes on from a file. Other files may be merged into the base before.
+
+    Raises ConfigError for block-wise options that do not fit the family, InputError for files that do not.
+    """
+    chosen = settings.network
+    for note in merge_into_base(chosen, family):
+        say(note)
+    hold_base(settings.model, family)
+    plan, args = network_plan(chosen), read_network_args(chosen.network_args)
+    targets = [
+        Target(part, family.lora_name(part, path), module)
+        for part, path, module in family.target_modules(
+            conv=wants_conv(plan, args) or chosen.dim_from_weights
+        )
+        if rates.get(part, 0.0) > 0
+    ]
+    names = file_names(family)
+    start = read_start(chosen.network_weights) if chosen.network_weights else None
+    if start is not None and chosen.dim_from_weights:
+        plan = replace(plan, sizes=sizes_of(start, targets, names))
+    else:
+        plan = by_block(plan, args, targets, family.name)
+    torch.manual_seed(settings.run.seed)
+    network = attach(family.parts.values(), targets, plan, rate_of=RateGroups(args, family.name, rates))
+    if start is not None:
+        for note in load_start(start, network, names):
+            say(note)
+    network.train()
+    if settings.model.gradient_checkpointing:
+        drops = plan.dropouts
+        family.checkpoint_activations(with_draws=bool(drops.element or drops.rank or drops.module))
+    return network
+
+
+def hold_base(model: ModelSettings, family: Family) -> None:
+    """Put the frozen weights into 8 or 4 bits where that is asked for. What is merged into them is in them before."""
+    form = narrow_form(model)
+    if form is None:
+        return
+    only_unet = model.fp8_base_unet and not model.fp8_base
+    for part in (family.unet,) if only_unet else (family.unet, *family.text_encoders):
+        hold(part, form)
+
+
+def narrow_form(model: ModelSettings) -> str | None:
+    """How the frozen weights are to be kept, as :data:`lorapipe_engine.nn.quantize.FORMS` has it; None: as they are.
+
+    Raises ConfigError for two forms at once, MissingExtra where the package for one is not installed.
+    """
+    if model.quantize_base is None:
+        return "fp8" if model.fp8_base or model.fp8_base_unet else None
+    if model.fp8_base or model.fp8_base_unet:
+        raise ConfigError(
+            "quantize_base and fp8_base: the base is kept in one form only; leave one of the two out"
+        )
+    if model.quantize_base == "nf4" and find_spec("bitsandbytes") is None:
+        raise MissingExtra("quantize_base nf4 needs bitsandbytes: pip install 'lorapipe-engine[8bit]'")
+    return model.quantize_base
+
+
+def with_file_ranks(settings: TrainSettings) -> TrainSettings:
+    """The settings with rank and alpha as most modules of ``network_weights`` have them, where they come from there;
+    the metadata tell them."""
+    chosen = settings.network
+    if chosen.network_weights is None or not chosen.dim_from_weights:
+        return settings
+    sizes = Counter(read_start(chosen.network_weights).sizes.values())
+    (rank, alpha), _ = sizes.most_common(1)[0]
+    return replace(settings, network=replace(chosen, network_dim=rank, network_alpha=alpha))

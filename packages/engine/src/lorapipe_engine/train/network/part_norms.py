@@ -1,0 +1,84 @@
+"""How far each part of the network has come and how fast it moves: what tells an overcooked text encoder from an
+overcooked UNet.
+
+``norm/change/NAME`` is the mean Frobenius norm of a module's change, alpha / rank · up · down. ``norm/step/NAME`` is
+how far a step moved a value (root mean square): the rate at which the part really learns, whatever the optimizer does
+with its learning rate. NAME is ``unet`` or ``textencoder``, for two of them ``textencoder 1`` and ``textencoder 2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.nn.lora import Lora
+from lorapipe_engine.train.network.weight_norms import change_norms
+
+EVERY = 10  # steps
+SAMPLE = 1_000_000  # values of a part that are compared before and after a step
+TOGETHER = 32  # modules of one shape that are worked on at once
+
+
+class PartNorms:
+    """Measures at the first and every tenth step; nothing waits for the device in the others."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        several = sum(part != "unet" for part in network.groups) > 1
+        self.names = {
+            part: part if part == "unet" else f"textencoder{' ' + part.removeprefix('te') if several else ''}"
+            for part in network.groups
+        }
+        self._before: dict[str, Tensor] | None = None
+
+    def before(self, step: int) -> None:
+        """Call it before step ``step`` (from 0)."""
+        self._before = None
+        if step % EVERY == 0:
+            self._before = {part: self._sample(part).clone() for part in self._network.groups}
+
+    @torch.no_grad()
+    def after(self) -> dict[str, float]:
+        """Call it after the step: the figures by their tags, where the step is one that is measured."""
+        if self._before is None:
+            return {}
+        moved = [(self._sample(part) - old).square().mean().sqrt() for part, old in self._before.items()]
+        found = torch.stack([*moved, *(self._change(part) for part in self._before)]).tolist()
+        names = [self.names[part] for part in self._before]
+        steps = {f"norm/step/{name}": value for name, value in zip(names, found, strict=False)}
+        return {**steps, **{f"norm/change/{n}": v for n, v in zip(names, found[len(names) :], strict=True)}}
+
+    def _sample(self, part: str) -> Tensor:
+        values = self._network.groups[part].parameter.detach()
+        return values[:: -(-len(values) // SAMPLE)]
+
+    def _change(self, part: str) -> Tensor:
+        rows = [
+            adapter
+            for name, adapter in self._network.adapters.items()
+            if self._network.parts[name] == part and isinstance(adapter, Lora)
+        ]
+        return torch.cat([change_norms(batch) for batch in _batches(rows)]).mean()
+
+
+def _batches(rows: list[Lora]) -> Iterator[list[Lora]]:
+    """Modules of one shape and strength, a few at a time."""
+    shapes: dict[object, list[Lora]] = {}
+    for row in rows:
+        key = (row.lora_up.shape, row.lora_down.shape, row.alpha / row.rank)
+        shapes.setdefault(key, []).append(row)
+    for same in shapes.values():
+        for start in range(0, len(same), TOGETHER):
+            yield same[start : start + TOGETHER]
+
+
+def shown(figures: Mapping[str, float]) -> dict[str, str]:
+    """The figures for a progress bar: how far each part has come."""
+    return {
+        name.removeprefix("norm/"): f"{value:.3f}"
+        for name, value in figures.items()
+        if name.startswith("norm/change/")
+    }

@@ -1,0 +1,261 @@
+"""Everything a run leaves behind: networks, samples, curves. Every file is whole or not there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.dtypes import encode
+from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.train.data.examples import Dataset
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network.network_file import write_network
+from lorapipe_engine.train.optimizers import evaluating, rates_in_force
+from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.results.log import NoLog, RunLog
+from lorapipe_engine.train.results.numbering import (
+    end_state,
+    epoch_file,
+    final_file,
+    stale_epoch,
+    stale_step,
+    step_file,
+)
+from lorapipe_engine.train.results.record import RunRecord
+from lorapipe_engine.train.results.state import SUFFIX as STATE
+from lorapipe_engine.train.results.state import State, state_file
+from lorapipe_engine.train.sample.draw import draw
+from lorapipe_engine.train.sample.prompts import Prompt
+
+PRECISION_NAMES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
+LEFTOVER_AGE = 60.0  # seconds; a younger one may be the file that another run is writing now
+
+
+def refuse_to_overwrite(run: RunSettings) -> None:
+    """Raise ConfigError if results of this name stand in the output folder already, unless allowed.
+
+    Those of a run that was stopped are its own: it goes on from its state.
+    """
+    name = run.output_name
+    if state_file(run).exists() or run.resume is not None:
+        return
+    files = run.output_dir.glob(f"{name}*.{run.save_model_as}")
+    found = sorted(path for path in files if _is_result(path, name))
+    if found and not run.overwrite:
+        raise ConfigError(
+            f"{found[0]} exists from an earlier run; choose another --output_name or --output_dir, or give --overwrite"
+        )
+
+
+def remove_leftovers(run: RunSettings, now: float | None = None) -> list[Path]:
+    """Delete the unfinished hidden files that a killed run left with its results; returns those deleted.
+
+    ``now``: seconds as of :func:`time.time`. Files younger than LEFTOVER_AGE stay.
+    """
+    limit = (time.time() if now is None else now) - LEFTOVER_AGE
+    gone = []
+    for folder in (run.output_dir, run.output_dir / "sample"):
+        for path in sorted(folder.glob(".lorapipe-*.tmp")):
+            with suppress(OSError):  # not ours to delete, or another run was faster
+                if path.lstat().st_mtime < limit:
+                    path.unlink()
+                    gone.append(path)
+    return gone
+
+
+def _is_result(path: Path, name: str) -> bool:
+    rest = path.stem.removeprefix(name)
+    return rest == "" or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
+
+
+class Results:
+    """Saves and records while a run goes on; ``files`` are the networks saved and still there."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        dataset: Dataset,
+        network: Network,
+        family: Family,
+        plan: RunPlan,
+        rates: Mapping[str, float],
+        prompts: Sequence[Prompt],
+        optimizer: torch.optim.Optimizer,
+        state: State,
+        save_state: Callable[[Path], None],
+    ) -> None:
+        self.run = settings.run
+        self._save_state = save_state
+        self._suffix = f".{settings.run.save_model_as}"
+        self.settings = settings
+        self.network = network
+        self.family = family
+        self.prompts = prompts
+        self.optimizer = optimizer
+        self.files: list[Path] = []
+        self.samples: list[Path] = []
+        self.plan = plan
+        self._make_record = partial(RunRecord, settings, dataset, family, plan, rates, began=state.began)
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
+        self.log = self._open_log(folder, state.step)
+
+    @cached_property
+    def record_of_run(self) -> RunRecord:
+        """What all files tell of the run. It needs the base's hash, so it is made with the first of them."""
+        return self._make_record()
+
+    def _open_log(self, folder: Path, after: int) -> RunLog:
+        return RunLog(self.run, folder, after=after)
+
+    def record(self, step: int, loss: float, average: float, norm: float, more: Mapping[str, float]) -> None:
+        """Write the numbers of a step; ``more`` by their TensorBoard tags."""
+        values = {"loss/current": loss, "loss/average": average, "grad_norm": norm, **more}
+        self.log.scalars(step, values | rates_in_force(self.optimizer))
+
+    def after_step(self, step: int, epoch: int, *, last: bool) -> None:
+        """Save and sample where the step asks for it."""
+        run, every = self.run, self.run.save_every_n_steps
+        if every and step % every == 0 and not last:
+            self._save(self._of_step(step), step, epoch)
+            keep = run.save_last_n_steps
+            self._prune(self._of_step, stale_step(step, every, keep), "")
+            if run.save_state:
+                self._save_state(self._of_step(step).with_suffix(STATE))
+                self._prune(
+                    self._of_step, stale_step(step, every, run.save_last_n_steps_state or keep), STATE
+                )
+        between = None if run.sample_every_n_epochs else run.sample_every_n_steps
+        if between and step % between == 0:
+            self._sample(step, f"{step:06d}")
+
+    def after_epoch(self, step: int, epoch: int, average: float, *, last: bool) -> None:
+        """Save and sample where the epoch asks for it; ``average`` is its mean loss."""
+        run, every = self.run, self.run.save_every_n_epochs
+        self.log.epoch(epoch, {"loss/epoch_average": average})
+        if every and epoch % every == 0 and not last:
+            self._save(self._of_epoch(epoch), step, epoch)
+            keep = run.save_last_n_epochs
+            self._prune(self._of_epoch, stale_epoch(epoch, every, keep), "")
+            if run.save_state:
+                self._save_state(self._of_epoch(epoch).with_suffix(STATE))
+                self._prune(
+                    self._of_epoch, stale_epoch(epoch, every, run.save_last_n_epochs_state or keep), STATE
+                )
+        if run.sample_every_n_epochs and epoch % run.sample_every_n_epochs == 0:
+            self._sample(step, f"e{epoch:06d}")
+
+    def sample_at_first(self) -> None:
+        """Draw the samples of the untrained network, if asked for."""
+        if self.run.sample_at_first:
+            self._sample(0, "e000000")
+
+    def save_final(self, step: int, epoch: int) -> None:
+        """The result of the whole run."""
+        self._save(final_file(self.run.output_dir, self.run.output_name, self._suffix), step, epoch)
+        if self.run.save_state or self.run.save_state_on_train_end:
+            self._save_state(end_state(self.run.output_dir, self.run.output_name))
+
+    def save_interrupted(self, step: int, epoch: int) -> None:
+        """What an interrupted run has learned so far, unless that was nothing."""
+        path = self._of_step(step)
+        if step and path not in self.files:
+            self._save(path, step, epoch)
+
+    def listed(self) -> str:
+        """The networks saved so far, in words."""
+        return ", ".join(str(path) for path in self.files) or "nothing yet"
+
+    def _save(self, path: Path, step: int, epoch: int) -> None:
+        kind = PRECISION_NAMES[self.settings.run.save_precision or self.record_of_run.default_precision]
+        with evaluating(self.optimizer):
+            tensors = {
+                # A rank-sized scale such as 11.1 would not survive half precision.
+                key: encode(tensor.numpy(), "F32" if key.endswith(".alpha") else kind)
+                for key, tensor in self.network.file_tensors().items()
+            }
+        metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch)
+        write_network(path, tensors, metadata)
+        if path not in self.files:
+            self.files.append(path)
+
+    def _of_step(self, step: int) -> Path:
+        return step_file(self.run.output_dir, self.run.output_name, step, self._suffix)
+
+    def _of_epoch(self, epoch: int) -> Path:
+        return epoch_file(self.run.output_dir, self.run.output_name, epoch, self._suffix)
+
+    def _prune(self, named: Callable[[int], Path], number: int | None, suffix: str) -> None:
+        """Remove an older network, or with a suffix its state."""
+        if number is None:
+            return
+        path = named(number).with_suffix(suffix) if suffix else named(number)
+        path.unlink(missing_ok=True)
+        if path in self.files:
+            self.files.remove(path)
+
+    def _sample(self, step: int, stamp: str) -> None:
+        if not self.prompts:
+            return
+        folder = self.run.output_dir / "sample"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.network.train(False)
+        with evaluating(self.optimizer):
+            pictures = draw(
+                self.family,
+                self.prompts,
+                v_prediction=bool(self.settings.loss.v_parameterization),
+                clip_skip=self.settings.model.clip_skip,
+                sampler=self.run.sample_sampler,
+                seed=self.run.seed,
+            )
+            for index, picture in enumerate(pictures):
+                path = folder / f"{self.run.output_name}_{stamp}_{index:02d}.png"
+                with atomic_write(path, force=True) as file:
+                    picture.save(file, "PNG")
+                self.samples.append(path)
+                self.log.picture(step, f"sample/{index:02d}", picture)
+        self.network.train()
+        if (
+            self.settings.data.cache_text_encoder_outputs
+            or self.settings.data.cache_text_encoder_outputs_to_disk
+        ):
+            self.family.rest_text()
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.log.__exit__(kind, error, trace)
+
+
+class Onlooker(Results):
+    """What every process but the first has in place of :class:`Results`: nothing is written or drawn, but at the same
+    moments, so that an optimizer that averages puts its weights to and fro alike everywhere.
+    """
+
+    def _open_log(self, folder: Path, after: int) -> RunLog:  # noqa: ARG002
+        return NoLog()
+
+    def _save(self, path: Path, step: int, epoch: int) -> None:  # noqa: ARG002
+        with evaluating(self.optimizer):
+            pass
+
+    def _prune(self, named: Callable[[int], Path], number: int | None, suffix: str) -> None:
+        pass
+
+    def _sample(self, step: int, stamp: str) -> None:  # noqa: ARG002
+        if self.prompts:
+            with evaluating(self.optimizer):
+                pass

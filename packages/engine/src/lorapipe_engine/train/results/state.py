@@ -1,0 +1,251 @@
+"""Going on where a run was stopped: its state in one file, written while it runs, taken up by the same command.
+
+A state is a safetensors file (no pickle): the network in float32, every tensor of the optimizer, and as JSON in the
+metadata where the run is, the optimizer's plain values and what the run was asked for. Data order and random draws need
+no state, being functions of seed, epoch and step; so a run that goes on gives bit for bit what it would have given.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorapipe_engine import __version__
+from lorapipe_engine.errors import ConfigError, InputError, LoraError
+from lorapipe_engine.files.dtypes import Encoded
+from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.train.base.torchfile import decoded, encoded
+from lorapipe_engine.train.data.examples import Dataset
+
+STATE_KEY = "lorapipe.state"
+SUFFIX = ".state"
+_NETWORK, _OPTIMIZER = "network.", "optimizer."
+# Options that may differ: they say where results go and how fast they come, not what they are.
+_FREE: Mapping[str, frozenset[str]] = {
+    "model": frozenset({"device", "step_capture", "vram", "ignore_memory"}),
+    "data": frozenset(
+        {
+            *("train_data_dir", "reg_data_dir", "dataset_config"),
+            *("cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
+            *("max_data_loader_n_workers", "persistent_data_loader_workers"),
+        }
+    ),
+}
+_RUN_NAMES = ("seed", "max_train_epochs", "max_train_steps")
+
+
+# What may differ where a state is given with --resume: the length, the rates and their curve.
+_FREE_LATER = re.compile(
+    r"run\.max_train_(epochs|steps)|optimizer\.(learning_rate|unet_lr|text_encoder_lr|lr_\w+|max_grad_norm)$"
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a state holds besides where the run is."""
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
+@dataclass
+class State:
+    """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds);
+    the losses of the first steps and of late."""
+
+    step: int = 0
+    epoch: int = 0
+    loss: float = 0.0
+    began: float = 0.0
+    first: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+
+
+def state_file(run: RunSettings) -> Path:
+    """Where the state of a run stands while it is not finished."""
+    return run.output_dir / f"{run.output_name}{SUFFIX}"
+
+
+def purpose(settings: TrainSettings, dataset: Dataset, processes: int = 1) -> dict[str, Any]:
+    """What decides the result of a run: its options, how many processes share a batch, and a hash of pictures, captions
+    and repeats."""
+    options = {
+        f"{part}.{name}": value
+        for part, values in asdict(settings).items()
+        if part != "run"
+        for name, value in values.items()
+        if name not in _FREE.get(part, frozenset())
+    }
+    options |= {f"run.{name}": getattr(settings.run, name) for name in _RUN_NAMES}
+    options["run.processes"] = processes
+    rows = [
+        (row.path.name, row.caption, row.repeats, row.size, row.path.stat().st_size, row.dataset, row.subset)
+        for row in dataset.pictures
+    ]
+    # How each folder is trained, whatever its name is and wherever that was said.
+    rules = [{**asdict(row.subset), "folder": ""} for row in dataset.folders]
+    specs = [(asdict(spec.buckets), spec.batch_size) for spec in dataset.specs]
+    options["pictures"] = sha256(json.dumps(rows).encode()).hexdigest()
+    options["subsets"] = sha256(json.dumps([rules, specs], default=str).encode()).hexdigest()
+    return dict(json.loads(json.dumps(options, default=str)))
+
+
+# -------------------------------------------------------------------------------- writing
+
+
+class StateKeeper:
+    """Writes the state every ``interval`` seconds (0: at every call), and removes it when the run is done."""
+
+    def __init__(self, path: Path, interval: float, save: Callable[[Path], None]) -> None:
+        self.path = path
+        self.save = save
+        self._interval = interval
+        self._last = time.monotonic()
+
+    def after_step(self, good: bool = True) -> None:
+        """Write the state if it is time to and it is ``good``."""
+        if good and time.monotonic() - self._last >= self._interval:
+            self.write()
+
+    def write(self) -> None:
+        """Write the state now."""
+        self.save(self.path)
+        self._last = time.monotonic()
+
+    def rescue(self) -> str:
+        """Write the state where there is room, because results could not be written; what to do then, in words."""
+        for path in (self.path, Path(gettempdir()) / self.path.name):
+            with suppress(LoraError, OSError):
+                self.save(path)
+                again = "" if path == self.path else f" with --resume {path}"
+                return f"what was learned is in {path}: make room, then the same command{again} goes on"
+        kept = f"; an older state is in {self.path}" if self.path.exists() else ""
+        return f"and there is no room for a state either{kept}"
+
+    def done(self) -> None:
+        """The run has its result; the state is not needed any more."""
+        self.path.unlink(missing_ok=True)
+
+
+def save_state(path: Path, state: State, kept: Kept, asked: Mapping[str, Any]) -> None:
+    """Write a state, whole or not at all. Raises OutputError."""
+    tensors: dict[str, Encoded] = {}
+    for name, tensor in kept.network.file_tensors().items():
+        tensors[_NETWORK + name] = encoded(tensor)
+    described = {
+        "version": __version__,
+        "state": asdict(state),
+        "asked": dict(asked),
+        "scaler": kept.scaler.state_dict(),
+        "optimizer": _describe(kept.optimizer.state_dict(), tensors),
+    }
+    write_tensors(path, tensors, {STATE_KEY: json.dumps(described)}, force=True)
+
+
+def _describe(value: Any, tensors: dict[str, Encoded]) -> Any:
+    """A nest of plain values as JSON has it; tensors go into ``tensors`` and leave their name."""
+    if isinstance(value, Tensor):
+        name = f"{_OPTIMIZER}{sum(key.startswith(_OPTIMIZER) for key in tensors)}"
+        tensors[name] = encoded(value)
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        # Keys of optimizer states are numbers, of which JSON would make texts.
+        return {"table": [[key, _describe(row, tensors)] for key, row in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_describe(row, tensors) for row in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"no state can hold a {type(value).__name__}")
+
+
+# -------------------------------------------------------------------------------- reading
+
+
+def take_up(
+    path: Path, asked: Mapping[str, Any], kept: Kept, *, another_length: bool = False
+) -> tuple[State, list[str]]:
+    """Put the state in ``path`` into network and optimizer; where the run is, and what is asked for otherwise.
+
+    ``another_length``: the run may be longer, and its rates and their curve others. Raises InputError for a file that
+    is no state, ConfigError for the state of a run that was asked for something else.
+    """
+    if path.is_dir():
+        raise InputError(
+            f"resume: {path} is a folder, as sd-scripts writes states; ours are files, such as NAME.state"
+        )
+    with open_tensors(path) as file:
+        described = _described(path, file)
+        changed = check_same(path, described["asked"], asked, another_length=another_length)
+        own = kept.network.file_tensors()
+        if missing := [name for name in own if _NETWORK + name not in file.tensors]:
+            raise ConfigError(f"{path}: its network has no {missing[0]}; go on with the same options")
+        kept.network.load({name: decoded(file, _NETWORK + name) for name in own})
+        kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
+        if described["scaler"]:
+            kept.scaler.load_state_dict(described["scaler"])
+    return State(**described["state"]), changed
+
+
+def is_of(path: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether a file is the state of a run that was asked for the same."""
+    with suppress(LoraError), open_tensors(path) as file:
+        return bool(_described(path, file)["asked"] == asked)
+    return False
+
+
+def check_same(
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], *, another_length: bool = False
+) -> list[str]:
+    """Raise ConfigError, naming what differs, unless both ask for the same; what may differ and does, in words."""
+    hint = "go on with the same options, or give --overwrite to start anew"
+    if before.get("pictures") != now.get("pictures"):
+        raise ConfigError(f"{path}: this run began with other pictures, captions or repeats; {hint}")
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    told = {name: f"{name.partition('.')[2]} was {before.get(name)}, is {now.get(name)}" for name in names}
+    changed = [told[name] for name in names if not (another_length and _FREE_LATER.match(name))]
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(f"{path}: this run began otherwise ({', '.join(changed[:3])}{more}); {hint}")
+    return list(told.values())
+
+
+def _described(path: Path, file: TensorFile) -> dict[str, Any]:
+    try:
+        found = json.loads(file.metadata[STATE_KEY])
+        names = {"version", "state", "asked", "scaler", "optimizer"}
+    except (KeyError, ValueError):
+        found, names = None, set()
+    if not isinstance(found, dict) or set(found) != names:
+        raise InputError(f"{path}: is not the state of a training run")
+    if found["version"] != __version__:
+        raise InputError(
+            f"{path}: was written by version {found['version']}, this is {__version__}; give --overwrite to start anew"
+        )
+    return found
+
+
+def _restore(value: Any, file: TensorFile) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, rows),) = value.items()
+    if kind == "tensor":
+        return decoded(file, rows)
+    if kind == "table":
+        return {key: _restore(row, file) for key, row in rows}
+    found = [_restore(row, file) for row in rows]
+    return tuple(found) if kind == "tuple" else found

@@ -1,0 +1,101 @@
+"""``lora-train --plot-lr``: the curve of the learning rates of a run, drawn without loading a model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lorapipe_engine.errors import ConfigError, LoraError
+from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.models.bases import resolve_base
+from lorapipe_engine.models.families import recognise
+from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.train.optimizers import optimizer_kind, parse_arguments, rates_of, sets_own_rate
+from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
+from lorapipe_engine.train.schedules.charts import Line, text_chart, write_chart
+
+TERMINAL = "-"
+
+
+def plot_rates(settings: TrainSettings, target: str, say: Callable[[str], None]) -> str:
+    """Draw the rates of the run: into a .png or .svg file, or for ``-`` as letters. Returns the path or the letters.
+
+    The length is max_train_steps; with max_train_epochs the pictures are counted. Raises ConfigError where the
+    options do not fit together, as the run would.
+    """
+    total = run_length(settings)
+    lines = rate_lines(settings, total)
+    for note in schedule_notes(settings.optimizer):
+        say(f"note: {note}")
+    schedule = schedule_of(settings.optimizer, total, 1.0)
+    warmup = f", warm-up {schedule.warmup}" if schedule.warmup else ""
+    kind = optimizer_kind(settings.optimizer.optimizer_type)
+    title = f"{kind.name}, {schedule.name}{warmup}, {total} steps"
+    if target == TERMINAL:
+        encoding = (sys.stdout.encoding or "ascii").lower()
+        columns = shutil.get_terminal_size((80, 24)).columns
+        chart = text_chart(lines, columns=min(columns, 120) - 2, braille=encoding.startswith("utf"))
+        return f"{title}\n{chart}"
+    write_chart(Path(target), lines, title, force=settings.run.overwrite)
+    return target
+
+
+def rate_lines(settings: TrainSettings, total: int) -> list[Line]:
+    """A line for each part that is trained; parts of one rate share one."""
+    optimizer = settings.optimizer
+    rates = rates_of(optimizer, _parts(settings))
+    bases = [rates.by_part[part] for part in rates.trained]
+    plan = rate_plan(schedule_of(optimizer, total, max(rates.by_part.values())), bases)
+    rows = [plan(step) for step in range(total)]
+    if sets_own_rate(optimizer_kind(optimizer.optimizer_type), parse_arguments(optimizer.optimizer_args)):
+        factor = rate_plan(schedule_of(optimizer, total, 1.0), [1.0])
+        return [Line("all parts, times the size of each tensor", [factor(step)[0] for step in range(total)])]
+    together: dict[tuple[float, ...], list[str]] = {}
+    for index, part in enumerate(rates.trained):
+        together.setdefault(tuple(row[index] for row in rows), []).append(part)
+    return [Line(_name(parts, values), values) for values, parts in together.items()]
+
+
+def _name(parts: list[str], values: tuple[float, ...]) -> str:
+    return f"{', '.join(parts)}: up to {max(values):.3g}"
+
+
+def run_length(settings: TrainSettings) -> int:
+    """Optimizer steps of the run. Raises ConfigError where only the dataset can tell and none is given."""
+    if settings.run.max_train_epochs is None:
+        return settings.run.max_train_steps
+    if settings.data.train_data_dir is None and settings.data.dataset_config is None:
+        raise ConfigError(
+            "plot_lr: max_train_epochs needs the pictures: give --train_data_dir, or --max_train_steps"
+        )
+    from lorapipe_engine.pictures.batches import batches_per_epoch
+    from lorapipe_engine.train.data.examples import scan
+
+    dataset = scan(settings.data, settings.run.seed)
+    batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
+    steps = -(-batches // settings.optimizer.gradient_accumulation_steps)
+    return steps * settings.run.max_train_epochs
+
+
+def _parts(settings: TrainSettings) -> tuple[str, ...]:
+    """The parts that can be trained, as far as the base's file tells without being loaded."""
+    if settings.network.network_train_unet_only:
+        return ("unet",)
+    if len(settings.optimizer.text_encoder_lr) > 1 or _is_sdxl(settings.model.pretrained_model_name_or_path):
+        return ("te1", "te2", "unet")
+    return ("te1", "unet")
+
+
+def _is_sdxl(base: str | None) -> bool:
+    if base is None:
+        return False
+    try:
+        path = resolve_base(base)
+        if not isinstance(path, Path) or path.suffix != ".safetensors":
+            return False
+        with open_tensors(path) as file:
+            return recognise({name: info.shape for name, info in file.tensors.items()}).family == "sdxl"
+    except LoraError:
+        return False  # the run itself will say what is wrong with the base

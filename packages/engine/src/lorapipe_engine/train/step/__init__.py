@@ -1,0 +1,1 @@
+"""How one update runs: forward, backward, captured or not."""

@@ -1,0 +1,92 @@
+"""A trace of chosen steps for those who must be sure: all that a step used and made, one safetensors file a step.
+
+Tensors of the n-th forward pass of the step (n counts the batches of an accumulation group) have ``n.`` in front:
+
+=================== ====================================================================================
+latents             what is trained on, drawn from the VAE's distribution and scaled, (B, 4, h, w)
+noise               ε as drawn, with offsets, (B, 4, h, w)
+timesteps           (B,) int64
+noisy_latents       what the UNet is given, (B, 4, h, w)
+input_ids.te1, .te2 token ids, (B, chunks, 77) int64
+text_states         what the cross-attention is given, (B, 75 chunks + 2, C)
+pooled, size_ids    SDXL only: pooled text (B, P), sizes and crop (B, 6)
+mask                share of each latent cell that counts, (B, 1, h, w), if masks are used
+prediction, target  (B, 4, h, w)
+loss_weights        what each sample's loss is multiplied with before the mean, (B,)
+losses              each sample's loss before that, (B,)
+loss                the batch's share of the step's loss, a number
+=================== ====================================================================================
+
+``network.MODULE.ROLE`` is the network before the step, ``grad.MODULE.ROLE`` its gradient before clipping, and ``loss``
+the step's loss. The metadata hold step and epoch (from 0), and as ``n.files`` the pictures' paths as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lorapipe_engine.files.dtypes import Encoded, encode
+from lorapipe_engine.files.tensorfile import write_tensors
+from lorapipe_engine.nn.attach import Network
+
+
+@dataclass
+class Trace:
+    """What one step leaves behind; the step's functions write into it where there is one."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    passes: int = 0
+
+    def record(self, **found: Tensor | None) -> None:
+        """Keep tensors of the current forward pass, as they are now."""
+        for name, tensor in found.items():
+            if tensor is not None:
+                self.tensors[f"{self.passes}.{name.replace('__', '.')}"] = tensor.detach().clone()
+
+    def end_pass(self) -> None:
+        """The next tensors are those of the next forward pass."""
+        self.passes += 1
+
+    def record_network(self, network: Network) -> None:
+        """Keep the network as it is before the step."""
+        for name, tensor in network.file_tensors().items():
+            self.tensors[f"network.{name}"] = tensor.detach().clone()
+
+    def record_gradients(self, network: Network) -> None:
+        """Keep the gradients as the backward passes left them."""
+        for name, adapter in network.adapters.items():
+            for role, tensor in adapter.file_tensors().items():
+                if tensor.grad is not None:
+                    self.tensors[f"grad.{name}.{role}"] = tensor.grad.detach().clone()
+
+    def write(
+        self, path: Path, loss: float, step: int, epoch: int, batches: Sequence[Mapping[str, Sequence[str]]]
+    ) -> None:
+        """Write the file. ``batches``: for each forward pass the "files" of its samples."""
+        metadata = {"step": str(step), "epoch": str(epoch)}
+        for number, batch in enumerate(batches):
+            metadata |= {
+                f"{number}.{name}": json.dumps(list(values), ensure_ascii=False)
+                for name, values in batch.items()
+            }
+        found = {**self.tensors, "loss": torch.tensor(loss)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, {name: _encoded(tensor) for name, tensor in found.items()}, metadata, force=True)
+
+
+def _encoded(tensor: Tensor) -> Encoded:
+    values = tensor.cpu()
+    if values.is_floating_point():
+        return encode(values.float().numpy(), "F32")
+    return Encoded("I64", tuple(values.shape), values.to(torch.int64).contiguous().numpy())
+
+
+def trace_path(folder: Path, step: int) -> Path:
+    """Where the trace of a step stands; steps count from 0."""
+    return folder / f"step-{step:06d}.safetensors"

@@ -1,0 +1,58 @@
+"""``lora-inspect delta``: the dense change that a network makes, module by module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lorapipe_engine.command.tool import say, tool_command
+
+EXAMPLES = """
+lora-inspect delta mina.safetensors -o delta.safetensors
+lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o delta.safetensors
+"""
+
+
+@tool_command("lora-inspect delta", examples=EXAMPLES)
+@click.argument("network", metavar="FILE")
+@click.option("-o", "--output", required=True, metavar="OUT", help="The file to write.")
+@click.option("--base", metavar="BASE", help="A checkpoint, or a file of MODULE.weight and MODULE.bias.")
+@click.option("--multiplier", type=float, default=1.0, show_default=True, help="Strength of the network.")
+@click.option(
+    "--save-precision",
+    "precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Number type of the result.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Compute everything, write nothing.")
+@click.option("--force", is_flag=True, help="Replace a file that exists.")
+def command(
+    network: str,
+    output: str,
+    base: str | None,
+    multiplier: float,
+    precision: str,
+    dry_run: bool,
+    force: bool,
+) -> int:
+    """Write W' - W of every module of a network, for any algorithm.
+
+    A tensor of OUT is called as its module and has the shape of the layer's weight; the change of a bias is called
+    MODULE.bias. BASE is needed only where the change depends on the weights (DoRA, OFT, GLoRA, (IA)³); it also settles
+    the shape of convolutions whose factors are stored flat. FILE may be - for a network on standard input. The path of
+    OUT goes to stdout.
+    """
+    from lorapipe_inspect.inputs import read_one
+    from lorapipe_inspect.measure.dense import write_deltas
+
+    with read_one(network).open() as file:
+        count = write_deltas(
+            file, base, Path(output), multiplier=multiplier, precision=precision, dry_run=dry_run, force=force
+        )
+    say(f"{network}: {count} changes at {multiplier:g}")
+    if not dry_run:
+        click.echo(output)
+    return 0

@@ -1,0 +1,138 @@
+"""``lora-inspect diff``: what two networks have in common, and what not."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lorapipe_engine.command.tool import tool_command
+
+if TYPE_CHECKING:
+    from lorapipe_engine.files.tensorfile import WeightFile
+
+EXAMPLES = """
+lora-inspect diff before.safetensors after.safetensors
+lora-inspect diff big.safetensors small.safetensors --modules
+lora-inspect diff a.safetensors b.safetensors --json
+"""
+SHOWN = 8
+
+
+@tool_command("lora-inspect diff", examples=EXAMPLES)
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--modules", is_flag=True, help="A line for every module, the most different first.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(first: str, second: str, modules: bool, as_json: bool) -> int:
+    """Compare two networks: modules, shapes, number types, metadata, and what they change.
+
+    Changes are compared as such, ‖ΔA - ΔB‖/‖ΔA‖ and the cosine between them; factors may differ and do the same. Exit
+    code 0 if both change the same (to one part in a million), 1 if not. A or B may be - for standard input.
+    """
+    from lorapipe_inspect.blas import use_one_thread
+
+    use_one_thread()
+    from lorapipe_inspect.inputs import read_one
+
+    with read_one(first).open() as a, read_one(second).open() as b:
+        record = {"a": first, "b": second, **compare(a, b)}
+    if as_json:
+        click.echo(json.dumps(record))
+    else:
+        for line in lines_of(record, modules=modules):
+            click.echo(line)
+    return 0 if record["same"] else 1
+
+
+def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
+    """The comparison as a record. Raises InputError for files that are no networks."""
+    import math
+
+    from lorapipe_engine.files.threads import map_in_threads
+    from lorapipe_engine.networks.describe import describe_network
+    from lorapipe_inspect.measure.apart import module_difference
+
+    one, two = describe_network(a), describe_network(b)
+    both = [name for name in one.modules if name in two.modules]
+    rows = dict(
+        zip(
+            both,
+            map_in_threads(lambda name: module_difference(a, one, b, two, name), both, "diff"),
+            strict=True,
+        )
+    )
+    known = [row for row in rows.values() if row is not None]
+    size = math.sqrt(sum(row["norm_a"] ** 2 for row in known))
+    apart = math.sqrt(sum(row["apart"] ** 2 for row in known))
+    only_a, only_b = sorted(set(one.modules) - set(two.modules)), sorted(set(two.modules) - set(one.modules))
+    relative = apart / size if size else (0.0 if apart == 0 else math.inf)
+    return {
+        "same": not only_a and not only_b and relative <= 1e-6 and len(known) == len(rows),
+        "relative": relative if math.isfinite(relative) else None,
+        "only_a": only_a,
+        "only_b": only_b,
+        "metadata": metadata_difference(a.metadata, b.metadata),
+        "tensors": tensor_difference(a, b),
+        "modules": rows,
+    }
+
+
+def metadata_difference(a: dict[str, str], b: dict[str, str]) -> dict[str, list[str | None]]:
+    """Keys whose values differ, with both; None where a file lacks the key."""
+    return {key: [a.get(key), b.get(key)] for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
+
+
+def tensor_difference(a: WeightFile, b: WeightFile) -> dict[str, list[str | None]]:
+    """Tensors whose type or shape differ, with both; None where a file lacks one."""
+
+    def shown(file: WeightFile, name: str) -> str | None:
+        if name not in file.tensors:
+            return None
+        info = file.tensors[name]
+        return f"{info.dtype} {'x'.join(map(str, info.shape)) or 'scalar'}"
+
+    names = sorted({*a.tensors, *b.tensors})
+    return {n: [shown(a, n), shown(b, n)] for n in names if shown(a, n) != shown(b, n)}
+
+
+def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
+    """The comparison for a person."""
+    from lorapipe_inspect.text import counted, printable
+
+    rows = {name: row for name, row in record["modules"].items() if row is not None}
+    total = "different throughout" if record["relative"] is None else f"{record['relative']:.3g}"
+    lines = [f"{counted(len(record['modules']), 'module')} in both; ‖ΔA - ΔB‖/‖ΔA‖ = {total}"]
+    for key, name in (("only_a", record["a"]), ("only_b", record["b"])):
+        if record[key]:
+            more = f" and {len(record[key]) - SHOWN} more" if len(record[key]) > SHOWN else ""
+            shown = ", ".join(printable(module) for module in record[key][:SHOWN])
+            lines.append(f"only in {printable(name)}: {counted(len(record[key]), 'module')}: {shown}{more}")
+    if record["tensors"]:
+        lines.append(
+            f"{counted(len(record['tensors']), 'tensor')} of another type or shape, or in one file only"
+        )
+    ordered = sorted(rows, key=lambda name: -rows[name]["apart"])
+    for name in ordered if modules else ordered[:SHOWN]:
+        row = rows[name]
+        if (row["relative"] or 0) > 1e-9 or modules:
+            relative = f"{row['relative']:.3g}" if row["relative"] is not None else "-"
+            cosine = f"{row['cosine']:.4f}" if row["cosine"] is not None else "-"
+            lines.append(f"  {relative:>9}  cosine {cosine:>7}  {printable(name)}")
+    unknown = len(record["modules"]) - len(rows)
+    if unknown:
+        lines.append(
+            f"not compared: {counted(unknown, 'module')}, whose changes depend on the base or are not finite"
+        )
+    for key, (one, two) in record["metadata"].items():
+        lines.append(f"{printable(key)}: {_short(one)} -> {_short(two)}")
+    return lines
+
+
+def _short(text: str | None) -> str:
+    from lorapipe_inspect.text import printable
+
+    if text is None:
+        return "(none)"
+    return printable(text if len(text) <= 50 else f"{text[:47]}...")

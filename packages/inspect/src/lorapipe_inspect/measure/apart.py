@@ -1,0 +1,85 @@
+"""How far apart the changes of two modules are, through their factors where they have them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorapipe_engine.delta import dense_delta, needs_base
+from lorapipe_engine.delta.adapter import adapter_scales
+from lorapipe_engine.delta.base import Module, flat
+from lorapipe_engine.delta.lora import lora_factors, lora_scale
+from lorapipe_engine.files.tensorfile import WeightFile
+from lorapipe_engine.networks.describe import Network
+from lorapipe_inspect.measure.figures import read_module
+
+Array = NDArray[Any]
+Pair = tuple[Array, Array]  # up (o, r) with the scale in it, down (r, n)
+
+
+def module_difference(
+    a: WeightFile, one: Network, b: WeightFile, two: Network, name: str
+) -> dict[str, Any] | None:
+    """Norms of both changes and of their difference, its size relative to the first, and the cosine; None where they
+    cannot be compared: they depend on the base, are not finite, or have other sizes.
+    """
+    tensors = []
+    for file, network in ((a, one), (b, two)):
+        module = network.modules[name]
+        if needs_base(module.keys) or module.algorithm in ("unknown", "norm"):
+            return None
+        scale = adapter_scales(file.metadata, [name]).get(name)
+        tensors.append(read_module(file, module, scale))
+    if not all(np.isfinite(tensor).all() for row in tensors for tensor in row.values()):
+        return None
+    pairs = [_factors(name, row) for row in tensors]
+    if pairs[0] is not None and pairs[1] is not None:
+        found = _by_factors(pairs[0], pairs[1])
+    else:
+        found = _by_matrices(
+            dense_delta(tensors[0], name=name).weight, dense_delta(tensors[1], name=name).weight
+        )
+    return None if found is None else _record(*found)
+
+
+def _factors(name: str, tensors: dict[str, Array]) -> Pair | None:
+    if "lora_down.weight" not in tensors or "lora_up.weight" not in tensors:
+        return None
+    module = Module(name=name, tensors=tensors)
+    up, down = lora_factors(module)
+    return up * lora_scale(module), flat(down)
+
+
+def _by_factors(one: Pair, two: Pair) -> tuple[float, float, float, float] | None:
+    """‖A‖, ‖B‖, ‖A - B‖, ⟨A, B⟩, by QR: the small cores hold all that norms and products need."""
+    (up_a, down_a), (up_b, down_b) = one, two
+    if up_a.shape[0] != up_b.shape[0] or down_a.shape[1] != down_b.shape[1]:
+        return None
+    left: Array = np.asarray(np.linalg.qr(np.concatenate([up_a, up_b], axis=1), mode="r"))
+    right: Array = np.asarray(np.linalg.qr(np.concatenate([down_a, down_b], axis=0).T, mode="r"))
+    rank = up_a.shape[1]
+    core_a = left[:, :rank] @ right[:, :rank].T
+    core_b = left[:, rank:] @ right[:, rank:].T
+    return _by_matrices(core_a, core_b)
+
+
+def _by_matrices(a: Array | None, b: Array | None) -> tuple[float, float, float, float] | None:
+    if a is None or b is None or a.size != b.size:
+        return None
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    norms = [float(np.linalg.norm(row)) for row in (flat_a, flat_b, flat_a - flat_b)]
+    return norms[0], norms[1], norms[2], float(np.dot(flat_a, flat_b))
+
+
+def _record(norm_a: float, norm_b: float, apart: float, product: float) -> dict[str, Any]:
+    cosine = product / (norm_a * norm_b) if norm_a and norm_b else None
+    return {
+        "norm_a": norm_a,
+        "norm_b": norm_b,
+        "apart": apart,
+        "relative": apart / norm_a if norm_a else (0.0 if not apart else None),
+        "cosine": cosine if cosine is None or math.isfinite(cosine) else None,
+    }

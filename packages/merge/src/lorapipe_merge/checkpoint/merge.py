@@ -1,0 +1,122 @@
+"""LoRA into a checkpoint, from top to bottom: match, plan, stream, verify, tell."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.files.atomic import check_output
+from lorapipe_engine.files.hashcache import known_sha256
+from lorapipe_engine.files.picklefile import open_weights
+from lorapipe_engine.files.tensorfile import WeightFile, open_tensors
+from lorapipe_engine.networks.describe import describe_network
+from lorapipe_merge.base import Base, open_base
+from lorapipe_merge.blocks import BlockWeights, parse_blocks
+from lorapipe_merge.checkpoint.report import Report
+from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
+from lorapipe_merge.finite import check_networks
+from lorapipe_merge.matching import Applied, check_match, match
+from lorapipe_merge.recipe import RECIPE_KEY
+
+STREAM = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """How the result is to be written. ``precision``: "keep", "fp16", "bf16" or "fp32"."""
+
+    precision: str
+    allow_unmatched: bool
+    allow_nonfinite: bool
+    metadata: bool
+    verify: bool
+    dry_run: bool
+    force: bool
+
+
+def merge_checkpoint(
+    base_name: str, networks: Sequence[tuple[str, float]], output: Path, blocks: str | None, wishes: Wishes
+) -> Report:
+    """Merge networks, each with its ratio, into a base, and write the result, unless it is a dry run.
+
+    Raises LoraErrors; whatever happens, nothing that stood there before is changed unless all went well.
+    """
+    with open_base(base_name) as base, open_networks(networks) as applied:
+        weights = parse_blocks(blocks, base.family) if blocks else None
+        return write_merge(base, applied, output, weights, blocks, wishes)
+
+
+def write_merge(
+    base: Base,
+    applied: Sequence[Applied],
+    output: Path,
+    weights: BlockWeights | None,
+    blocks: str | None,
+    wishes: Wishes,
+) -> Report:
+    """The part of a merge that follows once all inputs are open."""
+    check_networks(applied, allow=wishes.allow_nonfinite)
+    found = match(base, applied, weights)
+    notes = check_match(found, base, applied, allow_unmatched=wishes.allow_unmatched)
+    notes += _merged_before(base, applied)
+    result = plan_result(base, applied, found, output, blocks, wishes.precision, metadata=wishes.metadata)
+    _check_room(base, result, output, wishes)
+    report = Report.of(base, applied, found, result, notes)
+    if not wishes.dry_run:
+        write_result(result, report, force=wishes.force, verify=wishes.verify, allow=wishes.allow_nonfinite)
+    return report
+
+
+@contextmanager
+def open_networks(networks: Sequence[tuple[str, float]]) -> Iterator[list[Applied]]:
+    """Open network files; "-" is one on standard input. Raises InputError."""
+    with ExitStack() as stack:
+        found = []
+        for name, ratio in networks:
+            if name == STREAM:
+                data = sys.stdin.buffer.read()
+                weights: WeightFile = stack.enter_context(open_tensors(BytesIO(data)))
+                digest, shown = hashlib.sha256(data).hexdigest(), "standard input"
+            else:
+                path = Path(name)
+                weights = stack.enter_context(open_weights(path))
+                digest, shown = known_sha256(path), name
+            network = describe_network(weights)
+            found.append(Applied(weights, network, ratio, shown, digest))
+        yield found
+
+
+def _merged_before(base: Base, applied: Sequence[Applied]) -> list[str]:
+    """Notes on networks that the base's recipe has already."""
+    recipe = base.files[0].weights.metadata.get(RECIPE_KEY, "")
+    return [
+        f"{network.name} is merged into {base.path.name} already; now it is in it twice (--undo takes one out)"
+        for network in applied
+        if network.sha256 in recipe
+    ]
+
+
+def _check_room(base: Base, result: Result, output: Path, wishes: Wishes) -> None:
+    """Everything about the output that can be known before the work."""
+    for file in base.files:
+        if (
+            output.exists()
+            and file.weights.path.exists()
+            and output.samefile(file.weights.path)
+            and not wishes.force
+        ):
+            raise ConfigError(f"{output}: is the base itself; give --force to replace it, or another -o")
+    if base.folder:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InputError(f"{output}: exists already; a diffusers model needs a new folder")
+        check_output(output.parent / f".{output.name}", force=True, size=result.size)
+        return
+    if output.is_dir():
+        raise ConfigError(f"{output}: is a folder; name the file, as in -o {output / 'merged.safetensors'}")
+    check_output(output, force=wishes.force, size=result.size)

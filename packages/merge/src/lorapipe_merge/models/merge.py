@@ -1,0 +1,280 @@
+"""Checkpoints into one: match, plan, stream, tell."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import numpy as np
+
+from lorapipe_engine.command.progress import progress
+from lorapipe_engine.command.tool import say
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.files.atomic import atomic_write, check_output
+from lorapipe_engine.files.dtypes import FLOAT_DTYPES
+from lorapipe_engine.files.hashcache import known_sha256
+from lorapipe_engine.files.picklefile import open_weights
+from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, build_header
+from lorapipe_engine.models.families import FAMILIES
+from lorapipe_merge.blocks import BlockWeights, parse_blocks
+from lorapipe_merge.checkpoint.report import Moved
+from lorapipe_merge.checkpoint.result import PRECISIONS
+from lorapipe_merge.checkpoint.stream import SIZES, cast_tensor, check_values, copy_tensor
+from lorapipe_merge.models.methods import METHODS, Array, Method
+from lorapipe_merge.models.plan import (
+    Entry,
+    Plan,
+    check_method,
+    is_first_layer,
+    open_model,
+    plan_models,
+    vae_table,
+)
+from lorapipe_merge.output import PIECE, Buffers, Target, encode_numbers, read_numbers, run_jobs, thread_count
+from lorapipe_merge.recipe import Source as Named
+from lorapipe_merge.recipe import merge_date, merged_metadata, recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with every tensor."""
+
+    name: str
+    method: Method
+    ratio: float
+    params: Mapping[str, float]
+    blocks: BlockWeights | None
+    seed: int
+    allow: bool
+
+    def ratio_of(self, block: str) -> float:
+        return self.blocks.of(block, self.ratio) if self.blocks else self.ratio
+
+
+def merge_models(
+    inputs: Sequence[tuple[str, float | None]],
+    output: str,
+    *,
+    method: str,
+    params: Mapping[str, float],
+    blocks: str | None,
+    vae: str | None,
+    ema: Literal["keep", "prune", "use"],
+    precision: str,
+    prune: bool,
+    seed: int,
+    no_metadata: bool,
+    force: bool,
+    dry_run: bool,
+    allow_nonfinite: bool,
+    as_json: bool,
+) -> int:
+    """Merge checkpoints into one file; the exit status. A model's own ratio, that of the second, goes before --ratio.
+
+    Raises LoraErrors; nothing that stood there before is changed unless all went well.
+    """
+    row = METHODS[method]
+    check_method(method, row.least, row.most, len(inputs))
+    with ExitStack() as stack:
+        models = [open_model(name) for name, _ in inputs]
+        for _, file, _ in models:
+            stack.enter_context(file)
+        family = one_family(models)
+        table = vae_table(stack.enter_context(open_weights(Path(vae)))) if vae else None
+        files = [file for _, file, _ in models]
+        plan = plan_models(files, family, ema=ema, prune=prune, vae=table)
+        given = next((ratio for _, ratio in inputs[1:] if ratio is not None), None)
+        task = Task(
+            name=method,
+            method=row,
+            ratio=row.ratio if given is None else given,
+            params=known_params(method, row, params),
+            blocks=parse_blocks(blocks, family) if blocks else None,
+            seed=seed,
+            allow=allow_nonfinite,
+        )
+        paths = [path for path, _, _ in models]
+        target = Path(output)
+        for path in paths:
+            if target.exists() and target.samefile(path) and not force:
+                raise ConfigError(
+                    f"{target}: is one of the models; give --force to replace it, or another -o"
+                )
+        kinds = {key: (kind_of(entry, precision), entry.shape) for key, entry in plan.entries.items()}
+        header, places = build_header(kinds)
+        size = len(header) + max((info.end for info in places.values()), default=0)
+        check_output(target, force=force, size=size)
+        merged = sum(len(entry.sources) > 1 for entry in plan.entries.values())
+        if not merged:
+            raise InputError(f"{paths[0]} and {paths[1]} have no tensor in common; nothing was written")
+        if not dry_run:
+            sources = [Named(path, known_sha256(path)) for path in paths]
+            metadata = dict(files[0].metadata)
+            if not no_metadata:
+                text = recipe(
+                    "models", {"models": sources}, method=method, ratio=task.ratio, params=dict(task.params) or None,
+                    blocks=blocks, vae=vae and Named(Path(vae), known_sha256(Path(vae))).as_record(), ema=ema,
+                    seed=seed if method == "dare" else None, precision=precision,
+                )  # fmt: skip
+                metadata = merged_metadata(
+                    metadata, text, family=family, title=target.stem, merged_from=[p.name for p in paths],
+                    date=merge_date(paths), v_prediction="v_pred" in files[0].tensors,
+                )  # fmt: skip
+            write_models(plan, places, metadata, target, task, force=force)
+    tell(plan, merged, task, [str(path) for path in paths], output, dry_run=dry_run, as_json=as_json)
+    return 0
+
+
+def one_family(models: Sequence[tuple[Path, WeightFile, str]]) -> str:
+    """The family of all models. Raises InputError where they differ."""
+    (first, _, family), *rest = models
+    for path, _, other in rest:
+        if other != family:
+            raise InputError(
+                f"{path} is {FAMILIES[other].title}, {first} is {FAMILIES[family].title}; they cannot be merged"
+            )
+    return family
+
+
+def known_params(name: str, method: Method, given: Mapping[str, float]) -> dict[str, float]:
+    """The method's numbers. Raises ConfigError for one that it does not have, or out of 0 to 1."""
+    for key, value in given.items():
+        if key not in method.params:
+            known = ", ".join(method.params) or "none"
+            raise ConfigError(f"--param {key}: {name} has no such number; it has {known}")
+        if not 0 <= value <= 1 or (key == "drop" and value == 1):
+            raise ConfigError(
+                f"--param {key}={value:g}: must be from 0 to 1{' (less than 1)' if key == 'drop' else ''}"
+            )
+    return {**method.params, **given}
+
+
+def kind_of(entry: Entry, precision: str) -> str:
+    """The number type of a tensor of the result: the first model's, or what was asked for."""
+    first = entry.sources[0]
+    dtype = first.file.tensors[first.key].dtype
+    if dtype in FLOAT_DTYPES and precision != "keep" and entry.layer:
+        return PRECISIONS[precision]
+    if len(entry.sources) > 1 and dtype not in SIZES:
+        raise ConfigError(f"{entry.key} is of type {dtype}, which is not written; give --save-precision fp16")
+    return dtype
+
+
+# -------------------------------------------------------------------------------- writing
+
+
+def write_models(
+    plan: Plan,
+    places: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str],
+    path: Path,
+    task: Task,
+    *,
+    force: bool,
+) -> None:
+    """Write the result, whole or not at all."""
+    header, _ = build_header({key: (info.dtype, info.shape) for key, info in places.items()}, metadata)
+    size = max((info.end for info in places.values()), default=0)
+    buffers = Buffers()
+    with (
+        atomic_write(path, force=force, size=len(header) + size, wait=False) as file,
+        Target(file, len(header) + size, replaces=os.path.lexists(path)) as target,
+    ):
+        target.write_at(header, 0)
+
+        def job(entry: Entry, place: TensorInfo) -> Callable[[], int]:
+            return lambda: write_entry(entry, place, target, len(header) + place.start, buffers, task)
+
+        with progress(size, "merging", "B") as bar:
+            jobs = (job(plan.entries[key], place) for key, place in places.items())
+            run_jobs(jobs, thread_count(), bar.update)
+
+
+def write_entry(
+    entry: Entry, place: TensorInfo, target: Target, offset: int, buffers: Buffers, task: Task
+) -> int:
+    """Write one tensor; its bytes."""
+    first = entry.sources[0]
+    if len(entry.sources) == 1:
+        if place.dtype == first.file.tensors[first.key].dtype:
+            copy_tensor(first.file, first.key, target, offset, buffers)
+        else:
+            cast_tensor(first.file, first.key, place.dtype, target, offset, buffers, allow=task.allow)
+        return place.size
+    if is_first_layer(entry.key):
+        _write_first_layer(entry, place, target, offset, buffers, task)
+        return place.size
+    count = math.prod(entry.shape)
+    seed = zlib.crc32(entry.key.encode()) ^ task.seed << 32
+
+    def pieces() -> Iterator[list[Array]]:
+        for start in range(0, count, PIECE):
+            yield _read(entry, start, min(count, start + PIECE), buffers)
+
+    combine = task.method.prepare(pieces, task.ratio_of(entry.block), task.params, seed)
+    for start in range(0, count, PIECE):
+        values = combine(_read(entry, start, min(count, start + PIECE), buffers), start)
+        out = encode_numbers(np.ascontiguousarray(values, np.float32), place.dtype, buffers)
+        check_values(out, place.dtype, entry.key, Moved(0), task.allow)
+        target.write_at(out, offset + start * SIZES[place.dtype])
+    return place.size
+
+
+def _read(entry: Entry, start: int, stop: int, buffers: Buffers) -> list[Array]:
+    """The numbers of all sources, each in memory of its own."""
+    return [read_numbers(s.file, s.key, start, stop, buffers).copy() for s in entry.sources]
+
+
+def _write_first_layer(
+    entry: Entry, place: TensorInfo, target: Target, offset: int, buffers: Buffers, task: Task
+) -> None:
+    """The convolution on the latents: models for inpainting have more inputs, of which the first are the same."""
+    tensors = [source.file.read(source.key) for source in entry.sources]
+    shared = min(tensor.shape[1] for tensor in tensors)
+    rows = [np.ascontiguousarray(tensor[:, :shared]).reshape(-1).astype(np.float32) for tensor in tensors]
+
+    def pieces() -> Iterable[list[Array]]:
+        return [rows]
+
+    combine = task.method.prepare(pieces, task.ratio_of(entry.block), task.params, task.seed)
+    result = np.array(tensors[0], np.float32)
+    result[:, :shared] = combine(rows, 0).reshape(result[:, :shared].shape)
+    out = encode_numbers(result.reshape(-1), place.dtype, buffers)
+    check_values(out, place.dtype, entry.key, Moved(0), task.allow)
+    target.write_at(out, offset)
+
+
+# -------------------------------------------------------------------------------- telling
+
+
+def tell(
+    plan: Plan, merged: int, task: Task, names: Sequence[str], output: str, *, dry_run: bool, as_json: bool
+) -> None:
+    """The report on stderr, the path or the report as JSON on stdout."""
+    verb = "would merge" if dry_run else "merged"
+    ratio = "block values" if task.blocks else f"ratio {task.ratio:g}"
+    say(f"{verb} {merged} of {len(plan.entries)} tensors of {', '.join(names)} by {task.name}, {ratio}")
+    for note in plan.notes:
+        say(f"note: {note}")
+    if as_json:
+        record: dict[str, Any] = {
+            "output": output,
+            "models": list(names),
+            "method": task.name,
+            "ratio": task.ratio,
+            "params": dict(task.params),
+            "merged": merged,
+            "tensors": len(plan.entries),
+            "notes": plan.notes,
+        }
+        click.echo(json.dumps(record, ensure_ascii=False))
+    elif not dry_run:
+        click.echo(output)

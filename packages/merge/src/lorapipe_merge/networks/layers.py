@@ -1,0 +1,146 @@
+"""Which modules of which networks change the same layer; and what cannot be added up, refused by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lorapipe_engine.delta import needs_base
+from lorapipe_engine.delta.adapter import adapter_scales
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.tensorfile import WeightFile, quote
+from lorapipe_engine.models.families import FAMILIES
+from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.describe import NetworkModule
+from lorapipe_merge.matching import Applied
+from lorapipe_merge.networks.names import kohya_name
+
+SHOWN = 5
+# Textual inversions that some trainers put into the same file: no layer's change, so there is nothing to add.
+_EMBEDDING = "bundle_emb."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module as it takes part. ``scale``: alpha / rank where only the file's metadata have it, else 1."""
+
+    weights: WeightFile
+    module: NetworkModule
+    ratio: float
+    scale: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer under kohya's name, and the modules that change it, at most one of each network."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+
+def common_family(networks: Sequence[Applied]) -> str | None:
+    """The family that all networks are for; None if it is none of the known ones. Raises InputError if they differ."""
+    families = {network.network.family for network in networks}
+    if len(families) > 1:
+        told = ", ".join(f"{network.name} is for {_title(network.network.family)}" for network in networks)
+        raise InputError(f"networks for different models cannot be added up: {told}")
+    return families.pop()
+
+
+def _title(family: str | None) -> str:
+    return FAMILIES[family].title if family else "a model that is not known here"
+
+
+def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Layer]:
+    """The layers that the networks change, in the order of the files.
+
+    Raises InputError for modules whose change depends on the base model, of no known algorithm, or two of one file
+    for one layer, and for tensors that belong to no module.
+    """
+    found: dict[str, list[Part]] = {}
+    for network in networks:
+        _check_kinds(network)
+        _check_others(network)
+        for name, part in _parts_of(network, family):
+            found.setdefault(name, []).append(part)
+    return [Layer(name, tuple(parts)) for name, parts in found.items()]
+
+
+def _parts_of(network: Applied, family: str | None) -> Iterator[tuple[str, Part]]:
+    modules = network.network.modules
+    scales = adapter_scales(network.weights.metadata, modules)
+    seen: dict[str, str] = {}
+    for module in modules.values():
+        if module.keys.keys() == {"alpha"}:  # left behind, it changes nothing
+            continue
+        name = kohya_name(module.name, family)
+        if name in seen:
+            raise InputError(
+                f"{network.name}: names one layer twice, as {_shown(seen[name])} and as {_shown(module.name)}"
+            )
+        seen[name] = module.name
+        scale = scales.get(module.name, 1.0)
+        yield name, Part(network.weights, module, network.ratio, scale, network.name)
+
+
+def _check_kinds(network: Applied) -> None:
+    bound: dict[str, list[str]] = {}
+    for module in network.network.modules.values():
+        if module.keys.keys() == {"alpha"}:
+            continue
+        if find_algorithm(module.keys) is None:
+            raise InputError(
+                f"{network.name}: the tensors of {_shown(module.name)} are not those of one known algorithm: "
+                f"{', '.join(sorted(module.keys))}"
+            )
+        if needs_base(module.keys):
+            kind = "dora" if module.dora else module.algorithm
+            bound.setdefault(kind, []).append(module.name)
+    if bound:
+        kinds = "; ".join(
+            f"{len(names)} {kind} modules ({_listed(names, 2)})" for kind, names in bound.items()
+        )
+        raise InputError(
+            f"{network.name}: {kinds}: what they change depends on the base model, so they cannot be added to other "
+            "networks; merge such a network into a checkpoint"
+        )
+
+
+def _check_others(network: Applied) -> None:
+    others = [
+        name
+        for name in network.network.others
+        if not name.endswith("position_ids") and not name.startswith(_EMBEDDING)
+    ]
+    if others:
+        raise InputError(
+            f"{network.name}: {len(others)} tensors belong to no module that is known: {_listed(others, SHOWN)}; "
+            "nothing was written"
+        )
+
+
+def notes_on(networks: Sequence[Applied]) -> list[str]:
+    """What is in the files and will not be in the result, or not as it was."""
+    notes = []
+    for network in networks:
+        names = [name for name in network.network.others if name.startswith(_EMBEDDING)]
+        if names:
+            notes.append(f"{network.name}: its embeddings are left out: {_listed(names, SHOWN)}")
+        kinds = Counter(module.algorithm for module in network.network.modules.values())
+        notes += [
+            f"{network.name}: {kinds[kind]} {kind} modules become plain LoRA, which takes more room"
+            for kind in ("loha", "lokr")
+            if kinds[kind]
+        ]
+    return notes
+
+
+def _shown(name: str) -> str:
+    return quote(name)[1:-1]
+
+
+def _listed(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(_shown, names[:most])) + more

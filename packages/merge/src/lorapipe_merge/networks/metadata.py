@@ -1,0 +1,109 @@
+"""The metadata of added networks: what all of them agree on, what is true of the sum, and the recipe."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.networks.metadata import ModelSpec, base_version, table_of
+from lorapipe_merge.matching import Applied
+from lorapipe_merge.networks.report import LayerReport
+from lorapipe_merge.recipe import RECIPE_KEY
+
+VARIOUS = "Dynamic"  # sd-scripts' word where ranks differ
+# True of one training run, or written anew.
+_OWN = frozenset(
+    "ss_" + name
+    for name in (
+        *("session_id", "training_started_at", "training_finished_at", "output_name", "training_comment"),
+        *("network_module", "network_dim", "network_alpha", "network_args", "network_dropout"),
+        "tag_frequency",
+    )
+)
+
+
+def summed_metadata(
+    networks: Sequence[Applied],
+    layers: Sequence[LayerReport],
+    *,
+    family: str | None,
+    recipe: str,
+    comment: str,
+    title: str,
+    date: datetime,
+    rank: int | None = None,
+) -> dict[str, str]:
+    """Metadata of the sum: ``ss_`` entries that all inputs share, tags counted together, ranks, ``modelspec.*`` where
+    the family is known, and ``recipe``. Hashes come later. ``rank``: the one asked for, if it was one number.
+    """
+    olds = [network.network.metadata for network in networks]
+    new = {
+        key: value
+        for key, value in olds[0].items()
+        if key.startswith("ss_") and key not in _OWN and all(old.get(key) == value for old in olds)
+    }
+    v_prediction = any(map(_predicts_v, olds))
+    if family is not None:
+        new.setdefault("ss_base_model_version", base_version(family, v_prediction=v_prediction))
+        new.setdefault("ss_v2", str(family == "sd2"))
+        spec = ModelSpec(
+            family=family,
+            adapter=True,
+            title=title,
+            date=date,
+            v_prediction=v_prediction,
+            merged_from=", ".join(Path(network.name).name for network in networks),
+        )
+        new |= spec.metadata()
+    if tags := _tags(olds):
+        new["ss_tag_frequency"] = json.dumps(tags, ensure_ascii=False)
+    new |= _network_entries(layers, rank)
+    new["ss_training_comment"] = comment
+    new[RECIPE_KEY] = recipe
+    return new
+
+
+def _predicts_v(old: Mapping[str, str]) -> bool:
+    return old.get("modelspec.prediction_type") == "v" or old.get("ss_base_model_version", "").endswith("_v")
+
+
+def _tags(olds: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
+    """How often each tag was trained, by folder, over all networks."""
+    found: dict[str, Counter[str]] = {}
+    for old in olds:
+        for folder, tags in table_of(old, "ss_tag_frequency").items():
+            if isinstance(tags, dict):
+                counts = {tag: count for tag, count in tags.items() if isinstance(count, int)}
+                found.setdefault(folder, Counter()).update(counts)
+    return {folder: dict(counts) for folder, counts in found.items()}
+
+
+def _network_entries(layers: Sequence[LayerReport], rank: int | None) -> dict[str, str]:
+    ranked = [layer for layer in layers if layer.rank is not None]
+    plain = len(ranked) == len(layers)
+    conv = [layer for layer in ranked if max(layer.kernel, default=1) > 1]
+    rest = [layer for layer in ranked if layer not in conv]
+    dim = _dim(rest or conv, rank)
+    arguments: dict[str, Any] = {} if plain else {"algo": "locon" if ranked else "full"}
+    if conv:
+        arguments["conv_dim"] = arguments["conv_alpha"] = _dim(conv, None)
+    found = {
+        "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
+        "ss_network_dim": dim,
+        "ss_network_alpha": dim,
+    }
+    return found | ({"ss_network_args": json.dumps(arguments)} if arguments else {})
+
+
+def _dim(layers: Sequence[LayerReport], rank: int | None) -> str:
+    """The rank that the layers have, which is their alpha too. The one asked for, which small layers do not reach,
+    stands for all if any layer has it.
+    """
+    ranks = {layer.rank for layer in layers}
+    if rank in ranks:
+        return str(rank)
+    return str(ranks.pop()) if len(ranks) == 1 else VARIOUS

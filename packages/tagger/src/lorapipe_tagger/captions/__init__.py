@@ -1,0 +1,1 @@
+"""From tags to a caption on disk."""

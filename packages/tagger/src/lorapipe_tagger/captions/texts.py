@@ -1,0 +1,121 @@
+"""What options say in words: lists of tags, pairs, thresholds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_tagger.scoring.select import REGEX, check_threshold, spelling
+
+AUTO = "auto"
+OFF = math.inf
+_COMMA = re.compile(r"(?<!\\),")
+_ARROWS = ("=>", "->", "\t")
+
+
+def split_list(texts: Iterable[str]) -> list[str]:
+    """Tags in lists with commas; ``\\,`` is a comma in a tag, and a regular expression (``re:``) is taken whole."""
+    found: list[str] = []
+    for text in texts:
+        parts = [text] if text.startswith(REGEX) else _COMMA.split(text)
+        found += [part.replace("\\,", ",").strip() for part in parts]
+    return [tag for tag in found if tag]
+
+
+def parse_threshold(text: str | None, option: str) -> float | str | None:
+    """A number, OFF for "off" or more than 1, AUTO, or None. Raises ConfigError for anything else."""
+    if text is None or text == AUTO:
+        return text
+    if text.lower() == "off":
+        return OFF
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"{option} {text or repr(text)}: not a number, 'auto' or 'off'") from None
+    check_threshold(value, option)
+    return OFF if value > 1 else value
+
+
+def read_pairs(texts: Sequence[str], names: Collection[str]) -> dict[str, list[str]]:
+    """``a=b`` pairs (``a=b, c`` for several, ``a=`` for none), and files of them.
+
+    A tag may itself hold an equals sign: the pair is split where its left side is one of ``names``, else at the first
+    sign; ``a => b`` leaves no doubt. Raises ConfigError for a text that is neither pair nor file.
+    """
+    known = {spelling(name) for name in names} if texts else set()
+    pairs: dict[str, list[str]] = {}
+    for text in texts:
+        path = Path(text)
+        if not any(arrow in text for arrow in _ARROWS) and path.is_file():
+            pairs |= read_pair_file(path, known)
+            continue
+        pair = _split_pair(text, known)
+        if pair is None:
+            raise ConfigError(f"--replace {text}: neither 'tag=other' nor a file of such lines")
+        pairs[spelling(pair[0])] = split_list([pair[1]])
+    return pairs
+
+
+def read_pair_file(path: Path, known: Collection[str] = ()) -> dict[str, list[str]]:
+    """Pairs from a file: a JSON object, or lines ``a=b``, ``a => b``, ``a -> b``, ``a,b``, or with a tab.
+
+    Several lines for one tag add up. Raises InputError naming the line that is none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from error
+    if text.lstrip().startswith("{"):
+        return _read_json(text, path)
+    pairs: dict[str, list[str]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        pair = _split_pair(line, known) or _split_comma(line)
+        if pair is None:
+            raise InputError(f"{path}, line {number}: needs 'tag=other', 'tag -> other' or 'tag,other'")
+        pairs.setdefault(spelling(pair[0]), []).extend(split_list([pair[1]]))
+    return pairs
+
+
+def _read_json(text: str, path: Path) -> dict[str, list[str]]:
+    try:
+        found: Any = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    pairs: dict[str, list[str]] = {}
+    for name, value in found.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, str) for one in values):
+            raise InputError(f"{path}: {name!r} must have a tag or a list of tags")
+        pairs[spelling(name)] = values
+    return pairs
+
+
+def _split_pair(text: str, known: Collection[str]) -> tuple[str, str] | None:
+    for arrow in _ARROWS:
+        left, found, right = text.partition(arrow)
+        if found and left.strip():
+            return left, right
+    places = [at for at, letter in enumerate(text) if letter == "=" and text[:at].strip()]
+    for at in places:
+        if spelling(text[:at]) in known:
+            return text[:at], text[at + 1 :]
+    return (text[: places[0]], text[places[0] + 1 :]) if places else None
+
+
+def _split_comma(text: str) -> tuple[str, str] | None:
+    parts = _COMMA.split(text, maxsplit=1)
+    return (parts[0].replace("\\,", ","), parts[1]) if len(parts) == 2 else None
+
+
+def compared(pairs: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The mapping with its right sides in :func:`spelling`'s form, for comparing tags."""
+    return {name: [spelling(one) for one in others] for name, others in pairs.items()}

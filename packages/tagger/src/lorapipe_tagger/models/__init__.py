@@ -1,0 +1,1 @@
+"""Taggers: named, found, downloaded, their labels read."""
