@@ -46,7 +46,7 @@ OPTIONS = [
 @pytest.mark.torch
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_agrees_with_the_trainer(check: Any, dataset: Path, options: dict[str, Any]) -> None:
-    data = pytest.importorskip("lorapipe_engine.train.data")
+    data = pytest.importorskip("lorapipe_engine.train.data.examples")
     settings = DataSettings(train_data_dir=dataset, **options)
     assert bucket_rule(settings) == data.bucket_rule(settings)
     words = []

@@ -23,7 +23,7 @@ COUNT, EXACT = token_counter(FOLDER, Path("none"))
 )
 def test_counts_as_the_trainer_does(text: str) -> None:
     pytest.importorskip("tokenizers")
-    tokenizers = pytest.importorskip("lorapipe_engine.train.tokenizers")
+    tokenizers = pytest.importorskip("lorapipe_engine.train.base.tokenizers")
     trainer = tokenizers.open_tokenizer(FOLDER)
     for caption in (text, "1girl, solo, long hair, red_eyes, artist's hat, (smile:1.2), " + text):
         assert COUNT(caption) == len(trainer.encode(caption))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
-from lorapipe_dataset.undo import undo
 
+from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.check.tokens import estimate
 from lorapipe_dataset.clean.cleaner import Cleaner, NeverSettles, counted
 from lorapipe_dataset.clean.options import Options

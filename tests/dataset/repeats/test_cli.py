@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lorapipe_engine.images import repeat_folders
+
+from lorapipe_engine.pictures.images import repeat_folders
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -20,8 +20,7 @@ from lorapipe_engine.nn.lora import factor_shapes  # noqa: E402
 from lorapipe_engine.train.base.load import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.tokenizers import open_tokenizer  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-
-from .tiny import VOCABULARY, Tiny, build, write_tokenizer  # noqa: E402
+from support.tiny import VOCABULARY, Tiny, build, write_tokenizer  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "data" / "train"
 GOLDEN: dict[str, Any] = json.loads(gzip.decompress((DATA / "c_keys.json.gz").read_bytes()))

@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from lorapipe_engine.errors import InputError  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-
-from .tiny import VOCABULARY, Tiny, build, checkpoint_tensors, save_checkpoint, save_folder  # noqa: E402
+from support.tiny import VOCABULARY, Tiny, build, checkpoint_tensors, save_checkpoint, save_folder  # noqa: E402
 
 FAMILIES = ("sd1", "demo", "sd2", "sdxl")
 

@@ -21,8 +21,7 @@ from lorapipe_engine.train.base.tokenizers import (  # noqa: E402
     has_tokenizer,
     open_tokenizer,
 )
-
-from .tiny import VOCABULARY, write_tokenizer  # noqa: E402
+from support.tiny import VOCABULARY, write_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
