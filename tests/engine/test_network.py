@@ -14,7 +14,8 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
 from lorapipe_engine.models import keys
 from lorapipe_engine.networks.algorithms import ALGORITHMS, SUFFIXES, find_algorithm
-from lorapipe_engine.networks.describe import Network, describe_network, find_modules, part_of, split_name
+from lorapipe_engine.networks.describe import Network, describe_network, find_modules, part_of
+from lorapipe_engine.networks.names import read_name
 
 DATA = Path(__file__).parents[1] / "data" / "networks"
 # By name of the file: algorithm, variants, ranks of the three layers.
@@ -155,14 +156,16 @@ def test_norms_beside_layers_and_several_algorithms() -> None:
     ],
 )
 def test_names_of_tensors(name: str, module: str, suffix: str) -> None:
-    assert split_name(name) == (module, suffix)
+    known = read_name(name)
+    assert known is not None
+    assert (known.module, known.suffix) == (module, suffix)
 
 
 @pytest.mark.parametrize(
     "name", ["", "alpha", "a.weight", "base.linear.weight", "locon.linear.delta", "lora_unet_x.y"]
 )
 def test_other_names(name: str) -> None:
-    assert split_name(name) is None
+    assert read_name(name) is None
     assert find_modules([name]) == ([], [name])
 
 
@@ -175,7 +178,9 @@ def test_modules_have_the_names_that_the_key_table_answers() -> None:
         for part, layer in (("unet", path), ("te1", text)) + ((("te2", text),) if family == "sdxl" else ()):
             for name in keys.lora_names(family, part, layer):
                 suffix = "lora_A.weight" if "." in name else "lora_down.weight"
-                assert split_name(f"{name}.{suffix}") == (name, "lora_down.weight")
+                known = read_name(f"{name}.{suffix}")
+                assert known is not None
+                assert (known.module, known.suffix) == (name, "lora_down.weight")
                 assert part_of(name) == part
 
 

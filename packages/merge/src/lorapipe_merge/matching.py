@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.errors import InputError, ProblemFound
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.kohya_names import canonical
 from lorapipe_merge.base import Base, Spot
 from lorapipe_merge.blocks import BlockWeights, block_of
 
 _WEIGHT_ONLY = frozenset({"w_norm"})
-_BIAS = frozenset({"diff_b", "b_norm"})
+_BIAS = frozenset({"diff_b", "b_norm", "lora_up.bias"})
 _NO_CHANGE = frozenset({"alpha"})
 SHOWN = 8
 
@@ -33,15 +32,12 @@ class Applied:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one module adds to one tensor. ``multiplier``: ratio times block weight; ``scale``: the module's alpha /
-    rank where it stands in the file's metadata instead of in an alpha tensor.
-    """
+    """What one module adds to one tensor. ``multiplier``: ratio times block weight."""
 
     weights: WeightFile
     module: NetworkModule
     spot: Spot
     multiplier: float
-    scale: float | None
     block: str
 
 
@@ -67,7 +63,6 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
     spots = base.spots()
     found = Match()
     for applied in networks:
-        scales = adapter_scales(applied.weights.metadata, applied.network.modules)
         missing = [name for name in applied.network.others if not _is_harmless(name)]
         for module in applied.network.modules.values():
             places = spots.get(canonical(module.name), {})
@@ -80,15 +75,10 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
             found.modules += 1
             for kind in wanted:
                 _check_shape(base, applied, module, places[kind])
-                _add(found, applied, module, places[kind], scales.get(module.name), blocks)
+                _add(found, applied, module, places[kind], blocks)
         if missing:
             found.unmatched[applied.name] = missing
     return found
-
-
-def canonical(name: str) -> str:
-    """A module's name as the base's layers answer to it: kohya's prefix in the place of others."""
-    return re.sub(r"^(oft|lycoris)_", "lora_", name)
 
 
 def check_match(found: Match, base: Base, networks: Sequence[Applied], *, allow_unmatched: bool) -> list[str]:
@@ -118,16 +108,15 @@ def _why(base: Base, networks: Sequence[Applied]) -> str:
     title = FAMILIES[base.family].title
     for applied in networks:
         if _is_other(applied, base):
-            return (
-                f"{applied.name} is for {FAMILIES[applied.network.family or ''].title}, the base is {title}"
-            )
+            return f"{applied.name} is for {applied.network.title}, the base is {title}"
     if base.kind != "checkpoint" and not base.folder:
         return "the base has only a part of a model"
     return f"the base is {title}"
 
 
 def _is_other(applied: Applied, base: Base) -> bool:
-    return applied.network.family not in (None, base.family)
+    network = applied.network
+    return network.foreign is not None or network.family not in (None, base.family)
 
 
 def _kinds(module: NetworkModule) -> Iterator[str]:
@@ -149,13 +138,12 @@ def _add(
     applied: Applied,
     module: NetworkModule,
     spot: Spot,
-    scale: float | None,
     blocks: BlockWeights | None,
 ) -> None:
     block = block_of(spot.place.part, spot.ldm_path)
     multiplier = applied.ratio * (blocks.of(block) if blocks else 1.0)
     if multiplier:
-        found.add(Contribution(applied.weights, module, spot, multiplier, scale, block))
+        found.add(Contribution(applied.weights, module, spot, multiplier, block))
 
 
 # -------------------------------------------------------------------------------- shapes
@@ -166,19 +154,17 @@ def _check_shape(base: Base, applied: Applied, module: NetworkModule, spot: Spot
     rows, columns = _layer_size(base.info(spot.file, spot.key), spot)
     infos = {suffix: applied.weights.tensors[key].shape for suffix, key in module.keys.items()}
     if spot.place.kind == "bias":
-        made = next((infos[s] for s in ("diff_b", "b_norm") if s in infos), None)
+        made = next((infos[s] for s in sorted(_BIAS) if s in infos), None)
         wrong = made is not None and made != (rows,)
     else:
         made = _made_shape(module, infos)
         wrong = made is not None and made != (rows, columns)
     if wrong:
         layer = (rows,) if spot.place.kind == "bias" else (rows, columns)
-        family = applied.network.family
         hint = ""
-        if family is not None and family != base.family:
-            hint = (
-                f"; {applied.name} is for {FAMILIES[family].title}, the base is {FAMILIES[base.family].title}"
-            )
+        if _is_other(applied, base):
+            title = FAMILIES[base.family].title
+            hint = f"; {applied.name} is for {applied.network.title}, the base is {title}"
         raise InputError(
             f"{applied.name}: {quote(module.name)[1:-1]} makes a change of {made}, {spot.key} of the base has {layer}"
             + hint

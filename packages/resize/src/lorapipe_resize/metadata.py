@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from lorapipe_engine.delta.adapter import ADAPTER_KEY
+from lorapipe_engine.networks.adapter_config import ADAPTER_KEY
 from lorapipe_engine.networks.metadata import table_of
 from lorapipe_engine.networks.ranks import RankRule
 from lorapipe_resize.report import ModuleReport

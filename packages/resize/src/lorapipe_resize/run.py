@@ -13,7 +13,6 @@ from typing import BinaryIO
 import click
 
 from lorapipe_engine.command.tool import say
-from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, write_tensors
@@ -214,7 +213,6 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
     modules, others = list(network.modules.values()), network.others
-    settings = replace(settings, scales=adapter_scales(file.metadata, network.modules))
     if settings.target_bytes is not None:
         room = settings.target_bytes - _largest_header(file, modules)
         settings = replace(settings, target_bytes=room)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +17,10 @@ from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.files.threads import map_in_threads
-from lorapipe_engine.networks.describe import ModuleKeys
+from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
+from lorapipe_engine.networks.read import read_module
 from lorapipe_resize.report import ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
@@ -36,8 +37,7 @@ class Settings:
     """How to resize. ``target_bytes`` bounds the bytes of all tensors and takes the place of the rule's
     method.
 
-    ``decompose`` is the SVD for modules that need a dense one. ``scales`` are put into the factors of modules
-    that have their scale elsewhere than in an alpha.
+    ``decompose`` is the SVD for modules that need a dense one.
     """
 
     rule: RankRule
@@ -47,7 +47,6 @@ class Settings:
     drop_zero: bool = False
     allow_nonfinite: bool = False
     decompose: Callable[[NDArray[Any]], Spectrum] = dense_spectrum
-    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class _Piece:
 
 
 def shrink(
-    file: WeightFile, modules: Sequence[ModuleKeys], others: Iterable[str], settings: Settings
+    file: WeightFile, modules: Sequence[NetworkModule], others: Iterable[str], settings: Settings
 ) -> Shrunk:
     """Resize every module that has a spectrum of its own; copy the rest, and the keys in ``others``, bit for
     bit.
@@ -108,7 +107,7 @@ def _check_finite(bad: Sequence[str], settings: Settings) -> None:
 # -------------------------------------------------------------------------------- one module
 
 
-def _shrink_module(file: WeightFile, module: ModuleKeys, rank: int | None, settings: Settings) -> _Piece:
+def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, settings: Settings) -> _Piece:
     """The new tensors of a module; ``rank`` where it is decided already."""
     if spectral_rule(module.name, _shapes(file, module)) is None:
         return _copied(file, module, "which have no low-rank form of their own")
@@ -127,11 +126,17 @@ def _shrink_module(file: WeightFile, module: ModuleKeys, rank: int | None, setti
 
 
 def _decompose(
-    file: WeightFile, module: ModuleKeys, settings: Settings, vectors: int
+    file: WeightFile, module: NetworkModule, settings: Settings, vectors: int
 ) -> tuple[ModuleSpectrum | None, tuple[str, ...]]:
     """The module's spectrum, or None and the keys of tensors that are not finite."""
-    arrays = {suffix: file.read(key) for suffix, key in module.keys.items() if suffix not in COMPANIONS}
-    bad = tuple(module.keys[suffix] for suffix, array in arrays.items() if not np.isfinite(array).all())
+    arrays = {
+        suffix: array for suffix, array in read_module(file, module).items() if suffix not in COMPANIONS
+    }
+    bad = tuple(
+        module.keys[suffix]
+        for suffix, array in arrays.items()
+        if suffix in module.keys and not np.isfinite(array).all()
+    )
     bad += _not_finite(file, (module.keys[suffix] for suffix in COMPANIONS if suffix in module.keys))
     if bad:
         return None, bad
@@ -139,16 +144,16 @@ def _decompose(
         found = module_spectrum(module.name, arrays, vectors=vectors, decompose=settings.decompose)
     except np.linalg.LinAlgError as error:
         raise InputError(f"module {module.name}: its singular values cannot be found ({error})") from error
-    if scale := settings.scales.get(module.name):
-        found = replace(found, spectrum=found.spectrum.scaled(scale))
+    if module.scale is not None:  # the new file has no configuration, so its factors hold the strength
+        found = replace(found, spectrum=found.spectrum.scaled(found.scale), scale=1.0)
     return found, ()
 
 
-def _shapes(file: WeightFile, module: ModuleKeys) -> dict[str, tuple[int, ...]]:
+def _shapes(file: WeightFile, module: NetworkModule) -> dict[str, tuple[int, ...]]:
     return {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
 
 
-def _describe(module: ModuleKeys, found: ModuleSpectrum, rank: int) -> ModuleReport:
+def _describe(module: NetworkModule, found: ModuleSpectrum, rank: int) -> ModuleReport:
     singular = found.spectrum.singular
     top, norm, total = (
         float(singular[0]) if singular.size else 0.0,
@@ -174,7 +179,7 @@ def _describe(module: ModuleKeys, found: ModuleSpectrum, rank: int) -> ModuleRep
 
 
 def _new_tensors(
-    file: WeightFile, module: ModuleKeys, found: ModuleSpectrum, rank: int, settings: Settings
+    file: WeightFile, module: NetworkModule, found: ModuleSpectrum, rank: int, settings: Settings
 ) -> tuple[dict[str, Encoded], float]:
     """The module's tensors at its new rank, keyed as in the file, and the relative error of the cast."""
     if np.any(found.spectrum.singular):
@@ -196,6 +201,9 @@ def _new_tensors(
     for suffix in COMPANIONS:
         if suffix in module.keys:
             tensors[module.keys[suffix]] = _copy(file, module.keys[suffix])
+    if "lora_up.bias" in module.keys:  # as strong as it was, in a file without a configuration
+        key = module.keys["lora_up.bias"]
+        tensors[key] = encode(file.read(key) * (module.scale or 1.0), file.tensors[key].dtype)
     norm = found.spectrum.norm()
     return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
 
@@ -207,7 +215,7 @@ def _zero_change(found: ModuleSpectrum) -> Factors:
     return Factors(np.zeros((found.spectrum.up.shape[0], 1)), down[strongest : strongest + 1])
 
 
-def _dtype(file: WeightFile, module: ModuleKeys, settings: Settings) -> str:
+def _dtype(file: WeightFile, module: NetworkModule, settings: Settings) -> str:
     """Type of the new factors; "keep" is that of the module's largest tensor, F16 for 8-bit types."""
     if settings.precision != "keep":
         return DTYPES[settings.precision]
@@ -215,7 +223,7 @@ def _dtype(file: WeightFile, module: ModuleKeys, settings: Settings) -> str:
     return largest.dtype if largest.dtype in ITEM_BYTES else "F16"
 
 
-def _key(module: ModuleKeys, suffix: str) -> str:
+def _key(module: NetworkModule, suffix: str) -> str:
     """The key of a tensor, also of one that the file does not have yet: named as its neighbours are."""
     if suffix in module.keys:
         return module.keys[suffix]
@@ -223,7 +231,7 @@ def _key(module: ModuleKeys, suffix: str) -> str:
     return f"{key.removesuffix(known)}{suffix}" if key.endswith(known) else f"{module.name}.{suffix}"
 
 
-def _copied(file: WeightFile, module: ModuleKeys, why: str) -> _Piece:
+def _copied(file: WeightFile, module: NetworkModule, why: str) -> _Piece:
     tensors = {key: _copy(file, key) for key in module.keys.values()}
     name = find_rule(module.name, module.keys).name
     return _Piece(
@@ -250,7 +258,7 @@ def _not_finite(file: WeightFile, keys: Iterable[str]) -> tuple[str, ...]:
 
 
 def _ranks_within(
-    file: WeightFile, modules: Sequence[ModuleKeys], settings: Settings, budget: int
+    file: WeightFile, modules: Sequence[NetworkModule], settings: Settings, budget: int
 ) -> list[int | None]:
     """The ranks that lose least within ``budget`` bytes of tensors; None for modules that are copied."""
     found = map_in_threads(lambda module: _candidate(file, module, settings), modules, "measuring")
@@ -264,7 +272,7 @@ def _ranks_within(
     return [None if candidate is None else next(chosen) for _, candidate in found]
 
 
-def _candidate(file: WeightFile, module: ModuleKeys, settings: Settings) -> tuple[int, Candidate | None]:
+def _candidate(file: WeightFile, module: NetworkModule, settings: Settings) -> tuple[int, Candidate | None]:
     """Bytes that the module takes whatever its rank, and what its ranks are worth."""
     if spectral_rule(module.name, _shapes(file, module)) is None:
         return sum(file.tensors[key].size for key in module.keys.values()), None

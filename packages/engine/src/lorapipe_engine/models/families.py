@@ -148,7 +148,7 @@ def recognise(keys: Shapes) -> Recognised:
     layers around their attention, the refiner's UNet and LoRA files without text encoder in that width.
     """
     if any(_LORA_NAME.match(key) for key in keys):
-        return Recognised("lora", _lora_family(keys))
+        return Recognised("lora", network_family(keys))
     unet = {
         key.removeprefix(UNET_PREFIX): shape for key, shape in keys.items() if key.startswith(UNET_PREFIX)
     }
@@ -203,8 +203,8 @@ def _unet(shapes: Shapes) -> Recognised:
     return Recognised("unet", "sd2" if linear else "sd1")
 
 
-def _lora_family(keys: Shapes) -> str | None:
-    """Family of a LoRA file, from its text encoders, the depth of its transformers, and block names."""
+def network_family(keys: Shapes) -> str | None:
+    """Family of a network file, from its text encoders, the depth of its transformers, and block names."""
     # Dots and underscores alike: kohya's, LyCORIS' and PEFT's names then read the same.
     names = [re.sub(r"^(lora|lycoris|oft)_", "", key.replace(".", "_")) for key in keys]
     unet = [name for name in names if name.startswith("unet_")]

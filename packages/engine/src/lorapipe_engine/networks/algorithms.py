@@ -30,6 +30,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         name="lora",
         title="LoRA, LoCon and DyLoRA",
         marks=frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight"}),
+        others=frozenset({"lora_up.bias"}),
         ranks=("lora_down.weight",),
         adapter="lorapipe_engine.nn.lora:Lora",
     ),

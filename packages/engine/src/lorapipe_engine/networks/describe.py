@@ -11,37 +11,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind
-from lorapipe_engine.models.families import recognise
-from lorapipe_engine.networks.algorithms import SUFFIXES, find_algorithm
+from lorapipe_engine.models.families import Recognised, get_family, network_family, recognise
+from lorapipe_engine.models.foreign import foreign_family
+from lorapipe_engine.networks.adapter_config import AdapterConfig, find_config
+from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.names import read_name
 
-# PEFT's and diffusers' suffixes of dotted names.
-_DOTTED_SUFFIXES = {
-    "lora_A.weight": "lora_down.weight",
-    "lora_B.weight": "lora_up.weight",
-    "lora_A.default.weight": "lora_down.weight",
-    "lora_B.default.weight": "lora_up.weight",
-    "lora.down.weight": "lora_down.weight",
-    "lora.up.weight": "lora_up.weight",
-    "lora_linear_layer.down.weight": "lora_down.weight",
-    "lora_linear_layer.up.weight": "lora_up.weight",
-    "lora_magnitude_vector": "dora_scale",
-    "lora_magnitude_vector.weight": "dora_scale",
-    "lora_magnitude_vector.default.weight": "dora_scale",
-}
-_KOHYA = re.compile(r"((?:lora|oft|lycoris)_[^.]+)\.(.+)", re.DOTALL)
-# "weight" alone would match every layer of every model.
-_DOTTED = re.compile(
-    r"(.+)\.(" + "|".join(map(re.escape, (*_DOTTED_SUFFIXES, *sorted(SUFFIXES - {"weight"})))) + ")",
-    re.DOTALL,
-)
-_PROCESSOR = re.compile(r"(.+)\.processor\.(to_\w+)_lora\.(down|up)\.weight", re.DOTALL)
+_UNNAMED_TEXT = re.compile(r"(base_model\.model\.)?(text_model|encoder|embeddings|final_layer_norm)\.")
 _PARTS = (
     (re.compile(r"(lora|oft|lycoris)_unet_|unet\."), "unet"),
     (re.compile(r"(lora|oft|lycoris)_te2_|text_encoder_2\."), "te2"),
@@ -51,10 +34,13 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class ModuleKeys:
-    """A module of a file: ``keys`` gives the tensor's name in the file for each suffix."""
+    """A module of a file: ``keys`` gives the tensor's name in the file for each suffix, ``path`` is the layer as the
+    file spells it.
+    """
 
     name: str
     keys: Mapping[str, str]
+    path: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,33 +49,54 @@ class NetworkModule(ModuleKeys):
 
     ``part``: "unet", "te1", "te2", or "other". ``algorithm``: a name of the table of algorithms, "boft" for
     butterflies of OFT blocks, "unknown" where none fits. ``rank``: None where the algorithm or the module has
-    none. ``alpha`` as stored; None if it is missing, which readers take for the rank. ``kernel``: (k, k) of a
-    convolution larger than 1x1. ``tucker``: with a core tensor; ``dora``: with magnitudes.
+    none. ``alpha`` as stored; None if it is missing, which readers take for the rank. ``scale``: what a configuration
+    says in the place of alpha / rank. ``kernel``: (k, k) of a convolution larger than 1x1. ``tucker``: with a core
+    tensor; ``dora``: with magnitudes.
     """
 
     part: str
     algorithm: str
     rank: int | None
     alpha: float | None
+    scale: float | None = None
     kernel: tuple[int, ...] = ()
     tucker: bool = False
     dora: bool = False
 
     @property
     def effective_alpha(self) -> float | None:
-        """alpha, or the rank where it is missing."""
+        """alpha, stored or by a configuration; the rank where there is neither."""
+        if self.alpha is None and self.scale is not None and self.rank is not None:
+            return self.scale * self.rank
         return self.rank if self.alpha is None else self.alpha
+
+    @property
+    def magnitude_per_output(self) -> bool:
+        """Whether DoRA's magnitudes go by outputs whatever their shape: PEFT's and its like do."""
+        return self.dora and not self.keys["dora_scale"].endswith("dora_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network file. ``others`` are names of tensors that belong to no module."""
+    """A network file. ``others`` are names of tensors that belong to no module. ``foreign``: name of the family where
+    it is none of those known here. ``scale_unknown``: the strengths of its modules are neither in the file nor beside
+    it.
+    """
 
     path: Path
     family: str | None
+    foreign: str | None = None
+    scale_unknown: bool = False
     modules: Mapping[str, NetworkModule]
     others: tuple[str, ...]
     metadata: Mapping[str, str]
+
+    @property
+    def title(self) -> str:
+        """What it is for, as messages say it."""
+        if self.family is not None:
+            return get_family(self.family).title
+        return self.foreign or "a model that is not known here"
 
     @property
     def algorithm(self) -> str:
@@ -123,60 +130,129 @@ class Network:
 
 def find_modules(names: Iterable[str]) -> tuple[list[ModuleKeys], list[str]]:
     """A file's tensors grouped into modules, in their order; and the names that fit nowhere."""
-    found: dict[str, dict[str, str]] = {}
+    keys: dict[str, dict[str, str]] = {}
+    paths: dict[str, str] = {}
     others = []
     for name in names:
-        place = split_name(name)
+        known = read_name(name)
         # Two spellings of one tensor in a file: the first counts, the other must not get lost silently.
-        if place is None or place[1] in found.get(place[0], ()):
+        if known is None or known.suffix in keys.get(known.module, ()):
             others.append(name)
         else:
-            found.setdefault(place[0], {})[place[1]] = name
-    return [ModuleKeys(name, keys) for name, keys in found.items()], others
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """A tensor's name -> (module, suffix) in the spellings of this module; None for other names."""
-    if kohya := _KOHYA.fullmatch(name):
-        return (kohya[1], kohya[2]) if kohya[2] in SUFFIXES else None
-    if processor := _PROCESSOR.fullmatch(name):
-        layer = "to_out.0" if processor[2] == "to_out" else processor[2]
-        return _module_name(f"{processor[1]}.{layer}"), f"lora_{processor[3]}.weight"
-    if dotted := _DOTTED.fullmatch(name):
-        return _module_name(dotted[1]), _DOTTED_SUFFIXES.get(dotted[2], dotted[2])
-    return None
-
-
-def _module_name(dotted: str) -> str:
-    name = dotted.removeprefix("base_model.model.")
-    if re.match(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\.", name):
-        return f"unet.{name}"
-    if re.match(r"(text_model|encoder\.layers)\.", name):
-        name = f"text_encoder.{name}"
-    # transformers from version 5 on leaves this level out.
-    return re.sub(
-        r"^(text_encoder(?:_2)?)\.(encoder|embeddings|final_layer_norm)\.", r"\1.text_model.\2.", name
-    )
+            keys.setdefault(known.module, {})[known.suffix] = name
+            paths.setdefault(known.module, known.path)
+    return [ModuleKeys(name, found, paths[name]) for name, found in keys.items()], others
 
 
 def describe_network(file: WeightFile) -> Network:
     """Describe an open network file; of its tensors only alphas are read.
 
-    Raises InputError if it is something else, such as a checkpoint, or has an alpha that is not one number.
+    Raises InputError if it is something else, such as a checkpoint, or holds several adapters, if an alpha is not one
+    number, or if the configuration of its strengths cannot be understood.
     """
     shapes = {name: info.shape for name, info in file.tensors.items()}
-    found = recognise(shapes)
-    modules, others = find_modules(file.tensors)
+    kind = recognise(shapes)
+    found, others = find_modules(file.tensors)
     # Other kinds of files can have tensors called alpha too.
-    if not any(find_algorithm(module.keys) for module in modules) or found.kind not in ("lora", "unknown"):
-        raise InputError(f"{file.path}: this is {describe_kind(found)}, not a LoRA or other network")
+    if not any(find_algorithm(module.keys) for module in found) or kind.kind not in ("lora", "unknown"):
+        raise InputError(f"{file.path}: this is {_other_kind(kind, shapes)}, not a LoRA or other network")
+    adapter = _adapter_of(file)
+    foreign = foreign_family(shapes)
+    modules = [_describe(file, module) for module in found]
+    config = _config_of(file, modules, adapter) if foreign is None else None
+    modules = [_with_config(module, config) for module in _with_text_encoder(file, modules, config)]
     return Network(
         path=file.path,
-        family=found.family,
-        modules={module.name: _describe(file, module) for module in modules},
+        family=None if foreign else network_family(_canonical_shapes(file, modules)),
+        foreign=foreign,
+        scale_unknown=config is None and foreign is None and bool(adapter) and _lack_alphas(modules),
+        modules={module.name: module for module in modules},
         others=tuple(others),
         metadata=file.metadata,
     )
+
+
+def _other_kind(kind: Recognised, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if kind.kind == "lora":  # by its names, but none of its tensors belongs to a known algorithm
+        shown = quote(next(iter(shapes)))[1:-1]
+        return f"a file whose tensors, such as {shown}, belong to no algorithm that is known"
+    return describe_kind(kind)
+
+
+def _adapter_of(file: WeightFile) -> str | None:
+    """The name of PEFT's adapter in the file, "" for one without a name; None where PEFT did not write it."""
+    names = {known.adapter for name in file.tensors if (known := read_name(name)) is not None}
+    named = sorted(names - {""})
+    if len(named) > 1:
+        shown = ", ".join(quote(name)[1:-1] for name in named[:5])
+        raise InputError(
+            f"{file.path}: holds {len(named)} adapters ({shown}); save each to a file of its own"
+        )
+    if named:
+        return named[0]
+    return "" if any(name.startswith("base_model.model.") for name in file.tensors) else None
+
+
+def _lack_alphas(modules: Iterable[NetworkModule]) -> bool:
+    return any(module.alpha is None and module.algorithm in ("lora", "loha", "lokr") for module in modules)
+
+
+def _config_of(
+    file: WeightFile, modules: Sequence[NetworkModule], adapter: str | None
+) -> AdapterConfig | None:
+    """The configuration that the strengths of modules without an alpha are in."""
+    if not _lack_alphas(modules):
+        return None
+    beside = adapter is not None or file.path.name.startswith("adapter_model.")
+    return find_config(file.path, file.metadata, beside=beside and file.path.is_file())
+
+
+def _with_config(module: NetworkModule, config: AdapterConfig | None) -> NetworkModule:
+    if config is None or module.alpha is not None or module.algorithm not in ("lora", "loha", "lokr"):
+        return module
+    path = re.sub(r"^(base_model\.model\.)?(unet|text_encoder(_2)?)?\.?", "", module.path, count=1)
+    return replace(module, scale=config.scale(module.part, path, module.rank))
+
+
+def _with_text_encoder(
+    file: WeightFile, modules: Sequence[NetworkModule], config: AdapterConfig | None
+) -> list[NetworkModule]:
+    """The modules, those of an unnamed text encoder with the number that the surroundings tell.
+
+    PEFT keeps one part of a model a folder and does not name it: the folder's name, the wrapped class, or the width
+    tell SDXL's second text encoder from the first.
+    """
+    bare = [module for module in modules if _UNNAMED_TEXT.match(module.path)]
+    if not bare or not _is_second(file, bare, config):
+        return list(modules)
+    renamed = {module.name for module in bare}
+    return [
+        replace(module, name=module.name.replace("text_encoder.", "text_encoder_2.", 1), part="te2")
+        if module.name in renamed
+        else module
+        for module in modules
+    ]
+
+
+def _is_second(file: WeightFile, modules: Sequence[NetworkModule], config: AdapterConfig | None) -> bool:
+    if file.path.parent.name in ("text_encoder", "text_encoder_2"):
+        return file.path.parent.name == "text_encoder_2"
+    if config is not None and config.model_class:
+        return config.model_class == "CLIPTextModelWithProjection"
+    widths = {
+        file.tensors[key].shape[-1]
+        for module in modules
+        if module.path.endswith("q_proj") and (key := module.keys.get("lora_down.weight")) is not None
+    }
+    return widths == {1280}
+
+
+def _canonical_shapes(file: WeightFile, modules: Iterable[NetworkModule]) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{module.name}.{suffix}": file.tensors[key].shape
+        for module in modules
+        for suffix, key in module.keys.items()
+    }
 
 
 def _describe(file: WeightFile, module: ModuleKeys) -> NetworkModule:
@@ -189,6 +265,7 @@ def _describe(file: WeightFile, module: ModuleKeys) -> NetworkModule:
     return NetworkModule(
         name=module.name,
         keys=module.keys,
+        path=module.path,
         part=part_of(module.name),
         algorithm=algorithm,
         rank=ranked.shape[0] if ranked and ranked.shape else None,

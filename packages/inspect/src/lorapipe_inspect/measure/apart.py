@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.delta import dense_delta, needs_base
-from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.delta.base import Module, flat
 from lorapipe_engine.delta.lora import lora_factors, lora_scale
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.networks.describe import Network
-from lorapipe_inspect.measure.figures import read_module
+from lorapipe_engine.networks.read import read_module
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]  # up (o, r) with the scale in it, down (r, n)
@@ -31,8 +30,7 @@ def module_difference(
         module = network.modules[name]
         if needs_base(module.keys) or module.algorithm in ("unknown", "norm"):
             return None
-        scale = adapter_scales(file.metadata, [name]).get(name)
-        tensors.append(read_module(file, module, scale))
+        tensors.append(read_module(file, module))
     if not all(np.isfinite(tensor).all() for row in tensors for tensor in row.values()):
         return None
     pairs = [_factors(name, row) for row in tensors]

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.delta import dense_delta, needs_base
-from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
 from lorapipe_engine.files.dtypes import encode
@@ -25,6 +24,7 @@ from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import recognise
 from lorapipe_engine.models.keys import Place, find_layout, lora_names_of
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
+from lorapipe_engine.networks.read import read_module
 
 Array = NDArray[Any]
 
@@ -90,21 +90,18 @@ def compute(
     file: WeightFile, network: Network, base: BaseWeights | None, multiplier: float
 ) -> Iterator[tuple[str, Array]]:
     """(name, change) sorted by name, as the header has them: "MODULE" for weights, "MODULE.bias"."""
-    scales = adapter_scales(file.metadata, network.modules)
     with progress(len(network.modules), "delta", "module") as bar:
         for name in sorted(network.modules, key=str.encode):
-            yield from _module_changes(file, network.modules[name], base, multiplier, scales.get(name))
+            yield from _module_changes(file, network.modules[name], base, multiplier)
             bar.update()
 
 
 def _module_changes(
-    file: WeightFile, module: NetworkModule, base: BaseWeights | None, multiplier: float, scale: float | None
+    file: WeightFile, module: NetworkModule, base: BaseWeights | None, multiplier: float
 ) -> Iterator[tuple[str, Array]]:
-    tensors = {suffix: file.read(key) for suffix, key in module.keys.items()}
-    if set(tensors) <= {"alpha"}:
+    if set(module.keys) <= {"alpha"}:
         return
-    if scale is not None and module.rank and "alpha" not in tensors:
-        tensors["alpha"] = np.asarray(scale * module.rank)
+    tensors = read_module(file, module)
     weight = base.read(module.name, "weight") if base else None
     size = max(tensor.size for tensor in tensors.values()) if weight is None else weight.size
     try:

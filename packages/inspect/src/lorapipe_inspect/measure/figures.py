@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.delta.spectra import module_spectrum, spectral_rule
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile
@@ -19,6 +18,7 @@ from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.models.keys import unet_to_ldm
 from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.read import read_module
 
 Array = NDArray[Any]
 SHARES: Mapping[str, float] = MappingProxyType({"0.9": 0.9, "0.95": 0.95, "0.99": 0.99})
@@ -76,7 +76,6 @@ class Measured:
 
 def network_figures(file: WeightFile, network: Network) -> Measured:
     """Measure the modules of an open network."""
-    scales = adapter_scales(file.metadata, network.modules)
     able: list[NetworkModule] = []
     others: list[NetworkModule] = []
     for module in network.modules.values():
@@ -85,7 +84,7 @@ def network_figures(file: WeightFile, network: Network) -> Measured:
             module.algorithm not in ("unknown", "norm") and spectral_rule(module.name, tensors) is not None
         )
         (able if known else others).append(module)
-    found = map_in_threads(lambda module: _figures(file, module, scales.get(module.name)), able, "norms")
+    found = map_in_threads(lambda module: _figures(file, module), able, "norms")
     return Measured(
         figures=[row for row in found if isinstance(row, Figures)],
         others=[module.name for module in others],
@@ -93,8 +92,8 @@ def network_figures(file: WeightFile, network: Network) -> Measured:
     )
 
 
-def _figures(file: WeightFile, module: NetworkModule, scale: float | None) -> Figures | str:
-    tensors = read_module(file, module, scale)
+def _figures(file: WeightFile, module: NetworkModule) -> Figures | str:
+    tensors = read_module(file, module)
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         return module.name
     found = module_spectrum(module.name, tensors, vectors=1)
@@ -109,14 +108,6 @@ def _figures(file: WeightFile, module: NetworkModule, scale: float | None) -> Fi
         **spectrum_figures(sigma),
         dead_ranks=_dead_ranks(tensors),
     )
-
-
-def read_module(file: WeightFile, module: NetworkModule, scale: float | None) -> dict[str, Array]:
-    """The module's tensors by suffix; a scale from the metadata becomes an alpha."""
-    tensors = {suffix: file.read(key) for suffix, key in module.keys.items()}
-    if scale is not None and module.rank and "alpha" not in tensors:
-        tensors["alpha"] = np.asarray(scale * module.rank)
-    return tensors
 
 
 def spectrum_figures(sigma: Array) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lorapipe_engine.delta import dense_delta
 from lorapipe_engine.delta.base import Module
 from lorapipe_engine.delta.lora import lora_factors, lora_scale
+from lorapipe_engine.networks.read import module_label, read_module
 from lorapipe_merge.matching import Contribution
 
 Array = NDArray[Any]
@@ -45,7 +46,7 @@ def changes_of(
     plain: list[tuple[Array, Array, float]] = []
     rest: list[Change] = []
     for contribution in contributions:
-        tensors = _read(contribution)
+        tensors = read_module(contribution.weights, contribution.module)
         if contribution.spot.place.kind == "bias":
             rest.append(_Bias(contribution, tensors, dtype))
         elif contribution.spot.place.transposed:
@@ -156,17 +157,11 @@ class _Bias:
         out += self.change[start:stop]
 
 
-def _read(contribution: Contribution) -> dict[str, Array]:
-    """The module's tensors; a scale from the metadata becomes an alpha."""
-    tensors = {suffix: contribution.weights.read(key) for suffix, key in contribution.module.keys.items()}
-    if contribution.scale is not None and contribution.module.rank and "alpha" not in tensors:
-        tensors["alpha"] = np.asarray(contribution.scale * contribution.module.rank, np.float32)
-    return tensors
-
-
 def _factors(contribution: Contribution, tensors: Tensors, dtype: Number) -> tuple[Array, Array, float]:
     """up (o, r), down (r, n), and what their product is multiplied with."""
-    module = Module(name=contribution.module.name, tensors=tensors, dtype=dtype)
+    module = Module(
+        name=module_label(contribution.weights, contribution.module), tensors=tensors, dtype=dtype
+    )
     up, down = lora_factors(module)
     return up, down.reshape(down.shape[0], -1), contribution.multiplier * lora_scale(module)
 

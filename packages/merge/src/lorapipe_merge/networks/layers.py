@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorapipe_engine.delta import needs_base
-from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.algorithms import find_algorithm
 from lorapipe_engine.networks.describe import NetworkModule
+from lorapipe_engine.networks.kohya_names import kohya_name
 from lorapipe_merge.matching import Applied
-from lorapipe_merge.networks.names import kohya_name
 
 SHOWN = 5
 # Textual inversions that some trainers put into the same file: no layer's change, so there is nothing to add.
@@ -23,12 +22,11 @@ _EMBEDDING = "bundle_emb."
 
 @dataclass(frozen=True)
 class Part:
-    """A module as it takes part. ``scale``: alpha / rank where only the file's metadata have it, else 1."""
+    """A module as it takes part."""
 
     weights: WeightFile
     module: NetworkModule
     ratio: float
-    scale: float
     source: str
 
 
@@ -70,7 +68,6 @@ def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Laye
 
 def _parts_of(network: Applied, family: str | None) -> Iterator[tuple[str, Part]]:
     modules = network.network.modules
-    scales = adapter_scales(network.weights.metadata, modules)
     seen: dict[str, str] = {}
     for module in modules.values():
         if module.keys.keys() == {"alpha"}:  # left behind, it changes nothing
@@ -81,8 +78,7 @@ def _parts_of(network: Applied, family: str | None) -> Iterator[tuple[str, Part]
                 f"{network.name}: names one layer twice, as {_shown(seen[name])} and as {_shown(module.name)}"
             )
         seen[name] = module.name
-        scale = scales.get(module.name, 1.0)
-        yield name, Part(network.weights, module, network.ratio, scale, network.name)
+        yield name, Part(network.weights, module, network.ratio, network.name)
 
 
 def _check_kinds(network: Applied) -> None:

@@ -16,6 +16,7 @@ from lorapipe_engine.delta.lora import lora_factors, lora_scale
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.networks.factors import Factors
+from lorapipe_engine.networks.read import read_module
 from lorapipe_merge.networks.layers import Layer, Part
 
 Array = NDArray[Any]
@@ -59,7 +60,7 @@ def _are_full(layer: Layer) -> bool:
 
 
 def _read_term(part: Part, dense: bool) -> Term:
-    tensors = {suffix: part.weights.read(key) for suffix, key in part.module.keys.items()}
+    tensors = read_module(part.weights, part.module)
     arrays = {
         role: tensors.pop(suffix).astype(np.float64)
         for suffix, role in CHANGES.items()
@@ -73,7 +74,7 @@ def _read_term(part: Part, dense: bool) -> Term:
         ) from error
     except InputError as error:
         raise InputError(f"{part.source}: {error}") from error
-    return Term(part.source, part.ratio, factors, part.ratio * part.scale * scale, kernel, arrays)
+    return Term(part.source, part.ratio, factors, part.ratio * scale, kernel, arrays)
 
 
 def _plain_factors(part: Part, tensors: Mapping[str, Array]) -> tuple[Factors | None, float, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks.describe import NetworkModule, describe_network
+from lorapipe_engine.networks.read import read_module
 from lorapipe_engine.nn.attach import Network, Target
 from lorapipe_engine.nn.lora import Lora
 from lorapipe_engine.settings import NetworkSettings
@@ -174,7 +175,7 @@ def merge_into_base(network: NetworkSettings, family: Family) -> list[str]:
             if not fitting:
                 raise InputError(f"base_weights: {path}: none of its modules fits this model ({family.name})")
             for name in fitting:
-                tensors = {suffix: file.read(key) for suffix, key in described[name].keys.items()}
+                tensors = read_module(file, described[name])
                 _add(layers[name], name, tensors, multiplier)
         spare = [name for name in described if name not in layers]
         told = f"; note: {len(spare)} modules fit nowhere, first {quote(spare[0])}" if spare else ""

@@ -11,7 +11,6 @@ import re
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.models.keys import lora_name, unet_to_diffusers
 from lorapipe_engine.networks.describe import part_of
-from lorapipe_merge.matching import canonical
 
 _FLAT = re.compile(r"lora_(?:unet|te[12]?)_(.+)", re.DOTALL)
 _DOTTED = re.compile(r"(?:unet|text_encoder(?:_2)?)\.(.+)", re.DOTALL)
@@ -34,6 +33,11 @@ _LDM = (
     (r"label_emb_0_(\d)$", r"label_emb.0.\1"),
     (r"out_(\d)$", r"out.\1"),
 )
+
+
+def canonical(name: str) -> str:
+    """A module's name as the base's layers answer to it: kohya's prefix in the place of others."""
+    return re.sub(r"^(oft|lycoris)_", "lora_", name)
 
 
 def kohya_name(name: str, family: str | None) -> str:

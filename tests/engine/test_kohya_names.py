@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lorapipe_engine.models.keys import lora_names_of
-from lorapipe_merge.networks.names import kohya_name
+from lorapipe_engine.networks.kohya_names import kohya_name
 
 FAMILIES = {"sd15": "sd1", "sd21": "sd2", "sdxl": "sdxl"}
 KEYMAP: dict[str, dict[str, Any]] = json.loads(

@@ -1,0 +1,83 @@
+"""Reading a module's tensors as one form, whatever program wrote them.
+
+Strengths that a file keeps elsewhere become alphas, magnitudes get the shape of their axis, biases of factors become
+changes of the bias. What cannot be a network's weights is refused with the names of file and module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.dtypes import FLOAT_DTYPES
+from lorapipe_engine.files.tensorfile import WeightFile, quote
+from lorapipe_engine.networks.describe import NetworkModule
+
+Array = NDArray[Any]
+# Single numbers that may be of any type.
+FLAGS = ("alpha", "on_input")
+PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
+
+
+def network_path(path: Path) -> Path:
+    """The network's file that ``path`` means: itself, or the one in an adapter's folder. Raises InputError."""
+    if not path.is_dir():
+        return path
+    for name in PEFT_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path}: is a folder without {PEFT_FILES[0]}; name the network's file")
+
+
+def module_label(file: WeightFile, module: NetworkModule) -> str:
+    """What errors call a module: its name and its file's."""
+    return f"{quote(module.name)[1:-1]} of {file.path}"
+
+
+def read_module(file: WeightFile, module: NetworkModule) -> dict[str, Array]:
+    """The module's tensors by suffix, as :func:`lorapipe_engine.delta.dense_delta` takes them.
+
+    Raises InputError for tensors that are no weights: whole numbers, no ranks.
+    """
+    _check(file, module)
+    tensors: dict[str, Array] = {suffix: file.read(key) for suffix, key in module.keys.items()}
+    if module.scale is not None and "alpha" not in tensors:
+        _put_scale(tensors, module)
+    if "dora_scale" in tensors and module.magnitude_per_output:
+        kernel = next((t.ndim for s, t in tensors.items() if s == "lora_down.weight"), 2)
+        magnitude = tensors["dora_scale"].reshape(-1)
+        tensors["dora_scale"] = magnitude.reshape(-1, *([1] * (kernel - 1)))
+    if "lora_up.bias" in tensors:
+        tensors["diff_b"] = tensors.pop("lora_up.bias") * np.float64(scale_of(module))
+    return tensors
+
+
+def scale_of(module: NetworkModule) -> float:
+    """What the product of the module's factors is multiplied with: alpha / rank, or what a configuration says."""
+    if module.alpha is not None and module.rank:
+        return module.alpha / module.rank
+    return 1.0 if module.scale is None else module.scale
+
+
+def _check(file: WeightFile, module: NetworkModule) -> None:
+    if module.rank == 0:
+        raise InputError(f"module {module_label(file, module)}: its rank is 0, so it holds no change")
+    for suffix, key in module.keys.items():
+        dtype = file.tensors[key].dtype
+        if suffix not in FLAGS and dtype not in FLOAT_DTYPES:
+            raise InputError(
+                f"module {module_label(file, module)}: {suffix} holds {dtype}, which is no type of weights"
+            )
+
+
+def _put_scale(tensors: dict[str, Array], module: NetworkModule) -> None:
+    """A configuration's scale as an alpha; PEFT scales LoKr by it always, the file form only where it has a rank."""
+    scale = np.float64(module.scale or 0.0)
+    if module.rank:
+        tensors["alpha"] = np.asarray(scale * module.rank)
+    elif "lokr_w1" in tensors:
+        tensors["lokr_w1"] = tensors["lokr_w1"] * scale
