@@ -17,6 +17,8 @@ _WEIGHT_ONLY = frozenset({"w_norm"})
 _BIAS = frozenset({"diff_b", "b_norm", "lora_up.bias"})
 _NO_CHANGE = frozenset({"alpha"})
 SHOWN = 8
+# Textual inversions that some trainers put into the same file: no layer's change.
+EMBEDDING = "bundle_emb."
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
     found = Match()
     for applied in networks:
         missing = [name for name in applied.network.others if not _is_harmless(name)]
+        missing = [name for name in missing if not name.startswith(EMBEDDING)]
         for module in applied.network.modules.values():
             places = spots.get(canonical(module.name), {})
             wanted = list(_kinds(module))
@@ -79,6 +82,18 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
         if missing:
             found.unmatched[applied.name] = missing
     return found
+
+
+def left_out(networks: Sequence[Applied]) -> list[str]:
+    """Notes on what is in the files and cannot be in a merge: embeddings."""
+    notes = []
+    for network in networks:
+        names = [name for name in network.network.others if name.startswith(EMBEDDING)]
+        if names:
+            shown = ", ".join(quote(name)[1:-1] for name in names[:SHOWN])
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            notes.append(f"{network.name}: its embeddings are left out: {shown}{more}")
+    return notes
 
 
 def check_match(found: Match, base: Base, networks: Sequence[Applied], *, allow_unmatched: bool) -> list[str]:
@@ -110,7 +125,7 @@ def _why(base: Base, networks: Sequence[Applied]) -> str:
         if _is_other(applied, base):
             return f"{applied.name} is for {applied.network.title}, the base is {title}"
     if base.kind != "checkpoint" and not base.folder:
-        return "the base has only a part of a model"
+        return "the base has only a part of a model; give the whole checkpoint, or the diffusers folder it is from"
     return f"the base is {title}"
 
 

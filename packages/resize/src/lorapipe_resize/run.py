@@ -15,8 +15,8 @@ import click
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.files.picklefile import open_weights
-from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, write_tensors
-from lorapipe_engine.networks.describe import ModuleKeys, describe_network
+from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, quote, write_tensors
+from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
 from lorapipe_engine.networks.factors import Balance
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import Method, RankRule
@@ -30,6 +30,8 @@ NO_BOUND = 1 << 30
 # Room for what the metadata may grow by: a comment, two hashes, network arguments.
 METADATA_ROOM = 1024
 NEW_SUFFIXES = ("lora_down.weight", "lora_up.weight", "alpha")
+
+SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,11 +209,12 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
             return _resize_open(task, file, options, settings)
         except InputError as error:
             text = str(error)
-            raise InputError(text if text.startswith(task.name) else f"{task.name}: {text}") from error
+            raise InputError(text if task.name in text else f"{task.name}: {text}") from error
 
 
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
+    strangers = _strangers(network)
     modules, others = list(network.modules.values()), network.others
     if settings.target_bytes is not None:
         room = settings.target_bytes - _largest_header(file, modules)
@@ -231,8 +234,17 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=shrunk.notes,
+        notes=[*shrunk.notes, *strangers],
     )
+
+
+def _strangers(network: Network) -> list[str]:
+    """A note on tensors that belong to no module, which are copied as they are."""
+    names = [quote(name)[1:-1] for name in network.others]
+    if not names:
+        return []
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"copied {len(names)} tensors that belong to no module: {', '.join(names[:SHOWN])}{more}"]
 
 
 def _metadata(file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings) -> dict[str, str]:

@@ -165,7 +165,7 @@ def describe_network(file: WeightFile) -> Network:
         path=file.path,
         family=None if foreign else network_family(_canonical_shapes(file, modules)),
         foreign=foreign,
-        scale_unknown=config is None and foreign is None and bool(adapter) and _lack_alphas(modules),
+        scale_unknown=config is None and foreign is None and adapter is not None and _lack_alphas(modules),
         modules={module.name: module for module in modules},
         others=tuple(others),
         metadata=file.metadata,
@@ -180,7 +180,10 @@ def _other_kind(kind: Recognised, shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _adapter_of(file: WeightFile) -> str | None:
-    """The name of PEFT's adapter in the file, "" for one without a name; None where PEFT did not write it."""
+    """The name of PEFT's adapter in the file, "" for one without a name; None where PEFT itself did not write it.
+
+    diffusers' pipelines write a part's name in front, and without alphas mean a strength of 1.
+    """
     names = {known.adapter for name in file.tensors if (known := read_name(name)) is not None}
     named = sorted(names - {""})
     if len(named) > 1:
@@ -188,9 +191,8 @@ def _adapter_of(file: WeightFile) -> str | None:
         raise InputError(
             f"{file.path}: holds {len(named)} adapters ({shown}); save each to a file of its own"
         )
-    if named:
-        return named[0]
-    return "" if any(name.startswith("base_model.model.") for name in file.tensors) else None
+    written_by_peft = any(name.startswith("base_model.model.") for name in file.tensors)
+    return "".join(named) if written_by_peft else None
 
 
 def _lack_alphas(modules: Iterable[NetworkModule]) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.tensorfile import WeightFile, quote
-from lorapipe_engine.networks.describe import NetworkModule
+from lorapipe_engine.networks.describe import Network, NetworkModule
 
 Array = NDArray[Any]
 # Single numbers that may be of any type.
@@ -31,6 +31,15 @@ def network_path(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise InputError(f"{path}: is a folder without {PEFT_FILES[0]}; name the network's file")
+
+
+def require_strengths(network: Network) -> None:
+    """Raise InputError for a network whose modules are of unknown strength: what it changes is not known then."""
+    if network.scale_unknown:
+        raise InputError(
+            f"{network.path}: PEFT's tensors without their strengths; put the adapter_config.json that PEFT wrote "
+            "(r and lora_alpha are in it) beside the file"
+        )
 
 
 def module_label(file: WeightFile, module: NetworkModule) -> str:

@@ -82,6 +82,7 @@ def module_record(one: Input, file: WeightFile) -> dict[str, Any]:
     return {
         "file": one.name,
         "family": network.family,
+        "foreign": network.foreign,
         "algo": network.algorithm,
         "parts": dict(network.parts),
         "modules": [_module(module) for module in network.modules.values()],
@@ -110,7 +111,7 @@ def module_lines(record: dict[str, Any]) -> list[str]:
 
     parts = ", ".join(f"{number} {part}" for part, number in record["parts"].items())
     lines = [
-        f"{printable(record['file'])}: {record['family'] or 'unknown family'}, {record['algo']}, "
+        f"{printable(record['file'])}: {record['family'] or record['foreign'] or 'unknown family'}, {record['algo']}, "
         f"{counted(len(record['modules']), 'module')} ({parts})"
     ]
     for module in record["modules"]:

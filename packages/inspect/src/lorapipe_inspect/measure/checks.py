@@ -109,6 +109,8 @@ def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
             broken.append(f"{printable(module.name)} lacks {missing[0]}")
         elif module.algorithm == "unknown" or find_algorithm(module.keys) is None:
             broken.append(f"{printable(module.name)} has the tensors of no algorithm, or of several")
+        elif module.rank == 0:
+            broken.append(f"{printable(module.name)} has rank 0")
         elif not _fits(file, module):
             broken.append(f"{printable(module.name)} has factors of different ranks")
     if broken:
@@ -134,8 +136,10 @@ def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator
     if network.others:
         first = printable(network.others[0])
         yield f"{counted(len(network.others), 'tensor')} belong to no module, {first} for one: programs will skip them"
-    if network.family is None:
+    if network.family is None and network.foreign is None:
         yield "the family of base models is not recognised from the names"
+    if network.scale_unknown:
+        yield "the strengths of its modules are neither in the file nor in an adapter_config.json beside it"
     if not network.metadata:
         yield "no metadata: programs must guess what the file is"
     yield from _metadata_notes(network)
@@ -150,7 +154,11 @@ def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator
 
 
 def _metadata_notes(network: Network) -> Iterator[str]:
-    missing = sum(module.alpha is None for module in network.modules.values() if module.algorithm == "lora")
+    missing = sum(
+        module.alpha is None and module.scale is None
+        for module in network.modules.values()
+        if module.algorithm == "lora"
+    )
     if missing:
         yield f"{counted(missing, 'module')} without alpha, which then is the rank"
     stored = network.metadata.get("ss_network_dim", "")

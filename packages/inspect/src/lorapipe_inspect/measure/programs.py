@@ -27,6 +27,7 @@ class Facts:
     """
 
     family: str | None
+    foreign: str | None
     style: str
     algorithms: tuple[str, ...]
     dora: bool
@@ -42,7 +43,7 @@ class Facts:
 
     def in_words(self) -> str:
         """The facts in a line."""
-        family = FAMILIES[self.family].title if self.family else "family unknown"
+        family = FAMILIES[self.family].title if self.family else self.foreign or "family unknown"
         extras = [
             name
             for name, there in (("DoRA", self.dora), ("Tucker", self.tucker), ("convolutions", self.conv))
@@ -103,6 +104,7 @@ def facts_of(file: WeightFile) -> Facts:
     }
     return Facts(
         family=network.family,
+        foreign=network.foreign,
         style=_style(network),
         algorithms=tuple(sorted({module.algorithm for module in modules})),
         dora=any(module.dora for module in modules),
@@ -129,6 +131,8 @@ def _answer(facts: Facts, program: Program) -> Answer:
     refusals = []
     if facts.style not in program.styles:
         refusals.append(f"does not know {facts.style} names")
+    if facts.foreign:
+        refusals.append(f"was not looked at for {facts.foreign}")
     if facts.family and facts.family not in program.families:
         refusals.append(f"has no {FAMILIES[facts.family].title}")
     unknown = [name for name in facts.algorithms if name not in program.algorithms]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from lorapipe_engine.models.families import FAMILIES
 from lorapipe_inspect.measure.findings import CLEAN, FLUSHED_LIMIT, PROBLEM, Findings
 from lorapipe_inspect.text import counted, listed, percent, printable, wrapped
 
@@ -41,8 +40,9 @@ def heading(findings: Findings) -> str:
     dtypes = ", ".join(dict.fromkeys(findings.dtypes.values())) or "empty"
     if findings.network is None:
         return f"{printable(findings.name)}: {findings.kind}, {tensors}, {dtypes}"
-    family = FAMILIES[findings.family].title if findings.family else "unknown family"
     network = findings.network
+    known = network.family is not None or network.foreign is not None
+    family = network.title if known else "unknown family"
     kinds = " ".join([network.algorithm, *network.variants])
     modules = counted(len(network.modules), "module")
     return f"{printable(findings.name)}: {family}, {kinds}, {modules}, {tensors}, {dtypes}"

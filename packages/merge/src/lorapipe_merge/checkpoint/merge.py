@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,12 +17,13 @@ from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, open_tensors
 from lorapipe_engine.networks.describe import describe_network
+from lorapipe_engine.networks.read import network_path, require_strengths
 from lorapipe_merge.base import Base, open_base
 from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
 from lorapipe_merge.finite import check_networks
-from lorapipe_merge.matching import Applied, check_match, match
+from lorapipe_merge.matching import Applied, check_match, left_out, match
 from lorapipe_merge.recipe import RECIPE_KEY
 
 STREAM = "-"
@@ -64,6 +66,7 @@ def write_merge(
     check_networks(applied, allow=wishes.allow_nonfinite)
     found = match(base, applied, weights)
     notes = check_match(found, base, applied, allow_unmatched=wishes.allow_unmatched)
+    notes += left_out(applied)
     notes += _merged_before(base, applied)
     result = plan_result(base, applied, found, output, blocks, wishes.precision, metadata=wishes.metadata)
     _check_room(base, result, output, wishes)
@@ -75,19 +78,22 @@ def write_merge(
 
 @contextmanager
 def open_networks(networks: Sequence[tuple[str, float]]) -> Iterator[list[Applied]]:
-    """Open network files; "-" is one on standard input. Raises InputError."""
+    """Open network files; "-" is one on standard input. Raises InputError, and ConfigError for a bad ratio."""
     with ExitStack() as stack:
         found = []
         for name, ratio in networks:
+            if not math.isfinite(ratio):
+                raise ConfigError(f"--ratio {ratio}: not a finite number")
             if name == STREAM:
                 data = sys.stdin.buffer.read()
                 weights: WeightFile = stack.enter_context(open_tensors(BytesIO(data)))
                 digest, shown = hashlib.sha256(data).hexdigest(), "standard input"
             else:
-                path = Path(name)
+                path = network_path(Path(name))
                 weights = stack.enter_context(open_weights(path))
                 digest, shown = known_sha256(path), name
             network = describe_network(weights)
+            require_strengths(network)
             found.append(Applied(weights, network, ratio, shown, digest))
         yield found
 

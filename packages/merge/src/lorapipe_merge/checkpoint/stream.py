@@ -16,6 +16,7 @@ from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.keys import Place
 from lorapipe_merge.checkpoint.change import Change, Product, changes_of, piece_rows
 from lorapipe_merge.checkpoint.report import Moved
+from lorapipe_merge.finite import is_finite
 from lorapipe_merge.matching import Contribution
 from lorapipe_merge.output import (
     PIECE,
@@ -74,7 +75,7 @@ def merge_tensor(
                     if changes:
                         _change(values.reshape(-1, columns), changes, here, buffers, moved)
                     out = encode_numbers(values, dtype, buffers)
-                    check_values(out, dtype, key, moved, allow)
+                    check_values(out, dtype, key, moved, allow, [file])
                 target.write_at(out, offset + start * columns * SIZES[dtype])
             finally:
                 if large:
@@ -132,8 +133,13 @@ def _change(weight: Array, changes: Sequence[Change], start: int, buffers: Buffe
     flat += flat_delta
 
 
-def check_values(out: Array, dtype: str, key: str, moved: Moved, allow: bool) -> None:
-    """Raise ProblemFound where a number of the result is infinite or NaN, unless that is allowed; count small ones."""
+def check_values(
+    out: Array, dtype: str, key: str, moved: Moved, allow: bool, sources: Sequence[WeightFile] = ()
+) -> None:
+    """Raise ProblemFound where a number of the result is infinite or NaN, unless that is allowed; count small ones.
+
+    ``sources``: the files that the tensor is made from, to say which of them has such numbers already.
+    """
     if dtype == "F16":
         exponents = out.view(np.uint16) & _HALF_EXPONENT
         finite = not out.size or exponents.max() != _HALF_EXPONENT
@@ -145,6 +151,11 @@ def check_values(out: Array, dtype: str, key: str, moved: Moved, allow: bool) ->
         finite = bool(np.isfinite(np.sum(out)))
         finite = finite or bool(np.isfinite(out).all())
     if not finite and not allow:
+        for source in sources:
+            if key in source.tensors and not is_finite(source, key):
+                raise ProblemFound(
+                    f"{source.path}: has NaN or infinite values in {quote(key)[1:-1]} (--allow-nonfinite copies them)"
+                )
         hint = ", too large for fp16; give --save-precision fp32 or bf16" if dtype == "F16" else ""
         raise ProblemFound(
             f"{quote(key)[1:-1]}: a value becomes infinite or NaN{hint} (--allow-nonfinite writes it all the same)"
@@ -160,7 +171,7 @@ def cast_tensor(
         stop = min(count, start + PIECE)
         values = read_numbers(file, key, start, stop, buffers)
         out = encode_numbers(values, dtype, buffers)
-        check_values(out, dtype, key, Moved(0), allow)
+        check_values(out, dtype, key, Moved(0), allow, [file])
         target.write_at(out, offset + start * SIZES[dtype])
 
 

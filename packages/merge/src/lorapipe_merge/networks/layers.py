@@ -13,11 +13,9 @@ from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.algorithms import find_algorithm
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.kohya_names import kohya_name
-from lorapipe_merge.matching import Applied
+from lorapipe_merge.matching import EMBEDDING, Applied, left_out
 
 SHOWN = 5
-# Textual inversions that some trainers put into the same file: no layer's change, so there is nothing to add.
-_EMBEDDING = "bundle_emb."
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def _check_others(network: Applied) -> None:
     others = [
         name
         for name in network.network.others
-        if not name.endswith("position_ids") and not name.startswith(_EMBEDDING)
+        if not name.endswith("position_ids") and not name.startswith(EMBEDDING)
     ]
     if others:
         raise InputError(
@@ -119,11 +117,8 @@ def _check_others(network: Applied) -> None:
 
 def notes_on(networks: Sequence[Applied]) -> list[str]:
     """What is in the files and will not be in the result, or not as it was."""
-    notes = []
+    notes = left_out(networks)
     for network in networks:
-        names = [name for name in network.network.others if name.startswith(_EMBEDDING)]
-        if names:
-            notes.append(f"{network.name}: its embeddings are left out: {_listed(names, SHOWN)}")
         kinds = Counter(module.algorithm for module in network.network.modules.values())
         notes += [
             f"{network.name}: {kinds[kind]} {kind} modules become plain LoRA, which takes more room"
