@@ -117,7 +117,8 @@ def test_layers_of_one_network_only(mode: str, add: Add, tmp_path: Path) -> None
     check(found[FC1], 2.0 / 2 * product(*b))
     with open_tensors(tmp_path / "sum.safetensors") as file:
         modules = describe_network(file).modules
-    assert {name: (m.rank, m.alpha) for name, m in modules.items()} == {TO_Q: (4, 4.0), FC1: (2, 2.0)}
+    one = 6.0 if mode == "concat" else 4.0  # for both, the rest is in the factors
+    assert {name: (m.rank, m.alpha) for name, m in modules.items()} == {TO_Q: (4, one), FC1: (2, one)}
 
 
 @pytest.mark.parametrize(("te", "shape"), [(0, (1, 1)), (22, ())])
@@ -264,7 +265,7 @@ def test_convolutions_have_their_own_rank(add: Add, tmp_path: Path) -> None:
     assert ranks == {TO_Q: 5, CONV: 2, PROJ_IN: 5}
     metadata = metadata_of(tmp_path / "sum.safetensors")
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("5", "5")
-    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "2"}
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "5"}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,8 @@ def options_of(case: dict[str, Any]) -> list[object]:
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_alphas_and_changes(name: str, tmp_path: Path, resize: Any) -> None:
     case, source, output = CASES[name], DATA / CASES[name]["input"], tmp_path / "out.safetensors"
-    done = resize("--model", source, "--save_to", output, "--save_precision", "float", *options_of(case))
+    words = ["--model", source, "--save_to", output, "--save_precision", "float", "--keep-alphas"]
+    done = resize(*words, *options_of(case))
     assert done.code == 0, done.err
     assert done.lines == [str(output)]
     before, after = changes(source), changes(output)
@@ -53,6 +54,23 @@ def test_ranks_alphas_and_changes(name: str, tmp_path: Path, resize: Any) -> Non
             _compare(after[module], _best(before[module], found.rank), module)
             if f"{name}/{module}" in golden.tensors:
                 _compare(after[module], golden.read(f"{name}/{module}"), module)
+
+
+@pytest.mark.parametrize("name", ["fp32/sv_fro/0.9/rank64/conv64", "fp16/none/None/rank4/conv3"])
+def test_one_alpha_is_the_same_change(name: str, tmp_path: Path, resize: Any) -> None:
+    case, source = CASES[name], DATA / CASES[name]["input"]
+    outputs = [tmp_path / "own.safetensors", tmp_path / "one.safetensors"]
+    for output, more in zip(outputs, (["--keep-alphas"], []), strict=True):
+        words = ["--model", source, "--save_to", output, "--save_precision", "float", *options_of(case)]
+        assert resize(*words, *more).code == 0
+    with open_tensors(outputs[1]) as file:
+        alphas = {module.alpha for module in describe_network(file).modules.values()}
+        assert len(alphas) == 1
+        assert float(file.metadata["ss_network_alpha"]) in alphas
+    own, one = map(changes, outputs)
+    assert own.keys() == one.keys()
+    for module, change in own.items():
+        _compare(one[module], change, module)
 
 
 def _best(matrix: Array, rank: int) -> Array:

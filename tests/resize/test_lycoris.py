@@ -85,7 +85,7 @@ def test_other_algorithms_become_plain_lora(stem: str, tmp_path: Path, resize: A
         network = describe_network(file)
     assert network.algorithm == "locon"
     assert network.metadata["ss_network_module"] == "networks.lora"
-    assert network.metadata["ss_network_args"] == '{"conv_dim": "2", "conv_alpha": "2.0"}' or stem != "full"
+    assert network.metadata["ss_network_args"] == '{"conv_dim": "2", "conv_alpha": "3.0"}' or stem != "full"
     assert {module.rank for name, module in network.modules.items() if "linear" in name} == {3}
     assert {module.rank for name, module in network.modules.items() if "conv3x3" in name} == {2}
     suffixes = {key.rpartition("lora_")[2] for key in network.modules["lora_unet_linear"].keys.values()}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 TARGETS = {
+    "lora-convert": "lorapipe_merge.convert.cli:main",
     "lora-merge": "lorapipe_merge.cli:main",
     "lora-resize": "lorapipe_resize.cli:main",
     "lora-inspect": "lorapipe_inspect.cli:main",

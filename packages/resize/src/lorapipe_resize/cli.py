@@ -73,6 +73,13 @@ DEFAULT_RANK = 32
     show_default=True,
     help="Where singular values go: half to each side, or as sd-scripts has it all into lora_up.",
 )
+@click.option(
+    "--keep-alphas/--one-alpha",
+    "keep_alphas",
+    default=False,
+    show_default=True,
+    help="An alpha of its own for every module, as sd-scripts writes them; diffusers' loader needs one for all.",
+)
 @click.option("--drop-zero", is_flag=True, help="Leave out modules whose change is exactly zero.")
 @click.option(
     "--allow-nonfinite", is_flag=True, help="Copy modules with NaN or infinite values instead of stopping."

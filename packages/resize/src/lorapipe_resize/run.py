@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_netw
 from lorapipe_engine.networks.factors import Balance
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import Method, RankRule
+from lorapipe_engine.networks.read import scale_of
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, summary, table
@@ -56,6 +58,7 @@ class Options:
     as_json: bool
     dry_run: bool
     force: bool
+    keep_alphas: bool
 
     def __post_init__(self) -> None:
         if self.target_bytes is not None and self.method is not None:
@@ -215,6 +218,8 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
     strangers = _strangers(network)
+    if not options.keep_alphas:
+        settings = replace(settings, alpha=_one_alpha(network, settings.rule))
     modules, others = list(network.modules.values()), network.others
     if settings.target_bytes is not None:
         room = settings.target_bytes - _largest_header(file, modules)
@@ -236,6 +241,16 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         modules=shrunk.modules,
         notes=[*shrunk.notes, *strangers],
     )
+
+
+def _one_alpha(network: Network, rule: RankRule) -> float:
+    """The alpha for all modules: what a module of the commonest strength has at the rank that was asked for."""
+    ranked = [module for module in network.modules.values() if module.rank]
+    strengths = Counter(map(scale_of, ranked))
+    rank = rule.rank
+    if rank == NO_BOUND:
+        rank = network.ranks.most_common(1)[0][0] if ranked else 1
+    return (strengths.most_common(1)[0][0] if strengths else 1.0) * rank or float(rank)
 
 
 def _strangers(network: Network) -> list[str]:

@@ -37,7 +37,9 @@ class Settings:
     """How to resize. ``target_bytes`` bounds the bytes of all tensors and takes the place of the rule's
     method.
 
-    ``decompose`` is the SVD for modules that need a dense one.
+    ``decompose`` is the SVD for modules that need a dense one. ``alpha``: what all modules get, the rest of their
+    strength in the factors, because diffusers' loader gives every module of a part the commonest one; None: each
+    keeps its strength in its own.
     """
 
     rule: RankRule
@@ -47,6 +49,7 @@ class Settings:
     drop_zero: bool = False
     allow_nonfinite: bool = False
     decompose: Callable[[NDArray[Any]], Spectrum] = dense_spectrum
+    alpha: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, se
         return replace(_copied(file, module, "which have NaN or infinite values"), bad=bad)
     singular, conv = found.spectrum.singular, bool(found.kernel)
     new_rank = rank or settings.rule.choose(singular, limit=found.limit, conv=conv)
-    report = _describe(module, found, new_rank)
+    report = _describe(module, found, new_rank, settings)
     if settings.drop_zero and not np.any(singular):
         return _Piece({}, replace(report, new_rank=None, note="dropped, its change is zero"))
     tensors, cast = _new_tensors(file, module, found, new_rank, settings)
@@ -153,7 +156,11 @@ def _shapes(file: WeightFile, module: NetworkModule) -> dict[str, tuple[int, ...
     return {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
 
 
-def _describe(module: NetworkModule, found: ModuleSpectrum, rank: int) -> ModuleReport:
+def _alpha_of(found: ModuleSpectrum, rank: int, settings: Settings) -> float:
+    return found.scale * rank if settings.alpha is None else settings.alpha
+
+
+def _describe(module: NetworkModule, found: ModuleSpectrum, rank: int, settings: Settings) -> ModuleReport:
     singular = found.spectrum.singular
     top, norm, total = (
         float(singular[0]) if singular.size else 0.0,
@@ -166,7 +173,7 @@ def _describe(module: NetworkModule, found: ModuleSpectrum, rank: int) -> Module
         algorithm="dora" if "dora_scale" in module.keys else found.algorithm,
         rank=found.rank,
         new_rank=rank,
-        alpha=found.scale * rank,
+        alpha=_alpha_of(found, rank, settings),
         kernel=found.kernel,
         top=top,
         next=float(singular[rank]) / top if top and rank < singular.size else 0.0,
@@ -182,10 +189,11 @@ def _new_tensors(
     file: WeightFile, module: NetworkModule, found: ModuleSpectrum, rank: int, settings: Settings
 ) -> tuple[dict[str, Encoded], float]:
     """The module's tensors at its new rank, keyed as in the file, and the relative error of the cast."""
-    if np.any(found.spectrum.singular):
-        exact = found.spectrum.truncate(rank, settings.balance)
-    else:
-        exact = _zero_change(found)
+    stored = _stores_alpha(module)
+    spectrum = found.spectrum
+    if stored and settings.alpha is not None and found.scale * rank != settings.alpha:
+        spectrum = spectrum.scaled(found.scale * rank / settings.alpha)
+    exact = spectrum.truncate(rank, settings.balance) if np.any(spectrum.singular) else _zero_change(found)
     dtype = _dtype(file, module, settings)
     up, down = encode(exact.up, dtype), encode(exact.down, dtype)
     rounded = Factors(decode(dtype, up.data, up.shape), decode(dtype, down.data, down.shape))
@@ -195,17 +203,21 @@ def _new_tensors(
         _key(module, "lora_down.weight"): Encoded(dtype, found.down_shape(rank), down.data),
         _key(module, "lora_up.weight"): Encoded(dtype, found.up_shape(rank), up.data),
     }
-    # PEFT's files have no alpha, and none means a scale of 1 to every reader.
-    if "alpha" in module.keys or "." not in module.name:
-        tensors[_key(module, "alpha")] = encode(np.asarray(found.scale * rank), "F32")
+    if stored:
+        tensors[_key(module, "alpha")] = encode(np.asarray(_alpha_of(found, rank, settings)), "F32")
     for suffix in COMPANIONS:
         if suffix in module.keys:
             tensors[module.keys[suffix]] = _copy(file, module.keys[suffix])
     if "lora_up.bias" in module.keys:  # as strong as it was, in a file without a configuration
         key = module.keys["lora_up.bias"]
         tensors[key] = encode(file.read(key) * (module.scale or 1.0), file.tensors[key].dtype)
-    norm = found.spectrum.norm()
+    norm = spectrum.norm()
     return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
+
+
+def _stores_alpha(module: NetworkModule) -> bool:
+    """PEFT's files have no alpha, and none means a scale of 1 to every reader."""
+    return "alpha" in module.keys or "." not in module.name
 
 
 def _zero_change(found: ModuleSpectrum) -> Factors:

@@ -7,7 +7,7 @@ optional ``__metadata__`` of strings, then the data without hole or overlap. Nam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -402,6 +402,26 @@ def write_tensors(
             file.writelines([header, *blocks])
     else:
         path.writelines([header, *blocks])
+
+
+def write_planned(
+    path: Path,
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]],
+    make: Callable[[str], Encoded],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    force: bool = False,
+) -> None:
+    """Write a safetensors file whose types and shapes are known, one tensor after another as ``make`` gives them.
+
+    So a file takes the memory of its largest tensor. Raises OutputError as :func:`write_tensors` does.
+    """
+    header, places = build_header(kinds, metadata)
+    size = len(header) + sum(place.size for place in places.values())
+    with atomic_write(path, force=force, size=size) as file:
+        file.write(header)
+        for name, place in places.items():
+            file.write(_bytes_of(name, make(name), place.size))
 
 
 def _encoded(name: str, tensor: Array | Encoded) -> Encoded:

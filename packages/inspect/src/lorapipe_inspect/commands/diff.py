@@ -10,7 +10,10 @@ import click
 from lorapipe_engine.command.tool import tool_command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lorapipe_engine.files.tensorfile import WeightFile
+    from lorapipe_engine.networks.describe import Network, NetworkModule
 
 EXAMPLES = """
 lora-inspect diff before.safetensors after.safetensors
@@ -50,33 +53,58 @@ def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
     """The comparison as a record. Raises InputError for files that are no networks."""
     import math
 
+    from lorapipe_engine.delta.apart import changes_apart
     from lorapipe_engine.files.threads import map_in_threads
     from lorapipe_engine.networks.describe import describe_network
-    from lorapipe_inspect.measure.apart import module_difference
+    from lorapipe_engine.networks.read import read_module
 
-    one, two = describe_network(a), describe_network(b)
-    both = [name for name in one.modules if name in two.modules]
-    rows = dict(
-        zip(
-            both,
-            map_in_threads(lambda name: module_difference(a, one, b, two, name), both, "diff"),
-            strict=True,
-        )
-    )
+    networks = describe_network(a), describe_network(b)
+    one, two = (layers_of(network, networks) for network in networks)
+    both = [name for name in one if name in two]
+    renamed = sum(one[name].name != two[name].name for name in both)
+
+    def apart_of(name: str) -> dict[str, Any] | None:
+        tensors = read_module(a, one[name]), read_module(b, two[name])
+        unknown = {"unknown", "norm"} & {one[name].algorithm, two[name].algorithm}
+        return None if unknown else changes_apart(*tensors, name=name)
+
+    rows = dict(zip(both, map_in_threads(apart_of, both, "diff"), strict=True))
     known = [row for row in rows.values() if row is not None]
     size = math.sqrt(sum(row["norm_a"] ** 2 for row in known))
     apart = math.sqrt(sum(row["apart"] ** 2 for row in known))
-    only_a, only_b = sorted(set(one.modules) - set(two.modules)), sorted(set(two.modules) - set(one.modules))
+    only_a = sorted(one[name].name for name in set(one) - set(two))
+    only_b = sorted(two[name].name for name in set(two) - set(one))
     relative = apart / size if size else (0.0 if apart == 0 else math.inf)
     return {
         "same": not only_a and not only_b and relative <= 1e-6 and len(known) == len(rows),
         "relative": relative if math.isfinite(relative) else None,
+        "spelled_otherwise": renamed,
         "only_a": only_a,
         "only_b": only_b,
         "metadata": metadata_difference(a.metadata, b.metadata),
         "tensors": tensor_difference(a, b),
         "modules": rows,
     }
+
+
+def layers_of(network: Network, networks: Sequence[Network]) -> dict[str, NetworkModule]:
+    """A network's modules by the names that kohya's trainer gives to their layers, whatever the file calls them.
+
+    A family that only one of two files shows is taken for both. Raises InputError where one layer has two names.
+    """
+    from lorapipe_engine.errors import InputError
+    from lorapipe_engine.networks.kohya_names import kohya_name
+
+    family = network.family or next((other.family for other in networks if other.family), None)
+    found: dict[str, NetworkModule] = {}
+    for module in network.modules.values():
+        name = kohya_name(module.name, family)
+        if name in found:
+            raise InputError(
+                f"{network.path}: names one layer twice, as {found[name].name} and as {module.name}"
+            )
+        found[name] = module
+    return found
 
 
 def metadata_difference(a: dict[str, str], b: dict[str, str]) -> dict[str, list[str | None]]:
@@ -104,6 +132,10 @@ def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
     rows = {name: row for name, row in record["modules"].items() if row is not None}
     total = "different throughout" if record["relative"] is None else f"{record['relative']:.3g}"
     lines = [f"{counted(len(record['modules']), 'module')} in both; ‖ΔA - ΔB‖/‖ΔA‖ = {total}"]
+    if record["spelled_otherwise"]:
+        lines.append(
+            f"{counted(record['spelled_otherwise'], 'module')} have another name in {printable(record['b'])}"
+        )
     for key, name in (("only_a", record["a"]), ("only_b", record["b"])):
         if record[key]:
             more = f" and {len(record[key]) - SHOWN} more" if len(record[key]) > SHOWN else ""

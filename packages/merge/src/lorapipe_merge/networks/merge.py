@@ -178,6 +178,7 @@ def _merge_open(networks: Sequence[Applied], options: Options) -> NetworksReport
         shuffle=options.shuffle,
         convolved=family == "sd1",
         allow_nonfinite=options.allow_nonfinite,
+        alpha=_one_alpha(networks, options),
     )
     describe = _Description(networks, family, options)
     ranks: list[int | None] = [None] * len(layers)
@@ -209,6 +210,14 @@ def _main_dtype(weights: WeightFile) -> str:
 
 
 # -------------------------------------------------------------------------------- a given size
+
+
+def _one_alpha(networks: Sequence[Applied], options: Options) -> float:
+    """The alpha of all modules: the rank that most of them have or are to have, so that most strengths are 1."""
+    added = sum(
+        max(network.network.ranks, key=network.network.ranks.__getitem__, default=1) for network in networks
+    )
+    return float(added if options.rank is None else min(options.rank, added))
 
 
 def _ranks_within(
@@ -271,6 +280,7 @@ class _Description:
             title=options.target.stem if options.target else "merged",
             date=merge_date([network.weights.path for network in self.networks]),
             rank=options.fixed_rank,
+            alpha=_one_alpha(self.networks, self.options),
         )
 
     def report(self, done: Sequence[Summed], dtype: str, size: int) -> NetworksReport:

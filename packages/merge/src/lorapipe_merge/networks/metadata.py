@@ -36,9 +36,11 @@ def summed_metadata(
     title: str,
     date: datetime,
     rank: int | None = None,
+    alpha: float,
 ) -> dict[str, str]:
     """Metadata of the sum: ``ss_`` entries that all inputs share, tags counted together, ranks, ``modelspec.*`` where
     the family is known, and ``recipe``. Hashes come later. ``rank``: the one asked for, if it was one number.
+    ``alpha``: that of all modules.
     """
     olds = [network.network.metadata for network in networks]
     new = {
@@ -61,7 +63,7 @@ def summed_metadata(
         new |= spec.metadata()
     if tags := _tags(olds):
         new["ss_tag_frequency"] = json.dumps(tags, ensure_ascii=False)
-    new |= _network_entries(layers, rank)
+    new |= _network_entries(layers, rank, alpha)
     new["ss_training_comment"] = comment
     new[RECIPE_KEY] = recipe
     return new
@@ -82,7 +84,7 @@ def _tags(olds: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
     return {folder: dict(counts) for folder, counts in found.items()}
 
 
-def _network_entries(layers: Sequence[LayerReport], rank: int | None) -> dict[str, str]:
+def _network_entries(layers: Sequence[LayerReport], rank: int | None, alpha: float) -> dict[str, str]:
     ranked = [layer for layer in layers if layer.rank is not None]
     plain = len(ranked) == len(layers)
     conv = [layer for layer in ranked if max(layer.kernel, default=1) > 1]
@@ -90,17 +92,17 @@ def _network_entries(layers: Sequence[LayerReport], rank: int | None) -> dict[st
     dim = _dim(rest or conv, rank)
     arguments: dict[str, Any] = {} if plain else {"algo": "locon" if ranked else "full"}
     if conv:
-        arguments["conv_dim"] = arguments["conv_alpha"] = _dim(conv, None)
+        arguments |= {"conv_dim": _dim(conv, None), "conv_alpha": f"{alpha:g}"}
     found = {
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": dim,
-        "ss_network_alpha": dim,
+        "ss_network_alpha": f"{alpha:g}" if ranked else dim,
     }
     return found | ({"ss_network_args": json.dumps(arguments)} if arguments else {})
 
 
 def _dim(layers: Sequence[LayerReport], rank: int | None) -> str:
-    """The rank that the layers have, which is their alpha too. The one asked for, which small layers do not reach,
+    """The rank that the layers have. The one asked for, which small layers do not reach,
     stands for all if any layer has it.
     """
     ranks = {layer.rank for layer in layers}

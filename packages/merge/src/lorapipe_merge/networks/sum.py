@@ -2,7 +2,7 @@
 
 The factors of all networks are stacked: [s₁U₁ s₂U₂] · [D₁; D₂] = Σ sⱼUⱼDⱼ, exactly. ``svd`` takes the spectrum of that
 stack through QR and a small SVD and keeps its largest values (Eckart-Young: no other factors of that rank come
-closer). Scales are in the factors, so alpha is the rank.
+closer). Scales are in the factors, and one alpha serves all modules, as diffusers' loader needs it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Settings:
     """How to add up. ``rule`` chooses the ranks of ``svd``, its ``conv_rank`` those of kernels larger than 1x1.
 
     ``dtype``: "F16", "BF16", "F32" or "F64". ``convolved``: the model has 1x1 convolutions around its attention.
+    ``alpha``: what every module gets.
     """
 
     mode: Mode
@@ -54,6 +55,7 @@ class Settings:
     shuffle: int | None
     convolved: bool
     allow_nonfinite: bool
+    alpha: float
 
 
 @dataclass(frozen=True)
@@ -243,13 +245,15 @@ def _encode_factors(
     shapes = _factor_shapes(factors, kernel, rank)
     tensors = {}
     rounded = []
-    for key, side, shape in zip((up_key, down_key), factors, shapes, strict=True):
+    strength = rank / settings.alpha if alpha_key else 1.0
+    sides = (factors.up * strength if strength != 1.0 else factors.up, factors.down)
+    for key, side, shape in zip((up_key, down_key), sides, shapes, strict=True):
         encoded, decoded = _encode(layer.name, side, settings)
         tensors[key] = Encoded(encoded.dtype, shape, encoded.data)
         rounded.append(decoded)
     if alpha_key:
-        tensors[alpha_key] = encode(np.asarray(rank), ALPHA_DTYPE)
-    return tensors, Factors(*rounded)
+        tensors[alpha_key] = encode(np.asarray(settings.alpha), ALPHA_DTYPE)
+    return tensors, Factors(rounded[0] / strength, rounded[1])
 
 
 def _array_key(layer: Layer, role: str) -> str:

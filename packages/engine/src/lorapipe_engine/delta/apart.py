@@ -3,47 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.delta import dense_delta, needs_base
 from lorapipe_engine.delta.base import Module, flat
 from lorapipe_engine.delta.lora import lora_factors, lora_scale
-from lorapipe_engine.files.tensorfile import WeightFile
-from lorapipe_engine.networks.describe import Network
-from lorapipe_engine.networks.read import read_module
+from lorapipe_engine.delta.registry import dense_delta, needs_base
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]  # up (o, r) with the scale in it, down (r, n)
 
 
-def module_difference(
-    a: WeightFile, one: Network, b: WeightFile, two: Network, name: str
+def changes_apart(
+    one: Mapping[str, Array], two: Mapping[str, Array], name: str = ""
 ) -> dict[str, Any] | None:
-    """Norms of both changes and of their difference, its size relative to the first, and the cosine; None where they
-    cannot be compared: they depend on the base, are not finite, or have other sizes.
+    """Norms of two modules' changes and of their difference, its size relative to the first, and the cosine.
+
+    ``one`` and ``two`` are tensors by suffix. None where they cannot be compared: the changes depend on the base, are
+    not finite, or have other sizes.
     """
-    tensors = []
-    for file, network in ((a, one), (b, two)):
-        module = network.modules[name]
-        if needs_base(module.keys) or module.algorithm in ("unknown", "norm"):
-            return None
-        tensors.append(read_module(file, module))
-    if not all(np.isfinite(tensor).all() for row in tensors for tensor in row.values()):
+    if needs_base(one.keys()) or needs_base(two.keys()):
         return None
-    pairs = [_factors(name, row) for row in tensors]
+    if not all(np.isfinite(tensor).all() for row in (one, two) for tensor in row.values()):
+        return None
+    pairs = [_factors(name, row) for row in (one, two)]
     if pairs[0] is not None and pairs[1] is not None:
         found = _by_factors(pairs[0], pairs[1])
     else:
-        found = _by_matrices(
-            dense_delta(tensors[0], name=name).weight, dense_delta(tensors[1], name=name).weight
-        )
+        found = _by_matrices(dense_delta(one, name=name).weight, dense_delta(two, name=name).weight)
     return None if found is None else _record(*found)
 
 
-def _factors(name: str, tensors: dict[str, Array]) -> Pair | None:
+def _factors(name: str, tensors: Mapping[str, Array]) -> Pair | None:
     if "lora_down.weight" not in tensors or "lora_up.weight" not in tensors:
         return None
     module = Module(name=name, tensors=tensors)

@@ -1,0 +1,318 @@
+"""One module in the form that a scheme has for it: the same change, its strength where the scheme keeps it.
+
+Bytes are copied where nothing is folded. A strength goes into ``up`` alone: exact for powers of two, else one
+rounding, for which the tensor becomes float32 unless a precision was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorapipe_engine.delta import Module
+from lorapipe_engine.delta.base import flat
+from lorapipe_engine.delta.lokr import lokr_factors
+from lorapipe_engine.delta.lora import lora_factors
+from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.dtypes import Encoded, decode, encode
+from lorapipe_engine.files.tensorfile import WeightFile
+from lorapipe_engine.networks.describe import NetworkModule
+from lorapipe_engine.networks.layers import Layer
+from lorapipe_engine.networks.read import FLAGS, module_label, read_module, scale_of
+from lorapipe_merge.convert.schemes import Scheme
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
+PLAIN = frozenset(
+    {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_up.bias"}
+)
+# Layers around attention are convolutions in SD 1.x alone.
+_LINEAR_AROUND = ("sd2", "sdxl")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a module is to be written. ``strength``: what ``up`` is multiplied with. ``alpha``: the alpha tensor's value,
+    None for none. ``rank``: of the factors that are written. ``to_lora``: its change is made into plain factors.
+    """
+
+    module: NetworkModule
+    layer: Layer
+    strength: float = 1.0
+    alpha: float | None = None
+    rank: int | None = None
+    to_lora: bool = False
+
+
+def is_exact(strength: float) -> bool:
+    """Whether a factor changes exponents alone."""
+    return strength != 0 and abs(math.frexp(strength)[0]) == 0.5
+
+
+def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | None:
+    """Why a module cannot be written in a scheme; None if it can."""
+    suffixes = set(module.keys)
+    if scheme.lycoris:
+        return None
+    if module.algorithm == "loha" and scheme.config and "dora_scale" not in suffixes:
+        return None
+    if module.algorithm in ("loha", "lokr"):
+        return f"{module.algorithm} has no form there; --to-lora makes plain factors of it"
+    if module.algorithm != "lora":
+        return f"{module.algorithm} has no form there"
+    if extra := suffixes - PLAIN:
+        return f"{', '.join(sorted(extra))} has no form there"
+    if "lora_up.bias" in suffixes and not scheme.config:
+        return "a bias of factors has no form there"
+    if "dora_scale" in suffixes and scheme.name == "diffusers-old":
+        return "DoRA has no form there"
+    if "dora_scale" in suffixes and not _by_output(module, file):
+        return "DoRA by inputs has no form there, only by outputs"
+    return None
+
+
+def _by_output(module: NetworkModule, file: WeightFile) -> bool:
+    shape = file.tensors[module.keys["dora_scale"]].shape
+    return module.magnitude_per_output or len(shape) < 2 or shape[0] != 1
+
+
+def plan_form(
+    scheme: Scheme, module: NetworkModule, layer: Layer, *, to_lora: bool, alpha: float | None
+) -> Form:
+    """The form of a module. ``alpha``: the one alpha that all modules get, None to keep each one's own."""
+    plain = module.algorithm == "lora"
+    form = Form(
+        module, layer, rank=module.rank, to_lora=to_lora and not plain and "dora_scale" not in module.keys
+    )
+    if form.to_lora or not plain:
+        return replace(form, alpha=alpha if form.to_lora and scheme.alphas else None)
+    scale = scale_of(module)
+    if scheme.alphas:
+        rank = module.rank or 1
+        own = module.effective_alpha if module.effective_alpha is not None else float(rank)
+        if alpha is None:
+            return replace(form, alpha=own)
+        if alpha == own:
+            return replace(form, alpha=own)
+        return replace(form, alpha=alpha, strength=scale * rank / alpha)
+    return form if scheme.config else replace(form, strength=scale)
+
+
+# -------------------------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a file is written as: its scheme, the family of its model, and the precision that was asked for."""
+
+    scheme: Scheme
+    family: str
+    precision: str
+
+
+def write_form(
+    form: Form, file: WeightFile, target: Target, *, dry: bool = False, only: str | None = None
+) -> dict[str, Encoded]:
+    """The tensors of a module in its form, by suffix; ``only`` one of them.
+
+    ``dry``: types and shapes, without the data of tensors that need no more than a factor. Raises InputError naming
+    module and file for tensors that do not fit.
+    """
+    if is_computed(form, target.scheme):
+        return _computed(form, file, target)
+    if form.module.algorithm != "lora":
+        return _kept(form, file, target, dry=dry, only=only)
+    return _plain(form, file, target, dry=dry, only=only)
+
+
+def is_computed(form: Form, scheme: Scheme) -> bool:
+    """Whether a module's tensors are worked out together, not one by one."""
+    keys = form.module.keys
+    core = "lora_mid.weight" in keys and not scheme.lycoris
+    return form.to_lora or core or ("lokr_t2" in keys and scheme.whole_kronecker)
+
+
+def _plain(
+    form: Form, file: WeightFile, target: Target, *, dry: bool, only: str | None
+) -> dict[str, Encoded]:
+    module, scheme = form.module, target.scheme
+    found: dict[str, Encoded] = {}
+    _check_ranks(form, file)
+    kernel = _kernel(form, file, target.family)
+    for suffix, key in module.keys.items():
+        new, folded = suffix, form.strength if suffix == "lora_up.weight" else 1.0
+        if suffix == "lora_up.bias" and not scheme.config:
+            # PEFT multiplies this bias by the module's scale; elsewhere it is a change of the layer's bias itself.
+            new, folded = "diff_b", scale_of(module)
+        if suffix != "alpha" and only in (None, new):
+            shape = _shape_for(new, file.tensors[key].shape, kernel, scheme, "lora_mid.weight" in module.keys)
+            found[new] = _cast(file, key, shape, folded, target, dry=dry)
+    return _with_alpha(found, form)
+
+
+def _check_ranks(form: Form, file: WeightFile) -> None:
+    keys = form.module.keys
+    if not {"lora_up.weight", "lora_down.weight"} <= set(keys):
+        raise InputError(f"module {module_label(file, form.module)}: one of its two factors is missing")
+    up, down = (file.tensors[keys[f"lora_{side}.weight"]].shape for side in ("up", "down"))
+    if len(up) < 2 or len(down) < 2 or not down[0] or (up[1] != down[0] and "lora_mid.weight" not in keys):
+        raise InputError(
+            f"module {module_label(file, form.module)}: lora_up.weight {up} and lora_down.weight {down} do not fit"
+        )
+
+
+def _kernel(form: Form, file: WeightFile, family: str) -> Shape:
+    """The kernel that the layer's factors are written with; () for a linear layer."""
+    module, path = form.module, form.layer.path
+    down = file.tensors[module.keys["lora_down.weight"]].shape
+    if path.endswith(("proj_in", "proj_out")) and ".attentions." in path:
+        return () if family in _LINEAR_AROUND else (1, 1)
+    if len(down) == 4:
+        return down[2:]
+    return kernel_of(f"unet.{path}" if form.layer.part == "unet" else path, down[1])
+
+
+def _shape_for(suffix: str, shape: Shape, kernel: Shape, scheme: Scheme, tucker: bool) -> Shape:
+    if suffix == "lora_up.weight":
+        return (shape[0], shape[1], *(1 for _ in kernel))
+    if suffix == "lora_down.weight":
+        own = (1, 1) if tucker else kernel
+        return (shape[0], math.prod(shape[1:]) // math.prod(own), *own)
+    if suffix == "dora_scale" and math.prod(shape) != 1:
+        return _magnitude_shape(shape, kernel, scheme)
+    return shape
+
+
+def _magnitude_shape(shape: Shape, kernel: Shape, scheme: Scheme) -> Shape:
+    size = math.prod(shape)
+    per_input = len(shape) > 1 and shape[0] == 1 and shape[1] == size and scheme.lycoris
+    if scheme.lycoris:
+        return (1, size, *(1 for _ in kernel)) if per_input else (size, 1, *(1 for _ in kernel))
+    return (1, size, *(1 for _ in kernel)) if kernel else (size,)
+
+
+def _cast(
+    file: WeightFile, key: str, shape: Shape, folded: float, target: Target, *, dry: bool = False
+) -> Encoded:
+    """A tensor of the file, times ``folded``, in the type that this takes."""
+    info = file.tensors[key]
+    dtype = DTYPES.get(target.precision, info.dtype)
+    if target.precision == "keep" and not target.scheme.alphas and folded != 1.0 and not is_exact(folded):
+        dtype = "F32"  # one rounding to float32 in the place of one to half precision
+    if dtype not in DTYPES.values() and dtype != "F64":
+        dtype = "F16"  # 8-bit types hold no factors that are worked on
+    if dry:
+        return Encoded(dtype, shape, b"")
+    if dtype == info.dtype and folded == 1.0:
+        return Encoded(dtype, shape, file.raw(key))
+    values = file.read(key)
+    if folded != 1.0:
+        values = np.multiply(values, folded, dtype=np.float64 if dtype == "F64" else np.float32)
+    return replace_shape(encode(values, dtype), shape)
+
+
+def replace_shape(tensor: Encoded, shape: Shape) -> Encoded:
+    """The same bytes under another shape."""
+    return Encoded(tensor.dtype, shape, tensor.data)
+
+
+def _with_alpha(found: dict[str, Encoded], form: Form) -> dict[str, Encoded]:
+    if form.alpha is not None:
+        found["alpha"] = encode(np.asarray(form.alpha, np.float32), "F32")
+    return found
+
+
+def _kept(
+    form: Form, file: WeightFile, target: Target, *, dry: bool = False, only: str | None = None
+) -> dict[str, Encoded]:
+    """LyCORIS' algorithms as they are; what PEFT's configuration says of them becomes alphas."""
+    module = form.module
+    found: dict[str, Encoded] = {}
+    configured = module.scale is not None and not target.scheme.config
+    for suffix, key in module.keys.items():
+        info = file.tensors[key]
+        if suffix in FLAGS:
+            found[suffix] = Encoded(info.dtype, info.shape, b"" if dry else file.raw(key))
+        elif only in (None, suffix):
+            # LoKr without a rank has no place for a strength but its first factor.
+            folded = module.scale if configured and suffix == "lokr_w1" and not module.rank else None
+            found[suffix] = _cast(file, key, info.shape, 1.0 if folded is None else folded, target, dry=dry)
+    if configured and module.rank:
+        found["alpha"] = encode(np.asarray((module.scale or 0.0) * module.rank, np.float32), "F32")
+    return found
+
+
+def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded]:
+    label = module_label(file, form.module)
+    tensors = read_module(file, form.module)
+    if (
+        not form.to_lora and form.module.algorithm == "lora"
+    ):  # a Tucker core, multiplied into "down": the same rank
+        up, down = lora_factors(Module(name=label, tensors=tensors))
+        return _encoded_factors(form, file, up * form.strength, down, target)
+    if not form.to_lora:
+        return _whole_lokr(form, file, target, tensors)
+    spectrum = module_spectrum(label, tensors)
+    rank = max(1, int(np.count_nonzero(spectrum.spectrum.singular)))
+    factors = spectrum.spectrum.truncate(rank)
+    alpha = form.alpha
+    if alpha is None and (target.scheme.alphas or target.scheme.config):
+        alpha = float(rank)
+    strength = spectrum.scale * (1.0 if alpha is None else rank / alpha)
+    down = factors.down.reshape(spectrum.down_shape(rank))
+    form = replace(form, alpha=alpha if target.scheme.alphas else None)
+    return _encoded_factors(form, file, factors.up * strength, down, target)
+
+
+def _whole_lokr(
+    form: Form, file: WeightFile, target: Target, tensors: Mapping[str, Array]
+) -> dict[str, Encoded]:
+    """LoKr with the core of its second factor multiplied out, and its strength in it."""
+    found = _kept(form, file, target)
+    module = Module(name=module_label(file, form.module), tensors=tensors)
+    _, second = lokr_factors(module)
+    strength = module.scale(tensors["lokr_w2_b"].shape[0])
+    largest = found["lokr_t2"].dtype
+    for suffix in ("lokr_t2", "lokr_w2_a", "lokr_w2_b"):
+        found.pop(suffix)
+    found["lokr_w2"] = encode(second * strength, DTYPES.get(target.precision, largest))
+    if "lokr_w1_b" in tensors:  # readers divide the alpha by its rank now
+        found["alpha"] = encode(np.asarray(tensors["lokr_w1_b"].shape[0], np.float32), "F32")
+    return found
+
+
+def _encoded_factors(
+    form: Form, file: WeightFile, up: Array, down: Array, target: Target
+) -> dict[str, Encoded]:
+    largest = max((file.tensors[key] for key in form.module.keys.values()), key=lambda info: info.size)
+    kept = largest.dtype if largest.dtype in DTYPES.values() else "F32"
+    dtype = DTYPES.get(target.precision, kept)
+    kernel = down.shape[2:]
+    up_shape = (up.shape[0], up.shape[1], *(1 for _ in kernel))
+    found = {
+        "lora_down.weight": encode(down, dtype),
+        "lora_up.weight": replace_shape(encode(flat(up), dtype), up_shape),
+    }
+    if "dora_scale" in form.module.keys:
+        key = form.module.keys["dora_scale"]
+        shape = _magnitude_shape(file.tensors[key].shape, kernel, target.scheme)
+        found["dora_scale"] = _cast(file, key, shape, 1.0, target)
+    return _with_alpha(found, form)
+
+
+def can_be_lora(module: NetworkModule, file: WeightFile) -> bool:
+    """Whether plain factors can say what the module changes."""
+    shapes = {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
+    return "dora_scale" not in shapes and spectral_rule(module.name, shapes) is not None
+
+
+def finite(tensor: Encoded) -> bool:
+    """Whether all numbers of a written tensor are finite."""
+    return bool(np.isfinite(decode(tensor.dtype, tensor.data, tensor.shape)).all())
