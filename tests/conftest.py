@@ -1,7 +1,14 @@
 """For all tests."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
+
+# Runs of the tests are not the user's.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lorapipe-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 # As training has it (see lorapipe_engine.train), before any other test multiplies: MKL reads it once.
 os.environ.setdefault("MKL_CBWR", "AUTO")
