@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -10,10 +11,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+from lorapipe_dataset.changes.place import NOFOLLOW, NotRegular, Place
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.links import leads_out
+
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_IS_LINK = frozenset({errno.ELOOP, errno.EMLINK})  # what O_NOFOLLOW ends in, by system
 
 _YOUNG = 3_000_000_000  # ns; two writings of a file so close may have one time (FAT counts in steps of two seconds)
+
+
+class LeadsOut(InputError):
+    """A file is a link out of the dataset: its words are somebody's own, so they are neither changed nor published."""
 
 
 class Stamp(NamedTuple):
@@ -31,13 +40,25 @@ class Stamp(NamedTuple):
 
 
 def read_bytes(path: Path | str) -> bytes | None:
-    """What a file holds; None where there is none. Raises OSError."""
+    """What a file holds, links followed; None where there is none. Raises OSError."""
     return read_all(path)[0]
 
 
-def read_stamped(path: Path | str) -> tuple[bytes | None, Stamp | None]:
-    """What a file holds, and its stamp; None where there is no file. Raises OSError."""
-    data, facts = read_all(path)
+def read_within(path: Path | str, root: Path | str | None = None) -> tuple[bytes | None, Stamp | None]:
+    """What a file holds, and its stamp; None where there is no file. A link has no stamp.
+
+    ``root``: the folder that a link must not leave, by default the file's own. Raises LeadsOut, or an OSError.
+    """
+    try:
+        data, facts = read_all(path, follow=False)
+    except OSError as error:
+        if error.errno not in _IS_LINK:
+            raise
+        if (target := leads_out(path, root or os.path.dirname(path) or ".")) is not None:  # noqa: PTH120
+            raise LeadsOut(
+                f"{path}: a link out of the dataset, to {target}; left alone (copy the file to use it)"
+            ) from None
+        return read_all(path)[0], None
     return data, None if facts is None else stamp_of(facts)
 
 
@@ -49,16 +70,25 @@ def stamp_of(facts: os.stat_result) -> Stamp:
     return Stamp(facts.st_ino, facts.st_size, written, changed, facts.st_mode, sure)
 
 
-def read_all(path: Path | str) -> tuple[bytes | None, os.stat_result | None]:
-    """A file's bytes and facts; None for both where there is none."""
+def read_all(
+    path: Path | str, folder: int | None = None, *, follow: bool = True
+) -> tuple[bytes | None, os.stat_result | None]:
+    """A file's bytes and facts; None for both where there is none.
+
+    ``folder`` is the descriptor of the folder that ``path`` starts from. Without ``follow`` a link is an OSError.
+    """
+    if not follow and not NOFOLLOW and os.path.islink(path):  # noqa: PTH114
+        raise NotRegular(errno.ELOOP, "a link, not a file", str(path))
     try:
-        descriptor = os.open(path, _READ)
+        descriptor = os.open(path, _READ if follow else _READ | NOFOLLOW, dir_fd=folder)
     except FileNotFoundError:
         return None, None
     try:
         facts = os.fstat(descriptor)
-        if stat.S_ISDIR(facts.st_mode):
-            raise IsADirectoryError(21, "a folder, not a file", str(path))
+        if not stat.S_ISREG(facts.st_mode):
+            if stat.S_ISDIR(facts.st_mode):
+                raise IsADirectoryError(21, "a folder, not a file", str(path))
+            raise NotRegular(errno.EINVAL, "no plain file", str(path))
         blocks = [os.read(descriptor, facts.st_size + 1)]
         while len(blocks[-1]) > (facts.st_size if len(blocks) == 1 else 0):  # it grows, or has no size
             blocks.append(os.read(descriptor, 1 << 16))
@@ -72,9 +102,9 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def write_new(path: Path | str, data: bytes, mode: int | None = None) -> None:
+def write_new(place: Place, name: str, data: bytes, mode: int | None = None) -> None:
     """Make a file, with its mode where one is given. Raises FileExistsError, or another OSError."""
-    descriptor = os.open(path, NEW_FILE, 0o666)
+    descriptor = place.create(name)
     try:
         write_all(descriptor, data)
         if mode is not None and sys.platform != "win32":
@@ -88,25 +118,3 @@ def write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-def mode_of(path: Path) -> int | None:
-    """A file's permissions; None where there is none."""
-    try:
-        return stat.S_IMODE(path.stat().st_mode)
-    except OSError:
-        return None
-
-
-def move(old: Path, new: Path) -> None:
-    """Rename to a name that must be free; a file that appeared there meanwhile stays. Raises OSError."""
-    try:
-        os.link(old, new, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except (OSError, NotImplementedError):  # file systems without hard links
-        if os.path.lexists(new):
-            raise FileExistsError(17, "there is another file of that name", str(new)) from None
-        old.rename(new)
-        return
-    old.unlink()

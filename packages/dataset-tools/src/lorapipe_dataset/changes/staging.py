@@ -7,7 +7,6 @@ send each of thousands of small files to the disk by itself.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,15 +15,16 @@ from typing import TYPE_CHECKING
 from lorapipe_dataset.changes.filebytes import write_new
 
 if TYPE_CHECKING:
+    from lorapipe_dataset.changes.place import Place
     from lorapipe_dataset.changes.swapping import Swapper
 
 
 class Staging:
-    """New files of a folder, by name, in ``place`` (a path that ends in a separator) until they are exchanged."""
+    """New files of a folder, by name, in ``place`` until they are exchanged."""
 
-    def __init__(self, swapper: Swapper, place: str) -> None:
+    def __init__(self, swapper: Swapper, place: Place) -> None:
         self._swapper = swapper
-        self._place = place
+        self.place = place
         self._ready: set[str] = set()
         self._flush: _Flush | None = None
 
@@ -33,12 +33,10 @@ class Staging:
 
         A name of which there is a file already, or that cannot be written, is not :meth:`ready`.
         """
-        with suppress(FileExistsError):
-            os.mkdir(self._place)  # noqa: PTH102
         for name, data in files:
             try:
                 self._ready.add(name)
-                write_new(self._place + name, data)
+                write_new(self.place, name, data)
             except FileExistsError:
                 self._ready.discard(name)
             except OSError:
@@ -53,21 +51,21 @@ class Staging:
             if flush.error is not None:
                 raise flush.error
 
-    def ready(self, name: str) -> str | None:
-        """The path of a new file that can take its place."""
-        return self._place + name if name in self._ready else None
+    def ready(self, name: str) -> bool:
+        """Whether there is a new file of that name that can take its place."""
+        return name in self._ready
 
-    def swap(self, name: str, path: str) -> None:
+    def swap(self, name: str, folder: Place) -> None:
         """Put a new file into its place; the old one has the new one's name then. Raises OSError."""
         # From here on it may be the old file that has the name, which must not be dropped.
         self._ready.discard(name)
-        self._swapper.swap(self._place + name, path)
+        self._swapper.swap(self.place, name, folder, name)
 
     def drop(self, name: str) -> None:
         """Take a new file away."""
         if name in self._ready:
             with suppress(OSError):
-                os.unlink(self._place + name)  # noqa: PTH108
+                self.place.unlink(name)
             self._ready.discard(name)
 
     def close(self) -> None:

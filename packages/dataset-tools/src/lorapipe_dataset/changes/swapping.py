@@ -6,8 +6,11 @@ Linux has both (renameat2(2) with RENAME_EXCHANGE, syncfs(2)); where they are no
 from __future__ import annotations
 
 import os
+import secrets
 import sys
-from pathlib import Path
+from contextlib import suppress
+
+from lorapipe_dataset.changes.place import Identity, Place
 
 _HERE = -100  # AT_FDCWD
 _EXCHANGE = 2  # RENAME_EXCHANGE
@@ -29,10 +32,11 @@ class Swapper:
             ctypes.c_uint,
         ]
 
-    def swap(self, one: str, other: str) -> None:
-        """Give two files each other's name. Raises OSError; then neither has changed."""
-        if self._rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
-            self._fail(one)
+    def swap(self, place: Place, name: str, other: Place, new: str) -> None:
+        """Give two files each other's name; links as links. Raises OSError; then neither has changed."""
+        here, there = (_HERE if one.fd is None else one.fd for one in (place, other))
+        if self._rename(here, os.fsencode(place.at + name), there, os.fsencode(other.at + new), _EXCHANGE):
+            self._fail(name)
 
     def flush(self, descriptor: int) -> None:
         """Wait until all of the file system that an open file lies on is on the disk. Raises OSError."""
@@ -44,19 +48,46 @@ class Swapper:
         raise OSError(number, os.strerror(number), name)
 
 
-def find_swapper(folder: Path) -> Swapper | None:
-    """What exchanges names in ``folder``; None where that cannot be done. Tried on two files, which go again."""
+def find_swapper(place: Place) -> Swapper | None:
+    """What exchanges names in a folder; None where that cannot be done. Tried on two new files, which go again."""
     if sys.platform != "linux":
         return None
-    one, other = folder / "one.swap.tmp", folder / "other.swap.tmp"
+    made: list[str] = []
     try:
         swapper = Swapper()
-        one.write_bytes(b"1")
-        other.write_bytes(b"2")
-        swapper.swap(str(one), str(other))
-        return swapper if (one.read_bytes(), other.read_bytes()) == (b"2", b"1") else None
+        before = [_new_file(place, made) for _ in range(2)]
+        swapper.swap(place, made[0], place, made[1])
+        return swapper if [_identity(place, name) for name in made] == before[::-1] else None
     except (OSError, AttributeError):
         return None
     finally:
-        one.unlink(missing_ok=True)
-        other.unlink(missing_ok=True)
+        for name in made:
+            with suppress(OSError):
+                place.unlink(name)
+
+
+def temporary_name() -> str:
+    """A name that nobody can know before; :func:`is_temporary` tells it."""
+    return f"{secrets.token_hex(8)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that :func:`temporary_name` gives."""
+    stem, dot, ending = name.partition(".")
+    return (len(stem), dot, ending) == (16, ".", "tmp") and all(one in "0123456789abcdef" for one in stem)
+
+
+def _new_file(place: Place, made: list[str]) -> Identity:
+    name = temporary_name()
+    descriptor = place.create(name)
+    made.append(name)
+    try:
+        facts = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    return facts.st_dev, facts.st_ino
+
+
+def _identity(place: Place, name: str) -> Identity | None:
+    facts = place.facts(name)
+    return None if facts is None else (facts.st_dev, facts.st_ino)

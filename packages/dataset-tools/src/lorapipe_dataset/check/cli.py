@@ -103,7 +103,8 @@ class CheckCommand(ToolCommand):
     help="Exit with 1 for findings of this severity or a graver one.",
 )
 @click.option("--fix", multiple=True, metavar="RULE", help="Mend what this rule finds (may be repeated).")
-@click.option("--undo", is_flag=True, help="Take the last --fix back.")
+@click.option("--undo", is_flag=True, help="Take your last --fix back; -n shows what goes.")
+@click.option("--run", metavar="RUN", help="With --undo: take this run back, whoever made it.")
 @click.option("-n", "--dry-run", is_flag=True, help="With --fix or --undo: say what would be done.")
 @click.option("--force", is_flag=True, help="Replace the page if it exists.")
 def lora_check(inputs: tuple[str, ...], list_rules: bool, **flags: Any) -> int:

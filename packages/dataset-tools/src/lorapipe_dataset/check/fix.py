@@ -99,9 +99,11 @@ def show(repairs: Repairs) -> Iterator[str]:
         yield "nothing to mend"
 
 
-def undo(folders: Sequence[Path], *, dry_run: bool) -> int:
-    """Take the last --fix back; returns the exit status."""
-    done = take_back(folders, TOOL, dry_run=dry_run)
+def undo(folders: Sequence[Path], *, run: str | None = None, dry_run: bool) -> int:
+    """Take a --fix back, by default the user's last one; returns the exit status."""
+    done = take_back(folders, TOOL, run=run, dry_run=dry_run, tell=say)
+    for step in done.steps if dry_run else ():
+        click.echo(printable(f"would {step}"))
     for path in done.restored:
         say(printable(f"{path}: {'would be ' if dry_run else ''}as it was"))
     for line in done.failures:

@@ -35,6 +35,7 @@ class Options:
     fail_on: Severity = "error"
     fix: Sequence[str] = ()
     undo: bool = False
+    run: str | None = None
     dry_run: bool = False
     force: bool = False
 
@@ -43,6 +44,8 @@ class Options:
             raise ConfigError("--trigger: an empty word")
         if self.fix and self.undo:
             raise ConfigError("--fix and --undo exclude each other")
+        if self.run is not None and not self.undo:
+            raise ConfigError("--run names a run to take back: --undo is needed as well")
 
     @property
     def fixed_tokens(self) -> int:

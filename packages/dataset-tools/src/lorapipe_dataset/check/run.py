@@ -36,7 +36,7 @@ def run(options: Options) -> int:
     bucket_rule(options.data)
     records = list(read_records(options.inputs))
     if options.undo:
-        return undo(roots_of(records), dry_run=options.dry_run)
+        return undo(roots_of(records), run=options.run, dry_run=options.dry_run)
     if options.html:
         check_output(options.html, force=options.force)
     report = check(records, options)

@@ -269,7 +269,10 @@ FILE_OPTIONS = _options(
     ),
     click.option("--no-txt", is_flag=True, help="Change no caption files, only records."),
     click.option("-n", "--dry-run", is_flag=True, help="Show what would change."),
-    click.option("--undo", is_flag=True, help="Take the last run in these folders back."),
+    click.option(
+        "--undo", is_flag=True, help="Take your last run in these folders back; -n shows what goes."
+    ),
+    click.option("--run", metavar="RUN", help="With --undo: take this run back, whoever made it."),
     click.option("--frequency", is_flag=True, help="List the tags' counts on stderr."),
     stream_options,
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorapipe_dataset.changes.filebytes import read_bytes
+from lorapipe_dataset.changes.filebytes import LeadsOut, read_within
 from lorapipe_dataset.changes.journal import Change, Journal
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Document, Job
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome
-from lorapipe_dataset.clean.textfile import decode
+from lorapipe_dataset.clean.textfile import decode, encode_text
 from lorapipe_dataset.sidecars.documents import change_csv, change_kohya, change_metadata, picture_path
 from lorapipe_engine.errors import InputError, LoraError
 
@@ -24,6 +24,8 @@ def clean_document(document: Document, options: Options, cleaner: Cleaner, journ
         with journal.folder(path.parent) as desk:
             change, outcomes = _Sweep(document, options, cleaner).read()
             failures = desk.write([change]) if change else {}
+    except LeadsOut as reason:
+        return [Outcome(Job(str(path)), left=str(reason))]
     except LoraError as error:
         return [Outcome(Job(str(path)), error=str(error))]
     except OSError as error:
@@ -50,7 +52,7 @@ class _Sweep:
     def read(self) -> tuple[Change | None, list[Outcome]]:
         """The change of the whole file, and what came of each caption."""
         path = self._document.path
-        data = read_bytes(path)
+        data, stamp = read_within(path)
         if data is None:
             raise InputError(f"{path}: no such file")
         text = decode(data, path)
@@ -61,8 +63,8 @@ class _Sweep:
                 new = (change_csv if self._document.kind == "csv" else change_metadata)(text, self._clean)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        after = data if new == text else new.encode("utf-8", "surrogatepass")
-        return (Change(path.name, data, after) if after != data else None), self._outcomes
+        after = data if new == text else encode_text(new, path)
+        return (Change(path.name, data, after, stamp) if after != data else None), self._outcomes
 
     def _clean(self, name: str, caption: str) -> str:
         path = self._document.path

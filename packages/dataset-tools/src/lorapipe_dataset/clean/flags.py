@@ -36,6 +36,7 @@ _FILES = (
     "no_txt",
     "dry_run",
     "undo",
+    "run",
     "jsonl",
     "frequency",
     "check_trigger",

@@ -35,9 +35,9 @@ OWN_PART = 64
 
 # A caption's file, its root, its picture and its origin, and the reader.
 _Row = tuple[str, str | None, str | None, str | None, Any]
-# An outcome's facts and the change. Where a file is replaced: the file's bytes in place of its text, and its stamp, as
-# bare tuples, for objects take several times as long to send.
-_Answer = tuple[str | bytes | None, str | None, bool, bool, str | None, Any]
+# An outcome's facts, why it was left, and the change. Where a file is replaced: the file's bytes in place of its text,
+# and its stamp, as bare tuples, for objects take several times as long to send.
+_Answer = tuple[str | bytes | None, str | None, bool, bool, str | None, str | None, Any]
 
 
 def can_help(options: Options, total: int) -> bool:
@@ -177,14 +177,18 @@ def _planner(options: Options, counts: dict[str, int], captions: int) -> tuple[P
 def _answer(plan: Plan) -> _Answer:
     outcome, change = plan.outcome, plan.change
     if change is None or change.before is None or change.stamp is None or outcome.job.origin is not None:
-        return outcome.before, outcome.after, outcome.written, outcome.differs, outcome.error, change
+        return _facts(outcome, outcome.before, change)
     # The texts are those of the bytes, which are sent once.
-    return change.before, outcome.after, outcome.written, outcome.differs, outcome.error, change.stamp[:]
+    return _facts(outcome, change.before, change.stamp[:])
+
+
+def _facts(outcome: Outcome, before: str | bytes | None, change: Any) -> _Answer:
+    return before, outcome.after, outcome.written, outcome.differs, outcome.error, outcome.left, change
 
 
 def _plan(job: Job, answer: _Answer) -> Plan:
-    before, after, written, differs, error, change = answer
+    before, after, written, differs, error, left, change = answer
     if isinstance(before, bytes):
-        change = Change(job.name, before, encode(after or "", before), Stamp(*change))
+        change = Change(job.name, before, encode(after or "", before, job.file), Stamp(*change))
         before = decode(before, job.file)
-    return Plan(Outcome(job, before, after, written, differs, error), change)
+    return Plan(Outcome(job, before, after, written, differs, error, left), change)

@@ -19,7 +19,8 @@ class Options:
 
     ``source``: format of what is read, None to see by the file; ``target``: format of what is written, None for where
     it was read from. ``other``: folder of the second captions of a union and the like. ``categories``: of a sidecar's
-    tags, in order. ``check_trigger``: only look whether captions have this.
+    tags, in order. ``check_trigger``: only look whether captions have this. ``run``: the run that ``undo`` takes back,
+    by default the user's newest.
     """
 
     rules: Rules
@@ -38,6 +39,7 @@ class Options:
     frequency: bool = False
     dry_run: bool = False
     undo: bool = False
+    run: str | None = None
     jsonl: bool | None = None
     force: bool = False
 
@@ -48,6 +50,8 @@ class Options:
             raise ConfigError("-o needs --to: txt, caption, kohya, metadata or csv")
         if self.other is not None and not self.other.is_dir():
             raise ConfigError(f"{self.other}: no such folder of captions")
+        if self.run is not None and not self.undo:
+            raise ConfigError("--run names a run to take back: --undo is needed as well")
 
     @property
     def writes_texts(self) -> bool:
@@ -58,6 +62,10 @@ class Options:
     def in_place(self) -> bool:
         """Whether captions go back to where they were read."""
         return self.target is None
+
+    def home_of(self, root: Path | None) -> Path | None:
+        """The folder that the user named for caption files of ``root``: links below it are not followed."""
+        return self.output if self.output is not None and self.writes_texts else root
 
     def inputs_for_undo(self, folders: Iterable[Path]) -> list[Path]:
         """What to name to take a run back: the folders of the command line, else those of the files."""

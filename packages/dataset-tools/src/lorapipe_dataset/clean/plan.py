@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorapipe_dataset.changes.filebytes import read_bytes, read_stamped
+from lorapipe_dataset.changes.filebytes import LeadsOut, read_within
 from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Job, counterpart
@@ -18,7 +18,8 @@ from lorapipe_engine.errors import InputError, LoraError
 @dataclass(slots=True)
 class Outcome:
     """What came of a caption. ``before`` and ``after`` are texts (None: there is none); ``written``: whether its file
-    changed or would; ``differs``: its file says something else than its record, and was left.
+    changed or would; ``differs``: its file says something else than its record, and was left. ``left``: why it was left
+    alone, where that is no error.
     """
 
     job: Job
@@ -27,6 +28,7 @@ class Outcome:
     written: bool = False
     differs: bool = False
     error: str | None = None
+    left: str | None = None
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class Planner:
             return Plan(outcome)
         try:
             return Plan(outcome, self._decide(job, outcome))
+        except LeadsOut as reason:
+            return Plan(Outcome(job, left=str(reason)))
         except LoraError as error:
             outcome.error = str(error)
         except OSError as error:
@@ -62,7 +66,7 @@ class Planner:
         if job.given is not None and self._options.no_txt:
             self._decide_record(job, job.given, outcome)
             return None
-        data, stamp = read_stamped(job.file)
+        data, stamp = read_within(job.file, self._options.home_of(job.root))
         held = None if data is None else decode(data, job.file)
         brought, facts = read_source(job, held, self._options)
         text = brought if brought is not None else held
@@ -82,7 +86,7 @@ class Planner:
             outcome.before, outcome.after = held, self._cleaner.clean(joined, facts)
         if held is None and not outcome.after:
             return None
-        new = encode(outcome.after, data)
+        new = encode(outcome.after, data, job.file)
         if new == data:
             return None
         outcome.written = not self._options.no_txt
@@ -112,7 +116,7 @@ def read_source(job: Job, held: str | None, options: Options) -> tuple[str | Non
         return job.given, job.facts
     text = held
     if job.origin is not None:
-        data = read_bytes(job.origin)
+        data, _ = read_within(job.origin, job.root)
         text = None if data is None else decode(data, job.origin)
     if job.reader is not None and text is not None:
         return post_caption(job.reader(text), options)
@@ -126,7 +130,8 @@ def find_facts(job: Job, options: Options, cleaner: Cleaner, facts: Facts) -> Fa
     path = counterpart(job, options.other, options.extensions)
     if path is None:
         return facts
-    tags = cleaner.tags_of(decode(path.read_bytes(), path))
+    held, _ = read_within(path, options.other)
+    tags = cleaner.tags_of(decode(held or b"", path))
     return Facts(facts.categories, facts.scores, tags)
 
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import click
 
-from lorapipe_dataset.changes.filebytes import read_bytes
+from lorapipe_dataset.changes.filebytes import read_within
 from lorapipe_dataset.changes.journal import Journal
 from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.clean.cleaner import Cleaner, counted
@@ -96,7 +96,7 @@ def read_all(
             if isinstance(job, Document):
                 yield from ((text, NO_FACTS) for text in document_captions(job, options, cleaner))
             elif job.error is None:
-                data = read_bytes(job.file) if job.given is None else None
+                data = read_within(job.file, options.home_of(job.root))[0] if job.given is None else None
                 held = None if data is None else decode(data, job.file)
                 text, facts = read_source(job, held, options)
                 text = text if text is not None else held
@@ -117,6 +117,8 @@ def check_trigger(trigger: str, work: Iterable[Job | Document], options: Options
             texts = [""]
         else:
             texts = [text for text, _ in read_all([job], options, cleaner)]
+            if not texts and isinstance(job, Job):
+                texts = [""]  # it cannot be read, so it is listed
         for text in texts:
             seen += 1
             if not wanted <= set(map(key, cleaner.tags_of(text))):
@@ -130,9 +132,15 @@ def take_back(options: Options) -> int:
     """Undo the last run in the folders; the exit status."""
     if not options.inputs:
         raise InputError("--undo: name the folders")
-    done = undo([Path(word) for word in options.inputs], TOOL, dry_run=options.dry_run)
+    folders = [Path(word) for word in options.inputs]
+    done = undo(
+        folders, TOOL, run=options.run, dry_run=options.dry_run, tell=lambda line: say(f"{TOOL}: {line}")
+    )
+    for step in done.steps if options.dry_run else ():
+        click.echo(printable(f"would {step}"))
     for failure in done.failures:
         click.echo(f"{TOOL}: error: {printable(failure)}", err=True)
     verb = "would be" if options.dry_run else "are"
-    say(f"{TOOL}: {len(done.restored):,} files {verb} as before {done.run.split('.')[0]}")
+    if done.restored or not done.failures:
+        say(f"{TOOL}: {len(done.restored):,} files {verb} as before {done.run.split('.')[0]}")
     return 1 if done.failures else 0

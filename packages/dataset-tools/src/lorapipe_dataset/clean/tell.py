@@ -18,6 +18,7 @@ from lorapipe_engine.command.records import format_fields
 from lorapipe_engine.command.tool import say
 
 TOOL = "lora-clean"
+_SHOWN = 5  # captions left alone that are named; the others are counted
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Count:
     missing: int = 0
     differ: int = 0
     failed: int = 0
+    left: int = 0
 
 
 class Teller:
@@ -53,6 +55,8 @@ class Teller:
             self._folders[Path(written.job.file).parent] = None
         for outcome in outcomes:
             self._add(outcome)
+            if outcome.left is not None and self.count.left <= _SHOWN:
+                say(f"{TOOL}: warning: {printable(outcome.left)}")
             if outcome.error is not None and outcome.error != self._told:
                 self._told = outcome.error  # what stops a whole folder is told once
                 click.echo(f"{TOOL}: error: {_one_line(outcome)}", err=True)
@@ -69,6 +73,9 @@ class Teller:
         if outcome.error is not None:
             count.failed += 1
             return
+        if outcome.left is not None:
+            count.left += 1
+            return
         count.missing += outcome.before is None and outcome.after is None
         count.empty += outcome.after == ""
         count.differ += outcome.differs
@@ -81,6 +88,7 @@ class Teller:
         parts = [f"{count.changed:,} of {count.seen:,} captions {verb}"]
         parts += [f"{count.missing:,} pictures without a caption"] * bool(count.missing)
         parts += [f"{count.empty:,} are empty"] * bool(count.empty)
+        parts += [f"{count.left:,} lead out of the dataset and are left alone"] * bool(count.left)
         parts += [f"{count.failed:,} failed"] * bool(count.failed)
         say(f"{TOOL}: {', '.join(parts)}")
         if count.differ:

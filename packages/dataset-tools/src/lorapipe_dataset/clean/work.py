@@ -13,17 +13,10 @@ from lorapipe_dataset.clean.helper import PART, Helper, can_help
 from lorapipe_dataset.clean.inputs import Document, Job
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.plan import Outcome, Plan, Planner
-from lorapipe_engine.errors import LoraError, OutputError
+from lorapipe_engine.errors import LoraError
 
 _ATTEMPTS = 5
 _PORTION = 2048  # captions that are brought to the disk together
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be made ({error.strerror})") from error
 
 
 class Worker:
@@ -54,9 +47,9 @@ class Worker:
             return
         told = 0
         try:
-            if self._options.output is not None:
-                _make_folder(Path(jobs[0].file).parent)
-            with self._journal.folder(Path(jobs[0].file).parent) as desk:
+            home = self._options.home_of(jobs[0].root)
+            makes = self._options.output is not None
+            with self._journal.folder(Path(jobs[0].file).parent, home, make=makes) as desk:
                 for outcomes in self._clean_locked(jobs, desk):
                     told += len(outcomes)
                     yield outcomes

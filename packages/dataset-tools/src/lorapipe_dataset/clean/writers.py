@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lorapipe_dataset.clean.options import Options
+from lorapipe_dataset.clean.textfile import encode_text
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.files.atomic import atomic_write
 
@@ -21,7 +22,7 @@ def write_rows(rows: Rows, options: Options) -> None:
     target = options.output
     if target is None or options.target not in WRITERS:
         return
-    data = WRITERS[options.target](rows, target, options).encode("utf-8", "surrogatepass")
+    data = encode_text(WRITERS[options.target](rows, target, options), target)
     with atomic_write(target, force=options.force) as file:
         file.write(data)
 
