@@ -11,18 +11,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lorapipe_dataset.changes.place import NOFOLLOW, NotRegular, Place
-from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.links import leads_out
+from lorapipe_dataset.changes.place import NotRegular, Place
+from lorapipe_engine.files.links import IS_LINK, NOFOLLOW, check_inside
 
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-_IS_LINK = frozenset({errno.ELOOP, errno.EMLINK})  # what O_NOFOLLOW ends in, by system
 
 _YOUNG = 3_000_000_000  # ns; two writings of a file so close may have one time (FAT counts in steps of two seconds)
-
-
-class LeadsOut(InputError):
-    """A file is a link out of the dataset: its words are somebody's own, so they are neither changed nor published."""
 
 
 class Stamp(NamedTuple):
@@ -44,7 +38,7 @@ def read_bytes(path: Path | str) -> bytes | None:
     return read_all(path)[0]
 
 
-def read_within(path: Path | str, root: Path | str | None = None) -> tuple[bytes | None, Stamp | None]:
+def read_stamped(path: Path | str, root: Path | str | None = None) -> tuple[bytes | None, Stamp | None]:
     """What a file holds, and its stamp; None where there is no file. A link has no stamp.
 
     ``root``: the folder that a link must not leave, by default the file's own. Raises LeadsOut, or an OSError.
@@ -52,13 +46,10 @@ def read_within(path: Path | str, root: Path | str | None = None) -> tuple[bytes
     try:
         data, facts = read_all(path, follow=False)
     except OSError as error:
-        if error.errno not in _IS_LINK:
+        if error.errno not in IS_LINK:
             raise
-        if (target := leads_out(path, root or os.path.dirname(path) or ".")) is not None:  # noqa: PTH120
-            raise LeadsOut(
-                f"{path}: a link out of the dataset, to {target}; left alone (copy the file to use it)"
-            ) from None
-        return read_all(path)[0], None
+        check_inside(path, root or os.path.dirname(path) or ".")  # noqa: PTH120
+        return read_bytes(path), None
     return data, None if facts is None else stamp_of(facts)
 
 

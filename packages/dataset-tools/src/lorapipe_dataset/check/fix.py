@@ -14,7 +14,8 @@ from lorapipe_dataset.check.mend import FIXABLE, Repairs
 from lorapipe_dataset.check.rules import RULES
 from lorapipe_dataset.output import printable
 from lorapipe_engine.command.tool import say
-from lorapipe_engine.errors import ConfigError, LoraError
+from lorapipe_engine.errors import ConfigError, LoraError, OutputError
+from lorapipe_engine.files.links import read_within
 
 TOOL = "lora-check"
 
@@ -26,8 +27,11 @@ def check_fixable(rules: Sequence[str]) -> None:
             raise ConfigError(f"--fix {name}: cannot be mended by itself; {RULES[name].fix}")
 
 
-def apply(repairs: Repairs, *, dry_run: bool) -> int:
-    """Make the changes, or show them; returns how many could not be made."""
+def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int:
+    """Make the changes, or show them; returns how many could not be made.
+
+    ``roots``: the folders that the user named; links below them are not followed.
+    """
     if dry_run:
         for line in show(repairs):
             click.echo(line, err=True)
@@ -38,8 +42,9 @@ def apply(repairs: Repairs, *, dry_run: bool) -> int:
     run, failures = Journal(TOOL), 0
     for path, part in repairs.by_folder().items():
         try:
-            with run.folder(path) as folder:
-                errors = list(_change(folder, part))
+            root = next((root for root in roots if root in path.parents), None)
+            with run.folder(path, root) as folder:
+                errors = list(_change(folder, part, root))
         except LoraError as error:
             errors = [error]
         for reason in errors:
@@ -55,10 +60,16 @@ def apply(repairs: Repairs, *, dry_run: bool) -> int:
     return failures
 
 
-def _change(folder: Folder, part: Repairs) -> Iterator[LoraError]:
+def _change(folder: Folder, part: Repairs, root: Path | None) -> Iterator[LoraError]:
     """Make the changes in a folder; yields what went wrong."""
     changes = [Change(path.name, old, new.encode()) for path, (old, new) in part.texts.items()]
-    changes += [Change(target.name, None, source.read_bytes()) for source, target in part.copies]
+    for source, target in part.copies:
+        try:
+            changes.append(Change(target.name, None, read_within(source, root)))
+        except OSError as error:
+            yield OutputError(f"{source}: cannot be read ({error.strerror})")
+        except LoraError as error:
+            yield error
     yield from folder.write(changes).values()
     for source, target in part.renamed:
         try:

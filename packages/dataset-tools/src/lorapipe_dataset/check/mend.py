@@ -10,6 +10,7 @@ from typing import Any
 from lorapipe_dataset.check.findings import Finding
 from lorapipe_dataset.check.scan import Dataset, Picture
 from lorapipe_dataset.check.vocabulary import canonical, rating_of
+from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.captions import join_tags, read_caption, split_tags
 
 Tags = list[str]
@@ -116,8 +117,9 @@ class _Desk:
         for path, tags in self.captions.items():
             picture = next(p for p in self.pictures.values() if p.caption_path == path)
             if path not in self.gone and (tags != picture.tags or path in self.joined):
-                rest = [] if path in self.joined else _lines(path)[1:]
-                texts[path] = path.read_bytes(), "\n".join([join_tags(tags), *rest]) + "\n"
+                root = picture.place.root
+                rest = [] if path in self.joined else _lines(path, root)[1:]
+                texts[path] = read_within(path, root), "\n".join([join_tags(tags), *rest]) + "\n"
         renamed = [(old, new) for old, new in self.renamed.items() if old not in self.gone]
         copies = [(old, new) for new, old in self.copies.items() if old not in self.gone]
         return Repairs(texts, list(self.gone), renamed, copies)
@@ -177,12 +179,13 @@ def _editing(change: Callable[[Tags, Mapping[str, Any]], Tags]) -> Callable[[_De
 def _join_lines(desk: _Desk, finding: Finding) -> None:
     for picture in (desk.pictures[path] for path in finding.paths):
         if path := picture.caption_path:
-            desk.captions[path] = [tag for line in _lines(path) for tag in split_tags(line)]
+            lines = _lines(path, picture.place.root)
+            desk.captions[path] = [tag for line in lines for tag in split_tags(line)]
             desk.joined.add(path)
 
 
-def _lines(path: Path) -> list[str]:
-    return read_caption(path, every_line=True).split("\n")
+def _lines(path: Path, root: Path | None) -> list[str]:
+    return read_caption(path, every_line=True, root=root or path.parent).split("\n")
 
 
 def _remove_all(desk: _Desk, finding: Finding) -> None:

@@ -89,7 +89,7 @@ def mend(report: Report, options: Options) -> int:
     from lorapipe_dataset.check.mend import plan_repairs
 
     repairs = plan_repairs(report.dataset, report.findings, options.fix)
-    failures = apply(repairs, dry_run=options.dry_run)
+    failures = apply(repairs, dry_run=options.dry_run, roots=report.roots)
     if options.as_json:
         print_json(repairs.as_record())
     return 1 if failures else 0

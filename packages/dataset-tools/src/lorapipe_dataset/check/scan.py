@@ -14,6 +14,7 @@ from lorapipe_dataset.repeats.sources import read_name
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import Record, check_folder
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out
 from lorapipe_engine.pictures.buckets import Size
 from lorapipe_engine.pictures.captions import read_caption, split_tags
 from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, as_repeat_folder, image_size
@@ -33,19 +34,22 @@ WORKERS = max(2, os.cpu_count() or 1)
 @dataclass(frozen=True)
 class Place:
     """A folder with pictures. ``repeats`` is None where its name has no number; ``trained`` tells whether lora-train
-    takes its pictures.
+    takes its pictures. ``root`` is the folder that the user named, ``linked`` where a link leads that lies between.
     """
 
     path: Path
     concept: str
     repeats: int | None
     trained: bool
+    root: Path | None = None
+    linked: Path | None = None
 
 
 @dataclass
 class Picture:
     """A picture and its caption. ``size`` is None for a file whose header cannot be read, ``problem`` says why;
-    ``trouble`` says why the caption cannot be read. ``look`` is filled when the pixels are read.
+    ``trouble`` says why the caption cannot be read. ``outside`` is where a caption leads that is a link out of the
+    dataset: it is not read. ``look`` is filled when the pixels are read.
     """
 
     path: Path
@@ -54,6 +58,7 @@ class Picture:
     caption: str | None = None
     lines: int = 0
     trouble: str | None = None
+    outside: Path | None = None
     size: Size | None = None
     problem: str | None = None
     look: Look | None = None
@@ -151,6 +156,8 @@ def _scan_root(root: Path, dataset: Dataset, extension: str) -> None:
             read_name(path)[0],
             numbered_here.repeats if numbered_here else None,
             bool(numbered_here) or not numbered,
+            root,
+            None if path == root else leads_out(path, root),
         )
         _sort_files(place, names, dataset, extension)
 
@@ -238,9 +245,14 @@ def read_files(dataset: Dataset) -> None:
 def _read(picture: Picture) -> None:
     if picture.caption_path is not None:
         try:
-            text = read_caption(picture.caption_path, every_line=True)
+            root = picture.place.root or picture.place.path
+            if picture.place.linked is not None:
+                check_inside(picture.caption_path, root)
+            text = read_caption(picture.caption_path, every_line=True, root=root)
             picture.lines = text.count("\n") + 1 if text else 0
             picture.caption = text.split("\n", 1)[0]
+        except LeadsOut as error:
+            picture.outside = error.target
         except InputError as error:
             picture.trouble = _reason(error, picture.caption_path)
     try:

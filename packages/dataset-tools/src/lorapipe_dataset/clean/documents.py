@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorapipe_dataset.changes.filebytes import LeadsOut, read_within
+from lorapipe_dataset.changes.filebytes import read_stamped
 from lorapipe_dataset.changes.journal import Change, Journal
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Document, Job
@@ -13,6 +13,7 @@ from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.clean.textfile import decode, encode_text
 from lorapipe_dataset.sidecars.documents import change_csv, change_kohya, change_metadata, picture_path
 from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.files.links import LeadsOut
 
 
 def clean_document(document: Document, options: Options, cleaner: Cleaner, journal: Journal) -> list[Outcome]:
@@ -52,7 +53,7 @@ class _Sweep:
     def read(self) -> tuple[Change | None, list[Outcome]]:
         """The change of the whole file, and what came of each caption."""
         path = self._document.path
-        data, stamp = read_within(path)
+        data, stamp = read_stamped(path)
         if data is None:
             raise InputError(f"{path}: no such file")
         text = decode(data, path)

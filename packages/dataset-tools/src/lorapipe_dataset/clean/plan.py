@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorapipe_dataset.changes.filebytes import LeadsOut, read_within
+from lorapipe_dataset.changes.filebytes import read_stamped
 from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Job, counterpart
@@ -13,6 +13,7 @@ from lorapipe_dataset.clean.posts import post_caption
 from lorapipe_dataset.clean.rules import Facts
 from lorapipe_dataset.clean.textfile import decode, encode, says_the_same
 from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.files.links import LeadsOut
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class Planner:
         if job.given is not None and self._options.no_txt:
             self._decide_record(job, job.given, outcome)
             return None
-        data, stamp = read_within(job.file, self._options.home_of(job.root))
+        data, stamp = read_stamped(job.file, self._options.home_of(job.root))
         held = None if data is None else decode(data, job.file)
         brought, facts = read_source(job, held, self._options)
         text = brought if brought is not None else held
@@ -116,7 +117,7 @@ def read_source(job: Job, held: str | None, options: Options) -> tuple[str | Non
         return job.given, job.facts
     text = held
     if job.origin is not None:
-        data, _ = read_within(job.origin, job.root)
+        data, _ = read_stamped(job.origin, job.root)
         text = None if data is None else decode(data, job.origin)
     if job.reader is not None and text is not None:
         return post_caption(job.reader(text), options)
@@ -130,7 +131,7 @@ def find_facts(job: Job, options: Options, cleaner: Cleaner, facts: Facts) -> Fa
     path = counterpart(job, options.other, options.extensions)
     if path is None:
         return facts
-    held, _ = read_within(path, options.other)
+    held, _ = read_stamped(path, options.other)
     tags = cleaner.tags_of(decode(held or b"", path))
     return Facts(facts.categories, facts.scores, tags)
 

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import click
 
-from lorapipe_dataset.changes.filebytes import read_within
+from lorapipe_dataset.changes.filebytes import read_stamped
 from lorapipe_dataset.changes.journal import Journal
 from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.clean.cleaner import Cleaner, counted
@@ -96,7 +96,7 @@ def read_all(
             if isinstance(job, Document):
                 yield from ((text, NO_FACTS) for text in document_captions(job, options, cleaner))
             elif job.error is None:
-                data = read_within(job.file, options.home_of(job.root))[0] if job.given is None else None
+                data = read_stamped(job.file, options.home_of(job.root))[0] if job.given is None else None
                 held = None if data is None else decode(data, job.file)
                 text, facts = read_source(job, held, options)
                 text = text if text is not None else held

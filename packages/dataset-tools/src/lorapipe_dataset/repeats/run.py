@@ -10,19 +10,12 @@ import click
 
 from lorapipe_dataset.bucketing import batches_per_epoch, bucket_rule
 from lorapipe_dataset.output import print_json, printable
+from lorapipe_dataset.repeats.build import build_tree
 from lorapipe_dataset.repeats.numbers import KINDS, target_of
 from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
 from lorapipe_dataset.repeats.sources import Gathered, gather, named_numbers
 from lorapipe_dataset.repeats.subsets import dataset_toml
-from lorapipe_dataset.repeats.tree import (
-    Layout,
-    Mode,
-    build_tree,
-    check_tree,
-    lay_out,
-    rename_folders,
-    renames,
-)
+from lorapipe_dataset.repeats.tree import Layout, Mode, check_tree, lay_out, rename_folders, renames
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import format_path, read_records
 from lorapipe_engine.command.tool import say
@@ -31,6 +24,8 @@ from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.pictures.buckets import place
 from lorapipe_engine.pictures.images import image_size
 from lorapipe_engine.settings import DataSettings
+
+_SHOWN = 5  # captions left out that are named; the others are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +148,10 @@ def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
 
 
 def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> None:
+    for reason in layout.left_out[:_SHOWN]:
+        say(f"warning: {printable(str(reason))}")
+    if len(layout.left_out) > _SHOWN:
+        say(f"warning: {len(layout.left_out)} captions in all are links out of the dataset and are left out")
     if layout.bare:
         say(
             f"warning: {layout.bare} of {plan.images} pictures have no caption: their concept's name is trained"

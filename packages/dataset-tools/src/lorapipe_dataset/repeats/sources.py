@@ -22,10 +22,18 @@ _UNUSABLE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
 @dataclass(frozen=True)
 class Source:
-    """A picture, and its caption where the record brought one (it goes before the file beside the picture)."""
+    """A picture, its caption where the record brought one (it overrides the file beside the picture), and the folder
+    that the user named, which links must not leave (by default the picture's own).
+    """
 
     path: Path
     caption: str | None = None
+    root: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """The folder that links must not leave."""
+        return self.root if self.root is not None else self.path.parent
 
 
 @dataclass
@@ -87,7 +95,7 @@ def _add_folder(found: Gathered, folder: Path, concept: str | None, recursive: b
     for place in (folder, *_subfolders(folder)):
         name, weight = read_name(place)
         for path in find_images(place, recursive=recursive and place != folder):
-            found.add(concept or name, Source(path), weight)
+            found.add(concept or name, Source(path, root=folder), weight)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -70,7 +70,7 @@ def _check_captions(row: Row, extension: str) -> None:
         if picture.caption is None:
             continue
         beside = next(caption_files(picture.path, extension), None)
-        if beside is None or read_caption(beside) != picture.caption.strip():
+        if beside is None or read_caption(beside, root=picture.home) != picture.caption.strip():
             raise ConfigError(f"{picture.path}: its new caption is in no file; {_TREE}")
 
 

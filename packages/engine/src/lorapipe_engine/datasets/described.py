@@ -24,6 +24,9 @@ def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
         parts.append(f"{row.without_caption} without a caption ({instead})")
     if row.empty_captions:
         parts.append(f"{row.empty_captions} with an empty caption file")
+    if row.private_captions:
+        links = f"{row.private_captions} captions are links out of the dataset"
+        parts.append(f"warning: {links}: they are trained, and left out of the metadata")
     kept = sum(picture.subset == number for picture in dataset.validation)
     if kept:
         parts.append(f"{kept} kept for validation")

@@ -130,7 +130,8 @@ def _dirs(dataset: Dataset, is_reg: bool | None) -> dict[str, dict[str, int]]:
 def _tag_frequency(dataset: Dataset, numbers: Collection[int]) -> dict[str, dict[str, int]]:
     found: dict[str, Counter[str]] = {}
     for picture in dataset.pictures:
-        if picture.dataset in numbers:
+        # Words that a link brought from elsewhere are not published.
+        if picture.dataset in numbers and not picture.private:
             tags = (tag.lower() for tag in split_tags(picture.caption))
             found.setdefault(picture.path.parent.name, Counter()).update(tags)
     return {folder: dict(counts) for folder, counts in found.items()}

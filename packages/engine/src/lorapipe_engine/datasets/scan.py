@@ -14,6 +14,7 @@ from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.datasets.folders import dataset_specs
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.files.links import LeadsOut, leads_out
 from lorapipe_engine.pictures.buckets import BucketRule, Placement, Size, place
 from lorapipe_engine.pictures.captions import caption_suffixes, read_caption
 from lorapipe_engine.pictures.images import find_images, image_size
@@ -23,7 +24,8 @@ from lorapipe_engine.settings import DataSettings
 @dataclass(frozen=True, slots=True)
 class Picture:
     """One picture to train: file, caption, repeats an epoch, place in its bucket, size in the file (w, h); the numbers
-    of its dataset and of its subset among all; the file of its mask, if it has one."""
+    of its dataset and of its subset among all; the file of its mask, if it has one. ``private``: the caption came by a
+    link out of the dataset, so it is trained and left out of what is published."""
 
     path: Path
     caption: str
@@ -33,17 +35,20 @@ class Picture:
     dataset: int = 0
     subset: int = 0
     mask: Path | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A subset as it was found: its pictures, those without a caption file and those whose file is empty."""
+    """A subset as it was found: its pictures, those without a caption file, those whose file is empty, and those whose
+    caption came by a link out of the dataset."""
 
     subset: Subset
     dataset: int
     pictures: int
     without_caption: int
     empty_captions: int = 0
+    private_captions: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ def scan(data: DataSettings, seed: int = 0) -> Dataset:
     with progress(total=sum(len(paths) for _, _, paths in found), label="scan", unit="picture") as bar:
         for number, subset, paths in found:
             rule = specs[number].buckets
-            folder, rows = _scan_subset(subset, paths, rule, number, len(folders), bar)
+            root = _root_of(subset.folder, data)
+            folder, rows = _scan_subset(subset, root, paths, rule, number, len(folders), bar)
             folders.append(folder)
             pictures += rows
     regular = [not row.subset.is_reg for row in folders]
@@ -112,18 +118,32 @@ def _numbered(specs: Sequence[DatasetSpec]) -> Iterator[tuple[int, Subset]]:
             yield number, subset
 
 
+def _root_of(folder: Path, data: DataSettings) -> Path:
+    """The folder that the user named, which captions of ``folder`` must not leave by links."""
+    named = (data.train_data_dir, data.reg_data_dir) if data.dataset_config is None else ()
+    return next((root for root in named if root is not None and root in folder.parents), folder)
+
+
 def _scan_subset(
-    subset: Subset, paths: Sequence[Path], rule: BucketRule, dataset: int, number: int, bar: Progress
+    subset: Subset,
+    root: Path,
+    paths: Sequence[Path],
+    rule: BucketRule,
+    dataset: int,
+    number: int,
+    bar: Progress,
 ) -> tuple[Folder, list[Picture]]:
-    rows = []
+    rows: list[Picture] = []
     bare = empty = 0
+    is_linked = leads_out(subset.folder, root) is not None
     suffixes = caption_suffixes(subset.caption_extension)
     # One listing of the folder is far quicker than asking for each file that might be there.
     with os.scandir(subset.folder) as entries:
         names = {entry.name for entry in entries}
     masks = {} if subset.masks is None else _masks(subset.masks, paths)
     for path in paths:
-        text = _caption_text(path, suffixes, names, every_line=subset.captions.wildcards)
+        beside = _caption_file(path, suffixes, names)
+        text, private = _caption_text(beside, root, is_linked, every_line=subset.captions.wildcards)
         bare += text is None
         empty += text == ""
         size = image_size(path)
@@ -137,10 +157,11 @@ def _scan_subset(
                 dataset,
                 number,
                 masks.get(path.stem) and check_mask(masks[path.stem], path, size),
+                private,
             )
         )
         bar.update()
-    return Folder(subset, dataset, len(paths), bare, empty), rows
+    return Folder(subset, dataset, len(paths), bare, empty, sum(row.private for row in rows)), rows
 
 
 def _masks(folder: Path, pictures: Sequence[Path]) -> dict[str, Path]:
@@ -164,14 +185,26 @@ def check_mask(mask: Path, picture: Path, size: Size) -> Path:
     return mask
 
 
-def _caption_text(path: Path, suffixes: Sequence[str], names: set[str], *, every_line: bool) -> str | None:
-    """The caption beside a picture of a folder that holds ``names``; None where there is none."""
+def _caption_file(path: Path, suffixes: Sequence[str], names: set[str]) -> Path | None:
+    """The caption file beside a picture of a folder that holds ``names``; None where there is none."""
     for suffix in suffixes:
         if path.stem + suffix in names:
             beside = path.with_name(path.stem + suffix)
             if beside.is_file():
-                return read_caption(beside, every_line=every_line)
+                return beside
     return None
+
+
+def _caption_text(
+    beside: Path | None, root: Path, is_linked: bool, *, every_line: bool
+) -> tuple[str | None, bool]:
+    """A caption, None where there is none, and whether it came by a link out of ``root``."""
+    if beside is None:
+        return None, False
+    try:
+        return read_caption(beside, every_line=every_line, root=root), is_linked
+    except LeadsOut:
+        return read_caption(beside, every_line=every_line), True
 
 
 def _place(path: Path, size: Size, rule: BucketRule) -> Placement:

@@ -1,9 +1,29 @@
-"""Links: whether a path leaves a folder by one."""
+"""Links: whether a path leaves a folder by one, and files that are read only where it does not."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+
+from lorapipe_engine.errors import InputError
+
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+IS_LINK = frozenset({errno.ELOOP, errno.EMLINK})  # what O_NOFOLLOW ends in, by system
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+# A pipe without a writer is not waited for.
+_AS_IT_IS = _READ | NOFOLLOW | getattr(os, "O_NONBLOCK", 0)
+
+
+class LeadsOut(InputError):
+    """A file is a link out of the dataset: its words are somebody's own, so they are neither changed nor published."""
+
+    def __init__(self, path: Path | str, target: Path) -> None:
+        super().__init__(
+            f"{path}: a link out of the dataset, to {target}; left alone (copy the file to use it)"
+        )
+        self.target = target
 
 
 def leads_out(path: Path | str, root: Path | str) -> Path | None:
@@ -15,3 +35,33 @@ def leads_out(path: Path | str, root: Path | str) -> Path | None:
     if real == top or real.startswith(os.path.join(top, "")):  # noqa: PTH118
         return None
     return Path(os.path.realpath(path))
+
+
+def check_inside(path: Path | str, root: Path | str) -> None:
+    """Raise LeadsOut if a path leaves ``root`` by a link."""
+    if (target := leads_out(path, root)) is not None:
+        raise LeadsOut(path, target)
+
+
+def read_within(path: Path | str, root: Path | str | None) -> bytes:
+    """What a plain file holds. A link at its end is followed where it stays in ``root`` (None: the file's folder).
+
+    Raises LeadsOut for another link, or an OSError. A link that comes into its place meanwhile is seen too.
+    """
+    try:
+        return _read(path, _AS_IT_IS)
+    except OSError as error:
+        if error.errno not in IS_LINK:
+            raise
+    check_inside(path, root or os.path.dirname(path) or ".")  # noqa: PTH120
+    return _read(os.path.realpath(path), _AS_IT_IS)
+
+
+def _read(path: Path | str, flags: int) -> bytes:
+    if not NOFOLLOW and os.path.islink(path):  # noqa: PTH114
+        raise OSError(errno.ELOOP, "a link, not a file", str(path))
+    descriptor = os.open(path, flags)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        return file.read()

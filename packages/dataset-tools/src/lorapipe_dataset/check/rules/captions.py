@@ -27,6 +27,12 @@ EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existin
 UNDECODABLE = Rule(
     "bad-encoding", "error", "Captions that are not UTF-8", "save them as UTF-8, or convert them with iconv"
 )
+LINKED = Rule(
+    "linked-caption",
+    "warning",
+    "Captions that are links out of the dataset: they are not read, changed, shown or copied",
+    "copy the files into the dataset, if their words are meant",
+)
 SEVERAL_LINES = Rule(
     "several-lines",
     "warning",
@@ -74,7 +80,9 @@ SHORT = Rule(
 def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Pictures without a caption that can be used."""
     for picture in dataset.trained:
-        if picture.trouble:
+        if picture.outside is not None:
+            yield Finding(LINKED, f"leads to {picture.outside}", _caption(picture))
+        elif picture.trouble:
             yield Finding(UNDECODABLE, picture.trouble, _caption(picture))
         elif picture.caption_path is None:
             yield Finding(MISSING, f"would be '{picture.place.concept}'", (picture.path,))
@@ -179,7 +187,7 @@ def _short(text: str) -> str:
 
 
 CHECKS = (
-    Check((MISSING, EMPTY, UNDECODABLE, SEVERAL_LINES), find_missing),
+    Check((MISSING, EMPTY, UNDECODABLE, LINKED, SEVERAL_LINES), find_missing),
     Check((NO_TRIGGER, TRIGGER_LATER), find_trigger),
     Check((TOO_LONG,), find_long),
     Check((MIXED, SHORT, SAME), find_styles),

@@ -1,0 +1,238 @@
+"""Building the tree ``N_concept`` so that nothing is ever lost.
+
+A new tree is built in a hidden folder beside the target and renamed when it is whole. Files that are moved leave
+their old place last of all. Folders are held open meanwhile: a link that comes into a path is not followed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lorapipe_dataset.changes.filebytes import write_all
+from lorapipe_dataset.changes.place import Identity, LinkRefused, Place, is_link, open_place
+from lorapipe_dataset.repeats.tree import Item, Layout, Mode
+from lorapipe_engine.errors import OutputError
+from lorapipe_engine.files.links import read_within
+from lorapipe_engine.pictures.images import as_repeat_folder
+
+_TOO_LONG = frozenset({errno.ENAMETOOLONG})
+_BLOCK = 1 << 20
+
+
+def build_tree(
+    output: Path, layout: Layout, mode: Mode, *, force: bool, tick: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Make the tree; ``tick`` is called for each file. Returns notes on what stood in the folder before, and on files
+    that stay where they were.
+
+    Raises OutputError where a file cannot be read, linked or written; the target is then as it was before.
+    """
+    whole = output.resolve() if ".." in output.parts else output.absolute()
+    whole.parent.mkdir(parents=True, exist_ok=True)
+    moved: list[tuple[Item, Identity]] = []
+    with open_place(whole.parent) as parent, _staging(parent, output) as staging, _Shelf(staging) as shelf:
+        for item in layout.items:
+            identity = _put(item, shelf.folder(item.target.parent.name), mode)
+            if identity is not None:
+                moved.append((item, identity))
+            tick()
+        notes = _install(parent, staging, whole.name, layout, force=force)
+    return notes + [note for item, identity in moved if (note := _take_away(item, identity)) is not None]
+
+
+class _Shelf:
+    """The folders in a place, one of which is held open at a time: files come folder by folder."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._name = ""
+        self._folder: Place | None = None
+
+    def folder(self, name: str) -> Place:
+        """A folder, made where it is missing."""
+        if self._folder is None or name != self._name:
+            self.close()
+            self._folder, self._name = self._place.folder(name, make=True), name
+        return self._folder
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
+
+    def __enter__(self) -> _Shelf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextmanager
+def _staging(parent: Place, output: Path) -> Iterator[Place]:
+    name = f".lorapipe-{secrets.token_hex(8)}.tmp"
+    try:
+        place = parent.folder(name, new=True)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot write to its folder: {error.strerror}") from error
+    try:
+        with place:
+            yield place
+    finally:
+        if parent.fd is None:
+            shutil.rmtree(parent.at + name, ignore_errors=True)
+        else:
+            shutil.rmtree(name, ignore_errors=True, dir_fd=parent.fd)
+
+
+# -------------------------------------------------------------------------------- one file
+
+
+def _put(item: Item, place: Place, mode: Mode) -> Identity | None:
+    """Make a file of the tree; which file is to leave its old place, if one is."""
+    source, name = item.source, item.target.name
+    try:
+        facts = None if source is None or mode != "move" else os.lstat(source)
+        if item.text is not None:
+            _write(place, name, f"{item.text.rstrip(chr(10))}\n".encode())
+        elif source is not None:
+            _transfer(item, source, place, mode)
+    except OSError as error:
+        hint = "; --link symlink or a copy works across disks" if error.errno == errno.EXDEV else ""
+        hint = "; its name is too long" if error.errno in _TOO_LONG else hint
+        raise OutputError(f"{source or item.target}: {mode} failed: {error.strerror}{hint}") from error
+    return None if facts is None else (facts.st_dev, facts.st_ino)
+
+
+def _transfer(item: Item, source: Path, place: Place, mode: Mode) -> None:
+    name = item.target.name
+    if item.is_caption and (mode != "move" or source.is_symlink()):
+        # Its words, unless a link brings them from elsewhere.
+        _write(place, name, read_within(source, item.home), source.stat())
+    elif mode == "symlink":
+        os.symlink(source.resolve(), place.at + name, dir_fd=place.fd)
+    elif mode == "hard":
+        os.link(source.resolve(), place.at + name, dst_dir_fd=place.fd)
+    elif mode == "move":
+        # A second name for the same bytes; the first one goes when the tree is whole.
+        try:
+            os.link(source, place.at + name, dst_dir_fd=place.fd, follow_symlinks=not item.is_caption)
+        except (OSError, NotImplementedError):
+            _copy(source, place, name)
+    else:
+        _copy(source, place, name)
+
+
+def _copy(source: Path, place: Place, name: str) -> None:
+    with source.open("rb") as old, os.fdopen(place.create(name), "wb") as new:
+        shutil.copyfileobj(old, new, _BLOCK)
+        facts = os.fstat(old.fileno())
+        new.flush()
+        _set_facts(new.fileno(), facts)
+    _set_times(place, name, facts)
+
+
+def _write(place: Place, name: str, data: bytes, facts: os.stat_result | None = None) -> None:
+    descriptor = place.create(name)
+    try:
+        write_all(descriptor, data)
+        if facts is not None:
+            _set_facts(descriptor, facts)
+    finally:
+        os.close(descriptor)
+    if facts is not None:
+        _set_times(place, name, facts)
+
+
+def _set_facts(descriptor: int, facts: os.stat_result) -> None:
+    if sys.platform != "win32":
+        os.fchmod(descriptor, stat.S_IMODE(facts.st_mode))
+
+
+def _set_times(place: Place, name: str, facts: os.stat_result) -> None:
+    times = (facts.st_atime_ns, facts.st_mtime_ns)
+    with suppress(OSError, NotImplementedError):
+        os.utime(place.at + name, ns=times, dir_fd=place.fd, follow_symlinks=False)
+
+
+def _take_away(item: Item, identity: Identity) -> str | None:
+    """Remove a file that has been moved, from its old place; a note if another file is there now."""
+    source = item.source
+    if source is None:
+        return None
+    try:
+        with open_place(source.parent, item.home) as place:
+            facts = place.facts(source.name)
+            if facts is None:
+                return None
+            if (facts.st_dev, facts.st_ino) == identity:
+                place.unlink(source.name)
+                return None
+    except (OSError, LinkRefused) as error:
+        return f"{source}: left where it is ({getattr(error, 'strerror', None) or error})"
+    return f"{source}: left where it is: another file has come into its place"
+
+
+# -------------------------------------------------------------------------------- the whole tree
+
+
+def _install(parent: Place, staging: Place, name: str, layout: Layout, *, force: bool) -> list[str]:
+    facts = parent.facts(name)
+    if facts is not None and not is_link(facts):
+        with suppress(OSError):  # of an empty folder the new tree takes the place
+            parent.rmdir(name)
+            facts = None
+    if facts is None:
+        parent.replace(os.path.basename(staging.path), parent, name)  # noqa: PTH119
+        return []
+    if not force:
+        raise OutputError(
+            f"{parent.show(name)}: something was written to it meanwhile; give --force to add to it"
+        )
+    with parent.folder(name) as output:
+        return _merge(staging, output, layout)
+
+
+def _merge(staging: Place, output: Place, layout: Layout) -> list[str]:
+    """Put each new file into the tree that is there. A folder of the same concept gets the new number first."""
+    new = staging.names()
+    for name in new:
+        if output.facts(name) is not None:
+            output.folder(name).close()  # raises for a link, before anything is changed
+    for name in output.names():
+        old = as_repeat_folder(Path(name)) if _is_folder(output, name) else None
+        if old is None or name in new:
+            continue
+        same = [one for one in new if one.partition("_")[2] == old.concept]
+        if same and output.facts(same[0]) is None:
+            output.replace(name, output, same[0])
+    with _Shelf(staging) as here, _Shelf(output) as there:
+        for item in layout.items:
+            folder, name = item.target.parent.name, item.target.name
+            here.folder(folder).replace(name, there.folder(folder), name)
+    return _left_over(output, layout)
+
+
+def _is_folder(place: Place, name: str) -> bool:
+    facts = place.facts(name)
+    return facts is not None and stat.S_ISDIR(facts.st_mode) and not is_link(facts)
+
+
+def _left_over(output: Place, layout: Layout) -> list[str]:
+    known = {str(item.target) for item in layout.items}
+    notes = []
+    for folder in output.names():
+        if _is_folder(output, folder) and as_repeat_folder(Path(folder)):
+            with output.folder(folder) as place:
+                names = [name for name in place.names() if str(Path(folder, name)) not in known]
+            if names:
+                notes.append(f"{output.show(folder)}: {len(names)} files from before are still there")
+    return notes
