@@ -76,8 +76,8 @@ def _read_merges(folder: Path) -> dict[tuple[str, str], int]:
     path = folder / "merges.txt"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        size = len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        size = len(dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{folder}: no tokenizer there; vocab.json and merges.txt are needed") from error
     pairs = [line.split() for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs) or len(pairs) >= size:

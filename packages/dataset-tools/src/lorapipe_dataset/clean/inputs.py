@@ -24,6 +24,7 @@ from lorapipe_dataset.sidecars.post import Post
 from lorapipe_engine.command.records import Record, find_files, find_names, read_records
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.links import check_inside
 from lorapipe_engine.pictures.images import IMAGE_SUFFIXES
 
 PICTURES = IMAGE_SUFFIXES | {".gif", ".jfif", ".tif", ".tiff"}
@@ -104,7 +105,7 @@ def _of_sidecars(sidecars: Sequence[Path], root: Path, options: Options) -> Iter
         folder = sidecar.parent
         if folder not in folders:
             folders[folder] = Pictures(find_files(folder, PICTURES))
-        for match in read_matches(sidecar, folders[folder]):
+        for match in read_matches(sidecar, folders[folder], root):
             if match.post is None:
                 yield Job(str(sidecar), root, error=match.error)
             elif match.picture is None and folders[folder].paths:
@@ -257,7 +258,9 @@ def _of_pictures(folder: Path, options: Options) -> Iterator[Job]:
 
 def _with_embedded(job: Job, picture: Path) -> Job:
     try:
-        job.given = read_embedded(picture)
+        if picture.is_symlink():
+            check_inside(picture, job.root or picture.parent)
+        job.given = read_embedded(picture, job.root)
     except InputError as error:
         job.error = str(error)
     return job

@@ -48,10 +48,10 @@ class Match:
     error: str | None = None
 
 
-def read_matches(sidecar: Path, pictures: Pictures) -> Iterator[Match]:
-    """The posts of a sidecar and their pictures."""
+def read_matches(sidecar: Path, pictures: Pictures, root: Path) -> Iterator[Match]:
+    """The posts of a sidecar below ``root`` and their pictures."""
     try:
-        posts = read_sidecar(sidecar)
+        posts = read_sidecar(sidecar, root)
     except LoraError as error:
         yield Match(sidecar, error=str(error))
         return

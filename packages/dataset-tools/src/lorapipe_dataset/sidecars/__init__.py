@@ -10,6 +10,7 @@ from lorapipe_dataset.sidecars.documents import is_kohya, parse
 from lorapipe_dataset.sidecars.post import Post
 from lorapipe_dataset.sidecars.texts import read_grabber, read_hydrus, read_spaced
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.links import read_within
 
 # JSON with posts; they are told apart by their fields, so each name reads all of them.
 POST_FORMATS = ("booru", "danbooru", "gelbooru", "moebooru", "e621", "gallery-dl")
@@ -23,13 +24,13 @@ PICTURE_FORMAT = "picture"  # captions in the pictures themselves
 FORMATS = ("txt", *TEXT_FORMATS, *POST_FORMATS, *DOCUMENT_FORMATS, PICTURE_FORMAT)
 
 
-def read_sidecar(path: Path) -> list[Post]:
+def read_sidecar(path: Path, root: Path | None = None) -> list[Post]:
     """The posts in a JSON sidecar; a single one is also called by the sidecar's own name (``a.png.json``, ``a.json``).
 
-    Raises InputError for a file without posts.
+    Raises InputError for a file without posts, and for a link out of ``root`` (by default its folder).
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_within(path, root).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start})") from error
     except OSError as error:
@@ -47,7 +48,7 @@ def sniff_document(path: Path) -> str | None:
     if path.suffix.lower() in (".jsonl", ".csv"):
         return {".jsonl": "metadata", ".csv": "csv"}[path.suffix.lower()]
     try:
-        text = path.read_bytes().decode("utf-8-sig", "replace")
+        text = read_within(path, None).decode("utf-8-sig", "replace")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return "kohya" if is_kohya(parse(text, f"{path}: ")) else None

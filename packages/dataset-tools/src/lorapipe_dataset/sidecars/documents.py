@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.records import unreadable
 from lorapipe_engine.errors import InputError
 
 _KOHYA_FIELDS = ("tags", "caption")
@@ -112,8 +113,7 @@ def parse(text: str, place: str = "") -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise InputError(f"{place}not readable as JSON ({reason})") from None
+        raise InputError(f"{place}not readable as JSON ({unreadable(error)})") from None
 
 
 def picture_path(name: str, document: Path) -> Path:

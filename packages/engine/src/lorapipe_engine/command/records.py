@@ -95,13 +95,20 @@ def _parse(text: str, place: str) -> Record:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "not readable"
-        raise InputError(f"{place}: no JSON record ({reason})") from None
+        raise InputError(f"{place}: no JSON record ({unreadable(error)})") from None
     name = next((key for key in _PATH_NAMES if key in data), _PATH_NAMES[0])
     path = data.pop(name, None)
     if not isinstance(path, str) or not _is_file_name(path):
         raise InputError(f'{place}: the record has no "path" that can name a file')
     return Record(Path(path), data)
+
+
+def unreadable(error: ValueError | RecursionError) -> str:
+    """Why a text is no JSON that can be read, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    # Python reads whole numbers of 4,300 digits at most, since longer ones take long.
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 def _is_file_name(text: str) -> bool:

@@ -91,7 +91,9 @@ def _install(temporary: Path, path: Path, force: bool) -> None:
     try:
         if force:
             with suppress(OSError):
-                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+                # A link is replaced; the permissions of what it leads to are not the new file's.
+                if stat.S_ISREG(mode := path.lstat().st_mode):
+                    temporary.chmod(stat.S_IMODE(mode))
             temporary.replace(path)
             return
         try:

@@ -81,7 +81,7 @@ def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Pictures without a caption that can be used."""
     for picture in dataset.trained:
         if picture.outside is not None:
-            yield Finding(LINKED, f"leads to {picture.outside}", _caption(picture))
+            yield Finding(LINKED, "a link out of the dataset", _caption(picture))
         elif picture.trouble:
             yield Finding(UNDECODABLE, picture.trouble, _caption(picture))
         elif picture.caption_path is None:
