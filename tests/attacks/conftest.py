@@ -1,0 +1,44 @@
+"""What the attacks have in common: a dataset that a stranger made, and the tools that are run on it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from support.hostile import COMMANDS, SECRET, Result, Tool, World, fill
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Tool:
+    """A command, in this process: ``tool("lora-clean", "imgs")``."""
+
+    def run(name: str, *words: object, stdin: str = "") -> Result:
+        module, command = COMMANDS[name]
+        stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin.encode())))
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(SystemExit) as stop:
+            getattr(import_module(module), command).main([str(word) for word in words])
+        out, err = capfdbinary.readouterr()
+        return Result(int(stop.value.code or 0), out.decode(), err.decode())
+
+    return run
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    home, data = tmp_path / "home", tmp_path / "data"
+    (home / "inner").mkdir(parents=True)
+    for name in ("secret.txt", "a.txt", "b.txt", "work.tmp", "00112233445566aa.tmp", "inner/a.txt"):
+        (home / name).write_text(f"{SECRET}, {name}\n")
+    (home / "a.txt").chmod(0o600)
+    fill(data)
+    return World(data, home)
