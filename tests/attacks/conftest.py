@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,14 @@ from support.hostile import COMMANDS, SECRET, Result, Tool, World, fill
 @pytest.fixture(autouse=True)
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for until it is on the disk: attacks are on names, and power failures are tested elsewhere."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    if hasattr(os, "sync"):
+        monkeypatch.setattr(os, "sync", lambda: None)
 
 
 @pytest.fixture

@@ -150,7 +150,10 @@ def _scan_root(root: Path, dataset: Dataset, extension: str) -> None:
     if not numbered and as_repeat_folder(root.resolve()):
         numbered = {root}
     for path, names in sorted(folders.items()):
-        numbered_here = as_repeat_folder(path.resolve()) if path in numbered else None
+        # A folder's name counts as training reads it: that of a link, not of what it leads to.
+        numbered_here = (
+            as_repeat_folder(path.resolve() if path == root else path) if path in numbered else None
+        )
         place = Place(
             path,
             read_name(path)[0],

@@ -59,7 +59,9 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
                 tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
             if not options.writes_texts:
                 rows += [
-                    (Path(o.job.picture or o.job.file), o.after) for o in outcomes if o.after is not None
+                    (Path(o.job.picture or o.job.file), o.after)
+                    for o in outcomes
+                    if o.after is not None and o.error is None
                 ]
             bar.update(len(outcomes))
     if not options.dry_run:

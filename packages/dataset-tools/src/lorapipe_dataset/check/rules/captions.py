@@ -81,8 +81,8 @@ def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Pictures without a caption that can be used."""
     for picture in dataset.trained:
         if picture.outside is not None:
-            yield Finding(LINKED, "a link out of the dataset", _caption(picture))
-        elif picture.trouble:
+            continue
+        if picture.trouble:
             yield Finding(UNDECODABLE, picture.trouble, _caption(picture))
         elif picture.caption_path is None:
             yield Finding(MISSING, f"would be '{picture.place.concept}'", (picture.path,))
@@ -90,6 +90,13 @@ def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
             yield Finding(EMPTY, "no text in it", (picture.path,))
         elif picture.lines > 1:
             yield Finding(SEVERAL_LINES, f"{picture.lines} lines", (picture.path,))
+
+
+def find_linked(dataset: Dataset, _options: Options) -> Iterator[Finding]:
+    """Captions whose words are not the dataset's."""
+    for picture in dataset.pictures:
+        if picture.outside is not None:
+            yield Finding(LINKED, "a link out of the dataset", _caption(picture))
 
 
 def _caption(picture: Picture) -> tuple[Path, ...]:
@@ -187,7 +194,8 @@ def _short(text: str) -> str:
 
 
 CHECKS = (
-    Check((MISSING, EMPTY, UNDECODABLE, LINKED, SEVERAL_LINES), find_missing),
+    Check((MISSING, EMPTY, UNDECODABLE, SEVERAL_LINES), find_missing),
+    Check((LINKED,), find_linked),
     Check((NO_TRIGGER, TRIGGER_LATER), find_trigger),
     Check((TOO_LONG,), find_long),
     Check((MIXED, SHORT, SAME), find_styles),
