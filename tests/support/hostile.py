@@ -102,12 +102,13 @@ def fingerprint(data: bytes) -> str:
 
 
 FLIP = """
-import ctypes, os, sys
+import ctypes, os, random, sys, time
 library = ctypes.CDLL(None)
 one, other = map(os.fsencode, sys.argv[1:3])
 print("ready", flush=True)
 while os.getppid() == int(sys.argv[3]):
     library.renameat2(-100, one, -100, other, 2)
+    time.sleep(random.random() * 0.002)
 """
 
 
