@@ -97,6 +97,26 @@ def test_a_link_that_comes_into_the_path_200_times(tool: Tool, world: World, rac
     assert digest(world.home) == before
 
 
+def test_systems_that_cannot_open_relative_to_a_folder(
+    tool: Tool, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows: the same refusals, by looking at each folder before each step."""
+    monkeypatch.setattr("lorapipe_dataset.changes.place.HAS_DESCRIPTORS", False)
+    before, data = digest(world.home), digest(world.data)
+    assert tool("lora-clean", world.data, "--text").code == 0
+    old = next((world.data / ".lorapipe").glob("*.old"))
+    old.rename(old.with_suffix(".mine"))
+    old.symlink_to(world.home)
+    assert tool("lora-clean", "--undo", world.data).code == 1
+    old.unlink()
+    old.with_suffix(".mine").rename(old)
+    assert tool("lora-clean", "--undo", world.data).code == 0
+    assert digest(world.data) == data
+    (world.data / ".lorapipe").symlink_to(world.home)
+    assert tool("lora-clean", world.data, "--text").code == 1
+    assert digest(world.home) == before
+
+
 # -------------------------------------------------------------------------------- captions
 
 
