@@ -33,13 +33,19 @@ _KEY = "lorapipe"
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What :func:`option` says of a field."""
+    """What :func:`option`, or for a tool's own options :func:`~.modes.flag`, says of a field."""
 
     help: str
     choices: tuple[Any, ...] | None = None
     min: float | None = None
     max: float | None = None
     alias: str | None = None
+    dashed: bool = False
+    flags: tuple[str, ...] = ()
+    opposite: str | None = None
+    metavar: str | None = None
+    needs: tuple[str, ...] = ()
+    above: float | None = None
 
 
 def option(
@@ -67,6 +73,11 @@ class Field:
     facts: Facts
 
     @property
+    def label(self) -> str:
+        """What errors call it: a tool's own option by its flag, lora-train's by the name that TOML has too."""
+        return next((name for name in self.facts.flags if name.startswith("--")), self.name)
+
+    @property
     def is_list(self) -> bool:
         """Whether it takes any number of words."""
         return typing.get_origin(self.type) is tuple and typing.get_args(self.type)[-1] is Ellipsis
@@ -83,11 +94,16 @@ def fields_of(cls: type) -> tuple[Field, ...]:
     hints = typing.get_type_hints(cls)
     found = []
     for row in dataclasses.fields(cls):
-        kind = hints[row.name]
-        optional = isinstance(kind, types.UnionType) and type(None) in kind.__args__
+        kind, facts = hints[row.name], row.metadata[_KEY]
+        is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+        optional = is_union and type(None) in typing.get_args(kind)
         if optional:
-            kind = next(arg for arg in kind.__args__ if arg is not type(None))
-        found.append(Field(row.name, kind, optional, row.default, row.metadata[_KEY]))
+            kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        if typing.get_origin(kind) is typing.Literal:
+            kind, facts = str, dataclasses.replace(facts, choices=typing.get_args(kind))
+        if facts.dashed and not facts.flags:
+            facts = dataclasses.replace(facts, flags=(f"--{row.name.replace('_', '-')}",))
+        found.append(Field(row.name, kind, optional, row.default, facts))
     return tuple(found)
 
 
@@ -273,10 +289,10 @@ def convert(field: Field, value: Any, where: str) -> Any:
         return _words(field, value, where)
     if field.is_pair:
         return _pair(field, value, where)
-    result = _scalar(field.name, field.type, value, where)
+    result = _scalar(field.label, field.type, value, where)
     if field.facts.choices is not None and result not in field.facts.choices:
         shown = ", ".join(map(str, field.facts.choices))
-        raise ConfigError(f"{field.name}: '{result}' is none of {shown}{where}")
+        raise ConfigError(f"{field.label}: '{result}' is none of {shown}{where}")
     _check_range(field, result, where)
     return result
 
@@ -284,25 +300,29 @@ def convert(field: Field, value: Any, where: str) -> Any:
 def _check_range(field: Field, value: Any, where: str) -> None:
     low, high = field.facts.min, field.facts.max
     if low is not None and value < low:
-        raise ConfigError(f"{field.name}: {value} is below {low:g}{where}")
+        raise ConfigError(f"{field.label}: {value} is below {low:g}{where}")
+    if field.facts.above is not None and value <= field.facts.above:
+        raise ConfigError(f"{field.label}: {value} is not above {field.facts.above:g}{where}")
     if high is not None and value > high:
-        raise ConfigError(f"{field.name}: {value} is above {high:g}{where}")
+        raise ConfigError(f"{field.label}: {value} is above {high:g}{where}")
 
 
 def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     kind = typing.get_args(field.type)[0]
+    if typing.get_origin(kind) is tuple:  # of options that take several words each time
+        return tuple(tuple(map(str, item)) for item in items)
     if kind is Path:
-        return tuple(_scalar(field.name, kind, item, where) for item in items)
+        return tuple(_scalar(field.label, kind, item, where) for item in items)
     if kind is not str:
         # Numbers may be words of their own or stand in one, with commas.
         numbers = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
-        found = tuple(_scalar(field.name, kind, number, where) for number in numbers)
+        found = tuple(_scalar(field.label, kind, number, where) for number in numbers)
         for number in found:
             _check_range(field, number, where)
         return found
     if any(isinstance(item, dict | list) for item in items):
-        raise ConfigError(f"{field.name}: expected a list of texts{where}")
+        raise ConfigError(f"{field.label}: expected a list of texts{where}")
     return tuple(str(item) for item in items)
 
 
@@ -310,9 +330,9 @@ def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
     items = list(value) if isinstance(value, list | tuple) else str(value).split(",")
     if len(items) not in (1, 2):
         raise ConfigError(
-            f"{field.name}: expected one number or two, as 512 or 512,768; got '{value}'{where}"
+            f"{field.label}: expected one number or two, as 512 or 512,768; got '{value}'{where}"
         )
-    numbers = [_whole(field.name, item, where) for item in items]
+    numbers = [_whole(field.label, item, where) for item in items]
     for number in numbers:
         _check_range(field, number, where)
     return numbers[0], numbers[-1]
