@@ -8,9 +8,10 @@ from lorapipe_dataset.changes.filebytes import read_bytes, read_stamped
 from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.cleaner import Cleaner
 from lorapipe_dataset.clean.inputs import Job, counterpart
-from lorapipe_dataset.clean.options import Existing, Options
+from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.posts import post_caption
 from lorapipe_dataset.clean.rules import Facts
+from lorapipe_dataset.clean.settings import Existing
 from lorapipe_dataset.clean.textfile import decode, encode, says_the_same
 from lorapipe_engine.errors import InputError, LoraError
 

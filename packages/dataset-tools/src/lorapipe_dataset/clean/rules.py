@@ -6,15 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lorapipe_dataset.clean.settings import Lines, Order, RatingPlace, Style, TriggerPlace
 from lorapipe_engine.errors import ConfigError
 
-Style = Literal["tags", "text"]
-Lines = Literal["each", "join", "first"]
 Spelling = Literal["keep", "spaces", "underscores"]
-Order = Literal[
-    "keep", "alphabet", "length", "tokens", "frequency", "confidence", "category", "people", "shuffle"
-]
-Place = Literal["keep", "drop", "first", "last"]
 Algebra = Literal["union", "intersect", "subtract"]
 
 
@@ -49,7 +44,7 @@ class Rules:
     only_categories: Sequence[str] = ()
     categories: Mapping[str, str] = field(default_factory=dict)
     split_characters: bool = False
-    rating: Place = "keep"
+    rating: RatingPlace = "keep"
     several_people: bool = False
     implications: Mapping[str, Sequence[str]] = field(default_factory=dict)
     add_implied: bool = False
@@ -57,7 +52,7 @@ class Rules:
     strip_invariant: float | None = None
     algebra: Algebra | None = None
     trigger: str = ""
-    trigger_place: Literal["first", "last", "keep"] = "first"
+    trigger_place: TriggerPlace = "first"
     add: Sequence[str] = ()
     order: Order = "keep"
     descending: bool = False
