@@ -19,8 +19,9 @@ from lorapipe_tagger.captions.texts import (
     read_pairs,
     split_list,
 )
+from lorapipe_tagger.models.known import DEFAULT
 from lorapipe_tagger.models.labels import Labels
-from lorapipe_tagger.models.names import DEFAULT, ModelFiles
+from lorapipe_tagger.models.names import ModelFiles
 from lorapipe_tagger.scoring.pipeline import Work, default_workers
 from lorapipe_tagger.scoring.select import Rules
 from lorapipe_tagger.settings import (

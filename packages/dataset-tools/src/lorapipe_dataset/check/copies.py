@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lorapipe_dataset.check.dataset import Picture
 from lorapipe_dataset.check.hashing import Hashes
-from lorapipe_dataset.check.scan import Picture
 from lorapipe_engine.command.progress import progress
 
 ROWS = 512  # hashes that are compared with all others at once

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lorapipe_dataset.check.dataset import Dataset
+from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.settings import Severity
-
-if TYPE_CHECKING:
-    from lorapipe_dataset.check.options import Options
-    from lorapipe_dataset.check.scan import Dataset
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 

@@ -6,14 +6,14 @@ import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorapipe_dataset.check.hashing import Hashes, hash_picture
-from lorapipe_dataset.check.measures import Measures, measure
-from lorapipe_dataset.check.scan import WORKERS, Picture
+from lorapipe_dataset.check.dataset import Look, Picture
+from lorapipe_dataset.check.hashing import hash_picture
+from lorapipe_dataset.check.measures import measure
+from lorapipe_dataset.check.scan import WORKERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,26 +22,6 @@ WORK_SIDE = 512  # pixels of the shorter side that the measures are made at
 MOST_PIXELS = 180_000_000  # above this a picture is only looked at by its header
 AHEAD = 4 * WORKERS
 _TURN = 0x0112
-
-
-@dataclass(frozen=True)
-class Look:
-    """A picture's file and pixels. ``quality`` is a JPEG's (1 to 100), ``turned`` the EXIF orientation (1 upright).
-
-    ``problem`` is set, and ``hashes`` and ``measures`` are not, where the pixels cannot be read.
-    """
-
-    format: str = ""
-    mode: str = ""
-    frames: int = 1
-    turned: int = 1
-    transparent: bool = False
-    quality: int | None = None
-    problem: str | None = None
-    too_large: bool = False
-    hashes: Hashes | None = None
-    measures: Measures | None = None
-    thumbnail: bytes | None = None
 
 
 def look_at_all(pictures: Iterable[Picture], thumbnail: int | None) -> Iterator[Picture]:

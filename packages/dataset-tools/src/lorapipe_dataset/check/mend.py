@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorapipe_dataset.check.dataset import Dataset, Picture
 from lorapipe_dataset.check.findings import Finding
-from lorapipe_dataset.check.scan import Dataset, Picture
 from lorapipe_dataset.check.vocabulary import canonical, rating_of
 from lorapipe_engine.pictures.captions import join_tags, read_caption, split_tags
 

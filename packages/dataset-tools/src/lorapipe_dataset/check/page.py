@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lorapipe_dataset.check.dataset import Picture
 from lorapipe_dataset.check.findings import SEVERITIES
 from lorapipe_dataset.check.report import Report, concepts, summary
-from lorapipe_dataset.check.scan import Picture
 from lorapipe_dataset.check.vocabulary import canonical
 
 TEMPLATE = Path(__file__).with_name("page.html")

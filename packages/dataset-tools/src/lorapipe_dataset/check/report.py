@@ -11,8 +11,8 @@ from typing import Any
 
 from lorapipe_dataset.check.buckets import BucketReport
 from lorapipe_dataset.check.buckets import table as bucket_table
+from lorapipe_dataset.check.dataset import Dataset
 from lorapipe_dataset.check.findings import SEVERITIES, Finding, Rule
-from lorapipe_dataset.check.scan import Dataset
 from lorapipe_dataset.check.settings import Severity
 from lorapipe_dataset.check.vocabulary import canonical
 from lorapipe_dataset.output import printable

@@ -9,13 +9,14 @@ import click
 
 from lorapipe_dataset.bucketing import bucket_rule
 from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
+from lorapipe_dataset.check.dataset import Dataset
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped, at_least
 from lorapipe_dataset.check.fix import apply, check_fixable, undo
 from lorapipe_dataset.check.look import look_at_all
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.report import Report, summary, table
 from lorapipe_dataset.check.rules import CHECKS, RULES
-from lorapipe_dataset.check.scan import Dataset, read_files, scan
+from lorapipe_dataset.check.scan import read_files, scan
 from lorapipe_dataset.output import print_json
 from lorapipe_engine.command.options import nearest
 from lorapipe_engine.command.progress import progress

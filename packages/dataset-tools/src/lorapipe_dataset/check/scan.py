@@ -5,21 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from lorapipe_dataset.check.dataset import Dataset, Picture, Place
 from lorapipe_dataset.repeats.sources import read_name
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import Record, check_folder
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.pictures.buckets import Size
-from lorapipe_engine.pictures.captions import read_caption, split_tags
+from lorapipe_engine.pictures.captions import read_caption
 from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, as_repeat_folder, image_size
-
-if TYPE_CHECKING:
-    from lorapipe_dataset.check.look import Look
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 OTHER_PICTURES = frozenset(
@@ -28,87 +22,6 @@ OTHER_PICTURES = frozenset(
 MASK_MARK = "-masklabel"
 MASK_FOLDERS = frozenset({"mask", "masks"})
 WORKERS = max(2, os.cpu_count() or 1)
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder with pictures. ``repeats`` is None where its name has no number; ``trained`` tells whether lora-train
-    takes its pictures.
-    """
-
-    path: Path
-    concept: str
-    repeats: int | None
-    trained: bool
-
-
-@dataclass
-class Picture:
-    """A picture and its caption. ``size`` is None for a file whose header cannot be read, ``problem`` says why;
-    ``trouble`` says why the caption cannot be read. ``look`` is filled when the pixels are read.
-    """
-
-    path: Path
-    place: Place
-    caption_path: Path | None = None
-    caption: str | None = None
-    lines: int = 0
-    trouble: str | None = None
-    size: Size | None = None
-    problem: str | None = None
-    look: Look | None = None
-
-    @cached_property
-    def tags(self) -> list[str]:
-        return split_tags(self.caption or "")
-
-
-@dataclass
-class Dataset:
-    """All that was found. ``others`` are files that belong to no picture, and pictures in other formats. With
-    ``masks_count`` masks are pictures like all others, as lora-train has it.
-    """
-
-    places: list[Place] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    masks: list[Path] = field(default_factory=list)
-    masks_count: bool = False
-    others: list[Path] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)
-
-    @cached_property
-    def trained(self) -> list[Picture]:
-        """The pictures that lora-train takes."""
-        return [picture for picture in self.pictures if picture.place.trained]
-
-    @cached_property
-    def captioned(self) -> list[Picture]:
-        """The trained pictures with a caption of at least a letter."""
-        return [picture for picture in self.trained if picture.caption]
-
-    @cached_property
-    def concepts(self) -> dict[str, list[Picture]]:
-        """The trained pictures by concept."""
-        found: dict[str, list[Picture]] = {}
-        for picture in self.trained:
-            found.setdefault(picture.place.concept, []).append(picture)
-        return found
-
-    @property
-    def style(self) -> str:
-        """``text`` if most captions are sentences, else ``tags``."""
-        return (
-            "text"
-            if 2 * sum(is_text(p.caption or "") for p in self.captioned) > len(self.captioned)
-            else "tags"
-        )
-
-
-def is_text(caption: str) -> bool:
-    """Whether a caption is a sentence rather than tags: a long piece between commas, or a full stop at the end."""
-    pieces = split_tags(caption)
-    words = [len(piece.split()) for piece in pieces]
-    return bool(pieces) and (max(words) >= 8 or (caption.rstrip().endswith(".") and max(words) >= 4))
 
 
 # -------------------------------------------------------------------------------- finding files

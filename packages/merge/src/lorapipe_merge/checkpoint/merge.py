@@ -59,7 +59,7 @@ def write_merge(
     notes += _merged_before(base, applied)
     result = plan_result(base, applied, found, output, blocks, wishes.precision, metadata=wishes.metadata)
     _check_room(base, result, output, wishes)
-    report = Report.of(base, applied, found, result, notes)
+    report = Report.of(base, applied, found, notes, output=output, size=result.size)
     if not wishes.dry_run:
         write_result(result, report, force=wishes.force, verify=wishes.verify, allow=wishes.allow_nonfinite)
     return report
