@@ -42,7 +42,7 @@ def command(inputs: tuple[str, ...], **flags: Any) -> int:
             "train_batch_size: counts the table's batches, which --json does not have; leave it out"
         )
     from lorapipe_dataset.check.buckets import Placed, Unplaced, bucket_report, place_all, table
-    from lorapipe_dataset.check.scan import read_files, scan
+    from lorapipe_dataset.check.pictures.scan import read_files, scan
     from lorapipe_dataset.output import print_json, printable
     from lorapipe_engine.command.records import read_records
 

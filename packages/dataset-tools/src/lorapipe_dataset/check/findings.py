@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorapipe_dataset.check.dataset import Dataset
 from lorapipe_dataset.check.options import Options
+from lorapipe_dataset.check.pictures.dataset import Dataset
 from lorapipe_dataset.check.settings import Severity
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorapipe_dataset.check.tokens import token_counter
-from lorapipe_dataset.clean.cleaner import check_replacements
-from lorapipe_dataset.clean.rules import Rules
+from lorapipe_dataset.clean.captions.cleaner import check_replacements
+from lorapipe_dataset.clean.captions.rules import Rules
+from lorapipe_dataset.clean.captions.words import (
+    check_categories,
+    read_categories,
+    read_implications,
+    read_list,
+    read_pair_file,
+    read_pairs,
+    resolve,
+    split_list,
+)
 from lorapipe_dataset.clean.settings import (
     DrySettings,
     Existing,
@@ -22,16 +31,7 @@ from lorapipe_dataset.clean.settings import (
     UndoSettings,
     WriteSettings,
 )
-from lorapipe_dataset.clean.words import (
-    check_categories,
-    read_categories,
-    read_implications,
-    read_list,
-    read_pair_file,
-    read_pairs,
-    resolve,
-    split_list,
-)
+from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lorapipe_dataset.check.dataset import Dataset, Picture
 from lorapipe_dataset.check.findings import Check, Finding, Rule
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.scan import CAPTION_SUFFIXES, MASK_MARK, OTHER_PICTURES
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
+from lorapipe_dataset.check.pictures.scan import CAPTION_SUFFIXES, MASK_MARK, OTHER_PICTURES
 
 UNREADABLE = Rule(
     "unreadable",
