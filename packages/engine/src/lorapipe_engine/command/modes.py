@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lorapipe_engine.command.options import Facts, Field, build_settings, fields_of
+from lorapipe_engine.command.options import Facts, Field, build_settings, fields_of, in_section
 from lorapipe_engine.errors import ConfigError
 
 Settings = TypeVar("Settings")
@@ -112,12 +112,6 @@ def is_given(value: Any) -> bool:
 # -------------------------------------------------------------------------------- the command line
 
 
-class ModeOption(click.Option):
-    """An option of one or several modes. ``section``: its heading in the help."""
-
-    section: str = ""
-
-
 def mode_options(*modes: Mode) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that adds the options of all modes to a command, each once, as raw values for :func:`read_mode`.
 
@@ -133,7 +127,7 @@ def mode_options(*modes: Mode) -> Callable[[Callable[..., Any]], Callable[..., A
             for field in fields_of(part)
         }
         for field, part in reversed(rows.values()):
-            function = _click_option(field, part)(function)
+            function = in_section(part, _click_option(field)(function))
         return function
 
     return decorate
@@ -145,7 +139,7 @@ def modes_of(command: click.Command) -> tuple[Mode, ...]:
     return found
 
 
-def _click_option(field: Field, part: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _click_option(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     facts = field.facts
     settings: dict[str, Any] = {
         "default": None,
@@ -163,15 +157,7 @@ def _click_option(field: Field, part: type) -> Callable[[Callable[..., Any]], Ca
     else:
         choices = f"[{'|'.join(map(str, facts.choices))}]" if facts.choices else None
         settings |= {"type": _click_type(field), "metavar": facts.metavar or choices}
-    option = click.option(*names, cls=ModeOption, **settings)
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        function = option(function)
-        title = (part.__doc__ or "").strip().split("\n")[0].rstrip(".")
-        function.__click_params__[-1].section = title  # type: ignore[attr-defined]
-        return function
-
-    return decorate
+    return click.option(*names, **settings)
 
 
 def _click_type(field: Field) -> Any:
@@ -235,7 +221,8 @@ def _mode_of(modes: Sequence[Mode], flags: Flags) -> Mode:
 def _no_use(name: str, mode: Mode, modes: Sequence[Mode]) -> str:
     having = [other for other in modes if name in other.fields()]
     label = having[0].fields()[name].label
-    names = " and ".join(other.name for other in having)
+    *first, last = [other.name for other in having]
+    names = f"{', '.join(first)} and {last}" if first else last
     return f"{label} has no use with {mode.name}; it belongs to {names}"
 
 

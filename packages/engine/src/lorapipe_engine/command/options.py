@@ -138,9 +138,9 @@ def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        rows = [field for cls in classes for field in fields_of(cls)]
-        for field in reversed(rows):
-            function = _flag(field)(function)
+        rows = [(field, cls) for cls in classes for field in fields_of(cls)]
+        for field, cls in reversed(rows):
+            function = in_section(cls, _flag(field)(function))
         function = click.option(
             "--print_config", "print_only", is_flag=True, help="Print all options as TOML and stop."
         )(function)
@@ -149,6 +149,13 @@ def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[
         )(function)
 
     return decorate
+
+
+def in_section(part: type, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose newest option the help shows under the first line of the class's docstring."""
+    title = (part.__doc__ or "").strip().split("\n")[0]
+    function.__click_params__[-1].section = title if title.endswith("...") else title.rstrip(".")  # type: ignore[attr-defined]
+    return function
 
 
 def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
