@@ -6,22 +6,20 @@ The table is made of what the commands declare, so an option or a mode that is a
 from __future__ import annotations
 
 import ast
-import tomllib
+import runpy
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from lorapipe_engine.command.group import ToolGroup
-from lorapipe_engine.command.modes import Mode, ModeOption, modes_of
+from lorapipe_engine.command.modes import Mode, modes_of
 from lorapipe_engine.command.options import Field
 from lorapipe_engine.command.tool import ToolCommand
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = {"verbose", "quiet", "version", "help"}
+PAGE = runpy.run_path(str(ROOT / "tools/options_page.py"))
 # Their options are plain ones, for each of them does one thing. lora-train has one set of options too: --print_config
 # and --plot_lr show what the run that they describe would be.
 OF_ONE_MODE = {
@@ -33,23 +31,14 @@ OF_ONE_MODE = {
 ASKED_BY_FUNCTION = {"-o FILE.toml": ["-o", "x.toml"], "--set, --unset or --strip": ["--strip"]}
 
 
-def commands() -> Iterator[ToolCommand]:
-    """All commands, subcommands too."""
-    for path in sorted(ROOT.glob("packages/*/pyproject.toml")):
-        for target in tomllib.loads(path.read_text())["project"].get("scripts", {}).values():
-            module = import_module(target.partition(":")[0])
-            (command,) = (one for one in vars(module).values() if isinstance(one, ToolCommand))
-            if isinstance(command, ToolGroup):
-                yield from map(command.load, command.commands)
-            else:
-                yield command
-    from lorapipe_dataset.check.buckets_cli import command as buckets
-
-    yield buckets
-
-
-COMMANDS = {str(command.name): command for command in commands()}
+COMMANDS = {str(command.name): command for command in PAGE["commands"]()}
 WITH_MODES = {name: command for name, command in COMMANDS.items() if modes_of(command)}
+# Words that come past the reading of options and end with 2.
+AND_NOTHING_TO_DO = {
+    "lora-train": [],
+    "lora-merge": ["-o", "x.safetensors", "--", "nowhere", "nowhere"],
+    "lora-tag": ["--model", "nowhere", "--", "nowhere"],
+}
 
 
 def words_of(field: Field, value: str | None = None) -> list[str]:
@@ -132,14 +121,11 @@ def test_options_that_need_another_are_refused_alone(
 
 def test_every_option_belongs_to_a_mode() -> None:
     for name, command in COMMANDS.items():
-        options = [param for param in command.params if isinstance(param, click.Option) and not param.hidden]
-        own = [option for option in options if option.name not in COMMON]
         if name in OF_ONE_MODE:
             assert not modes_of(command), name
             continue
         fields = {field for mode in modes_of(command) for field in mode.fields()}
-        assert {option.name for option in own} == fields, name
-        assert all(isinstance(option, ModeOption) for option in own), name
+        assert {option.name for option in PAGE["options_of"](command)} == fields, name
 
 
 def test_a_name_is_one_option_in_all_modes() -> None:
@@ -169,3 +155,26 @@ def test_what_shows_a_run_shows_one_thing(capsys: pytest.CaptureFixture[str]) ->
     status, told = run(COMMANDS["lora-train"], ["--print_config", "--plot_lr"], capsys)
     assert status == 2
     assert "give one of them" in told
+
+
+def foreign() -> list[Any]:
+    """Hidden options are those of other programs that a command knows."""
+    return [
+        pytest.param(command, param, id=f"{name}: {param.name}")
+        for name, command in COMMANDS.items()
+        for param in command.params
+        if isinstance(param, click.Option) and param.hidden
+    ]
+
+
+@pytest.mark.parametrize(("command", "option"), foreign())
+def test_options_of_other_programs_are_never_passed_by(
+    command: ToolCommand, option: click.Option, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is refused, or gets one note; what is asked for beside it cannot be done, so the status is 2 anyway."""
+    words = [option.opts[0]] if option.is_flag else [option.opts[0], "x"]
+    status, told = run(command, [*words, *AND_NOTHING_TO_DO[str(command.name)]], capsys)
+    assert status == 2
+    lines = [line for line in told.splitlines() if str(option.name) in line]
+    assert len(lines) == 1
+    assert "note: " in lines[0] or "error: " in lines[0]
