@@ -11,11 +11,7 @@ flags, a TOML file and the defaults, in that order.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import re
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -235,6 +231,8 @@ def read_toml(
 
     Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
     """
+    import tomllib  # as json and difflib: a command's start has no need of them
+
     text = _read_text(path)
     try:
         table = tomllib.loads(text)
@@ -268,6 +266,8 @@ def _read_text(path: Path) -> str:
 
 def place_of(path: Path, text: str, key: str) -> str:
     """The file, and the line of ``key`` where only one can be meant."""
+    import re
+
     # In JSON a colon stands behind a key.
     pattern = re.compile(rf"^[^#=\n]*?(?<![\w-])[\"']?{re.escape(key)}[\"']?[ \t]*[=:]", re.MULTILINE)
     found = [match.end() for match in pattern.finditer(text)]
@@ -286,7 +286,9 @@ def _flatten(table: Mapping[str, Any], section: str) -> list[tuple[str, str, Any
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``, did you mean 'x'?`` for a misspelt name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, list(known), 1)
     return f", did you mean '{close[0]}'?" if close else ""
 
 
@@ -396,6 +398,8 @@ def _digits(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    import json
+
     return f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -424,5 +428,7 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, int | float):
         return repr(value)
+    import json
+
     # JSON leaves DEL as it is, TOML does not take it.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
