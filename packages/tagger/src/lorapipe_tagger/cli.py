@@ -10,7 +10,7 @@ import click
 from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.tool import say, tool_command
-from lorapipe_tagger.settings import FOREIGN, MODES, VerifySettings
+from lorapipe_tagger.settings import FOREIGN, MODES, ORDER, VerifySettings
 
 EXAMPLES = """
 lora-tag imgs/
@@ -28,7 +28,7 @@ lora-tag imgs/ | lora-clean --trigger "shiina mayuri" | lora-repeats -o dataset/
 
 @tool_command("lora-tag", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="[PATH]...")
-@mode_options(*MODES)
+@mode_options(*MODES, order=ORDER)
 @foreign_options(FOREIGN)
 def lora_tag(inputs: tuple[str, ...], **flags: Any) -> int:
     """Tag pictures with a WD14 model and write captions beside them.

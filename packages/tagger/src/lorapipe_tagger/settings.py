@@ -242,6 +242,18 @@ MODES = (
     Mode("--explain", (ExplainSettings, *_TAGGING), by="explain"),
     Mode("--verify", (VerifySettings, ModelSettings, SelectSettings, InputSettings), by="verify"),
 )
+# As the help shows them.
+ORDER = (
+    ModelSettings,
+    SelectSettings,
+    ShapeSettings,
+    CaptionSettings,
+    ResultSettings,
+    WorkSettings,
+    InputSettings,
+    ExplainSettings,
+    VerifySettings,
+)
 # Of sd-scripts' tag_images_by_wd14_tagger.py.
 FOREIGN = {
     **ignored("models are ONNX networks anyway", "onnx", flag=True),

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lorapipe_dataset.check.settings import MODES, ListSettings
+from lorapipe_dataset.check.settings import MODES, ORDER, ListSettings
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.tool import ToolCommand, tool_command
 from lorapipe_engine.errors import ConfigError
@@ -47,7 +47,7 @@ class CheckCommand(ToolCommand):
 
 @tool_command("lora-check", examples=EXAMPLES, cls=CheckCommand)
 @click.argument("inputs", nargs=-1, metavar="[DIR]...")
-@mode_options(*MODES)
+@mode_options(*MODES, order=ORDER)
 def lora_check(inputs: tuple[str, ...], **flags: Any) -> int:
     """Check a dataset: files, captions, tags, pictures, copies, buckets.
 

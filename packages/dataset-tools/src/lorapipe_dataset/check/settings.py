@@ -84,3 +84,13 @@ MODES = (
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
     Mode("--rules", (ListSettings,), by="rules"),
 )
+# As the help shows them.
+ORDER = (
+    RuleSettings,
+    BucketSettings,
+    ReportSettings,
+    ListSettings,
+    FixSettings,
+    UndoSettings,
+    DrySettings,
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lorapipe_dataset.clean.settings import MODES
+from lorapipe_dataset.clean.settings import MODES, ORDER
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.tool import tool_command
 
@@ -25,7 +25,7 @@ lora-clean imgs/ --to metadata -o imgs/metadata.jsonl
 
 @tool_command("lora-clean", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="[PATH]...")
-@mode_options(*MODES)
+@mode_options(*MODES, order=ORDER)
 def lora_clean(inputs: tuple[str, ...], **flags: Any) -> int:
     """Clean captions: every operation as an option, done in one order, the same again when done twice.
 

@@ -230,3 +230,14 @@ MODES = (
     Mode("--check-trigger", (TriggerCheckSettings, InputSettings), by="check_trigger"),
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
 )
+# As the help shows them.
+ORDER = (
+    InputSettings,
+    WriteSettings,
+    DrySettings,
+    FormSettings,
+    TagSettings,
+    OrderSettings,
+    TriggerCheckSettings,
+    UndoSettings,
+)

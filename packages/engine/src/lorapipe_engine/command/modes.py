@@ -14,7 +14,7 @@ the command line asks for and refuses every option that it has no use for:
         Mode("--undo", (UndoSettings, OutputSettings), by="undo"),
     )
 
-The first line of a class's docstring heads its options in the help; options of one mode alone come first.
+The first line of a class's docstring heads its options in the help.
 """
 
 from __future__ import annotations
@@ -112,20 +112,20 @@ def is_given(value: Any) -> bool:
 # -------------------------------------------------------------------------------- the command line
 
 
-def mode_options(*modes: Mode) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def mode_options(
+    *modes: Mode, order: Sequence[type] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that adds the options of all modes to a command, each once, as raw values for :func:`read_mode`.
 
-    Classes give the options' order. The function keeps the modes as its attribute ``modes``.
+    ``order``: the classes as the help shows them; by default those of one mode alone come first. The function keeps the
+    modes as its attribute ``modes``.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         function.modes = modes  # type: ignore[attr-defined]
         parts = Counter(part for mode in modes for part in dict.fromkeys(mode.parts))
-        rows = {
-            field.name: (field, part)
-            for part in sorted(parts, key=lambda part: parts[part])
-            for field in fields_of(part)
-        }
+        shown = dict.fromkeys([*order, *sorted(parts, key=lambda part: parts[part])])
+        rows = {field.name: (field, part) for part in shown for field in fields_of(part)}
         for field, part in reversed(rows.values()):
             function = in_section(part, _click_option(field)(function))
         return function
