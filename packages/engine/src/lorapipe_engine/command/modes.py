@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lorapipe_engine.command.options import Facts, Field, build_settings, fields_of, in_section
+from lorapipe_engine.command.options import Facts, Field, build_settings, fields_of, in_section, metavar_of
 from lorapipe_engine.errors import ConfigError
 
 Settings = TypeVar("Settings")
@@ -152,11 +152,11 @@ def _click_option(field: Field) -> Callable[[Callable[..., Any]], Callable[..., 
         names[0] += f"/--{opposite}" if opposite else ""
     elif field.is_list:
         kind = typing.get_args(field.type)[0]
-        settings |= {"multiple": True, "metavar": facts.metavar}
+        settings |= {"multiple": True, "metavar": facts.metavar or metavar_of(field)}
         settings["nargs"] = len(typing.get_args(kind)) or 1
     else:
         choices = f"[{'|'.join(map(str, facts.choices))}]" if facts.choices else None
-        settings |= {"type": _click_type(field), "metavar": facts.metavar or choices}
+        settings |= {"type": _click_type(field), "metavar": facts.metavar or choices or metavar_of(field)}
     return click.option(*names, **settings)
 
 
@@ -173,7 +173,8 @@ def _click_type(field: Field) -> Any:
 
 
 def _shown_default(field: Field) -> str:
-    if field.default in (None, False, "", ()) or "[default" in field.facts.help:
+    unset = field.default is None or field.default is False or field.default in ("", ())
+    if unset or "[default" in field.facts.help:
         return ""
     if field.default is True:
         return f"  [default: {field.facts.flags[0].lstrip('-') if field.facts.dashed else 'yes'}]"

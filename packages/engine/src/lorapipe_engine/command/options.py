@@ -162,13 +162,14 @@ def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         names[0] = f"--{field.name}/--{opposite}"
         return click.option(*names, default=None, is_flag=True, help=text + _shown_default(field))
     if field.is_list:
-        metavar = "WORDS" if typing.get_args(field.type)[0] is str else f"{_metavar(field)} ..."
+        metavar = "WORDS" if typing.get_args(field.type)[0] is str else f"{metavar_of(field)} ..."
         return click.option(*names, cls=WordsOption, multiple=True, default=None, help=text, metavar=metavar)
-    metavar = "|".join(map(str, field.facts.choices)) if field.facts.choices else _metavar(field)
+    metavar = "|".join(map(str, field.facts.choices)) if field.facts.choices else metavar_of(field)
     return click.option(*names, default=None, type=str, help=text + _shown_default(field), metavar=metavar)
 
 
-def _metavar(field: Field) -> str:
+def metavar_of(field: Field) -> str:
+    """What stands for a value of the field in the help."""
     if field.is_pair:
         return "N[,N]"
     kind = typing.get_args(field.type)[0] if field.is_list else field.type
