@@ -27,7 +27,8 @@ ENGINE_LAYERS = (
     "train",
     "nn | delta | datasets",
     "networks | settings",
-    "files | pictures | models",
+    "pictures | models",
+    "files",
     "native | command",
     "errors",
 )

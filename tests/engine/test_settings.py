@@ -68,7 +68,7 @@ def test_each_says_why_in_one_line(name: str) -> None:
     row = FOREIGN[name]
     found = run("--plot-lr", f"--{name}", *([] if row.flag else ["7"]))
     assert row.why in found.stderr
-    assert found.exit_code == (0 if row.ignored else 2)
+    assert found.exit_code == (0 if row.is_ignored else 2)
     assert found.stderr.count("\n") == 1
     assert name in found.stderr
 

@@ -156,8 +156,11 @@ def test_several_files_and_streams(network: Path, inspect: Any, shell: Any, tmp_
     ("words", "say"),
     [
         (["--set", "x"], "write KEY=VALUE"),
-        (["-o", "b.safetensors"], "nothing to change"),
-        (["--strip", "--tags", "-o", "b.safetensors"], "either shown or changed"),
+        (
+            ["-o", "b.safetensors"],
+            "--output has no use with showing metadata; it belongs to --set, --unset or --strip",
+        ),
+        (["--strip", "--tags", "-o", "b.safetensors"], "--tags has no use with --set, --unset or --strip"),
     ],
 )
 def test_wrong_usage(network: Path, inspect: Any, words: list[str], say: str) -> None:

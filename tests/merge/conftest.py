@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lorapipe_merge.networks.merge import merge_networks
+from support.sums import wishes
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "merge"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -45,18 +46,12 @@ def merge(tmp_path: Path) -> Run:
 
 @pytest.fixture
 def add(tmp_path: Path) -> Add:
-    """Adds networks in a folder of its own: ``add({"a.safetensors": 0.7}, mode="svd", rank=4)``."""
+    """Adds networks in a folder of its own: ``add({"a.safetensors": 0.7}, mode="svd", rank=4)``. Files are verified."""
 
     def run(ratios: Mapping[Path | str, float], output: object = "sum.safetensors", **options: Any) -> int:
-        plain: dict[str, Any] = {
-            **dict.fromkeys(("rank", "conv_rank", "method", "param", "target_bytes", "shuffle")),
-            **dict.fromkeys(("exact_count", "no_metadata", "force", "dry_run"), False),
-            **dict.fromkeys(("allow_nonfinite", "as_json"), False),
-        }
         name = str(output) if output == "-" else str(tmp_path / str(output))
         inputs = [(str(tmp_path / path) if path != "-" else "-", ratio) for path, ratio in ratios.items()]
-        return merge_networks(
-            inputs, name, **{**plain, "mode": "concat", "precision": "fp32", "force": True, **options}
-        )
+        usual = {"force": True, "verify": name != "-" and not options.get("dry_run", False)}
+        return merge_networks(inputs, wishes(name, **{**usual, **options}))
 
     return run

@@ -140,7 +140,7 @@ def test_what_fits_nowhere_is_named(merge: Run, data: Path, tmp_path: Path) -> N
         ([BASE, LORA, "-o", "m.safetensors", "--blocks", "1,2,3"], 2, "has 3 numbers"),
         ([BASE, LORA, "-o", "m.safetensors", "--blocks", "IN99=1"], 2, "no block 'IN99'"),
         ([BASE, LORA, "-o", "m.safetensors", "--blocks", ",".join("1" * 20)], 2, "this model's lists have"),
-        ([BASE, LORA, "-o", "m.safetensors", "--networks", "--models"], 2, "two different merges"),
+        ([BASE, LORA, "-o", "m.safetensors", "--networks", "--models"], 2, "exclude each other"),
         ([BASE, LORA, "-o", "m.safetensors", "--ration", "1"], 2, "did you mean --ratio"),
     ],
 )

@@ -198,6 +198,14 @@ def test_old_text_names_and_missing_tensors(
         (["a.safetensors", "b.safetensors", "--method", "ties", "--param", "density=2"], 2, "from 0 to 1"),
         (["a.safetensors", "b.safetensors", "--method", "tie"], 2, "tie"),
         (["a.safetensors", "sdxl.safetensors"], 2, "cannot be merged"),
+        (["a.safetensors:0.3", "b.safetensors"], 2, "the ratio of --models is that of the second model"),
+        (["a.safetensors", "b.safetensors:0.3", "--method", "average"], 2, "gives all models the same share"),
+        (
+            ["a.safetensors", "b.safetensors", "--method", "average", "--blocks", "MID=1"],
+            2,
+            "leave out --blocks",
+        ),
+        (["a.safetensors", "b.safetensors", "--seed", "3"], 2, "--seed has a use only with --method dare"),
         (["a.safetensors", "wide.safetensors"], 2, "differ in"),
     ],
 )

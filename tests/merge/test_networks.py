@@ -245,7 +245,7 @@ def test_sizes_apart_by_magnitudes_survive_fp16(add: Add, tmp_path: Path) -> Non
     """A trained up is small beside its down; halves hold both only if they are brought together."""
     up, down = factors(24, 16, 4, 0)
     write(tmp_path / "a.safetensors", module(TO_Q, up * np.float32(1e-6), down * np.float32(1e3)))
-    add({"a.safetensors": 1.0}, precision="fp16")
+    add({"a.safetensors": 1.0}, save_precision="fp16")
     check(changes(tmp_path / "sum.safetensors")[TO_Q], 1e-3 / 4 * product(up, down), 1e-3)
 
 
@@ -278,7 +278,13 @@ def test_ranks_by_a_rule(method: str, param: float, exact: bool, rank: int, add:
     left, right = (np.linalg.qr(rng.standard_normal((size, 8)))[0] for size in (24, 16))
     up = (left * 0.5 ** np.arange(8)).astype(np.float32)
     write(tmp_path / "a.safetensors", module(TO_Q, up, right.T.astype(np.float32), 8.0))
-    options = {"mode": "svd", "rank": 16, "method": method, "param": param, "exact_count": exact}
+    options = {
+        "mode": "svd",
+        "rank": 16,
+        "dynamic_method": method,
+        "dynamic_param": param,
+        "exact_count": exact,
+    }
     add({"a.safetensors": 1e-7}, **options)
     assert read(tmp_path / "sum.safetensors")[f"{TO_Q}.lora_down.weight"].shape[0] == rank
 
@@ -304,7 +310,7 @@ def test_more_ranks_than_rows(add: Add, tmp_path: Path) -> None:
 def test_a_target_size_is_kept(size: int, add: Add, tmp_path: Path) -> None:
     tensors = module(TO_Q, *factors(96, 64, 16, 0)) | module(FC1, *factors(64, 64, 16, 1))
     write(tmp_path / "a.safetensors", tensors)
-    add({"a.safetensors": 1.0}, mode="svd", target_bytes=size)
+    add({"a.safetensors": 1.0}, mode="svd", target_size=str(size))
     found = (tmp_path / "sum.safetensors").stat().st_size
     assert 0.85 * min(size, 21_000) <= found <= size
 
@@ -378,7 +384,7 @@ def test_keep_is_the_wider_type(types: tuple[str, str], result: str, add: Add, t
     for name, dtype in zip("ab", types, strict=True):
         tensors = {key: encode(array, dtype) for key, array in module(TO_Q, *factors(24, 16, 4, 0)).items()}
         write(tmp_path / f"{name}.safetensors", tensors)
-    add({"a.safetensors": 1.0, "b.safetensors": 1.0}, precision="keep")
+    add({"a.safetensors": 1.0, "b.safetensors": 1.0}, save_precision="keep")
     with open_tensors(tmp_path / "sum.safetensors") as file:
         assert file.tensors[f"{TO_Q}.lora_up.weight"].dtype == result
         assert file.tensors[f"{TO_Q}.alpha"].dtype == "F32"

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.errors import ProblemFound
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 from lorapipe_engine.networks.describe import describe_network
+from lorapipe_merge.inputs import open_networks
+from lorapipe_merge.networks.layers import collect_layers
+from lorapipe_merge.networks.report import LayerReport
+from lorapipe_merge.networks.verify import verify_networks
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -52,3 +59,67 @@ def test_a_missing_file(words: list[object], merge: Run, tmp_path: Path) -> None
     assert done.returncode == 2
     assert "nowhere.safetensors" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("mode", [[], ["--mode", "svd", "--new-rank", 3]])
+def test_verify(mode: list[object], precision: str, words: list[object], merge: Run) -> None:
+    options = ("--verify", "--json", "--save-precision", precision, *mode)
+    done = merge("--networks", *words, "-o", "OUT.safetensors", *options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    verified, error = record["verified"], record["error"]
+    assert verified["layers"] == record["modules"]
+    assert 0 < verified["share"] <= 1
+    # What dropped ranks and rounding lose, as the sum itself reported it.
+    assert verified["error"] == pytest.approx(np.hypot(error["truncation"], error["cast"]), rel=0.02)
+    assert "verified: " in done.stderr
+    assert f"{record['modules']} modules are the sum" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["lora_up.weight", "alpha"])
+def test_verify_finds_a_wrong_file(key: str, words: list[object], merge: Run, tmp_path: Path) -> None:
+    """A value of a written sum is changed by a thousandth of the largest, or an alpha by a tenth."""
+    merge("--networks", *words, "-o", "OUT.safetensors", "--save-precision", "fp32")
+    networks = [(str(word).rpartition(":")[0], float(str(word).rpartition(":")[2])) for word in words]
+    with open_networks(networks) as applied:
+        layers = collect_layers(applied, "sd1")
+        reports = [LayerReport(name=layer.name, networks=2) for layer in layers]
+        assert verify_networks(tmp_path / "OUT.safetensors", layers, reports).layers == len(layers)
+        with open_tensors(tmp_path / "OUT.safetensors") as file:
+            tensors = {name: file.read(name) for name in file.tensors}
+        name = next(name for name in tensors if name.endswith(key))
+        changed = tensors[name].copy()
+        if key == "alpha":
+            changed *= 1.1
+        else:
+            changed[0, 0] += 1e-3 * np.abs(changed).max()
+        write_tensors(tmp_path / "wrong.safetensors", tensors | {name: changed})
+        module = name.removesuffix(f".{key}")
+        with pytest.raises(ProblemFound, match=f"{module}: the written file differs"):
+            verify_networks(tmp_path / "wrong.safetensors", layers, reports)
+        short = {key: value for key, value in tensors.items() if not key.startswith(module)}
+        write_tensors(tmp_path / "short.safetensors", short)
+        with pytest.raises(ProblemFound, match=f"has no module {module}"):
+            verify_networks(tmp_path / "short.safetensors", layers, reports)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--verify", "--dry-run"], "--verify reads the written file again"),
+        (["--verify", "-o", "-"], "--verify reads the written file again"),
+        (["--new-rank", 4], "--new-rank has a use only with --mode svd"),
+        (["--exact-count"], "--exact-count has a use only with --dynamic-method"),
+        (["--vae", "none.safetensors"], "--vae has no use with --networks; it belongs to --models"),
+        (
+            ["--blocks", "MID=1"],
+            "--blocks has no use with --networks; it belongs to a merge into a checkpoint and",
+        ),
+    ],
+)
+def test_options_without_a_use(options: list[object], told: str, words: list[object], merge: Run) -> None:
+    done = merge("--networks", *words, "-o", "OUT.safetensors", *options)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1

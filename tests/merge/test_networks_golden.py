@@ -13,16 +13,11 @@ from lorapipe_engine.delta import Array, dense_delta
 from lorapipe_engine.files.tensorfile import open_tensors
 from lorapipe_engine.networks.describe import describe_network
 from lorapipe_merge.networks.merge import merge_networks
+from support.sums import wishes
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CASES: dict[str, Any] = json.loads((DATA / "merge_networks/cases.json").read_text())
 ROUNDING = {"fp32": 1e-6, "fp16": 1e-3}
-PLAIN: dict[str, Any] = {
-    **dict.fromkeys(("rank", "conv_rank", "method", "param", "target_bytes", "shuffle")),
-    **dict.fromkeys(("exact_count", "no_metadata", "force", "dry_run", "allow_nonfinite", "as_json"), False),
-    "mode": "concat",
-    "precision": "fp32",
-}
 
 
 def inputs_of(case: dict[str, Any]) -> list[tuple[str, float]]:
@@ -51,8 +46,10 @@ def exact_changes(case: dict[str, Any]) -> dict[str, Array]:
 @pytest.mark.parametrize("precision", ROUNDING)
 def test_concat_is_exact(name: str, precision: str, tmp_path: Path) -> None:
     output = tmp_path / "sum.safetensors"
-    options = PLAIN | {"precision": precision}
-    assert merge_networks(inputs_of(CASES[name]), str(output), **options) == 0
+    assert (
+        merge_networks(inputs_of(CASES[name]), wishes(str(output), save_precision=precision, verify=True))
+        == 0
+    )
     found, exact = changes(output), exact_changes(CASES[name])
     assert found.keys() == exact.keys()
     for module, change in exact.items():
@@ -64,8 +61,8 @@ def test_concat_is_exact(name: str, precision: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rank", "conv_rank"), [(3, 2), (8, 8)])
 def test_svd_is_optimal(name: str, rank: int, conv_rank: int, tmp_path: Path) -> None:
     output = tmp_path / "sum.safetensors"
-    options = PLAIN | {"mode": "svd", "rank": rank, "conv_rank": conv_rank}
-    assert merge_networks(inputs_of(CASES[name]), str(output), **options) == 0
+    chosen = wishes(str(output), mode="svd", rank=rank, conv_rank=conv_rank, verify=True)
+    assert merge_networks(inputs_of(CASES[name]), chosen) == 0
     found, exact = changes(output), exact_changes(CASES[name])
     with open_tensors(output) as file:
         kernels = {module: m.kernel for module, m in describe_network(file).modules.items()}

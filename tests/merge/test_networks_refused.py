@@ -117,18 +117,19 @@ def test_values_that_are_no_numbers(add: Add, tmp_path: Path) -> None:
 def test_values_that_fp16_cannot_hold(add: Add, tmp_path: Path) -> None:
     tensors = {name: array * np.float32(1e6) for name, array in lora(TO_Q, 24, 16).items()}
     write(tmp_path / "a.safetensors", tensors)
-    options = {"precision": "fp16"}
+    options = {"save_precision": "fp16"}
     refused(InputError, "do not fit F16", lambda: add({"a.safetensors": 1.0}, **options), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"rank": 4}, "--mode svd only"),
-        ({"mode": "svd"}, "needs a rank"),
-        ({"mode": "svd", "target_bytes": 9000, "method": "sv_fro", "param": 0.9}, "leave out"),
-        ({"mode": "svd", "rank": 4, "method": "sv_fro"}, "--dynamic-param is missing"),
-        ({"mode": "svd", "target_bytes": 100}, "even at rank 1"),
+        (
+            {"mode": "svd", "target_size": "9000", "dynamic_method": "sv_fro", "dynamic_param": 0.9},
+            "leave out",
+        ),
+        ({"mode": "svd", "rank": 4, "dynamic_method": "sv_fro"}, "--dynamic-param is missing"),
+        ({"mode": "svd", "target_size": "100"}, "even at rank 1"),
     ],
 )
 def test_options_that_do_not_go_together(

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lorapipe_tagger.models.adapters import CAMIE, CL, PIXAI, WD, choose_adapter
-from lorapipe_tagger.models.names import HUB, hub_model
+from lorapipe_tagger.models.known import HUB, hub_model
 
 from .making import MODEL, PICTURES
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from lorapipe_dataset.changes.journal import HIDDEN
 from lorapipe_dataset.changes.undo import undo
-from lorapipe_dataset.check.fix import apply
-from lorapipe_dataset.check.mend import FIXABLE, Repairs, plan_repairs
+from lorapipe_dataset.check.pictures.scan import read_files, scan
+from lorapipe_dataset.check.repairs.fix import apply
+from lorapipe_dataset.check.repairs.mend import FIXABLE, Repairs, plan_repairs
 from lorapipe_dataset.check.rules import CHECKS, RULES
-from lorapipe_dataset.check.scan import read_files, scan
 from lorapipe_engine.command.records import Record
 
 SIZE = ["--resolution", 96]

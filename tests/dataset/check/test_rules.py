@@ -452,7 +452,7 @@ def test_strange_names_and_loops(check: Any, draw: Any, tmp_path: Path) -> None:
 
 
 def test_library_errors_are_input_errors(clean: Path) -> None:
-    from lorapipe_dataset.check.scan import scan
+    from lorapipe_dataset.check.pictures.scan import scan
     from lorapipe_engine.command.records import Record
 
     with pytest.raises(InputError, match="no such folder"):

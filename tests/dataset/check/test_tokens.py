@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_dataset.check.tokens import estimate, token_counter
+from lorapipe_dataset.texts.tokens import estimate, token_counter
 from lorapipe_engine.errors import InputError
 
 FOLDER = Path(__file__).parents[3] / "packages/demo/src/lorapipe_demo/assets/tokenizer"

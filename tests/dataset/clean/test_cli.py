@@ -357,7 +357,7 @@ def test_a_second_process_makes_no_difference(
         for number in range(1500):
             (folder / f"{number}.txt").write_text(f"a_{number % 7}, red_hat, hat, b{number}, " + "x, " * 3)
         (folder / "7.txt").write_bytes(b"\xff\xfebroken")
-        monkeypatch.setattr("lorapipe_dataset.clean.helper.WORTH_IT", worth_it)
+        monkeypatch.setattr("lorapipe_dataset.clean.files.helper.WORTH_IT", worth_it)
         done = clean(folder, *options, "--text")
         results[name] = (
             done.code,

@@ -1,51 +1,37 @@
-"""The trainer's bucket options as they stand on the command lines of the dataset tools."""
+"""lora-train's bucket options on the command lines of the dataset tools."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import click
-
-from lorapipe_engine.command.options import Field, build_settings, fields_of
 from lorapipe_engine.pictures.buckets import BucketRule, Size
 from lorapipe_engine.settings import DataSettings
 
-NAMES = (
-    "resolution",
-    "train_batch_size",
-    "enable_bucket",
-    "min_bucket_reso",
-    "max_bucket_reso",
-    "bucket_reso_steps",
-    "bucket_no_upscale",
-)
+
+def _same(name: str) -> Any:
+    """lora-train's option: its default, help and range."""
+    row = next(row for row in dataclasses.fields(DataSettings) if row.name == name)
+    return dataclasses.field(default=row.default, metadata=row.metadata)
 
 
-def bucket_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that adds lora-train's bucket options (``NAMES``) as raw flags; :func:`read_options` reads them."""
-    rows = {field.name: field for field in fields_of(DataSettings)}
-    for name in reversed(NAMES):
-        function = _flag(rows[name])(function)
-    return function
+@dataclass(frozen=True, kw_only=True)
+class BucketSettings:
+    """Buckets, as lora-train has them"""
 
+    resolution: tuple[int, int] = _same("resolution")
+    train_batch_size: int = _same("train_batch_size")
+    enable_bucket: bool = _same("enable_bucket")
+    min_bucket_reso: int = _same("min_bucket_reso")
+    max_bucket_reso: int = _same("max_bucket_reso")
+    bucket_reso_steps: int = _same("bucket_reso_steps")
+    bucket_no_upscale: bool = _same("bucket_no_upscale")
 
-def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    if field.type is bool:
-        names = f"--{field.name}/--no_{field.name}"
-        text = field.facts.help + ("  [default: yes]" if field.default else "")
-        return click.option(names, field.name, default=None, is_flag=True, help=text)
-    metavar = "N[,N]" if field.is_pair else "N"
-    text = f"{field.facts.help}  [default: {shown}]"
-    return click.option(f"--{field.name}", field.name, default=None, help=text, metavar=metavar)
-
-
-def read_options(flags: dict[str, Any]) -> DataSettings:
-    """Take the bucket options out of ``flags`` and check them as lora-train does. Raises ConfigError."""
-    given = {name: flags.pop(name) for name in NAMES}
-    settings: DataSettings = build_settings([DataSettings], given)[0][0]
-    return settings
+    def data(self) -> DataSettings:
+        """lora-train's settings with these, its defaults in all else."""
+        return DataSettings(**{row.name: getattr(self, row.name) for row in dataclasses.fields(self)})
 
 
 def bucket_rule(data: DataSettings) -> BucketRule:

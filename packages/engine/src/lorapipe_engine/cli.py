@@ -10,13 +10,14 @@ from typing import Any
 
 import click
 
+from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options
 from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, print_config, settings_options
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import ToolCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS, TrainSettings
-from lorapipe_engine.settings.refused import ForeignOptions, foreign_options, given_options
+from lorapipe_engine.settings.refused import FOREIGN
 
 EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
@@ -52,7 +53,7 @@ class TrainCommand(ToolCommand):
     help="Draw the curve of the rates and stop: as FILE (.png, .svg), without one in the terminal.",
 )
 @settings_options(*PARTS)
-@foreign_options
+@foreign_options(FOREIGN)
 def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, **flags: Any) -> None:
     """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
 
@@ -62,7 +63,9 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
     if not is_first:
         QUIET.set(True)
-    foreign = ForeignOptions()
+    if print_only and plot_lr is not None:
+        raise ConfigError("--print_config and --plot_lr both stop after what they show; give one of them")
+    foreign = ForeignOptions(FOREIGN)
     given_options(foreign)
     parts, origin = build_settings(PARTS, flags, config_file, foreign)
     parts, origin = fitted(parts, origin)

@@ -16,16 +16,17 @@ import click
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.files.picklefile import open_weights
+from lorapipe_engine.files.sizes import parse_size
 from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, quote, write_tensors
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
-from lorapipe_engine.networks.factors import Balance
 from lorapipe_engine.networks.metadata import with_hashes
-from lorapipe_engine.networks.ranks import Method, RankRule
+from lorapipe_engine.networks.ranks import RankRule
 from lorapipe_engine.networks.read import scale_of
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, summary, table
-from lorapipe_resize.shrink import Precision, Settings, Shrunk, shrink
+from lorapipe_resize.settings import RankSettings, ResultSettings
+from lorapipe_resize.shrink import Settings, Shrunk, shrink
 
 STREAM = "-"
 NO_BOUND = 1 << 30
@@ -36,52 +37,37 @@ NEW_SUFFIXES = ("lora_down.weight", "lora_up.weight", "alpha")
 SHOWN = 5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Options:
-    """The command line. ``rank`` None is no bound, which only a target size allows."""
+    """The command line. Raises ConfigError for options that do not go together."""
 
     inputs: Sequence[str]
-    output: str | None
-    rank: int | None
-    conv_rank: int | None
-    method: Method | None
-    param: float | None
-    exact_count: bool
-    target_size: str | None
-    target_bytes: int | None
-    precision: Precision
-    balance: Balance
-    drop_zero: bool
-    allow_nonfinite: bool
-    device: str
-    report: bool
-    as_json: bool
-    dry_run: bool
-    force: bool
-    keep_alphas: bool
+    ranks: RankSettings
+    result: ResultSettings
 
     def __post_init__(self) -> None:
-        if self.target_bytes is not None and self.method is not None:
+        if self.ranks.target_size is not None and self.ranks.method is not None:
             raise ConfigError("--target-size chooses the ranks itself: leave out --dynamic-method")
-        if self.output is None and not self.dry_run:
+        if self.result.output is None and not self.result.dry_run:
             raise ConfigError("no output: give -o FILE, -o FOLDER/, -o - or --dry-run")
 
     def settings(self) -> Settings:
-        rank = self.rank or NO_BOUND
+        ranks, result = self.ranks, self.result
+        rank, size = ranks.bound or NO_BOUND, ranks.target_size
         return Settings(
             rule=RankRule(
                 rank=rank,
-                conv_rank=self.conv_rank or rank,
-                method=self.method,
-                param=self.param,
-                exact_count=self.exact_count,
+                conv_rank=ranks.conv_rank or rank,
+                method=ranks.method,
+                param=ranks.param,
+                exact_count=ranks.exact_count,
             ),
-            precision=self.precision,
-            balance=self.balance,
-            target_bytes=self.target_bytes,
-            drop_zero=self.drop_zero,
-            allow_nonfinite=self.allow_nonfinite,
-            decompose=dense_on(self.device, say),
+            precision=result.precision,
+            balance=result.balance,
+            target_bytes=None if size is None else parse_size(size, "--target-size"),
+            drop_zero=result.drop_zero,
+            allow_nonfinite=result.allow_nonfinite,
+            decompose=dense_on(result.device, say),
         )
 
 
@@ -127,9 +113,9 @@ def plan(options: Options) -> list[Task]:
     sources = list(find_sources(options.inputs, sys.stdin.buffer))
     if not sources:
         raise InputError("no networks to resize: name files or folders, or pipe paths in")
-    if options.dry_run:
+    if options.result.dry_run:
         return [Task(source, None) for source in sources]
-    output = options.output or ""
+    output = options.result.output or ""
     if output == STREAM:
         if len(sources) > 1:
             raise ConfigError(f"-o - takes one network, not {len(sources)}: give -o FOLDER/")
@@ -139,7 +125,7 @@ def plan(options: Options) -> list[Task]:
     folder = len(sources) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir()
     folder = folder or any(Path(word).is_dir() for word in options.inputs)
     tasks = [Task(source, _target(source, Path(output), folder)) for source in sources]
-    _check_targets(tasks, Path(output), folder, options.force)
+    _check_targets(tasks, Path(output), folder, options.result.force)
     return tasks
 
 
@@ -218,7 +204,7 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
     strangers = _strangers(network)
-    if not options.keep_alphas:
+    if not options.result.keep_alphas:
         settings = replace(settings, alpha=_one_alpha(network, settings.rule))
     modules, others = list(network.modules.values()), network.others
     if settings.target_bytes is not None:
@@ -227,14 +213,14 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
     shrunk = shrink(file, modules, others, settings)
     metadata = _metadata(file, shrunk, options, settings)
     header, places = build_header({key: (t.dtype, t.shape) for key, t in shrunk.tensors.items()}, metadata)
-    if not options.dry_run:
+    if not options.result.dry_run:
         target = task.target or sys.stdout.buffer
-        write_tensors(target, shrunk.tensors, metadata, force=options.force)
+        write_tensors(target, shrunk.tensors, metadata, force=options.result.force)
         if task.target is None:
             sys.stdout.buffer.flush()
     return FileReport(
         source=task.name,
-        output=None if options.dry_run else str(task.target or STREAM),
+        output=None if options.result.dry_run else str(task.target or STREAM),
         precision=shrunk.precision,
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
@@ -263,8 +249,7 @@ def _strangers(network: Network) -> list[str]:
 
 
 def _metadata(file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings) -> dict[str, str]:
-    target = options.target_size if options.target_bytes is not None else None
-    metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, target)
+    metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, options.ranks.target_size)
     metadata = with_hashes(metadata, shrunk.tensors)
     if "modelspec.hash_sha256" in metadata:
         metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
@@ -299,13 +284,13 @@ def tell(report: FileReport, options: Options) -> None:
         say(f"note: {note}")
     if report.bytes_after > report.bytes_before:
         say("note: the result is larger than the input; a smaller --new-rank may be what you want")
-    streamed = options.output == STREAM and not options.dry_run
-    if options.as_json:
+    streamed = options.result.output == STREAM and not options.result.dry_run
+    if options.result.as_json:
         click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=streamed)
-    elif options.report:
+    elif options.result.report:
         for line in table(report):
             click.echo(line, err=streamed)
-    elif not options.dry_run and not streamed:
+    elif not options.result.dry_run and not streamed:
         click.echo(report.output)
 
 

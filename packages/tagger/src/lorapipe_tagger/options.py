@@ -1,21 +1,45 @@
-"""The command line of ``lora-tag``, read and checked."""
+"""The command line of ``lora-tag``, checked: settings become what the work is done with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lorapipe_engine.command.modes import Chosen
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
 from lorapipe_tagger.captions.shape import Shape
-from lorapipe_tagger.captions.texts import AUTO, compared, read_pair_file, read_pairs
-from lorapipe_tagger.captions.write import Existing
+from lorapipe_tagger.captions.texts import (
+    AUTO,
+    OFF,
+    compared,
+    parse_threshold,
+    read_pair_file,
+    read_pairs,
+    split_list,
+)
+from lorapipe_tagger.models.known import DEFAULT
 from lorapipe_tagger.models.labels import Labels
 from lorapipe_tagger.models.names import ModelFiles
-from lorapipe_tagger.scoring.combine import How
-from lorapipe_tagger.scoring.pipeline import Work
+from lorapipe_tagger.scoring.pipeline import Work, default_workers
 from lorapipe_tagger.scoring.select import Rules
-from lorapipe_tagger.sources import Collision
+from lorapipe_tagger.settings import (
+    CaptionSettings,
+    Collision,
+    Existing,
+    ExplainSettings,
+    How,
+    InputSettings,
+    ModelSettings,
+    ResultSettings,
+    SelectSettings,
+    ShapeSettings,
+    WorkSettings,
+)
+
+CATEGORIES = ("general", "character", "copyright", "artist", "meta", "quality")
+_MILLION = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +77,114 @@ class Options:
     report: Path | None
     embeddings: Path | None
     force: bool
+
+    @classmethod
+    def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
+        """The options that the command line means. Raises ConfigError for what no option can be."""
+        captions, results = chosen[CaptionSettings], chosen[ResultSettings]
+        model, shape = chosen[ModelSettings], chosen[ShapeSettings]
+        work, select, stream = chosen[WorkSettings], chosen[SelectSettings], chosen[InputSettings]
+        explain = chosen[ExplainSettings].explain
+        _check_texts(captions, model, shape)
+        models = model.models or (DEFAULT,)
+        if "combine" in chosen.given and len(models) < 2:
+            raise ConfigError("--combine has a use only with several models: give --model once for each")
+        extension = captions.extension
+        return cls(
+            inputs=inputs,
+            recursive=stream.recursive,
+            models=models,
+            combine=work.combine,
+            revision=model.revision,
+            model_dir=model.model_dir,
+            offline=model.offline,
+            work=_work_of(work, model),
+            cache=not work.no_cache,
+            thresholds=thresholds_of(select),
+            mcut=select.mcut,
+            exclude=split_list(select.exclude),
+            keep=split_list(select.keep),
+            shape=_shape_of(shape, chosen.given),
+            replacements=shape.replacements,
+            aliases=shape.aliases,
+            implications=shape.implications,
+            trigger_from_folder=shape.trigger_from_folder,
+            transparent_tag=shape.transparent_tag,
+            existing=captions.existing,
+            extension=extension if extension.startswith(".") else f".{extension}",
+            output_dir=captions.output_dir,
+            collision=captions.collision,
+            write=not (captions.no_txt or explain),
+            dry_run=captions.dry_run,
+            jsonl=stream.jsonl,
+            frequency=results.frequency,
+            explain=explain,
+            report=results.report,
+            embeddings=results.embeddings,
+            force=results.force,
+        )
+
+
+def _check_texts(captions: CaptionSettings, model: ModelSettings, shape: ShapeSettings) -> None:
+    """Raise ConfigError for a suffix, model or separator that would write nonsense."""
+    extension = captions.extension
+    if not extension.strip(".") or any(sign in extension for sign in "/\\\0\n"):
+        raise ConfigError(f"--ext {extension!r}: a suffix such as .txt or .caption is needed")
+    if not all(word.strip() for word in model.models):
+        raise ConfigError('--model "": a short name, a hub id or a folder is needed')
+    if not shape.separator:
+        raise ConfigError('--separator "": tags would run together; ", " is usual')
+
+
+def _work_of(work: WorkSettings, model: ModelSettings) -> Work:
+    return Work(
+        batch=work.batch,
+        workers=work.workers or default_workers(),
+        max_pixels=round(work.max_pixels * _MILLION),
+        resampling=model.preprocess,
+        device=model.device,
+        int8=model.int8,
+    )
+
+
+def thresholds_of(select: SelectSettings) -> dict[str, float | str]:
+    """Thresholds by category, as far as they were given; ``threshold`` holds for general and character tags."""
+    both = parse_threshold(select.threshold, "--threshold")
+    given: dict[str, float | str] = {}
+    for category in CATEGORIES:
+        text = getattr(select, category)
+        value = parse_threshold(text, f"--{category}")
+        if value is None and category in ("general", "character"):
+            value = both
+        if value is not None:
+            given[category] = value
+        if value == OFF and text not in (None, "off"):
+            say(f"lora-tag: note: --{category} {text} is above 1, so there will be no {category} tags")
+    return given
+
+
+def _shape_of(settings: ShapeSettings, given: Collection[str]) -> Shape:
+    if settings.trigger_from_folder and settings.trigger:
+        raise ConfigError("--trigger and --trigger-from-folder exclude each other; give one of them")
+    if settings.character_tags_first and "characters" in given and settings.characters != "first":
+        raise ConfigError(
+            f"--characters {settings.characters} and --character-tags-first exclude each other; give one of them"
+        )
+    return Shape(
+        trigger=settings.trigger.strip(),
+        characters="first" if settings.character_tags_first else settings.characters,
+        add=split_list(settings.add),
+        first=split_list(settings.first),
+        last=split_list(settings.last),
+        drop_overlap=settings.drop_overlap,
+        expand_character=settings.expand_character,
+        max_tags=settings.max_tags,
+        order=settings.order,
+        rating=settings.rating,
+        spaces=settings.spaces,
+        escape=settings.escape,
+        separator=settings.separator,
+    )
 
 
 def rules_for(model: ModelFiles, options: Options) -> Rules:

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from lorapipe_engine.command.records import STREAM, Record, check_folder, find_files, read_records
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
 from lorapipe_engine.pictures.images import IMAGE_SUFFIXES
-
-Collision = Literal["error", "first", "suffix"]
+from lorapipe_tagger.settings import Collision
 
 # Files are known by content; these are the names worth looking at. Those without a suffix are looked into.
 SUFFIXES = IMAGE_SUFFIXES | {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from lorapipe_dataset.bucketing import bucket_options, read_options
+from lorapipe_dataset.bucketing import BucketSettings
+from lorapipe_engine.command.modes import Mode, flag, mode_options, read_mode
 from lorapipe_engine.command.tool import say, tool_command
+from lorapipe_engine.errors import ConfigError
 
 EXAMPLES = """
 lora-check buckets dataset/ --resolution 768,768
@@ -15,21 +18,35 @@ lora-check buckets dataset/ --resolution 768,768 --min-bucket-reso 256 --max-buc
 """
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListSettings:
+    """The list"""
+
+    as_json: bool = flag(False, "Print one JSON object for each picture.", "--json")
+
+
+MODES = (Mode("lora-check buckets", (BucketSettings, ListSettings)),)
+
+
 @tool_command("lora-check buckets", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="[DIR]...")
-@bucket_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each picture.")
-def command(inputs: tuple[str, ...], as_json: bool, **flags: Any) -> int:
+@mode_options(*MODES)
+def command(inputs: tuple[str, ...], **flags: Any) -> int:
     """Show the bucket, size and crop that lora-train gives each picture. Reads headers only.
 
     DIR are datasets, folders of pictures or pictures; without any, they are read from standard input.
     """
+    chosen = read_mode(MODES, flags)
+    if chosen[ListSettings].as_json and "train_batch_size" in chosen.given:
+        raise ConfigError(
+            "train_batch_size: counts the table's batches, which --json does not have; leave it out"
+        )
     from lorapipe_dataset.check.buckets import Placed, Unplaced, bucket_report, place_all, table
-    from lorapipe_dataset.check.scan import read_files, scan
+    from lorapipe_dataset.check.pictures.scan import read_files, scan
     from lorapipe_dataset.output import print_json, printable
     from lorapipe_engine.command.records import read_records
 
-    data = read_options(flags)
+    data, as_json = chosen[BucketSettings].data(), chosen[ListSettings].as_json
     dataset = scan(read_records(inputs), ".txt", masks=True)
     read_files(dataset)
     rows = place_all(dataset, data)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-if TYPE_CHECKING:
-    from lorapipe_dataset.check.options import Options
-    from lorapipe_dataset.check.scan import Dataset
+from lorapipe_dataset.check.options import Options
+from lorapipe_dataset.check.pictures.dataset import Dataset
+from lorapipe_dataset.check.settings import Severity
 
-Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
 

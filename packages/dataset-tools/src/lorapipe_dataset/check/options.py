@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lorapipe_dataset.check.findings import Severity
+from lorapipe_dataset.bucketing import BucketSettings
+from lorapipe_dataset.check.settings import (
+    DrySettings,
+    FixSettings,
+    ReportSettings,
+    RuleSettings,
+    Severity,
+    UndoSettings,
+)
+from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import DataSettings
 
@@ -42,10 +51,22 @@ class Options:
     def __post_init__(self) -> None:
         if self.trigger is not None and not self.trigger.strip():
             raise ConfigError("--trigger: an empty word")
-        if self.fix and self.undo:
-            raise ConfigError("--fix and --undo exclude each other")
         if self.run is not None and not self.undo:
             raise ConfigError("--run names a run to take back: --undo is needed as well")
+
+    @classmethod
+    def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
+        """The options that the command line means. Raises ConfigError."""
+        return cls(
+            inputs=inputs,
+            data=chosen[BucketSettings].data(),
+            **asdict(chosen[RuleSettings]),
+            **asdict(chosen[ReportSettings]),
+            fix=chosen[FixSettings].fix,
+            undo=chosen[UndoSettings].undo,
+            run=chosen[UndoSettings].run,
+            dry_run=chosen[DrySettings].dry_run,
+        )
 
     @property
     def fixed_tokens(self) -> int:

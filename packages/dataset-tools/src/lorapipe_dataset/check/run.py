@@ -10,12 +10,13 @@ import click
 from lorapipe_dataset.bucketing import bucket_rule
 from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped, at_least
-from lorapipe_dataset.check.fix import apply, check_fixable, undo
-from lorapipe_dataset.check.look import look_at_all
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.report import Report, summary, table
+from lorapipe_dataset.check.pictures.dataset import Dataset
+from lorapipe_dataset.check.pictures.look import look_at_all
+from lorapipe_dataset.check.pictures.scan import read_files, scan
+from lorapipe_dataset.check.repairs.fix import apply, check_fixable, undo
+from lorapipe_dataset.check.reports.report import Report, summary, table
 from lorapipe_dataset.check.rules import CHECKS, RULES
-from lorapipe_dataset.check.scan import Dataset, read_files, scan
 from lorapipe_dataset.output import print_json
 from lorapipe_engine.command.options import nearest
 from lorapipe_engine.command.progress import progress
@@ -43,7 +44,7 @@ def run(options: Options) -> int:
     if options.fix:
         return mend(report, options)
     if options.html:
-        from lorapipe_dataset.check.page import page
+        from lorapipe_dataset.check.reports.page import page
 
         with atomic_write(options.html, force=options.force) as file:
             file.write(page(report).encode("utf-8", "replace"))
@@ -86,7 +87,7 @@ def roots_of(records: Iterable[Record]) -> tuple[Path, ...]:
 
 def mend(report: Report, options: Options) -> int:
     """Mend what was found; returns the exit status."""
-    from lorapipe_dataset.check.mend import plan_repairs
+    from lorapipe_dataset.check.repairs.mend import plan_repairs
 
     repairs = plan_repairs(report.dataset, report.findings, options.fix)
     failures = apply(repairs, dry_run=options.dry_run, roots=report.roots)

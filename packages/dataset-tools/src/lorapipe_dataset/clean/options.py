@@ -1,16 +1,40 @@
-"""What a person asks ``lora-clean`` for."""
+"""What a person asks ``lora-clean`` for, checked: settings become rules and options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from lorapipe_dataset.clean.rules import Rules
+from lorapipe_dataset.clean.captions.cleaner import check_replacements
+from lorapipe_dataset.clean.captions.rules import Rules
+from lorapipe_dataset.clean.captions.words import (
+    check_categories,
+    read_categories,
+    read_implications,
+    read_list,
+    read_pair_file,
+    read_pairs,
+    resolve,
+    split_list,
+)
+from lorapipe_dataset.clean.settings import (
+    DrySettings,
+    Existing,
+    FormSettings,
+    InputSettings,
+    OrderSettings,
+    TagSettings,
+    TriggerCheckSettings,
+    UndoSettings,
+    WriteSettings,
+)
+from lorapipe_dataset.texts.tokens import token_counter
+from lorapipe_engine.command.modes import Chosen
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
-
-Existing = Literal["skip", "append", "prepend", "merge", "replace"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +67,37 @@ class Options:
     jsonl: bool | None = None
     force: bool = False
 
+    @classmethod
+    def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
+        """The options that the command line means. Raises ConfigError for what no option can be."""
+        read, write = chosen[InputSettings], chosen[WriteSettings]
+        others = {name: getattr(write, name) for name in ("union", "intersect", "subtract")}
+        algebra = [name for name, folder in others.items() if folder is not None]
+        if len(algebra) > 1:
+            raise ConfigError(f"--{algebra[0]} and --{algebra[1]} exclude each other; run twice")
+        extensions = [text if text.startswith(".") else f".{text}" for text in read.extensions]
+        return cls(
+            rules=rules_of(chosen, algebra[0] if algebra else None),
+            inputs=inputs,
+            recursive=read.recursive,
+            extensions=tuple(text.lower() for text in extensions) or (".txt", ".caption"),
+            source=read.source,
+            target=write.target,
+            output=write.output,
+            other=others[algebra[0]] if algebra else None,
+            categories=check_categories([read.categories], "--categories"),
+            existing=write.existing,
+            create=read.if_empty is not None,
+            no_txt=write.no_txt,
+            check_trigger=chosen[TriggerCheckSettings].check_trigger,
+            frequency=write.frequency,
+            dry_run=chosen[DrySettings].dry_run,
+            undo=chosen[UndoSettings].undo,
+            run=chosen[UndoSettings].run,
+            jsonl=write.jsonl,
+            force=write.force,
+        )
+
     def __post_init__(self) -> None:
         if self.target in ("kohya", "metadata", "csv") and self.output is None:
             raise ConfigError(f"--to {self.target}: -o FILE is needed as well")
@@ -74,3 +129,94 @@ class Options:
         if named and all(any(one == root or root in one.parents for root in named) for one in found):
             return named
         return found
+
+
+def rules_of(chosen: Chosen, algebra: str | None = None) -> Rules:
+    """The rules that the command line means. Raises ConfigError or InputError."""
+    read, form = chosen[InputSettings], chosen[FormSettings]
+    tags, order = chosen[TagSettings], chosen[OrderSettings]
+    check_replacements(tags.regex, "--regex")
+    check_replacements(tags.phrase, "--phrase")
+    lines = {
+        "trigger": order.trigger,
+        "prefix": read.prefix,
+        "suffix": read.suffix,
+        "if-empty": read.if_empty,
+    }
+    for name, text in lines.items():
+        if len((text or "").splitlines()) > 1:
+            raise ConfigError(f"--{name}: one line is needed")
+    if "trigger_place" in chosen.given and not order.trigger:
+        raise ConfigError("--trigger-place has a use only with --trigger")
+    return Rules(
+        style=read.style,
+        split=read.split,
+        join=read.join,
+        lines=form.lines,
+        spelling="keep" if form.spaces is None else "spaces" if form.spaces else "underscores",
+        escape=form.escape,
+        lower=form.lower,
+        strip_weights=form.strip_weights,
+        expand_wildcards=form.expand_wildcards,
+        dedupe=form.dedupe,
+        algebra=algebra,  # type: ignore[arg-type]
+        **_tag_rules(tags),
+        trigger=order.trigger,
+        trigger_place=order.trigger_place,
+        add=split_list(order.add),
+        first=split_list(order.first),
+        last=split_list(order.last),
+        order=order.order,
+        descending=order.descending,
+        keep_first=order.keep_first,
+        category_order=check_categories([read.categories], "--categories"),
+        seed=order.seed,
+        max_tags=order.max_tags,
+        max_tokens=order.max_tokens,
+        count_tokens=_counter(order),
+        sentences=order.sentences,
+        prefix=read.prefix,
+        suffix=read.suffix,
+        if_empty=read.if_empty or "",
+    )
+
+
+def _tag_rules(tags: TagSettings) -> dict[str, Any]:
+    """The rules on single tags, their files read."""
+    return {
+        "phrases": tags.phrase,
+        "regexes": tags.regex,
+        "aliases": resolve(_merged(map(read_pair_file, tags.aliases)), "--aliases"),
+        "replace": read_pairs(tags.replace, "--replace"),
+        "implications": _merged(map(read_implications, tags.implications)),
+        "add_implied": tags.add_implied,
+        "drop": [*split_list(tags.drop), *read_list(tags.drop_file)],
+        "keep": split_list(tags.keep),
+        "only": [*split_list(tags.only), *read_list(tags.only_file)],
+        "drop_categories": check_categories(tags.drop_category, "--drop-category"),
+        "only_categories": check_categories(tags.only_category, "--only-category"),
+        "categories": read_categories(tags.tags_file) if tags.tags_file else {},
+        "split_characters": tags.split_characters,
+        "rating": tags.rating,
+        "several_people": tags.several_people,
+        "overlap": tags.overlap,
+        "strip_invariant": tags.strip_invariant,
+    }
+
+
+def _merged(pairs: Iterable[Mapping[str, list[str]]]) -> dict[str, list[str]]:
+    together: dict[str, list[str]] = {}
+    for one in pairs:
+        together |= one
+    return together
+
+
+def _counter(order: OrderSettings) -> Callable[[str], int] | None:
+    if order.max_tokens is None and order.order != "tokens":
+        return None
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    count, exact = token_counter(order.tokenizer, hub)
+    if not exact:
+        say("lora-clean: note: tokens are estimated; --tokenizer DIR (vocab.json, merges.txt) counts them")
+    return count

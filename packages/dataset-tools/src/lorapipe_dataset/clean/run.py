@@ -12,17 +12,17 @@ import click
 from lorapipe_dataset.changes.filebytes import read_stamped
 from lorapipe_dataset.changes.journal import Journal
 from lorapipe_dataset.changes.undo import undo
-from lorapipe_dataset.clean.cleaner import Cleaner, counted
-from lorapipe_dataset.clean.documents import clean_document, document_captions
-from lorapipe_dataset.clean.inputs import Document, Job, gather
+from lorapipe_dataset.clean.captions.cleaner import Cleaner, counted
+from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts
+from lorapipe_dataset.clean.captions.tags import split_caption
+from lorapipe_dataset.clean.files.documents import clean_document, document_captions
+from lorapipe_dataset.clean.files.inputs import Document, Job, gather
+from lorapipe_dataset.clean.files.plan import Outcome, find_facts, read_source
+from lorapipe_dataset.clean.files.textfile import decode
+from lorapipe_dataset.clean.files.work import Worker, by_folder
+from lorapipe_dataset.clean.files.writers import write_rows
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.clean.plan import Outcome, find_facts, read_source
-from lorapipe_dataset.clean.rules import NO_FACTS, Facts
-from lorapipe_dataset.clean.tags import split_caption
 from lorapipe_dataset.clean.tell import TOOL, Count, Teller, printable, tell_cut, tell_frequency
-from lorapipe_dataset.clean.textfile import decode
-from lorapipe_dataset.clean.work import Worker, by_folder
-from lorapipe_dataset.clean.writers import write_rows
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError, LoraError

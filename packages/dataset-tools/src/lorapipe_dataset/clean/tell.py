@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
+from lorapipe_dataset.clean.files.plan import Outcome
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.clean.plan import Outcome
 from lorapipe_dataset.output import printable as escaped
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import format_fields

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
-from lorapipe_dataset.bucketing import batches_per_epoch, bucket_rule
+from lorapipe_dataset.bucketing import BucketSettings, batches_per_epoch, bucket_rule
 from lorapipe_dataset.output import print_json, printable
 from lorapipe_dataset.repeats.build import build_tree
 from lorapipe_dataset.repeats.numbers import KINDS, target_of
 from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
+from lorapipe_dataset.repeats.settings import FolderSettings, NumberSettings, OutputSettings, RenameSettings
 from lorapipe_dataset.repeats.sources import Gathered, gather, named_numbers
 from lorapipe_dataset.repeats.subsets import dataset_toml
 from lorapipe_dataset.repeats.tree import Layout, Mode, check_tree, lay_out, rename_folders, renames
+from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import format_path, read_records
 from lorapipe_engine.command.tool import say
@@ -50,15 +52,33 @@ class Options:
     dry_run: bool
     force: bool
 
+    @classmethod
+    def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
+        """The options that the command line means. Raises ConfigError for those that do not go together."""
+        folder, output, buckets = chosen[FolderSettings], chosen[OutputSettings], chosen[BucketSettings]
+        if folder.link and folder.move:
+            raise ConfigError("--link and --move exclude each other; give one of them")
+        if output.output == "":
+            raise ConfigError("-o: an empty name")
+        unused = [name for name in chosen.given if name in asdict(buckets) and name != "train_batch_size"]
+        if unused and buckets.train_batch_size == 1 and chosen.mode.name != "-o FILE.toml":
+            raise ConfigError(
+                f"{unused[0]}: has a use only with --train_batch_size above 1, or with -o FILE.toml"
+            )
+        return cls(
+            inputs=inputs,
+            mode="move" if folder.move else folder.link or "copy",
+            data=buckets.data(),
+            rename=chosen[RenameSettings].rename,
+            **asdict(output),
+            **asdict(chosen[NumberSettings]),
+        )
+
     def __post_init__(self) -> None:
-        if self.rename and self.output:
-            raise ConfigError("--rename changes the folders where they are: leave out -o")
         if self.concept is not None and not self.concept.strip():
             raise ConfigError("--concept: an empty name")
         if self.by not in (None, "weight") and self.weight:
             raise ConfigError(f"--weight goes with --by weight, not with --by {self.by}")
-        if self.mode != "copy" and (self.output is None or self.makes_toml):
-            raise ConfigError("--link and --move build a folder: give -o FOLDER/")
 
     @property
     def makes_toml(self) -> bool:

@@ -11,11 +11,7 @@ flags, a TOML file and the defaults, in that order.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
-import re
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,13 +29,19 @@ _KEY = "lorapipe"
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What :func:`option` says of a field."""
+    """What :func:`option`, or for a tool's own options :func:`~.modes.flag`, says of a field."""
 
     help: str
     choices: tuple[Any, ...] | None = None
     min: float | None = None
     max: float | None = None
     alias: str | None = None
+    dashed: bool = False
+    flags: tuple[str, ...] = ()
+    opposite: str | None = None
+    metavar: str | None = None
+    needs: tuple[str, ...] = ()
+    above: float | None = None
 
 
 def option(
@@ -67,6 +69,11 @@ class Field:
     facts: Facts
 
     @property
+    def label(self) -> str:
+        """What errors call it: a tool's own option by its flag, lora-train's by the name that TOML has too."""
+        return next((name for name in self.facts.flags if name.startswith("--")), self.name)
+
+    @property
     def is_list(self) -> bool:
         """Whether it takes any number of words."""
         return typing.get_origin(self.type) is tuple and typing.get_args(self.type)[-1] is Ellipsis
@@ -83,11 +90,16 @@ def fields_of(cls: type) -> tuple[Field, ...]:
     hints = typing.get_type_hints(cls)
     found = []
     for row in dataclasses.fields(cls):
-        kind = hints[row.name]
-        optional = isinstance(kind, types.UnionType) and type(None) in kind.__args__
+        kind, facts = hints[row.name], row.metadata[_KEY]
+        is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+        optional = is_union and type(None) in typing.get_args(kind)
         if optional:
-            kind = next(arg for arg in kind.__args__ if arg is not type(None))
-        found.append(Field(row.name, kind, optional, row.default, row.metadata[_KEY]))
+            kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
+        if typing.get_origin(kind) is typing.Literal:
+            kind, facts = str, dataclasses.replace(facts, choices=typing.get_args(kind))
+        if facts.dashed and not facts.flags:
+            facts = dataclasses.replace(facts, flags=(f"--{row.name.replace('_', '-')}",))
+        found.append(Field(row.name, kind, optional, row.default, facts))
     return tuple(found)
 
 
@@ -122,9 +134,9 @@ def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        rows = [field for cls in classes for field in fields_of(cls)]
-        for field in reversed(rows):
-            function = _flag(field)(function)
+        rows = [(field, cls) for cls in classes for field in fields_of(cls)]
+        for field, cls in reversed(rows):
+            function = in_section(cls, _flag(field)(function))
         function = click.option(
             "--print_config", "print_only", is_flag=True, help="Print all options as TOML and stop."
         )(function)
@@ -135,6 +147,13 @@ def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[
     return decorate
 
 
+def in_section(part: type, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose newest option the help shows under the first line of the class's docstring."""
+    title = (part.__doc__ or "").strip().split("\n")[0]
+    function.__click_params__[-1].section = title if title.endswith("...") else title.rstrip(".")  # type: ignore[attr-defined]
+    return function
+
+
 def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     names = [f"--{field.name}", *([f"--{field.facts.alias}"] if field.facts.alias else []), field.name]
     text = field.facts.help
@@ -143,13 +162,14 @@ def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         names[0] = f"--{field.name}/--{opposite}"
         return click.option(*names, default=None, is_flag=True, help=text + _shown_default(field))
     if field.is_list:
-        metavar = "WORDS" if typing.get_args(field.type)[0] is str else f"{_metavar(field)} ..."
+        metavar = "WORDS" if typing.get_args(field.type)[0] is str else f"{metavar_of(field)} ..."
         return click.option(*names, cls=WordsOption, multiple=True, default=None, help=text, metavar=metavar)
-    metavar = "|".join(map(str, field.facts.choices)) if field.facts.choices else _metavar(field)
+    metavar = "|".join(map(str, field.facts.choices)) if field.facts.choices else metavar_of(field)
     return click.option(*names, default=None, type=str, help=text + _shown_default(field), metavar=metavar)
 
 
-def _metavar(field: Field) -> str:
+def metavar_of(field: Field) -> str:
+    """What stands for a value of the field in the help."""
     if field.is_pair:
         return "N[,N]"
     kind = typing.get_args(field.type)[0] if field.is_list else field.type
@@ -212,6 +232,8 @@ def read_toml(
 
     Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
     """
+    import tomllib  # as json and difflib: a command's start has no need of them
+
     text = _read_text(path)
     try:
         table = tomllib.loads(text)
@@ -245,6 +267,8 @@ def _read_text(path: Path) -> str:
 
 def place_of(path: Path, text: str, key: str) -> str:
     """The file, and the line of ``key`` where only one can be meant."""
+    import re
+
     # In JSON a colon stands behind a key.
     pattern = re.compile(rf"^[^#=\n]*?(?<![\w-])[\"']?{re.escape(key)}[\"']?[ \t]*[=:]", re.MULTILINE)
     found = [match.end() for match in pattern.finditer(text)]
@@ -263,7 +287,9 @@ def _flatten(table: Mapping[str, Any], section: str) -> list[tuple[str, str, Any
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """``, did you mean 'x'?`` for a misspelt name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), 1)
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, list(known), 1)
     return f", did you mean '{close[0]}'?" if close else ""
 
 
@@ -273,10 +299,10 @@ def convert(field: Field, value: Any, where: str) -> Any:
         return _words(field, value, where)
     if field.is_pair:
         return _pair(field, value, where)
-    result = _scalar(field.name, field.type, value, where)
+    result = _scalar(field.label, field.type, value, where)
     if field.facts.choices is not None and result not in field.facts.choices:
         shown = ", ".join(map(str, field.facts.choices))
-        raise ConfigError(f"{field.name}: '{result}' is none of {shown}{where}")
+        raise ConfigError(f"{field.label}: '{result}' is none of {shown}{where}")
     _check_range(field, result, where)
     return result
 
@@ -284,25 +310,29 @@ def convert(field: Field, value: Any, where: str) -> Any:
 def _check_range(field: Field, value: Any, where: str) -> None:
     low, high = field.facts.min, field.facts.max
     if low is not None and value < low:
-        raise ConfigError(f"{field.name}: {value} is below {low:g}{where}")
+        raise ConfigError(f"{field.label}: {value} is below {low:g}{where}")
+    if field.facts.above is not None and value <= field.facts.above:
+        raise ConfigError(f"{field.label}: {value} is not above {field.facts.above:g}{where}")
     if high is not None and value > high:
-        raise ConfigError(f"{field.name}: {value} is above {high:g}{where}")
+        raise ConfigError(f"{field.label}: {value} is above {high:g}{where}")
 
 
 def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     kind = typing.get_args(field.type)[0]
+    if typing.get_origin(kind) is tuple:  # of options that take several words each time
+        return tuple(tuple(map(str, item)) for item in items)
     if kind is Path:
-        return tuple(_scalar(field.name, kind, item, where) for item in items)
+        return tuple(_scalar(field.label, kind, item, where) for item in items)
     if kind is not str:
         # Numbers may be words of their own or stand in one, with commas.
         numbers = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
-        found = tuple(_scalar(field.name, kind, number, where) for number in numbers)
+        found = tuple(_scalar(field.label, kind, number, where) for number in numbers)
         for number in found:
             _check_range(field, number, where)
         return found
     if any(isinstance(item, dict | list) for item in items):
-        raise ConfigError(f"{field.name}: expected a list of texts{where}")
+        raise ConfigError(f"{field.label}: expected a list of texts{where}")
     return tuple(str(item) for item in items)
 
 
@@ -310,9 +340,9 @@ def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
     items = list(value) if isinstance(value, list | tuple) else str(value).split(",")
     if len(items) not in (1, 2):
         raise ConfigError(
-            f"{field.name}: expected one number or two, as 512 or 512,768; got '{value}'{where}"
+            f"{field.label}: expected one number or two, as 512 or 512,768; got '{value}'{where}"
         )
-    numbers = [_whole(field.name, item, where) for item in items]
+    numbers = [_whole(field.label, item, where) for item in items]
     for number in numbers:
         _check_range(field, number, where)
     return numbers[0], numbers[-1]
@@ -369,6 +399,8 @@ def _digits(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    import json
+
     return f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -397,5 +429,7 @@ def _toml(value: Any) -> str:
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, int | float):
         return repr(value)
+    import json
+
     # JSON leaves DEL as it is, TOML does not take it.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

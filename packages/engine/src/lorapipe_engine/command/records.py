@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import click
-
 from lorapipe_engine.errors import InputError
 
 STREAM = "-"
@@ -202,16 +200,6 @@ def _unreadable(error: OSError, folder: Path) -> InputError:
 
 
 # -------------------------------------------------------------------------------- out
-
-
-def stream_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A decorator that adds ``--jsonl/--text``; the command gets ``jsonl``, for :func:`write_record`."""
-    return click.option(
-        "--jsonl/--text",
-        "jsonl",
-        default=None,
-        help="Write JSON records or text.  [default: text on a terminal, records in a pipe]",
-    )(function)
 
 
 def write_record(

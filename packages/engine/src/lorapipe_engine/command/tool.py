@@ -38,6 +38,18 @@ class ToolCommand(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = examples.strip("\n")
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options; those with a ``section`` under its heading, in the order of the sections."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if row is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(row)
+        sections["Options"] = sections.pop("Options", [])
+        for title, rows in sections.items():
+            with formatter.section(title if title == "Options" or len(sections) > 1 else "Options"):
+                formatter.write_dl(rows)
+
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if self.examples:
             with formatter.section("Examples"):

@@ -9,7 +9,10 @@ from lorapipe_engine.command.options import option
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """The training objective; :mod:`lorapipe_engine.train.objective.loss` works with it."""
+    """The training objective.
+
+    :mod:`lorapipe_engine.train.objective.loss` works with it.
+    """
 
     v_parameterization: bool | None = option(
         None, "The base predicts v (SD 2.x 768). [default: what the file tells, else epsilon]"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from lorapipe_engine.command.modes import Mode, flag, mode_options, read_mode
 from lorapipe_engine.command.tool import tool_command
 from lorapipe_engine.errors import ConfigError
 
@@ -26,31 +29,45 @@ lora-inspect meta run/ --strip -o stripped/
 LONGEST = 160
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowSettings:
+    """Show metadata"""
+
+    more_keys: tuple[str, ...] = flag((), "Show this entry; may be repeated.", "--key", metavar="KEY")
+    tags: bool = flag(False, "How often each tag was trained, over all folders.")
+    top: int = flag(20, "Tags to show; 0 for all.", min=0, needs="tags")
+    as_json: bool = flag(False, "Print one JSON object per file, tables inside decoded.", "--json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditSettings:
+    """Write a changed copy"""
+
+    setting: tuple[str, ...] = flag((), "Change or add an entry.", "--set", metavar="KEY=VALUE")
+    unset: tuple[str, ...] = flag(
+        (), "Leave an entry out; 'ss_dataset*' for several.", metavar="KEY", needs="strip=False"
+    )
+    strip: bool = flag(False, "Leave all entries out, but for those of --set.")
+    output: str | None = flag(
+        None, "The new file, folder for several, or - for stdout.", "-o", "--output", metavar="OUT"
+    )
+    force: bool = flag(False, "Replace OUT; without -o, change the file itself.")
+
+
+def _is_edit(flags: Mapping[str, Any]) -> bool:
+    return any(flags.get(name) for name in ("setting", "unset", "strip"))
+
+
+MODES = (
+    Mode("showing metadata", (ShowSettings,)),
+    Mode("--set, --unset or --strip", (EditSettings,), by=_is_edit),
+)
+
+
 @tool_command("lora-inspect meta", examples=EXAMPLES)
 @click.argument("words", nargs=-1, metavar="[FILE]... [KEY]...")
-@click.option("--key", "more_keys", multiple=True, metavar="KEY", help="Show this entry; may be repeated.")
-@click.option("--tags", is_flag=True, help="How often each tag was trained, over all folders.")
-@click.option("--top", type=click.IntRange(0), default=20, show_default=True, help="Tags to show; 0 for all.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object per file, tables inside decoded."
-)
-@click.option("--set", "setting", multiple=True, metavar="KEY=VALUE", help="Change or add an entry.")
-@click.option("--unset", multiple=True, metavar="KEY", help="Leave an entry out; 'ss_dataset*' for several.")
-@click.option("--strip", is_flag=True, help="Leave all entries out, but for those of --set.")
-@click.option("-o", "--output", metavar="OUT", help="The new file, folder for several, or - for stdout.")
-@click.option("--force", is_flag=True, help="Replace OUT; without -o, change the file itself.")
-def command(
-    words: tuple[str, ...],
-    more_keys: tuple[str, ...],
-    tags: bool,
-    top: int,
-    as_json: bool,
-    setting: tuple[str, ...],
-    unset: tuple[str, ...],
-    strip: bool,
-    output: str | None,
-    force: bool,
-) -> int:
+@mode_options(*MODES)
+def command(words: tuple[str, ...], **flags: Any) -> int:
     """Show the metadata of weight files, or write copies with other metadata.
 
     FILE are files, folders, or - for standard input (a weight file, or a list of paths). A KEY is shown whole, tables
@@ -59,20 +76,20 @@ def command(
     --set, --unset and --strip copy the tensors' bytes as they are into a new file, so hashes of the data stay valid;
     sshs_legacy_hash, which depends on the metadata, is computed anew. The paths of new files go to stdout.
     """
+    chosen = read_mode(MODES, flags)
     files, keys = split_words(words)
-    keys += more_keys
-    if setting or unset or strip:
-        if keys or tags or as_json:
-            raise ConfigError("a file is either shown or changed: leave out KEY, --tags and --json")
+    edit, show = chosen[EditSettings], chosen[ShowSettings]
+    if edit in chosen.parts:
+        if keys:
+            raise ConfigError("a file is either shown or changed: leave out KEY")
         from lorapipe_inspect.measure.meta_edit import Changes, change_files
 
-        changes = Changes.parse(setting, unset, strip=strip)
-        return change_files(files, changes, output, force=force)
-    if output is not None or force:
-        raise ConfigError("nothing to change: give --set KEY=VALUE, --unset KEY or --strip")
-    if keys and tags:
+        changes = Changes.parse(edit.setting, edit.unset, strip=edit.strip)
+        return change_files(files, changes, edit.output, force=edit.force)
+    keys += show.more_keys
+    if keys and show.tags:
         raise ConfigError("--tags shows tags only: leave out KEY")
-    return show_files(files, keys, tags=tags, top=top, as_json=as_json)
+    return show_files(files, keys, tags=show.tags, top=show.top, as_json=show.as_json)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

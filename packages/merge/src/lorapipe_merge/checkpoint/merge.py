@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import check_output
-from lorapipe_engine.files.hashcache import known_sha256
-from lorapipe_engine.files.picklefile import open_weights
-from lorapipe_engine.files.tensorfile import WeightFile, open_tensors
-from lorapipe_engine.networks.describe import describe_network
-from lorapipe_engine.networks.read import network_path, require_strengths
 from lorapipe_merge.base import Base, open_base
 from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
 from lorapipe_merge.finite import check_networks
+from lorapipe_merge.inputs import open_networks
 from lorapipe_merge.matching import Applied, check_match, left_out, match
 from lorapipe_merge.recipe import RECIPE_KEY
-
-STREAM = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,32 +59,10 @@ def write_merge(
     notes += _merged_before(base, applied)
     result = plan_result(base, applied, found, output, blocks, wishes.precision, metadata=wishes.metadata)
     _check_room(base, result, output, wishes)
-    report = Report.of(base, applied, found, result, notes)
+    report = Report.of(base, applied, found, notes, output=output, size=result.size)
     if not wishes.dry_run:
         write_result(result, report, force=wishes.force, verify=wishes.verify, allow=wishes.allow_nonfinite)
     return report
-
-
-@contextmanager
-def open_networks(networks: Sequence[tuple[str, float]]) -> Iterator[list[Applied]]:
-    """Open network files; "-" is one on standard input. Raises InputError, and ConfigError for a bad ratio."""
-    with ExitStack() as stack:
-        found = []
-        for name, ratio in networks:
-            if not math.isfinite(ratio):
-                raise ConfigError(f"--ratio {ratio}: not a finite number")
-            if name == STREAM:
-                data = sys.stdin.buffer.read()
-                weights: WeightFile = stack.enter_context(open_tensors(BytesIO(data)))
-                digest, shown = hashlib.sha256(data).hexdigest(), "standard input"
-            else:
-                path = network_path(Path(name))
-                weights = stack.enter_context(open_weights(path))
-                digest, shown = known_sha256(path), name
-            network = describe_network(weights)
-            require_strengths(network)
-            found.append(Applied(weights, network, ratio, shown, digest))
-        yield found
 
 
 def _merged_before(base: Base, applied: Sequence[Applied]) -> list[str]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_merge.base import Base
 from lorapipe_merge.blocks import order_of
 from lorapipe_merge.matching import Applied, Match
-
-if TYPE_CHECKING:
-    from lorapipe_merge.checkpoint.result import Result
 
 MOST = 5
 # What is worth a word: a merge that hardly moves anything has no visible effect, one that moves much is overcooked.
@@ -58,7 +56,14 @@ class Report:
 
     @classmethod
     def of(
-        cls, base: Base, networks: Sequence[Applied], found: Match, result: Result, notes: Sequence[str]
+        cls,
+        base: Base,
+        networks: Sequence[Applied],
+        found: Match,
+        notes: Sequence[str],
+        *,
+        output: Path,
+        size: int,
     ) -> Report:
         """What is known before the work."""
         return cls(
@@ -68,8 +73,8 @@ class Report:
             matched=found.modules,
             unmatched=found.unmatched,
             tensors=len(found.changes),
-            bytes=result.size,
-            output=str(result.output),
+            bytes=size,
+            output=str(output),
             notes=list(notes),
         )
 

@@ -16,8 +16,9 @@ from lorapipe_engine.delta import needs_base
 from lorapipe_engine.errors import InputError
 from lorapipe_merge.base import Base, open_base
 from lorapipe_merge.blocks import parse_blocks
-from lorapipe_merge.checkpoint.merge import Wishes, open_networks, write_merge
+from lorapipe_merge.checkpoint.merge import Wishes, write_merge
 from lorapipe_merge.checkpoint.report import Report
+from lorapipe_merge.inputs import open_networks
 from lorapipe_merge.matching import Applied
 from lorapipe_merge.recipe import RECIPE_KEY
 

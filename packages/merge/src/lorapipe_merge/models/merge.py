@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -41,6 +41,7 @@ from lorapipe_merge.models.plan import (
 from lorapipe_merge.output import PIECE, Buffers, Target, encode_numbers, read_numbers, run_jobs, thread_count
 from lorapipe_merge.recipe import Source as Named
 from lorapipe_merge.recipe import merge_date, merged_metadata, recipe
+from lorapipe_merge.settings import ModelsSettings, OutputSettings, SharedSettings
 
 
 @dataclass(frozen=True)
@@ -61,76 +62,126 @@ class Task:
 
 def merge_models(
     inputs: Sequence[tuple[str, float | None]],
-    output: str,
-    *,
-    method: str,
-    params: Mapping[str, float],
+    target: Path,
+    settings: ModelsSettings,
+    output: OutputSettings,
+    shared: SharedSettings,
     blocks: str | None,
-    vae: str | None,
-    ema: Literal["keep", "prune", "use"],
-    precision: str,
-    prune: bool,
-    seed: int,
-    no_metadata: bool,
-    force: bool,
-    dry_run: bool,
-    allow_nonfinite: bool,
-    as_json: bool,
 ) -> int:
-    """Merge checkpoints into one file; the exit status. A model's own ratio, that of the second, goes before --ratio.
+    """Merge checkpoints, each with the ratio of its own if it has one, into one file; the exit status.
 
     Raises LoraErrors; nothing that stood there before is changed unless all went well.
     """
-    row = METHODS[method]
-    check_method(method, row.least, row.most, len(inputs))
+    row = METHODS[settings.method]
+    check_method(settings.method, row.least, row.most, len(inputs))
+    ratio = ratio_of(settings.method, row, inputs, shared.ratio, blocks)
     with ExitStack() as stack:
         models = [open_model(name) for name, _ in inputs]
         for _, file, _ in models:
             stack.enter_context(file)
         family = one_family(models)
-        table = vae_table(stack.enter_context(open_weights(Path(vae)))) if vae else None
+        table = vae_table(stack.enter_context(open_weights(settings.vae))) if settings.vae else None
         files = [file for _, file, _ in models]
-        plan = plan_models(files, family, ema=ema, prune=prune, vae=table)
-        given = next((ratio for _, ratio in inputs[1:] if ratio is not None), None)
+        plan = plan_models(files, family, ema=settings.ema, prune=settings.prune, vae=table)
         task = Task(
-            name=method,
+            name=settings.method,
             method=row,
-            ratio=row.ratio if given is None else given,
-            params=known_params(method, row, params),
+            ratio=ratio,
+            params=known_params(settings.method, row, dict(map(_pair, settings.params))),
             blocks=parse_blocks(blocks, family) if blocks else None,
-            seed=seed,
-            allow=allow_nonfinite,
+            seed=settings.seed,
+            allow=output.allow_nonfinite,
         )
         paths = [path for path, _, _ in models]
-        target = Path(output)
-        for path in paths:
-            if target.exists() and target.samefile(path) and not force:
-                raise ConfigError(
-                    f"{target}: is one of the models; give --force to replace it, or another -o"
-                )
-        kinds = {key: (kind_of(entry, precision), entry.shape) for key, entry in plan.entries.items()}
+        merged = _check_result(plan, paths, target, force=output.force)
+        kinds = {key: (kind_of(entry, output.precision), entry.shape) for key, entry in plan.entries.items()}
         header, places = build_header(kinds)
         size = len(header) + max((info.end for info in places.values()), default=0)
-        check_output(target, force=force, size=size)
-        merged = sum(len(entry.sources) > 1 for entry in plan.entries.values())
-        if not merged:
-            raise InputError(f"{paths[0]} and {paths[1]} have no tensor in common; nothing was written")
-        if not dry_run:
-            sources = [Named(path, known_sha256(path)) for path in paths]
+        check_output(target, force=output.force, size=size)
+        if not output.dry_run:
             metadata = dict(files[0].metadata)
-            if not no_metadata:
-                text = recipe(
-                    "models", {"models": sources}, method=method, ratio=task.ratio, params=dict(task.params) or None,
-                    blocks=blocks, vae=vae and Named(Path(vae), known_sha256(Path(vae))).as_record(), ema=ema,
-                    seed=seed if method == "dare" else None, precision=precision,
-                )  # fmt: skip
-                metadata = merged_metadata(
-                    metadata, text, family=family, title=target.stem, merged_from=[p.name for p in paths],
-                    date=merge_date(paths), v_prediction="v_pred" in files[0].tensors,
-                )  # fmt: skip
-            write_models(plan, places, metadata, target, task, force=force)
-    tell(plan, merged, task, [str(path) for path in paths], output, dry_run=dry_run, as_json=as_json)
+            if not shared.no_metadata:
+                metadata = _metadata(
+                    files[0], paths, target, family, _recipe(paths, task, settings, output.precision, blocks)
+                )
+            write_models(plan, places, metadata, target, task, force=output.force)
+    tell(plan, merged, task, [str(path) for path in paths], target, output)
     return 0
+
+
+def ratio_of(
+    name: str,
+    method: Method,
+    inputs: Sequence[tuple[str, float | None]],
+    ratio: float | None,
+    blocks: str | None,
+) -> float:
+    """The share of the second model: its own ratio, else that of all, else what fits the method.
+
+    Raises ConfigError for ratios and block values of which the method would take no notice.
+    """
+    others = [path for index, (path, own) in enumerate(inputs) if own is not None and index != 1]
+    if others:
+        raise ConfigError(
+            f"{others[0]}: the ratio of --models is that of the second model; give it there, or --ratio"
+        )
+    given = inputs[1][1] if len(inputs) > 1 and inputs[1][1] is not None else ratio
+    if not method.weighted and (given is not None or blocks):
+        raise ConfigError(
+            f"--method {name} gives all models the same share: leave out {'--blocks' if blocks else 'the ratio'}"
+        )
+    return method.ratio if given is None else given
+
+
+def _pair(text: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise ConfigError(f"--param {text}: write NAME=NUMBER") from None
+
+
+def _check_result(plan: Plan, paths: Sequence[Path], target: Path, *, force: bool) -> int:
+    """How many tensors are merged. Raises ConfigError for a model as output, InputError where nothing is merged."""
+    for path in paths:
+        if target.exists() and target.samefile(path) and not force:
+            raise ConfigError(f"{target}: is one of the models; give --force to replace it, or another -o")
+    merged = sum(len(entry.sources) > 1 for entry in plan.entries.values())
+    if not merged:
+        raise InputError(f"{paths[0]} and {paths[1]} have no tensor in common; nothing was written")
+    return merged
+
+
+def _recipe(
+    paths: Sequence[Path], task: Task, settings: ModelsSettings, precision: str, blocks: str | None
+) -> str:
+    vae = settings.vae and Named(settings.vae, known_sha256(settings.vae)).as_record()
+    return recipe(
+        "models",
+        {"models": [Named(path, known_sha256(path)) for path in paths]},
+        method=task.name,
+        ratio=task.ratio,
+        params=dict(task.params) or None,
+        blocks=blocks,
+        vae=vae,
+        ema=settings.ema,
+        seed=task.seed if task.name == "dare" else None,
+        precision=precision,
+    )
+
+
+def _metadata(
+    first: WeightFile, paths: Sequence[Path], target: Path, family: str, text: str
+) -> dict[str, str]:
+    return merged_metadata(
+        dict(first.metadata),
+        text,
+        family=family,
+        title=target.stem,
+        merged_from=[path.name for path in paths],
+        date=merge_date(paths),
+        v_prediction="v_pred" in first.tensors,
+    )
 
 
 def one_family(models: Sequence[tuple[Path, WeightFile, str]]) -> str:
@@ -256,17 +307,17 @@ def _write_first_layer(
 
 
 def tell(
-    plan: Plan, merged: int, task: Task, names: Sequence[str], output: str, *, dry_run: bool, as_json: bool
+    plan: Plan, merged: int, task: Task, names: Sequence[str], target: Path, output: OutputSettings
 ) -> None:
     """The report on stderr, the path or the report as JSON on stdout."""
-    verb = "would merge" if dry_run else "merged"
+    verb = "would merge" if output.dry_run else "merged"
     ratio = "block values" if task.blocks else f"ratio {task.ratio:g}"
     say(f"{verb} {merged} of {len(plan.entries)} tensors of {', '.join(names)} by {task.name}, {ratio}")
     for note in plan.notes:
         say(f"note: {note}")
-    if as_json:
+    if output.as_json:
         record: dict[str, Any] = {
-            "output": output,
+            "output": str(target),
             "models": list(names),
             "method": task.name,
             "ratio": task.ratio,
@@ -276,5 +327,5 @@ def tell(
             "notes": plan.notes,
         }
         click.echo(json.dumps(record, ensure_ascii=False))
-    elif not dry_run:
-        click.echo(output)
+    elif not output.dry_run:
+        click.echo(target)

@@ -30,7 +30,7 @@ Prepare = Callable[[Pieces, float, Mapping[str, float], int], Combine]
 @dataclass(frozen=True)
 class Method:
     """A method. ``least``, ``most``: how many models it takes; ``ancestor``: the last of them is what the others came
-    from. ``params``: its numbers with their defaults. ``blocks``: whether block values can take the ratio's place.
+    from. ``params``: its numbers with their defaults. ``weighted``: whether it takes notice of the ratio.
     """
 
     prepare: Prepare
@@ -39,6 +39,7 @@ class Method:
     ancestor: bool = False
     ratio: float = 0.5
     params: Mapping[str, float] = field(default_factory=dict)
+    weighted: bool = True
 
 
 # -------------------------------------------------------------------------------- number by number
@@ -239,8 +240,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "dare": Method(
             prepare_dare, 2, None, ancestor=True, ratio=1.0, params=MappingProxyType({"drop": 0.3})
         ),
-        "median": Method(_plain(median), 3, None),
-        "geometric-median": Method(prepare_geometric_median, 3, None),
-        "average": Method(_plain(average), 2, None),
+        "median": Method(_plain(median), 3, None, weighted=False),
+        "geometric-median": Method(prepare_geometric_median, 3, None, weighted=False),
+        "average": Method(_plain(average), 2, None, weighted=False),
     }
 )

@@ -6,30 +6,32 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, OutputError
+from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import Encoded
-from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, write_tensors
+from lorapipe_engine.files.sizes import parse_size
+from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, lay_out, write_tensors
 from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.networks.metadata import with_hashes
-from lorapipe_engine.networks.ranks import METHODS, RankRule, ranks_for_size
-from lorapipe_merge.checkpoint.merge import STREAM, open_networks
+from lorapipe_engine.networks.ranks import RankRule, ranks_for_size
 from lorapipe_merge.finite import check_networks
+from lorapipe_merge.inputs import open_networks
 from lorapipe_merge.matching import Applied
 from lorapipe_merge.networks.layers import Layer, collect_layers, common_family, notes_on
 from lorapipe_merge.networks.metadata import summed_metadata
-from lorapipe_merge.networks.report import LayerReport, NetworksReport
-from lorapipe_merge.networks.sum import Mode, Settings, Summed, measure_layer, sum_layer
+from lorapipe_merge.networks.report import Checked, LayerReport, NetworksReport
+from lorapipe_merge.networks.sum import Settings, Summed, measure_layer, sum_layer
+from lorapipe_merge.networks.verify import verify_networks
 from lorapipe_merge.recipe import Source, merge_date, recipe
+from lorapipe_merge.settings import DEFAULT_RANK, STREAM, NetworksSettings, OutputSettings, SharedSettings
 
-Precision = Literal["keep", "fp16", "bf16", "fp32"]
 DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 # From the narrowest; what is not here is narrower than all of them.
 _WIDTHS = ("BF16", "F16", "F32", "F64")
@@ -38,119 +40,87 @@ NO_BOUND = 1 << 30
 METADATA_ROOM = 512
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The command line. Raises ConfigError for options that do not go together."""
+@dataclass(frozen=True)
+class Wishes:
+    """The options of the command line, by the classes that hold them."""
 
-    output: str
-    mode: Mode
-    rank: int | None
-    conv_rank: int | None
-    method: str | None
-    param: float | None
-    exact_count: bool
-    target_bytes: int | None
-    precision: Precision
-    shuffle: int | None
-    metadata: bool
-    force: bool
-    dry_run: bool
-    allow_nonfinite: bool
+    networks: NetworksSettings
+    output: OutputSettings
+    shared: SharedSettings
+    verify: bool = False
 
     def __post_init__(self) -> None:
-        chosen = (self.rank, self.conv_rank, self.method, self.param, self.target_bytes)
-        if self.mode == "concat" and any(value is not None for value in chosen):
-            raise ConfigError("ranks can be chosen with --mode svd only; concat adds them up")
-        if self.mode == "svd" and self.rank is None and self.method is None and self.target_bytes is None:
-            raise ConfigError("--mode svd needs a rank: --new-rank, --dynamic-method or --target-size")
-        if self.target_bytes is not None and self.method is not None:
+        settings = self.networks
+        if settings.target_size is not None and settings.dynamic_method is not None:
             raise ConfigError("--target-size chooses the ranks itself: leave out --dynamic-method")
+        if self.verify and (self.output.dry_run or self.target is None):
+            raise ConfigError("--verify reads the written file again: give -o FILE, without --dry-run")
+
+    @property
+    def rank(self) -> int | None:
+        """The largest rank of ``svd``: that asked for, else the usual one; None where a size decides."""
+        settings = self.networks
+        if settings.mode == "concat" or settings.target_size is not None:
+            return settings.rank
+        return settings.rank or DEFAULT_RANK
 
     def rule(self) -> RankRule:
-        rank = self.rank or NO_BOUND
+        settings, rank = self.networks, self.rank or NO_BOUND
         return RankRule(
             rank=rank,
-            conv_rank=self.conv_rank or rank,
-            method=next((name for name in METHODS if name == self.method), None),
-            param=self.param,
-            exact_count=self.exact_count,
+            conv_rank=settings.conv_rank or rank,
+            method=settings.dynamic_method,
+            param=settings.dynamic_param,
+            exact_count=settings.exact_count,
         )
 
     @property
     def target(self) -> Path | None:
         """The file to write; None for standard output."""
-        return None if self.output == STREAM else Path(self.output)
+        if self.output.output is None:
+            raise ConfigError("give the file to write: -o merged.safetensors")
+        return None if self.output.output == STREAM else Path(self.output.output)
+
+    @property
+    def target_bytes(self) -> int | None:
+        size = self.networks.target_size
+        return None if size is None else parse_size(size, "--target-size")
 
     @property
     def fixed_rank(self) -> int | None:
         """The rank asked for, where it is the rule itself and not only a bound."""
-        return self.rank if self.method is None and self.target_bytes is None else None
+        settings = self.networks
+        return self.rank if settings.dynamic_method is None and settings.target_size is None else None
 
 
-def merge_networks(
-    inputs: Sequence[tuple[str, float]],
-    output: str,
-    *,
-    mode: Mode,
-    rank: int | None,
-    conv_rank: int | None,
-    method: str | None,
-    param: float | None,
-    exact_count: bool,
-    target_bytes: int | None,
-    precision: Precision,
-    shuffle: int | None,
-    no_metadata: bool,
-    force: bool,
-    dry_run: bool,
-    allow_nonfinite: bool,
-    as_json: bool,
-) -> int:
+def merge_networks(inputs: Sequence[tuple[str, float]], wishes: Wishes) -> int:
     """Write Σ ratio · change of networks, each a path (or "-", standard input) with its ratio, as one network.
 
-    ``mode`` "concat" is exact and adds up the ranks; "svd" is the best of ``rank`` (``conv_rank`` for kernels larger
-    than 1x1), of a rule of :class:`RankRule`, or within ``target_bytes``. ``output`` "-" is standard output. A ratio
-    of 0 leaves a network out. ``shuffle`` seeds an order of the ranks. The path goes to stdout, or with ``as_json``
-    the report; the rest to stderr. Returns the exit status.
+    A ratio of 0 leaves a network out. The path goes to stdout, or with ``as_json`` the report; the rest to stderr.
+    Returns the exit status.
 
     Raises LoraErrors: ConfigError for options, InputError for networks that cannot be added up, OutputError for a
-    file that cannot be written. Nothing is written then.
+    file that cannot be written, ProblemFound where --verify finds a difference. Nothing is written then.
     """
-    options = Options(
-        output=output,
-        mode=mode,
-        rank=rank,
-        conv_rank=conv_rank,
-        method=method,
-        param=param,
-        exact_count=exact_count,
-        target_bytes=target_bytes,
-        precision=precision,
-        shuffle=shuffle,
-        metadata=not no_metadata,
-        force=force,
-        dry_run=dry_run,
-        allow_nonfinite=allow_nonfinite,
-    )
-    report = _merge([(name, ratio) for name, ratio in inputs if ratio], options)
-    _tell(report, options, as_json)
+    report = _merge([(name, ratio) for name, ratio in inputs if ratio], wishes)
+    _tell(report, wishes)
     return 0
 
 
-def _merge(chosen: Sequence[tuple[str, float]], options: Options) -> NetworksReport:
+def _merge(chosen: Sequence[tuple[str, float]], wishes: Wishes) -> NetworksReport:
     if not chosen:
         raise ConfigError("no network has a ratio other than 0: there is nothing to add up")
     if [name for name, _ in chosen].count(STREAM) > 1:
         raise ConfigError("standard input can be one network only")
-    _check_target([name for name, _ in chosen], options)
+    _check_target([name for name, _ in chosen], wishes)
     with open_networks(chosen) as networks:
-        return _merge_open(networks, options)
+        return _merge_open(networks, wishes)
 
 
-def _check_target(names: Sequence[str], options: Options) -> None:
+def _check_target(names: Sequence[str], wishes: Wishes) -> None:
     """Everything about the output that can be known before the work."""
-    target = options.target
-    if options.dry_run:
+    target = wishes.target
+    if wishes.output.dry_run:
         return
     if target is None:
         if sys.stdout.isatty():
@@ -159,41 +129,65 @@ def _check_target(names: Sequence[str], options: Options) -> None:
     if target.is_dir():
         raise ConfigError(f"{target}: is a folder; name the file, as in -o {target / 'merged.safetensors'}")
     same = [name for name in names if target.exists() and Path(name).exists() and target.samefile(name)]
-    if same and not options.force:
+    if same and not wishes.output.force:
         raise ConfigError(f"{target}: is an input; give --force to replace it, or another -o")
-    check_output(target, force=options.force)
+    check_output(target, force=wishes.output.force)
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target}: its folder {target.parent} may not be written to")
 
 
-def _merge_open(networks: Sequence[Applied], options: Options) -> NetworksReport:
+def _merge_open(networks: Sequence[Applied], wishes: Wishes) -> NetworksReport:
     family = common_family(networks)
     layers = collect_layers(networks, family)
-    check_networks(networks, allow=options.allow_nonfinite)
-    dtype = DTYPES.get(options.precision) or widest_dtype(networks)
+    check_networks(networks, allow=wishes.output.allow_nonfinite)
+    dtype = DTYPES.get(wishes.output.precision) or widest_dtype(networks)
     settings = Settings(
-        mode=options.mode,
-        rule=options.rule(),
+        mode=wishes.networks.mode,
+        rule=wishes.rule(),
         dtype=dtype,
-        shuffle=options.shuffle,
+        shuffle=wishes.networks.shuffle,
         convolved=family == "sd1",
-        allow_nonfinite=options.allow_nonfinite,
-        alpha=_one_alpha(networks, options),
+        allow_nonfinite=wishes.output.allow_nonfinite,
+        alpha=_one_alpha(networks, wishes),
     )
-    describe = _Description(networks, family, options)
+    describe = _Description(networks, family, wishes)
     ranks: list[int | None] = [None] * len(layers)
-    if options.target_bytes is not None:
-        ranks = _ranks_within(layers, settings, options.target_bytes, describe.metadata([]))
+    if wishes.target_bytes is not None:
+        ranks = _ranks_within(layers, settings, wishes.target_bytes, describe.metadata([]))
     jobs = list(zip(layers, ranks, strict=True))
     done = map_in_threads(lambda job: sum_layer(job[0], job[1], settings), jobs, "adding up")
     tensors = {key: tensor for summed in done for key, tensor in summed.tensors.items()}
     metadata = {}
-    if options.metadata:
+    if not wishes.shared.no_metadata:
         metadata = with_hashes(describe.metadata([summed.report for summed in done]), tensors)
     size = _size(tensors, metadata)
-    if not options.dry_run:
-        write_tensors(options.target or sys.stdout.buffer, tensors, metadata, force=options.force)
-    return describe.report(done, dtype, size)
+    checked = None
+    if not wishes.output.dry_run:
+        reports = [summed.report for summed in done]
+
+        def check(written: Path) -> Checked:
+            return verify_networks(written, layers, reports)
+
+        checked = _write(tensors, metadata, wishes, check if wishes.verify else None)
+    return describe.report(done, dtype, size, checked)
+
+
+def _write(
+    tensors: Mapping[str, Encoded],
+    metadata: Mapping[str, str],
+    wishes: Wishes,
+    check: Callable[[Path], Checked] | None,
+) -> Checked | None:
+    """Write the file; with ``check`` it gets its name only when that has found nothing wrong."""
+    if wishes.target is None or check is None:
+        write_tensors(wishes.target or sys.stdout.buffer, tensors, metadata, force=wishes.output.force)
+        return None
+    header, blocks = lay_out(tensors, metadata)
+    size = len(header) + sum(map(len, blocks))
+    with atomic_write(wishes.target, force=wishes.output.force, size=size) as file:
+        file.writelines([header, *blocks])
+        file.flush()
+        return check(Path(str(file.name)))
 
 
 def widest_dtype(networks: Sequence[Applied]) -> str:
@@ -212,12 +206,12 @@ def _main_dtype(weights: WeightFile) -> str:
 # -------------------------------------------------------------------------------- a given size
 
 
-def _one_alpha(networks: Sequence[Applied], options: Options) -> float:
+def _one_alpha(networks: Sequence[Applied], wishes: Wishes) -> float:
     """The alpha of all modules: the rank that most of them have or are to have, so that most strengths are 1."""
     added = sum(
         max(network.network.ranks, key=network.network.ranks.__getitem__, default=1) for network in networks
     )
-    return float(added if options.rank is None else min(options.rank, added))
+    return float(added if wishes.rank is None else min(wishes.rank, added))
 
 
 def _ranks_within(
@@ -252,23 +246,23 @@ class _Description:
 
     networks: Sequence[Applied]
     family: str | None
-    options: Options
+    wishes: Wishes
 
     def metadata(self, layers: Sequence[LayerReport]) -> dict[str, str]:
-        options = self.options
+        wishes = self.wishes
         sources = [Source(Path(network.name), network.sha256, network.ratio) for network in self.networks]
         text = recipe(
             "networks",
             {"networks": sources},
-            method=options.mode,
-            rank=options.rank,
-            conv_rank=options.conv_rank,
-            dynamic_method=options.method,
-            dynamic_param=options.param,
-            exact_count=options.exact_count or None,
-            target_bytes=options.target_bytes,
-            precision=options.precision,
-            shuffle=options.shuffle,
+            method=wishes.networks.mode,
+            rank=wishes.rank,
+            conv_rank=wishes.networks.conv_rank,
+            dynamic_method=wishes.networks.dynamic_method,
+            dynamic_param=wishes.networks.dynamic_param,
+            exact_count=wishes.networks.exact_count or None,
+            target_bytes=wishes.target_bytes,
+            precision=wishes.output.precision,
+            shuffle=wishes.networks.shuffle,
         )
         told = " + ".join(f"{network.ratio:g} x {Path(network.name).stem}" for network in self.networks)
         return summed_metadata(
@@ -276,33 +270,38 @@ class _Description:
             layers,
             family=self.family,
             recipe=text,
-            comment=f"merged ({options.mode}): {told}",
-            title=options.target.stem if options.target else "merged",
+            comment=f"merged ({wishes.networks.mode}): {told}",
+            title=wishes.target.stem if wishes.target else "merged",
             date=merge_date([network.weights.path for network in self.networks]),
-            rank=options.fixed_rank,
-            alpha=_one_alpha(self.networks, self.options),
+            rank=wishes.fixed_rank,
+            alpha=_one_alpha(self.networks, self.wishes),
         )
 
-    def report(self, done: Sequence[Summed], dtype: str, size: int) -> NetworksReport:
+    def report(
+        self, done: Sequence[Summed], dtype: str, size: int, checked: Checked | None
+    ) -> NetworksReport:
         return NetworksReport(
-            output=None if self.options.dry_run else self.options.output,
-            mode=self.options.mode,
+            output=None if self.wishes.output.dry_run else self.wishes.output.output,
+            mode=self.wishes.networks.mode,
             family=self.family,
             networks=[(n.name, n.ratio, n.sha256, len(n.network.modules)) for n in self.networks],
             precision=next((name for name, kind in DTYPES.items() if kind == dtype), dtype.lower()),
             bytes=size,
             layers=[summed.report for summed in done],
             notes=notes_on(self.networks),
+            checked=checked,
         )
 
 
-def _tell(report: NetworksReport, options: Options, as_json: bool) -> None:
+def _tell(report: NetworksReport, wishes: Wishes) -> None:
     """The summary and notes on stderr; the path or the JSON report on stdout, unless the network goes there."""
     say(report.summary())
+    if report.checked:
+        say(report.checked.line())
     for note in report.notes:
         say(f"note: {note}")
-    streamed = options.target is None and not options.dry_run
-    if as_json:
+    streamed = wishes.target is None and not wishes.output.dry_run
+    if wishes.output.as_json:
         click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=streamed)
-    elif not options.dry_run and not streamed:
+    elif not wishes.output.dry_run and not streamed:
         click.echo(report.output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -36,6 +36,30 @@ class LayerReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What --verify saw: ``layers`` compared, and those that hold no finite numbers and were not; the ``largest``
+    difference of one value; ``error``: ‖difference‖ / ‖change‖ over all; ``share``: the largest part of what rounding
+    and truncation allow.
+    """
+
+    layers: int
+    not_finite: int
+    largest: float
+    error: float
+    share: float
+
+    def line(self) -> str:
+        """The line for a person."""
+        text = (
+            f"verified: {self.layers} modules are the sum of the inputs, computed anew in float64; largest difference "
+            f"{self.largest:.3g}, error {_percent(self.error)}, {self.share:.1%} of what is allowed"
+        )
+        return text + (
+            f"; {self.not_finite} modules are not finite and not compared" if self.not_finite else ""
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworksReport:
     """The whole merge. ``networks``: name, ratio, sha256 and number of modules of each. ``bytes``: of the new file."""
 
@@ -47,6 +71,7 @@ class NetworksReport:
     bytes: int
     layers: Sequence[LayerReport]
     notes: Sequence[str] = field(default_factory=tuple)
+    checked: Checked | None = None
 
     @property
     def truncation(self) -> float:
@@ -93,6 +118,7 @@ class NetworksReport:
             "modules": len(self.layers),
             "shared": sum(layer.networks > 1 for layer in self.layers),
             "error": {"truncation": self.truncation, "cast": self.cast},
+            "verified": asdict(self.checked) if self.checked else None,
             "notes": list(self.notes),
             "ranks": [layer.as_record() for layer in self.layers],
         }

@@ -10,14 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from lorapipe_tagger.models.labels import CATEGORIES, CHARACTER, GENERAL
 from lorapipe_tagger.scoring.select import Selection, Tag, spelling
-
-Order = Literal["score", "count", "model"]
-Characters = Literal["first", "last", "mixed"]
-Place = Literal["off", "first", "last"]
+from lorapipe_tagger.settings import Characters, Order, Place
 
 _PEOPLE = re.compile(r"(\d+\+?|multiple)_?(girl|boy|other)s?|solo|no_humans")
 _TWO_LETTERS = re.compile(r"[^\W\d_]{2}")

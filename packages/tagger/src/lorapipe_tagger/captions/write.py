@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from lorapipe_engine.errors import InputError, OutputError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.pictures.captions import split_tags
 from lorapipe_tagger.scoring.select import spelling
+from lorapipe_tagger.settings import Existing
 
-Existing = Literal["skip", "append", "prepend", "replace", "merge"]
 EXISTING: tuple[Existing, ...] = ("skip", "append", "prepend", "replace", "merge")
 
 

@@ -15,7 +15,7 @@ from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
 from lorapipe_tagger.models.adapters import ADAPTERS
-from lorapipe_tagger.models.names import HubModel
+from lorapipe_tagger.models.known import HubModel
 
 _WANTED = frozenset(name for adapter in ADAPTERS for name in (*adapter.models, *adapter.labels))
 

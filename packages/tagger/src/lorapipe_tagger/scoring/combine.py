@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +10,8 @@ from numpy.typing import NDArray
 from lorapipe_tagger.models.labels import Labels
 from lorapipe_tagger.scoring.select import Mask, Rules, Selection, Selector, spelling
 from lorapipe_tagger.scoring.session import Scores
+from lorapipe_tagger.settings import How
 
-How = Literal["mean", "max", "vote", "union", "intersection"]
 WAYS: tuple[How, ...] = ("mean", "max", "vote", "union", "intersection")
 
 

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.errors import InputError, MissingExtra
+from lorapipe_tagger.settings import Resampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels = NDArray[np.uint8]
-Resampling = Literal["bicubic", "kohya"]
 
 # Part of the score cache's key: raise it when the same file would give other pixels.
 VERSION = 1

@@ -29,13 +29,13 @@ from lorapipe_tagger.scoring.picture import (
     PixelGate,
     Pixels,
     Preparation,
-    Resampling,
     read_picture,
     without_pillow_limit,
 )
 from lorapipe_tagger.scoring.scores import Known, ScoreCache
 from lorapipe_tagger.scoring.select import FLOOR
 from lorapipe_tagger.scoring.session import Network, Scores
+from lorapipe_tagger.settings import Resampling
 from lorapipe_tagger.sources import Task
 
 MAX_WORKERS = 16

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lorapipe_dataset.check.buckets import Placed, Unplaced, bucket_report, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.scan import Dataset
+from lorapipe_dataset.check.pictures.dataset import Dataset
 from lorapipe_dataset.repeats.numbers import KINDS
 
 MUCH_CUT = 0.15

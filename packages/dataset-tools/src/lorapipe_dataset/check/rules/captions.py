@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.scan import Dataset, Picture, is_text
-from lorapipe_dataset.check.tokens import token_counter
-from lorapipe_dataset.check.vocabulary import canonical
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, is_text
+from lorapipe_dataset.texts.tokens import token_counter
+from lorapipe_dataset.texts.vocabulary import canonical
 
 FEW_TAGS = 3
 SAME_SHARE = 0.10

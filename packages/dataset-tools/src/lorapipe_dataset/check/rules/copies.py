@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorapipe_dataset.check.copies import Sameness, find_groups
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.scan import Dataset
+from lorapipe_dataset.check.pictures.copies import Sameness, find_groups
+from lorapipe_dataset.check.pictures.dataset import Dataset
 
 EXACT = Rule(
     "duplicate",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lorapipe_dataset.check.findings import Check, Finding, Rule
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.scan import CAPTION_SUFFIXES, MASK_MARK, OTHER_PICTURES, Dataset, Picture
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
+from lorapipe_dataset.check.pictures.scan import CAPTION_SUFFIXES, MASK_MARK, OTHER_PICTURES
 
 UNREADABLE = Rule(
     "unreadable",

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 
 from lorapipe_dataset.check.buckets import Placed, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
-from lorapipe_dataset.check.look import Look
-from lorapipe_dataset.check.measures import Measures
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.scan import Dataset, Picture
+from lorapipe_dataset.check.pictures.dataset import Dataset, Look, Picture
+from lorapipe_dataset.check.pictures.measures import Measures
 
 BLURRED_BELOW = 0.22  # sharpness; a straight rise over six pixels is 0.17, a hard edge 1
 BLURRED_VARIANCE = 60.0  # Laplacian variance above which no picture is called blurred

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from lorapipe_dataset.check.findings import Check, Finding, Rule, Severity, Skipped
+from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_dataset.check.rules.captions import guess_trigger
-from lorapipe_dataset.check.scan import Dataset, Picture
-from lorapipe_dataset.check.vocabulary import (
+from lorapipe_dataset.check.settings import Severity
+from lorapipe_dataset.texts.vocabulary import (
     ARTEFACTS,
     PANELS,
     SEVERAL,

@@ -1,0 +1,1 @@
+"""What lies in a dataset: found, read, decoded and measured."""

@@ -1,0 +1,117 @@
+"""A dataset as it lies on the disk: folders, pictures with their captions, and what their pixels tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from lorapipe_dataset.check.pictures.hashing import Hashes
+from lorapipe_dataset.check.pictures.measures import Measures
+from lorapipe_engine.pictures.buckets import Size
+from lorapipe_engine.pictures.captions import split_tags
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture's file and pixels. ``quality`` is a JPEG's (1 to 100), ``turned`` the EXIF orientation (1 upright).
+
+    ``problem`` is set, and ``hashes`` and ``measures`` are not, where the pixels cannot be read.
+    """
+
+    format: str = ""
+    mode: str = ""
+    frames: int = 1
+    turned: int = 1
+    transparent: bool = False
+    quality: int | None = None
+    problem: str | None = None
+    too_large: bool = False
+    hashes: Hashes | None = None
+    measures: Measures | None = None
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with pictures. ``repeats`` is None where its name has no number; ``trained`` tells whether lora-train
+    takes its pictures. ``root`` is the folder that the user named, ``linked`` where a link leads that lies between.
+    """
+
+    path: Path
+    concept: str
+    repeats: int | None
+    trained: bool
+    root: Path | None = None
+    linked: Path | None = None
+
+
+@dataclass
+class Picture:
+    """A picture and its caption. ``size`` is None for a file whose header cannot be read, ``problem`` says why;
+    ``trouble`` says why the caption cannot be read. ``outside`` is where a caption leads that is a link out of the
+    dataset: it is not read. ``look`` is filled when the pixels are read.
+    """
+
+    path: Path
+    place: Place
+    caption_path: Path | None = None
+    caption: str | None = None
+    lines: int = 0
+    trouble: str | None = None
+    outside: Path | None = None
+    size: Size | None = None
+    problem: str | None = None
+    look: Look | None = None
+
+    @cached_property
+    def tags(self) -> list[str]:
+        return split_tags(self.caption or "")
+
+
+@dataclass
+class Dataset:
+    """All that was found. ``others`` are files that belong to no picture, and pictures in other formats. With
+    ``masks_count`` masks are pictures like all others, as lora-train has it.
+    """
+
+    places: list[Place] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    masks: list[Path] = field(default_factory=list)
+    masks_count: bool = False
+    others: list[Path] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    @cached_property
+    def trained(self) -> list[Picture]:
+        """The pictures that lora-train takes."""
+        return [picture for picture in self.pictures if picture.place.trained]
+
+    @cached_property
+    def captioned(self) -> list[Picture]:
+        """The trained pictures with a caption of at least a letter."""
+        return [picture for picture in self.trained if picture.caption]
+
+    @cached_property
+    def concepts(self) -> dict[str, list[Picture]]:
+        """The trained pictures by concept."""
+        found: dict[str, list[Picture]] = {}
+        for picture in self.trained:
+            found.setdefault(picture.place.concept, []).append(picture)
+        return found
+
+    @property
+    def style(self) -> str:
+        """``text`` if most captions are sentences, else ``tags``."""
+        return (
+            "text"
+            if 2 * sum(is_text(p.caption or "") for p in self.captioned) > len(self.captioned)
+            else "tags"
+        )
+
+
+def is_text(caption: str) -> bool:
+    """Whether a caption is a sentence rather than tags: a long piece between commas, or a full stop at the end."""
+    pieces = split_tags(caption)
+    words = [len(piece.split()) for piece in pieces]
+    return bool(pieces) and (max(words) >= 8 or (caption.rstrip().endswith(".") and max(words) >= 4))

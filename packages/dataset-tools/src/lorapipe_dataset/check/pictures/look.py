@@ -1,0 +1,166 @@
+"""What a picture's pixels tell. Each file is decoded once, JPEGs at the smallest size that is enough."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorapipe_dataset.check.pictures.dataset import Look, Picture
+from lorapipe_dataset.check.pictures.hashing import hash_picture
+from lorapipe_dataset.check.pictures.measures import measure
+from lorapipe_dataset.check.pictures.scan import WORKERS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+WORK_SIDE = 512  # pixels of the shorter side that the measures are made at
+MOST_PIXELS = 180_000_000  # above this a picture is only looked at by its header
+AHEAD = 4 * WORKERS
+_TURN = 0x0112
+
+
+def look_at_all(pictures: Iterable[Picture], thumbnail: int | None) -> Iterator[Picture]:
+    """Fill each picture's ``look`` and yield it, in order; pictures are decoded on all cores.
+
+    ``thumbnail``: longest side of the JPEG that is kept of each, or None.
+    """
+    waiting: list[tuple[Picture, Future[Look]]] = []
+    with ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            for picture in pictures:
+                waiting.append((picture, pool.submit(look_at, picture.path, thumbnail)))
+                if len(waiting) >= AHEAD:
+                    yield _finish(*waiting.pop(0))
+            while waiting:
+                yield _finish(*waiting.pop(0))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finish(picture: Picture, future: Future[Look]) -> Picture:
+    picture.look = future.result()
+    return picture
+
+
+def look_at(path: Path, thumbnail: int | None = None) -> Look:
+    """Decode a picture and measure it. Never raises for a file that is broken."""
+    from PIL import Image
+
+    # What a broken file makes Pillow raise has no common base but this.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                return _look(picture, thumbnail)
+    except Image.DecompressionBombError:
+        return Look(problem="more pixels than Pillow opens", too_large=True)
+    except MemoryError:
+        return Look(problem="not enough memory to decode it", too_large=True)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        KeyError,
+        IndexError,
+        struct.error,
+    ) as error:
+        return Look(problem=_reason(path, error))
+
+
+def _reason(path: Path, error: Exception) -> str:
+    try:
+        if path.stat().st_size == 0:
+            return "empty file"
+    except OSError as missing:
+        return f"cannot be read ({missing.strerror})"
+    text = str(error)
+    if "truncated" in text or "Truncated" in text:
+        return "cut short"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    return "its pixels cannot be decoded" if not text.startswith("cannot identify") else "not a picture"
+
+
+def _look(picture: Image, thumbnail: int | None) -> Look:
+    facts = {
+        "format": picture.format or "",
+        "mode": picture.mode,
+        "frames": int(getattr(picture, "n_frames", 1)),
+        "turned": int(picture.getexif().get(_TURN, 1) or 1),
+        "quality": _jpeg_quality(getattr(picture, "quantization", None)),
+    }
+    if picture.format == "JPEG":
+        picture.draft(picture.mode, (WORK_SIDE, WORK_SIDE))
+    if picture.size[0] * picture.size[1] > MOST_PIXELS:
+        return Look(**facts, problem="too many pixels to look into", too_large=True)  # type: ignore[arg-type]
+    picture.load()
+    flat, transparent = _as_trained(picture)
+    return Look(
+        **facts,  # type: ignore[arg-type]
+        transparent=transparent,
+        hashes=hash_picture(flat),
+        measures=measure(flat),
+        thumbnail=_thumbnail(flat, thumbnail) if thumbnail else None,
+    )
+
+
+def _as_trained(picture: Image) -> tuple[Image, bool]:
+    """The picture upright, small, in RGB on white; and whether anything in it was transparent."""
+    from PIL import Image, ImageOps
+
+    factor = min(picture.size) // WORK_SIDE
+    has_alpha = "A" in picture.getbands() or "transparency" in picture.info
+    if picture.mode == "P" or (has_alpha and picture.mode not in ("RGBA", "LA")):
+        picture = picture.convert("RGBA" if has_alpha else "RGB")
+    elif picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        picture = _from_deep(picture)
+    transparent = has_alpha and picture.getchannel("A").getextrema()[0] < 255  # type: ignore[operator]
+    if transparent:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Image.alpha_composite(ground, picture)
+    picture = picture.convert("RGB") if picture.mode != "RGB" else picture
+    # Box averages of whole pixels; a fraction would cost more than it tells.
+    picture = picture.reduce(factor) if factor > 1 else picture
+    return ImageOps.exif_transpose(picture), transparent
+
+
+def _from_deep(picture: Image) -> Image:
+    """Grey of 16 bits or more, scaled to 8: Pillow's own conversion cuts at 255."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(picture, dtype=np.float32)
+    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+
+
+def _thumbnail(picture: Image, side: int) -> bytes:
+    from PIL import Image
+
+    width, height = picture.size
+    scale = min(1.0, side / max(width, height))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0) if scale < 1 else picture
+    file = BytesIO()
+    small.save(file, "JPEG", quality=72)
+    return file.getvalue()
+
+
+_LUMA_50 = 3688  # sum of the brightness table that a quality of 50 has (ITU T.81, table K.1)
+
+
+def _jpeg_quality(tables: dict[int, list[int]] | None) -> int | None:
+    """The quality (1 to 100) at which the usual encoder writes such a table, by its mean scale; None without one."""
+    if not tables or 0 not in tables:
+        return None
+    scale = 100 * sum(tables[0]) / _LUMA_50
+    quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
+    return max(1, min(100, round(quality)))

@@ -1,0 +1,1 @@
+"""What a program can mend: planned, done, taken back."""

@@ -1,0 +1,123 @@
+"""``--fix`` and ``--undo``: do what :mod:`lorapipe_dataset.check.repairs.mend` planned, or take it back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from lorapipe_dataset.changes.journal import Change, Folder, Journal
+from lorapipe_dataset.changes.undo import undo as take_back
+from lorapipe_dataset.check.repairs.mend import FIXABLE, Repairs
+from lorapipe_dataset.check.rules import RULES
+from lorapipe_dataset.output import printable
+from lorapipe_engine.command.tool import say
+from lorapipe_engine.errors import ConfigError, LoraError, OutputError
+from lorapipe_engine.files.links import read_within
+
+TOOL = "lora-check"
+
+
+def check_fixable(rules: Sequence[str]) -> None:
+    """Raise ConfigError for a rule that a program cannot mend."""
+    for name in rules:
+        if name not in FIXABLE:
+            raise ConfigError(f"--fix {name}: cannot be mended by itself; {RULES[name].fix}")
+
+
+def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int:
+    """Make the changes, or show them; returns how many could not be made.
+
+    ``roots``: the folders that the user named; links below them are not followed.
+    """
+    if dry_run:
+        for line in show(repairs):
+            click.echo(line, err=True)
+        return 0
+    if not repairs:
+        say("nothing to mend")
+        return 0
+    run, failures = Journal(TOOL), 0
+    for path, part in repairs.by_folder().items():
+        try:
+            root = next((root for root in roots if root in path.parents), None)
+            with run.folder(path, root) as folder:
+                errors = list(_change(folder, part, root))
+        except LoraError as error:
+            errors = [error]
+        for reason in errors:
+            click.echo(f"{TOOL}: error: {printable(str(reason))}", err=True)
+        failures += len(errors)
+    if run.changed:
+        say(
+            f"mended: {_counted(repairs)}; --undo takes it back"
+            + (f"; {failures} failed" if failures else "")
+        )
+    else:
+        say("nothing was changed")
+    return failures
+
+
+def _change(folder: Folder, part: Repairs, root: Path | None) -> Iterator[LoraError]:
+    """Make the changes in a folder; yields what went wrong."""
+    changes = [Change(path.name, old, new.encode()) for path, (old, new) in part.texts.items()]
+    for source, target in part.copies:
+        try:
+            changes.append(Change(target.name, None, read_within(source, root)))
+        except OSError as error:
+            yield OutputError(f"{source}: cannot be read ({error.strerror})")
+        except LoraError as error:
+            yield error
+    yield from folder.write(changes).values()
+    for source, target in part.renamed:
+        try:
+            folder.rename(source.name, target.name)
+        except LoraError as error:
+            yield error
+    for path in part.removed:
+        try:
+            folder.remove(path.name)
+        except LoraError as error:
+            yield error
+
+
+def _counted(repairs: Repairs) -> str:
+    counts = {
+        "captions rewritten": len(repairs.texts),
+        "files moved away": len(repairs.removed),
+        "files renamed": len(repairs.renamed),
+        "captions copied": len(repairs.copies),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def show(repairs: Repairs) -> Iterator[str]:
+    """The changes as a diff and a list."""
+    for path, (old, new) in repairs.texts.items():
+        before = old.decode("utf-8-sig").splitlines()
+        rows = list(difflib.unified_diff(before, new.splitlines(), lineterm="", n=0))
+        yield printable(str(path))
+        yield from (printable(row) for row in rows[2:] if not row.startswith("@@"))
+    for source, target in repairs.copies:
+        yield printable(f"copy {source} -> {target.name}")
+    for source, target in repairs.renamed:
+        yield printable(f"rename {source} -> {target.name}")
+    for path in repairs.removed:
+        yield printable(f"move away {path}")
+    if not repairs:
+        yield "nothing to mend"
+
+
+def undo(folders: Sequence[Path], *, run: str | None = None, dry_run: bool) -> int:
+    """Take a --fix back, by default the user's last one; returns the exit status."""
+    done = take_back(folders, TOOL, run=run, dry_run=dry_run, tell=say)
+    for step in done.steps if dry_run else ():
+        click.echo(printable(f"would {step}"))
+    for path in done.restored:
+        say(printable(f"{path}: {'would be ' if dry_run else ''}as it was"))
+    for line in done.failures:
+        click.echo(f"{TOOL}: error: {printable(line)}", err=True)
+    say(f"{len(done.restored)} changes {'would be ' if dry_run else ''}taken back")
+    return 1 if done.failures else 0

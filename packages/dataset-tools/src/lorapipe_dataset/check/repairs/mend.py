@@ -1,0 +1,226 @@
+"""What ``--fix`` would do: new texts of captions, files to remove, files to rename. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorapipe_dataset.check.findings import Finding
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
+from lorapipe_dataset.texts.vocabulary import canonical, rating_of
+from lorapipe_engine.files.links import read_within
+from lorapipe_engine.pictures.captions import join_tags, read_caption, split_tags
+
+Tags = list[str]
+
+
+@dataclass
+class Repairs:
+    """Changes to make, each file in one of them. ``texts`` are captions' bytes and their new texts, ``renamed`` and
+    ``copies`` are (from, to).
+    """
+
+    texts: dict[Path, tuple[bytes, str]] = field(default_factory=dict)
+    removed: list[Path] = field(default_factory=list)
+    renamed: list[tuple[Path, Path]] = field(default_factory=list)
+    copies: list[tuple[Path, Path]] = field(default_factory=list)
+
+    def by_folder(self) -> dict[Path, Repairs]:
+        """The changes of each folder; none leads from one to another."""
+        parts: dict[Path, Repairs] = {}
+        for path, text in self.texts.items():
+            parts.setdefault(path.parent, Repairs()).texts[path] = text
+        for path in self.removed:
+            parts.setdefault(path.parent, Repairs()).removed.append(path)
+        for pair in self.renamed:
+            parts.setdefault(pair[0].parent, Repairs()).renamed.append(pair)
+        for pair in self.copies:
+            parts.setdefault(pair[0].parent, Repairs()).copies.append(pair)
+        return parts
+
+    def as_record(self) -> dict[str, Any]:
+        """The changes as JSON."""
+        return {
+            "rewritten": {str(path): new for path, (_, new) in self.texts.items()},
+            "removed": [str(path) for path in self.removed],
+            "renamed": {str(old): str(new) for old, new in self.renamed},
+            "copied": {str(new): str(old) for old, new in self.copies},
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self.texts or self.removed or self.renamed or self.copies)
+
+
+def plan_repairs(dataset: Dataset, findings: Iterable[Finding], rules: Sequence[str]) -> Repairs:
+    """The changes that mend the findings of ``rules``, in that order."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_rule.setdefault(finding.rule.id, []).append(finding)
+    desk = _Desk(dataset)
+    for rule in rules:
+        for finding in by_rule.get(rule, ()):
+            _REPAIRS[rule](desk, finding)
+    return desk.repairs()
+
+
+class _Desk:
+    """The captions being worked on, and the files that go or get another name."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.pictures = {picture.path: picture for picture in dataset.pictures}
+        self.captions: dict[Path, Tags] = {}
+        self.joined: set[Path] = set()
+        self.gone: dict[Path, None] = {}
+        self.renamed: dict[Path, Path] = {}
+        self.copies: dict[Path, Path] = {}
+        names = [picture.path for picture in dataset.pictures]
+        self.taken = {_folded(path) for path in [*names, *dataset.others, *dataset.masks]}
+
+    def edit(self, finding: Finding, change: Callable[[Tags, Mapping[str, Any]], Tags]) -> None:
+        """Change the tags of each picture's caption."""
+        for path in finding.paths:
+            picture = self.pictures.get(path)
+            if picture is not None and picture.caption_path is not None and picture.caption is not None:
+                tags = list(self.captions.get(picture.caption_path, picture.tags))
+                self.captions[picture.caption_path] = change(tags, finding.data)
+
+    def remove(self, path: Path) -> None:
+        """Let a file go; with a picture its caption, unless another picture has it."""
+        self.gone[path] = None
+        picture = self.pictures.get(path)
+        if picture is None or picture.caption_path is None:
+            return
+        others = [p for p in self.pictures.values() if p.caption_path == picture.caption_path]
+        if all(other.path in self.gone for other in others):
+            self.gone[picture.caption_path] = None
+
+    def rename(self, picture: Picture, *, share: bool) -> None:
+        """Give a picture a free name, and its caption too; ``share``: another one keeps the caption, so copy it."""
+        number = 2
+        while _folded(path := picture.path.with_stem(f"{picture.path.stem}_{number}")) in self.taken:
+            number += 1
+        self.taken.add(_folded(path))
+        self.renamed[picture.path] = path
+        if picture.caption_path is None:
+            return
+        target = path.with_suffix(picture.caption_path.suffix)
+        if share:
+            self.copies[target] = picture.caption_path
+        else:
+            self.renamed[picture.caption_path] = target
+
+    def repairs(self) -> Repairs:
+        """What is to be done in the end; a file that goes is not edited first."""
+        texts = {}
+        for path, tags in self.captions.items():
+            picture = next(p for p in self.pictures.values() if p.caption_path == path)
+            if path not in self.gone and (tags != picture.tags or path in self.joined):
+                root = picture.place.root
+                rest = [] if path in self.joined else _lines(path, root)[1:]
+                texts[path] = read_within(path, root), "\n".join([join_tags(tags), *rest]) + "\n"
+        renamed = [(old, new) for old, new in self.renamed.items() if old not in self.gone]
+        copies = [(old, new) for new, old in self.copies.items() if old not in self.gone]
+        return Repairs(texts, list(self.gone), renamed, copies)
+
+
+def _folded(path: Path) -> tuple[Path, str]:
+    """What two files of one caption share on any system."""
+    return path.parent, path.stem.casefold()
+
+
+# -------------------------------------------------------------------------------- tags
+
+
+def _with_trigger(tags: Tags, data: Mapping[str, Any]) -> Tags:
+    trigger = str(data["trigger"])
+    return [trigger, *(tag for tag in tags if canonical(tag) != canonical(trigger))]
+
+
+def _renamed(key: str) -> Callable[[Tags, Mapping[str, Any]], Tags]:
+    def change(tags: Tags, data: Mapping[str, Any]) -> Tags:
+        return [_spelt_like(tag, str(data[key])) if canonical(tag) == data["tag"] else tag for tag in tags]
+
+    return change
+
+
+def _spelt_like(old: str, new: str) -> str:
+    """``new`` with underscores and escaped brackets where ``old`` has them."""
+    if "_" in old:
+        new = new.replace(" ", "_")
+    if "\\(" in old:
+        new = new.replace("(", "\\(").replace(")", "\\)")
+    return new
+
+
+def _without(tags: Tags, data: Mapping[str, Any]) -> Tags:
+    return [tag for tag in tags if canonical(tag) != data["tag"]]
+
+
+def _single(tags: Tags, _data: Mapping[str, Any]) -> Tags:
+    first: dict[str, str] = {}
+    for tag in tags:
+        first.setdefault(canonical(tag), tag)
+    return list(first.values())
+
+
+def _unrated(tags: Tags, _data: Mapping[str, Any]) -> Tags:
+    return [tag for tag in tags if rating_of(canonical(tag)) is None]
+
+
+def _editing(change: Callable[[Tags, Mapping[str, Any]], Tags]) -> Callable[[_Desk, Finding], None]:
+    return lambda desk, finding: desk.edit(finding, change)
+
+
+# -------------------------------------------------------------------------------- lines and files
+
+
+def _join_lines(desk: _Desk, finding: Finding) -> None:
+    for picture in (desk.pictures[path] for path in finding.paths):
+        if path := picture.caption_path:
+            lines = _lines(path, picture.place.root)
+            desk.captions[path] = [tag for line in lines for tag in split_tags(line)]
+            desk.joined.add(path)
+
+
+def _lines(path: Path, root: Path | None) -> list[str]:
+    return read_caption(path, every_line=True, root=root or path.parent).split("\n")
+
+
+def _remove_all(desk: _Desk, finding: Finding) -> None:
+    for path in finding.paths:
+        desk.remove(path)
+
+
+def _keep_first(desk: _Desk, finding: Finding) -> None:
+    for path in finding.paths[1:]:
+        desk.remove(path)
+
+
+def _keep_apart(desk: _Desk, finding: Finding) -> None:
+    first, *others = (desk.pictures[path] for path in finding.paths)
+    for picture in others:
+        desk.rename(picture, share=picture.caption_path == first.caption_path)
+
+
+_REPAIRS: dict[str, Callable[[_Desk, Finding], None]] = {
+    "unreadable": _remove_all,
+    "small": _remove_all,
+    "orphan-caption": _remove_all,
+    "orphan-cache": _remove_all,
+    "orphan-mask": _remove_all,
+    "duplicate": _keep_first,
+    "near-duplicate": _keep_first,
+    "stem-clash": _keep_apart,
+    "case-clash": _keep_apart,
+    "several-lines": _join_lines,
+    "no-trigger": _editing(_with_trigger),
+    "trigger-not-first": _editing(_with_trigger),
+    "misspelt-tag": _editing(_renamed("nearest")),
+    "alias": _editing(_renamed("new")),
+    "duplicate-tag": _editing(_single),
+    "invariant-tag": _editing(_without),
+    "rating-mix": _editing(_unrated),
+}
+FIXABLE = frozenset(_REPAIRS)

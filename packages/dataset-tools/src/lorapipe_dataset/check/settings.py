@@ -1,0 +1,97 @@
+"""What each mode of ``lora-check`` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lorapipe_dataset.bucketing import BucketSettings
+from lorapipe_engine.command.modes import Mode, flag
+
+Severity = Literal["error", "warning", "info"]
+Kind = Literal["character", "style", "concept"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleSettings:
+    """What is checked"""
+
+    kind: Kind | None = flag(
+        None, "What is trained; amounts are judged by it, and other people are told for a character."
+    )
+    trigger: str | None = flag(
+        None, "Word that every caption should have.  [default: guessed]", metavar="WORD"
+    )
+    keep_tokens: int | None = flag(
+        None, "Tags that stay at the front.  [default: 1 with --trigger]", min=0, metavar="N"
+    )
+    tags_file: Path | None = flag(None, "Known tags: a tagger's selected_tags.csv.", "--tags", metavar="CSV")
+    aliases: Path | None = flag(None, "Old and new names of tags, a line 'old,new' each.", metavar="FILE")
+    tokenizer_dir: Path | None = flag(
+        None, "CLIP's vocab.json and merges.txt, to count tokens.", metavar="DIR"
+    )
+    max_token_length: int = flag(225, "Tokens that are read of a caption.", min=1)
+    caption_extension: str = flag(".txt", "Suffix of captions.", metavar="TEXT")
+    look: bool = flag(True, "Decode the pictures, or read headers only.", opposite="no-look")
+    distance: int = flag(6, "Bits of 64 in which near-duplicates may differ.", min=0, max=16, needs="look")
+    ignore: tuple[str, ...] = flag((), "Leave this rule out (may be repeated).", metavar="RULE")
+    as_json: bool = flag(False, "Print the report as one JSON object.", "--json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """The report"""
+
+    only: tuple[str, ...] = flag((), "Try this rule only (may be repeated).", metavar="RULE")
+    whole: bool = flag(False, "Show every case, not the first few; --json has all.", "--all")
+    html: Path | None = flag(None, "Write a page to browse the pictures by tag and finding.", metavar="FILE")
+    force: bool = flag(False, "Replace the page if it exists.", needs="html")
+    fail_on: Severity = flag("error", "Exit with 1 for findings of this severity or a graver one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixSettings:
+    """Instead of a report"""
+
+    fix: tuple[str, ...] = flag((), "Mend what this rule finds (may be repeated).", metavar="RULE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndoSettings:
+    """Instead of a report"""
+
+    undo: bool = flag(False, "Take your last --fix back; -n shows what goes.")
+    run: str | None = flag(None, "With --undo: take this run back, whoever made it.", metavar="RUN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrySettings:
+    """Instead of a report"""
+
+    dry_run: bool = flag(False, "With --fix or --undo: say what would be done.", "-n", "--dry-run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListSettings:
+    """Instead of a report"""
+
+    rules: bool = flag(False, "List the rules and stop.")
+
+
+MODES = (
+    Mode("the report", (ReportSettings, RuleSettings, BucketSettings)),
+    Mode("--fix", (FixSettings, DrySettings, RuleSettings, BucketSettings), by="fix"),
+    Mode("--undo", (UndoSettings, DrySettings), by="undo"),
+    Mode("--rules", (ListSettings,), by="rules"),
+)
+# As the help shows them.
+ORDER = (
+    RuleSettings,
+    BucketSettings,
+    ReportSettings,
+    ListSettings,
+    FixSettings,
+    UndoSettings,
+    DrySettings,
+)

@@ -1,0 +1,166 @@
+"""A caption's text through all steps, until nothing changes any more.
+
+Cleaning once is cleaning twice by construction: the steps are repeated until a round changes nothing. Options that
+never come to rest (``a`` -> ``aa``) are an error of that caption, which stays as it is.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts, Rules
+from lorapipe_dataset.clean.captions.sentences import text_steps
+from lorapipe_dataset.clean.captions.steps import build_steps
+from lorapipe_dataset.clean.captions.steps.step import Bench
+from lorapipe_dataset.clean.captions.tags import expression, join_caption, split_caption, split_raw
+from lorapipe_engine.errors import ConfigError, LoraError
+
+MOST_ROUNDS = 12
+_CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+_GROUP = re.compile(r"(?<!\\)\(([^()]*,[^()]*?)(?<!\\):\s*[+-]?[0-9.]+\)")
+
+
+class NeverSettles(LoraError):
+    """The options change a caption again and again."""
+
+
+class Cleaner:
+    """Makes captions clean by one set of rules. ``bench`` brings counts over all captions, where rules need them."""
+
+    def __init__(self, rules: Rules, bench: Bench | None = None) -> None:
+        self.rules = rules
+        self.bench = bench or Bench(rules)
+        self._separators = rules.separators
+        self._steps = build_steps(self.bench)
+        self._changes = _text_changes(rules)
+        self._texts = text_steps(self.bench) if rules.style == "text" else None
+        self._prefix = _Affixes(rules)
+
+    def clean(self, text: str, facts: Facts = NO_FACTS) -> str:
+        """The clean caption. Raises NeverSettles."""
+        first = text
+        for _ in range(MOST_ROUNDS):
+            new = self._round(text, facts)
+            if new == text:
+                return new
+            text = new
+        raise NeverSettles(
+            f"the options change this caption again and again ({_short(first)} -> {_short(text)} -> "
+            f"{_short(self._round(text, facts))}); look at --replace and --regex"
+        )
+
+    def tags_of(self, text: str) -> list[str]:
+        """The tags of a caption's lines, without prefix and suffix."""
+        lines = (self._prefix.take_off(line.strip()) for line in text.splitlines())
+        return [tag for line in lines for tag in split_caption(line, self._separators)]
+
+    def _round(self, text: str, facts: Facts) -> str:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if self.rules.lines == "first":
+            lines = lines[:1]
+        elif self.rules.lines == "join" and len(lines) > 1:
+            mark = " " if self.rules.style == "text" else self.rules.join
+            lines = [mark.join(line.strip() for line in lines)]
+        if not lines:
+            lines = [self.rules.if_empty]
+        cleaned = (self._line(line, facts) for line in lines)
+        return "\n".join(line for line in cleaned if line)
+
+    def _line(self, line: str, facts: Facts) -> str:
+        line = self._prefix.take_off(line.strip())
+        for change in self._changes:
+            line = change(line)
+        if self._texts is not None:
+            for change in self._texts:
+                line = change(line)
+            return self._prefix.put_on(line)
+        tags = split_raw(line, self._separators)
+        for step in self._steps:
+            tags = step(tags, facts)
+        return self._prefix.put_on(join_caption(tags, self.rules.join))
+
+
+def counted(rules: Rules, captions: Iterable[tuple[str, Facts]]) -> Cleaner:
+    """A cleaner that knows how often each tag stands in the clean captions (without the steps that need to know)."""
+    plain = Cleaner(replace(rules, order="keep", strip_invariant=None))
+    counts: Counter[str] = Counter()
+    total = 0
+    for text, facts in captions:
+        total += 1
+        counts.update(set(map(plain.bench.key, plain.tags_of(plain.clean(text, facts)))))
+    return Cleaner(rules, Bench(rules, counts, total))
+
+
+# -------------------------------------------------------------------------------- the text as a whole
+
+
+class _Affixes:
+    """Text in front of and behind every caption. It is taken off first, so the steps never see it."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._front, self._back = rules.prefix.lstrip(), rules.suffix.rstrip()
+
+    def take_off(self, line: str) -> str:
+        front, back = self._front, self._back
+        # Of an empty caption they stand alone, and bare of the spaces at the ends.
+        if (front or back) and line == (front + back).strip():
+            return ""
+        if front and line.startswith(front):
+            line = line[len(front) :]
+        return line[: -len(back)] if back and line.endswith(back) else line
+
+    def put_on(self, line: str) -> str:
+        return f"{self._front}{line}{self._back}".strip()
+
+
+def _text_changes(rules: Rules) -> Sequence[Callable[[str], str]]:
+    changes: list[Callable[[str], str]] = []
+    if rules.expand_wildcards:
+        changes.append(lambda line: _expand(line, rules.seed))
+    if rules.strip_weights:
+        changes.append(lambda line: _GROUP.sub(r"\1", line) if "(" in line else line)
+    if rules.phrases:
+        changes.append(_phrases(rules.phrases))
+    return changes
+
+
+def _expand(line: str, seed: int) -> str:
+    """One of each ``{a|b}``, by chance, but the same for the same text and seed; ``{{`` and ``}}`` stay."""
+    if "|" not in line:
+        return line
+    draw = random.Random(f"{seed}:{line}")
+    line = line.replace("{{", "\0").replace("}}", "\1")
+    while found := _CHOICE.search(line):
+        line = line[: found.start()] + draw.choice(found[1].split("|")) + line[found.end() :]
+    return line.replace("\0", "{{").replace("\1", "}}")
+
+
+def _phrases(pairs: Sequence[tuple[str, str]]) -> Callable[[str], str]:
+    compiled = [(expression(pattern), new) for pattern, new in pairs]
+
+    def change(line: str) -> str:
+        for pattern, new in compiled:
+            line = pattern.sub(new, line)
+        # A caption of one line stays one, and none is made of what a replacement brought in.
+        return " ".join(line.split())
+
+    return change
+
+
+def check_replacements(pairs: Sequence[tuple[str, str]], option: str) -> None:
+    """Raise ConfigError for an expression that is none, or a replacement with a group that it lacks."""
+    for pattern, new in pairs:
+        compiled = expression(pattern)
+        try:
+            # Compiles the template, which an empty match would not always do.
+            re.compile(f"(?:{compiled.pattern})?", compiled.flags).sub(new, "")
+        except (re.error, IndexError) as error:
+            raise ConfigError(f"{option} {pattern!r}: {new!r} cannot stand in its place ({error})") from error
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -1,0 +1,64 @@
+"""Unicode NFC, single spaces, no control characters; small letters and weights on request."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from lorapipe_dataset.clean.captions.steps.step import Bench, Each, Step
+from lorapipe_dataset.clean.captions.tags import is_word, unescape
+
+# Zero-width and byte-order signs look like nothing and make two tags of one.
+_INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\u00ad]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_WEIGHT = re.compile(r"\((.+):\s*[+-]?[0-9.]+\)")
+_PAIRS = {"(": ")", "[": "]"}
+
+
+def build(bench: Bench) -> Step | None:
+    """The step; always there."""
+    rules = bench.rules
+
+    def change(tag: str) -> list[str]:
+        tag = tag.strip()
+        if tag in bench.own_tags:
+            return [tag]
+        tag = tidy(tag)
+        if rules.strip_weights:
+            tag = without_weight(tag)
+        if rules.escape is False:
+            tag = unescape(tag)
+        tag = tag.lower() if rules.lower else tag
+        return [tag] if tag else []
+
+    return Each(change)
+
+
+def tidy(text: str) -> str:
+    """NFC, one space for each run of white space, nothing invisible."""
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split()) if "  " in text or text[:1] == " " or text[-1:] == " " else text
+    # Joiners (U+200C, U+200D) have a meaning in some scripts and in emoji.
+    return " ".join(
+        unicodedata.normalize("NFC", _INVISIBLE.sub("", unicodedata.normalize("NFC", text))).split()
+    )
+
+
+def without_weight(tag: str) -> str:
+    """``(tag:1.2)``, ``((tag))`` and ``[tag]`` as ``tag``; faces and brackets that belong to a name stay."""
+    while is_word(tag) and _is_wrapped(tag):
+        match = _WEIGHT.fullmatch(tag)
+        tag = (match[1] if match else tag[1:-1]).strip()
+    return tag
+
+
+def _is_wrapped(tag: str) -> bool:
+    """Whether the first bracket closes at the very end."""
+    end = _PAIRS.get(tag[0])
+    if end is None or tag[-1] != end or tag[-2:-1] == "\\":
+        return False
+    depth = 0
+    for at, letter in enumerate(tag):
+        depth += (letter == tag[0]) - (letter == end)
+        if depth == 0:
+            return at == len(tag) - 1
+    return False

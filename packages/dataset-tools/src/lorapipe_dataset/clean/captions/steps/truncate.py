@@ -1,0 +1,42 @@
+"""So many tags or tokens and no more: whole tags go from the end, the trigger never."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from lorapipe_dataset.clean.captions.rules import Facts
+from lorapipe_dataset.clean.captions.steps.step import Bench, Step
+from lorapipe_dataset.clean.captions.tags import MARK
+
+
+def build(bench: Bench) -> Step | None:
+    """The step, if there is a limit."""
+    rules = bench.rules
+    if rules.max_tags is None and rules.max_tokens is None:
+        return None
+    counter = rules.count_tokens or len
+    count = lru_cache(maxsize=1 << 17)(lambda tag: 0 if tag == MARK else counter(tag))
+    # Words never go on over a separator, so tags and separators can be counted apart.
+    between = counter(rules.join)
+    around = counter(rules.prefix) + counter(rules.suffix)
+
+    def step(tags: list[str], _facts: Facts) -> list[str]:
+        must = [bench.key(tag) in bench.own for tag in tags]
+        places = [i for i, own in enumerate(must) if own] + [i for i, own in enumerate(must) if not own]
+        left_tags = rules.max_tags if rules.max_tags is not None else len(tags)
+        left_tokens = rules.max_tokens if rules.max_tokens is not None else 1 << 60
+        left_tokens -= around - between  # one separator fewer than tags
+        chosen: set[int] = set()
+        for place in places:
+            tag = tags[place]
+            left_tokens -= count(tag) + between if rules.max_tokens is not None else 0
+            left_tags -= tag != MARK
+            if (left_tokens < 0 or left_tags < 0) and not must[place]:
+                break
+            chosen.add(place)
+        if len(chosen) == len(tags):
+            return tags
+        bench.cut.update(bench.key(tag) for i, tag in enumerate(tags) if i not in chosen)
+        return [tag for i, tag in enumerate(tags) if i in chosen]
+
+    return step

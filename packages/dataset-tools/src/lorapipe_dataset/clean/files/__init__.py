@@ -1,0 +1,1 @@
+"""Where captions are read from and written to."""

@@ -1,0 +1,1 @@
+"""Lists of tags and counts of tokens, for all tools."""

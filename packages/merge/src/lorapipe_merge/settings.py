@@ -1,0 +1,168 @@
+"""What each mode of ``lora-merge`` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lorapipe_engine.command.foreign import ignored, refused
+from lorapipe_engine.command.modes import Mode, flag
+
+Precision = Literal["keep", "fp16", "bf16", "fp32"]
+Dynamic = Literal["sv_ratio", "sv_fro", "sv_cumulative"]
+MethodName = Literal[
+    "weighted-sum",
+    "add-difference",
+    "train-difference",
+    "slerp",
+    "ties",
+    "dare",
+    "median",
+    "geometric-median",
+    "average",
+]
+DEFAULT_RANK = 32
+STREAM = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """All modes"""
+
+    output: str | None = flag(
+        None, "The new file, or folder for a diffusers model.", "-o", "--output", "--save-to", metavar="OUT"
+    )
+    save_precision: Literal["keep", "fp16", "bf16", "fp32", "float"] | None = flag(
+        None, "Number type of the result.  [default: keep]"
+    )
+    merge_precision: Literal["keep", "fp16", "bf16", "fp32", "float"] | None = flag(
+        None, "sd-scripts' number type of the sum: of the result, without --save-precision.", "--precision"
+    )
+    allow_nonfinite: bool = flag(False, "Merge although there are NaN or infinite values.")
+    as_json: bool = flag(False, "Print the report as a JSON object.", "--json")
+    dry_run: bool = flag(False, "Check and report, write nothing.", "-n", "--dry-run")
+    force: bool = flag(False, "Replace a file that exists, the base too.")
+
+    @property
+    def precision(self) -> Precision:
+        """The number type of the result."""
+        word = self.save_precision or self.merge_precision or "keep"
+        return "fp32" if word == "float" else word
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSettings:
+    """Several modes"""
+
+    ratio: float | None = flag(
+        None,
+        "All but --undo: strength of networks without one of their own; --models: share of the second model.  "
+        "[default: 1; --models: what fits the method]",
+        "--ratio",
+        "--ratios",
+    )
+    no_metadata: bool = flag(False, "All but --undo: write no recipe; the base's metadata stay.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSettings:
+    """Several modes"""
+
+    blocks: str | None = flag(
+        None,
+        "Into a checkpoint, --models: block weights, 12, 17, 19, 20, 25 or 26 numbers, or IN04=0.5,MID=1,TE=0.",
+        metavar="LIST",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """Several modes"""
+
+    verify: bool = flag(
+        False,
+        "Into a checkpoint, --networks, --undo: read the result again and prove in float64 that it is the sum.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """Into a checkpoint: BASE LORA[:RATIO]..."""
+
+    allow_unmatched: bool = flag(False, "Merge although some modules find no place in the base.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndoSettings:
+    """Out of a checkpoint: --undo MERGED [LORA]..."""
+
+    undo: bool = flag(False, "Take the networks of a merged fp32 checkpoint out of it again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworksSettings:
+    """Networks into one: --networks LORA[:RATIO]..."""
+
+    networks: bool = flag(False, "The inputs are networks, to be made into one.")
+    mode: Literal["concat", "svd"] = flag("concat", "Exact, ranks added up, or optimal of a given rank.")
+    rank: int | None = flag(
+        None,
+        f"Largest rank.  [default: {DEFAULT_RANK}]",
+        *("-r", "--new-rank", "--rank"),
+        min=1,
+        needs="mode=svd",
+    )
+    conv_rank: int | None = flag(
+        None, "The same for convolutions.", "--new-conv-rank", "--conv-rank", min=1, needs="mode=svd"
+    )
+    dynamic_method: Dynamic | None = flag(
+        None, "With svd: choose each rank as lora-resize does.", needs="mode=svd"
+    )
+    dynamic_param: float | None = flag(
+        None, "Number for --dynamic-method.", metavar="PARAM", needs="mode=svd"
+    )
+    exact_count: bool = flag(
+        False, "Keep what the method asks for; sd-scripts keeps one more.", needs="dynamic_method"
+    )
+    target_size: str | None = flag(
+        None, "With svd: ranks that lose least in a file of at most 20MB.", metavar="SIZE", needs="mode=svd"
+    )
+    shuffle: int | None = flag(None, "Permute the order of the ranks.", metavar="SEED")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsSettings:
+    """Checkpoints into one: --models MODEL MODEL..."""
+
+    models: bool = flag(False, "The inputs are checkpoints, to be made into one.")
+    method: MethodName = flag("weighted-sum", "How models are merged.")
+    params: tuple[str, ...] = flag(
+        (),
+        "A number for the method, such as density=0.2 (ties) or drop=0.3 (dare).",
+        "--param",
+        metavar="NAME=NUMBER",
+    )
+    vae: Path | None = flag(None, "Put this VAE into the result.", metavar="FILE")
+    ema: Literal["keep", "prune", "use"] = flag("keep", "What becomes of averaged weights.")
+    prune: bool = flag(False, "Leave out what no program reads.")
+    seed: int = flag(0, "For the random choices of dare.", needs="method=dare")
+
+
+MODES = (
+    Mode(
+        "a merge into a checkpoint",
+        (CheckpointSettings, VerifySettings, SharedSettings, BlockSettings, OutputSettings),
+    ),
+    Mode("--undo", (UndoSettings, VerifySettings, OutputSettings), by="undo"),
+    Mode("--networks", (NetworksSettings, VerifySettings, SharedSettings, OutputSettings), by="networks"),
+    Mode("--models", (ModelsSettings, SharedSettings, BlockSettings, OutputSettings), by="models"),
+)
+# Of sd-scripts' merge_lora.py, sdxl_merge_lora.py and svd_merge_lora.py.
+FOREIGN = {
+    **ignored("the family of a model is read from its file", "v2", flag=True),
+    **ignored("ranks are added up unless --mode svd is given", "concat", flag=True),
+    **ignored("the work is done on the CPU", "device"),
+    **refused("name the base in front of the networks: lora-merge BASE LORA:0.8 -o OUT", "sd_model"),
+    **refused("use --blocks", "lbws"),
+}

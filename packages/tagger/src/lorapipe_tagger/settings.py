@@ -1,0 +1,273 @@
+"""What each mode of ``lora-tag`` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lorapipe_engine.command.foreign import ignored, refused
+from lorapipe_engine.command.modes import Mode, flag
+
+How = Literal["mean", "max", "vote", "union", "intersection"]
+Device = Literal["auto", "cuda", "rocm", "dml", "openvino", "coreml", "cpu"]
+Resampling = Literal["bicubic", "kohya"]
+Order = Literal["score", "count", "model"]
+Characters = Literal["first", "last", "mixed"]
+Place = Literal["off", "first", "last"]
+Existing = Literal["skip", "append", "prepend", "replace", "merge"]
+Collision = Literal["error", "first", "suffix"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """Pictures and records"""
+
+    recursive: bool = flag(False, "Look into folders' folders too.", "-r", "--recursive")
+    jsonl: bool | None = flag(
+        None,
+        "Write JSON records or text.  [default: text on a terminal, records in a pipe]",
+        opposite="text",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Caption files"""
+
+    existing: Existing = flag(
+        "skip",
+        "Pictures that have a caption: pass them by, add what is new, or write it anew.",
+        needs="no_txt=False",
+    )
+    extension: str = flag(
+        ".txt",
+        "Suffix of caption files.",
+        *("--ext", "--caption-extension", "--caption-extention"),
+        metavar="TEXT",
+        needs="no_txt=False",
+    )
+    output_dir: Path | None = flag(
+        None,
+        "Write captions there, in the same tree.",
+        *("-o", "--output-dir"),
+        metavar="DIRECTORY",
+        needs="no_txt=False",
+    )
+    collision: Collision = flag(
+        "error",
+        "a.png and a.jpg would share a.txt: stop, caption the first only, or write a.jpg.txt.",
+        needs="no_txt=False",
+    )
+    no_txt: bool = flag(False, "Write no caption files, records only.")
+    dry_run: bool = flag(
+        False, "Show what would change in each caption.", "-n", "--dry-run", needs="no_txt=False"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultSettings:
+    """Other results"""
+
+    frequency: bool = flag(False, "List the tags' counts on stderr.", "--frequency", "--frequency-tags")
+    report: Path | None = flag(
+        None, "Write a page of the pictures with their tags, unsure ones marked.", metavar="HTML"
+    )
+    embeddings: Path | None = flag(
+        None, "Write a vector for each picture, near-duplicates' alike.", metavar="NPZ"
+    )
+    force: bool = flag(
+        False, "Replace the report or embeddings if they exist.", needs=("report", "embeddings")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainSettings:
+    """Instead of tagging"""
+
+    explain: bool = flag(
+        False, "Show every tag with its score and what kept it or took it out; write no captions."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """Instead of tagging"""
+
+    verify: bool = flag(
+        False,
+        "Tag nothing; compare the model as it runs here with a plain run on the CPU, over PATH or made-up pictures.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The model"""
+
+    models: tuple[str, ...] = flag(
+        (),
+        "Short name (vit, swinv2, convnext, vit-large, eva02-large; moat, convnextv2, vit-v2, ...; pixai, cl, camie), "
+        "hub id, or a folder with model.onnx and selected_tags.csv. Several are combined.  [default: swinv2]",
+        *("-m", "--model", "--repo-id"),
+        metavar="MODEL",
+    )
+    revision: str | None = flag(
+        None, "Another state of the hub's model than the pinned one.", metavar="COMMIT"
+    )
+    model_dir: Path | None = flag(None, "Where models are kept, instead of the hub's cache.", metavar="PATH")
+    offline: bool = flag(False, "Never ask the hub (as HF_HUB_OFFLINE=1).")
+    device: Device = flag("auto", "Where the network runs.")
+    int8: bool = flag(
+        False, "Run int8 matrix products: faster on some CPUs (measure it), scores a little apart."
+    )
+    preprocess: Resampling = flag(
+        "bicubic", "Scale as the models' author does, or as sd-scripts does (needs OpenCV)."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkSettings:
+    """The work"""
+
+    combine: How = flag("mean", "How several models decide.")
+    batch: int | None = flag(
+        None,
+        "Pictures at a time.  [default: 8, on a CPU 1]",
+        *("--batch", "--batch-size"),
+        min=1,
+        max=1024,
+    )
+    workers: int | None = flag(
+        None,
+        "Decoding threads.  [default: the cores, up to 16]",
+        *("--workers", "--max-data-loader-n-workers"),
+        min=1,
+        max=256,
+    )
+    max_pixels: float = flag(
+        500.0, "Larger pictures are reported and passed by.", metavar="MILLIONS", above=0
+    )
+    no_cache: bool = flag(False, "Neither use nor keep scores of earlier runs.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    """Which tags"""
+
+    threshold: str | None = flag(
+        None, "Threshold of general and character tags alike.", "--threshold", "--thresh", metavar="P"
+    )
+    general: str | None = flag(
+        None,
+        "Threshold of general tags: 0.01 to 1, auto (the model's balance of precision and recall) or off.  "
+        "[default: 0.35]",
+        *("--general", "--general-threshold"),
+        metavar="P",
+    )
+    character: str | None = flag(
+        None,
+        "Threshold of character names.  [default: 0.85]",
+        *("--character", "--character-threshold"),
+        metavar="P",
+    )
+    copyright: str | None = flag(None, "Threshold of copyright tags, where a model has them.", metavar="P")
+    artist: str | None = flag(None, "Threshold of artist tags, where a model has them.", metavar="P")
+    meta: str | None = flag(None, "Threshold of meta tags, where a model has them.", metavar="P")
+    quality: str | None = flag(None, "Threshold of quality tags, where a model has them.", metavar="P")
+    mcut: bool = flag(False, "Cut at each picture's largest gap between scores instead.")
+    exclude: tuple[str, ...] = flag(
+        (),
+        "Tags that are left out: names, patterns such as *hair*, or re:EXPRESSION.",
+        *("--exclude", "--undesired-tags"),
+        metavar="TAGS",
+    )
+    keep: tuple[str, ...] = flag(
+        (), "Tags that stay though --exclude matches.", metavar="TAGS", needs="exclude"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeSettings:
+    """What captions look like"""
+
+    max_tags: int | None = flag(None, "Only the N most certain tags.", min=1, metavar="N")
+    trigger: str = flag("", "Put this in front of every caption.", metavar="WORDS")
+    trigger_from_folder: bool = flag(False, "The folder's name as trigger: 12_name gives name.")
+    add: tuple[str, ...] = flag((), "Tags for every caption, after the trigger.", metavar="TAGS")
+    first: tuple[str, ...] = flag(
+        (),
+        "Tags that go to the front where they are found.",
+        "--first",
+        "--always-first-tags",
+        metavar="TAGS",
+    )
+    last: tuple[str, ...] = flag((), "Tags that go to the end.", metavar="TAGS")
+    replacements: tuple[str, ...] = flag(
+        (),
+        "Write B (none, one, or several tags) for A. Or a file of such lines.",
+        "--replace",
+        metavar="A=B",
+    )
+    aliases: Path | None = flag(None, "File of old -> new names.", metavar="PATH")
+    implications: Path | None = flag(
+        None, "File of tag -> implied tag; implied ones are left out.", metavar="PATH"
+    )
+    drop_overlap: bool = flag(False, "Leave out shirt where white shirt is.")
+    expand_character: bool = flag(
+        False, "Write name_(series) as name, series.", "--expand-character", "--character-tag-expand"
+    )
+    order: Order = flag(
+        "score", "By certainty, the same with 1girl and the like first, or as the model lists them."
+    )
+    characters: Characters = flag("last", "Where character names stand.")
+    character_tags_first: bool = flag(False, "The same as --characters first.")
+    rating: Place = flag("off", "Write the likeliest rating.")
+    spaces: bool = flag(
+        True,
+        "How names of several words are written; faces such as ^_^ keep their underscore.",
+        opposite="underscores",
+    )
+    escape: bool = flag(False, "Write brackets as \\( and \\), as prompts want them.")
+    separator: str = flag(
+        ", ", "Sign between tags.  [default: ', ']", "--separator", "--caption-separator", metavar="TEXT"
+    )
+    transparent_tag: bool = flag(
+        False, "Tag real transparency as transparent background, not white background."
+    )
+
+
+_TAGGING = (ResultSettings, WorkSettings, ShapeSettings, ModelSettings, SelectSettings, InputSettings)
+MODES = (
+    Mode("tagging", (CaptionSettings, *_TAGGING)),
+    Mode("--explain", (ExplainSettings, *_TAGGING), by="explain"),
+    Mode("--verify", (VerifySettings, ModelSettings, SelectSettings, InputSettings), by="verify"),
+)
+# As the help shows them.
+ORDER = (
+    ModelSettings,
+    SelectSettings,
+    ShapeSettings,
+    CaptionSettings,
+    ResultSettings,
+    WorkSettings,
+    InputSettings,
+    ExplainSettings,
+    VerifySettings,
+)
+# Of sd-scripts' tag_images_by_wd14_tagger.py.
+FOREIGN = {
+    **ignored("models are ONNX networks anyway", "onnx", flag=True),
+    **ignored(
+        "names are written with spaces anyway; --underscores keeps underscores",
+        "remove_underscore",
+        flag=True,
+    ),
+    **refused(
+        "remove the model's folder from the hub's cache, or use --revision", "force_download", flag=True
+    ),
+    **refused("use --explain, which shows every tag with its score", "debug", flag=True),
+    **refused("use --existing append", "append_tags", flag=True),
+    **refused("use --rating first", "use_rating_tags", flag=True),
+    **refused("use --rating last", "use_rating_tags_as_last_tag", flag=True),
+    **refused("use --replace OLD=NEW, once for each tag", "tag_replacement"),
+}
