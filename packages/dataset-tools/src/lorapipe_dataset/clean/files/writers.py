@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lorapipe_dataset.clean.files.textfile import encode_text
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.clean.textfile import encode_text
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.files.atomic import atomic_write
 
