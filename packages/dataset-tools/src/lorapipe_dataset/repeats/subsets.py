@@ -9,6 +9,7 @@ from pathlib import Path
 from lorapipe_dataset.repeats.plan import Row
 from lorapipe_dataset.repeats.sources import caption_files
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.files.links import within
 from lorapipe_engine.pictures.captions import read_caption
 from lorapipe_engine.pictures.images import find_images
 from lorapipe_engine.settings import DataSettings
@@ -70,7 +71,7 @@ def _check_captions(row: Row, extension: str) -> None:
         if picture.caption is None:
             continue
         beside = next(caption_files(picture.path, extension), None)
-        if beside is None or read_caption(beside, root=picture.home) != picture.caption.strip():
+        if beside is None or read_caption(beside, read=within(picture.home)) != picture.caption.strip():
             raise ConfigError(f"{picture.path}: its new caption is in no file; {_TREE}")
 
 

@@ -14,7 +14,7 @@ from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.datasets.folders import dataset_specs
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.links import LeadsOut, leads_out
+from lorapipe_engine.files.links import LeadsOut, leads_out, within
 from lorapipe_engine.pictures.buckets import BucketRule, Placement, Size, place
 from lorapipe_engine.pictures.captions import caption_suffixes, read_caption
 from lorapipe_engine.pictures.images import find_images, image_size
@@ -202,7 +202,7 @@ def _caption_text(
     if beside is None:
         return None, False
     try:
-        return read_caption(beside, every_line=every_line, root=root), is_linked
+        return read_caption(beside, every_line=every_line, read=within(root)), is_linked
     except LeadsOut:
         return read_caption(beside, every_line=every_line), True
 

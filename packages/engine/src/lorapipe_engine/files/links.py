@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
@@ -41,6 +43,11 @@ def check_inside(path: Path | str, root: Path | str) -> None:
     """Raise LeadsOut if a path leaves ``root`` by a link."""
     if (target := leads_out(path, root)) is not None:
         raise LeadsOut(path, target)
+
+
+def within(root: Path | None) -> Callable[[Path], bytes]:
+    """:func:`read_within` one folder, for what takes a reader."""
+    return partial(read_within, root=root)
 
 
 def read_within(path: Path | str, root: Path | str | None) -> bytes:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.links import read_within
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 _BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
@@ -39,15 +38,16 @@ def join_tags(tags: Sequence[str], separator: str = ",") -> str:
     return (f"{mark} " if mark else separator).join(tags)
 
 
-def read_caption(path: Path, *, every_line: bool = False, root: Path | None = None) -> str:
+def read_caption(
+    path: Path, *, every_line: bool = False, read: Callable[[Path], bytes] = Path.read_bytes
+) -> str:
     """The caption in a text file: its first line that is not empty, or all of those, joined by newlines.
 
-    A byte order mark and Windows line ends are accepted. Raises InputError for a file that is not UTF-8; with ``root``
-    LeadsOut for a link out of that folder.
+    A byte order mark and Windows line ends are accepted. ``read`` brings the bytes: a reader that follows no link out
+    of the dataset, for one. Raises InputError for a file that is not UTF-8, and what ``read`` raises.
     """
     try:
-        data = path.read_bytes() if root is None else read_within(path, root)
-        text = data.decode("utf-8-sig")
+        text = read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8, or convert it with iconv"

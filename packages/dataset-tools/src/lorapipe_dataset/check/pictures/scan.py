@@ -12,7 +12,7 @@ from lorapipe_dataset.repeats.sources import read_name
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import Record, check_folder
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out
+from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out, within
 from lorapipe_engine.pictures.captions import read_caption
 from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, as_repeat_folder, image_size
 
@@ -160,7 +160,7 @@ def _read(picture: Picture) -> None:
             root = picture.place.root or picture.place.path
             if picture.place.linked is not None:
                 check_inside(picture.caption_path, root)
-            text = read_caption(picture.caption_path, every_line=True, root=root)
+            text = read_caption(picture.caption_path, every_line=True, read=within(root))
             picture.lines = text.count("\n") + 1 if text else 0
             picture.caption = text.split("\n", 1)[0]
         except LeadsOut as error:

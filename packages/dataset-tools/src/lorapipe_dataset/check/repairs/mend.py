@@ -10,7 +10,7 @@ from typing import Any
 from lorapipe_dataset.check.findings import Finding
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_dataset.texts.vocabulary import canonical, rating_of
-from lorapipe_engine.files.links import read_within
+from lorapipe_engine.files.links import read_within, within
 from lorapipe_engine.pictures.captions import join_tags, read_caption, split_tags
 
 Tags = list[str]
@@ -185,7 +185,7 @@ def _join_lines(desk: _Desk, finding: Finding) -> None:
 
 
 def _lines(path: Path, root: Path | None) -> list[str]:
-    return read_caption(path, every_line=True, root=root or path.parent).split("\n")
+    return read_caption(path, every_line=True, read=within(root)).split("\n")
 
 
 def _remove_all(desk: _Desk, finding: Finding) -> None:
