@@ -184,8 +184,7 @@ def test_a_merge_copies_nothing_from_outside_of_the_model(
 ) -> None:
     place = model / "vae" / "notes.txt"
     if kind == "loop":
-        for name in ("a", "b", "c"):
-            (model / "vae" / name).symlink_to(".")
+        (model / "vae" / "again").symlink_to(".")
     elif kind == "pipe":
         os.mkfifo(place)
     else:
