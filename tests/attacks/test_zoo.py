@@ -166,7 +166,7 @@ def on_network(name: str) -> tuple[str, ...]:
 NET = on_network("net.safetensors")
 ANIMALS = (
     Animal("pickle as safetensors", pickled, NET[:4] + NET[11:15]),
-    Animal("pickle that runs", pickled, on_network("net.ckpt")),
+    Animal("pickle that runs", pickled, on_network("net.ckpt"), may_succeed=True),
     Animal("zip bomb", bomb, tuple(on_network("net.ckpt")[n] for n in (1, 11, 12, 14)), may_succeed=True),
     Animal("petabyte", enormous, NET[:3] + NET[11:14]),
     Animal("wide and empty", empty_but_wide, NET, may_succeed=True),
@@ -207,7 +207,9 @@ def test_the_zoo(animal: Animal, tmp_path: Path) -> None:
         words = command.replace("ZOO", str(zoo)).replace("OUT", str(out)).split()
         environment = {"HOME": str(home), "XDG_CACHE_HOME": str(out / "cache")}
         done = run_tool(words, zoo, memory=MEMORY, timeout=SECONDS, environment=environment)
-        if done.code or not animal.may_succeed:
+        # What looks at a file may have done its work, and say on stdout that the file is no good.
+        looked = animal.may_succeed and (done.code == 0 or (done.code == 1 and not done.err and done.out))
+        if not looked:
             done.assert_one_line()
         assert "Traceback" not in done.err
         assert "unexpected error" not in done.err, (command, done.err)
