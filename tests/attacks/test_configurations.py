@@ -3,7 +3,6 @@ is run for them."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -138,23 +137,6 @@ k = {{ a.b = "{dots}" }}
 # -------------------------------------------------------------------------------- JSON inside of networks
 
 
-def network_with(path: Path, metadata: dict[str, str]) -> Path:
-    import numpy as np
-
-    from lorapipe_engine.files.tensorfile import write_tensors
-
-    name = "unet.down_blocks.0.attentions.0.proj_in"
-    write_tensors(
-        path,
-        {
-            f"{name}.lora_A.weight": np.ones((2, 8), np.float32),
-            f"{name}.lora_B.weight": np.ones((8, 2), np.float32),
-        },
-        metadata,
-    )
-    return path
-
-
 PATTERNS: dict[str, dict[str, Any]] = {
     "a pattern without end": {"(a+)+b": 4},
     "groups of groups": {"((a|a)*)*$": 4},
@@ -165,30 +147,31 @@ PATTERNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-def test_patterns_of_an_adapter_configuration(name: str, tmp_path: Path) -> None:
-    from lorapipe_engine.delta.adapter import ADAPTER_KEY, adapter_scales
+def test_patterns_of_an_adapter_configuration(name: str) -> None:
+    from lorapipe_engine.networks.adapter_config import AdapterConfig
 
-    facts = {"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": PATTERNS[name]}
+    config = AdapterConfig(
+        "config", {"r": 2, "lora_alpha": 2, "rank_pattern": PATTERNS[name]}, prefixed=False
+    )
     with pytest.raises(LoraError):
-        adapter_scales({ADAPTER_KEY: json.dumps(facts)}, ["unet." + "a" * 60])
+        config.scale("unet", "a" * 60, None)
 
 
 def test_patterns_that_the_field_writes() -> None:
-    from lorapipe_engine.delta.adapter import ADAPTER_KEY, adapter_scales
+    from lorapipe_engine.networks.adapter_config import AdapterConfig
 
-    ranks = {"mid.proj": 4, "up.1.proj": 8, r"down\.\d+\.proj": 16, "^to_k$": 2}
-    facts = {"unet.r": 32, "unet.lora_alpha": 32, "unet.rank_pattern": ranks}
-    names = [
-        "unet.mid.proj",
-        "unet.x.up.1.proj",
-        "unet.down.12.proj",
-        "unet.to_k",
-        "unet.a.to_k",
-        "unet.amid.proj",
-    ]
-    assert adapter_scales({ADAPTER_KEY: json.dumps(facts)}, names) == dict(
-        zip(names, [8.0, 4.0, 2.0, 16.0, 1.0, 1.0], strict=True)
-    )
+    ranks = {"mid.proj": 4, r"up\.1\.proj": 8, r"down\.\d+\.proj": 16, "^to_k$": 2}
+    config = AdapterConfig("config", {"r": 32, "lora_alpha": 32, "rank_pattern": ranks}, prefixed=False)
+    names = ["mid.proj", "x.up.1.proj", "down.12.proj", "to_k", "a.to_k", "amid.proj"]
+    assert [config.scale("unet", name, None) for name in names] == [8.0, 4.0, 2.0, 16.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"r": ' + "9" * 5000 + "}", "[]", '{"r": "\\ud800"}'])
+def test_adapter_configurations_that_are_none(text: str, tmp_path: Path) -> None:
+    from lorapipe_engine.networks.adapter_config import ADAPTER_KEY, find_config
+
+    with pytest.raises(LoraError, match="cannot be understood"):
+        find_config(tmp_path / "a.safetensors", {ADAPTER_KEY: text}, beside=False)
 
 
 # -------------------------------------------------------------------------------- classes that are named

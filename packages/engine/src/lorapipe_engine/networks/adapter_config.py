@@ -107,7 +107,8 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         facts = parse_json(text, source)
     except ConfigError as error:
-        raise InputError(str(error)) from error
+        reason = str(error).removeprefix(f"{source}: ")
+        raise InputError(f"{source} cannot be understood ({reason})") from error
     if not isinstance(facts, dict):
         raise InputError(f"{source} cannot be understood (it is no JSON object)")
     return facts
