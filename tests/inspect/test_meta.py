@@ -106,12 +106,14 @@ def test_in_place_and_stripped(network: Path, inspect: Any) -> None:
     assert inspect("meta", network).lines[1] == "  no metadata"
 
 
-def test_a_link_stays_a_link(network: Path, inspect: Any, tmp_path: Path) -> None:
+def test_what_a_link_leads_to_is_not_changed(network: Path, inspect: Any, tmp_path: Path) -> None:
     link = tmp_path / "link.safetensors"
     link.symlink_to(network)
-    assert inspect("meta", link, "--strip", "--force").code == 0
+    done = inspect("meta", link, "--strip", "--force")
+    assert done.code == 2
+    assert f"is a link; name the file that it leads to, {network}" in done.err
     assert link.is_symlink()
-    assert opened(network).metadata == {}
+    assert opened(network).metadata == METADATA
 
 
 def test_nothing_is_replaced_by_accident(network: Path, inspect: Any, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ lora-train --config_file mayuri.toml --plot-lr
 lora-train --config_file mayuri.toml --vram 8
 lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
 lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
-torchrun --nproc_per_node 2 -m lorapipe_engine --config_file mayuri.toml
+torchrun --no_python --nproc_per_node 2 lora-train --config_file mayuri.toml
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.folders import weight_files
+from lorapipe_engine.files.folders import read_config, weight_files
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile
 from lorapipe_engine.models.bases import describe_kind, resolve_base
@@ -157,8 +157,9 @@ def index_files(folder: Path) -> list[Path]:
 
 def renamed_index(path: Path) -> str:
     """A list of shards with the names that the merged shards have."""
-    table = json.loads(path.read_text(encoding="utf-8"))
-    table["weight_map"] = {
-        key: f"{Path(name).stem}.safetensors" for key, name in table.get("weight_map", {}).items()
-    }
+    table = read_config(path)
+    names = table.get("weight_map", {})
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{path}: no weight_map")
+    table["weight_map"] = {key: f"{Path(name).stem}.safetensors" for key, name in names.items()}
     return json.dumps(table, indent=2) + "\n"

@@ -305,7 +305,7 @@ def listed_paths(lines: BinaryIO) -> Iterator[Path]:
             continue
         try:
             record = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"line {number} of the list is not a JSON record") from None
         path = record.get("path") or record.get("file")
         if not isinstance(path, str):

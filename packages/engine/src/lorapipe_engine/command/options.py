@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,9 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.command.documents import parse_toml, read_text
+from lorapipe_engine.command.masking import MASK, masked, remember_secrets
+from lorapipe_engine.errors import ConfigError
 
 _KEY = "lorapipe"
 
@@ -42,6 +45,7 @@ class Facts:
     metavar: str | None = None
     needs: tuple[str, ...] = ()
     above: float | None = None
+    secret: bool = False
 
 
 def option(
@@ -52,9 +56,11 @@ def option(
     min: float | None = None,  # noqa: A002
     max: float | None = None,  # noqa: A002
     alias: str | None = None,
+    secret: bool = False,
 ) -> Any:
-    """A field of a settings class. ``min`` and ``max`` are allowed themselves; ``alias`` is a second flag."""
-    facts = Facts(help=help, choices=choices, min=min, max=max, alias=alias)
+    """A field of a settings class. ``min`` and ``max`` are allowed themselves; ``alias`` is a second flag; the value of
+    a ``secret`` is shown nowhere (see :mod:`lorapipe_engine.command.masking`)."""
+    facts = Facts(help=help, choices=choices, min=min, max=max, alias=alias, secret=secret)
     return dataclasses.field(default=default, metadata={_KEY: facts})
 
 
@@ -220,6 +226,8 @@ def build_settings(
             values[name], origin[name] = convert(field, value, f" (from {place})"), f"from {place}"
         else:
             values[name], origin[name] = field.default, "default"
+        if field.facts.secret and values[name]:
+            remember_secrets([values[name]])
     return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
 
 
@@ -232,13 +240,8 @@ def read_toml(
 
     Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
     """
-    import tomllib  # as json and difflib: a command's start has no need of them
-
-    text = _read_text(path)
-    try:
-        table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    text = read_text(path)
+    table = parse_toml(text, str(path))
     aliases = {field.facts.alias: name for name, field in fields.items() if field.facts.alias}
     found: dict[str, tuple[Any, str]] = {}
     sections: dict[str, str] = {}
@@ -254,15 +257,6 @@ def read_toml(
             raise ConfigError(f"{path}: {name}: given twice, as {sections[name]} and {section}{key}")
         found[name], sections[name] = (value, place), f"{section}{key}"
     return found
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}), so not TOML") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def place_of(path: Path, text: str, key: str) -> str:
@@ -299,10 +293,12 @@ def convert(field: Field, value: Any, where: str) -> Any:
         return _words(field, value, where)
     if field.is_pair:
         return _pair(field, value, where)
+    if field.facts.secret and not isinstance(value, str):
+        raise ConfigError(f"{field.label}: expected a text{where}")
     result = _scalar(field.label, field.type, value, where)
     if field.facts.choices is not None and result not in field.facts.choices:
         shown = ", ".join(map(str, field.facts.choices))
-        raise ConfigError(f"{field.label}: '{result}' is none of {shown}{where}")
+        raise ConfigError(f"{field.label}: {_shown(result)} is none of {shown}{where}")
     _check_range(field, result, where)
     return result
 
@@ -340,7 +336,7 @@ def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
     items = list(value) if isinstance(value, list | tuple) else str(value).split(",")
     if len(items) not in (1, 2):
         raise ConfigError(
-            f"{field.label}: expected one number or two, as 512 or 512,768; got '{value}'{where}"
+            f"{field.label}: expected one number or two, as 512 or 512,768; got {_shown(value)}{where}"
         )
     numbers = [_whole(field.label, item, where) for item in items]
     for number in numbers:
@@ -357,11 +353,21 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
         return _number(name, value, where)
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ConfigError(f"{name}: expected a text, got {_shown(value)}{where}")
+    text = str(value)
     if kind is not Path:
-        return str(value)
-    if not str(value):
+        return text
+    if not text:
         raise ConfigError(f"{name}: expected a path, got an empty text{where}")
-    return Path(str(value)).expanduser()
+    try:
+        usable = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"{name}: {text[:200]!a} has a character that no path can have{where}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{name}: {_shown(text)}: {error}{where}") from None
 
 
 def _truth(name: str, value: Any, where: str) -> bool:
@@ -399,9 +405,12 @@ def _digits(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
+    """A value as an error shows it, not too long."""
     import json
 
-    return f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = text if len(text) <= 200 else f"{text[:200]}..."
+    return f"'{text}'" if isinstance(value, str) else text
 
 
 # -------------------------------------------------------------------------------- and back to TOML
@@ -417,9 +426,17 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
             source = origin.get(field.name, "derived")
             # A file's name may hold a line break, which would end the comment.
             lines.append(f"# {field.facts.help} ({''.join(c if c.isprintable() else '?' for c in source)})")
-            lines.append(f"# {field.name} =" if value is None else f"{field.name} = {_toml(value)}")
+            lines.append(_line(field, value))
         lines.append("")
     return "\n".join(lines)
+
+
+def _line(field: Field, value: Any) -> str:
+    if value is None:
+        return f"# {field.name} ="
+    if field.facts.secret:
+        return f"# {field.name} = {_toml(MASK)} (given, and not shown)"
+    return masked(f"{field.name} = {_toml(value)}")
 
 
 def _toml(value: Any) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 import click
 
 from lorapipe_engine import __version__
+from lorapipe_engine.command.importing import leave_current_folder
+from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.errors import LoraError
 
@@ -71,6 +73,8 @@ class ToolCommand(click.Command):
         """Run and exit with the documented status. Without ``args`` those of the process are taken, in which click
         expands ``*`` on Windows.
         """
+        if args is None:
+            leave_current_folder()
         raise SystemExit(self._run(args, extra))
 
     def _run(self, words: Sequence[str] | None, extra: dict[str, Any]) -> int:
@@ -121,7 +125,7 @@ class ToolCommand(click.Command):
             _silence_stdout()
             return 0
         if VERBOSE.get():
-            traceback.print_exception(error)
+            click.echo(masked("".join(traceback.format_exception(error))), err=True, nl=False)
         try:
             _flush_stdout()
         except OSError:
@@ -141,7 +145,7 @@ class ToolCommand(click.Command):
         return 1
 
     def _tell(self, text: str, *, before: str = "") -> None:
-        click.echo(f"{before}{self.name}: {text}", err=True)
+        click.echo(masked(f"{before}{self.name}: {text}"), err=True)
 
 
 class _Passing(Exception):
@@ -211,7 +215,7 @@ def tool_command(
 def say(text: str) -> None:
     """A line for the user on stderr, unless quiet was asked for."""
     if not QUIET.get():
-        click.echo(text, err=True)
+        click.echo(masked(text), err=True)
 
 
 def _underscored(name: str) -> str:
@@ -249,7 +253,7 @@ def _describe(error: Exception) -> str:
 def _one_line(text: str) -> str:
     """Text for one line of a terminal: no line ends, no control characters."""
     joined = " ".join(text.split())
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined)
+    return masked("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined))
 
 
 def _indented(text: str) -> str:

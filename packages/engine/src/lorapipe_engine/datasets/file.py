@@ -6,13 +6,12 @@ line. Every key is checked where it stands; one that is not known is an error th
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
 from lorapipe_engine.command.options import convert, fields_of, nearest, option, place_of
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
@@ -249,17 +248,8 @@ def _plain(place: str) -> str:
 
 
 def _load(path: Path) -> tuple[_Source, dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from error
-    except OSError as error:
-        raise InputError(f"dataset_config: {path}: cannot be read ({error.strerror})") from error
-    try:
-        found = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, RecursionError) as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
-        raise ConfigError(f"{path}: not {kind}: {error}") from error
+    text = read_text(path, what="dataset_config")
+    found = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_toml(text, str(path))
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must hold general and datasets")
     return _Source(path, text), found

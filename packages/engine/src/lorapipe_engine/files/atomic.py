@@ -1,4 +1,9 @@
-"""Writing files so that nothing is ever half written and nothing is replaced by accident."""
+"""Writing files so that nothing is ever half written, nothing is replaced by accident, and no link is followed.
+
+Every output of every command goes through here. A file is made under a random name that did not exist, in a folder
+held open, and renamed when it is whole: a link under the final name is replaced or refused, never written through, and
+other names of a file (hard links) keep what they had.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from typing import BinaryIO
 
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.files.locking import locked
+from lorapipe_engine.files.openfolder import OpenFolder, open_folder
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -35,6 +41,19 @@ def check_output(path: Path, *, force: bool, size: int = 0) -> None:
         raise OutputError(f"{path}: needs {size:,} bytes, {folder} has only {free:,} free")
 
 
+def probe_folder(folder: Path) -> None:
+    """Raise OSError if no file can be made in a folder."""
+    with open_folder(folder) as place:
+        name = temporary_name()
+        os.close(place.create(name))
+        place.unlink(name)
+
+
+def temporary_name() -> str:
+    """A hidden name for an unfinished file, which nobody can guess."""
+    return f".lorapipe-{secrets.token_hex(8)}.tmp"
+
+
 @contextmanager
 def atomic_write(
     path: Path,
@@ -43,6 +62,7 @@ def atomic_write(
     size: int = 0,
     check: Callable[[], None] | None = None,
     wait: bool = True,
+    inside: Path | None = None,
 ) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends well, and leaves no trace when it does not.
 
@@ -51,74 +71,122 @@ def atomic_write(
     ``check`` is called right before the rename, with the folder locked against other tools (:mod:`locking`): what it
     raises keeps the old file. Without ``wait`` a new file is left to the system to bring to the disk, as ``cp`` does:
     a power failure within the next half minute or so may lose it, or leave it cut short. What replaces a file is always
-    waited for. Raises OutputError if the file exists and not ``force``, if there is no room, or if the
-    folder cannot be written to.
+    waited for. ``inside``: a folder above; missing folders below it are made, and none that is a link is followed.
+    Raises OutputError if the file exists and not ``force``, if there is no room, or if the folder cannot be written to.
     """
-    check_output(path, force=force, size=size)
-    wait = wait or os.path.lexists(path)
-    temporary = path.with_name(f".lorapipe-{secrets.token_hex(8)}.tmp")
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    try:
-        # Here too: Ctrl-C may come as soon as the file is there.
+    with _opened(path, force=force, size=size, inside=inside) as folder:
+        wait = wait or os.path.lexists(path)
+        name = temporary_name()
         try:
-            descriptor = os.open(temporary, flags, 0o666)
+            # Here too: Ctrl-C may come as soon as the file is there.
+            with _created(folder, name, path) as file:
+                yield file
+                file.flush()
+                _keep_mode(file, folder, path, force)
+                if wait:
+                    os.fsync(file.fileno())
+            if check is None:
+                _install(folder, name, path, force)
+            else:
+                with locked(path.parent):
+                    check()
+                    _install(folder, name, path, force)
         except OSError as error:
-            raise OutputError(f"{path}: cannot write to its folder: {error.strerror}") from error
-        # With its name, so that who writes can read it again by that before it counts.
-        with open(temporary, "w+b", opener=lambda _name, _flags: descriptor) as file:
-            yield file
+            if error.errno in _FULL:
+                raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+            raise
+        finally:
+            with suppress(OSError):
+                folder.unlink(name)
+        folder.sync()
+
+
+def open_growing(path: Path, begin: bytes = b"", *, force: bool, inside: Path | None = None) -> BinaryIO:
+    """A file that is there at once, holds ``begin`` and is appended to until it is closed, such as a log.
+
+    It is always a new file, put under its name as :func:`atomic_write` does, so no other file is ever appended to,
+    whatever is put in its place while it is open. Raises OutputError.
+    """
+    with _opened(path, force=force, size=len(begin), inside=inside) as folder:
+        name = temporary_name()
+        file: BinaryIO | None = None
+        try:
+            file = _created(folder, name, path)
+            file.write(begin)
             file.flush()
-            if wait:
-                os.fsync(file.fileno())
-        if check is None:
-            _install(temporary, path, force)
-        else:
-            with locked(path.parent):
-                check()
-                _install(temporary, path, force)
+            if os.name == "nt":  # an open file cannot be renamed there
+                file.close()
+            _install(folder, name, path, force)
+            if os.name == "nt":
+                file = os.fdopen(folder.open_file(path.name, os.O_WRONLY | os.O_APPEND), "ab")
+        except BaseException as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+            raise
+        finally:
+            with suppress(OSError):
+                folder.unlink(name)
+        return file
+
+
+@contextmanager
+def _opened(path: Path, *, force: bool, size: int, inside: Path | None) -> Iterator[OpenFolder]:
+    """The folder of an output, which is checked as :func:`check_output` does."""
+    if inside is None:
+        check_output(path, force=force, size=size)
+    try:
+        opened = open_folder(path.parent, inside=inside, make=inside is not None)
+        folder = opened.__enter__()
     except OSError as error:
-        if error.errno in _FULL:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
-        raise
+        raise OutputError(f"{path}: cannot write to its folder: {error.strerror}") from error
+    try:
+        if inside is not None:
+            check_output(path, force=force, size=size)
+        yield folder
     finally:
+        opened.__exit__(None, None, None)
+
+
+def _created(folder: OpenFolder, name: str, path: Path) -> BinaryIO:
+    try:
+        descriptor = folder.create(name)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write to its folder: {error.strerror}") from error
+    # With its name, so that who writes can read it again by that before it counts.
+    return open(path.with_name(name), "w+b", opener=lambda _name, _flags: descriptor)
+
+
+def _keep_mode(file: BinaryIO, folder: OpenFolder, path: Path, force: bool) -> None:
+    """Give the new file the rights of the one that it replaces."""
+    old = folder.lstat(path.name) if force else None
+    if old is not None and stat.S_ISREG(old.st_mode):
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+            mode = stat.S_IMODE(old.st_mode) & 0o777
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), mode)
+            else:
+                Path(file.name).chmod(mode)
 
 
-def _install(temporary: Path, path: Path, force: bool) -> None:
+def _install(folder: OpenFolder, name: str, path: Path, force: bool) -> None:
     """Rename; without ``force`` in such a way that a file which appeared meanwhile stays."""
     try:
         if force:
-            with suppress(OSError):
-                # A link is replaced; the permissions of what it leads to are not the new file's.
-                if stat.S_ISREG(mode := path.lstat().st_mode):
-                    temporary.chmod(stat.S_IMODE(mode))
-            temporary.replace(path)
+            folder.replace(name, path.name)
             return
         try:
-            path.hardlink_to(temporary)
+            folder.link(name, path.name)
         except FileExistsError:
             raise
         except OSError:  # file systems without hard links
-            if os.path.lexists(path):
+            if folder.lstat(path.name) is not None:
                 raise FileExistsError from None
-            temporary.replace(path)
+            folder.replace(name, path.name)
     except FileExistsError as error:
         raise OutputError(
             f"{path}: another program has just written it; give --force to replace it"
         ) from error
     except OSError as error:
         raise OutputError(f"{path}: cannot be replaced: {error.strerror}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last through a power failure, where the system has that (not on Windows)."""
-    if os.name == "nt":
-        return
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

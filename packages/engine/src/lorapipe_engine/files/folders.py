@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.command.documents import MOST_JSON, parse_json, read_text
+from lorapipe_engine.errors import ConfigError, InputError
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -34,12 +35,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty if there is no such file. Raises InputError if it is broken."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not path.is_file():  # a pipe would be waited for
+        raise InputError(f"{path}: is no regular file")
+    try:
+        found = parse_json(read_text(path, MOST_JSON), str(path))
+    except ConfigError as error:
+        raise InputError(str(error)) from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: a JSON object is needed")
     return found

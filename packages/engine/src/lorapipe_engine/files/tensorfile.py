@@ -390,6 +390,7 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     *,
     force: bool = False,
+    inside: Path | None = None,
 ) -> None:
     """Write a safetensors file, whole or not at all (see :func:`atomic_write`), or write one to a stream.
 
@@ -398,7 +399,8 @@ def write_tensors(
     """
     header, blocks = lay_out(tensors, metadata)
     if isinstance(path, Path):
-        with atomic_write(path, force=force, size=len(header) + sum(map(len, blocks))) as file:
+        size = len(header) + sum(map(len, blocks))
+        with atomic_write(path, force=force, size=size, inside=inside) as file:
             file.writelines([header, *blocks])
     else:
         path.writelines([header, *blocks])

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.command.documents import parse_json
+from lorapipe_engine.errors import ConfigError, InputError
 
 ADAPTER_KEY = "lora_adapter_metadata"
 CONFIG_NAME = "adapter_config.json"
 LARGEST_CONFIG = 16 << 20  # bytes; a pattern for every layer of SDXL takes a tenth of a megabyte
 DEFAULT_RANK = 8  # PEFT's own defaults for what a configuration leaves out
 PREFIXES = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
+LONGEST = 300  # letters of a pattern that is more than a name, and of a path that it is compared with
+_PLAIN = re.compile(r"[\w.-]+")
 KINDS = ("LORA", "LOHA", "LOKR")
 # Settings that change what a module does in ways that no tool here knows, and what they may be.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
@@ -102,9 +105,10 @@ def find_config(path: Path, metadata: Mapping[str, str], *, beside: bool) -> Ada
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
-        facts = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} cannot be understood ({error})") from error
+        facts = parse_json(text, source)
+    except ConfigError as error:
+        reason = str(error).removeprefix(f"{source}: ")
+        raise InputError(f"{source} cannot be understood ({reason})") from error
     if not isinstance(facts, dict):
         raise InputError(f"{source} cannot be understood (it is no JSON object)")
     return facts
@@ -124,6 +128,17 @@ def _refuse_unknown(config: AdapterConfig) -> None:
 def _matching(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """PEFT's rule: the first key that is the path, or its end after a dot."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", path):
+        if _PLAIN.fullmatch(key):
+            if path == key or path.endswith(f".{key}"):
+                return value
+        elif re.match(rf"(.*\.)?({_bounded(key, path)})$", path):
             return value
     return default
+
+
+def _bounded(key: str, path: str) -> str:
+    """A regular expression of which a match takes no long time. Raises ValueError for one that may."""
+    quantified_group = re.search(r"\)[*+?{]", key)
+    if max(len(key), len(path)) > LONGEST or quantified_group or len(re.findall(r"(?<!\\)[*+{]", key)) > 2:
+        raise ValueError(f"the pattern {key[:60]!r} is too complex")
+    return key

@@ -308,6 +308,6 @@ def is_dylora(metadata: Mapping[str, str]) -> bool:
         return True
     try:
         arguments = json.loads(metadata.get("ss_network_args", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(arguments, dict) and arguments.get("algo") == "dylora"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lorapipe_engine.command.options import option
@@ -68,7 +68,11 @@ class RunSettings:
         "tensorboard", "Where the curves go besides metrics.jsonl.", choices=("tensorboard", "wandb", "all")
     )
     wandb_run_name: str | None = option(None, "Name of the run in Weights & Biases. [default: output_name]")
-    wandb_api_key: str | None = option(None, "Key for it. [default: as `wandb login` left it]")
+    wandb_api_key: str | None = option(
+        None,
+        "Key for it; better in the environment, as WANDB_API_KEY. [default: that, or as `wandb login` left it]",
+        secret=True,
+    )
     log_tracker_name: str | None = option(None, "Its project. [default: lorapipe]")
     trace_steps: tuple[int, ...] = option(
         (), "Steps (from 0) of which everything is written to a file, as 0,1,5.", min=0
@@ -94,8 +98,35 @@ class RunSettings:
         """The TensorBoard folder."""
         return self.logging_dir or self.output_dir / "logs"
 
+    @property
+    def logs_inside(self) -> Path:
+        """The folder that the user named, below which no link is followed for curves."""
+        return self.logging_dir or self.output_dir
+
+    @property
+    def traces(self) -> Path:
+        """The folder of traces."""
+        return self.trace_dir or self.output_dir / "trace"
+
     def __post_init__(self) -> None:
-        if not self.output_name or Path(self.output_name).name != self.output_name:
+        name = self.output_name
+        if not name or Path(name).name != name or not name.isprintable():
+            raise ConfigError(f"output_name: {name!a} is not a plain file name; folders go in output_dir")
+        prefix = self.log_prefix
+        if Path(f"{prefix}x").name != f"{prefix}x" or not prefix.isprintable():
             raise ConfigError(
-                f"output_name: '{self.output_name}' is not a plain file name; folders go in output_dir"
+                f"log_prefix: {prefix!a} cannot begin a plain folder name; folders go in logging_dir"
             )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            # They go into the metadata, and into lines of JSON.
+            if isinstance(value, str) and not _is_utf8(value):
+                raise ConfigError(f"{field.name}: {value[:40]!a} is not plain text (UTF-8)")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

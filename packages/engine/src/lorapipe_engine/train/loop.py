@@ -78,7 +78,7 @@ def train(
     check_cached_text(settings.data, dataset, rates.trained)
     batches = batches_of(dataset, settings, 0, processes)
     plan = plan_run(len(batches), settings.run, settings.optimizer.gradient_accumulation_steps)
-    data, kept = prepare_data(settings, [dataset, validation_part(dataset)], family, plan, processes)
+    data, kept = prepare_data(settings, [dataset, validation_part(dataset)], family, plan, say, processes)
     network = make_network(settings, family, rates.by_part, say)
     processes.as_main(group.parameter.detach() for group in network.groups.values())
     optimizer = build_optimizer(settings.optimizer.optimizer_type, arguments, network.groups, rates)
@@ -135,7 +135,7 @@ def begin_or_go_on(
     state = State(began=time.time())
     if settings.run.overwrite and given is None:
         if is_main:
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # a link itself, not what it leads to
         stepper.processes.wait()
     # A run that was begun with --resume and stopped goes on from its own state.
     own = path.exists() and (given is None or is_of(path, asked))
@@ -191,7 +191,9 @@ def run_steps(
                 parts.before(state.step)
                 loss, norm = take_step(stepper, inputs, settings.run.seed, state.step)
                 if stepper.trace is not None:
-                    write_trace(settings, data, stepper.trace, loss, state, epoch, group)
+                    write_trace(
+                        settings, data, stepper.trace, loss, state, epoch, group, replaces=results.replaces
+                    )
                 state.step += 1
                 figures = norm_figures(stepper)
                 try:
@@ -216,12 +218,16 @@ def write_trace(
     state: State,
     epoch: int,
     group: Sequence[Batch],
+    *,
+    replaces: bool,
 ) -> None:
     """Write the trace of the step that was just taken, with the names of its pictures."""
-    folder = settings.run.trace_dir or settings.run.output_dir / "trace"
+    run = settings.run
     pictures = data.dataset.pictures
     batches = [{"files": [str(pictures[index].path) for index in batch.pictures]} for batch in group]
-    trace.write(trace_path(folder, state.step), loss, state.step, epoch, batches)
+    path = trace_path(run.traces, state.step)
+    inside = run.trace_dir or run.output_dir
+    trace.write(path, loss, state.step, epoch, batches, force=replaces, inside=inside)
 
 
 def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: int) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
+from lorapipe_engine.files.atomic import probe_folder
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
@@ -33,7 +33,7 @@ from lorapipe_engine.train.plan import (
 )
 from lorapipe_engine.train.processes import ALONE, Processes, join_processes
 from lorapipe_engine.train.results.boards import check_boards
-from lorapipe_engine.train.results.results import refuse_to_overwrite, remove_leftovers
+from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
 from lorapipe_engine.train.sample.draw import make_scheduler
 from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
 from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
@@ -91,7 +91,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
-    refuse_to_overwrite(settings.run)
+    check_outputs(settings.run)
     return notes
 
 
@@ -143,9 +143,7 @@ def check_writable(run: RunSettings) -> None:
     """Make the output folder. Raises OutputError if nothing can be written there."""
     try:
         run.output_dir.mkdir(parents=True, exist_ok=True)
-        probe = run.output_dir / f".lorapipe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        probe_folder(run.output_dir)
     except OSError as error:
         raise OutputError(
             f"output_dir: {run.output_dir}: cannot write there ({error.strerror}); choose another folder"

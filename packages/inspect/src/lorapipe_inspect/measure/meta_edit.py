@@ -17,6 +17,7 @@ from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
 from lorapipe_engine.files.bytesource import CHUNK
 from lorapipe_engine.files.hashes import WINDOW_SIZE, WINDOW_START
+from lorapipe_engine.files.openfolder import is_link_path
 from lorapipe_engine.files.tensorfile import MAX_HEADER, TensorFile, build_header
 from lorapipe_inspect.inputs import Input, find_inputs, work_through
 from lorapipe_inspect.text import printable
@@ -87,8 +88,12 @@ def _targets(inputs: Sequence[Input], words: Sequence[str], output: str | None) 
         if output is None:
             if one.path is None:
                 raise ConfigError("standard input has no file to change: give -o OUT")
-            # A link stays one; the file that it leads to is changed.
-            target = one.path.resolve()
+            if is_link_path(one.path):
+                # It may lead out of a folder that somebody else made, or into the hub's cache.
+                raise ConfigError(
+                    f"{one.path}: is a link; name the file that it leads to, {one.path.resolve()}, or give -o OUT"
+                )
+            target = one.path
         else:
             name = one.path.name if one.path else "stdin.safetensors"
             target = Path(output) / name if folder else Path(output)

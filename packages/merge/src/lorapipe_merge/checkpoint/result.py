@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.errors import ConfigError, OutputError
+from lorapipe_engine.errors import ConfigError, InputError, OutputError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.hashcache import known_sha256
+from lorapipe_engine.files.openfolder import is_link_path
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, build_header
 from lorapipe_merge.base import Base, index_files, is_layer, renamed_index
 from lorapipe_merge.checkpoint.report import Moved, Report
@@ -138,8 +141,11 @@ def write_result(result: Result, report: Report, *, force: bool, verify: bool, a
     if not result.base.folder:
         _write_file(result, result.files[0], report, force=force, verify=verify, allow=allow)
         return
-    work = result.output.with_name(f".lorapipe-{result.output.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
+    try:
+        # A new one under a name that nobody can guess: nothing that is there is cleared away or written to.
+        work = Path(mkdtemp(prefix=".lorapipe-", suffix=".tmp", dir=result.output.parent))
+    except OSError as error:
+        raise OutputError(f"{result.output}: cannot be written: {error.strerror}") from error
     try:
         _copy_rest(result.base.path, work, {file.path.relative_to(result.output) for file in result.files})
         for file in result.files:
@@ -148,6 +154,7 @@ def write_result(result: Result, report: Report, *, force: bool, verify: bool, a
             _write_file(result, inside, report, force=True, verify=verify, allow=allow)
         if result.output.exists():
             result.output.rmdir()  # it is empty
+        _open_to_others(work)
         work.rename(result.output)
     except OSError as error:
         raise OutputError(f"{result.output}: cannot be written: {error.strerror or error}") from error
@@ -155,12 +162,25 @@ def write_result(result: Result, report: Report, *, force: bool, verify: bool, a
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _open_to_others(folder: Path) -> None:
+    """Give a temporary folder, which is the user's alone, the rights that any new folder has."""
+    probe = folder / "probe"
+    probe.mkdir()
+    folder.chmod(stat.S_IMODE(probe.stat().st_mode))
+    probe.rmdir()
+
+
 def _copy_rest(source: Path, target: Path, written: set[Path]) -> None:
-    """Everything of a diffusers folder but the weights that are merged: configurations, tokenizers, the VAE."""
+    """Everything of a diffusers folder but the weights that are merged: configurations, tokenizers, the VAE.
+
+    Raises InputError for a link out of the folder: what it leads to may not be meant for who gets the result.
+    """
     merged = {path.parts[0] for path in written}
 
     def skip(folder: str, names: list[str]) -> set[str]:
         here = Path(folder).relative_to(source)
+        for name in names:
+            _check_link(Path(folder, name), source)
         weights = {
             n for n in names if Path(n).suffix in (".safetensors", ".bin", ".msgpack", ".onnx", ".ckpt")
         }
@@ -169,9 +189,23 @@ def _copy_rest(source: Path, target: Path, written: set[Path]) -> None:
             return weights
         return weights if here.parts[0] in merged else set()
 
-    shutil.copytree(source, target, ignore=skip)
+    shutil.copytree(source, target, ignore=skip, dirs_exist_ok=True)
     for index in index_files(source):
         (target / index.relative_to(source)).write_text(renamed_index(index), encoding="utf-8")
+
+
+def _check_link(path: Path, source: Path) -> None:
+    """Raise InputError for a link to a folder, or out of the model's folder; but the hub's cache is made of links to
+    the ``blobs`` beside its ``snapshots``."""
+    if not is_link_path(path):
+        if not path.is_file() and not path.is_dir():
+            raise InputError(f"{path}: is neither a file nor a folder, and cannot be copied")
+        return
+    root = source.resolve()
+    roots = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
+    real = path.resolve()
+    if not path.is_file() or not any(real.is_relative_to(place) for place in roots):
+        raise InputError(f"{path}: is a link out of the model's folder; put the file itself in its place")
 
 
 def _write_file(

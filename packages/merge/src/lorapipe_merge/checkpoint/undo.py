@@ -6,14 +6,14 @@ values that are tiny beside their change.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.documents import parse_json
 from lorapipe_engine.delta import needs_base
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_merge.base import Base, open_base
 from lorapipe_merge.blocks import parse_blocks
 from lorapipe_merge.checkpoint.merge import Wishes, write_merge
@@ -51,14 +51,34 @@ def undo_merge(merged: str, names: Sequence[str], output: Path, wishes: Wishes) 
 def _recipe(base: Base) -> dict[str, Any]:
     text = base.files[0].weights.metadata.get(RECIPE_KEY)
     try:
-        recipe = json.loads(text or "null")
-    except ValueError:
+        recipe = parse_json(text or "null", str(base.path))
+    except ConfigError:
         recipe = None
-    if not isinstance(recipe, dict) or recipe.get("mode") != "checkpoint" or not recipe.get("networks"):
+    if not isinstance(recipe, dict) or recipe.get("mode") != "checkpoint" or not _is_sound(recipe):
         raise InputError(
             f"{base.path}: has no recipe of networks merged into it, so there is nothing to undo"
         )
     return recipe
+
+
+def _is_sound(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe has the parts that a merge writes; it may be anybody's."""
+    networks = recipe.get("networks")
+    return (
+        isinstance(networks, list)
+        and bool(networks)
+        and all(
+            isinstance(row, dict)
+            and isinstance(row.get("file"), str)
+            # The file's name is written; a path could name any file here.
+            and Path(row["file"]).name == row["file"]
+            and isinstance(row.get("sha256"), str)
+            and isinstance(row.get("ratio"), int | float)
+            for row in networks
+        )
+        and isinstance(recipe.get("blocks"), str | None)
+        and isinstance(recipe.get("base_dtype"), str | None)
+    )
 
 
 def _find(sources: Sequence[Mapping[str, Any]], names: Sequence[str], folder: Path) -> list[Path]:

@@ -8,10 +8,11 @@ atomically: a stale entry cannot be met, and two runs may share it.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.openfolder import open_folder
+from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
 from lorapipe_engine.pictures.buckets import Placement
 from lorapipe_engine.train.data.augment import ColourShift
 from lorapipe_engine.train.families.base import Family
@@ -124,31 +126,41 @@ def _filter(name: str) -> Any:
 
 
 class LatentCache:
-    """Latents of earlier runs in a folder; ``folder`` None keeps nothing on disk. ``vae_key`` names the VAE's bytes."""
+    """Latents of earlier runs in a folder; ``folder`` None keeps nothing on disk. ``vae_key`` names the VAE's bytes.
 
-    def __init__(self, folder: Path | None, vae_key: str) -> None:
+    ``inside`` is the folder above it that the user named: below that no link is followed. ``damaged`` are the entries
+    that were no latents of their pictures, and were made again.
+    """
+
+    def __init__(self, folder: Path | None, vae_key: str, inside: Path | None = None) -> None:
         self.folder = folder
         self.vae_key = vae_key
+        self.inside = folder if inside is None else inside
+        self.damaged: list[Path] = []
 
     def get(self, job: LatentJob) -> Tensor | None:
         """Mean and deviation (8, h, w) in float32, or None where they must be made (a broken entry too)."""
         path = self._path(job)
-        if path is None or not path.exists():
+        if path is None or self.inside is None or not os.path.lexists(path):
             return None
-        try:
-            with open_tensors(path) as file:
-                return torch.from_numpy(np.array(file.read("latents"), dtype=np.float32))
-        except (LoraError, KeyError, OSError):
-            return None
+        with suppress(LoraError, KeyError, OSError), open_entry(path, self.inside) as file:
+            latents = torch.from_numpy(np.array(file.read("latents"), dtype=np.float32))
+            width, height = job.placement.bucket
+            # Eight numbers for each cell, of some pixels a side, alike in both directions.
+            fits = latents.ndim == 3 and latents.shape[0] == 8 and latents.numel() > 0
+            if fits and latents.shape[1] * width == latents.shape[2] * height and latents.isfinite().all():
+                return latents
+        self.damaged.append(path)
+        return None
 
     def put(self, job: LatentJob, latents: Tensor) -> None:
         """Keep an entry; a cache that cannot be written is no reason to stop."""
         path = self._path(job)
-        if path is None:
+        if path is None or self.inside is None:
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, {"latents": latents.numpy()}, force=True)
+            self.inside.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, {"latents": latents.numpy()}, force=True, inside=self.inside)
         except (LoraError, OSError):
             self.folder = None
 
@@ -164,6 +176,18 @@ class LatentCache:
         )
         name = digest.hexdigest()
         return folder / name[:2] / f"{name}.safetensors"
+
+
+@contextmanager
+def open_entry(path: Path, inside: Path) -> Iterator[TensorFile]:
+    """An entry of a cache, read without following links. Raises OSError, LoraError for anything but a safetensors
+    file."""
+    with (
+        open_folder(path.parent, inside=inside) as folder,
+        os.fdopen(folder.open_file(path.name), "rb") as stream,
+        open_tensors(stream) as file,
+    ):
+        yield file
 
 
 def encode_all(

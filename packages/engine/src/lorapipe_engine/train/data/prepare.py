@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ def prepare_data(
     parts: Sequence[Dataset],
     family: Family,
     plan: RunPlan,
+    say: Callable[[str], None],
     processes: Processes = ALONE,
 ) -> list[TrainingData]:
     """Encode every picture of each dataset, and every caption where text states are cached.
@@ -34,7 +35,7 @@ def prepare_data(
     What is not needed any more leaves the device then, and what waited for room is on it. Several processes share the
     work out, and each has all of it in the end.
     """
-    found = [load_data(settings, part, family, processes) for part in parts]
+    found = [load_data(settings, part, family, say, processes) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if family.device.type == "cuda":
@@ -48,27 +49,36 @@ def prepare_data(
             folder=_folder(settings.data) / "text"
             if settings.data.cache_text_encoder_outputs_to_disk
             else None,
+            inside=_folder(settings.data),
             processes=processes,
         )
         for data in found:
             data.use_text(cache, settings.data.text_cache_variants, plan.epochs)
+        say_damaged(cache.damaged, say)
         family.rest_text()
     family.wake_unet()
     return found
 
 
 def load_data(
-    settings: TrainSettings, dataset: Dataset, family: Family, processes: Processes = ALONE
+    settings: TrainSettings,
+    dataset: Dataset,
+    family: Family,
+    say: Callable[[str], None],
+    processes: Processes = ALONE,
 ) -> TrainingData:
     """Encode every picture, or read its latents from the cache."""
     jobs = latent_jobs(dataset)
     to_disk = settings.data.cache_latents_to_disk
     cache = LatentCache(
-        _folder(settings.data) / "latents" if to_disk else None, vae_key(family) if to_disk else ""
+        _folder(settings.data) / "latents" if to_disk else None,
+        vae_key(family) if to_disk else "",
+        _folder(settings.data),
     )
     own = [list(jobs.values())[number] for number in processes.own(len(jobs))]
     with progress(total=len(own), label="latents", unit="picture") as bar:
         made = encode_all(own, family, cache, settings.data.vae_batch_size, bar)
+    say_damaged(cache.damaged, say)
     latents = processes.exchange(made, len(jobs))
     return TrainingData(
         dataset,
@@ -78,6 +88,13 @@ def load_data(
         reg_weight=settings.loss.prior_loss_weight,
         weighted=settings.data.weighted_captions,
     )
+
+
+def say_damaged(paths: Sequence[Path], say: Callable[[str], None]) -> None:
+    """Name entries of a cache that could not be trusted."""
+    if paths:
+        count = "1 entry" if len(paths) == 1 else f"{len(paths)} entries"
+        say(f"note: {count} of the cache damaged or a link, and not used, the first {paths[0]}")
 
 
 def _folder(data: DataSettings) -> Path:

@@ -7,7 +7,9 @@ precision), so a stale one is never met and two runs may share the folder.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -15,9 +17,9 @@ from torch import Tensor
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from lorapipe_engine.files.tensorfile import write_tensors
 from lorapipe_engine.train.base.torchfile import decoded, encoded
-from lorapipe_engine.train.data.latents import weights_key
+from lorapipe_engine.train.data.latents import open_entry, weights_key
 from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.processes import ALONE, Processes
 
@@ -27,7 +29,7 @@ TOGETHER = 16  # captions encoded at once
 
 class TextCache:
     """What the encoders of a family say of captions. ``folder`` None keeps nothing on disk; ``weighted``: captions hold
-    weights. The network must not change the encoders."""
+    weights. The network must not change the encoders. ``inside`` and ``damaged`` as of the cache of latents."""
 
     def __init__(
         self,
@@ -36,13 +38,17 @@ class TextCache:
         clip_skip: int | None,
         weighted: bool,
         folder: Path | None = None,
+        inside: Path | None = None,
         processes: Processes = ALONE,
     ) -> None:
+        self.inside = folder if inside is None else inside
+        self.damaged: list[Path] = []
         self.family = family
         self.clip_skip = clip_skip
         self.weighted = weighted
         self.folder = folder
         self._processes = processes
+        self._form: tuple[object, ...] | None = None
         self._known: dict[str, Conditioning] = {}
         self._key = weights_key(family.text_encoders, family.dtype) if folder is not None else ""
 
@@ -76,7 +82,7 @@ class TextCache:
         paths = [self._path(ids, weights, row) for row in range(len(captions))]
         missing = []
         for row, caption in enumerate(captions):
-            found = _read(paths[row])
+            found = self._read(paths[row])
             if found is None:
                 missing.append(row)
             else:
@@ -114,25 +120,42 @@ class TextCache:
 
     def _write(self, path: Path | None, states: Conditioning) -> None:
         """Keep an entry; a cache that cannot be written is no reason to stop."""
-        if path is None or self.folder is None:
+        if path is None or self.folder is None or self.inside is None:
             return
         tensors = {"hidden": encoded(states.hidden)}
         if states.pooled is not None:
             tensors["pooled"] = encoded(states.pooled)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, tensors, force=True)
+            self.inside.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, tensors, force=True, inside=self.inside)
         except (LoraError, OSError):
             self.folder = None
 
-
-def _read(path: Path | None) -> Conditioning | None:
-    """An entry, or None where it must be made (a broken one too)."""
-    if path is None or not path.exists():
-        return None
-    try:
-        with open_tensors(path) as file:
+    def _read(self, path: Path | None) -> Conditioning | None:
+        """An entry, or None where it must be made (a broken one too)."""
+        if path is None or self.inside is None or not os.path.lexists(path):
+            return None
+        with suppress(LoraError, KeyError, OSError), open_entry(path, self.inside) as file:
             pooled = decoded(file, "pooled").clone() if "pooled" in file.tensors else None
-            return Conditioning(decoded(file, "hidden").clone(), pooled)
-    except (LoraError, KeyError, OSError):
+            states = Conditioning(decoded(file, "hidden").clone(), pooled)
+            if self._is_usable(states):
+                return states
+        self.damaged.append(path)
         return None
+
+    def _is_usable(self, states: Conditioning) -> bool:
+        """Whether they have the form and type of what the encoders give, of finite numbers."""
+        if self._form is None:
+            ids, weights = self.tokens([""])
+            with torch.no_grad():
+                made = self.family.encode_text(ids, clip_skip=self.clip_skip, weights=weights)
+            self._form = _form_of(
+                Conditioning(made.hidden[0], None if made.pooled is None else made.pooled[0])
+            )
+        tensors = [states.hidden, *([] if states.pooled is None else [states.pooled])]
+        return _form_of(states) == self._form and all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _form_of(states: Conditioning) -> tuple[object, ...]:
+    pooled = states.pooled
+    return states.hidden.shape, states.hidden.dtype, *(() if pooled is None else (pooled.shape, pooled.dtype))

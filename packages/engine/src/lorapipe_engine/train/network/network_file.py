@@ -14,16 +14,18 @@ from lorapipe_engine.files.tensorfile import write_tensors
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def write_network(path: Path, tensors: Mapping[str, Encoded], metadata: Mapping[str, str]) -> None:
+def write_network(
+    path: Path, tensors: Mapping[str, Encoded], metadata: Mapping[str, str], *, force: bool
+) -> None:
     """Write a network as its suffix says, whole or not at all. A .ckpt or .pt cannot hold the metadata.
 
-    Raises OutputError.
+    Raises OutputError, also where a file is there and not ``force``.
     """
     if path.suffix == ".safetensors":
-        write_tensors(path, tensors, metadata, force=True)
+        write_tensors(path, tensors, metadata, force=force)
         return
     found = {name: _tensor(row) for name, row in tensors.items()}
-    with atomic_write(path, force=True) as file:
+    with atomic_write(path, force=force) as file:
         torch.save(found, file)
 
 

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.atomic import open_growing
 from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.results.boards import open_boards
+from lorapipe_engine.train.results.outputs import metrics_file, new_log_folder, put_aside, read_metrics
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,29 +26,27 @@ class RunLog:
     ``after``: the run goes on after this step; what an earlier part of it recorded up to there stays.
     """
 
-    def __init__(self, run: RunSettings, logging_dir: Path, after: int = 0) -> None:
-        self.folder = logging_dir
-        output_dir = run.output_dir
-        self._metrics_path = output_dir / f"{run.output_name}.metrics.jsonl"
+    def __init__(self, run: RunSettings, after: int = 0) -> None:
+        path = metrics_file(run)
         try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            logging_dir.mkdir(parents=True, exist_ok=True)
-            if after:
-                _cut_rows(self._metrics_path, after)
-            self._metrics = self._metrics_path.open("a" if after else "w", encoding="utf-8")
+            run.output_dir.mkdir(parents=True, exist_ok=True)
+            kept = _rows_until(path, after) if after else b""
+            if not after and not run.overwrite:
+                put_aside(path)
+            self._metrics = open_growing(path, kept, force=bool(after) or run.overwrite)
+            self._boards = open_boards(new_log_folder(run), run, run.logs_inside)
         except OSError as error:
             raise OutputError(
-                f"{error.filename or output_dir}: cannot write there ({error.strerror})"
+                f"{error.filename or run.output_dir}: cannot write there ({error.strerror})"
             ) from error
         self._started = time.monotonic()
-        self._boards = open_boards(logging_dir, run)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers of an optimizer step under TensorBoard tags such as ``loss/current``."""
         for board in self._boards:
             board.scalars(step, values)
         row = {"step": step, "seconds": round(time.monotonic() - self._started, 3), **values}
-        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.write(json.dumps(row).encode() + b"\n")
         self._metrics.flush()
 
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
@@ -94,20 +93,11 @@ class NoLog(RunLog):
         """Nothing."""
 
 
-def _cut_rows(path: Path, step: int) -> None:
-    """Leave the rows of a metrics file up to a step; whoever is killed here loses none of them."""
-    kept = "".join(_rows_until(path, step)).encode()
-    if path.is_file() and path.read_bytes() != kept:
-        with atomic_write(path, force=True) as file:
-            file.write(kept)
-
-
-def _rows_until(path: Path, step: int) -> list[str]:
+def _rows_until(path: Path, step: int) -> bytes:
     """The whole lines of a metrics file up to a step; a killed run may have left half a line."""
     rows = []
-    with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
-                    rows.append(line)
-    return rows
+    for line in read_metrics(path).splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                rows.append(line)
+    return b"".join(rows)

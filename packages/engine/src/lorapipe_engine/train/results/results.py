@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import encode
 from lorapipe_engine.nn.attach import Network
-from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.network_file import write_network
@@ -30,55 +27,19 @@ from lorapipe_engine.train.results.numbering import (
     stale_step,
     step_file,
 )
+from lorapipe_engine.train.results.outputs import sample_folder
 from lorapipe_engine.train.results.record import RunRecord
 from lorapipe_engine.train.results.state import SUFFIX as STATE
-from lorapipe_engine.train.results.state import State, state_file
+from lorapipe_engine.train.results.state import State
 from lorapipe_engine.train.sample.draw import draw
 from lorapipe_engine.train.sample.prompts import Prompt
 
 PRECISION_NAMES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
-LEFTOVER_AGE = 60.0  # seconds; a younger one may be the file that another run is writing now
-
-
-def refuse_to_overwrite(run: RunSettings) -> None:
-    """Raise ConfigError if results of this name stand in the output folder already, unless allowed.
-
-    Those of a run that was stopped are its own: it goes on from its state.
-    """
-    name = run.output_name
-    if state_file(run).exists() or run.resume is not None:
-        return
-    files = run.output_dir.glob(f"{name}*.{run.save_model_as}")
-    found = sorted(path for path in files if _is_result(path, name))
-    if found and not run.overwrite:
-        raise ConfigError(
-            f"{found[0]} exists from an earlier run; choose another --output_name or --output_dir, or give --overwrite"
-        )
-
-
-def remove_leftovers(run: RunSettings, now: float | None = None) -> list[Path]:
-    """Delete the unfinished hidden files that a killed run left with its results; returns those deleted.
-
-    ``now``: seconds as of :func:`time.time`. Files younger than LEFTOVER_AGE stay.
-    """
-    limit = (time.time() if now is None else now) - LEFTOVER_AGE
-    gone = []
-    for folder in (run.output_dir, run.output_dir / "sample"):
-        for path in sorted(folder.glob(".lorapipe-*.tmp")):
-            with suppress(OSError):  # not ours to delete, or another run was faster
-                if path.lstat().st_mtime < limit:
-                    path.unlink()
-                    gone.append(path)
-    return gone
-
-
-def _is_result(path: Path, name: str) -> bool:
-    rest = path.stem.removeprefix(name)
-    return rest == "" or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
 
 
 class Results:
-    """Saves and records while a run goes on; ``files`` are the networks saved and still there."""
+    """Saves and records while a run goes on; ``files`` are the networks saved and still there, ``replaces`` says
+    whether files that are there may be replaced."""
 
     def __init__(
         self,
@@ -104,18 +65,18 @@ class Results:
         self.files: list[Path] = []
         self.samples: list[Path] = []
         self.plan = plan
+        # What is there when a run goes on is its own.
+        self.replaces = self.run.overwrite or bool(state.step)
         self._make_record = partial(RunRecord, settings, dataset, family, plan, rates, began=state.began)
-        stamp = time.strftime("%Y%m%d%H%M%S")
-        folder = self.run.logs / f"{self.run.log_prefix}{stamp}" / "network_train"
-        self.log = self._open_log(folder, state.step)
+        self.log = self._open_log(state.step)
 
     @cached_property
     def record_of_run(self) -> RunRecord:
         """What all files tell of the run. It needs the base's hash, so it is made with the first of them."""
         return self._make_record()
 
-    def _open_log(self, folder: Path, after: int) -> RunLog:
-        return RunLog(self.run, folder, after=after)
+    def _open_log(self, after: int) -> RunLog:
+        return RunLog(self.run, after=after)
 
     def record(self, step: int, loss: float, average: float, norm: float, more: Mapping[str, float]) -> None:
         """Write the numbers of a step; ``more`` by their TensorBoard tags."""
@@ -184,7 +145,7 @@ class Results:
                 for key, tensor in self.network.file_tensors().items()
             }
         metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch)
-        write_network(path, tensors, metadata)
+        write_network(path, tensors, metadata, force=self.replaces)
         if path not in self.files:
             self.files.append(path)
 
@@ -206,8 +167,7 @@ class Results:
     def _sample(self, step: int, stamp: str) -> None:
         if not self.prompts:
             return
-        folder = self.run.output_dir / "sample"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = sample_folder(self.run)
         self.network.train(False)
         with evaluating(self.optimizer):
             pictures = draw(
@@ -220,7 +180,7 @@ class Results:
             )
             for index, picture in enumerate(pictures):
                 path = folder / f"{self.run.output_name}_{stamp}_{index:02d}.png"
-                with atomic_write(path, force=True) as file:
+                with atomic_write(path, force=self.replaces, inside=self.run.output_dir) as file:
                     picture.save(file, "PNG")
                 self.samples.append(path)
                 self.log.picture(step, f"sample/{index:02d}", picture)
@@ -245,7 +205,7 @@ class Onlooker(Results):
     moments, so that an optimizer that averages puts its weights to and fro alike everywhere.
     """
 
-    def _open_log(self, folder: Path, after: int) -> RunLog:  # noqa: ARG002
+    def _open_log(self, after: int) -> RunLog:  # noqa: ARG002
         return NoLog()
 
     def _save(self, path: Path, step: int, epoch: int) -> None:  # noqa: ARG002

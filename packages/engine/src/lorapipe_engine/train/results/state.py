@@ -15,13 +15,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorapipe_engine import __version__
+from lorapipe_engine.command.documents import parse_json
 from lorapipe_engine.errors import ConfigError, InputError, LoraError
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
@@ -128,11 +129,19 @@ class StateKeeper:
 
     def rescue(self) -> str:
         """Write the state where there is room, because results could not be written; what to do then, in words."""
-        for path in (self.path, Path(gettempdir()) / self.path.name):
-            with suppress(LoraError, OSError):
+        with suppress(LoraError, OSError):
+            self.save(self.path)
+            return f"what was learned is in {self.path}: make room, then the same command goes on"
+        with suppress(LoraError, OSError):
+            # A folder of its own, for this user only: others may write to the temporary folder too.
+            folder = Path(mkdtemp(prefix="lorapipe-"))
+            path = folder / self.path.name
+            try:
                 self.save(path)
-                again = "" if path == self.path else f" with --resume {path}"
-                return f"what was learned is in {path}: make room, then the same command{again} goes on"
+            except BaseException:
+                folder.rmdir()
+                raise
+            return f"what was learned is in {path}: make room, then the same command with --resume {path} goes on"
         kept = f"; an older state is in {self.path}" if self.path.exists() else ""
         return f"and there is no room for a state either{kept}"
 
@@ -194,11 +203,28 @@ def take_up(
         own = kept.network.file_tensors()
         if missing := [name for name in own if _NETWORK + name not in file.tensors]:
             raise ConfigError(f"{path}: its network has no {missing[0]}; go on with the same options")
-        kept.network.load({name: decoded(file, _NETWORK + name) for name in own})
-        kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
-        if described["scaler"]:
-            kept.scaler.load_state_dict(described["scaler"])
-    return State(**described["state"]), changed
+        try:
+            state = _state(described["state"])
+            kept.network.load({name: decoded(file, _NETWORK + name) for name in own})
+            kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
+            if described["scaler"]:
+                kept.scaler.load_state_dict(described["scaler"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise InputError(
+                f"{path}: is damaged ({type(error).__name__}); give --overwrite to start anew"
+            ) from error
+    return state, changed
+
+
+def _state(row: Any) -> State:
+    """Where a run was. Raises TypeError, ValueError for what no run has written."""
+    state = State(**row)
+    numbers = [state.loss, state.began, *state.first, *state.recent]
+    if type(state.step) is not int or type(state.epoch) is not int or not 0 <= state.epoch <= state.step:
+        raise ValueError("no step and epoch")
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise TypeError("no losses")
+    return state
 
 
 def is_of(path: Path, asked: Mapping[str, Any]) -> bool:
@@ -226,11 +252,11 @@ def check_same(
 
 def _described(path: Path, file: TensorFile) -> dict[str, Any]:
     try:
-        found = json.loads(file.metadata[STATE_KEY])
+        found = parse_json(file.metadata[STATE_KEY], str(path))
         names = {"version", "state", "asked", "scaler", "optimizer"}
-    except (KeyError, ValueError):
+    except (KeyError, ConfigError):
         found, names = None, set()
-    if not isinstance(found, dict) or set(found) != names:
+    if not isinstance(found, dict) or set(found) != names or not isinstance(found["asked"], dict):
         raise InputError(f"{path}: is not the state of a training run")
     if found["version"] != __version__:
         raise InputError(

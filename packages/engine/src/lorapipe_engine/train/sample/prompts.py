@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
 from lorapipe_engine.errors import ConfigError, InputError
+
+MOST_STEPS = 1000  # the noise schedule has no more
+MOST_SIDE = 8192  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,11 @@ LETTERS: dict[str, tuple[str, type]] = {
     "l": ("scale", float),
     "ss": ("sampler", str),
 }
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("text", "negative", "sampler"), (str,)),
+    **dict.fromkeys(("width", "height", "seed", "steps"), (int,)),
+    "scale": (int, float),
+}
 TABLE_KEYS = {
     "prompt": "text",
     "negative_prompt": "negative",
@@ -53,10 +61,7 @@ def read_prompts(path: Path, default: Prompt) -> list[Prompt]:
 
     Raises InputError for a file that cannot be read or is empty, ConfigError for a bad value with its line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"sample_prompts: {path} cannot be read as UTF-8 text ({error})") from error
+    text = read_text(path, what="sample_prompts")
     if path.suffix.lower() == ".toml":
         found = _from_toml(text, path, default)
     elif path.suffix.lower() == ".json":
@@ -90,36 +95,46 @@ def parse_line(line: str, default: Prompt, where: str = "prompt") -> Prompt:
 
 
 def _from_toml(text: str, path: Path, default: Prompt) -> list[Prompt]:
-    try:
-        table = tomllib.loads(text).get("prompt", {})
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    subsets = table.pop("subset", [table])
-    return [_from_table({**table, **row}, default, str(path)) for row in subsets]
+    table = parse_toml(text, str(path)).get("prompt", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: prompt: must be a table, [prompt]")
+    rows = table.pop("subset", [{}])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: prompt.subset: must be tables, each under [[prompt.subset]]")
+    return [_from_table({**table, **row}, default, str(path)) for row in rows]
 
 
 def _from_json(text: str, path: Path, default: Prompt) -> list[Prompt]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(rows, list):
-        raise ConfigError(f"{path}: expected a list of prompts")
+    rows = parse_json(text, str(path))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ConfigError(f"{path}: expected a list of prompts, each a table")
     return [_from_table(row, default, str(path)) for row in rows]
 
 
 def _from_table(row: dict[str, Any], default: Prompt, where: str) -> Prompt:
-    fields = {}
+    fields: dict[str, Any] = {}
     for key, value in row.items():
         if key not in TABLE_KEYS:
             raise ConfigError(f"{where}: '{key}' is not known in a prompt; known: {', '.join(TABLE_KEYS)}")
-        fields[TABLE_KEYS[key]] = value
+        name = TABLE_KEYS[key]
+        kinds = _KINDS[name]
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ConfigError(f"{where}: {key}: expected {'a text' if kinds == (str,) else 'a number'}")
+        fields[name] = value
     return _checked(replace(default, **fields), where)
 
 
 def _checked(prompt: Prompt, where: str) -> Prompt:
-    if prompt.steps < 1:
-        raise ConfigError(f"{where}: steps must be 1 or more")
+    if not 1 <= prompt.steps <= MOST_STEPS:
+        raise ConfigError(f"{where}: steps must be from 1 to {MOST_STEPS}")
+    if prompt.seed is not None and not 0 <= prompt.seed < 1 << 63:
+        raise ConfigError(f"{where}: the seed must be from 0 to {(1 << 63) - 1}")
+    if not math.isfinite(prompt.scale):
+        raise ConfigError(f"{where}: the scale {prompt.scale} is not a usable number")
+    if max(prompt.width, prompt.height) > MOST_SIDE:
+        raise ConfigError(
+            f"{where}: {prompt.width}x{prompt.height} is too large; at most {MOST_SIDE} px a side"
+        )
     size = prompt.width // 8 * 8, prompt.height // 8 * 8
     if min(size) < 8:
         raise ConfigError(f"{where}: {prompt.width}x{prompt.height} is too small")

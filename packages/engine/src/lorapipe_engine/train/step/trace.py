@@ -66,9 +66,20 @@ class Trace:
                     self.tensors[f"grad.{name}.{role}"] = tensor.grad.detach().clone()
 
     def write(
-        self, path: Path, loss: float, step: int, epoch: int, batches: Sequence[Mapping[str, Sequence[str]]]
+        self,
+        path: Path,
+        loss: float,
+        step: int,
+        epoch: int,
+        batches: Sequence[Mapping[str, Sequence[str]]],
+        *,
+        force: bool,
+        inside: Path,
     ) -> None:
-        """Write the file. ``batches``: for each forward pass the "files" of its samples."""
+        """Write the file, below the folder ``inside``. ``batches``: for each forward pass the "files" of its samples.
+
+        Raises OutputError, also where the file is there and not ``force``.
+        """
         metadata = {"step": str(step), "epoch": str(epoch)}
         for number, batch in enumerate(batches):
             metadata |= {
@@ -76,8 +87,9 @@ class Trace:
                 for name, values in batch.items()
             }
         found = {**self.tensors, "loss": torch.tensor(loss)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, {name: _encoded(tensor) for name, tensor in found.items()}, metadata, force=True)
+        inside.mkdir(parents=True, exist_ok=True)
+        tensors = {name: _encoded(tensor) for name, tensor in found.items()}
+        write_tensors(path, tensors, metadata, force=force, inside=inside)
 
 
 def _encoded(tensor: Tensor) -> Encoded:
