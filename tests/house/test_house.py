@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import subprocess
@@ -82,6 +83,36 @@ def test_no_file_is_too_long() -> None:
     )
     long = [name for name in tracked.stdout.split() if len((ROOT / name).read_text().splitlines()) > 500]
     assert long == []
+
+
+def calls_of_pillow(tree: ast.AST) -> list[int]:
+    """Lines that open a picture by Pillow, under whatever name, or count its frames."""
+    modules, lines = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "PIL":
+            modules |= {alias.asname or alias.name for alias in node.names}
+            lines += [node.lineno for alias in node.names if alias.name in ("open", "Parser", "ImageFile")]
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or "PIL" for alias in node.names if alias.name.split(".")[0] == "PIL"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ("open", "n_frames"):
+            root = node.value.value if isinstance(node.value, ast.Attribute) else node.value
+            if node.attr == "n_frames" or (isinstance(root, ast.Name) and root.id in modules):
+                lines.append(node.lineno)
+    return lines
+
+
+def test_one_place_opens_pictures() -> None:
+    assert calls_of_pillow(ast.parse("from PIL import Image as I\nI.open(path)")) == [2]
+    assert calls_of_pillow(ast.parse("import PIL.Image\nPIL.Image.open(path)\nPath(path).open()")) == [2]
+    assert calls_of_pillow(ast.parse("from PIL.Image import open as see")) == [1]
+    found = [
+        f"{path.relative_to(ROOT)}, line {line}"
+        for path in ROOT.glob("packages/*/src/**/*.py")
+        if path.parts[-2:] != ("pictures", "opening.py")
+        for line in calls_of_pillow(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert found == []
 
 
 def test_pins_are_exact() -> None:

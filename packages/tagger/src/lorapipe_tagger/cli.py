@@ -97,7 +97,7 @@ MODEL_OPTIONS = _options(
     click.option(
         "--max-pixels",
         type=click.FloatRange(0, min_open=True),
-        default=500,
+        default=179,
         show_default=True,
         metavar="MILLIONS",
         help="Larger pictures are reported and passed by.",
