@@ -309,3 +309,57 @@ def test_a_moving_picture_is_read_at_its_first_frame(tmp_path: Path) -> None:
         assert look_at(tmp_path / name).frames == wanted, name
     first.save(tmp_path / "one.gif")
     assert look_at(tmp_path / "one.gif").frames == 1
+
+
+# -------------------------------------------------------------------------------- repeats
+
+
+@linux
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("lora-train", "98765432"),
+        ("lora-check", "98765432"),
+        ("lora-check", "10001"),
+        ("lora-check", "9" * 200),
+    ],
+)
+def test_folder_names_that_are_numbers_of_pictures(command: str, number: str, tmp_path: Path) -> None:
+    root = dataset(tmp_path, {}, f"{number}_p0")
+    words: Sequence[object] = [root]
+    if command == "lora-train":
+        pytest.importorskip("torch")
+        words = ["--base", "demo", "--train_data_dir", root, "--output_dir", tmp_path, "--resolution", 64]
+    ended = run_limited(command, words, memory=8 * GIB, seconds=60)
+    assert ended.code == 2
+    lines = [line for line in ended.lines if "error:" in line]
+    assert len(lines) == 1
+    assert f"{number}_p0: its name asks for {int(number):,} repeats" in lines[0]
+    assert f"rename it to '1_{number}_p0'" in lines[0]
+
+
+def test_a_number_of_a_picture_is_part_of_a_concepts_name(tmp_path: Path) -> None:
+    root = dataset(tmp_path, {}, "98765432_p0")
+    ended = run_limited("lora-repeats", [root, "-o", tmp_path / "new"], memory=0)
+    assert ended.code == 0, ended.err
+    (folder,) = (tmp_path / "new").iterdir()
+    assert folder.name.endswith("_98765432_p0")
+    assert int(folder.name.partition("_")[0]) <= 10_000
+    ended = run_limited("lora-repeats", [root, "--repeats", 10_001], memory=0)
+    assert ended.code == 2
+    assert "10,001 repeats, more than the 10,000" in ended.lines[-1]
+
+
+@linux
+def test_the_most_repeats_cost_bytes_for_each_turn() -> None:
+    import tracemalloc
+
+    from lorapipe_engine.pictures.batches import epoch_batches
+
+    tracemalloc.start()
+    batches = epoch_batches([(0, (64, 64))] * 8, [10_000] * 8, [4], 1, 0)
+    assert len(batches) == 20_000
+    assert len(batches[7].pictures) == 4
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 80_000  # bytes; rows were 120 each

@@ -10,7 +10,7 @@ from typing import Any
 
 from lorapipe_engine.command.records import Record
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.pictures.images import as_repeat_folder
+from lorapipe_engine.pictures.images import concept_of
 from lorapipe_tagger.captions.explain import explain, table
 from lorapipe_tagger.captions.shape import Shape, caption_tags, front_count
 from lorapipe_tagger.captions.write import (
@@ -123,9 +123,7 @@ class Captioner:
     def _shape_of(self, task: Task) -> Shape:
         if not self._options.trigger_from_folder:
             return self._shape
-        folder = task.path.absolute().parent
-        named = as_repeat_folder(folder)
-        return self._shape.with_trigger(named.concept if named else folder.name)
+        return self._shape.with_trigger(concept_of(task.path.absolute().parent.name))
 
     def _record(self, task: Task, fields: dict[str, Any]) -> Record:
         carried = {name: value for name, value in task.data.items() if name not in ("error", "existing")}

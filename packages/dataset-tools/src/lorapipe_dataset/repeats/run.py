@@ -22,7 +22,7 @@ from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.pictures.buckets import place
-from lorapipe_engine.pictures.images import image_size
+from lorapipe_engine.pictures.images import MOST_REPEATS, image_size
 from lorapipe_engine.settings import DataSettings
 
 _SHOWN = 5  # captions left out that are named; the others are counted
@@ -101,6 +101,12 @@ def make_plan(found: Gathered, options: Options) -> Plan:
     kind = KINDS[options.kind]
     target = target_of(kind, options.per_epoch)
     rows = plan_rows(concepts, weights_of(concepts, by, given), target, fixed)
+    for row in rows:
+        if row.repeats > MOST_REPEATS:
+            raise ConfigError(
+                f"{row.concept.name}: {row.repeats:,} repeats, more than the {MOST_REPEATS:,} that lora-train takes; "
+                "give a smaller --per-epoch, --repeats or --weight"
+            )
     return Plan(rows, kind, target, _batches(rows, options.data), options.gradient_accumulation_steps)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+MOST_REPEATS = 10_000
 _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
@@ -67,11 +68,25 @@ def _subfolders(root: Path) -> list[Path]:
 
 
 def as_repeat_folder(path: Path) -> RepeatFolder | None:
-    """Read a folder's name; None where it is not of the form N_concept with N of 1 or more."""
+    """Read a folder's name; None where it is not of the form N_concept with N of 1 or more.
+
+    Raises InputError for more than ``MOST_REPEATS``: names that begin with a picture's number on some site.
+    """
     match = _REPEATS.fullmatch(path.name)
     if not match or int(match.group(1)) < 1:
         return None
+    if int(match.group(1)) > MOST_REPEATS:
+        raise InputError(
+            f"{path}: its name asks for {int(match.group(1)):,} repeats of each picture, more than {MOST_REPEATS:,}; "
+            f"rename it to '1_{path.name}', or to the number that is meant"
+        )
     return RepeatFolder(path, int(match.group(1)), match.group(2))
+
+
+def concept_of(name: str) -> str:
+    """The concept that a folder's name stands for: what is behind its repeats, all of it where it has none."""
+    match = _REPEATS.fullmatch(name)
+    return match.group(2) if match and 1 <= int(match.group(1)) <= MOST_REPEATS else name
 
 
 def _what_to_rename(root: Path, inside: list[Path]) -> str:
