@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 
@@ -231,9 +231,9 @@ def _tell(report: Any, flags: dict[str, Any]) -> int:
     for line in report.lines(dry_run=flags["dry_run"]):
         say(line)
     if flags["as_json"]:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False))
+        write_json(report.as_record())
     elif not flags["dry_run"]:
-        click.echo(report.output)
+        write_path(Path(report.output))
     return 0
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import click
-
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, quote, write_tensors
@@ -108,7 +107,7 @@ def run(options: Options) -> int:
         except LoraError as error:
             if len(tasks) == 1:
                 raise
-            click.echo(f"lora-resize: error: {error}", err=True)
+            complain(str(error))
             failures += 1
             continue
         tell(report, options)
@@ -301,12 +300,12 @@ def tell(report: FileReport, options: Options) -> None:
         say("note: the result is larger than the input; a smaller --new-rank may be what you want")
     streamed = options.output == STREAM and not options.dry_run
     if options.as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=streamed)
+        write_json(report.as_record(), err=streamed)
     elif options.report:
         for line in table(report):
-            click.echo(line, err=streamed)
+            show(line, err=streamed)
     elif not options.dry_run and not streamed:
-        click.echo(report.output)
+        write_path(Path(report.output or ""))
 
 
 def listed_paths(lines: BinaryIO) -> Iterator[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.records import Record
@@ -145,8 +144,3 @@ def _scores(selection: Selection) -> dict[str, dict[str, float]]:
     for tag in sorted(selection.tags, key=lambda tag: -tag.score):
         found.setdefault(tag.category, {})[tag.name] = round(tag.score, _DIGITS)
     return found
-
-
-def shown(path: Path) -> str:
-    """A path in one line of a terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))

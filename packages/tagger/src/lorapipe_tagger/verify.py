@@ -15,6 +15,7 @@ from io import BytesIO
 import click
 import numpy as np
 
+from lorapipe_engine.command.tool import show
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.pictures.opening import open_picture
 from lorapipe_tagger.models.names import ModelFiles, find_model
@@ -66,7 +67,10 @@ def verify(options: Options) -> int:
         )
         verdict = compare(files, options)
         wrong |= not verdict.ok
-        click.echo(json.dumps(asdict(verdict)) if options.jsonl else verdict.line())
+        if options.jsonl:
+            click.echo(json.dumps(asdict(verdict)))
+        else:
+            show(verdict.line())
     return 1 if wrong else 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from lorapipe_dataset.bucketing import bucket_options, read_options
-from lorapipe_engine.command.tool import ToolCommand, tool_command
+from lorapipe_engine.command.tool import ToolCommand, show, tool_command
 
 EXAMPLES = """
 lora-check dataset/
@@ -126,7 +126,7 @@ def print_rules() -> int:
     from lorapipe_dataset.check.rules import RULES
 
     for rule in RULES.values():
-        click.echo(f"{rule.severity:<7}  {rule.id}{'*' if rule.fixable else ''}: {rule.title}; {rule.fix}")
+        show(f"{rule.severity:<7}  {rule.id}{'*' if rule.fixable else ''}: {rule.title}; {rule.fix}")
     return 0
 
 

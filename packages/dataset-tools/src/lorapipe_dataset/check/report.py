@@ -14,7 +14,7 @@ from lorapipe_dataset.check.buckets import table as bucket_table
 from lorapipe_dataset.check.findings import SEVERITIES, Finding, Rule, Severity
 from lorapipe_dataset.check.scan import Dataset
 from lorapipe_dataset.check.vocabulary import canonical
-from lorapipe_dataset.output import printable
+from lorapipe_engine.command.text import printable
 
 SHOWN_CASES = 4
 SHOWN_TAGS = 20

@@ -26,6 +26,7 @@ from typing import Any
 
 import click
 
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError, InputError
 
 _KEY = "lorapipe"
@@ -384,7 +385,7 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
             value = getattr(part, field.name)
             source = origin.get(field.name, "derived")
             # A file's name may hold a line break, which would end the comment.
-            lines.append(f"# {field.facts.help} ({''.join(c if c.isprintable() else '?' for c in source)})")
+            lines.append(f"# {field.facts.help} ({printable(source)})")
             lines.append(f"# {field.name} =" if value is None else f"{field.name} = {_toml(value)}")
         lines.append("")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError
 
 STREAM = "-"
@@ -225,9 +226,31 @@ def write_record(
     stream = stdout or sys.stdout.buffer
     if jsonl is None:
         jsonl = not stream.isatty()
-    line = format_record(record) if jsonl else text if text is not None else format_path(record.path)
+    if jsonl:
+        line = format_record(record)
+    elif text is not None:
+        line = printable(text)
+    else:
+        line = printable(record.path) if stream.isatty() else format_path(record.path)
     stream.write(line.encode("utf-8", "surrogateescape") + b"\n")
     stream.flush()
+
+
+def write_json(value: Any, *, err: bool = False) -> None:
+    """Write a value as one line of JSON to stdout, in UTF-8; escaped where a file name has bytes that are none.
+
+    Raises ValueError for numbers that are none (NaN, infinity).
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    line = text if _is_utf8(text) else json.dumps(value, allow_nan=False)
+    click.echo(line.encode(), err=err)
+
+
+def write_path(path: Path) -> None:
+    """Write the path of a result to stdout: as :func:`format_path` has it in a pipe, for people on a terminal."""
+    line = printable(path) if sys.stdout.isatty() else format_path(path)
+    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def format_record(record: Record) -> str:

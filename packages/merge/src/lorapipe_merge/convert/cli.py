@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 
 EXAMPLES = """
@@ -82,9 +82,9 @@ def lora_convert(source: str, scheme: str, output: str, precision: str, as_json:
     if report.difference is not None:
         say(f"verified: the change of every module is the same to {report.difference:.2g} of itself")
     if as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False))
+        write_json(report.as_record())
     elif not asked.dry_run:
-        click.echo(report.output)
+        write_path(Path(report.output))
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -11,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import click
-
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.dtypes import Encoded
@@ -303,6 +301,6 @@ def _tell(report: NetworksReport, options: Options, as_json: bool) -> None:
         say(f"note: {note}")
     streamed = options.target is None and not options.dry_run
     if as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=streamed)
+        write_json(report.as_record(), err=streamed)
     elif not options.dry_run and not streamed:
-        click.echo(report.output)
+        write_path(Path(report.output or ""))
