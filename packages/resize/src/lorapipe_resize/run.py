@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
@@ -318,9 +318,9 @@ def listed_paths(lines: BinaryIO) -> Iterator[Path]:
             yield Path(text)
             continue
         try:
-            record = json.loads(text)
-        except ValueError:
-            raise InputError(f"line {number} of the list is not a JSON record") from None
+            record = parse_json(text)
+        except NoJson as error:
+            raise InputError(f"line {number} of the list is not a JSON record ({error})") from None
         path = record.get("path") or record.get("file")
         if not isinstance(path, str):
             raise InputError(f"line {number} of the list has no path")

@@ -6,14 +6,13 @@ as ``prompt``; photo managers write XMP into the picture or beside it (``a.png.x
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lorapipe_engine.command.records import unreadable
+from lorapipe_engine.command.json_text import BeyondJson, NoJson, parse_json
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.bounds import PictureBound
@@ -75,11 +74,11 @@ def read_graph(text: Any) -> str | None:
     be read for its size.
     """
     try:
-        graph = json.loads(text) if isinstance(text, str) else None
-    except json.JSONDecodeError:
+        graph = parse_json(text) if isinstance(text, str) else None
+    except BeyondJson as error:
+        raise TooMuch(f"its ComfyUI graph cannot be read ({error})") from None
+    except NoJson:
         return None  # a prompt of another program
-    except (ValueError, RecursionError) as error:
-        raise TooMuch(f"its ComfyUI graph cannot be read ({unreadable(error)})") from None
     if not isinstance(graph, dict):
         return None
     seen: set[str] = set()

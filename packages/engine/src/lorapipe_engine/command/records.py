@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError
 
@@ -94,22 +95,14 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
 
 def _parse(text: str, place: str) -> Record:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: no JSON record ({unreadable(error)})") from None
+        data = parse_json(text)
+    except NoJson as error:
+        raise InputError(f"{place}: no JSON record ({error})") from None
     name = next((key for key in _PATH_NAMES if key in data), _PATH_NAMES[0])
     path = data.pop(name, None)
     if not isinstance(path, str) or not _is_file_name(path):
         raise InputError(f'{place}: the record has no "path" that can name a file')
     return Record(Path(path), data)
-
-
-def unreadable(error: ValueError | RecursionError) -> str:
-    """Why a text is no JSON that can be read, in a few words."""
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    # Python reads whole numbers of 4,300 digits at most, since longer ones take long.
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 def _is_file_name(text: str) -> bool:
