@@ -115,6 +115,29 @@ def test_one_place_opens_pictures() -> None:
     assert found == []
 
 
+# What click.echo may print itself: text for programs, and text of the house that no stranger has a part in.
+EXACT = ("json.dumps", "encode(", "value_text", "print_config", "plot_rates")
+
+
+def test_text_for_people_goes_through_one_function() -> None:
+    found = []
+    for path in ROOT.glob("packages/*/src/**/*.py"):
+        if ("command" in path.parts and "lorapipe_engine" in path.parts) or "lorapipe_demo" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "click.echo",
+                "click.secho",
+                "print",
+            ):
+                words = ast.unparse(node)
+                if not any(part in words for part in EXACT):
+                    found.append(f"{path.relative_to(ROOT)}, line {node.lineno}: {words}")
+            if isinstance(node, ast.Subscript) and re.match(r"(repr|ascii)\(.*\)\[1:-1\]", ast.unparse(node)):
+                found.append(f"{path.relative_to(ROOT)}, line {node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
 def test_pins_are_exact() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert "torch==2.13.0" in lines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO
 
 from lorapipe_engine.command.records import STREAM, Record, expand_folders, read_list
 from lorapipe_engine.command.text import one_line
-from lorapipe_engine.command.tool import VERBOSE, complain, show
+from lorapipe_engine.command.tool import VERBOSE, complain, show_trace
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile
@@ -126,7 +125,7 @@ def _expand(record: Record, *, listed: bool) -> Iterator[Input]:
 
 def _complain(error: LoraError) -> None:
     if VERBOSE.get():
-        show(*"".join(traceback.format_exception(error)).splitlines(), err=True)
+        show_trace(error)
     complain(one_line(error))
 
 

@@ -7,6 +7,10 @@ commands print for people goes through :func:`printable`, whoever wrote it.
 
 from __future__ import annotations
 
+import unicodedata
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
 
 def printable(text: object) -> str:
     r"""Text for a line of a terminal: what has no letter of its own is shown as an escape, as ``\x1b`` or ``\u202e``.
@@ -23,3 +27,12 @@ def printable(text: object) -> str:
 def one_line(text: object) -> str:
     """The same of a text that may have been written in several lines, as messages of libraries are."""
     return printable(" ".join(str(text).split()))
+
+
+def hidden_letter(text: str) -> str | None:
+    """The first character of a text that has no shape of its own, None where there is none: controls, directional and
+    other formats, surrogates, ends of lines and paragraphs.
+    """
+    if text.isprintable():
+        return None
+    return next((letter for letter in text if unicodedata.category(letter) in _HIDDEN), None)

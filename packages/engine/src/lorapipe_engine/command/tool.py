@@ -110,7 +110,7 @@ class ToolCommand(click.Command):
             _silence_stdout()
             return 0
         if VERBOSE.get():
-            show(*"".join(traceback.format_exception(error)).splitlines(), err=True)
+            show_trace(error)
         try:
             _flush_stdout()
         except OSError:
@@ -211,6 +211,19 @@ def show(*lines: str, err: bool = False) -> None:
     """
     for line in lines:
         click.echo(printable(line), err=err)
+
+
+def show_trace(error: BaseException) -> None:
+    """Where an error and what caused it came from, on stderr, for ``--verbose``."""
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in chain:
+        chain.append(one)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    for one in reversed(chain):
+        places = "".join(traceback.format_tb(one.__traceback__)).splitlines()
+        # The message may have line ends of a stranger's making.
+        show("Traceback (most recent call last):", *places, f"{type(one).__name__}: {one}", err=True)
 
 
 def complain(text: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.json_text import NoJson, parse_json
+from lorapipe_engine.command.text import hidden_letter
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
 
@@ -101,16 +101,11 @@ def _from_csv(text: str, path: Path) -> Labels:
 
 def _check_letters(name: str, place: str) -> None:
     """Raise InputError for a tag with characters that a terminal or a caption would obey and nobody sees."""
-    if not name.isprintable() and (odd := [letter for letter in name if _is_hidden(letter)]):
+    if letter := hidden_letter(name):
         raise InputError(
             f"{place}: the tag '{name[:_SHOWN]}' has the control or directional character "
-            f"U+{ord(odd[0]):04X}; do not use this list, or download it again"
+            f"U+{ord(letter):04X}; do not use this list, or download it again"
         )
-
-
-def _is_hidden(letter: str) -> bool:
-    """Whether a character has no shape of its own: controls, formats, surrogates, ends of lines and paragraphs."""
-    return unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _series(text: str) -> list[str]:
