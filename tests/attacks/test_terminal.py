@@ -223,6 +223,7 @@ def test_an_error_of_training(tmp_path: Path) -> None:
     words = ["--base", "demo", "--train_data_dir", tmp_path, "--output_dir", tmp_path]
     ended = check(run_limited("lora-train", words, memory=0, seconds=60), 2)
     assert len(ended.lines) == 1
+    assert "its name asks for 99,999 repeats of each picture, more than 10,000" in ended.lines[0]
 
 
 def test_every_command_is_here() -> None:
