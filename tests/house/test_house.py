@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import subprocess
@@ -82,6 +83,59 @@ def test_no_file_is_too_long() -> None:
     )
     long = [name for name in tracked.stdout.split() if len((ROOT / name).read_text().splitlines()) > 500]
     assert long == []
+
+
+def calls_of_pillow(tree: ast.AST) -> list[int]:
+    """Lines that open a picture by Pillow, under whatever name, or count its frames."""
+    modules, lines = set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "PIL":
+            modules |= {alias.asname or alias.name for alias in node.names}
+            lines += [node.lineno for alias in node.names if alias.name in ("open", "Parser", "ImageFile")]
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or "PIL" for alias in node.names if alias.name.split(".")[0] == "PIL"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ("open", "n_frames"):
+            root = node.value.value if isinstance(node.value, ast.Attribute) else node.value
+            if node.attr == "n_frames" or (isinstance(root, ast.Name) and root.id in modules):
+                lines.append(node.lineno)
+    return lines
+
+
+def test_one_place_opens_pictures() -> None:
+    assert calls_of_pillow(ast.parse("from PIL import Image as I\nI.open(path)")) == [2]
+    assert calls_of_pillow(ast.parse("import PIL.Image\nPIL.Image.open(path)\nPath(path).open()")) == [2]
+    assert calls_of_pillow(ast.parse("from PIL.Image import open as see")) == [1]
+    found = [
+        f"{path.relative_to(ROOT)}, line {line}"
+        for path in ROOT.glob("packages/*/src/**/*.py")
+        if path.parts[-2:] != ("pictures", "opening.py")
+        for line in calls_of_pillow(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert found == []
+
+
+# What click.echo may print itself: text for programs, and text of the house that no stranger has a part in.
+EXACT = ("json.dumps", "encode(", "value_text", "print_config", "plot_rates")
+
+
+def test_text_for_people_goes_through_one_function() -> None:
+    found = []
+    for path in ROOT.glob("packages/*/src/**/*.py"):
+        if ("command" in path.parts and "lorapipe_engine" in path.parts) or "lorapipe_demo" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "click.echo",
+                "click.secho",
+                "print",
+            ):
+                words = ast.unparse(node)
+                if not any(part in words for part in EXACT):
+                    found.append(f"{path.relative_to(ROOT)}, line {node.lineno}: {words}")
+            if isinstance(node, ast.Subscript) and re.match(r"(repr|ascii)\(.*\)\[1:-1\]", ast.unparse(node)):
+                found.append(f"{path.relative_to(ROOT)}, line {node.lineno}: {ast.unparse(node)}")
+    assert found == []
 
 
 def test_pins_are_exact() -> None:

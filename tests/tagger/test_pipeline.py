@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_tagger.scoring.picture import PixelGate, Preparation, prepare, read_picture
+from lorapipe_engine.pictures.opening import PixelGate
+from lorapipe_tagger.scoring.picture import Preparation, prepare, read_picture
 from lorapipe_tagger.scoring.scores import Known, ScoreCache
 
 from .making import MODEL, PICTURES, Tag, save_picture

@@ -14,6 +14,7 @@ from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, giv
 from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, print_config, settings_options
 from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.records import write_path
 from lorapipe_engine.command.tool import ToolCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS, TrainSettings
@@ -93,7 +94,7 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
         from lorapipe_engine.train.session import run_training
 
     for path in run_training(settings, print_config(parts, origin), say):
-        click.echo(path)
+        write_path(path)
 
 
 def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:

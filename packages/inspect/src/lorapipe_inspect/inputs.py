@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import click
-
 from lorapipe_engine.command.records import STREAM, Record, expand_folders, read_list
-from lorapipe_engine.command.tool import VERBOSE
+from lorapipe_engine.command.text import one_line
+from lorapipe_engine.command.tool import VERBOSE, complain, show_trace
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile
@@ -127,10 +125,8 @@ def _expand(record: Record, *, listed: bool) -> Iterator[Input]:
 
 def _complain(error: LoraError) -> None:
     if VERBOSE.get():
-        traceback.print_exception(error)
-    text = " ".join(str(error).split())
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-    click.echo(f"{click.get_current_context().info_name}: error: {shown}", err=True)
+        show_trace(error)
+    complain(one_line(error))
 
 
 def _is_text(start: bytes) -> bool:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from lorapipe_engine.command.text import printable
+
 LINE = 110
 _LONG_NAME = 40
-
-
-def printable(text: str) -> str:
-    """Text from a file or its name, without anything that a terminal would obey: control characters escaped."""
-    if text.isprintable():
-        return text
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def counted(number: int, noun: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import Chosen, mode_options, read_mode
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 from lorapipe_merge.settings import (
@@ -140,9 +140,9 @@ def _tell(report: Report, output: OutputSettings) -> int:
     for line in report.lines(dry_run=output.dry_run):
         say(line)
     if output.as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False))
+        write_json(report.as_record())
     elif not output.dry_run:
-        click.echo(report.output)
+        write_path(Path(report.output))
     return 0
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorapipe_engine.command.text import printable
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleReport:
@@ -129,7 +131,7 @@ def table(report: FileReport) -> list[str]:
         f"{'trunc':>7}  {'cast':>7}  module"
     ]
     for m in report.modules:
-        name = ascii(m.name)[1:-1]
+        name = printable(m.name)
         if m.new_rank is None:
             lines.append(f"{'copied':>9}  {m.algorithm:>8}  {'':>57}{name}")
             continue

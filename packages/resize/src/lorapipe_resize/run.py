@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -11,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-import click
-
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.json_text import NoJson, parse_json
+from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.sizes import parse_size
@@ -94,7 +93,7 @@ def run(options: Options) -> int:
         except LoraError as error:
             if len(tasks) == 1:
                 raise
-            click.echo(f"lora-resize: error: {error}", err=True)
+            complain(str(error))
             failures += 1
             continue
         tell(report, options)
@@ -286,12 +285,12 @@ def tell(report: FileReport, options: Options) -> None:
         say("note: the result is larger than the input; a smaller --new-rank may be what you want")
     streamed = options.result.output == STREAM and not options.result.dry_run
     if options.result.as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=streamed)
+        write_json(report.as_record(), err=streamed)
     elif options.result.report:
         for line in table(report):
-            click.echo(line, err=streamed)
+            show(line, err=streamed)
     elif not options.result.dry_run and not streamed:
-        click.echo(report.output)
+        write_path(Path(report.output or ""))
 
 
 def listed_paths(lines: BinaryIO) -> Iterator[Path]:
@@ -304,9 +303,9 @@ def listed_paths(lines: BinaryIO) -> Iterator[Path]:
             yield Path(text)
             continue
         try:
-            record = json.loads(text)
-        except (ValueError, RecursionError):
-            raise InputError(f"line {number} of the list is not a JSON record") from None
+            record = parse_json(text)
+        except NoJson as error:
+            raise InputError(f"line {number} of the list is not a JSON record ({error})") from None
         path = record.get("path") or record.get("file")
         if not isinstance(path, str):
             raise InputError(f"line {number} of the list has no path")

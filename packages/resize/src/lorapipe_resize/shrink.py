@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.delta import find_rule
 from lorapipe_engine.delta.spectra import ModuleSpectrum, module_spectrum, spectral_rule
 from lorapipe_engine.errors import ConfigError, InputError
@@ -102,7 +103,7 @@ def _precision(tensors: Mapping[str, Encoded]) -> str:
 
 def _check_finite(bad: Sequence[str], settings: Settings) -> None:
     if bad and not settings.allow_nonfinite:
-        shown = ", ".join(ascii(key)[1:-1] for key in bad[:5])
+        shown = ", ".join(printable(key) for key in bad[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise InputError(f"NaN or infinite values in {shown}{more}; --allow-nonfinite copies such modules")
 

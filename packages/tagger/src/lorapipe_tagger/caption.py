@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.records import Record
-from lorapipe_engine.errors import LoraError
-from lorapipe_engine.pictures.images import as_repeat_folder
+from lorapipe_engine.command.text import hidden_letter
+from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.pictures.images import concept_of
 from lorapipe_tagger.captions.explain import explain, table
 from lorapipe_tagger.captions.shape import Shape, caption_tags, front_count
 from lorapipe_tagger.captions.write import (
@@ -77,7 +77,10 @@ class Captioner:
         selection = self._consensus.select(result.scores)
         if self._options.transparent_tag and result.transparent:
             selection = _see_through(selection)
-        shape = self._shape_of(task)
+        try:
+            shape = self._shape_of(task)
+        except LoraError as error:
+            return Outcome(self._record(task, {"error": str(error)}), error=str(error))
         tags = caption_tags(selection, shape)
         fields: dict[str, Any] = {"size": list(result.size), "model": self._model, **_scores(selection)}
         try:
@@ -123,9 +126,12 @@ class Captioner:
     def _shape_of(self, task: Task) -> Shape:
         if not self._options.trigger_from_folder:
             return self._shape
-        folder = task.path.absolute().parent
-        named = as_repeat_folder(folder)
-        return self._shape.with_trigger(named.concept if named else folder.name)
+        trigger = concept_of(task.path.absolute().parent.name)
+        if hidden_letter(trigger):
+            raise InputError(
+                "its folder's name, the trigger, has control or directional characters; rename it"
+            )
+        return self._shape.with_trigger(trigger)
 
     def _record(self, task: Task, fields: dict[str, Any]) -> Record:
         carried = {name: value for name, value in task.data.items() if name not in ("error", "existing")}
@@ -147,8 +153,3 @@ def _scores(selection: Selection) -> dict[str, dict[str, float]]:
     for tag in sorted(selection.tags, key=lambda tag: -tag.score):
         found.setdefault(tag.category, {})[tag.name] = round(tag.score, _DIGITS)
     return found
-
-
-def shown(path: Path) -> str:
-    """A path in one line of a terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(path))

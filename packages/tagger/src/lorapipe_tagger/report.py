@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
 from lorapipe_tagger.models.labels import RATING
 from lorapipe_tagger.scoring.combine import Consensus
 from lorapipe_tagger.scoring.pipeline import Result
@@ -82,13 +83,12 @@ def failed_row(result: Result) -> dict[str, Any]:
 
 def thumbnail(path: Path, side: int = _THUMBNAIL) -> str | None:
     """A small JPEG of a picture as a data address; None if it cannot be read."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.draft("RGB", (2 * side, 2 * side))
-            image.thumbnail((side, side))
-            small = ImageOps.exif_transpose(image)
+            with GATE.room(image.width * image.height):
+                image.thumbnail((side, side))
+            small = turn_upright(image)
             buffer = BytesIO()
             small.convert("RGB").save(buffer, "JPEG", quality=70)
     except Exception:  # a page without it is still a page

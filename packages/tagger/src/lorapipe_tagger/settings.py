@@ -145,7 +145,7 @@ class WorkSettings:
         max=256,
     )
     max_pixels: float = flag(
-        500.0, "Larger pictures are reported and passed by.", metavar="MILLIONS", above=0
+        179.0, "Larger pictures are reported and passed by.", metavar="MILLIONS", above=0
     )
     no_cache: bool = flag(False, "Neither use nor keep scores of earlier runs.")
 

@@ -6,12 +6,10 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
-import click
-
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_record
-from lorapipe_engine.command.tool import say
-from lorapipe_tagger.caption import Outcome, shown
+from lorapipe_engine.command.tool import complain, say, show
+from lorapipe_tagger.caption import Outcome
 from lorapipe_tagger.captions.shape import Shape, is_count
 from lorapipe_tagger.options import Options
 from lorapipe_tagger.scoring.select import spelling
@@ -41,7 +39,7 @@ def tell(outcome: Outcome, options: Options, count: Count) -> None:
     """Count what came of a picture; its error to stderr, its record or caption to stdout."""
     if outcome.error is not None:
         count.failed += 1
-        click.echo(f"lora-tag: error: {shown(outcome.record.path)}: {outcome.error}", err=True)
+        complain(f"{outcome.record.path}: {outcome.error}")
     elif outcome.kept:
         count.kept += 1
     else:
@@ -50,7 +48,8 @@ def tell(outcome: Outcome, options: Options, count: Count) -> None:
     if as_records(options):
         write_record(outcome.record, jsonl=True)
     elif outcome.error is None and not (outcome.kept and not options.dry_run):
-        click.echo(f"{shown(outcome.record.path)}: {outcome.text}")
+        first, *more = outcome.text.split("\n")
+        show(f"{outcome.record.path}: {first}", *more)
 
 
 def tell_constant(tags: Counter[str], pictures: int, shape: Shape) -> None:
@@ -80,4 +79,4 @@ def tell_frequency(tags: Counter[str]) -> None:
     if QUIET.get():
         return
     for tag, number in sorted(tags.items(), key=lambda item: (-item[1], item[0])):
-        click.echo(f"{number:7d}  {tag}", err=True)
+        say(f"{number:7d}  {tag}")

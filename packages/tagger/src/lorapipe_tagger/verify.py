@@ -15,7 +15,9 @@ from io import BytesIO
 import click
 import numpy as np
 
+from lorapipe_engine.command.tool import show
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.opening import open_picture
 from lorapipe_tagger.models.names import ModelFiles, find_model
 from lorapipe_tagger.options import Options, rules_for
 from lorapipe_tagger.scoring.picture import Picture, PictureError, Pixels, Preparation, read_picture
@@ -65,7 +67,10 @@ def verify(options: Options) -> int:
         )
         verdict = compare(files, options)
         wrong |= not verdict.ok
-        click.echo(json.dumps(asdict(verdict)) if options.jsonl else verdict.line())
+        if options.jsonl:
+            click.echo(json.dumps(asdict(verdict)))
+        else:
+            show(verdict.line())
     return 1 if wrong else 0
 
 
@@ -134,7 +139,7 @@ def _pixel_step(source: bytes, pixels: Pixels, preparation: Preparation) -> int:
     """The largest difference to padding in full and scaling once; 0 where the plain way differs by design."""
     from PIL import Image
 
-    with Image.open(BytesIO(source)) as image:
+    with open_picture(source) as image:
         if image.format != "PNG" or image.mode != "RGB" or max(image.size) > 4096:
             return 0
         side = max(image.size)

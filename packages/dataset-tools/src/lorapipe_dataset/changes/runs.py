@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorapipe_dataset.changes.journal import ENDING, HIDDEN
 from lorapipe_dataset.changes.ledger import Known, remembered
-from lorapipe_dataset.output import printable
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError
 
 _NAME = re.compile(r"(\d{8}T\d{6})\.\d{9}-([a-z-]+)-[0-9a-f]{6}")

@@ -21,7 +21,7 @@ from lorapipe_dataset.changes.ledger import is_own
 from lorapipe_dataset.changes.place import LinkRefused, NotRegular, Place, open_place
 from lorapipe_dataset.changes.runs import Found, Say, choose, date_of
 from lorapipe_dataset.changes.swapping import temporary_name
-from lorapipe_dataset.output import printable
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError, LoraError, OutputError
 from lorapipe_engine.files.locking import locked
 

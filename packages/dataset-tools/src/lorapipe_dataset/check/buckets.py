@@ -9,7 +9,7 @@ from typing import Any
 
 from lorapipe_dataset.bucketing import batches_per_epoch, bucket_rule
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
-from lorapipe_dataset.output import printable
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.buckets import BucketRule, Placement, Size, place
 from lorapipe_engine.settings import DataSettings

@@ -9,7 +9,7 @@ import click
 
 from lorapipe_dataset.bucketing import BucketSettings
 from lorapipe_engine.command.modes import Mode, flag, mode_options, read_mode
-from lorapipe_engine.command.tool import say, tool_command
+from lorapipe_engine.command.tool import complain, say, show, tool_command
 from lorapipe_engine.errors import ConfigError
 
 EXAMPLES = """
@@ -43,8 +43,7 @@ def command(inputs: tuple[str, ...], **flags: Any) -> int:
         )
     from lorapipe_dataset.check.buckets import Placed, Unplaced, bucket_report, place_all, table
     from lorapipe_dataset.check.pictures.scan import read_files, scan
-    from lorapipe_dataset.output import print_json, printable
-    from lorapipe_engine.command.records import read_records
+    from lorapipe_engine.command.records import read_records, write_json
 
     data, as_json = chosen[BucketSettings].data(), chosen[ListSettings].as_json
     dataset = scan(read_records(inputs), ".txt", masks=True)
@@ -52,14 +51,14 @@ def command(inputs: tuple[str, ...], **flags: Any) -> int:
     rows = place_all(dataset, data)
     if as_json:
         for row in rows:
-            print_json(row.as_record())
+            write_json(row.as_record())
     failed = [row for row in rows if isinstance(row, Unplaced)]
     for row in failed:
-        click.echo(f"lora-check buckets: error: {printable(f'{row.path}: {row.problem}')}", err=True)
+        complain(f"{row.path}: {row.problem}")
     if not as_json:
         placed = [row for row in rows if isinstance(row, Placed)]
         for line in table(bucket_report(placed, data.train_batch_size)):
-            click.echo(line)
+            show(line)
     left = len(dataset.pictures) - len(dataset.trained)
     if left:
         say(f"note: {left} pictures lie outside the folders N_concept, so they are not trained")

@@ -10,7 +10,7 @@ import click
 
 from lorapipe_dataset.check.settings import MODES, ORDER, ListSettings
 from lorapipe_engine.command.modes import mode_options, read_mode
-from lorapipe_engine.command.tool import ToolCommand, tool_command
+from lorapipe_engine.command.tool import ToolCommand, show, tool_command
 from lorapipe_engine.errors import ConfigError
 
 EXAMPLES = """
@@ -70,7 +70,7 @@ def print_rules() -> int:
     from lorapipe_dataset.check.rules import RULES
 
     for rule in RULES.values():
-        click.echo(f"{rule.severity:<7}  {rule.id}{'*' if rule.fixable else ''}: {rule.title}; {rule.fix}")
+        show(f"{rule.severity:<7}  {rule.id}{'*' if rule.fixable else ''}: {rule.title}; {rule.fix}")
     return 0
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import click
-
 from lorapipe_dataset.bucketing import bucket_rule
 from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped, at_least
@@ -17,11 +15,10 @@ from lorapipe_dataset.check.pictures.scan import read_files, scan
 from lorapipe_dataset.check.repairs.fix import apply, check_fixable, undo
 from lorapipe_dataset.check.reports.report import Report, summary, table
 from lorapipe_dataset.check.rules import CHECKS, RULES
-from lorapipe_dataset.output import print_json
 from lorapipe_engine.command.options import nearest
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.command.records import Record, read_records
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.records import Record, read_records, write_json
+from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
 
@@ -49,10 +46,10 @@ def run(options: Options) -> int:
         with atomic_write(options.html, force=options.force) as file:
             file.write(page(report).encode("utf-8", "replace"))
     if options.as_json:
-        print_json(report.as_record())
+        write_json(report.as_record())
     else:
         for line in table(report, whole=options.whole):
-            click.echo(line)
+            show(line)
     if options.as_json:
         say(summary(report))
     if options.html:
@@ -92,7 +89,7 @@ def mend(report: Report, options: Options) -> int:
     repairs = plan_repairs(report.dataset, report.findings, options.fix)
     failures = apply(repairs, dry_run=options.dry_run, roots=report.roots)
     if options.as_json:
-        print_json(repairs.as_record())
+        write_json(repairs.as_record())
     return 1 if failures else 0
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import click
-
 from lorapipe_dataset.changes.filebytes import read_stamped
 from lorapipe_dataset.changes.journal import Journal
 from lorapipe_dataset.changes.undo import undo
@@ -22,9 +20,9 @@ from lorapipe_dataset.clean.files.textfile import decode
 from lorapipe_dataset.clean.files.work import Worker, by_folder
 from lorapipe_dataset.clean.files.writers import write_rows
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.clean.tell import TOOL, Count, Teller, printable, tell_cut, tell_frequency
+from lorapipe_dataset.clean.tell import TOOL, Count, Teller, tell_cut, tell_frequency
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.atomic import check_output
 
@@ -125,8 +123,8 @@ def check_trigger(trigger: str, work: Iterable[Job | Document], options: Options
             seen += 1
             if not wanted <= set(map(key, cleaner.tags_of(text))):
                 lacking += 1
-                click.echo(printable(str(name)))
-    say(f"{TOOL}: {seen - lacking:,} of {seen:,} captions have '{printable(trigger)}'")
+                show(str(name))
+    say(f"{TOOL}: {seen - lacking:,} of {seen:,} captions have '{trigger}'")
     return 1 if lacking else 0
 
 
@@ -139,9 +137,9 @@ def take_back(options: Options) -> int:
         folders, TOOL, run=options.run, dry_run=options.dry_run, tell=lambda line: say(f"{TOOL}: {line}")
     )
     for step in done.steps if options.dry_run else ():
-        click.echo(printable(f"would {step}"))
+        show(f"would {step}")
     for failure in done.failures:
-        click.echo(f"{TOOL}: error: {printable(failure)}", err=True)
+        complain(failure)
     verb = "would be" if options.dry_run else "are"
     if done.restored or not done.failures:
         say(f"{TOOL}: {len(done.restored):,} files {verb} as before {done.run.split('.')[0]}")

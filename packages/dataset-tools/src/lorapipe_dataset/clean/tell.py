@@ -12,10 +12,10 @@ import click
 
 from lorapipe_dataset.clean.files.plan import Outcome
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.output import printable as escaped
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import format_fields
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.text import printable
+from lorapipe_engine.command.tool import complain, say
 
 TOOL = "lora-clean"
 _SHOWN = 5  # captions left alone that are named; the others are counted
@@ -59,7 +59,7 @@ class Teller:
                 say(f"{TOOL}: warning: {printable(outcome.left)}")
             if outcome.error is not None and outcome.error != self._told:
                 self._told = outcome.error  # what stops a whole folder is told once
-                click.echo(f"{TOOL}: error: {_one_line(outcome)}", err=True)
+                complain(_failure(outcome))
             if self._records:
                 lines.append(as_record(outcome, self._options.rules.trigger))
             elif self._options.dry_run and outcome.written:
@@ -105,12 +105,12 @@ def _texts_differ(outcome: Outcome) -> bool:
     return outcome.after is not None and (outcome.before or "").strip() != outcome.after
 
 
-def _one_line(outcome: Outcome) -> str:
+def _failure(outcome: Outcome) -> str:
     error = outcome.error or ""
     name = outcome.job.picture or outcome.job.file
     folder = Path(outcome.job.file).parent
     known = outcome.job.file in error or name in error or error.startswith(f"{folder}: ")
-    return printable(error if known else f"{name}: {error}")
+    return error if known else f"{name}: {error}"
 
 
 def as_record(outcome: Outcome, trigger: str = "") -> str:
@@ -124,11 +124,6 @@ def as_record(outcome: Outcome, trigger: str = "") -> str:
         data |= {"trigger": trigger} if trigger else {}
     path = str(job.record.path) if job.record is not None else job.picture or job.file
     return format_fields(path, data)
-
-
-def printable(text: str) -> str:
-    """A text for one line of a terminal; most are so already."""
-    return text if text.isprintable() else escaped(text)
 
 
 def difference(outcome: Outcome) -> str:
@@ -153,4 +148,4 @@ def tell_frequency(tags: Counter[str]) -> None:
     """How many captions have each tag, the most frequent first, to stderr."""
     if not QUIET.get():
         for tag, number in sorted(tags.items(), key=lambda item: (-item[1], item[0])):
-            click.echo(f"{number:7d}  {printable(tag)}", err=True)
+            say(f"{number:7d}  {tag}")

@@ -21,7 +21,7 @@ from lorapipe_dataset.changes.place import Identity, LinkRefused, Place, is_link
 from lorapipe_dataset.repeats.tree import Item, Layout, Mode
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.files.links import read_within
-from lorapipe_engine.pictures.images import as_repeat_folder
+from lorapipe_engine.pictures.images import concept_of
 
 _TOO_LONG = frozenset({errno.ENAMETOOLONG})
 _BLOCK = 1 << 20
@@ -208,10 +208,10 @@ def _merge(staging: Place, output: Place, layout: Layout) -> list[str]:
         if output.facts(name) is not None:
             output.folder(name).close()  # raises for a link, before anything is changed
     for name in output.names():
-        old = as_repeat_folder(Path(name)) if _is_folder(output, name) else None
-        if old is None or name in new:
+        concept = concept_of(name)
+        if not _is_folder(output, name) or concept == name or name in new:
             continue
-        same = [one for one in new if one.partition("_")[2] == old.concept]
+        same = [one for one in new if one.partition("_")[2] == concept]
         if same and output.facts(same[0]) is None:
             output.replace(name, output, same[0])
     with _Shelf(staging) as here, _Shelf(output) as there:
@@ -230,7 +230,7 @@ def _left_over(output: Place, layout: Layout) -> list[str]:
     known = {str(item.target) for item in layout.items}
     notes = []
     for folder in output.names():
-        if _is_folder(output, folder) and as_repeat_folder(Path(folder)):
+        if _is_folder(output, folder) and concept_of(folder) != folder:
             with output.folder(folder) as place:
                 names = [name for name in place.names() if str(Path(folder, name)) not in known]
             if names:

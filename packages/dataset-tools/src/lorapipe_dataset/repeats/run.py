@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import click
-
 from lorapipe_dataset.bucketing import BucketSettings, batches_per_epoch, bucket_rule
-from lorapipe_dataset.output import print_json, printable
 from lorapipe_dataset.repeats.build import build_tree
 from lorapipe_dataset.repeats.numbers import KINDS, target_of
 from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
@@ -19,12 +16,12 @@ from lorapipe_dataset.repeats.subsets import dataset_toml
 from lorapipe_dataset.repeats.tree import Layout, Mode, check_tree, lay_out, rename_folders, renames
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.command.records import format_path, read_records
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.records import read_records, write_json, write_path
+from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.pictures.buckets import place
-from lorapipe_engine.pictures.images import image_size
+from lorapipe_engine.pictures.images import MOST_REPEATS, image_size
 from lorapipe_engine.settings import DataSettings
 
 _SHOWN = 5  # captions left out that are named; the others are counted
@@ -94,17 +91,17 @@ def run(options: Options) -> int:
     told = output is None and not options.rename
     if not options.as_json:
         for line in table(plan):
-            click.echo(line) if told else say(line)
+            show(line) if told else say(line)
     for warning in warnings_of(plan):
         say(f"warning: {warning}")
     result = _make(output, plan, options) if output or options.rename else []
     if options.as_json:
-        print_json(as_record(plan, str(output) if done and output else None))
+        write_json(as_record(plan, str(output) if done and output else None))
     elif done:
         for path in result:
-            click.echo(format_path(path))
+            write_path(path)
     for failure in found.failures:
-        click.echo(f"lora-repeats: error: {printable(failure)}", err=True)
+        complain(failure)
     return 1 if found.failures else 0
 
 
@@ -121,6 +118,12 @@ def make_plan(found: Gathered, options: Options) -> Plan:
     kind = KINDS[options.kind]
     target = target_of(kind, options.per_epoch)
     rows = plan_rows(concepts, weights_of(concepts, by, given), target, fixed)
+    for row in rows:
+        if row.repeats > MOST_REPEATS:
+            raise ConfigError(
+                f"{row.concept.name}: {row.repeats:,} repeats, more than the {MOST_REPEATS:,} that lora-train takes; "
+                "give a smaller --per-epoch, --repeats or --weight"
+            )
     return Plan(rows, kind, target, _batches(rows, options.data), options.gradient_accumulation_steps)
 
 
@@ -150,7 +153,8 @@ def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
     if options.makes_toml:
         text = dataset_toml(plan.rows, options.data, options.caption_extension)
         if options.dry_run:
-            say(text)
+            for line in text.splitlines():
+                say(line)
             return []
         with atomic_write(output, force=options.force) as file:
             file.write(text.encode())
@@ -169,7 +173,7 @@ def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
 
 def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> None:
     for reason in layout.left_out[:_SHOWN]:
-        say(f"warning: {printable(str(reason))}")
+        say(f"warning: {reason}")
     if len(layout.left_out) > _SHOWN:
         say(f"warning: {len(layout.left_out)} captions in all are links out of the dataset and are left out")
     if layout.bare:

@@ -11,9 +11,8 @@ from typing import Any
 
 from lorapipe_engine.command.records import Record, check_folder
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, find_images
+from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, concept_of, find_images
 
-_NUMBERED = re.compile(r"(\d+)_(.+)", re.DOTALL)
 _WEIGHTED = re.compile(r"\{(\d+(?:\.\d+)?)\}(.+)", re.DOTALL)
 LONGEST_NAME = 200  # bytes of a concept in a folder's name; file systems take 255 for the whole
 # What a folder's name cannot have on one system or another.
@@ -142,8 +141,9 @@ def _caption(data: Mapping[str, Any]) -> str | None:
 def read_name(folder: Path) -> tuple[str, float | None]:
     """What a folder's name says: the concept of ``6_maid``; concept and weight of ``{1.5}maid``."""
     name = folder.name or folder.resolve().name or "concept"
-    if (match := _NUMBERED.fullmatch(name)) and int(match[1]) > 0:
-        return match[2], None
+    concept = concept_of(name)
+    if concept and concept != name:
+        return concept, None
     if (match := _WEIGHTED.fullmatch(name)) and float(match[1]) > 0:
         return match[2], float(match[1])
     return name, None

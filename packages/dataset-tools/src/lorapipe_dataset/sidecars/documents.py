@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.command.records import unreadable
+from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.errors import InputError
 
 _KOHYA_FIELDS = ("tags", "caption")
@@ -111,9 +111,9 @@ def caption_field(row: Mapping[str, Any]) -> str | None:
 def parse(text: str, place: str = "") -> Any:
     """JSON. Raises InputError."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}not readable as JSON ({unreadable(error)})") from None
+        return parse_json(text)
+    except NoJson as error:
+        raise InputError(f"{place}not readable as JSON ({error})") from None
 
 
 def picture_path(name: str, document: Path) -> Path:

@@ -6,16 +6,18 @@ as ``prompt``; photo managers write XMP into the picture or beside it (``a.png.x
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lorapipe_engine.command.records import unreadable
+from lorapipe_engine.command.json_text import BeyondJson, NoJson, parse_json
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.links import read_within
+from lorapipe_engine.pictures.bounds import PictureBound
+from lorapipe_engine.pictures.images import has_late_notes
+from lorapipe_engine.pictures.opening import GATE, exif_of, open_picture
 
 _NETWORK = re.compile(r"<(?:lora|lyco|lycoris|hypernet):[^<>]*>")
 _END = re.compile(r"^(?:Negative prompt|Steps):", re.MULTILINE)
@@ -32,15 +34,18 @@ def read_embedded(path: Path, root: Path | None = None) -> str | None:
     Raises InputError for a file that is no picture, for XMP and graphs that are larger or deeper than any program
     writes, and for XMP beside it that is a link out of ``root`` (by default its folder).
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as picture:
-            if picture.format == "PNG":
-                picture.load()  # notes may stand behind the pixels
+        with open_picture(path) as picture:
+            late = picture.format == "PNG" and has_late_notes(path)
+            with GATE.room(picture.width * picture.height if late else 0):
+                exif = exif_of(picture, late=late)
+                if late:
+                    picture.load()
             info: dict[Any, Any] = dict(picture.info)
-            comment = picture.getexif().get_ifd(_EXIF).get(_USER_COMMENT)
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError) as error:
+            comment = exif.get_ifd(_EXIF).get(_USER_COMMENT)
+    except PictureBound as error:
+        raise InputError(f"{path}: {error}") from error
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:
         raise InputError(f"{path}: not a picture that can be read") from error
     try:
         texts = (
@@ -69,11 +74,11 @@ def read_graph(text: Any) -> str | None:
     be read for its size.
     """
     try:
-        graph = json.loads(text) if isinstance(text, str) else None
-    except json.JSONDecodeError:
+        graph = parse_json(text) if isinstance(text, str) else None
+    except BeyondJson as error:
+        raise TooMuch(f"its ComfyUI graph cannot be read ({error})") from None
+    except NoJson:
         return None  # a prompt of another program
-    except (ValueError, RecursionError) as error:
-        raise TooMuch(f"its ComfyUI graph cannot be read ({unreadable(error)})") from None
     if not isinstance(graph, dict):
         return None
     seen: set[str] = set()

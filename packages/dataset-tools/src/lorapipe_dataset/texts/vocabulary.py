@@ -13,6 +13,7 @@ from lorapipe_engine.errors import InputError
 
 _WEIGHT = re.compile(r"\((.+):\s*[0-9.]+\)")
 RATING_CATEGORY = "9"
+MOST_DIGITS = 18  # of a count
 
 
 def canonical(tag: str) -> str:
@@ -96,7 +97,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
         if row.get("category") == RATING_CATEGORY:
             continue
         count = row.get("count") or "0"
-        counts[canonical(row["name"] or "")] = int(count) if count.isdigit() else 0
+        if len(count) > MOST_DIGITS:
+            raise InputError(f"{path}: a count of {len(count):,} digits; download the list again")
+        counts[canonical(row["name"] or "")] = int(count) if count.isascii() and count.isdigit() else 0
     counts.pop("", None)
     if not counts:
         raise InputError(f"{path}: has no tags")

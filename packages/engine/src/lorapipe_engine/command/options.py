@@ -25,6 +25,7 @@ import click
 
 from lorapipe_engine.command.documents import parse_toml, read_text
 from lorapipe_engine.command.masking import MASK, masked, remember_secrets
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError
 
 _KEY = "lorapipe"
@@ -425,7 +426,7 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
             value = getattr(part, field.name)
             source = origin.get(field.name, "derived")
             # A file's name may hold a line break, which would end the comment.
-            lines.append(f"# {field.facts.help} ({''.join(c if c.isprintable() else '?' for c in source)})")
+            lines.append(f"# {field.facts.help} ({printable(source)})")
             lines.append(_line(field, value))
         lines.append("")
     return "\n".join(lines)

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import click
+
+from lorapipe_engine.command.json_text import NoJson, parse_json
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError
 
 STREAM = "-"
@@ -91,22 +95,14 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
 
 def _parse(text: str, place: str) -> Record:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: no JSON record ({unreadable(error)})") from None
+        data = parse_json(text)
+    except NoJson as error:
+        raise InputError(f"{place}: no JSON record ({error})") from None
     name = next((key for key in _PATH_NAMES if key in data), _PATH_NAMES[0])
     path = data.pop(name, None)
     if not isinstance(path, str) or not _is_file_name(path):
         raise InputError(f'{place}: the record has no "path" that can name a file')
     return Record(Path(path), data)
-
-
-def unreadable(error: ValueError | RecursionError) -> str:
-    """Why a text is no JSON that can be read, in a few words."""
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    # Python reads whole numbers of 4,300 digits at most, since longer ones take long.
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
 def _is_file_name(text: str) -> bool:
@@ -213,9 +209,31 @@ def write_record(
     stream = stdout or sys.stdout.buffer
     if jsonl is None:
         jsonl = not stream.isatty()
-    line = format_record(record) if jsonl else text if text is not None else format_path(record.path)
+    if jsonl:
+        line = format_record(record)
+    elif text is not None:
+        line = printable(text)
+    else:
+        line = printable(record.path) if stream.isatty() else format_path(record.path)
     stream.write(line.encode("utf-8", "surrogateescape") + b"\n")
     stream.flush()
+
+
+def write_json(value: Any, *, err: bool = False) -> None:
+    """Write a value as one line of JSON to stdout, in UTF-8; escaped where a file name has bytes that are none.
+
+    Raises ValueError for numbers that are none (NaN, infinity).
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    line = text if _is_utf8(text) else json.dumps(value, allow_nan=False)
+    click.echo(line.encode(), err=err)
+
+
+def write_path(path: Path) -> None:
+    """Write the path of a result to stdout: as :func:`format_path` has it in a pipe, for people on a terminal."""
+    line = printable(path) if sys.stdout.isatty() else format_path(path)
+    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def format_record(record: Record) -> str:

@@ -22,6 +22,7 @@ from lorapipe_engine import __version__
 from lorapipe_engine.command.importing import leave_current_folder
 from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.errors import LoraError
 
 EXIT_CODES = """\
@@ -90,12 +91,12 @@ class ToolCommand(click.Command):
             self._tell(f"error: {self._no_such_option(error.option_name, words)} (see {self.name} --help)")
             return 2
         except click.UsageError as error:
-            self._tell(f"error: {_one_line(error.format_message())} (see {self.name} --help)")
+            self._tell(f"error: {one_line(error.format_message())} (see {self.name} --help)")
             return 2
         except SystemExit as error:
             if error.code is None or isinstance(error.code, int):
                 return error.code or 0
-            self._tell(f"error: {_one_line(str(error.code))}")
+            self._tell(f"error: {one_line(error.code)}")
             return 1
         except (KeyboardInterrupt, Exception) as error:
             return self._end(error.cause if isinstance(error, _Passing) else error)
@@ -113,8 +114,8 @@ class ToolCommand(click.Command):
         close = get_close_matches(name.lstrip("-"), known, 1)
         files = [word for word in typed if word.startswith("-") and os.path.lexists(word)]
         if files:
-            return f"no option {_one_line(shown)}; a file of that name is meant by ./{_one_line(files[0])}"
-        return f"no option {_one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
+            return f"no option {one_line(shown)}; a file of that name is meant by ./{one_line(files[0])}"
+        return f"no option {one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
 
     def _end(self, error: BaseException) -> int:
         if isinstance(error, KeyboardInterrupt | click.Abort):
@@ -125,7 +126,7 @@ class ToolCommand(click.Command):
             _silence_stdout()
             return 0
         if VERBOSE.get():
-            click.echo(masked("".join(traceback.format_exception(error))), err=True, nl=False)
+            show_trace(error)
         try:
             _flush_stdout()
         except OSError:
@@ -138,14 +139,14 @@ class ToolCommand(click.Command):
             self._tell(f"error: {_describe(error)}")
             return error.exit_code if isinstance(error, LoraError) else 1
         if isinstance(error, MemoryError):
-            self._tell(f"error: not enough memory {_one_line(str(error))}".rstrip())
+            self._tell(f"error: not enough memory {one_line(error)}".rstrip())
             return 1
         hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
-        self._tell(f"unexpected error: {type(error).__name__}: {_one_line(str(error))}{hint}")
+        self._tell(f"unexpected error: {type(error).__name__}: {one_line(error)}{hint}")
         return 1
 
     def _tell(self, text: str, *, before: str = "") -> None:
-        click.echo(masked(f"{before}{self.name}: {text}"), err=True)
+        click.echo(masked(f"{before}{self.name}: {printable(text)}"), err=True)
 
 
 class _Passing(Exception):
@@ -213,9 +214,39 @@ def tool_command(
 
 
 def say(text: str) -> None:
-    """A line for the user on stderr, unless quiet was asked for."""
+    """A line for the user on stderr, unless quiet was asked for; line ends in it are escaped like all that a terminal
+    would obey.
+    """
     if not QUIET.get():
-        click.echo(masked(text), err=True)
+        click.echo(masked(printable(text)), err=True)
+
+
+def show(*lines: str, err: bool = False) -> None:
+    """Lines for the user on stdout (or stderr, quiet or not), each escaped as :func:`say` does. What programs read is
+    written elsewhere, as it is.
+    """
+    for line in lines:
+        click.echo(masked(printable(line)), err=err)
+
+
+def show_trace(error: BaseException) -> None:
+    """Where an error and what caused it came from, on stderr, for ``--verbose``."""
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in chain:
+        chain.append(one)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    for one in reversed(chain):
+        places = "".join(traceback.format_tb(one.__traceback__)).splitlines()
+        # The message may have line ends of a stranger's making.
+        show("Traceback (most recent call last):", *places, f"{type(one).__name__}: {one}", err=True)
+
+
+def complain(text: str) -> None:
+    """What went wrong with one of several inputs, as a line on stderr: ``lora-tag: error: a.png: empty file``."""
+    context = click.get_current_context(silent=True)
+    name = f"{context.info_name}: " if context else ""
+    show(f"{name}error: {text}", err=True)
 
 
 def _underscored(name: str) -> str:
@@ -246,14 +277,8 @@ def _describe(error: Exception) -> str:
         names = [
             os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
         ]
-        return _one_line(": ".join([*([" -> ".join(names)] if names else []), error.strerror]))
-    return _one_line(error.format_message() if isinstance(error, click.ClickException) else str(error))
-
-
-def _one_line(text: str) -> str:
-    """Text for one line of a terminal: no line ends, no control characters."""
-    joined = " ".join(text.split())
-    return masked("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in joined))
+        return masked(one_line(": ".join([*([" -> ".join(names)] if names else []), error.strerror])))
+    return masked(one_line(error.format_message() if isinstance(error, click.ClickException) else str(error)))
 
 
 def _indented(text: str) -> str:

@@ -15,6 +15,7 @@ from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
 from lorapipe_engine.command.options import convert, fields_of, nearest, option, place_of
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.pictures.images import MOST_REPEATS
 from lorapipe_engine.settings import DataSettings
 
 
@@ -24,7 +25,7 @@ class SubsetKeys:
 
     image_dir: Path | None = option(None, "Folder of the pictures.")
     is_reg: bool = option(False, "These are regularisation pictures.")
-    num_repeats: int = option(1, "How often each picture comes in an epoch.", min=1)
+    num_repeats: int = option(1, "How often each picture comes in an epoch.", min=1, max=MOST_REPEATS)
     class_tokens: str | None = option(None, "Caption of pictures that have none.")
 
 

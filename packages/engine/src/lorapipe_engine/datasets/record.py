@@ -79,12 +79,10 @@ def _bucket_info(dataset: Dataset, number: int) -> dict[str, Any]:
 
 def _dataset(dataset: Dataset, number: int) -> dict[str, Any]:
     spec = dataset.specs[number]
-    count = Counter(
-        dataset.subset_of(row).is_reg
-        for row in dataset.pictures
-        for _ in range(row.repeats)
-        if row.dataset == number
-    )
+    count: Counter[bool] = Counter()
+    for row in dataset.pictures:
+        if row.dataset == number:
+            count[dataset.subset_of(row).is_reg] += row.repeats
     return {
         "is_dreambooth": True,
         **_sizes(dataset, number),

@@ -7,7 +7,6 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import cycle
 from pathlib import Path
 
 from lorapipe_engine.command.progress import Progress, progress
@@ -274,9 +273,7 @@ def _in_turn(indices: Sequence[int], repeats: Sequence[int], wanted: int) -> dic
             return given
         given[index] = count
         total += count
-    for index in cycle(indices):
-        if total >= wanted:
-            break
-        given[index] += 1
-        total += 1
+    rounds, more = divmod(max(0, wanted - total), max(1, len(indices)))
+    for number, index in enumerate(indices):
+        given[index] += rounds + (number < more)
     return given

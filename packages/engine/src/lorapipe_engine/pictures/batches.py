@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import overload
 
 from lorapipe_engine.pictures.buckets import Size
 
@@ -21,43 +25,101 @@ class Batch:
     turns: tuple[int, ...]
 
 
+class Epoch(Sequence[Batch]):
+    """The batches of an epoch in order, made when they are asked for. What is kept is a number for each picture's turn
+    and one for each batch, so that repeats cost bytes and not objects.
+    """
+
+    def __init__(
+        self, members: Mapping[Bucket, Members], batch_sizes: Sequence[int], draw: random.Random | None
+    ) -> None:
+        """Shuffled with ``draw``, first each bucket, then the batches; without it as the pictures are given."""
+        self._members = [members[bucket] for bucket in sorted(members)]
+        self._sizes = [batch_sizes[bucket[0]] for bucket in sorted(members)]
+        self._turns = []
+        for one in self._members:
+            turns = array("Q", range(one.total))
+            if draw is not None:
+                draw.shuffle(turns)
+            self._turns.append(turns)
+        counts = [-(-one.total // size) for one, size in zip(self._members, self._sizes, strict=True)]
+        self._starts = [0, *accumulate(counts)]
+        self._order = array("Q", range(self._starts[-1]))
+        if draw is not None:
+            draw.shuffle(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Batch]: ...
+    def __getitem__(self, place: int | slice) -> Batch | list[Batch]:
+        if isinstance(place, slice):
+            return [self._batch(number) for number in self._order[place]]
+        return self._batch(self._order[place])
+
+    def _batch(self, number: int) -> Batch:
+        """The batch ``number`` in the order before the shuffle of batches."""
+        at = bisect_right(self._starts, number) - 1
+        members, size = self._members[at], self._sizes[at]
+        start = (number - self._starts[at]) * size
+        rows = [members.row(turn) for turn in self._turns[at][start : start + size]]
+        return Batch(members.bucket, tuple(i for i, _ in rows), tuple(t for _, t in rows))
+
+
+class Members:
+    """The pictures of a bucket; all their turns are numbered from 0 up to ``total``, picture after picture."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.total = 0
+        self._indices: list[int] = []
+        self._starts: list[int] = []
+
+    def add(self, index: int, repeats: int) -> None:
+        """Take a picture that comes ``repeats`` times."""
+        if repeats > 0:
+            self._indices.append(index)
+            self._starts.append(self.total)
+            self.total += repeats
+
+    def row(self, number: int) -> tuple[int, int]:
+        """The picture's index, and which of its turns that is."""
+        at = bisect_right(self._starts, number) - 1
+        return self._indices[at], number - self._starts[at]
+
+
 def epoch_batches(
     buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int], seed: int, epoch: int
-) -> list[Batch]:
+) -> Epoch:
     """All batches of an epoch in training order. ``buckets`` and ``repeats`` are given for each picture,
     ``batch_sizes`` for each dataset.
 
     Every picture comes ``repeats`` times; the last batch of a bucket may be short. Each bucket is shuffled, then
     the order of the batches.
     """
-    draw = stream(seed, "order", epoch)
-    members = _members(buckets, repeats)
-    batches: list[Batch] = []
-    for bucket in sorted(members):
-        draw.shuffle(members[bucket])
-        batches += _cut(bucket, members[bucket], batch_sizes)
-    draw.shuffle(batches)
-    return batches
+    return Epoch(_members(buckets, repeats), batch_sizes, stream(seed, "order", epoch))
 
 
-def in_batches(buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int]) -> list[Batch]:
+def in_batches(buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int]) -> Epoch:
     """All batches of an epoch with nothing shuffled."""
-    members = _members(buckets, repeats)
-    return [batch for bucket in sorted(members) for batch in _cut(bucket, members[bucket], batch_sizes)]
+    return Epoch(_members(buckets, repeats), batch_sizes, None)
 
 
-def _members(buckets: Sequence[Bucket], repeats: Sequence[int]) -> dict[Bucket, list[tuple[int, int]]]:
-    found: dict[Bucket, list[tuple[int, int]]] = {}
+def _members(buckets: Sequence[Bucket], repeats: Sequence[int]) -> dict[Bucket, Members]:
+    members: dict[Bucket, Members] = {}
     for index, (bucket, count) in enumerate(zip(buckets, repeats, strict=True)):
-        found.setdefault(bucket, []).extend((index, turn) for turn in range(count))
-    return found
-
-
-def _cut(bucket: Bucket, entries: Sequence[tuple[int, int]], batch_sizes: Sequence[int]) -> Iterator[Batch]:
-    size = batch_sizes[bucket[0]]
-    for start in range(0, len(entries), size):
-        rows = entries[start : start + size]
-        yield Batch(bucket, tuple(i for i, _ in rows), tuple(t for _, t in rows))
+        if bucket not in members:
+            members[bucket] = Members(bucket)
+        members[bucket].add(index, count)
+    return members
 
 
 def batches_per_epoch(buckets: Sequence[Bucket], repeats: Sequence[int], batch_sizes: Sequence[int]) -> int:

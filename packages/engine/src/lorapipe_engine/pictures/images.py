@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import re
 import struct
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_engine.command.records import check_folder, find_files
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.bounds import PictureBound
 from lorapipe_engine.pictures.image_headers import TURNED, header_size
+from lorapipe_engine.pictures.opening import GATE, exif_of, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+MOST_REPEATS = 10_000
 _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _PNG_SIGNATURE_BYTES = 8
 _PNG_NOTES = frozenset({b"eXIf", b"iTXt", b"tEXt", b"zTXt"})
 
@@ -65,11 +68,25 @@ def _subfolders(root: Path) -> list[Path]:
 
 
 def as_repeat_folder(path: Path) -> RepeatFolder | None:
-    """Read a folder's name; None where it is not of the form N_concept with N of 1 or more."""
+    """Read a folder's name; None where it is not of the form N_concept with N of 1 or more.
+
+    Raises InputError for more than ``MOST_REPEATS``: names that begin with a picture's number on some site.
+    """
     match = _REPEATS.fullmatch(path.name)
     if not match or int(match.group(1)) < 1:
         return None
+    if int(match.group(1)) > MOST_REPEATS:
+        raise InputError(
+            f"{path}: its name asks for {int(match.group(1)):,} repeats of each picture, more than {MOST_REPEATS:,}; "
+            f"rename it to '1_{path.name}', or to the number that is meant"
+        )
     return RepeatFolder(path, int(match.group(1)), match.group(2))
+
+
+def concept_of(name: str) -> str:
+    """The concept that a folder's name stands for: what is behind its repeats, all of it where it has none."""
+    match = _REPEATS.fullmatch(name)
+    return match.group(2) if match and 1 <= int(match.group(1)) <= MOST_REPEATS else name
 
 
 def _what_to_rename(root: Path, inside: list[Path]) -> str:
@@ -90,40 +107,36 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _size_by_pillow(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings():
-            # A large picture is no attack here; its header is all that is read.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                width, height = picture.size
-                turned = _orientation(path, picture) in TURNED
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
+        with open_picture(path) as picture:
+            width, height = _size_in_file(picture)
+            turned = _orientation(path, picture) in TURNED
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error) as error:
         raise InputError(f"{path}: {_why_unreadable(path, error)}; mend it or take it out") from error
     return (height, width) if turned else (width, height)
+
+
+def _size_in_file(picture: Image) -> tuple[int, int]:
+    """Width and height before the rotation: newer Pillows report a TIFF's after it."""
+    tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
+    width, height = tags.get(_TIFF_WIDTH), tags.get(_TIFF_HEIGHT)
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else picture.size
 
 
 def _orientation(path: Path, picture: Image) -> int | None:
     """The EXIF orientation, or None. Of a PNG, Pillow decodes the pixels to see what stands behind them; that is left
     to those PNGs that have something there.
     """
-    from PIL.Image import Image as Picture
+    if picture.format != "PNG" or not has_late_notes(path):
+        exif = exif_of(picture, late=False)
+    else:
+        with GATE.room(picture.width * picture.height):
+            exif = exif_of(picture)
+    orientation = exif.get(_ORIENTATION)
+    return orientation if isinstance(orientation, int) else None
 
-    early = picture.format == "PNG" and not _has_late_notes(path)
-    found = (Picture.getexif(picture) if early else picture.getexif()).get(_ORIENTATION)
-    return found if isinstance(found, int) else None
 
-
-def _has_late_notes(path: Path) -> bool:
+def has_late_notes(path: Path) -> bool:
     """Whether a PNG has EXIF or text behind its pixels."""
     pixels_seen = False
     # Without a buffer, which would be filled with pixels at every step.
@@ -143,8 +156,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
     if path.is_file() and path.stat().st_size == 0:
         return "empty file"
-    if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than Pillow opens"
+    if isinstance(error, PictureBound):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     if path.suffix.lower() not in Image.registered_extensions():

@@ -267,7 +267,7 @@ def shown_norms(figures: Mapping[str, float]) -> dict[str, str]:
 
 def batches_of(
     dataset: Dataset, settings: TrainSettings, epoch: int, processes: Processes = ALONE
-) -> list[Batch]:
+) -> Sequence[Batch]:
     """The batches of an epoch, in order, each for all processes together."""
     sizes = [size * processes.count for size in dataset.batch_sizes]
     return epoch_batches(dataset.buckets, dataset.repeats, sizes, settings.run.seed, epoch)

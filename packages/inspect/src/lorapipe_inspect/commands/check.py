@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
     from lorapipe_inspect.inputs import Input
@@ -42,7 +42,7 @@ def command(inputs: tuple[str, ...], as_json: bool, strict: bool, show_all: bool
         if as_json:
             click.echo(json.dumps(result.as_record()))
         else:
-            click.echo("\n".join(check_lines(result, most=None if show_all else 8)))
+            show(*check_lines(result, most=None if show_all else 8))
         return not result.problems
 
     return each_input(inputs, work)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -28,9 +28,9 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
     "yes", "no", or "in part", each with the reason; what is said is true of current versions. Exit code 1 if no program
     reads the whole file. FILE are files, folders, or - for standard input.
     """
+    from lorapipe_engine.command.text import printable
     from lorapipe_inspect.inputs import each_file
     from lorapipe_inspect.measure.programs import examine, facts_of
-    from lorapipe_inspect.text import printable
 
     def work(one: Input, file: WeightFile) -> bool:
         facts = facts_of(file)
@@ -41,9 +41,9 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
             }
             click.echo(json.dumps({"file": one.name, **facts.as_record(), "programs": programs}))
         else:
-            click.echo(f"{printable(one.name)}: {facts.in_words()}")
+            show(f"{printable(one.name)}: {facts.in_words()}")
             for name, answer in answers.items():
-                click.echo(f"  {name:<22}{answer.reads:<9}{'; '.join(answer.why)}")
+                show(f"  {name:<22}{answer.reads:<9}{'; '.join(answer.why)}")
         return any(answer.reads == "yes" for answer in answers.values())
 
     return each_file(inputs, work)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lorapipe_engine.command.records import write_path
 from lorapipe_engine.command.tool import say, tool_command
 
 EXAMPLES = """
@@ -54,5 +55,5 @@ def command(
         )
     say(f"{network}: {count} changes at {multiplier:g}")
     if not dry_run:
-        click.echo(output)
+        write_path(Path(output))
     return 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ def command(first: str, second: str, modules: bool, as_json: bool) -> int:
         click.echo(json.dumps(record))
     else:
         for line in lines_of(record, modules=modules):
-            click.echo(line)
+            show(line)
     return 0 if record["same"] else 1
 
 
@@ -127,7 +127,8 @@ def tensor_difference(a: WeightFile, b: WeightFile) -> dict[str, list[str | None
 
 def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
     """The comparison for a person."""
-    from lorapipe_inspect.text import counted, printable
+    from lorapipe_engine.command.text import printable
+    from lorapipe_inspect.text import counted
 
     rows = {name: row for name, row in record["modules"].items() if row is not None}
     total = "different throughout" if record["relative"] is None else f"{record['relative']:.3g}"
@@ -163,7 +164,7 @@ def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
 
 
 def _short(text: str | None) -> str:
-    from lorapipe_inspect.text import printable
+    from lorapipe_engine.command.text import printable
 
     if text is None:
         return "(none)"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
     from lorapipe_inspect.inputs import Input
@@ -39,19 +39,18 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
     input (a weight file, or a list of paths).
     """
     from lorapipe_inspect.inputs import each_input
-    from lorapipe_inspect.text import printable
 
     def work(one: Input) -> None:
         record = hash_record(one)
         if as_json:
             click.echo(json.dumps(record))
             return
-        click.echo(printable(one.name))
+        show(one.name)
         for name, label in _LABELS.items():
-            click.echo(f"  {label:<13} {record[name] or '- (not a safetensors file)'}")
+            show(f"  {label:<13} {record[name] or '- (not a safetensors file)'}")
         if record["stored"] is not None:
             state = "agrees with" if record["stored"] == record["data_sha256"] else "DIFFERS from"
-            click.echo(f"  {'metadata':<13} sshs_model_hash {state} the data")
+            show(f"  {'metadata':<13} sshs_model_hash {state} the data")
 
     return each_input(inputs, work)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile
@@ -40,7 +40,7 @@ def command(inputs: tuple[str, ...], modules: bool, as_json: bool) -> int:
             click.echo(json.dumps(record))
             return
         for line in module_lines(record) if modules else tensor_lines(record):
-            click.echo(line)
+            show(line)
 
     return each_file(inputs, work)
 
@@ -60,7 +60,8 @@ def _tensor(name: str, info: TensorInfo) -> dict[str, Any]:
 
 def tensor_lines(record: dict[str, Any]) -> list[str]:
     """A heading, and a line per tensor: type, shape, size, name."""
-    from lorapipe_inspect.text import counted, printable, size_in_words
+    from lorapipe_engine.command.text import printable
+    from lorapipe_inspect.text import counted, size_in_words
 
     tensors = record["tensors"]
     shapes = ["x".join(map(str, tensor["shape"])) or "scalar" for tensor in tensors]
@@ -107,7 +108,8 @@ def _module(module: NetworkModule) -> dict[str, Any]:
 
 def module_lines(record: dict[str, Any]) -> list[str]:
     """A heading, and a line per module: algorithm, rank, alpha, kernel, name."""
-    from lorapipe_inspect.text import counted, printable
+    from lorapipe_engine.command.text import printable
+    from lorapipe_inspect.text import counted
 
     parts = ", ".join(f"{number} {part}" for part, number in record["parts"].items())
     lines = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorapipe_engine.command.modes import Mode, flag, mode_options, read_mode
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 from lorapipe_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def show_files(files: Sequence[str], keys: Sequence[str], *, tags: bool, top: in
     inputs = list(find_inputs(files))
 
     def work(one: Input) -> bool:
-        from lorapipe_inspect.text import printable
+        from lorapipe_engine.command.text import printable
 
         with one.open() as file:
             metadata = file.metadata
@@ -146,7 +146,7 @@ def show_files(files: Sequence[str], keys: Sequence[str], *, tags: bool, top: in
                 click.echo(label + value_text(values[key], plain=not sys.stdout.isatty()), color=True)
             return True
         lines = tag_lines(metadata, top) if tags else listing(metadata, LONGEST)
-        click.echo("\n".join([printable(one.name), *lines]))
+        show(*[printable(one.name), *lines])
         return True
 
     return work_through(inputs, work)

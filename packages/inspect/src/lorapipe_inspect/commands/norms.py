@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -58,14 +58,15 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
             click.echo(json.dumps(record))
             return
         for line in lines_of(record, blocks=blocks, modules=modules):
-            click.echo(line)
+            show(line)
 
     return each_file(inputs, work)
 
 
 def lines_of(record: dict[str, Any], *, blocks: bool, modules: bool) -> list[str]:
     """The table for a person."""
-    from lorapipe_inspect.text import counted, printable
+    from lorapipe_engine.command.text import printable
+    from lorapipe_inspect.text import counted
 
     total = record["network"]
     lines = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -54,7 +54,7 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
             click.echo(json.dumps(record))
             return
         for line in lines_of(record):
-            click.echo(line)
+            show(line)
 
     return each_file(inputs, work)
 
@@ -78,7 +78,8 @@ def _group(rank: int, alpha: float | None, conv: bool, rows: list[Any]) -> dict[
 
 def lines_of(record: dict[str, Any]) -> list[str]:
     """The table for a person."""
-    from lorapipe_inspect.text import counted, printable
+    from lorapipe_engine.command.text import printable
+    from lorapipe_inspect.text import counted
 
     lines = [f"{printable(record['file'])}: {record['algo']}, {counted(len(record['modules']), 'module')}"]
     lines.append(f"  {'modules':>8}{'rank':>6}{'alpha':>9}{'strength':>10}{'used':>7}{'dead':>6}")

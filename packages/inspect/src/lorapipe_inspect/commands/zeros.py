@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lorapipe_engine.command.tool import say, tool_command
+from lorapipe_engine.command.tool import say, show, tool_command
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -60,9 +60,10 @@ def _tell(one: Input, lines: list[str]) -> None:
     from lorapipe_engine.command.records import format_path, format_record
 
     if not one.listed or one.record is None or sys.stdout.isatty():
-        click.echo("\n".join(lines))
+        show(*lines)
         return
-    say("\n".join(lines))
+    for line in lines:
+        say(line)
     # What came as a bare path goes on as one.
     passed = format_record(one.record) if one.record.data else format_path(one.record.path)
     sys.stdout.buffer.write(passed.encode("utf-8", "surrogateescape") + b"\n")

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
 from lorapipe_engine.networks.algorithms import find_algorithm
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_inspect.inputs import Input
 from lorapipe_inspect.measure.counts import BLOCK
 from lorapipe_inspect.measure.findings import CLEAN, PROBLEM, Findings, examine
-from lorapipe_inspect.text import counted, printable
+from lorapipe_inspect.text import counted
 
 # Tensors that only do something together, by the one that is always there.
 _PAIRS = (

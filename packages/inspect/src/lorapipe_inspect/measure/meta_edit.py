@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from lorapipe_engine.command.records import STREAM, Record, write_record
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
@@ -20,7 +21,6 @@ from lorapipe_engine.files.hashes import WINDOW_SIZE, WINDOW_START
 from lorapipe_engine.files.openfolder import is_link_path
 from lorapipe_engine.files.tensorfile import MAX_HEADER, TensorFile, build_header
 from lorapipe_inspect.inputs import Input, find_inputs, work_through
-from lorapipe_inspect.text import printable
 
 LEGACY_HASH = "sshs_legacy_hash"
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.networks.metadata import parse_metadata, tag_counts
-from lorapipe_inspect.text import counted, printable
+from lorapipe_inspect.text import counted
 
 
 def record(metadata: Mapping[str, str]) -> dict[str, Any]:

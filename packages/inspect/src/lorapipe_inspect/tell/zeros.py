@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from lorapipe_engine.command.text import printable
 from lorapipe_inspect.measure.findings import CLEAN, FLUSHED_LIMIT, PROBLEM, Findings
-from lorapipe_inspect.text import counted, listed, percent, printable, wrapped
+from lorapipe_inspect.text import counted, listed, percent, wrapped
 
 LABEL_WIDTH = 15
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lorapipe_engine.command.modes import mode_options, read_mode
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 from lorapipe_merge.convert.settings import MODES, FormSettings, ResultSettings
@@ -63,9 +63,9 @@ def lora_convert(source: str, **flags: Any) -> int:
     if report.difference is not None:
         say(f"verified: the change of every module is the same to {report.difference:.2g} of itself")
     if result.as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False))
+        write_json(report.as_record())
     elif not asked.dry_run:
-        click.echo(report.output)
+        write_path(Path(report.output))
     return 0
 
 

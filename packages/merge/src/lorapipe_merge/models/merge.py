@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import zlib
@@ -12,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from lorapipe_engine.command.progress import progress
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
@@ -326,6 +325,6 @@ def tell(
             "tensors": len(plan.entries),
             "notes": plan.notes,
         }
-        click.echo(json.dumps(record, ensure_ascii=False))
+        write_json(record)
     elif not output.dry_run:
-        click.echo(target)
+        write_path(Path(target))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
@@ -10,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import atomic_write
@@ -302,6 +300,6 @@ def _tell(report: NetworksReport, wishes: Wishes) -> None:
         say(f"note: {note}")
     streamed = wishes.target is None and not wishes.output.dry_run
     if wishes.output.as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=streamed)
+        write_json(report.as_record(), err=streamed)
     elif not wishes.output.dry_run and not streamed:
-        click.echo(report.output)
+        write_path(Path(report.output or ""))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_tagger.scoring.select import REGEX, check_threshold, spelling
 
@@ -87,9 +87,11 @@ def read_pair_file(path: Path, known: Collection[str] = ()) -> dict[str, list[st
 
 def _read_json(text: str, path: Path) -> dict[str, list[str]]:
     try:
-        found: Any = json.loads(text)
-    except ValueError as error:
+        found: Any = parse_json(text)
+    except NoJson as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f'{path}: needs an object of tags, as {{"tag": "other"}}')
     pairs: dict[str, list[str]] = {}
     for name, value in found.items():
         values = value if isinstance(value, list) else [value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,8 +18,14 @@ EXISTING: tuple[Existing, ...] = ("skip", "append", "prepend", "replace", "merge
 def read_existing(path: Path) -> str | None:
     """The caption that a file holds, all its lines; None where there is no file or nothing in it.
 
-    Raises InputError if it cannot be read or is not UTF-8.
+    Raises InputError if it cannot be read, is not UTF-8, or is a link out of its folder: what that leads to would end
+    in a dataset, and in all that is made of it.
     """
+    if _leads_out(path):
+        raise InputError(
+            f"{path}: a link out of its folder, so it is not read; put the file itself there, or give --existing "
+            "replace"
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -28,6 +35,16 @@ def read_existing(path: Path) -> str | None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return text.strip("\r\n") if text.strip() else None
+
+
+def _leads_out(path: Path) -> bool:
+    """Whether a file is a link to one of another folder, or to none."""
+    if not path.is_symlink():
+        return False
+    try:
+        return path.parent.resolve() not in path.resolve(strict=True).parents
+    except (OSError, RuntimeError):  # a link to nothing, or to itself
+        return True
 
 
 def join_existing(
@@ -85,7 +102,7 @@ def write_caption(path: Path, text: str, *, before: str | None, replace: bool) -
         if not replace and read_existing(path) != before:
             raise ChangedMeanwhile(f"{path}: another program has just written it, so it is left alone")
 
-    with atomic_write(path, force=replace or path.exists(), check=check) as file:
+    with atomic_write(path, force=replace or os.path.lexists(path), check=check) as file:
         file.write(f"{text}\n".encode("utf-8", "surrogateescape"))
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.json_text import NoJson, parse_json
+from lorapipe_engine.command.text import hidden_letter
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.tensorfile import quote
 
 RATING, GENERAL, CHARACTER = "rating", "general", "character"
 # Danbooru's numbers; 9 is the WD taggers' own.
@@ -24,6 +26,8 @@ NUMBERED: Mapping[int, str] = {
 }
 CATEGORIES = (RATING, GENERAL, CHARACTER, "copyright", "artist", "meta", "quality", "model", "year")
 OTHER = "other"
+MOST_BYTES = 64 << 20  # of a list; the longest known has 8 MB
+_SHOWN = 60  # letters of a tag in a message
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,19 @@ def read_labels(path: Path) -> Labels:
     Raises InputError for a file that is neither.
     """
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise InputError(
+                f"{path}: {size:,} bytes, more than a tagger's list of tags has ({MOST_BYTES:,})"
+            )
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 (byte {error.start}), so not a tagger's list of tags") from error
-    labels = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_json(text, path)
+    try:
+        labels = _from_csv(text, path) if path.suffix.lower() == ".csv" else _from_json(text, path)
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error})") from error
     if not labels.names:
         raise InputError(f"{path}: has no tags in it")
     return labels
@@ -78,17 +89,29 @@ def _from_csv(text: str, path: Path) -> Labels:
         value = row[category_at]
         if value not in known:
             known[value] = _category(value, place)
+        _check_letters(row[name_at], place)
         names.append(row[name_at])
         categories.append(known[value])
         if series_at is not None and series_at < len(row) and (found := _series(row[series_at])):
+            for name in found:
+                _check_letters(name, place)
             series[row[name_at]] = found
     return Labels(names, categories, series)
 
 
+def _check_letters(name: str, place: str) -> None:
+    """Raise InputError for a tag with characters that a terminal or a caption would obey and nobody sees."""
+    if letter := hidden_letter(name):
+        raise InputError(
+            f"{place}: the tag '{name[:_SHOWN]}' has the control or directional character "
+            f"U+{ord(letter):04X}; do not use this list, or download it again"
+        )
+
+
 def _series(text: str) -> list[str]:
     try:
-        found = json.loads(text) if text else []
-    except ValueError:
+        found = parse_json(text) if text else []
+    except NoJson:
         return []
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
@@ -99,22 +122,26 @@ def _category(value: str | int, place: str) -> str:
         return text
     try:
         return NUMBERED.get(int(float(text)), OTHER)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(
-            f"{place}: {value!r} is no category (a number such as 0, 4 or 9, or a name)"
+            f"{place}: {quote(value)} is no category (a number such as 0, 4 or 9, or a name)"
         ) from error
 
 
 def _from_json(text: str, path: Path) -> Labels:
     try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found: Any = parse_json(text)
+    except NoJson as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     try:
         pairs = _mapping_of(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: no list of tags that is known here ({error})") from error
     names = [name for name, _ in pairs]
+    for number, name in enumerate(names):
+        if not isinstance(name, str):
+            raise InputError(f"{path}: the tag of output {number} is {quote(name)}, which is no text")
+        _check_letters(name, f"{path}, output {number}")
     return Labels(names, [_category(category, str(path)) for _, category in pairs], {})
 
 

@@ -9,18 +9,19 @@ square is never built in full.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.errors import InputError, MissingExtra
+from lorapipe_engine.pictures.bounds import MOST_PIXELS, PictureBound, PixelBound
+from lorapipe_engine.pictures.opening import GATE, exif_of, open_picture
+from lorapipe_engine.pictures.white import on_white
 from lorapipe_tagger.settings import Resampling
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ Pixels = NDArray[np.uint8]
 
 # Part of the score cache's key: raise it when the same file would give other pixels.
 VERSION = 1
-MAX_PIXELS = 500_000_000
 WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112
 # Of a JPEG decoded at a fraction of its size at least this many pixels stay for each one of the result.
@@ -63,28 +63,6 @@ class Preparation:
         return f"{VERSION}-{self.size}-{shape}-{self.resampling}"
 
 
-class PixelGate:
-    """Bounds the pixels that all threads hold decoded at once; a picture larger than that has the room alone."""
-
-    def __init__(self, pixels: int = 32_000_000) -> None:
-        self._free = self._all = pixels
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def room(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for so many pixels, and hold it."""
-        wanted = min(pixels, self._all)
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= wanted)
-            self._free -= wanted
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += wanted
-                self._changed.notify_all()
-
-
 class Picture(NamedTuple):
     """Upright width and height, whether any pixel is transparent, and pixels (S, S, 3) for each preparation."""
 
@@ -97,21 +75,17 @@ def read_picture(
     source: Path | bytes,
     preparations: Sequence[Preparation],
     *,
-    max_pixels: int = MAX_PIXELS,
-    gate: PixelGate | None = None,
+    max_pixels: int = MOST_PIXELS,
 ) -> Picture:
     """Decode a picture (of an animation its first frame) and prepare it. Raises PictureError.
 
     Pictures above Pillow's own limit need :func:`without_pillow_limit` around all of the work.
     """
-    from PIL import Image
-
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            check_size(image.size, max_pixels)
+        with open_picture(source, most_pixels=max_pixels) as image:
             size = image.size
             turned = _shrink_on_load(image, max(p.size for p in preparations))
-            with (gate or PixelGate()).room(image.size[0] * image.size[1]):
+            with GATE.room(image.size[0] * image.size[1]):
                 image.load()
                 if turned is None:
                     turned = _orientation(image)
@@ -141,20 +115,14 @@ def without_pillow_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Raise PictureError for more pixels than allowed."""
-    width, height = size
-    if width * height > max_pixels:
-        raise PictureError(
-            f"{width} x {height} is {width * height / 1e6:,.0f} million pixels, more than --max-pixels "
-            f"{max_pixels / 1e6:,.0f}"
-        )
-
-
 def why_unreadable(source: Path | bytes, error: Exception) -> str:
     """One line on why a file is no picture."""
     from PIL import UnidentifiedImageError
 
+    if isinstance(error, PixelBound):
+        return f"{error} (see --max-pixels)"
+    if isinstance(error, PictureBound):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
         empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
         return "empty file" if empty else f"not a picture that can be read{_plugin_hint(source)}"
@@ -192,9 +160,12 @@ def _shrink_on_load(image: Image, size: int) -> int | None:
 
 
 def _orientation(image: Image) -> int:
-    found: Any = 1
-    with suppress(Exception):  # of a damaged EXIF block
-        found = image.getexif().get(_ORIENTATION, 1)
+    try:
+        found = exif_of(image).get(_ORIENTATION, 1)
+    except PictureBound:
+        raise
+    except Exception:  # of a damaged EXIF block
+        return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
@@ -215,17 +186,13 @@ def _turn(image: Image, orientation: int) -> Image:
 
 def flatten(image: Image) -> tuple[Image, bool]:
     """A picture in RGB, transparent parts over white; and whether there were any."""
-    from PIL import Image as Images
-
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layered = image.convert("RGBA")
         lowest, _ = layered.getchannel("A").getextrema()
         if isinstance(lowest, int | float) and lowest < 255:
-            white = Images.new("RGBA", layered.size, (*WHITE, 255))
-            white.alpha_composite(layered)
-            return white.convert("RGB"), True
+            return on_white(layered), True
         return layered.convert("RGB"), False
     return (image if image.mode == "RGB" else image.convert("RGB")), False
 

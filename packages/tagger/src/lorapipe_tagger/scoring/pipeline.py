@@ -26,7 +26,6 @@ from lorapipe_tagger.models.names import ModelFiles
 from lorapipe_tagger.scoring.picture import (
     VERSION,
     PictureError,
-    PixelGate,
     Pixels,
     Preparation,
     read_picture,
@@ -135,7 +134,6 @@ class Pipeline:
         self._work = work
         self._cache = cache
         self._keys = [tagger.cache_key(cache) for tagger in taggers] if cache else []
-        self._gate = PixelGate()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Result]:
         """The results in the tasks' order, as they come.
@@ -191,7 +189,7 @@ class Pipeline:
                 return Result(task, known[0].size, known[0].transparent, scores, cached=True)
             wanted = [tagger.preparation for tagger in self._taggers]
             different = list(dict.fromkeys(wanted))
-            picture = read_picture(task.path, different, max_pixels=self._work.max_pixels, gate=self._gate)
+            picture = read_picture(task.path, different, max_pixels=self._work.max_pixels)
             pixels = tuple(picture.pixels[different.index(preparation)] for preparation in wanted)
             return _Decoded(task, picture.size, picture.transparent, pixels, digest)
         except PictureError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError, MissingExtra
+from lorapipe_tagger.models.onnxfile import check_network
 from lorapipe_tagger.scoring.scores import cache_folder
 
 
@@ -17,6 +18,7 @@ def quantized(path: Path) -> Path:
 
     Raises MissingExtra without the package onnx, InputError for a network that cannot be converted.
     """
+    check_network(path)
     state = path.stat()
     # Its time and size tell a network from another; hashing a gigabyte at every start would take a second.
     mark = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"

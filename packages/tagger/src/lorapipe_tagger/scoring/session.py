@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_tagger.models.adapters import Adapter
+from lorapipe_tagger.models.onnxfile import check_network
 from lorapipe_tagger.scoring.picture import Pixels
 
 Scores = NDArray[np.float32]
@@ -38,6 +39,8 @@ _PACKAGES = {
 }
 # What "auto" tries, fastest first; OpenVINO only on request, since its fp16 has been seen to give nonsense.
 _AUTOMATIC = ("cuda", "rocm", "dml", "coreml")
+MOST_SIDE = 2048  # pixels of a network's input; taggers have 224 to 1024
+MOST_BATCH_PIXELS = 300_000_000  # of a network of fixed batch: 3.6 GB as it gets them
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -118,6 +121,7 @@ def open_session(path: Path, device: str, *, optimised: bool = True) -> tuple[st
     """
     import onnxruntime
 
+    check_network(path)
     available = onnxruntime.get_available_providers()
     if device == "auto":
         wanted = next((name for name in _AUTOMATIC if _provider(name, available)), "cpu")
@@ -170,12 +174,23 @@ def _read_input(session: Any, adapter: Adapter, path: Path) -> Input:
     height, width = shape[1:3] if channels_last else shape[2:4]
     if isinstance(height, int) and isinstance(width, int) and height != width:
         raise InputError(f"{path}: wants pictures of {width} x {height}; only squares are known here")
+    size = next((side for side in (height, width) if isinstance(side, int) and side > 0), adapter.size)
+    if size > MOST_SIDE:
+        raise InputError(
+            f"{path}: wants pictures of {size:,} x {size:,}, more than {MOST_SIDE:,}; is no tagger"
+        )
+    batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+    if batch is not None and batch * size * size > MOST_BATCH_PIXELS:
+        raise InputError(
+            f"{path}: wants {batch:,} pictures of {size:,} x {size:,} at once, more than "
+            f"{MOST_BATCH_PIXELS / 1e6:,.0f} million pixels"
+        )
     return Input(
         name=inputs[0].name,
         dtype=_FLOATS[inputs[0].type],
         channels_last=channels_last,
-        size=next((side for side in (height, width) if isinstance(side, int) and side > 0), adapter.size),
-        batch=shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None,
+        size=size,
+        batch=batch,
     )
 
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 from lorapipe_dataset.check.pictures.dataset import Picture
 from lorapipe_dataset.check.pictures.hashing import Hashes
 from lorapipe_engine.command.progress import progress
+from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
 
 ROWS = 512  # hashes that are compared with all others at once
 VERIFIED = 0.97  # cosine of two small pictures without their mean from which they are the same
+STRIP = 512  # rows of pixels that are hashed at once
 FAR_COLOUR = 40.0  # mean difference in levels of 0..255 from which two pictures are not even variants
 Sameness = Literal["exact", "near", "variant"]
 
@@ -155,10 +157,11 @@ def _best_first(pictures: Sequence[Picture]) -> list[Picture]:
 
 def pixel_hash(path: Path) -> str:
     """SHA-256 of a picture's size and upright RGBA pixels. The file is known to be readable."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGBA")
-    digest = hashlib.sha256(repr(picture.size).encode())
-    digest.update(picture.tobytes())
+    with open_picture(path) as opened, GATE.room(opened.width * opened.height):
+        picture = turn_upright(opened).convert("RGBA")
+        digest = hashlib.sha256(repr(picture.size).encode())
+        # In strips, so that a large picture is not in memory once more as bytes.
+        for top in range(0, picture.height, STRIP):
+            strip = picture.crop((0, top, picture.width, min(top + STRIP, picture.height)))
+            digest.update(strip.tobytes())
     return digest.hexdigest()

@@ -15,13 +15,14 @@ from lorapipe_engine.pictures.captions import split_tags
 @dataclass(frozen=True)
 class Look:
     """A picture's file and pixels. ``quality`` is a JPEG's (1 to 100), ``turned`` the EXIF orientation (1 upright).
+    ``frames`` is None for several that are not counted.
 
     ``problem`` is set, and ``hashes`` and ``measures`` are not, where the pixels cannot be read.
     """
 
     format: str = ""
     mode: str = ""
-    frames: int = 1
+    frames: int | None = 1
     turned: int = 1
     transparent: bool = False
     quality: int | None = None

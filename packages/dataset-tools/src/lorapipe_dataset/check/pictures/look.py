@@ -14,12 +14,14 @@ from lorapipe_dataset.check.pictures.dataset import Look, Picture
 from lorapipe_dataset.check.pictures.hashing import hash_picture
 from lorapipe_dataset.check.pictures.measures import measure
 from lorapipe_dataset.check.pictures.scan import WORKERS
+from lorapipe_engine.pictures.bounds import PictureBound
+from lorapipe_engine.pictures.opening import GATE, exif_of, frames_of, open_picture
+from lorapipe_engine.pictures.white import on_white, strips
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 WORK_SIDE = 512  # pixels of the shorter side that the measures are made at
-MOST_PIXELS = 180_000_000  # above this a picture is only looked at by its header
 AHEAD = 4 * WORKERS
 _TURN = 0x0112
 
@@ -49,16 +51,14 @@ def _finish(picture: Picture, future: Future[Look]) -> Picture:
 
 def look_at(path: Path, thumbnail: int | None = None) -> Look:
     """Decode a picture and measure it. Never raises for a file that is broken."""
-    from PIL import Image
-
     # What a broken file makes Pillow raise has no common base but this.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
+            with open_picture(path) as picture:
                 return _look(picture, thumbnail)
-    except Image.DecompressionBombError:
-        return Look(problem="more pixels than Pillow opens", too_large=True)
+    except PictureBound as error:
+        return Look(problem=str(error), too_large=True)
     except MemoryError:
         return Look(problem="not enough memory to decode it", too_large=True)
     except (
@@ -92,18 +92,18 @@ def _look(picture: Image, thumbnail: int | None) -> Look:
     facts = {
         "format": picture.format or "",
         "mode": picture.mode,
-        "frames": int(getattr(picture, "n_frames", 1)),
-        "turned": int(picture.getexif().get(_TURN, 1) or 1),
+        "frames": frames_of(picture),
         "quality": _jpeg_quality(getattr(picture, "quantization", None)),
     }
     if picture.format == "JPEG":
         picture.draft(picture.mode, (WORK_SIDE, WORK_SIDE))
-    if picture.size[0] * picture.size[1] > MOST_PIXELS:
-        return Look(**facts, problem="too many pixels to look into", too_large=True)  # type: ignore[arg-type]
-    picture.load()
-    flat, transparent = _as_trained(picture)
+    with GATE.room(picture.width * picture.height):
+        picture.load()
+        turned = int(exif_of(picture).get(_TURN, 1) or 1)
+        flat, transparent = _as_trained(picture)
     return Look(
         **facts,  # type: ignore[arg-type]
+        turned=turned,
         transparent=transparent,
         hashes=hash_picture(flat),
         measures=measure(flat),
@@ -112,33 +112,48 @@ def _look(picture: Image, thumbnail: int | None) -> Look:
 
 
 def _as_trained(picture: Image) -> tuple[Image, bool]:
-    """The picture upright, small, in RGB on white; and whether anything in it was transparent."""
+    """The picture upright, small, in RGB on white; and whether anything in it was transparent.
+
+    Made of strips, since a palette of a byte for each pixel becomes four times as much.
+    """
     from PIL import Image, ImageOps
 
-    factor = min(picture.size) // WORK_SIDE
-    has_alpha = "A" in picture.getbands() or "transparency" in picture.info
-    if picture.mode == "P" or (has_alpha and picture.mode not in ("RGBA", "LA")):
-        picture = picture.convert("RGBA" if has_alpha else "RGB")
-    elif picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        picture = _from_deep(picture)
-    transparent = has_alpha and picture.getchannel("A").getextrema()[0] < 255  # type: ignore[operator]
-    if transparent:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(ground, picture)
-    picture = picture.convert("RGB") if picture.mode != "RGB" else picture
     # Box averages of whole pixels; a fraction would cost more than it tells.
-    picture = picture.reduce(factor) if factor > 1 else picture
-    return ImageOps.exif_transpose(picture), transparent
+    factor = max(1, min(picture.size) // WORK_SIDE)
+    boxes = list(strips(picture.size, factor))
+    if len(boxes) == 1:
+        small, transparent = _reduced(picture, factor, picture)
+    else:
+        small, transparent = Image.new("RGB", tuple(-(-side // factor) for side in picture.size)), False  # type: ignore[arg-type]
+        for box in boxes:
+            strip, clear = _reduced(picture.crop(box), factor, picture)
+            small.paste(strip, (0, box[1] // factor))
+            transparent |= clear
+        small.info = picture.info
+    return ImageOps.exif_transpose(small), transparent
 
 
-def _from_deep(picture: Image) -> Image:
+def _reduced(strip: Image, factor: int, whole: Image) -> tuple[Image, bool]:
+    """A strip of a picture ``whole`` on white, a pixel for each ``factor`` x ``factor``; whether it was transparent."""
+    has_alpha = "A" in whole.getbands() or "transparency" in whole.info
+    if strip.mode == "P" or (has_alpha and strip.mode not in ("RGBA", "LA")):
+        strip = strip.convert("RGBA" if has_alpha else "RGB")
+    elif strip.mode.startswith("I;16") or strip.mode in ("I", "F"):
+        strip = _from_deep(strip, whole)
+    transparent = bool(has_alpha and strip.getchannel("A").getextrema()[0] < 255)  # type: ignore[operator]
+    if transparent:
+        strip = on_white(strip.convert("RGBA"))
+    strip = strip.convert("RGB") if strip.mode != "RGB" else strip
+    return (strip.reduce(factor) if factor > 1 else strip), transparent
+
+
+def _from_deep(strip: Image, whole: Image) -> Image:
     """Grey of 16 bits or more, scaled to 8: Pillow's own conversion cuts at 255."""
     import numpy as np
     from PIL import Image
 
-    values = np.asarray(picture, dtype=np.float32)
-    top = 65535.0 if values.max(initial=0) > 255 else 255.0
+    values = np.asarray(strip, dtype=np.float32)
+    top = 65535.0 if whole.getextrema()[1] > 255 else 255.0  # type: ignore[operator]
     return Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
 
 

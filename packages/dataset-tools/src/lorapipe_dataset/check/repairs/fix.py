@@ -6,14 +6,12 @@ import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import click
-
 from lorapipe_dataset.changes.journal import Change, Folder, Journal
 from lorapipe_dataset.changes.undo import undo as take_back
 from lorapipe_dataset.check.repairs.mend import FIXABLE, Repairs
 from lorapipe_dataset.check.rules import RULES
-from lorapipe_dataset.output import printable
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.text import printable
+from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, LoraError, OutputError
 from lorapipe_engine.files.links import read_within
 
@@ -33,8 +31,7 @@ def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int
     ``roots``: the folders that the user named; links below them are not followed.
     """
     if dry_run:
-        for line in show(repairs):
-            click.echo(line, err=True)
+        show(*changes_shown(repairs), err=True)
         return 0
     if not repairs:
         say("nothing to mend")
@@ -48,7 +45,7 @@ def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int
         except LoraError as error:
             errors = [error]
         for reason in errors:
-            click.echo(f"{TOOL}: error: {printable(str(reason))}", err=True)
+            complain(str(reason))
         failures += len(errors)
     if run.changed:
         say(
@@ -93,7 +90,7 @@ def _counted(repairs: Repairs) -> str:
     return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
-def show(repairs: Repairs) -> Iterator[str]:
+def changes_shown(repairs: Repairs) -> Iterator[str]:
     """The changes as a diff and a list."""
     for path, (old, new) in repairs.texts.items():
         before = old.decode("utf-8-sig").splitlines()
@@ -114,10 +111,10 @@ def undo(folders: Sequence[Path], *, run: str | None = None, dry_run: bool) -> i
     """Take a --fix back, by default the user's last one; returns the exit status."""
     done = take_back(folders, TOOL, run=run, dry_run=dry_run, tell=say)
     for step in done.steps if dry_run else ():
-        click.echo(printable(f"would {step}"))
+        show(f"would {step}")
     for path in done.restored:
-        say(printable(f"{path}: {'would be ' if dry_run else ''}as it was"))
+        say(f"{path}: {'would be ' if dry_run else ''}as it was")
     for line in done.failures:
-        click.echo(f"{TOOL}: error: {printable(line)}", err=True)
+        complain(line)
     say(f"{len(done.restored)} changes {'would be ' if dry_run else ''}taken back")
     return 1 if done.failures else 0

@@ -14,8 +14,8 @@ from lorapipe_dataset.check.buckets import table as bucket_table
 from lorapipe_dataset.check.findings import SEVERITIES, Finding, Rule
 from lorapipe_dataset.check.pictures.dataset import Dataset
 from lorapipe_dataset.check.settings import Severity
-from lorapipe_dataset.output import printable
 from lorapipe_dataset.texts.vocabulary import canonical
+from lorapipe_engine.command.text import printable
 
 SHOWN_CASES = 4
 SHOWN_TAGS = 20

@@ -84,8 +84,8 @@ def find_pixels(dataset: Dataset, options: Options) -> Iterator[Finding]:
 
 def _of_file(picture: Picture, look: Look) -> Iterator[Finding]:
     paths = (picture.path,)
-    if look.frames > 1:
-        yield Finding(ANIMATED, f"{look.frames} frames", paths)
+    if look.frames != 1:
+        yield Finding(ANIMATED, f"{look.frames or 'several'} frames", paths)
     if look.turned != 1:
         yield Finding(TURNED, f"orientation {look.turned}", paths, {"orientation": look.turned})
     if look.transparent:

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.openfolder import open_folder
 from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.pictures.bounds import PictureBound
 from lorapipe_engine.pictures.buckets import Placement
+from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
+from lorapipe_engine.pictures.white import on_white
 from lorapipe_engine.train.data.augment import ColourShift
 from lorapipe_engine.train.families.base import Family
 
@@ -67,33 +70,36 @@ def read_pixels(job: LatentJob) -> Tensor:
 
     Raises InputError for a file that is no picture or is cut short.
     """
-    from PIL import Image
-
-    picture = open_upright(job.path)
-    if picture.mode == "RGBA":
-        ground = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(ground, picture).convert("RGB")
-    picture = put_in_place(picture, job)
+    with open_upright(job.path) as opened:
+        picture = put_in_place(on_white(opened) if opened.mode == "RGBA" else opened, job)
     if job.colour is not None:
         picture = job.colour.apply(picture)
     pixels = torch.from_numpy(np.array(picture, dtype=np.uint8))
     return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 
-def open_upright(path: Path) -> Image:
+@contextmanager
+def open_upright(path: Path) -> Iterator[Image]:
     """A whole picture with its EXIF rotation applied: RGBA where anything of it may be transparent, else RGB.
 
-    Raises InputError for a file that is no picture or is cut short.
+    While the block runs its pixels count for the budget of all threads. Raises InputError for a file that is no
+    picture, is cut short, or is beyond a bound.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            clear = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-            return picture.convert("RGBA" if clear else "RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a whole picture ({error}); mend it or take it out") from error
+    with ExitStack() as held:
+        try:
+            with open_picture(path) as opened:
+                held.enter_context(GATE.room(opened.width * opened.height))
+                picture = turn_upright(opened)
+                clear = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+                picture = picture.convert("RGBA" if clear else "RGB")
+        except PictureBound as error:
+            raise InputError(f"{path}: {error}; mend it or take it out") from error
+        except (OSError, SyntaxError, ValueError) as error:
+            reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise InputError(f"{path}: not a whole picture ({reason}); mend it or take it out") from error
+        yield picture
 
 
 def put_in_place(picture: Image, job: LatentJob) -> Image:

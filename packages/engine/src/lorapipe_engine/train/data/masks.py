@@ -27,15 +27,16 @@ def latent_mask(picture: Picture, job: LatentJob, size: tuple[int, int], *, alph
 
 def _read(path: Path, job: LatentJob) -> Tensor:
     """The red channel of a mask file, placed as its picture is; (H, W) in 0..1."""
-    return _values(put_in_place(open_upright(path).convert("RGB"), job), 0)
+    with open_upright(path) as picture:
+        return _values(put_in_place(picture.convert("RGB"), job), 0)
 
 
 def _read_alpha(job: LatentJob) -> Tensor:
-    picture = open_upright(job.path)
-    if picture.mode != "RGBA":
-        return torch.ones(job.placement.bucket[::-1])
-    # Alone: resizing RGBA weighs colours by it.
-    return _values(put_in_place(picture.getchannel("A"), job), None)
+    with open_upright(job.path) as picture:
+        if picture.mode != "RGBA":
+            return torch.ones(job.placement.bucket[::-1])
+        # Alone: resizing RGBA weighs colours by it.
+        return _values(put_in_place(picture.getchannel("A"), job), None)
 
 
 def _values(picture: object, channel: int | None) -> Tensor:
