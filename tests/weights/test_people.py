@@ -158,8 +158,16 @@ def test_rank_0_is_a_problem() -> None:
             "base_nan.safetensors: has NaN or infinite values in",
             1,
         ),
-        (["sd1_base.safetensors", "r4.safetensors", "--ratio", "nan"], "not a finite number", 2),
-        (["sd1_base.safetensors", "r4.safetensors", "--ratio", "inf"], "not a finite number", 2),
+        (
+            ["sd1_base.safetensors", "r4.safetensors", "--ratio", "nan"],
+            "--ratio: nan is not a usable number",
+            2,
+        ),
+        (
+            ["sd1_base.safetensors", "r4.safetensors", "--ratio", "inf"],
+            "--ratio: inf is not a usable number",
+            2,
+        ),
         (["sd1_base.safetensors", "r4.safetensors:nan"], "not a finite number", 2),
         (["sd1_base.safetensors", "updown.safetensors"], "updown.safetensors", 2),
         (

@@ -253,7 +253,8 @@ def _encode_factors(
         rounded.append(decoded)
     if alpha_key:
         tensors[alpha_key] = encode(np.asarray(settings.alpha), ALPHA_DTYPE)
-    return tensors, Factors(rounded[0] / strength, rounded[1])
+    # As float64: dividing float32 would round once more, and be told as a loss of the file's.
+    return tensors, Factors(rounded[0].astype(np.float64) / strength, rounded[1])
 
 
 def _array_key(layer: Layer, role: str) -> str:
