@@ -4,7 +4,10 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
+
+import pytest
 
 # Runs of the tests are not the user's.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lorapipe-state-")
@@ -16,3 +19,21 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 # A shell starts what it puts into the background with Ctrl-C ignored, and programs pass that on to their own.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out what needs torch or takes long")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        # Tests that need it ask with importorskip, and are skipped then.
+        sys.modules["torch"] = None  # type: ignore[assignment]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        slow = pytest.mark.skip(reason="slow, and --quick was asked for")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(slow)

@@ -2,6 +2,7 @@
 
     python tools/dev.py demo    make .venv, install, train a LoRA on the demo base and draw a grid with it
     python tools/dev.py test    the same set-up, then format, lint, types, import rules and tests
+    python tools/dev.py test --quick    tests alone, without those that need torch or take long
 
 Words after the command go to the demo or to pytest. A second run takes no set-up time.
 """
@@ -86,15 +87,19 @@ def demo(words: list[str]) -> int:
 
 
 def test(words: list[str]) -> int:
-    """Run every check, all of them even if one fails."""
-    find_browser()
+    """Run every check, all of them even if one fails; with ``--quick`` the quick tests alone."""
+    quick = "--quick" in words
+    if not quick:
+        find_browser()
     checks = {
         "format": ["-m", "ruff", "format", "--check", "."],
         "lint": ["-m", "ruff", "check", "."],
         "types": ["-m", "mypy", *SOURCES],
         "imports": ["tools/import_rules.py"],
-        "tests": ["-m", "pytest", "-n", "2", "-q", *words],
+        "tests": ["-m", "pytest", "-n", "2", "-q", "--durations", "25", *words],
     }
+    if quick:
+        checks = {"tests": checks["tests"]}
     # One thread each: two test processes share two cores.
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "MYPYPATH": os.pathsep.join(SOURCES)}
     failed = []
