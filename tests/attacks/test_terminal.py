@@ -184,6 +184,11 @@ def test_merge_and_resize(network: Path, tmp_path: Path) -> None:
     check(run_limited("lora-resize", words, memory=0), 0, 1, 2)
 
 
+def test_convert(network: Path, tmp_path: Path) -> None:
+    words = [network, "--to", "diffusers", "-o", tmp_path / f"out{NAME}.safetensors"]
+    check(run_limited("lora-convert", words, memory=0), 0, 1, 2)
+
+
 @pytest.mark.parametrize("command", ["lora-tag", "lora-check", "lora-repeats", "lora-clean", "lora-inspect"])
 def test_words_of_the_command_line(command: str) -> None:
     check(run_limited(command, [f"--{NAME}"], memory=0), 2)
