@@ -303,7 +303,7 @@ def test_numbers_and_depths_of_sidecars(text: str, tmp_path: Path) -> None:
 
 
 def test_counts_of_a_vocabulary(tmp_path: Path) -> None:
-    from lorapipe_dataset.check.vocabulary import read_vocabulary
+    from lorapipe_dataset.texts.vocabulary import read_vocabulary
 
     path = tmp_path / "tags.csv"
     path.write_text(f"tag_id,name,category,count\n1,a,0,{LONG}\n")
