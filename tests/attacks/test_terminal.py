@@ -81,7 +81,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ["--text"],
         ["--text", "--existing", "append", "--dry-run", "--frequency"],
-        ["--explain", "--existing", "replace", "--no-txt", "--trigger-from-folder"],
+        ["--explain"],
+        ["--text", "--existing", "replace", "--dry-run", "--trigger-from-folder"],
     ],
 )
 def test_tag(words: Sequence[str], root: Path) -> None:
