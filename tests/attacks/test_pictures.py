@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from lorapipe_dataset.check.look import look_at
 from PIL import Image
 
+from lorapipe_dataset.check.pictures.look import look_at
 from lorapipe_dataset.sidecars.embedded import read_embedded
 from lorapipe_engine.datasets.scan import scan
 from lorapipe_engine.errors import InputError

@@ -81,7 +81,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ["--text"],
         ["--text", "--existing", "append", "--dry-run", "--frequency"],
-        ["--explain", "--existing", "replace", "--no-txt", "--trigger-from-folder"],
+        ["--explain"],
+        ["--text", "--existing", "replace", "--dry-run", "--trigger-from-folder"],
     ],
 )
 def test_tag(words: Sequence[str], root: Path) -> None:
@@ -182,6 +183,11 @@ def test_merge_and_resize(network: Path, tmp_path: Path) -> None:
     check(run_limited("lora-resize", words, memory=0), 0, 1, 2)
     words = [network, "--new-rank", 2, "--allow-nonfinite", "-o", tmp_path / f"p{NAME}.safetensors"]
     check(run_limited("lora-resize", words, memory=0), 0, 1, 2)
+
+
+def test_convert(network: Path, tmp_path: Path) -> None:
+    words = [network, "--to", "diffusers", "-o", tmp_path / f"out{NAME}.safetensors"]
+    check(run_limited("lora-convert", words, memory=0), 0, 1, 2)
 
 
 @pytest.mark.parametrize("command", ["lora-tag", "lora-check", "lora-repeats", "lora-clean", "lora-inspect"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorapipe_engine.errors import InputError, OutputError
 from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.captions import split_tags
 from lorapipe_tagger.scoring.select import spelling
 from lorapipe_tagger.settings import Existing
@@ -21,13 +22,8 @@ def read_existing(path: Path) -> str | None:
     Raises InputError if it cannot be read, is not UTF-8, or is a link out of its folder: what that leads to would end
     in a dataset, and in all that is made of it.
     """
-    if _leads_out(path):
-        raise InputError(
-            f"{path}: a link out of its folder, so it is not read; put the file itself there, or give --existing "
-            "replace"
-        )
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_within(path, None).decode("utf-8-sig")
     except FileNotFoundError:
         return None
     except UnicodeDecodeError as error:
@@ -35,16 +31,6 @@ def read_existing(path: Path) -> str | None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return text.strip("\r\n") if text.strip() else None
-
-
-def _leads_out(path: Path) -> bool:
-    """Whether a file is a link to one of another folder, or to none."""
-    if not path.is_symlink():
-        return False
-    try:
-        return path.parent.resolve() not in path.resolve(strict=True).parents
-    except (OSError, RuntimeError):  # a link to nothing, or to itself
-        return True
 
 
 def join_existing(
