@@ -32,11 +32,13 @@ from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import FORMS, hold
 from lorapipe_engine.settings import LossSettings, OptimizerSettings
 from lorapipe_engine.train.base.load import BaseModel
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Conditioning, Family
+from lorapipe_engine.train.loop import update
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
 from lorapipe_engine.train.step.speed import speed_up
-from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.step.step import Stepper, seed_step
 
 FLOOR = 790e12  # FLOP/s that one H200 reaches in bf16 products
 
@@ -265,7 +267,7 @@ def measure(
             torch.cuda.synchronize()
         start = time.perf_counter()
         seed_step(1, step)
-        loss, _ = stepper.run([batch])
+        loss, _ = update(stepper, [batch])
         losses.append(float(loss))
         if cuda:
             torch.cuda.synchronize()

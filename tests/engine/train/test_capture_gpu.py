@@ -19,10 +19,12 @@ from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # no
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.settings import LossSettings, OptimizerSettings  # noqa: E402
+from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
+from lorapipe_engine.train.loop import accumulate, update  # noqa: E402
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
 from lorapipe_engine.train.step.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
 from lorapipe_engine.train.step.speed import speed_up  # noqa: E402
-from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step  # noqa: E402
+from lorapipe_engine.train.step.step import Stepper, seed_step  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,7 +93,7 @@ def losses(stepper: Stepper, steps: int, accumulation: int, shapes: Sequence[tup
             for index in range(accumulation)
         ]
         seed_step(5, step)
-        loss, norm = stepper.run(batches)
+        loss, norm = update(stepper, batches)
         assert bool(torch.isfinite(norm))
         found.append(float(loss))
     return found
@@ -178,7 +180,7 @@ def test_a_fused_step_gives_the_gradients_of_an_unfused_one(
             for adapter in stepper.network.adapters.values():
                 adapter.lora_up.normal_(std=0.05)
         seed_step(5, 0)
-        loss = stepper.accumulate([batch_of(stepper, SHAPES[0], 1.0)])
+        loss = accumulate(stepper, [batch_of(stepper, SHAPES[0], 1.0)])
         found.append((float(loss), {part: group.grad for part, group in stepper.network.groups.items()}))
     (loss, grads), (own_loss, own_grads) = found
     assert loss == pytest.approx(own_loss, rel=close / 10)

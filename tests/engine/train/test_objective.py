@@ -16,11 +16,12 @@ from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Adapter  # noqa: E402
 from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.settings import LossSettings  # noqa: E402
+from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
 from lorapipe_engine.train.families.base import Conditioning, Family  # noqa: E402
 from lorapipe_engine.train.network.weight_norms import NormLimit  # noqa: E402
 from lorapipe_engine.train.objective.check import check_objective  # noqa: E402
 from lorapipe_engine.train.objective.loss import NoiseSchedule, loss_weights  # noqa: E402
-from lorapipe_engine.train.step.step import MicroBatch, batch_loss  # noqa: E402
+from lorapipe_engine.train.step.step import batch_loss  # noqa: E402
 
 GOLDEN = Path(__file__).parents[2] / "data/weights/f_hash_norm.json"
 

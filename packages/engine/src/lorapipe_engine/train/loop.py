@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.datasets.described import folder_lines
@@ -19,6 +21,7 @@ from lorapipe_engine.pictures.batches import Batch, epoch_batches
 from lorapipe_engine.pictures.captions import When
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset, TrainingData
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.make import make_network
@@ -51,7 +54,7 @@ from lorapipe_engine.train.results.state import (
 from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
 from lorapipe_engine.train.step.speed import speed_up
-from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.step.step import Stepper, seed_step
 from lorapipe_engine.train.step.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
 
@@ -231,18 +234,50 @@ def write_trace(
 
 
 def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: int) -> tuple[float, float]:
-    """One optimizer step with its own random streams; the loss and the gradient norm as numbers.
+    """One update with random streams of its own; the loss and the gradient norm as numbers.
 
     Raises ProblemFound for a loss that is not finite.
     """
     seed_step(seed, step)
-    share, norm = (value.item() for value in stepper.run(inputs))
+    share, norm = (value.item() for value in update(stepper, inputs))
     loss = stepper.processes.whole_loss(share)
     if not torch.isfinite(torch.tensor(loss)):
         raise ProblemFound(
             f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32"
         )
     return loss, norm
+
+
+# -------------------------------------------------------------------------------- the update
+
+
+def update(stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+    """One update from an accumulation group: the loss and the gradient's norm before clipping, both tensors."""
+    passes, finish = partial(accumulate, stepper), partial(clip_and_step, stepper)
+    if stepper.graphs is None or stepper.trace is not None or not batches:
+        return passes(batches), finish()
+    return stepper.graphs.run(batches, passes, finish, finish_inside=stepper.steps_inside_graph)
+
+
+def accumulate(stepper: Stepper, batches: Sequence[MicroBatch]) -> Tensor:
+    """The gradients of a group of batches, from zero; their loss."""
+    stepper.begin()
+    total = torch.zeros((), device=stepper.family.device)
+    for batch in batches:
+        loss = stepper.loss_of(batch)
+        stepper.backward(loss)
+        total += loss.detach()
+    return total
+
+
+def clip_and_step(stepper: Stepper) -> Tensor:
+    """Clip the gradients and move the network by them; their norm before clipping."""
+    norm = stepper.clip()
+    stepper.step()
+    return norm
+
+
+# -------------------------------------------------------------------------------- records
 
 
 def norm_limit(settings: TrainSettings, network: Network) -> NormLimit | None:

@@ -19,12 +19,13 @@ from lorapipe_engine.pictures.batches import Batch, in_batches
 from lorapipe_engine.pictures.captions import START, CaptionRule, fixed_caption
 from lorapipe_engine.settings import LossSettings, RunSettings
 from lorapipe_engine.train.data.examples import TrainingData
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.objective.loss import add_noise, loss_weights, sample_losses, target_of
 from lorapipe_engine.train.objective.noise import draw_noise, perturb
 from lorapipe_engine.train.optimizers import evaluating
 from lorapipe_engine.train.results.results import Results
 from lorapipe_engine.train.results.state import State
-from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.step.step import Stepper, seed_step
 
 TIMES = 4  # timesteps that each picture is measured at
 # How a subset shows a picture that is not varied.

@@ -16,9 +16,9 @@ from lorapipe_engine.pictures.captions import When, drops_caption, rewrite_capti
 from lorapipe_engine.train.data.augment import draw_colour, draw_crop
 from lorapipe_engine.train.data.latents import LatentJob, encode_now
 from lorapipe_engine.train.data.masks import latent_mask
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.data.text_cache import TextCache
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.step.step import MicroBatch
 
 __all__ = [
     "Dataset",

@@ -6,15 +6,13 @@ draws comes from the device's own random stream, and nothing in it waits for the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.fused.packed import Packs
 from lorapipe_engine.settings import LossSettings
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.network.weight_norms import NormLimit
 from lorapipe_engine.train.objective.loss import (
@@ -29,28 +27,6 @@ from lorapipe_engine.train.optimizers import gradients_of
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
 from lorapipe_engine.train.step.trace import Trace
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """The inputs of one forward pass, on the device.
-
-    ``latents``: mean and deviation of the VAE, unscaled, (B, 8, h, w) float32. ``ids``: token ids, one (B, n, 77)
-    for each text encoder. ``weights``: sample weights divided by the number of batches of this update, (B,).
-    ``geometry``: SDXL's size and crop numbers (B, 6), else None. ``mask``: share of each latent cell that counts,
-    (B, 1, h, w) in 0..1, or None. ``text_weights``: multipliers of the text states, (B, 75n+2) for each encoder, or
-    None. ``text``: what the captions were encoded to before, or None to encode ``ids``. ``part``: number of the first
-    row and count of rows of the batch that these are a process's share of; None: these are all.
-    """
-
-    latents: Tensor
-    ids: tuple[Tensor, ...]
-    weights: Tensor
-    geometry: Tensor | None = None
-    mask: Tensor | None = None
-    text_weights: tuple[Tensor, ...] | None = None
-    text: Conditioning | None = None
-    part: tuple[int, int] | None = None
 
 
 def batch_loss(
@@ -103,7 +79,8 @@ def whole_of(latents: Tensor, rows: slice, total: int) -> Tensor:
 
 
 class Stepper:
-    """Forward, backward, clip, update and limit; ``norms``: the figures of the last limit, see :class:`NormLimit`.
+    """The pieces of an update, which :func:`lorapipe_engine.train.loop.update` puts in order. ``norms``: the figures of
+    the last limit, see :class:`NormLimit`.
 
     ``network_dtype``: what gradients and network are rounded to in every step; both stay in float32 in memory.
 
@@ -147,49 +124,41 @@ class Stepper:
         # fp16 gradients underflow: the loss is scaled up and steps that overflow are skipped. bf16 needs neither.
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half_precision)
 
-    def run(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """One update from the batches of an accumulation group: the loss and the gradient's norm, both tensors."""
-        if self.graphs is not None and self.trace is None and batches:
-            return self.graphs.run(self, batches)
-        return self.run_plain(batches)
-
-    def run_plain(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """As :meth:`run`, kernel by kernel; what a graph is recorded from."""
-        return self.accumulate(batches), self.update()
-
-    def accumulate(self, batches: Sequence[MicroBatch]) -> Tensor:
-        """The gradients of a group of batches, from zero; their loss."""
+    def begin(self) -> None:
+        """Set every gradient to zero, before the batches of an update."""
         for group in self.network.groups.values():
             group.zero_grad()
         if self.packs is not None:
             self.packs.refresh()
         if self.trace is not None:
             self.trace.record_network(self.network)
-        total = torch.zeros((), device=self.family.device)
-        for batch in batches:
-            conditioning = batch.text
-            if conditioning is None and not self.train_text:
-                with torch.no_grad():
-                    conditioning = self.family.encode_text(
-                        batch.ids, clip_skip=self.clip_skip, weights=batch.text_weights
-                    )
-            loss = batch_loss(
-                self.family,
-                batch,
-                self.objective,
-                self.schedule,
-                clip_skip=self.clip_skip,
-                conditioning=conditioning,
-                trace=self.trace,
-            )
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if self.packs is not None:
-                self.packs.finish()
-            total += loss.detach()
-        return total
 
-    def update(self) -> Tensor:
-        """Clip, step and limit; the gradient's norm before clipping."""
+    def loss_of(self, batch: MicroBatch) -> Tensor:
+        """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
+        conditioning = batch.text
+        if conditioning is None and not self.train_text:
+            with torch.no_grad():
+                conditioning = self.family.encode_text(
+                    batch.ids, clip_skip=self.clip_skip, weights=batch.text_weights
+                )
+        return batch_loss(
+            self.family,
+            batch,
+            self.objective,
+            self.schedule,
+            clip_skip=self.clip_skip,
+            conditioning=conditioning,
+            trace=self.trace,
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass: add the loss's gradients to those of the batches before it."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.packs is not None:
+            self.packs.finish()
+
+    def clip(self) -> Tensor:
+        """Add the gradients up over all processes and clip them; their norm before clipping, a tensor."""
         self.processes.add_up(group.grad for group in self.network.groups.values())
         if self.network_dtype is not None:
             for group in self.network.groups.values():
@@ -205,12 +174,36 @@ class Stepper:
             share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             for grad in grads:
                 grad.mul_(share)
+        return norm
+
+    def step(self) -> None:
+        """Move the network by the clipped gradients, within its limits."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.norm_limit is not None:
             self.norms = self.norm_limit.apply()
         self._round_values()
-        return norm
+
+    # ------------------------------------------------------------------------------------------- capture
+
+    @property
+    def why_not_captured(self) -> str | None:
+        """Why steps cannot be captured as a CUDA graph; None if they can."""
+        if self.family.device.type != "cuda":
+            return "not on a CUDA device"
+        if self.objective.multires_noise_iterations:
+            return "multires noise draws sizes"
+        return None
+
+    @property
+    def steps_inside_graph(self) -> bool:
+        """Whether clipping and the optimizer's step can be captured with the passes before them."""
+        if self.scaler.is_enabled():
+            return False  # in fp16 the CPU decides whether a step counts
+        if self.processes.count > 1:
+            return False  # gradients are added up between the graph and the update
+        rows = self.optimizer.param_groups
+        return all(row.get("capturable") and isinstance(row["lr"], Tensor) for row in rows)
 
     def _round_values(self) -> None:
         """Bring the network to what its precision can hold."""
