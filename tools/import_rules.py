@@ -40,8 +40,9 @@ TRAIN_LAYERS = (
     "schedules | sample",
     "step",
     "data",
-    "network | objective | optimizers | processes | plan",
+    "network | optimizers | processes | plan",
     "families",
+    "objective",
     "base",
 )
 

@@ -24,8 +24,8 @@ from train import WORKLOADS, make_batch, make_family, make_stepper
 
 from lorapipe_engine.train.loop import update
 from lorapipe_engine.train.optimizers import write_rates
+from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
-from lorapipe_engine.train.step.step import seed_step
 
 # Width, height, and how many batches of it an epoch has: buckets of about 512 x 512 pixels in steps of 64.
 SHAPES = (

@@ -37,8 +37,9 @@ from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Conditioning, Family
 from lorapipe_engine.train.loop import update
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
+from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
-from lorapipe_engine.train.step.step import Stepper, seed_step
+from lorapipe_engine.train.step.step import Stepper
 
 FLOOR = 790e12  # FLOP/s that one H200 reaches in bf16 products
 
@@ -193,7 +194,7 @@ def make_stepper(work: Workload, family: Family) -> Stepper:
         family,
         network,
         optimizer,
-        LossSettings(v_parameterization=False, min_snr_gamma=5.0),
+        family.objective(LossSettings(min_snr_gamma=5.0), "epsilon"),
         clip_skip=2 if work.family == "sd1" else None,
         max_grad_norm=1.0,
         train_text=work.text,

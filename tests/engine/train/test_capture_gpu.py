@@ -23,8 +23,9 @@ from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
 from lorapipe_engine.train.loop import accumulate, update  # noqa: E402
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
 from lorapipe_engine.train.step.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
+from lorapipe_engine.train.step.forward import seed_step  # noqa: E402
 from lorapipe_engine.train.step.speed import speed_up  # noqa: E402
-from lorapipe_engine.train.step.step import Stepper, seed_step  # noqa: E402
+from lorapipe_engine.train.step.step import Stepper  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,7 +61,7 @@ def make_stepper(
         family,
         network,
         build_optimizer(optimizer, arguments, network.groups, rates_of(settings, tuple(network.groups))),
-        LossSettings(v_parameterization=False, min_snr_gamma=5.0),
+        family.objective(LossSettings(min_snr_gamma=5.0), "epsilon"),
         clip_skip=2,
         max_grad_norm=1.0,
         train_text=True,

@@ -27,6 +27,7 @@ from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.make import make_network
 from lorapipe_engine.train.network.part_norms import PartNorms
 from lorapipe_engine.train.network.weight_norms import TAGS, NormLimit
+from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import (
     alpha_note,
     build_optimizer,
@@ -53,8 +54,9 @@ from lorapipe_engine.train.results.state import (
 )
 from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.schedules import ScheduleSettings, rate_plan, schedule_of
+from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
-from lorapipe_engine.train.step.step import Stepper, seed_step
+from lorapipe_engine.train.step.step import Stepper
 from lorapipe_engine.train.step.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
 
@@ -66,6 +68,7 @@ def train(
     dataset: Dataset,
     prompts: Sequence[Prompt],
     family: Family,
+    objective: Objective,
     configuration: str,
     say: Say,
     processes: Processes = ALONE,
@@ -91,7 +94,7 @@ def train(
         family,
         network,
         optimizer,
-        settings.loss,
+        objective,
         clip_skip=settings.model.clip_skip,
         max_grad_norm=settings.optimizer.max_grad_norm,
         train_text=rates.trained != ("unet",),
@@ -112,7 +115,17 @@ def train(
     state, keeper = begin_or_go_on(settings, dataset, stepper, plan, say)
     kind = Results if processes.is_main else Onlooker
     with kind(
-        settings, dataset, network, family, plan, rates.by_part, prompts, optimizer, state, keeper.save
+        settings,
+        dataset,
+        network,
+        family,
+        objective,
+        plan,
+        rates.by_part,
+        prompts,
+        optimizer,
+        state,
+        keeper.save,
     ) as results:
         results.log.text("configuration", configuration)
         with processes.leaving(), nothing_lost(results, keeper, state, plan, say):

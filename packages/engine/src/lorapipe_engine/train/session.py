@@ -13,6 +13,7 @@ from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
 from lorapipe_engine.models.bases import resolve_base
+from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defaults
@@ -23,7 +24,7 @@ from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import network_plan, read_network_args
 from lorapipe_engine.train.network.make import narrow_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
-from lorapipe_engine.train.objective.check import check_objective
+from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_arguments, check_group_rates, rate_notes, rates_of
 from lorapipe_engine.train.plan import (
     DTYPES,
@@ -34,7 +35,6 @@ from lorapipe_engine.train.plan import (
 from lorapipe_engine.train.processes import ALONE, Processes, join_processes
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
-from lorapipe_engine.train.sample.draw import make_scheduler
 from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
 from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
 
@@ -58,8 +58,11 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
         say(f"note: {note}")
     settings = with_file_ranks(settings)
     check_memory(settings, dataset, say, processes)
-    family, settings = load_family(settings, say, processes)
-    for note in check_objective(settings.loss):
+    family, prediction, settings = load_family(settings, say, processes)
+    objective = family.objective(settings.loss, prediction)
+    for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
+        objective.check_sampler(name)
+    for note in objective.check(settings.loss, prediction):
         if note not in notes:
             say(f"note: {note}")
     from lorapipe_engine.train.data.prepare import long_captions
@@ -70,7 +73,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 
     try:
         with memory_explained(settings), processes.losses_told():
-            files = train(settings, dataset, prompts, family, configuration, say, processes)
+            files = train(settings, dataset, prompts, family, objective, configuration, say, processes)
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
@@ -82,12 +85,15 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     resolve_base(settings.model.pretrained_model_name_or_path or "")
     check_caches(settings)
     notes = check_updates(settings)
-    notes += check_objective(settings.loss)
+    # What the base predicts may show only when it is read; what fits no prediction is refused now.
+    prediction = asked_prediction(settings.loss)
+    objective = objective_class(prediction or EPSILON.name)
+    notes += objective.check(settings.loss, prediction)
     narrow_form(settings.model)
     network_dtype(settings.model)
     network_plan(settings.network)
     check_start(settings.network)
-    make_scheduler(settings.run.sample_sampler, v_prediction=False)
+    objective.check_sampler(settings.run.sample_sampler)
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
@@ -182,8 +188,8 @@ def check_memory(settings: TrainSettings, dataset: Dataset, say: Say, processes:
 
 def load_family(
     settings: TrainSettings, say: Say, processes: Processes = ALONE
-) -> tuple[Family, TrainSettings]:
-    """Load the base onto the device, and fill in what depends on it."""
+) -> tuple[Family, str, TrainSettings]:
+    """Load the base onto the device, find what it predicts, and fill in what depends on it."""
     from lorapipe_engine.train.base.load import load_base
 
     model = settings.model
@@ -198,13 +204,12 @@ def load_family(
             dtype=DTYPES[precision],
             tokenizer_dir=model.tokenizer_dir,
         )
-    v_prediction = settings.loss.v_parameterization
-    if v_prediction is None:
-        v_prediction = base.prediction_type == "v_prediction"
-        if base.prediction_type is None and base.family == "sd2":
-            say(
-                "note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)"
-            )
+    prediction = asked_prediction(settings.loss) or base.prediction_type
+    if prediction is None:
+        prediction = EPSILON.name
+        say(
+            "note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)"
+        )
     with memory_explained(settings):
         family = open_family(
             base,
@@ -216,9 +221,9 @@ def load_family(
         )
     settings = replace(settings, model=replace(model, mixed_precision=precision))
     say(
-        f"base: {source} ({family.name}, {'v' if v_prediction else 'epsilon'}) on {device}, {precision_name(precision)}"
+        f"base: {source} ({family.name}, {PREDICTIONS[prediction].word}) on {device}, {precision_name(precision)}"
     )
-    return family, with_base_defaults(settings, family.name, v_prediction, base.encoder_layer)
+    return family, prediction, with_base_defaults(settings, family.name, prediction, base.encoder_layer)
 
 
 def precision_name(precision: str) -> str:

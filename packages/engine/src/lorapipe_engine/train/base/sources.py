@@ -14,6 +14,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.folders import hints, read_config, weight_files
 from lorapipe_engine.models import keys
 from lorapipe_engine.models.families import Recognised, get_family, recognise
+from lorapipe_engine.models.predictions import find_prediction, marked_prediction
 from lorapipe_engine.train.base import hub
 from lorapipe_engine.train.base.ldm import (
     Parts,
@@ -44,7 +45,6 @@ _WRONG_KINDS = {
     "unknown": "not a checkpoint of Stable Diffusion 1.x, 2.x or SDXL that is known here",
 }
 SD2_BASE_STEPS = "875000"  # of SD 2.0's 512 model, in its .ckpt
-_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +131,9 @@ def _wrong_kind(found: Recognised) -> str:
 
 
 def _prediction_of_file(weights: Weights, family: str) -> str | None:
-    if "v_pred" in weights.shapes:
-        return "v_prediction"
     said = weights.metadata.get("modelspec.prediction_type", "").lower()
-    if said in _PREDICTIONS:
-        return _PREDICTIONS[said]
+    if known := marked_prediction(weights.shapes) or find_prediction(said):
+        return known
     kind = weights.metadata.get("modelspec.architecture", "")
     if kind.startswith("stable-diffusion-v2"):
         return "v_prediction" if "-768-v" in kind else "epsilon"
@@ -166,7 +164,7 @@ def _read_folder(path: Path, stack: ExitStack) -> Draft:
     wanted = {"unet": UNET_HINTS, "vae": VAE_HINTS}
     count = len(get_family(family).text_parts)
     scheduler = read_config(path / "scheduler" / "scheduler_config.json")
-    said = _PREDICTIONS.get(str(scheduler.get("prediction_type", "")))
+    said = find_prediction(str(scheduler.get("prediction_type", "")))
     return Draft(
         family=family,
         path=path,

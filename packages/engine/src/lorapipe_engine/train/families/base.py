@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lorapipe_engine.models import keys
+from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.base.tokenizers import Tokenizer
 from lorapipe_engine.train.families import clip as text
+from lorapipe_engine.train.objective.objective import Objective, objective_class
 
 if TYPE_CHECKING:
     from lorapipe_engine.train.base.load import BaseModel
@@ -120,6 +122,15 @@ class Family(ABC):
         latents = self.vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
         return latents.mean.float(), latents.std.float()
 
+    def draw_latents(self, moments: Tensor, rows: slice, total: int) -> Tensor:
+        """A sample of the VAE's distribution, scaled as the denoiser sees it, (B, C, h, w) float32.
+
+        ``moments``: mean and deviation (B, 2C, h, w) of the ``rows`` of a batch of ``total``; all of it is drawn for.
+        """
+        mean, deviation = moments.chunk(2, dim=1)
+        sample = torch.randn(total, *mean.shape[1:], device=mean.device)[rows]
+        return (mean + deviation * sample) * self.latent_scale
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, h, w), scaled as the UNet sees them -> pixels (B, 3, H, W) in about -1..1."""
         self.vae.to(self.device)
@@ -201,6 +212,11 @@ class Family(ABC):
     def plain_geometry(self, count: int, width: int, height: int) -> Tensor | None:  # noqa: ARG002
         """The geometry of pictures that were neither scaled nor cropped; None where the family has none."""
         return None
+
+    def objective(self, options: LossSettings, prediction: str) -> Objective:
+        """What a run learns: the objective of the base's ``prediction``, a name of
+        :data:`lorapipe_engine.models.predictions.PREDICTIONS`."""
+        return objective_class(prediction)(options, prediction, self.device)
 
     # ---------------------------------------------------------------- the network
 

@@ -16,6 +16,7 @@ from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.network_file import write_network
+from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.results.log import NoLog, RunLog
@@ -47,6 +48,7 @@ class Results:
         dataset: Dataset,
         network: Network,
         family: Family,
+        objective: Objective,
         plan: RunPlan,
         rates: Mapping[str, float],
         prompts: Sequence[Prompt],
@@ -60,6 +62,7 @@ class Results:
         self.settings = settings
         self.network = network
         self.family = family
+        self.objective = objective
         self.prompts = prompts
         self.optimizer = optimizer
         self.files: list[Path] = []
@@ -172,8 +175,8 @@ class Results:
         with evaluating(self.optimizer):
             pictures = draw(
                 self.family,
+                self.objective,
                 self.prompts,
-                v_prediction=bool(self.settings.loss.v_parameterization),
                 clip_skip=self.settings.model.clip_skip,
                 sampler=self.run.sample_sampler,
                 seed=self.run.seed,

@@ -11,71 +11,15 @@ from torch import Tensor
 
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.fused.packed import Packs
-from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.data.microbatch import MicroBatch
-from lorapipe_engine.train.families.base import Conditioning, Family
+from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.weight_norms import NormLimit
-from lorapipe_engine.train.objective.loss import (
-    NoiseSchedule,
-    add_noise,
-    loss_weights,
-    sample_losses,
-    target_of,
-)
-from lorapipe_engine.train.objective.noise import draw_noise, draw_timesteps, perturb
+from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import gradients_of
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
+from lorapipe_engine.train.step.forward import forward
 from lorapipe_engine.train.step.trace import Trace
-
-
-def batch_loss(
-    family: Family,
-    batch: MicroBatch,
-    objective: LossSettings,
-    schedule: NoiseSchedule,
-    *,
-    clip_skip: int | None,
-    conditioning: Conditioning | None = None,
-    trace: Trace | None = None,
-) -> Tensor:
-    """The weighted loss of a batch, a float32 scalar tensor. ``conditioning`` replaces encoding the ids; ``trace``
-    keeps everything on the way.
-    """
-    mean, deviation = batch.latents.chunk(2, dim=1)
-    # Drawn for the whole batch, of which these rows may be a share, so that shares draw what the whole would.
-    start, total = batch.part or (0, len(mean))
-    rows = slice(start, start + len(mean))
-    sample = torch.randn(total, *mean.shape[1:], device=mean.device)[rows]
-    latents = (mean + deviation * sample) * family.latent_scale  # (B, 4, h, w)
-    drawn = draw_noise(whole_of(latents, rows, total), objective)
-    timesteps = draw_timesteps(total, objective, latents.device)[rows]
-    noise, disturbed = drawn[rows], perturb(drawn, objective)[rows]
-    noisy = add_noise(latents, disturbed, timesteps, schedule)
-    if conditioning is None:
-        conditioning = family.encode_text(batch.ids, clip_skip=clip_skip, weights=batch.text_weights)
-    prediction = family.predict(noisy, timesteps, conditioning, batch.geometry)
-    target = target_of(latents, noise, timesteps, schedule, objective)
-    losses = sample_losses(prediction, target, timesteps, schedule, objective, batch.mask)
-    weights = loss_weights(timesteps, schedule, objective) * batch.weights
-    loss = (losses * weights).mean()
-    if trace is not None:
-        trace.record(latents=latents, noise=noise, timesteps=timesteps, noisy_latents=noisy)
-        trace.record(**{f"input_ids__te{index}": ids for index, ids in enumerate(batch.ids, start=1)})
-        trace.record(text_states=conditioning.hidden, pooled=conditioning.pooled, size_ids=batch.geometry)
-        trace.record(prediction=prediction, target=target, mask=batch.mask)
-        trace.record(losses=losses, loss_weights=weights.expand_as(losses), loss=loss)
-        trace.end_pass()
-    return loss
-
-
-def whole_of(latents: Tensor, rows: slice, total: int) -> Tensor:
-    """A batch of ``total`` rows that has ``latents`` in its ``rows``, and zeros elsewhere."""
-    if len(latents) == total:
-        return latents
-    whole = latents.new_zeros(total, *latents.shape[1:])
-    whole[rows] = latents
-    return whole
 
 
 class Stepper:
@@ -93,7 +37,7 @@ class Stepper:
         family: Family,
         network: Network,
         optimizer: torch.optim.Optimizer,
-        objective: LossSettings,
+        objective: Objective,
         *,
         clip_skip: int | None,
         max_grad_norm: float,
@@ -107,9 +51,6 @@ class Stepper:
         self.network = network
         self.optimizer = optimizer
         self.objective = objective
-        self.schedule = NoiseSchedule.stable_diffusion(
-            zero_terminal_snr=objective.zero_terminal_snr, device=family.device
-        )
         self.clip_skip = clip_skip
         self.max_grad_norm = max_grad_norm
         self.train_text = train_text
@@ -135,21 +76,18 @@ class Stepper:
 
     def loss_of(self, batch: MicroBatch) -> Tensor:
         """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
-        conditioning = batch.text
-        if conditioning is None and not self.train_text:
+        text = batch.text
+        if text is None and not self.train_text:
             with torch.no_grad():
-                conditioning = self.family.encode_text(
+                text = self.family.encode_text(
                     batch.ids, clip_skip=self.clip_skip, weights=batch.text_weights
                 )
-        return batch_loss(
-            self.family,
-            batch,
-            self.objective,
-            self.schedule,
-            clip_skip=self.clip_skip,
-            conditioning=conditioning,
-            trace=self.trace,
-        )
+        made = forward(self.family, self.objective, batch, clip_skip=self.clip_skip, text=text)
+        weights = made.noised.weights * batch.weights
+        loss = (made.losses * weights).mean()
+        if self.trace is not None:
+            self.trace.record_pass(batch, made, weights, loss)
+        return loss
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass: add the loss's gradients to those of the batches before it."""
@@ -191,9 +129,7 @@ class Stepper:
         """Why steps cannot be captured as a CUDA graph; None if they can."""
         if self.family.device.type != "cuda":
             return "not on a CUDA device"
-        if self.objective.multires_noise_iterations:
-            return "multires noise draws sizes"
-        return None
+        return self.objective.why_not_captured
 
     @property
     def steps_inside_graph(self) -> bool:
@@ -211,9 +147,3 @@ class Stepper:
             with torch.no_grad():
                 for group in self.network.groups.values():
                     group.parameter.copy_(group.parameter.to(self.network_dtype))
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Give a step random streams of its own, so that a run can go on anywhere with the same draws."""
-    # A multiplier far above any step count keeps runs of neighbouring seeds apart.
-    torch.manual_seed((seed * 1_000_003 + step) % 2**63)

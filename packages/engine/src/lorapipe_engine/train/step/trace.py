@@ -34,6 +34,8 @@ from torch import Tensor
 from lorapipe_engine.files.dtypes import Encoded, encode
 from lorapipe_engine.files.tensorfile import write_tensors
 from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.step.forward import Forward
 
 
 @dataclass
@@ -49,8 +51,16 @@ class Trace:
             if tensor is not None:
                 self.tensors[f"{self.passes}.{name.replace('__', '.')}"] = tensor.detach().clone()
 
-    def end_pass(self) -> None:
-        """The next tensors are those of the next forward pass."""
+    def record_pass(self, batch: MicroBatch, made: Forward, weights: Tensor, loss: Tensor) -> None:
+        """Keep everything of a forward pass; the next tensors are those of the next one."""
+        noised = made.noised
+        self.record(
+            latents=made.latents, noise=noised.noise, timesteps=noised.times, noisy_latents=noised.input
+        )
+        self.record(**{f"input_ids__te{index}": ids for index, ids in enumerate(batch.ids, start=1)})
+        self.record(text_states=made.text.hidden, pooled=made.text.pooled, size_ids=batch.geometry)
+        self.record(prediction=made.prediction, target=noised.target, mask=batch.mask)
+        self.record(losses=made.losses, loss_weights=weights.expand_as(made.losses), loss=loss)
         self.passes += 1
 
     def record_network(self, network: Network) -> None:
