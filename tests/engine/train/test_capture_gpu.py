@@ -20,6 +20,7 @@ from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # no
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.settings import LossSettings, OptimizerSettings  # noqa: E402
 from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
+from lorapipe_engine.train.families.text import Tokens  # noqa: E402
 from lorapipe_engine.train.loop import accumulate, update  # noqa: E402
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
 from lorapipe_engine.train.step.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
@@ -62,7 +63,6 @@ def make_stepper(
         network,
         build_optimizer(optimizer, arguments, network.groups, rates_of(settings, tuple(network.groups))),
         family.objective(LossSettings(min_snr_gamma=5.0), "epsilon"),
-        clip_skip=2,
         max_grad_norm=1.0,
         train_text=True,
         half_precision=dtype == torch.float16,
@@ -81,7 +81,7 @@ def batch_of(stepper: Stepper, shape: tuple[int, int], share: float) -> MicroBat
     latents[:, 4:] = latents[:, 4:].abs() * 0.1
     ids = torch.randint(0, 49000, (2, 1, 77), device="cuda", generator=draw)
     ids[:, :, -1] = 49407
-    return MicroBatch(latents, (ids,), torch.full((2,), share, device="cuda"))
+    return MicroBatch(latents, Tokens((ids,)), torch.full((2,), share, device="cuda"))
 
 
 def losses(stepper: Stepper, steps: int, accumulation: int, shapes: Sequence[tuple[int, int]]) -> list[float]:

@@ -17,7 +17,8 @@ from lorapipe_engine.nn.base import Adapter  # noqa: E402
 from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.settings import LossSettings  # noqa: E402
 from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
-from lorapipe_engine.train.families.base import Conditioning, Family  # noqa: E402
+from lorapipe_engine.train.families.base import Family  # noqa: E402
+from lorapipe_engine.train.families.text import Conditioning, Tokens  # noqa: E402
 from lorapipe_engine.train.network.weight_norms import NormLimit  # noqa: E402
 from lorapipe_engine.train.objective.diffusion import Diffusion, NoiseSchedule, loss_weights  # noqa: E402
 from lorapipe_engine.train.step.forward import forward  # noqa: E402
@@ -78,7 +79,11 @@ class Halving:
         mean, deviation = moments.chunk(2, dim=1)
         return (mean + deviation * torch.randn(total, *mean.shape[1:], device=mean.device)[rows]) * 0.18215
 
-    def encode_text(self, ids: Any, clip_skip: int | None = None, weights: Any = None) -> Conditioning:
+    @property
+    def text(self) -> Any:
+        return self
+
+    def encode(self, tokens: Any) -> Conditioning:
         return Conditioning(torch.zeros(1), None)
 
     def predict(self, noisy: Any, timesteps: Any, conditioning: Any, geometry: Any) -> Any:
@@ -89,7 +94,7 @@ def loss_in(batch: MicroBatch, options: LossSettings) -> Any:
     """The loss of a batch, as a step has it."""
     prediction = PREDICTION[bool(options.v_parameterization)] or ""
     objective = Diffusion(options, prediction, batch.latents.device)
-    made = forward(cast(Family, Halving()), objective, batch, clip_skip=None)
+    made = forward(cast(Family, Halving()), objective, batch)
     return (made.losses * made.noised.weights * batch.weights).mean()
 
 
@@ -99,7 +104,7 @@ def loss_of(
     """The loss of two pictures of deviation 0."""
     torch.manual_seed(seed)
     latents = torch.cat([torch.full((2, 4, 8, 8), 3.0), torch.zeros(2, 4, 8, 8)], dim=1)
-    batch = MicroBatch(latents, (), torch.tensor(weights or [1.0, 1.0]), mask=mask)
+    batch = MicroBatch(latents, Tokens(()), torch.tensor(weights or [1.0, 1.0]), mask=mask)
     return float(loss_in(batch, objective))
 
 
@@ -173,14 +178,16 @@ def test_every_option_changes_the_loss(option: dict[str, Any]) -> None:
 )
 def test_nothing_waits_for_the_device(option: dict[str, Any]) -> None:
     latents = torch.rand(2, 8, 8, 8, device="cuda")
-    batch = MicroBatch(latents, (), torch.ones(2, device="cuda"), mask=torch.rand(2, 1, 8, 8, device="cuda"))
+    batch = MicroBatch(
+        latents, Tokens(()), torch.ones(2, device="cuda"), mask=torch.rand(2, 1, 8, 8, device="cuda")
+    )
     objective = Diffusion(LossSettings(**option), PREDICTION["v_parameterization" in option] or "", "cuda")
     family = cast(Family, Halving())
-    forward(family, objective, batch, clip_skip=None)
+    forward(family, objective, batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        forward(family, objective, batch, clip_skip=None).losses.mean()
+        forward(family, objective, batch).losses.mean()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -27,7 +27,12 @@ class Painter:
 
     def __init__(self, base: Path, device: str | None) -> None:
         self.base = load_base(base, tokenizer_dir=demo_base().with_name("tokenizer"))
-        self.family = open_family(self.base, device=choose_device(device), chunks=1)
+        self.family = open_family(
+            self.base,
+            device=choose_device(device),
+            max_token_length=75,
+            clip_skip=self.base.encoder_layer,
+        )
         self.objective = self.family.objective(LossSettings(), self.base.prediction_type or EPSILON.name)
 
     def draw(self, prompts: Sequence[str], network: Path | None, seed: int = 1000) -> list[Image]:
@@ -39,9 +44,6 @@ class Painter:
                 Prompt(text=text, width=64, height=64, steps=STEPS, scale=GUIDANCE, seed=seed + index)
                 for index, text in enumerate(prompts)
             ]
-            skip = self.base.encoder_layer
-            return list(
-                draw(self.family, self.objective, rows, clip_skip=skip, sampler=SAMPLER, batch_size=20)
-            )
+            return list(draw(self.family, self.objective, rows, sampler=SAMPLER, batch_size=20))
         finally:
             detach(self.family.parts.values())

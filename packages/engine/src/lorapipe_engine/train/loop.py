@@ -15,6 +15,7 @@ from torch import Tensor
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.datasets.described import folder_lines
 from lorapipe_engine.errors import ConfigError, ProblemFound
+from lorapipe_engine.models.families import is_text
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.fused.kernels import are_compiled
 from lorapipe_engine.pictures.batches import Batch, epoch_batches
@@ -95,9 +96,8 @@ def train(
         network,
         optimizer,
         objective,
-        clip_skip=settings.model.clip_skip,
         max_grad_norm=settings.optimizer.max_grad_norm,
-        train_text=rates.trained != ("unet",),
+        train_text=any(is_text(part) for part in rates.trained),
         half_precision=family.dtype == torch.float16,
         norm_limit=norm_limit(settings, network),
         processes=processes,
@@ -330,7 +330,7 @@ def groups_of(batches: Sequence[Batch], settings: TrainSettings) -> Iterator[Seq
 
 def trainable_parts(settings: TrainSettings, family: Family) -> tuple[str, ...]:
     """The parts that the options allow to be trained."""
-    return ("unet",) if settings.network.network_train_unet_only else family.train_parts
+    return (family.facts.denoiser,) if settings.network.network_train_unet_only else family.train_parts
 
 
 def summary(

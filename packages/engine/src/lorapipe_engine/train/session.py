@@ -13,6 +13,7 @@ from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
 from lorapipe_engine.models.bases import resolve_base
+from lorapipe_engine.models.families import get_family
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
@@ -210,20 +211,23 @@ def load_family(
         say(
             "note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)"
         )
+    precise = replace(settings, model=replace(model, mixed_precision=precision))
+    settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
     with memory_explained(settings):
         family = open_family(
             base,
             device=device,
             dtype=DTYPES[precision],
             vae_dtype=torch.float32 if model.no_half_vae else None,
-            chunks=model.max_token_length // 75,
+            max_token_length=model.max_token_length,
+            clip_skip=settings.model.clip_skip,
             waiting=True,
         )
-    settings = replace(settings, model=replace(model, mixed_precision=precision))
+    settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
     say(
         f"base: {source} ({family.name}, {PREDICTIONS[prediction].word}) on {device}, {precision_name(precision)}"
     )
-    return family, prediction, with_base_defaults(settings, family.name, prediction, base.encoder_layer)
+    return family, prediction, settings
 
 
 def precision_name(precision: str) -> str:

@@ -108,14 +108,10 @@ class Validation:
     def _losses(self, batch: MicroBatch, number: int) -> Tensor:
         """Losses of a batch at each time, (times, B). The same latents and noise are drawn for every time."""
         stepper, objective = self.stepper, self.stepper.objective
-        text = batch.text or stepper.family.encode_text(
-            batch.ids, clip_skip=stepper.clip_skip, weights=batch.text_weights
-        )
+        text = batch.text or stepper.family.text.encode(batch.tokens)
         losses = []
         for time in objective.validation_times(TIMES):
             seed_step(self.seed, number)
-            made = forward(
-                stepper.family, objective, batch, clip_skip=stepper.clip_skip, text=text, time=time
-            )
+            made = forward(stepper.family, objective, batch, text=text, time=time)
             losses.append(made.losses * made.noised.weights)
         return torch.stack(losses)

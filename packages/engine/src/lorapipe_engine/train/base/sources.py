@@ -76,9 +76,12 @@ def resolve(source: str | Path, dtype: torch.dtype) -> Path:
     raise InputError(f"{source}: no such file or folder")
 
 
-def read_base(path: Path, stack: ExitStack) -> Draft:
-    """Open a checkpoint or a diffusers folder; ``stack`` closes it. Raises InputError for other kinds."""
-    return _read_folder(path, stack) if path.is_dir() else _read_file(path, stack)
+def read_base(path: Path, stack: ExitStack, weights: Weights | None = None) -> Draft:
+    """Open a checkpoint or a diffusers folder; ``stack`` closes it. ``weights``: the checkpoint, where it is open
+    already. Raises InputError for other kinds."""
+    if path.is_dir():
+        return _read_folder(path, stack)
+    return _read_file(path, weights or stack.enter_context(Weights([path])))
 
 
 def read_vae(path: Path, stack: ExitStack) -> tuple[dict[str, Piece], dict[str, Any]]:
@@ -103,8 +106,7 @@ def read_vae(path: Path, stack: ExitStack) -> tuple[dict[str, Piece], dict[str, 
 # ------------------------------------------------------------ single files
 
 
-def _read_file(path: Path, stack: ExitStack) -> Draft:
-    weights = stack.enter_context(Weights([path]))
+def _read_file(path: Path, weights: Weights) -> Draft:
     found = recognise(weights.shapes)
     if found.kind != "checkpoint" or found.family is None:
         raise InputError(f"{path}: this is {_wrong_kind(found)}")
@@ -139,7 +141,7 @@ def _prediction_of_file(weights: Weights, family: str) -> str | None:
         return "v_prediction" if "-768-v" in kind else "epsilon"
     if weights.metadata.get("global_step") == SD2_BASE_STEPS:
         return "epsilon"
-    return None if family == "sd2" else "epsilon"
+    return get_family(family).prediction
 
 
 def _encoder_layer(metadata: Mapping[str, str]) -> int | None:
@@ -171,7 +173,7 @@ def _read_folder(path: Path, stack: ExitStack) -> Draft:
         parts=parts,
         hints={part: hints(config, wanted.get(part, CLIP_HINTS)) for part, config in configs.items()},
         tokenizers=((path / "tokenizer",), (path / "tokenizer_2", path / "tokenizer"))[:count],
-        prediction_type=said or (None if family == "sd2" else "epsilon"),
+        prediction_type=said or get_family(family).prediction,
         zero_terminal_snr=scheduler.get("rescale_betas_zero_snr") is True,
     )
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.openfolder import open_folder
@@ -28,6 +28,7 @@ from lorapipe_engine.pictures.bounds import PictureBound
 from lorapipe_engine.pictures.buckets import Placement
 from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
 from lorapipe_engine.pictures.white import on_white
+from lorapipe_engine.train.base.modules import weights_key
 from lorapipe_engine.train.data.augment import ColourShift
 from lorapipe_engine.train.families.base import Family
 
@@ -41,16 +42,6 @@ READERS = 4  # threads
 def vae_key(family: Family) -> str:
     """A name for the VAE's weights and precision: another VAE never meets this one's latents."""
     return weights_key([family.vae], family.vae_dtype)
-
-
-def weights_key(modules: Sequence[nn.Module], dtype: torch.dtype) -> str:
-    """A name for the bytes of modules in a precision."""
-    digest = hashlib.sha256(str(dtype).encode())
-    for number, module in enumerate(modules):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{number}.{name}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

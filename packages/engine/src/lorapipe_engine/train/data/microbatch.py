@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from lorapipe_engine.train.families.base import Conditioning
+from lorapipe_engine.train.families.text import Conditioning, Tokens
 
 Nest = TypeVar("Nest")
 
@@ -21,20 +21,18 @@ Nest = TypeVar("Nest")
 class MicroBatch:
     """The inputs of one forward pass, on the device.
 
-    ``latents``: mean and deviation of the VAE, unscaled, (B, 8, h, w) float32. ``ids``: token ids, one (B, n, 77)
-    for each text encoder. ``weights``: sample weights divided by the number of batches of this update, (B,).
-    ``geometry``: SDXL's size and crop numbers (B, 6), else None. ``mask``: share of each latent cell that counts,
-    (B, 1, h, w) in 0..1, or None. ``text_weights``: multipliers of the text states, (B, 75n+2) for each encoder, or
-    None. ``text``: what the captions were encoded to before, or None to encode ``ids``. ``part``: number of the first
-    row and count of rows of the batch that these are a process's share of; None: these are all.
+    ``latents``: mean and deviation of the VAE, unscaled, (B, 2C, h, w) float32. ``tokens``: the captions. ``weights``:
+    sample weights divided by the number of batches of this update, (B,). ``geometry``: SDXL's size and crop numbers
+    (B, 6), else None. ``mask``: share of each latent cell that counts, (B, 1, h, w) in 0..1, or None. ``text``: what
+    the captions were encoded to before, or None to encode ``tokens``. ``part``: number of the first row and count of
+    rows of the batch that these are a process's share of; None: these are all.
     """
 
     latents: Tensor
-    ids: tuple[Tensor, ...]
+    tokens: Tokens
     weights: Tensor
     geometry: Tensor | None = None
     mask: Tensor | None = None
-    text_weights: tuple[Tensor, ...] | None = None
     text: Conditioning | None = None
     part: tuple[int, int] | None = None
 

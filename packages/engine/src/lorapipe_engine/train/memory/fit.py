@@ -15,6 +15,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.base import architecture
 from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.families.clip import positions
 from lorapipe_engine.train.memory.model import GIB, Load, Shapes, predict
 
 LATENT_BYTES = 8 * 4 / 64  # of a pixel: mean and deviation of four channels in float32, one for 8 x 8 pixels
@@ -73,7 +74,7 @@ def load_of(settings: TrainSettings, dataset: Dataset, dtype: torch.dtype, *, sd
         weight_bytes=torch.empty(0, dtype=dtype).element_size(),
         optimizer=settings.optimizer.optimizer_type,
         checkpointing=model.gradient_checkpointing,
-        tokens=model.max_token_length // 75 * 77 if trains_text else 0,
+        tokens=positions(model.max_token_length) if trains_text else 0,
         text_there=not cached,
         latents=sum(w * h for w, h in sizes) * LATENT_BYTES,
     )

@@ -15,6 +15,7 @@ import torch
 
 from lorapipe_engine.datasets.record import dataset_record
 from lorapipe_engine.files.dtypes import Encoded
+from lorapipe_engine.models.families import is_text
 from lorapipe_engine.networks.metadata import (
     ModelSpec,
     base_version,
@@ -41,6 +42,7 @@ class RunRecord:
         plan: RunPlan,
         rates: Mapping[str, float],
         *,
+        prediction: str,
         began: float,
     ) -> None:
         self.settings = settings
@@ -49,17 +51,20 @@ class RunRecord:
             **_run(settings, plan, began),
             **_optimizer(settings, plan, rates),
             **_network(settings),
-            **_model(settings, family),
+            **_model(settings, family, prediction),
             **_objective(settings),
             **dataset_record(settings.data, dataset),
         }
         self._family = family
+        self._prediction = prediction
 
     def metadata(self, tensors: Mapping[str, Encoded], *, step: int, epoch: int) -> dict[str, str]:
         """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs."""
         now = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
         found = training_metadata(self._common | now, minimum=self.settings.run.no_metadata)
-        return with_hashes(found | _model_spec(self.settings, self._family).metadata(), tensors)
+        return with_hashes(
+            found | _model_spec(self.settings, self._family, self._prediction).metadata(), tensors
+        )
 
 
 def _run(settings: TrainSettings, plan: RunPlan, began: float) -> dict[str, Any]:
@@ -86,8 +91,8 @@ def _optimizer(settings: TrainSettings, plan: RunPlan, rates: Mapping[str, float
     arguments = arguments_text(check_arguments(chosen.optimizer_type, chosen.optimizer_args))
     schedule = schedule_of(chosen, plan.steps, max(rates.values()))
     return {
-        "learning_rate": rates.get("unet") if chosen.learning_rate is None else chosen.learning_rate,
-        "unet_lr": rates.get("unet"),
+        "learning_rate": _denoiser_rate(rates) if chosen.learning_rate is None else chosen.learning_rate,
+        "unet_lr": _denoiser_rate(rates),
         "text_encoder_lr": _text_rates(rates),
         "optimizer": f"{kind.__module__}.{kind.__name__}({arguments})",
         "lr_scheduler": schedule.name,
@@ -98,9 +103,13 @@ def _optimizer(settings: TrainSettings, plan: RunPlan, rates: Mapping[str, float
     }
 
 
+def _denoiser_rate(rates: Mapping[str, float]) -> float | None:
+    return next((rate for part, rate in rates.items() if not is_text(part)), None)
+
+
 def _text_rates(rates: Mapping[str, float]) -> float | list[float] | None:
     """One rate, or several where the encoders' differ; None where none is trained."""
-    found = [rate for part, rate in rates.items() if part.startswith("te")]
+    found = [rate for part, rate in rates.items() if is_text(part)]
     if len(set(found)) > 1:
         return found
     return found[0] if found else None
@@ -119,12 +128,12 @@ def _network(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _model(settings: TrainSettings, family: Family) -> dict[str, Any]:
+def _model(settings: TrainSettings, family: Family, prediction: str) -> dict[str, Any]:
     base = family.base
     old, new = base.hashes or (None, None)
     vae_old, vae_new = base.vae_hashes or (None, None)
     found = {
-        "base_model_version": base_version(family.name, v_prediction=bool(settings.loss.v_parameterization)),
+        "base_model_version": base_version(family.name, prediction),
         "v2": family.name == "sd2",
         "clip_skip": settings.model.clip_skip,
         "max_token_length": settings.model.max_token_length,
@@ -164,7 +173,7 @@ def _objective(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _model_spec(settings: TrainSettings, family: Family) -> ModelSpec:
+def _model_spec(settings: TrainSettings, family: Family, prediction: str) -> ModelSpec:
     run, loss = settings.run, settings.loss
     timesteps = (loss.min_timestep, loss.max_timestep)
     return ModelSpec(
@@ -172,7 +181,7 @@ def _model_spec(settings: TrainSettings, family: Family) -> ModelSpec:
         adapter=True,
         title=run.metadata_title or run.output_name,
         date=datetime.now().astimezone(),
-        v_prediction=bool(loss.v_parameterization),
+        prediction=prediction,
         resolution=settings.data.resolution,
         timesteps=timesteps if timesteps != (0, 1000) else None,
         encoder_layer=settings.model.clip_skip,

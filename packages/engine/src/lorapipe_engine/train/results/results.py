@@ -70,7 +70,16 @@ class Results:
         self.plan = plan
         # What is there when a run goes on is its own.
         self.replaces = self.run.overwrite or bool(state.step)
-        self._make_record = partial(RunRecord, settings, dataset, family, plan, rates, began=state.began)
+        self._make_record = partial(
+            RunRecord,
+            settings,
+            dataset,
+            family,
+            plan,
+            rates,
+            prediction=objective.prediction,
+            began=state.began,
+        )
         self.log = self._open_log(state.step)
 
     @cached_property
@@ -177,7 +186,6 @@ class Results:
                 self.family,
                 self.objective,
                 self.prompts,
-                clip_skip=self.settings.model.clip_skip,
                 sampler=self.run.sample_sampler,
                 seed=self.run.seed,
             )
@@ -192,7 +200,7 @@ class Results:
             self.settings.data.cache_text_encoder_outputs
             or self.settings.data.cache_text_encoder_outputs_to_disk
         ):
-            self.family.rest_text()
+            self.family.text.move_to_cpu()
 
     def __enter__(self) -> Results:
         return self

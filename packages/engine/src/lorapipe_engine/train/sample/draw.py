@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lorapipe_engine.train.families.base import Conditioning, Family
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.families.text import Conditioning
 from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.sample.prompts import Prompt
 
@@ -22,7 +23,6 @@ def draw(
     objective: Objective,
     prompts: Sequence[Prompt],
     *,
-    clip_skip: int | None = None,
     sampler: str | None = None,
     batch_size: int = 4,
     seed: int = 0,
@@ -36,7 +36,7 @@ def draw(
     for group in _batches(prompts, batch_size, sampler):
         seeds = [seed + index if prompts[index].seed is None else prompts[index].seed for index in group]
         rows = [prompts[index] for index in group]
-        latents = _denoise(family, objective, rows, [int(s or 0) for s in seeds], clip_skip, sampler)
+        latents = _denoise(family, objective, rows, [int(s or 0) for s in seeds], sampler)
         with torch.inference_mode():
             pixels = family.decode(latents)  # (B, 3, H, W) in -1..1
         yield from _to_images(pixels)
@@ -64,7 +64,6 @@ def _denoise(
     objective: Objective,
     rows: Sequence[Prompt],
     seeds: Sequence[int],
-    clip_skip: int | None,
     sampler: str | None,
 ) -> Tensor:
     """Latents (B, C, h, w), scaled as the denoiser sees them."""
@@ -77,8 +76,7 @@ def _denoise(
     )
     latents: Tensor = noise.to(family.device) * walk.init_noise_sigma
     texts = [*(row.negative for row in rows), *(row.text for row in rows)]
-    ids, weights = family.tokenize_weighted(texts)
-    conditioning = family.encode_text(ids, clip_skip=clip_skip, weights=weights)
+    conditioning = family.text.encode(family.text.tokenize(texts, weighted=True))
     geometry = family.plain_geometry(len(rows) * 2, first.width, first.height)
     predict = _guided(family, conditioning, geometry, first.scale)
     extra = {}

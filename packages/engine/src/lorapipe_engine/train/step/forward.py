@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.train.data.microbatch import MicroBatch
-from lorapipe_engine.train.families.base import Conditioning, Family
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.families.text import Conditioning
 from lorapipe_engine.train.objective.objective import Noised, Objective
 
 
@@ -29,7 +30,6 @@ def forward(
     objective: Objective,
     batch: MicroBatch,
     *,
-    clip_skip: int | None,
     text: Conditioning | None = None,
     time: float | None = None,
 ) -> Forward:
@@ -42,7 +42,7 @@ def forward(
     latents = family.draw_latents(batch.latents, rows, total)
     noised = objective.draw(whole_of(latents, rows, total), time).rows(rows)
     if text is None:
-        text = family.encode_text(batch.ids, clip_skip=clip_skip, weights=batch.text_weights)
+        text = family.text.encode(batch.tokens)
     prediction = family.predict(noised.input, noised.times, text, batch.geometry)
     losses = objective.losses(prediction, noised, batch.mask)
     return Forward(latents, noised, text, prediction, losses)

@@ -19,7 +19,7 @@ def speed_up(stepper: Stepper, *, capture: bool, say: Say) -> None:
         return
     # Packed products hold base and LoRA in one matrix of one precision.
     if not any(is_held(root) for root in family.parts.values()):
-        stepper.packs = fuse(family.unet, family.text_encoders)
+        stepper.packs = fuse(family.denoiser, list(family.text.modules.values()))
     if not capture:
         return
     reason = stepper.why_not_captured

@@ -39,7 +39,6 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         objective: Objective,
         *,
-        clip_skip: int | None,
         max_grad_norm: float,
         train_text: bool,
         half_precision: bool,
@@ -51,7 +50,6 @@ class Stepper:
         self.network = network
         self.optimizer = optimizer
         self.objective = objective
-        self.clip_skip = clip_skip
         self.max_grad_norm = max_grad_norm
         self.train_text = train_text
         self.norm_limit = norm_limit
@@ -79,10 +77,8 @@ class Stepper:
         text = batch.text
         if text is None and not self.train_text:
             with torch.no_grad():
-                text = self.family.encode_text(
-                    batch.ids, clip_skip=self.clip_skip, weights=batch.text_weights
-                )
-        made = forward(self.family, self.objective, batch, clip_skip=self.clip_skip, text=text)
+                text = self.family.text.encode(batch.tokens)
+        made = forward(self.family, self.objective, batch, text=text)
         weights = made.noised.weights * batch.weights
         loss = (made.losses * weights).mean()
         if self.trace is not None:
