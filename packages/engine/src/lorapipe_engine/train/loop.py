@@ -191,7 +191,9 @@ def run_steps(
         results.sample_at_first()
     with progress(total=plan.steps, label="train", unit="step") as bar:
         bar.update(state.step)
-        for epoch in range(state.epoch, plan.epochs):
+        # From the steps: a run that max_train_steps ended inside an epoch has counted that one as finished.
+        for epoch in range(state.step // plan.steps_per_epoch, plan.epochs):
+            state.epoch = epoch
             groups = groups_of(batches_of(data.dataset, settings, epoch, processes), settings)
             for group in islice(groups, state.step - epoch * plan.steps_per_epoch, None):
                 if state.step == plan.steps:
