@@ -109,7 +109,7 @@ def test_linear_projection_stays_as_in_the_file(tmp_path: Path) -> None:
     assert (
         load_base(
             save_checkpoint(conv, tmp_path / "a" / "conv.safetensors")
-        ).unet.config.use_linear_projection
+        ).denoiser.config.use_linear_projection
         is False
     )
     same(load_base(save_checkpoint(linear, tmp_path / "b" / "linear.safetensors")), linear)

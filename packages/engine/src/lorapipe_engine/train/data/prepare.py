@@ -18,7 +18,6 @@ from lorapipe_engine.train.data.examples import TrainingData, latent_jobs
 from lorapipe_engine.train.data.latents import LatentCache, encode_all, vae_key
 from lorapipe_engine.train.data.text_cache import TextCache
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.processes import ALONE, Processes
 
 
@@ -26,14 +25,15 @@ def prepare_data(
     settings: TrainSettings,
     parts: Sequence[Dataset],
     family: Family,
-    plan: RunPlan,
+    epochs: int,
     say: Callable[[str], None],
     processes: Processes = ALONE,
 ) -> list[TrainingData]:
     """Encode every picture of each dataset, and every caption where text states are cached.
 
-    What is not needed any more leaves the device then, and what waited for room is on it. Several processes share the
-    work out, and each has all of it in the end.
+    ``epochs``: of the run, which the cached forms of a caption are taken in turn over. What is not needed any more
+    leaves the device then, and what waited for room is on it. Several processes share the work out, and each has all of
+    it in the end.
     """
     found = [load_data(settings, part, family, say, processes) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
@@ -52,7 +52,7 @@ def prepare_data(
             processes=processes,
         )
         for data in found:
-            data.use_text(cache, settings.data.text_cache_variants, plan.epochs)
+            data.use_text(cache, settings.data.text_cache_variants, epochs)
         say_damaged(cache.damaged, say)
         family.text.move_to_cpu()
     family.move_denoiser_to_device()

@@ -28,8 +28,8 @@ TOGETHER = 16  # captions encoded at once
 
 
 class TextCache:
-    """What the text encoders of a family say of captions. ``folder`` None keeps nothing on disk; ``weighted``: captions hold
-    weights. The network must not change the encoders. ``inside`` and ``damaged`` as of the cache of latents."""
+    """What the text encoders of a family say of captions. ``folder`` None keeps nothing on disk; ``weighted``: captions
+    hold weights. The network must not change the encoders. ``inside`` and ``damaged`` as of the cache of latents."""
 
     def __init__(
         self,

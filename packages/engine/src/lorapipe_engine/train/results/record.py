@@ -23,12 +23,19 @@ from lorapipe_engine.networks.metadata import (
     training_metadata,
     with_hashes,
 )
-from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.settings import (
+    LossSettings,
+    ModelSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainSettings,
+)
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.optimizers import arguments_text, check_arguments, optimizer_kind
-from lorapipe_engine.train.plan import RunPlan
-from lorapipe_engine.train.schedules import schedule_of
+from lorapipe_engine.train.optimizers import arguments_text
+from lorapipe_engine.train.plan import Length, RunPlan
+from lorapipe_engine.train.schedules.updates import UpdatePlan
 
 
 class RunRecord:
@@ -40,7 +47,6 @@ class RunRecord:
         dataset: Dataset,
         family: Family,
         plan: RunPlan,
-        rates: Mapping[str, float],
         *,
         prediction: str,
         began: float,
@@ -48,11 +54,12 @@ class RunRecord:
         self.settings = settings
         self.default_precision = "bf16" if family.dtype == torch.bfloat16 else "fp16"
         self._common = {
-            **_run(settings, plan, began),
-            **_optimizer(settings, plan, rates),
-            **_network(settings),
-            **_model(settings, family, prediction),
-            **_objective(settings),
+            **_run(settings.run, plan.length, began),
+            **_optimizer(settings.optimizer, plan.updates),
+            **_network(settings.network),
+            **_model(settings.model, family, prediction),
+            **_objective(settings.loss),
+            "gradient_checkpointing": settings.model.gradient_checkpointing,
             **dataset_record(settings.data, dataset),
         }
         self._family = family
@@ -67,8 +74,7 @@ class RunRecord:
         )
 
 
-def _run(settings: TrainSettings, plan: RunPlan, began: float) -> dict[str, Any]:
-    run = settings.run
+def _run(run: RunSettings, length: Length, began: float) -> dict[str, Any]:
     return {
         "validate_every_n_epochs": run.validate_every_n_epochs,
         "validate_every_n_steps": run.validate_every_n_steps,
@@ -77,19 +83,18 @@ def _run(settings: TrainSettings, plan: RunPlan, began: float) -> dict[str, Any]
         "session_id": random.SystemRandom().getrandbits(32),
         "training_started_at": began,
         "output_name": run.output_name,
-        "num_epochs": plan.epochs,
-        "max_train_steps": plan.steps,
-        "num_batches_per_epoch": plan.batches,
+        "num_epochs": length.epochs,
+        "max_train_steps": length.steps,
+        "num_batches_per_epoch": length.batches,
         "seed": run.seed,
         "training_comment": run.training_comment,
     }
 
 
-def _optimizer(settings: TrainSettings, plan: RunPlan, rates: Mapping[str, float]) -> dict[str, Any]:
-    chosen = settings.optimizer
-    kind = optimizer_kind(chosen.optimizer_type).load()
-    arguments = arguments_text(check_arguments(chosen.optimizer_type, chosen.optimizer_args))
-    schedule = schedule_of(chosen, plan.steps, max(rates.values()))
+def _optimizer(chosen: OptimizerSettings, plan: UpdatePlan) -> dict[str, Any]:
+    kind = plan.kind.load()
+    rates, schedule = plan.rates.by_part, plan.schedule
+    arguments = arguments_text(plan.arguments)
     return {
         "learning_rate": _denoiser_rate(rates) if chosen.learning_rate is None else chosen.learning_rate,
         "unet_lr": _denoiser_rate(rates),
@@ -98,7 +103,6 @@ def _optimizer(settings: TrainSettings, plan: RunPlan, rates: Mapping[str, float
         "lr_scheduler": schedule.name,
         "lr_warmup_steps": schedule.warmup,
         "max_grad_norm": chosen.max_grad_norm,
-        "gradient_checkpointing": settings.model.gradient_checkpointing,
         "gradient_accumulation_steps": chosen.gradient_accumulation_steps,
     }
 
@@ -115,8 +119,7 @@ def _text_rates(rates: Mapping[str, float]) -> float | list[float] | None:
     return found[0] if found else None
 
 
-def _network(settings: TrainSettings) -> dict[str, Any]:
-    network = settings.network
+def _network(network: NetworkSettings) -> dict[str, Any]:
     pairs = dict(pair.split("=", 1) for pair in network.network_args)
     return {
         "network_module": network.network_module,
@@ -128,22 +131,22 @@ def _network(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _model(settings: TrainSettings, family: Family, prediction: str) -> dict[str, Any]:
+def _model(model: ModelSettings, family: Family, prediction: str) -> dict[str, Any]:
     base = family.base
     old, new = base.hashes or (None, None)
     vae_old, vae_new = base.vae_hashes or (None, None)
     found = {
         "base_model_version": base_version(family.name, prediction),
         "v2": family.name == "sd2",
-        "clip_skip": settings.model.clip_skip,
-        "max_token_length": settings.model.max_token_length,
+        "clip_skip": model.clip_skip,
+        "max_token_length": model.max_token_length,
         "sd_model_name": base.path.name,
         "sd_model_hash": old,
         "new_sd_model_hash": new,
-        "mixed_precision": settings.model.mixed_precision,
-        "full_fp16": settings.model.full_fp16,
-        "fp8_base": settings.model.fp8_base,
-        "fp8_base_unet": settings.model.fp8_base_unet,
+        "mixed_precision": model.mixed_precision,
+        "full_fp16": model.full_fp16,
+        "fp8_base": model.fp8_base,
+        "fp8_base_unet": model.fp8_base_unet,
         "lowram": False,
         "cache_latents": True,
     }
@@ -152,8 +155,7 @@ def _model(settings: TrainSettings, family: Family, prediction: str) -> dict[str
     return found
 
 
-def _objective(settings: TrainSettings) -> dict[str, Any]:
-    loss = settings.loss
+def _objective(loss: LossSettings) -> dict[str, Any]:
     return {
         "noise_offset": loss.noise_offset,
         "noise_offset_random_strength": loss.noise_offset_random_strength,

@@ -50,7 +50,6 @@ class Results:
         family: Family,
         objective: Objective,
         plan: RunPlan,
-        rates: Mapping[str, float],
         prompts: Sequence[Prompt],
         optimizer: torch.optim.Optimizer,
         state: State,
@@ -76,7 +75,6 @@ class Results:
             dataset,
             family,
             plan,
-            rates,
             prediction=objective.prediction,
             began=state.began,
         )
