@@ -268,6 +268,7 @@ def test_its_text_can_be_encoded_before(place: Path, tmp_path: Path) -> None:
     ("option", "word"),
     [
         (("--vae", "demo.safetensors"), "toy has no use for"),
+        (("--vram", "8"), "the memory of Toy is not known"),
         (("--network_args", "block_dims=" + ",".join("4" * 25)), "by block cannot be had for Toy"),
     ],
 )

@@ -136,7 +136,7 @@ class LatentCache:
         self.damaged: list[Path] = []
 
     def get(self, job: LatentJob) -> Tensor | None:
-        """Mean and deviation (8, h, w) in float32, or None where they must be made (a broken entry too)."""
+        """Mean and deviation (2C, h, w) in float32, or None where they must be made (a broken entry too)."""
         path = self._path(job)
         if path is None or self.inside is None or not os.path.lexists(path):
             return None
@@ -194,7 +194,7 @@ def encode_all(
     batch: int,
     progress: Iterable[int] | None = None,
 ) -> list[Tensor]:
-    """Mean and deviation (8, h, w) float32 on the CPU for each job, in order.
+    """Mean and deviation (2C, h, w) float32 on the CPU for each job, in order.
 
     Raises InputError for a broken picture, and for latents that are not finite (a VAE in half precision can
     overflow).
@@ -243,7 +243,7 @@ def _looked_up(
 
 
 def encode_now(job: LatentJob, family: Family) -> Tensor:
-    """Mean and deviation (8, h, w) float32 of one picture, on the device. Raises InputError for a broken one."""
+    """Mean and deviation (2C, h, w) float32 of one picture, on the device. Raises InputError for a broken one."""
     with torch.inference_mode():
         both = torch.cat(family.encode_images(read_pixels(job)[None]), dim=1)
     return both[0].float().clone()
@@ -259,7 +259,7 @@ def _encode(
     pixels = torch.stack([pixels for _, pixels in group])  # (B, 3, H, W)
     with torch.inference_mode():
         mean, deviation = family.encode_images(pixels)
-    both = torch.cat([mean, deviation], dim=1).float().cpu().clone()  # (B, 8, h, w)
+    both = torch.cat([mean, deviation], dim=1).float().cpu().clone()  # (B, 2C, h, w)
     for (index, _), latents in zip(group, both, strict=True):
         if not torch.isfinite(latents).all():
             raise InputError(
