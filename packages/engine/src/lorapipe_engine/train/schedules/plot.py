@@ -28,7 +28,7 @@ def plot_rates(settings: TrainSettings, target: str, say: Callable[[str], None])
     options do not fit together, as the run would.
     """
     total = run_length(settings)
-    plan = plan_updates(settings.optimizer, _parts(settings), total)
+    plan = plan_updates(settings.optimizer, _parts(settings), total, try_out=False)
     lines = rate_lines(plan, total)
     for note in schedule_notes(settings.optimizer):
         say(f"note: {note}")

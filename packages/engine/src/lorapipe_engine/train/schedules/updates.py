@@ -12,6 +12,7 @@ from lorapipe_engine.train.optimizers import (
     Rates,
     check_arguments,
     optimizer_kind,
+    parse_arguments,
     rates_of,
     sets_own_rate,
 )
@@ -38,12 +39,19 @@ class UpdatePlan:
         return rate_plan(self.schedule, list(base_rates))
 
 
-def plan_updates(optimizer: OptimizerSettings, parts: tuple[str, ...], steps: int) -> UpdatePlan:
+def plan_updates(
+    optimizer: OptimizerSettings, parts: tuple[str, ...], steps: int, *, try_out: bool = True
+) -> UpdatePlan:
     """The plan for a model of ``parts`` that may be trained, over ``steps`` optimizer steps.
 
+    ``try_out`` False only parses the optimizer's arguments, and needs no torch: enough for the rates alone.
     Raises ConfigError for options that contradict each other, or that the optimizer or the model cannot take.
     """
-    arguments = check_arguments(optimizer.optimizer_type, optimizer.optimizer_args)
+    kind = optimizer_kind(optimizer.optimizer_type)
+    if try_out:
+        arguments = check_arguments(optimizer.optimizer_type, optimizer.optimizer_args)
+    else:
+        arguments = parse_arguments(optimizer.optimizer_args)
     rates = rates_of(optimizer, parts)
     schedule = schedule_of(optimizer, steps, max(rates.by_part.values()))
-    return UpdatePlan(optimizer_kind(optimizer.optimizer_type), arguments, rates, schedule)
+    return UpdatePlan(kind, arguments, rates, schedule)
