@@ -37,11 +37,13 @@ TRAIN_LAYERS = (
     "loop | memory",
     "validation",
     "results",
-    "schedules | sample",
-    "data",
+    "plan | sample",
+    "schedules",
     "step",
-    "network | objective | optimizers | processes | plan",
+    "data",
+    "network | optimizers | processes",
     "families",
+    "objective",
     "base",
 )
 

@@ -86,12 +86,13 @@ def test_the_minimum_and_unknown_names() -> None:
 def test_families_and_prediction_types(
     family: str, v: bool, version: str, architecture: str, implementation: str
 ) -> None:
-    assert base_version(family, v_prediction=v) == version
-    found = ModelSpec(family=family, adapter=True, title="t", date=WHEN, v_prediction=v).metadata()
+    prediction = "v_prediction" if v else "epsilon"
+    assert base_version(family, prediction) == version
+    found = ModelSpec(family=family, adapter=True, title="t", date=WHEN, prediction=prediction).metadata()
     assert found["modelspec.architecture"] == f"{architecture}/lora"
     assert found["modelspec.implementation"].startswith(implementation)
     assert found["modelspec.prediction_type"] == ("v" if v else "epsilon")
-    model = ModelSpec(family=family, adapter=False, title="t", date=WHEN, v_prediction=v).metadata()
+    model = ModelSpec(family=family, adapter=False, title="t", date=WHEN, prediction=prediction).metadata()
     assert model["modelspec.architecture"] == architecture
 
 

@@ -40,7 +40,7 @@ def predicted(work: Workload) -> float:
     """GiB of a workload."""
     with torch.device("meta"):
         family = make_family(work, torch.device("meta"), torch.bfloat16)
-    parts = {"unet": family.unet} | ({"te1": family.text_encoders[0]} if work.text else {})
+    parts = {"unet": family.denoiser} | ({"te1": family.text.modules["te1"]} if work.text else {})
     shapes = {
         part: {name: tuple(value.shape) for name, value in module.named_parameters()}
         for part, module in parts.items()
@@ -54,7 +54,7 @@ def predicted(work: Workload) -> float:
         tokens=77 * work.chunks if work.text else 0,
         text_there=work.text,
     )
-    return predict(dict(family.unet.config), shapes, load).gib
+    return predict(dict(family.denoiser.config), shapes, load).gib
 
 
 def measured(work: Workload, steps: int) -> str:

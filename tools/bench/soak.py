@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from train import WORKLOADS, make_batch, make_family, make_stepper
 
+from lorapipe_engine.train.loop import update
 from lorapipe_engine.train.optimizers import write_rates
+from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
-from lorapipe_engine.train.step.step import seed_step
 
 # Width, height, and how many batches of it an epoch has: buckets of about 512 x 512 pixels in steps of 64.
 SHAPES = (
@@ -87,7 +88,7 @@ def soak(steps: int, batch: int) -> list[dict[str, Any]]:
         write_rates(stepper.optimizer, [1e-5] * len(stepper.optimizer.param_groups))
         seed_step(1, step)
         began = time.perf_counter()
-        loss, _ = stepper.run([batches[shape]])
+        loss, _ = update(stepper, [batches[shape]])
         losses.append(float(loss))
         times.append(time.perf_counter() - began)
         if step in marks:

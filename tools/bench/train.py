@@ -32,11 +32,15 @@ from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import FORMS, hold
 from lorapipe_engine.settings import LossSettings, OptimizerSettings
 from lorapipe_engine.train.base.load import BaseModel
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families import open_family
-from lorapipe_engine.train.families.base import Conditioning, Family
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.families.text import Conditioning, Tokens
+from lorapipe_engine.train.loop import update
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
+from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
-from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.step.step import Stepper
 
 FLOOR = 790e12  # FLOP/s that one H200 reaches in bf16 products
 
@@ -125,7 +129,13 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
             ]
     tokenizers: Any = tuple(_NoTokenizer() for _ in texts)
     base = BaseModel(work.family, unet, vae, tuple(texts), tokenizers, "epsilon", "random", Path("random"))
-    return open_family(base, device=device, dtype=dtype, chunks=work.chunks)
+    return open_family(
+        base,
+        device=device,
+        dtype=dtype,
+        max_token_length=75 * work.chunks,
+        clip_skip=2 if work.family == "sd1" else None,
+    )
 
 
 @contextmanager
@@ -191,8 +201,7 @@ def make_stepper(work: Workload, family: Family) -> Stepper:
         family,
         network,
         optimizer,
-        LossSettings(v_parameterization=False, min_snr_gamma=5.0),
-        clip_skip=2 if work.family == "sd1" else None,
+        family.objective(LossSettings(min_snr_gamma=5.0), "epsilon"),
         max_grad_norm=1.0,
         train_text=work.text,
         half_precision=False,
@@ -212,7 +221,7 @@ def make_batch(work: Workload, family: Family) -> MicroBatch:
     if geometry is not None:
         geometry = geometry.to(family.device)
     return MicroBatch(
-        latents, (ids,) * len(family.text_encoders), weights, geometry, text=made_text(work, family)
+        latents, Tokens((ids,) * len(family.text.modules)), weights, geometry, text=made_text(work, family)
     )
 
 
@@ -241,12 +250,12 @@ def measure(
     torch.manual_seed(1)
     family = make_family(work, device, dtype)
     if form is not None:
-        for part in (family.unet, *family.text_encoders):
+        for part in (family.denoiser, *family.text.modules.values()):
             hold(part, form)
     stepper = make_stepper(work, family)
     family.vae.to("cpu")  # as in a run: pictures are encoded before, and so is text that is not trained
     if not work.text:
-        for encoder in family.text_encoders:
+        for encoder in family.text.modules.values():
             encoder.to("cpu")
     if fused:
         speed_up(stepper, capture=capture, say=lambda text: print(text, file=sys.stderr))
@@ -265,7 +274,7 @@ def measure(
             torch.cuda.synchronize()
         start = time.perf_counter()
         seed_step(1, step)
-        loss, _ = stepper.run([batch])
+        loss, _ = update(stepper, [batch])
         losses.append(float(loss))
         if cuda:
             torch.cuda.synchronize()

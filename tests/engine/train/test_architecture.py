@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +13,13 @@ pytest.importorskip("diffusers")
 from lorapipe_engine.errors import InputError  # noqa: E402
 from lorapipe_engine.train.base.architecture import (  # noqa: E402
     clip_config,
-    eight_heads,
+    fixed_heads,
     unet_config,
     vae_config,
     wide_heads,
 )
 
+EIGHT = partial(fixed_heads, 8)
 PLAIN = ("DownBlock2D", "UpBlock2D", "UNetMidBlock2D")
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn")
 
@@ -43,7 +45,7 @@ SDXL = {
 }
 SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
 UNETS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "SD 1.5": (eight_heads, {"cross_attention_dim": 768, "attention_head_dim": (8, 8, 8, 8)}),
+    "SD 1.5": (EIGHT, {"cross_attention_dim": 768, "attention_head_dim": (8, 8, 8, 8)}),
     "SD 2.1": (wide_heads, SD2),
     "SD 2.1 linear": (wide_heads, {**SD2, "use_linear_projection": True}),
     "SDXL": (wide_heads, SDXL),
@@ -58,7 +60,7 @@ UNETS: dict[str, tuple[Any, dict[str, Any]]] = {
     "no attention in the middle": (wide_heads, {**SDXL, "mid_block_type": PLAIN[2]}),
     "no middle": (wide_heads, {**SDXL, "mid_block_type": None}),
     "layers differ by level": (
-        eight_heads,
+        EIGHT,
         {
             "block_out_channels": (64, 128, 192),
             **blocks("xx-", "-xx"),
@@ -68,7 +70,7 @@ UNETS: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "very narrow": (
-        eight_heads,
+        EIGHT,
         {
             "block_out_channels": (16, 24),
             **blocks("xx", "xx"),
@@ -160,7 +162,7 @@ def test_what_is_no_base_is_refused() -> None:
     from diffusers import UNet2DConditionModel
 
     with pytest.raises(InputError, match="no down blocks"):
-        unet_config({}, eight_heads)
+        unet_config({}, EIGHT)
     with pytest.raises(InputError, match="lacks its encoder or decoder"):
         vae_config({"decoder.conv_in.weight": (8, 4, 3, 3)})
     with pytest.raises(InputError, match="no layers"):
@@ -169,6 +171,6 @@ def test_what_is_no_base_is_refused() -> None:
         inpainting = UNet2DConditionModel(in_channels=9)
         labels = UNet2DConditionModel(num_class_embeds=10)
     with pytest.raises(InputError, match="inpainting"):
-        unet_config(shapes_of(inpainting), eight_heads)
+        unet_config(shapes_of(inpainting), EIGHT)
     with pytest.raises(InputError, match="class labels"):
-        unet_config(shapes_of(labels), eight_heads)
+        unet_config(shapes_of(labels), EIGHT)

@@ -19,10 +19,14 @@ from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # no
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.settings import LossSettings, OptimizerSettings  # noqa: E402
+from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
+from lorapipe_engine.train.families.text import Tokens  # noqa: E402
+from lorapipe_engine.train.loop import accumulate, update  # noqa: E402
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
 from lorapipe_engine.train.step.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
+from lorapipe_engine.train.step.forward import seed_step  # noqa: E402
 from lorapipe_engine.train.step.speed import speed_up  # noqa: E402
-from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step  # noqa: E402
+from lorapipe_engine.train.step.step import Stepper  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,8 +62,7 @@ def make_stepper(
         family,
         network,
         build_optimizer(optimizer, arguments, network.groups, rates_of(settings, tuple(network.groups))),
-        LossSettings(v_parameterization=False, min_snr_gamma=5.0),
-        clip_skip=2,
+        family.objective(LossSettings(min_snr_gamma=5.0), "epsilon"),
         max_grad_norm=1.0,
         train_text=True,
         half_precision=dtype == torch.float16,
@@ -78,7 +81,7 @@ def batch_of(stepper: Stepper, shape: tuple[int, int], share: float) -> MicroBat
     latents[:, 4:] = latents[:, 4:].abs() * 0.1
     ids = torch.randint(0, 49000, (2, 1, 77), device="cuda", generator=draw)
     ids[:, :, -1] = 49407
-    return MicroBatch(latents, (ids,), torch.full((2,), share, device="cuda"))
+    return MicroBatch(latents, Tokens((ids,)), torch.full((2,), share, device="cuda"))
 
 
 def losses(stepper: Stepper, steps: int, accumulation: int, shapes: Sequence[tuple[int, int]]) -> list[float]:
@@ -91,7 +94,7 @@ def losses(stepper: Stepper, steps: int, accumulation: int, shapes: Sequence[tup
             for index in range(accumulation)
         ]
         seed_step(5, step)
-        loss, norm = stepper.run(batches)
+        loss, norm = update(stepper, batches)
         assert bool(torch.isfinite(norm))
         found.append(float(loss))
     return found
@@ -178,7 +181,7 @@ def test_a_fused_step_gives_the_gradients_of_an_unfused_one(
             for adapter in stepper.network.adapters.values():
                 adapter.lora_up.normal_(std=0.05)
         seed_step(5, 0)
-        loss = stepper.accumulate([batch_of(stepper, SHAPES[0], 1.0)])
+        loss = accumulate(stepper, [batch_of(stepper, SHAPES[0], 1.0)])
         found.append((float(loss), {part: group.grad for part, group in stepper.network.groups.items()}))
     (loss, grads), (own_loss, own_grads) = found
     assert loss == pytest.approx(own_loss, rel=close / 10)

@@ -57,7 +57,7 @@ def real_family(name: str, linear: bool = False) -> Any:
     with torch.device("meta"):
         base = BaseModel(
             family=family,
-            unet=UNet2DConditionModel(**{**unet, **({"use_linear_projection": True} if linear else {})}),
+            denoiser=UNet2DConditionModel(**{**unet, **({"use_linear_projection": True} if linear else {})}),
             vae=AutoencoderKL(),
             text_encoders=tuple(
                 (CLIPTextModel, CLIPTextModelWithProjection)[index](CLIPTextConfig(**text))
@@ -114,7 +114,7 @@ def _seed() -> Iterator[None]:
 def open_tiny(tiny: Tiny, vocabulary: Any, **settings: Any) -> Any:
     base = BaseModel(
         family=tiny.family,
-        unet=tiny.unet,
+        denoiser=tiny.unet,
         vae=tiny.vae,
         text_encoders=tiny.text_encoders,
         tokenizers=(vocabulary,) * len(tiny.text_encoders),
@@ -141,8 +141,8 @@ def test_parts_come_in_training_order(name: str, models: dict[str, Tiny], vocabu
 def test_each_encoder_is_padded_its_own_way(
     name: str, pads: list[int], models: dict[str, Tiny], vocabulary: Any
 ) -> None:
-    family = open_tiny(models[name], vocabulary, chunks=2)
-    ids = family.tokenize(["cat", "cat " * 200])
+    family = open_tiny(models[name], vocabulary, max_token_length=150)
+    ids = family.text.tokenize(["cat", "cat " * 200]).ids
     assert [row[0, 0, -1].item() for row in ids] == pads
     for row in ids:
         assert row.shape == (2, 2, 77)
@@ -152,7 +152,7 @@ def test_each_encoder_is_padded_its_own_way(
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
 def test_shapes_and_scales(name: str, models: dict[str, Tiny], vocabulary: Any) -> None:
-    family = open_tiny(models[name], vocabulary, chunks=3)
+    family = open_tiny(models[name], vocabulary, max_token_length=225)
     pixels = torch.rand(2, 3, 32, 48) * 2 - 1
     mean, deviation = family.encode_images(pixels)
     size = family.latent_size(48, 32)
@@ -161,8 +161,8 @@ def test_shapes_and_scales(name: str, models: dict[str, Tiny], vocabulary: Any) 
     assert family.latent_scale == (0.13025 if name == "sdxl" else 0.18215)
     plain = models[name].vae.decode(mean).sample
     assert torch.allclose(family.decode(mean * family.latent_scale), plain, atol=1e-5)
-    conditioning = family.encode_text(family.tokenize(["red cat", ""]))
-    width = sum(encoder.config.hidden_size for encoder in family.text_encoders)
+    conditioning = family.text.encode(family.text.tokenize(["red cat", ""]))
+    width = sum(encoder.config.hidden_size for encoder in family.text.modules.values())
     assert conditioning.hidden.shape == (2, 227, width)
     geometry = family.plain_geometry(2, 48, 32)
     out = family.predict(mean, torch.tensor([3, 700]), conditioning, geometry)
@@ -171,12 +171,14 @@ def test_shapes_and_scales(name: str, models: dict[str, Tiny], vocabulary: Any) 
 
 
 def test_half_precision_takes_and_gives_float32(models: dict[str, Tiny], vocabulary: Any) -> None:
-    plain = open_tiny(build("sd1"), vocabulary, chunks=1)
-    half = open_tiny(build("sd1"), vocabulary, chunks=1, dtype=torch.bfloat16, vae_dtype=torch.float32)
-    assert {p.dtype for p in half.unet.parameters()} == {torch.bfloat16}
+    plain = open_tiny(build("sd1"), vocabulary, max_token_length=75)
+    half = open_tiny(
+        build("sd1"), vocabulary, max_token_length=75, dtype=torch.bfloat16, vae_dtype=torch.float32
+    )
+    assert {p.dtype for p in half.denoiser.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in half.vae.parameters()} == {torch.float32}
     latents, steps = torch.randn(1, 4, 8, 8), torch.tensor([10])
-    outs = [f.predict(latents, steps, f.encode_text(f.tokenize(["cat"]))) for f in (plain, half)]
+    outs = [f.predict(latents, steps, f.text.encode(f.text.tokenize(["cat"]))) for f in (plain, half)]
     assert outs[1].dtype == torch.float32
     assert torch.allclose(outs[0], outs[1], atol=0.1)
     assert not torch.equal(outs[0], outs[1])
@@ -185,38 +187,42 @@ def test_half_precision_takes_and_gives_float32(models: dict[str, Tiny], vocabul
 def test_short_captions_encode_as_diffusers_does(models: dict[str, Tiny], vocabulary: Any) -> None:
     """One chunk, last layer: what a pipeline's own text encoding gives."""
     for name in ("sd1", "sd2"):
-        family = open_tiny(models[name], vocabulary, chunks=1)
-        ids = family.tokenize(["red cat"])
-        want = models[name].text_encoders[0](ids[0][:, 0]).last_hidden_state
-        assert torch.equal(family.encode_text(ids).hidden, want)
-        skipped = family.encode_text(ids, clip_skip=2).hidden
-        assert not torch.allclose(skipped, want)
-    family = open_tiny(models["sdxl"], vocabulary, chunks=1)
-    ids = family.tokenize(["red cat"])
+        family = open_tiny(models[name], vocabulary, max_token_length=75)
+        tokens = family.text.tokenize(["red cat"])
+        want = models[name].text_encoders[0](tokens.ids[0][:, 0]).last_hidden_state
+        assert torch.equal(family.text.encode(tokens).hidden, want)
+        skipped = open_tiny(models[name], vocabulary, max_token_length=75, clip_skip=2).text.encode(tokens)
+        assert not torch.allclose(skipped.hidden, want)
+    # clip_skip means nothing here
+    family = open_tiny(models["sdxl"], vocabulary, max_token_length=75, clip_skip=7)
+    tokens = family.text.tokenize(["red cat"])
     one, two = (
         encoder(row[:, 0], output_hidden_states=True)
-        for encoder, row in zip(models["sdxl"].text_encoders, ids, strict=True)
+        for encoder, row in zip(models["sdxl"].text_encoders, tokens.ids, strict=True)
     )
-    found = family.encode_text(ids, clip_skip=7)  # means nothing here
+    found = family.text.encode(tokens)
     assert torch.equal(found.hidden, torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1))
     assert torch.allclose(found.pooled, two.text_embeds, atol=1e-6)
 
 
 def test_weights_scale_the_states_of_their_tokens(models: dict[str, Tiny], vocabulary: Any) -> None:
     for name in ("sd1", "sdxl"):
-        family = open_tiny(models[name], vocabulary, chunks=1)
-        ids, weights = family.tokenize_weighted(["red (cat:1.5)"])
-        assert all(torch.equal(a, b) for a, b in zip(ids, family.tokenize(["red cat"]), strict=True))
-        plain, weighted = family.encode_text(ids), family.encode_text(ids, weights=weights)
+        family = open_tiny(models[name], vocabulary, max_token_length=75)
+        marked, bare = (
+            family.text.tokenize(["red (cat:1.5)"], weighted=True),
+            family.text.tokenize(["red cat"]),
+        )
+        assert all(torch.equal(a, b) for a, b in zip(marked.ids, bare.ids, strict=True))
+        plain, weighted = family.text.encode(bare), family.text.encode(marked)
         factor = (weighted.hidden / plain.hidden)[0].mean(-1)
         assert factor[:5].tolist() == pytest.approx([1, 1, 1.5, 1, 1], abs=1e-4)
         assert name == "sd1" or torch.equal(plain.pooled, weighted.pooled)
 
 
 def test_sdxl_sees_the_geometry(models: dict[str, Tiny], vocabulary: Any) -> None:
-    family = open_tiny(models["sdxl"], vocabulary, chunks=1)
+    family = open_tiny(models["sdxl"], vocabulary, max_token_length=75)
     assert family.plain_geometry(2, 48, 32).tolist() == [[32, 48, 0, 0, 32, 48]] * 2
-    conditioning = family.encode_text(family.tokenize(["cat"]))
+    conditioning = family.text.encode(family.text.tokenize(["cat"]))
     latents, steps = torch.randn(1, 4, 8, 8), torch.tensor([10])
     cropped = torch.tensor([[32.0, 48, 8, 0, 32, 48]])
     plain = family.predict(latents, steps, conditioning, family.plain_geometry(1, 48, 32))
@@ -238,7 +244,7 @@ def text_gradients(name: str, vocabulary: Any, checkpointed: bool) -> Any:
     """Gradients of a loss on the UNet's answer with respect to a projection of each text encoder."""
     torch.manual_seed(1)
     latents = torch.randn(1, 4, 8, 8)
-    family = open_tiny(build(name), vocabulary, chunks=2)
+    family = open_tiny(build(name), vocabulary, max_token_length=150)
     assert not any(p.requires_grad for module in family.parts.values() for p in module.parameters())
     if checkpointed:
         family.checkpoint_activations()
@@ -248,7 +254,7 @@ def text_gradients(name: str, vocabulary: Any, checkpointed: bool) -> Any:
         if path.endswith("layers.1.self_attn.q_proj")
     ]
     with torch.enable_grad():
-        conditioning = family.encode_text(family.tokenize(["red cat"]))
+        conditioning = family.text.encode(family.text.tokenize(["red cat"]))
         out = family.predict(latents, torch.tensor([10]), conditioning, family.plain_geometry(1, 32, 32))
         return torch.autograd.grad(out.square().mean(), weights)
 
@@ -266,11 +272,11 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
 def test_nothing_in_a_step_waits_for_the_device(name: str, models: dict[str, Tiny], vocabulary: Any) -> None:
-    family = open_tiny(models[name], vocabulary, chunks=2)
-    ids, latents, steps = family.tokenize(["cat"]), torch.randn(1, 4, 8, 8), torch.tensor([10])
+    family = open_tiny(models[name], vocabulary, max_token_length=150, clip_skip=2)
+    tokens, latents, steps = family.text.tokenize(["cat"]), torch.randn(1, 4, 8, 8), torch.tensor([10])
     geometry = family.plain_geometry(1, 32, 32)
     with NoWaiting():
-        conditioning = family.encode_text(ids, clip_skip=2)
+        conditioning = family.text.encode(tokens)
         family.predict(latents, steps, conditioning, geometry)
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
-        ids[0].max().item()
+        tokens.ids[0].max().item()

@@ -54,7 +54,7 @@ def test_less_takes_less(less: dict[str, int]) -> None:
 
 def test_weights_are_those_that_are_loaded() -> None:
     base = load_base(BASE)
-    modules = (base.unet, *base.text_encoders)
+    modules = (base.denoiser, *base.text_encoders)
     counted = sum(p.numel() for module in modules for p in module.parameters())
     said = predict(*shapes_of(BASE, torch.float32), replace(LOAD, weight_bytes=4)).weights / 4
     assert said == pytest.approx(counted, rel=0.001)

@@ -44,7 +44,7 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def same(base: Any, tiny: Tiny) -> None:
     """The loaded model answers exactly as the modules do."""
-    family = open_family(base, chunks=1)
+    family = open_family(base, max_token_length=75)
     torch.manual_seed(3)
     with torch.inference_mode():
         ids = torch.randint(0, VOCABULARY - 2, (2, 77))
@@ -59,7 +59,7 @@ def same(base: Any, tiny: Tiny) -> None:
         assert torch.equal(mean, tiny.vae.encode(pixels).latent_dist.mean)
         assert torch.equal(base.vae.decode(mean).sample, tiny.vae.decode(mean).sample)
         assert base.vae.config.scaling_factor == tiny.vae.config.scaling_factor
-        conditioning = family.encode_text(family.tokenize(["red cat"]))
+        conditioning = family.text.encode(family.text.tokenize(["red cat"]))
         steps = torch.tensor([500])
         geometry = family.plain_geometry(1, 32, 32)
         ours = family.predict(mean, steps, conditioning, geometry)
@@ -109,12 +109,12 @@ def test_linear_projection_stays_as_in_the_file(tmp_path: Path) -> None:
     assert (
         load_base(
             save_checkpoint(conv, tmp_path / "a" / "conv.safetensors")
-        ).unet.config.use_linear_projection
+        ).denoiser.config.use_linear_projection
         is False
     )
     same(load_base(save_checkpoint(linear, tmp_path / "b" / "linear.safetensors")), linear)
     base = load_base(save_folder(linear, tmp_path / "folder"))
-    assert base.unet.config.use_linear_projection is True
+    assert base.denoiser.config.use_linear_projection is True
     same(base, linear)
 
 
@@ -149,11 +149,11 @@ def test_sd2_with_only_the_layers_that_run(tmp_path: Path) -> None:
 def test_tensors_are_converted(dtype: Any, models: dict[str, Tiny], tmp_path: Path) -> None:
     path = save_checkpoint(models["sdxl"], tmp_path / "model.safetensors")
     base = load_base(path, dtype=dtype)
-    for module in (base.unet, base.vae, *base.text_encoders):
+    for module in (base.denoiser, base.vae, *base.text_encoders):
         assert {tensor.dtype for tensor in module.state_dict().values()} == {dtype}
         assert not any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
         assert not any(parameter.requires_grad for parameter in module.parameters())
-    weight = base.unet.conv_in.weight
+    weight = base.denoiser.conv_in.weight
     assert torch.equal(weight, models["sdxl"].unet.conv_in.weight.to(dtype))
 
 
@@ -161,7 +161,7 @@ def test_tensors_are_converted(dtype: Any, models: dict[str, Tiny], tmp_path: Pa
 def test_stored_types_are_read(stored: Any, models: dict[str, Tiny], tmp_path: Path) -> None:
     path = save_checkpoint(models["sd1"], tmp_path / "model.safetensors")
     save_file({name: tensor.to(stored) for name, tensor in load_file(path).items()}, path)
-    weight = load_base(path).unet.conv_in.weight
+    weight = load_base(path).denoiser.conv_in.weight
     assert torch.equal(weight, models["sd1"].unet.conv_in.weight.to(stored).float())
 
 

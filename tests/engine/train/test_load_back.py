@@ -33,7 +33,7 @@ def pipeline(modules: Any, sdxl: bool) -> Any:
     """diffusers' pipeline of a family's modules."""
     common: dict[str, Any] = {
         "vae": modules.vae,
-        "unet": modules.unet,
+        "unet": modules.denoiser,
         "text_encoder": modules.text_encoders[0],
         "tokenizer": None,
         "scheduler": diffusers.DDIMScheduler(),
@@ -105,9 +105,11 @@ def test_diffusers_has_the_same_network(
     assert adapted == modules
     their_text, their_noise = answers(theirs.unet, tuple(encoders), ids, sdxl=name == "sdxl")
 
-    family = open_family(load_base(base), chunks=1)
+    family = open_family(load_base(base), max_token_length=75)
     attach_file(family, path)
-    our_text, our_noise = answers(family.unet, family.text_encoders, ids, sdxl=name == "sdxl")
+    our_text, our_noise = answers(
+        family.denoiser, tuple(family.text.modules.values()), ids, sdxl=name == "sdxl"
+    )
     for one, other, before in zip(their_text, our_text, plain_text, strict=True):
         assert (one - before).abs().max() > 0.01  # the network does change it
         torch.testing.assert_close(one, other, rtol=0, atol=2e-4)

@@ -13,15 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lorapipe_engine.settings import LossSettings  # noqa: E402
-from lorapipe_engine.train.objective.loss import (  # noqa: E402
+from lorapipe_engine.train.objective.diffusion import (  # noqa: E402
+    Diffusion,
     NoiseSchedule,
-    add_noise,
     huber_threshold,
     loss_weights,
-    sample_losses,
-    target_of,
 )
-from lorapipe_engine.train.objective.noise import draw_timesteps, perturb  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "data/train"
 
@@ -49,15 +46,17 @@ def test_schedule_and_weights(kind: str) -> None:
     agree(schedule.snr[STEPS], want["snr_used_by_weights"])
     for gamma, row in want["min_snr"].items():
         for target, values in row.items():
-            objective = LossSettings(min_snr_gamma=float(gamma), v_parameterization=target != "epsilon")
-            agree(loss_weights(STEPS, schedule, objective), values)
+            options = LossSettings(min_snr_gamma=float(gamma))
+            agree(loss_weights(STEPS, schedule, options, predicts_v=target != "epsilon"), values)
     for target, values in want["debiased"].items():
-        objective = LossSettings(debiased_estimation_loss=True, v_parameterization=target != "epsilon")
-        agree(loss_weights(STEPS, schedule, objective), values)
-    objective = LossSettings(v_parameterization=True, scale_v_pred_loss_like_noise_pred=True)
-    agree(loss_weights(STEPS, schedule, objective), want["scale_v_pred_loss_like_noise_pred"])
+        options = LossSettings(debiased_estimation_loss=True)
+        agree(loss_weights(STEPS, schedule, options, predicts_v=target != "epsilon"), values)
+    options = LossSettings(scale_v_pred_loss_like_noise_pred=True)
+    weights = loss_weights(STEPS, schedule, options, predicts_v=True)
+    agree(weights, want["scale_v_pred_loss_like_noise_pred"])
     for weight, values in want["v_pred_like_loss"].items():
-        agree(loss_weights(STEPS, schedule, LossSettings(v_pred_like_loss=float(weight))), values)
+        options = LossSettings(v_pred_like_loss=float(weight))
+        agree(loss_weights(STEPS, schedule, options, predicts_v=False), values)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,18 +92,15 @@ def test_whole_batches(case: dict[str, Any]) -> None:
     weights = torch.tensor(batch["loss_weights"])
     if "prior_loss_weight" in options:
         weights = torch.where(weights == 1, 1.0, float(options.pop("prior_loss_weight")))
-    objective = LossSettings(**options)
-    schedule = NoiseSchedule.stable_diffusion(zero_terminal_snr=objective.zero_terminal_snr)
+    prediction = "v_prediction" if options.get("v_parameterization") else "epsilon"
+    objective = Diffusion(LossSettings(**options), prediction)
 
     random.seed(batch["seed"])
     torch.manual_seed(batch["seed"])
-    noise = torch.randn_like(latents)
-    steps = draw_timesteps(shape[0], objective, latents.device)
-    assert steps.tolist() == case["timesteps"]
-    noisy = add_noise(latents, perturb(noise, objective), steps, schedule)
-    target = target_of(latents, noise, steps, schedule, objective)
+    noised = objective.draw(latents)
+    assert noised.times.tolist() == case["timesteps"]
     if mask is not None:
         mask = torch.nn.functional.interpolate(mask, shape[2:], mode="area")
-    losses = sample_losses(0.8 * noisy + bias, target, steps, schedule, objective, mask)
-    loss = (losses * weights * loss_weights(steps, schedule, objective)).mean()
+    losses = objective.losses(0.8 * noised.input + bias, noised, mask)
+    loss = (losses * weights * noised.weights).mean()
     torch.testing.assert_close(loss, torch.tensor(case["loss"]), rtol=1e-4, atol=0)

@@ -27,7 +27,7 @@ from lorapipe_engine.train.network.arguments import (  # noqa: E402
     read_network_args,
     wants_conv,
 )
-from lorapipe_engine.train.network.blocks import LAYOUTS, block_of, block_weights  # noqa: E402
+from lorapipe_engine.train.network.blocks import block_of, block_weights, layout_of  # noqa: E402
 from lorapipe_engine.train.optimizers import Rates, build_optimizer, gradients_of, rates_in_force  # noqa: E402
 
 from .test_families import real_family  # noqa: E402
@@ -107,7 +107,7 @@ def test_groups_of_an_optimizer_are_runs_of_one_buffer() -> None:
 
 def test_curves_of_block_weights() -> None:
     found = block_weights("sine", None, "reverse_linear+.5", "sdxl", 0.0)
-    assert len(found) == LAYOUTS["sdxl"].count == 23
+    assert len(found) == layout_of("sdxl").count == 23
     assert found[1:10] == pytest.approx([math.sin(math.pi * i / 16) for i in range(9)])
     assert found[10:13] == [1.0] * 3
     assert found[13:22] == pytest.approx([1.5 - i / 8 for i in range(9)])

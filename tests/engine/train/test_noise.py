@@ -13,10 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lorapipe_engine.settings import LossSettings  # noqa: E402
-from lorapipe_engine.train.objective.loss import NoiseSchedule, add_noise  # noqa: E402
+from lorapipe_engine.train.objective.diffusion import NoiseSchedule, add_noise, draw_timesteps  # noqa: E402
 from lorapipe_engine.train.objective.noise import (  # noqa: E402
     draw_noise,
-    draw_timesteps,
     offset_noise,
     perturb,
     pyramid_noise,

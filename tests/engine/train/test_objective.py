@@ -16,14 +16,17 @@ from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Adapter  # noqa: E402
 from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.settings import LossSettings  # noqa: E402
-from lorapipe_engine.train.families.base import Conditioning, Family  # noqa: E402
+from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
+from lorapipe_engine.train.families.base import Family  # noqa: E402
+from lorapipe_engine.train.families.text import Conditioning, Tokens  # noqa: E402
 from lorapipe_engine.train.network.weight_norms import NormLimit  # noqa: E402
-from lorapipe_engine.train.objective.check import check_objective  # noqa: E402
-from lorapipe_engine.train.objective.loss import NoiseSchedule, loss_weights  # noqa: E402
-from lorapipe_engine.train.step.step import MicroBatch, batch_loss  # noqa: E402
+from lorapipe_engine.train.objective.diffusion import Diffusion, NoiseSchedule, loss_weights  # noqa: E402
+from lorapipe_engine.train.step.forward import forward  # noqa: E402
 
 GOLDEN = Path(__file__).parents[2] / "data/weights/f_hash_norm.json"
 
+
+PREDICTION = {None: None, False: "epsilon", True: "v_prediction"}
 
 # ------------------------------------------------------------------------------------------ what is refused
 
@@ -36,13 +39,12 @@ GOLDEN = Path(__file__).parents[2] / "data/weights/f_hash_norm.json"
         (LossSettings(ip_noise_gamma_random_strength=True), None, "needs ip_noise_gamma"),
         (LossSettings(scale_v_pred_loss_like_noise_pred=True), False, "for v-prediction"),
         (LossSettings(v_pred_like_loss=0.5), True, "for epsilon"),
-        (LossSettings(v_pred_like_loss=0.5, v_parameterization=True), None, "for epsilon"),
         (LossSettings(loss_type="huber", huber_c=0.0), None, "above 0"),
     ],
 )
 def test_options_that_mean_nothing_together(loss: LossSettings, v: bool | None, word: str) -> None:
     with pytest.raises(ConfigError, match=word) as error:
-        check_objective(loss, v_prediction=v)
+        Diffusion.check(loss, PREDICTION[v])
     assert "\n" not in str(error.value)
 
 
@@ -56,14 +58,14 @@ def test_options_that_mean_nothing_together(loss: LossSettings, v: bool | None, 
     ],
 )
 def test_options_worth_a_note(loss: LossSettings, v: bool | None, word: str) -> None:
-    (note,) = check_objective(loss, v_prediction=v)
+    (note,) = Diffusion.check(loss, PREDICTION[v])
     assert word in note
 
 
 def test_usual_options_are_silent() -> None:
-    assert check_objective(LossSettings(min_snr_gamma=5.0, noise_offset=0.05), v_prediction=False) == []
+    assert Diffusion.check(LossSettings(min_snr_gamma=5.0, noise_offset=0.05), "epsilon") == []
     v = LossSettings(zero_terminal_snr=True, scale_v_pred_loss_like_noise_pred=True)
-    assert check_objective(v, v_prediction=True) == []
+    assert Diffusion.check(v, "v_prediction") == []
 
 
 # ------------------------------------------------------------------------------------------- a batch's loss
@@ -73,13 +75,27 @@ def test_usual_options_are_silent() -> None:
 class Halving:
     """A base whose prediction is half of what it is shown."""
 
-    latent_scale: float = 0.18215
+    def draw_latents(self, moments: Any, rows: slice, total: int) -> Any:
+        mean, deviation = moments.chunk(2, dim=1)
+        return (mean + deviation * torch.randn(total, *mean.shape[1:], device=mean.device)[rows]) * 0.18215
 
-    def encode_text(self, ids: Any, clip_skip: int | None = None, weights: Any = None) -> Conditioning:
+    @property
+    def text(self) -> Any:
+        return self
+
+    def encode(self, tokens: Any) -> Conditioning:
         return Conditioning(torch.zeros(1), None)
 
     def predict(self, noisy: Any, timesteps: Any, conditioning: Any, geometry: Any) -> Any:
         return noisy / 2
+
+
+def loss_in(batch: MicroBatch, options: LossSettings) -> Any:
+    """The loss of a batch, as a step has it."""
+    prediction = PREDICTION[bool(options.v_parameterization)] or ""
+    objective = Diffusion(options, prediction, batch.latents.device)
+    made = forward(cast(Family, Halving()), objective, batch)
+    return (made.losses * made.noised.weights * batch.weights).mean()
 
 
 def loss_of(
@@ -88,10 +104,8 @@ def loss_of(
     """The loss of two pictures of deviation 0."""
     torch.manual_seed(seed)
     latents = torch.cat([torch.full((2, 4, 8, 8), 3.0), torch.zeros(2, 4, 8, 8)], dim=1)
-    batch = MicroBatch(latents, (), torch.tensor(weights or [1.0, 1.0]), mask=mask)
-    schedule = NoiseSchedule.stable_diffusion(zero_terminal_snr=objective.zero_terminal_snr)
-    family = cast(Family, Halving())
-    return batch_loss(family, batch, objective, schedule, clip_skip=None).item()
+    batch = MicroBatch(latents, Tokens(()), torch.tensor(weights or [1.0, 1.0]), mask=mask)
+    return float(loss_in(batch, objective))
 
 
 def test_sample_weights_are_those_of_regularisation() -> None:
@@ -112,7 +126,7 @@ def test_a_mask_counts_its_share_and_is_not_renormalised() -> None:
 def test_weights_apply_at_the_drawn_timestep() -> None:
     plain = LossSettings(min_timestep=20, max_timestep=20)
     snr = LossSettings(min_timestep=20, max_timestep=20, min_snr_gamma=5.0)
-    weight = loss_weights(torch.tensor([20]), NoiseSchedule.stable_diffusion(), snr).item()
+    weight = loss_weights(torch.tensor([20]), NoiseSchedule.stable_diffusion(), snr, predicts_v=False).item()
     assert weight < 0.5
     assert loss_of(snr) == pytest.approx(loss_of(plain) * weight, rel=1e-5)
 
@@ -164,14 +178,16 @@ def test_every_option_changes_the_loss(option: dict[str, Any]) -> None:
 )
 def test_nothing_waits_for_the_device(option: dict[str, Any]) -> None:
     latents = torch.rand(2, 8, 8, 8, device="cuda")
-    batch = MicroBatch(latents, (), torch.ones(2, device="cuda"), mask=torch.rand(2, 1, 8, 8, device="cuda"))
-    schedule = NoiseSchedule.stable_diffusion(device="cuda")
-    family, loss = cast(Family, Halving()), LossSettings(**option)
-    batch_loss(family, batch, loss, schedule, clip_skip=None)
+    batch = MicroBatch(
+        latents, Tokens(()), torch.ones(2, device="cuda"), mask=torch.rand(2, 1, 8, 8, device="cuda")
+    )
+    objective = Diffusion(LossSettings(**option), PREDICTION["v_parameterization" in option] or "", "cuda")
+    family = cast(Family, Halving())
+    forward(family, objective, batch)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch_loss(family, batch, loss, schedule, clip_skip=None)
+        forward(family, objective, batch).losses.mean()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

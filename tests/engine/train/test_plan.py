@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from lorapipe_engine.pictures.batches import batches_per_epoch, epoch_batches
 from lorapipe_engine.settings import RunSettings
-from lorapipe_engine.train.plan import plan_run
+from lorapipe_engine.train.plan import plan_length
 from lorapipe_engine.train.results.numbering import stale_epoch, stale_step
 
 SIZES = st.sampled_from([(64, 64), (64, 128), (128, 64)])
@@ -46,8 +46,8 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_length_in_epochs_goes_before_steps() -> None:
-    assert plan_run(10, RunSettings(max_train_epochs=3), 4).steps == 9
-    found = plan_run(10, RunSettings(max_train_steps=7), 4)
+    assert plan_length(10, RunSettings(max_train_epochs=3), 4).steps == 9
+    found = plan_length(10, RunSettings(max_train_steps=7), 4)
     assert (found.steps, found.epochs) == (7, 3)
 
 

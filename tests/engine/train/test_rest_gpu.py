@@ -14,6 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "tools" / "bench"))
 
 from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # noqa: E402
 
+from lorapipe_engine.train.families.text import Tokens  # noqa: E402
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.torch,
@@ -26,13 +28,13 @@ def test_text_encoders_rest_with_their_weights_and_come_back() -> None:
     ids = torch.randint(0, 49000, (2, 1, 77), device="cuda")
     ids[:, :, -1] = 49407
     with torch.no_grad():
-        before = family.encode_text((ids,)).hidden
-        family.rest_text()  # for the first time, to a CPU that has nothing of them
+        before = family.text.encode(Tokens((ids,))).hidden
+        family.text.move_to_cpu()  # for the first time, to a CPU that has nothing of them
         for _ in range(2):
-            assert {p.device.type for p in family.text_encoders[0].parameters()} == {"cpu"}
-            at_rest = [p.data_ptr() for p in family.text_encoders[0].parameters()]
+            assert {p.device.type for p in family.text.modules["te1"].parameters()} == {"cpu"}
+            at_rest = [p.data_ptr() for p in family.text.modules["te1"].parameters()]
             taken = torch.cuda.memory_allocated()
-            assert torch.equal(family.encode_text((ids,)).hidden, before)
+            assert torch.equal(family.text.encode(Tokens((ids,))).hidden, before)
             assert torch.cuda.memory_allocated() > taken
-            family.rest_text()
-            assert [p.data_ptr() for p in family.text_encoders[0].parameters()] == at_rest
+            family.text.move_to_cpu()
+            assert [p.data_ptr() for p in family.text.modules["te1"].parameters()] == at_rest

@@ -44,12 +44,12 @@ def files(folder: Path) -> set[Path]:
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_states_are_those_of_the_encoders(family: str, bases: dict[str, Path], tmp_path: Path) -> None:
-    base = opened(bases[family], chunks=3)
+    base = opened(bases[family], max_token_length=225, clip_skip=2)
     for folder in (None, tmp_path, tmp_path):
-        cache = TextCache(base, clip_skip=2, weighted=False, folder=folder)
+        cache = TextCache(base, weighted=False, folder=folder)
         cache.prepare(CAPTIONS)
         found = cache.take(CAPTIONS[::-1])
-        want = base.encode_text(base.tokenize(CAPTIONS[::-1]), clip_skip=2)
+        want = base.text.encode(base.text.tokenize(CAPTIONS[::-1]))
         torch.testing.assert_close(found.hidden, want.hidden, rtol=1e-5, atol=1e-5)
         if family == "sdxl":
             torch.testing.assert_close(found.pooled, want.pooled, rtol=1e-5, atol=1e-5)
@@ -57,42 +57,42 @@ def test_states_are_those_of_the_encoders(family: str, bases: dict[str, Path], t
 
 
 def test_entries_are_found_by_what_they_were_made_of(bases: dict[str, Path], tmp_path: Path) -> None:
-    base = opened(bases["sd1"], chunks=1)
+    base = opened(bases["sd1"], max_token_length=75, clip_skip=2)
 
     def entries(base: Any, **more: Any) -> int:
-        cache = TextCache(base, folder=tmp_path, **{"clip_skip": 2, "weighted": False, **more})
+        cache = TextCache(base, folder=tmp_path, **{"weighted": False, **more})
         cache.prepare(["(cat:1.5)"])
         return len(files(tmp_path))
 
     assert entries(base) == 1
     assert entries(base) == 1
-    assert entries(base, clip_skip=1) == 2
+    assert entries(opened(bases["sd1"], max_token_length=75, clip_skip=1)) == 2
     assert entries(base, weighted=True) == 3
-    assert entries(opened(bases["sd1"], chunks=2)) == 4
-    assert entries(opened(bases["sd1"], chunks=1, dtype=torch.bfloat16)) == 5
+    assert entries(opened(bases["sd1"], max_token_length=150, clip_skip=2)) == 4
+    assert entries(opened(bases["sd1"], max_token_length=75, clip_skip=2, dtype=torch.bfloat16)) == 5
     with torch.no_grad():
-        next(base.text_encoders[0].parameters()).add_(1e-3)
+        next(base.text.modules["te1"].parameters()).add_(1e-3)
     assert entries(base) == 6
 
 
 def test_broken_entries_are_made_again(bases: dict[str, Path], tmp_path: Path) -> None:
-    base = opened(bases["sdxl"], chunks=1)
-    first = TextCache(base, clip_skip=None, weighted=False, folder=tmp_path)
+    base = opened(bases["sdxl"], max_token_length=75)
+    first = TextCache(base, weighted=False, folder=tmp_path)
     first.prepare(CAPTIONS)
     for index, path in enumerate(sorted(files(tmp_path))):
         path.write_bytes(b"" if index % 2 else path.read_bytes()[:-100])
     (tmp_path / "of another version.npz").write_bytes(b"?")
-    again = TextCache(base, clip_skip=None, weighted=False, folder=tmp_path)
+    again = TextCache(base, weighted=False, folder=tmp_path)
     again.prepare(CAPTIONS)
     assert torch.equal(first.take(CAPTIONS).hidden, again.take(CAPTIONS).hidden)
-    third = TextCache(base, clip_skip=None, weighted=False, folder=tmp_path)
+    third = TextCache(base, weighted=False, folder=tmp_path)
     third.prepare(CAPTIONS)
     assert torch.equal(third.take(CAPTIONS).pooled, first.take(CAPTIONS).pooled)
 
 
 def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(bases: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    cache = TextCache(opened(bases["sd1"]), clip_skip=1, weighted=False, folder=tmp_path / "file" / "text")
+    cache = TextCache(opened(bases["sd1"]), weighted=False, folder=tmp_path / "file" / "text")
     cache.prepare(CAPTIONS)
     assert len(cache) == len(CAPTIONS)
 

@@ -160,11 +160,11 @@ def test_diffusers_draws_the_same(
     their_text, their_noise = predicted(theirs, ids, latents, times)
     assert count_adapted(theirs) == sum(key.endswith(".alpha") for key in load_file(path))
 
-    family = open_family(load_base(resolve_base("demo")), chunks=1)
+    family = open_family(load_base(resolve_base("demo")), max_token_length=75)
     attach_file(family, path)
     with torch.no_grad():
-        our_text = family.text_encoders[0](ids)[0]
-        our_noise = family.unet(latents, times, our_text).sample
+        our_text = family.text.modules["te1"](ids)[0]
+        our_noise = family.denoiser(latents, times, our_text).sample
     assert (their_text - base_text).abs().max() > 0.01  # the network does change both
     assert (their_noise - base_noise).abs().max() > 0.01
     assert (our_text - their_text).abs().max() < 1e-4
@@ -178,7 +178,7 @@ def pipeline() -> Any:
         vae=base.vae,
         text_encoder=base.text_encoders[0],
         tokenizer=None,
-        unet=base.unet,
+        unet=base.denoiser,
         scheduler=diffusers.DDIMScheduler(),
         safety_checker=None,
         feature_extractor=None,

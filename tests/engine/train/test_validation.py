@@ -24,7 +24,7 @@ from lorapipe_engine.datasets.spec import DatasetSpec  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.pictures.buckets import BucketRule, Placement  # noqa: E402
 from lorapipe_engine.settings import DataSettings, LossSettings  # noqa: E402
-from lorapipe_engine.train.validation import validation_timesteps  # noqa: E402
+from lorapipe_engine.train.objective.diffusion import Diffusion  # noqa: E402
 
 PLACE = Placement((64, 64), (64, 64), (0, 0))
 
@@ -65,9 +65,14 @@ def test_seeds_choose_others() -> None:
 
 
 def test_timesteps_are_the_inner_ones() -> None:
-    assert validation_timesteps(LossSettings()) == [200, 400, 600, 800]
-    assert validation_timesteps(LossSettings(min_timestep=100, max_timestep=600)) == [200, 300, 400, 500]
-    assert validation_timesteps(LossSettings(min_timestep=7, max_timestep=7)) == [7]
+    assert Diffusion(LossSettings()).validation_times(4) == [200, 400, 600, 800]
+    assert Diffusion(LossSettings(min_timestep=100, max_timestep=600)).validation_times(4) == [
+        200,
+        300,
+        400,
+        500,
+    ]
+    assert Diffusion(LossSettings(min_timestep=7, max_timestep=7)).validation_times(4) == [7]
 
 
 # ------------------------------------------------------------------------------------------------- runs

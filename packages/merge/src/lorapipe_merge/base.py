@@ -81,7 +81,7 @@ def _spots_of(file: BaseFile, number: int, family: str) -> Iterator[tuple[tuple[
             if kind in ("weight", "bias") and info.shape:
                 ldm = unet_to_ldm(path, 2, plain) if file.part == "unet" else None
                 place = Place(file.part, path, kind, 0, info.shape[0])
-                yield lora_names(family, file.part, path, ldm_path=ldm), Spot(number, key, place, ldm)
+                yield lora_names(family, file.part, path, checkpoint_path=ldm), Spot(number, key, place, ldm)
         return
     layout = find_layout(file.weights.tensors)
     for key, info in file.weights.tensors.items():

@@ -15,6 +15,7 @@ from typing import Any
 
 from lorapipe_engine import __version__
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.models.predictions import EPSILON, V
 from lorapipe_engine.networks.metadata import ModelSpec
 
 RECIPE_KEY = "lora_merge.recipe"
@@ -67,7 +68,9 @@ def merged_metadata(
             adapter=False,
             title=title,
             date=date,
-            v_prediction=v_prediction or old.get("modelspec.prediction_type") == "v",
+            prediction=V.name
+            if v_prediction or old.get("modelspec.prediction_type") == V.word
+            else EPSILON.name,
             merged_from=", ".join(merged_from),
         ).metadata()
         # What the base knows better (resolution, licence, author) stays as it says.

@@ -24,6 +24,7 @@ from lorapipe_engine.files.bytesource import open_source, take
 from lorapipe_engine.files.dtypes import Array, Encoded
 from lorapipe_engine.files.hashes import network_hashes
 from lorapipe_engine.models.families import get_family
+from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V
 
 MODELSPEC_VERSION = "1.0.1"
 STABILITY = "https://github.com/Stability-AI/generative-models"
@@ -109,17 +110,18 @@ def _spell(value: object) -> str:
     return str(value)
 
 
-def base_version(family: str, *, v_prediction: bool) -> str:
+def base_version(family: str, prediction: str = EPSILON.name) -> str:
     """``ss_base_model_version``: "sd_v1", "sd_v2", with "_v" for v-prediction; SDXL's does not tell it."""
-    version = get_family(family).base_version
-    return f"{version}_v" if v_prediction and family != "sdxl" else version
+    facts = get_family(family)
+    return (facts.v_version or facts.base_version) if prediction == V.name else facts.base_version
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What ``modelspec.`` says of a file. ``adapter``: a network for models of the family, not a model.
 
-    ``resolution``: width and height in pixels. ``timesteps``: first and last that were trained, if not all.
+    ``prediction``: what the model answers, a name of :mod:`lorapipe_engine.models.predictions`. ``resolution``: width
+    and height in pixels. ``timesteps``: first and last that were trained, if not all.
     ``encoder_layer``: clip skip. ``thumbnail``: a data URL (:func:`thumbnail_url`). None leaves an entry out.
     """
 
@@ -127,7 +129,7 @@ class ModelSpec:
     adapter: bool
     title: str
     date: datetime
-    v_prediction: bool = False
+    prediction: str = EPSILON.name
     resolution: tuple[int, int] | None = None
     timesteps: tuple[int, int] | None = None
     encoder_layer: int | None = None
@@ -144,18 +146,19 @@ class ModelSpec:
 
     def metadata(self) -> dict[str, str]:
         """The entries, in order. Raises InputError for an unknown family."""
-        kind = get_family(self.family).architecture
-        if self.family == "sd2" and self.v_prediction:
-            kind = "stable-diffusion-v2-768-v"
+        facts = get_family(self.family)
+        kind = facts.architecture
+        if self.prediction == V.name and facts.v_architecture:
+            kind = facts.v_architecture
         found: dict[str, object] = {
             "sai_model_spec": MODELSPEC_VERSION,
             "architecture": f"{kind}/lora" if self.adapter else kind,
-            "implementation": STABILITY if self.family == "sdxl" or not self.adapter else "diffusers",
+            "implementation": facts.implementation if self.adapter else STABILITY,
             "implementation_version": f"lorapipe {__version__}",
             "title": self.title,
             "resolution": self.resolution and f"{self.resolution[0]}x{self.resolution[1]}",
             "date": self.date.isoformat(timespec="seconds"),
-            "prediction_type": "v" if self.v_prediction else "epsilon",
+            "prediction_type": PREDICTIONS[self.prediction].word,
             "timestep_range": self.timesteps and f"{self.timesteps[0]},{self.timesteps[1]}",
         }
         rest = [field.name for field in fields(self)]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lorapipe_engine.models.family import Family
+from lorapipe_engine.models.predictions import PREDICTIONS, V
 from lorapipe_engine.settings.data import DataSettings
 from lorapipe_engine.settings.loss import LossSettings
 from lorapipe_engine.settings.model import PRECISIONS, ModelSettings
@@ -45,21 +47,22 @@ class TrainSettings:
 
 
 def with_base_defaults(
-    settings: TrainSettings, family: str, v_prediction: bool, encoder_layer: int | None
+    settings: TrainSettings, family: Family, prediction: str, encoder_layer: int | None
 ) -> TrainSettings:
-    """Fill what depends on the base: clip skip, rank, alpha, min-SNR.
+    """Fill what depends on the base: clip skip, rank, alpha, and what suits its ``prediction``, a name of
+    :data:`lorapipe_engine.models.predictions.PREDICTIONS`.
 
     ``encoder_layer`` is the clip skip that the base's own metadata asks for, if it does.
     """
-    clip_skip = settings.model.clip_skip or encoder_layer or (2 if family == "sd1" else None)
-    rank = settings.network.network_dim or (32 if family == "sdxl" else 64)
+    clip_skip = settings.model.clip_skip or encoder_layer or family.clip_skip
+    rank = settings.network.network_dim or family.rank
     alpha = settings.network.network_alpha if settings.network.network_alpha is not None else float(rank)
-    gamma = settings.loss.min_snr_gamma
-    if gamma is None and not v_prediction:
-        gamma = 5.0
+    row = PREDICTIONS[prediction]
+    defaults = {name: value for name, value in row.defaults.items() if getattr(settings.loss, name) is None}
+    loss = replace(settings.loss, v_parameterization=prediction == V.name, **defaults)
     return replace(
         settings,
-        model=replace(settings.model, clip_skip=None if family == "sdxl" else clip_skip),
+        model=replace(settings.model, clip_skip=clip_skip if family.reads_clip_skip else None),
         network=replace(settings.network, network_dim=rank, network_alpha=alpha),
-        loss=replace(settings.loss, v_parameterization=v_prediction, min_snr_gamma=gamma or None),
+        loss=replace(loss, min_snr_gamma=loss.min_snr_gamma or None),
     )

@@ -11,7 +11,7 @@ from lorapipe_engine.command.options import option
 class LossSettings:
     """The training objective.
 
-    :mod:`lorapipe_engine.train.objective.loss` works with it.
+    The classes in :mod:`lorapipe_engine.train.objective` work with it.
     """
 
     v_parameterization: bool | None = option(

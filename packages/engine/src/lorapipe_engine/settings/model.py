@@ -27,7 +27,9 @@ class ModelSettings:
         min=1,
         max=12,
     )
-    max_token_length: int = option(225, "Longest caption in tokens: 75, 150 or 225.", choices=(75, 150, 225))
+    max_token_length: int | None = option(
+        None, "Longest caption in tokens: 75, 150 or 225. [default: 225]", choices=(75, 150, 225)
+    )
     tokenizer_dir: Path | None = option(None, "Folder with vocab.json and merges.txt of the CLIP tokenizer.")
     mixed_precision: str | None = option(
         None,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.settings import ModelSettings, RunSettings
+from lorapipe_engine.models.bases import resolve_base
+from lorapipe_engine.pictures.batches import batches_per_epoch
+from lorapipe_engine.settings import ModelSettings, RunSettings, TrainSettings
+from lorapipe_engine.train.schedules.updates import UpdatePlan, plan_updates
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,7 +32,34 @@ def network_dtype(model: ModelSettings) -> torch.dtype | None:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class ModelPlan:
+    """Which base is trained (a file, a folder or a hub id), where, and how precisely: ``precision`` is ``no``, ``fp16``
+    or ``bf16``. ``network_dtype``: see :func:`network_dtype`."""
+
+    source: Path | str
+    device: torch.device
+    precision: str
+    network_dtype: torch.dtype | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen weights."""
+        return DTYPES[self.precision]
+
+
+def plan_model(model: ModelSettings, device: torch.device | None = None) -> ModelPlan:
+    """Decide what does not need the base itself. ``device``: the one that a launcher has given this process.
+
+    Raises ConfigError for a device or a precision that cannot be had, InputError for a base that is nowhere.
+    """
+    source = resolve_base(model.pretrained_model_name_or_path or "")
+    rounded = network_dtype(model)
+    device = device or choose_device(model.device)
+    return ModelPlan(source, device, choose_precision(model.mixed_precision, device), rounded)
+
+
+@dataclass(frozen=True)
+class Length:
     """Length of the run: batches an epoch, optimizer steps an epoch, epochs, steps in all."""
 
     batches: int
@@ -36,13 +68,34 @@ class RunPlan:
     steps: int
 
 
-def plan_run(batches: int, run: RunSettings, accumulation: int) -> RunPlan:
-    """Epochs go before steps; the last epoch may be cut by ``max_train_steps``."""
+def plan_length(batches: int, run: RunSettings, accumulation: int) -> Length:
+    """Epochs override steps; the last epoch may be cut by ``max_train_steps``."""
     steps_per_epoch = -(-batches // accumulation)
     if run.max_train_epochs is not None:
-        return RunPlan(batches, steps_per_epoch, run.max_train_epochs, run.max_train_epochs * steps_per_epoch)
+        return Length(batches, steps_per_epoch, run.max_train_epochs, run.max_train_epochs * steps_per_epoch)
     epochs = -(-run.max_train_steps // steps_per_epoch)
-    return RunPlan(batches, steps_per_epoch, epochs, run.max_train_steps)
+    return Length(batches, steps_per_epoch, epochs, run.max_train_steps)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will do, worked out once: which model, how long, and how the network is updated."""
+
+    model: ModelPlan
+    length: Length
+    updates: UpdatePlan
+
+
+def plan_run(
+    settings: TrainSettings, model: ModelPlan, dataset: Dataset, parts: tuple[str, ...], processes: int = 1
+) -> RunPlan:
+    """The plan for a scanned dataset and a base of ``parts`` (the denoiser is the last). Raises ConfigError for options
+    that contradict each other or that the model cannot take."""
+    sizes = [size * processes for size in dataset.batch_sizes]
+    batches = batches_per_epoch(dataset.buckets, dataset.repeats, sizes)
+    length = plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps)
+    trainable = parts[-1:] if settings.network.network_train_unet_only else parts
+    return RunPlan(model, length, plan_updates(settings.optimizer, trainable, length.steps))
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError, ProblemFound
-from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.settings import ModelSettings, RunSettings
 
 # While the first process draws samples or encodes, the others wait for it; a dead one ends all of them at once.
 PATIENCE = timedelta(hours=6)
@@ -145,7 +145,7 @@ class Processes:
 ALONE = Processes()
 
 
-def join_processes(settings: TrainSettings) -> Processes:
+def join_processes(model: ModelSettings, run: RunSettings) -> Processes:
     """The processes that a launcher started with this one; :data:`ALONE` without a launcher.
 
     Raises ConfigError for options that several processes cannot have, or where they cannot reach each other.
@@ -153,12 +153,12 @@ def join_processes(settings: TrainSettings) -> Processes:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count < 2:
         return ALONE
-    name = settings.model.device
+    name = model.device
     if name not in (None, "cpu", "cuda"):
         raise ConfigError(
             f"device: {count} processes cannot all have {name}; leave it out, each takes its own card"
         )
-    if settings.run.trace_steps:
+    if run.trace_steps:
         raise ConfigError(
             f"trace_steps: each of {count} processes has but a part of a batch; trace with one process"
         )

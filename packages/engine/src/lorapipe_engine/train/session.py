@@ -12,10 +12,18 @@ import torch
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
-from lorapipe_engine.models.bases import resolve_base
+from lorapipe_engine.models.families import get_family
+from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
-from lorapipe_engine.settings import RunSettings, TrainSettings, with_base_defaults
+from lorapipe_engine.settings import (
+    LossSettings,
+    ModelSettings,
+    RunSettings,
+    TrainSettings,
+    with_base_defaults,
+)
+from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -23,20 +31,15 @@ from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import network_plan, read_network_args
 from lorapipe_engine.train.network.make import narrow_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
-from lorapipe_engine.train.objective.check import check_objective
-from lorapipe_engine.train.optimizers import check_arguments, check_group_rates, rate_notes, rates_of
-from lorapipe_engine.train.plan import (
-    DTYPES,
-    choose_device,
-    choose_precision,
-    network_dtype,
-)
-from lorapipe_engine.train.processes import ALONE, Processes, join_processes
+from lorapipe_engine.train.objective.objective import objective_class
+from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
+from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run
+from lorapipe_engine.train.processes import join_processes
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
-from lorapipe_engine.train.sample.draw import make_scheduler
 from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
-from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
+from lorapipe_engine.train.schedules import schedule_notes
+from lorapipe_engine.train.schedules.updates import plan_updates
 
 Say = Callable[[str], None]
 
@@ -44,7 +47,8 @@ Say = Callable[[str], None]
 def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
     began = time.monotonic()
-    processes = join_processes(settings)
+    processes = join_processes(settings.model, settings.run)
+    model = plan_model(settings.model, processes.device)
     notes = check_cheaply(settings)
     for note in notes:
         say(f"note: {note}")
@@ -57,9 +61,22 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     for note in dataset_notes(settings.data, dataset):
         say(f"note: {note}")
     settings = with_file_ranks(settings)
-    check_memory(settings, dataset, say, processes)
-    family, settings = load_family(settings, say, processes)
-    for note in check_objective(settings.loss):
+    if model.device.type == "cuda" and not settings.model.ignore_memory:
+        check_memory(settings, dataset, model, say)
+    with memory_explained(settings):
+        base = read_model(settings.model, model)
+        prediction = prediction_of(base, settings.loss, say)
+        precise = replace(settings, model=replace(settings.model, mixed_precision=model.precision))
+        settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
+        family = open_model(base, settings.model, model)
+    settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
+    where = f"{model.device}, {'float32' if model.precision == 'no' else model.precision}"
+    say(f"base: {model.source} ({family.name}, {PREDICTIONS[prediction].word}) on {where}")
+    plan = plan_run(settings, model, dataset, family.train_parts, processes.count)
+    objective = family.objective(settings.loss, prediction)
+    for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
+        objective.check_sampler(name)
+    for note in objective.check(settings.loss, prediction):
         if note not in notes:
             say(f"note: {note}")
     from lorapipe_engine.train.data.prepare import long_captions
@@ -70,7 +87,7 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 
     try:
         with memory_explained(settings), processes.losses_told():
-            files = train(settings, dataset, prompts, family, configuration, say, processes)
+            files = train(settings, plan, dataset, prompts, family, objective, configuration, say, processes)
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
@@ -79,15 +96,16 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 
 def check_cheaply(settings: TrainSettings) -> list[str]:
     """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
-    resolve_base(settings.model.pretrained_model_name_or_path or "")
     check_caches(settings)
     notes = check_updates(settings)
-    notes += check_objective(settings.loss)
+    # What the base predicts may show only when it is read; what fits no prediction is refused now.
+    prediction = asked_prediction(settings.loss)
+    objective = objective_class(prediction or EPSILON.name)
+    notes += objective.check(settings.loss, prediction)
     narrow_form(settings.model)
-    network_dtype(settings.model)
     network_plan(settings.network)
     check_start(settings.network)
-    make_scheduler(settings.run.sample_sampler, v_prediction=False)
+    objective.check_sampler(settings.run.sample_sampler)
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
@@ -115,18 +133,16 @@ def check_caches(settings: TrainSettings) -> None:
 def check_updates(settings: TrainSettings) -> list[str]:
     """Check optimizer, rates and curve, for whichever family the base will be; returns what the user should know."""
     optimizer = settings.optimizer
-    arguments = check_arguments(optimizer.optimizer_type, optimizer.optimizer_args)
     # As many encoders as there are rates: which base it is shows only when it is read.
     encoders = (
         ()
         if settings.network.network_train_unet_only
         else ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
     )
-    rates = rates_of(optimizer, (*encoders, "unet"))
-    schedule = schedule_of(optimizer, planned_steps(settings), max(rates.by_part.values()))
-    rate_plan(schedule, [1.0])
+    plan = plan_updates(optimizer, (*encoders, "unet"), planned_steps(settings))
+    plan.rates_at([1.0])
     check_group_rates(optimizer, read_network_args(settings.network.network_args).has_rates)
-    notes = [*rate_notes(optimizer, arguments, rates), *schedule_notes(optimizer)]
+    notes = [*rate_notes(optimizer, plan.arguments, plan.rates), *schedule_notes(optimizer)]
     if settings.network.network_train_unet_only and any(optimizer.text_encoder_lr):
         notes.append(
             "text_encoder_lr is not used: network_train_unet_only leaves the text encoders as they are"
@@ -165,62 +181,49 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
     return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
 
 
-def check_memory(settings: TrainSettings, dataset: Dataset, say: Say, processes: Processes) -> None:
-    """Tell what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
-    device = processes.device or choose_device(settings.model.device)
+def check_memory(settings: TrainSettings, dataset: Dataset, plan: ModelPlan, say: Say) -> None:
+    """Report what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
     model = settings.model
-    # What is counted are the fused blocks, which narrow weights go without.
-    narrow = model.quantize_base or model.fp8_base or model.fp8_base_unet
-    if device.type != "cuda" or model.ignore_memory or narrow:
+    # What is counted are the fused blocks, which quantized weights go without.
+    if model.quantize_base or model.fp8_base or model.fp8_base_unet:
         return
     from lorapipe_engine.train.memory.fit import memory_line
 
-    dtype = DTYPES[choose_precision(settings.model.mixed_precision, device)]
-    source = resolve_base(settings.model.pretrained_model_name_or_path or "")
-    say(memory_line(settings, dataset, source, dtype, torch.cuda.mem_get_info(device)[0]))
+    free = torch.cuda.mem_get_info(plan.device)[0]
+    say(memory_line(settings, dataset, plan.source, plan.dtype, free))
 
 
-def load_family(
-    settings: TrainSettings, say: Say, processes: Processes = ALONE
-) -> tuple[Family, TrainSettings]:
-    """Load the base onto the device, and fill in what depends on it."""
+def read_model(model: ModelSettings, plan: ModelPlan) -> BaseModel:
+    """The base on the CPU."""
     from lorapipe_engine.train.base.load import load_base
 
-    model = settings.model
-    device = processes.device or choose_device(model.device)
-    precision = choose_precision(model.mixed_precision, device)
-    source = resolve_base(model.pretrained_model_name_or_path or "")
-    with memory_explained(settings):
-        base = load_base(
-            source,
-            vae=model.vae,
-            v2=model.v2 or None,
-            dtype=DTYPES[precision],
-            tokenizer_dir=model.tokenizer_dir,
-        )
-    v_prediction = settings.loss.v_parameterization
-    if v_prediction is None:
-        v_prediction = base.prediction_type == "v_prediction"
-        if base.prediction_type is None and base.family == "sd2":
-            say(
-                "note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)"
-            )
-    with memory_explained(settings):
-        family = open_family(
-            base,
-            device=device,
-            dtype=DTYPES[precision],
-            vae_dtype=torch.float32 if model.no_half_vae else None,
-            chunks=model.max_token_length // 75,
-            waiting=True,
-        )
-    settings = replace(settings, model=replace(model, mixed_precision=precision))
-    say(
-        f"base: {source} ({family.name}, {'v' if v_prediction else 'epsilon'}) on {device}, {precision_name(precision)}"
+    return load_base(
+        plan.source,
+        vae=model.vae,
+        v2=model.v2 or None,
+        dtype=plan.dtype,
+        tokenizer_dir=model.tokenizer_dir,
     )
-    return family, with_base_defaults(settings, family.name, v_prediction, base.encoder_layer)
 
 
-def precision_name(precision: str) -> str:
-    """The precision in words."""
-    return "float32" if precision == "no" else precision
+def prediction_of(base: BaseModel, options: LossSettings, say: Say) -> str:
+    """What the base answers: a name of :mod:`lorapipe_engine.models.predictions`."""
+    prediction = asked_prediction(options) or base.prediction_type
+    if prediction is None:
+        say(
+            "note: this SD 2.x file does not tell what it predicts; taken as epsilon (--v_parameterization for v)"
+        )
+    return prediction or EPSILON.name
+
+
+def open_model(base: BaseModel, model: ModelSettings, plan: ModelPlan) -> Family:
+    """The base on its device, its denoiser and text encoders still waiting."""
+    return open_family(
+        base,
+        device=plan.device,
+        dtype=plan.dtype,
+        vae_dtype=torch.float32 if model.no_half_vae else None,
+        max_token_length=model.max_token_length,
+        clip_skip=model.clip_skip,
+        waiting=True,
+    )

@@ -17,14 +17,14 @@ from torch import Tensor
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.pictures.batches import Batch, in_batches
 from lorapipe_engine.pictures.captions import START, CaptionRule, fixed_caption
-from lorapipe_engine.settings import LossSettings, RunSettings
+from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.data.examples import TrainingData
-from lorapipe_engine.train.objective.loss import add_noise, loss_weights, sample_losses, target_of
-from lorapipe_engine.train.objective.noise import draw_noise, perturb
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.optimizers import evaluating
 from lorapipe_engine.train.results.results import Results
 from lorapipe_engine.train.results.state import State
-from lorapipe_engine.train.step.step import MicroBatch, Stepper, seed_step
+from lorapipe_engine.train.step.forward import forward, seed_step
+from lorapipe_engine.train.step.step import Stepper
 
 TIMES = 4  # timesteps that each picture is measured at
 # How a subset shows a picture that is not varied.
@@ -32,14 +32,6 @@ _AS_IT_IS: Mapping[str, Any] = {
     **{"flip": False, "colour": False, "random_crop": False},
     "captions": CaptionRule(),
 }
-
-
-def validation_timesteps(objective: LossSettings) -> list[int]:
-    """The four inner points of six evenly spread over the trained range: 200, 400, 600 and 800 of all."""
-    low, high = objective.min_timestep, objective.max_timestep
-    if low >= high:
-        return [high]
-    return [int(low + (high - low) * number / (TIMES + 1)) for number in range(1, TIMES + 1)]
 
 
 def validation_part(dataset: Dataset) -> Dataset:
@@ -103,8 +95,7 @@ class Validation:
                 # As a step has: of its own, and the same at every time.
                 if number % processes.count != processes.index:
                     continue
-                seed_step(self.seed, number)
-                losses = self._losses(data.micro_batch(batch, START, 1.0))
+                losses = self._losses(data.micro_batch(batch, START, 1.0), number)
                 total += losses.sum()
                 count += losses.numel()
         network.train()
@@ -114,23 +105,13 @@ class Validation:
     def _batches(self, data: TrainingData) -> Sequence[Batch]:
         return in_batches(data.dataset.buckets, data.dataset.repeats, data.dataset.batch_sizes)
 
-    def _losses(self, batch: MicroBatch) -> Tensor:
-        """Losses of a batch at each timestep, (timesteps, B)."""
+    def _losses(self, batch: MicroBatch, number: int) -> Tensor:
+        """Losses of a batch at each time, (times, B). The same latents and noise are drawn for every time."""
         stepper, objective = self.stepper, self.stepper.objective
-        family = stepper.family
-        mean, deviation = batch.latents.chunk(2, dim=1)
-        latents = (mean + deviation * torch.randn_like(mean)) * family.latent_scale
-        noise = draw_noise(latents, objective)
-        disturbed = perturb(noise, objective)
-        conditioning = batch.text or family.encode_text(
-            batch.ids, clip_skip=stepper.clip_skip, weights=batch.text_weights
-        )
-        found = []
-        for time in validation_timesteps(objective):
-            times = torch.full((len(latents),), time, dtype=torch.int64, device=latents.device)
-            noisy = add_noise(latents, disturbed, times, stepper.schedule)
-            prediction = family.predict(noisy, times, conditioning, batch.geometry)
-            target = target_of(latents, noise, times, stepper.schedule, objective)
-            losses = sample_losses(prediction, target, times, stepper.schedule, objective, batch.mask)
-            found.append(losses * loss_weights(times, stepper.schedule, objective))
-        return torch.stack(found)
+        text = batch.text or stepper.family.text.encode(batch.tokens)
+        losses = []
+        for time in objective.validation_times(TIMES):
+            seed_step(self.seed, number)
+            made = forward(stepper.family, objective, batch, text=text, time=time)
+            losses.append(made.losses * made.noised.weights)
+        return torch.stack(losses)

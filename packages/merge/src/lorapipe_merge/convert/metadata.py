@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lorapipe_engine.models.predictions import EPSILON, find_prediction
 from lorapipe_engine.networks.adapter_config import ADAPTER_KEY
 from lorapipe_engine.networks.describe import Network
 from lorapipe_engine.networks.layers import Layer
@@ -31,8 +32,8 @@ def converted_metadata(
     plain = [form for form in forms if form.alpha is not None]
     if not plain:
         return new
-    v_prediction = new.get("modelspec.prediction_type") == "v"
-    new.setdefault("ss_base_model_version", base_version(family, v_prediction=v_prediction))
+    prediction = find_prediction(new.get("modelspec.prediction_type", "")) or EPSILON.name
+    new.setdefault("ss_base_model_version", base_version(family, prediction))
     new.setdefault("ss_v2", str(family == "sd2"))
     new.setdefault("ss_network_module", "networks.lora")
     new["ss_network_dim"] = _one_of([form.rank for form in plain])

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.models.predictions import EPSILON, V
 from lorapipe_engine.networks.metadata import ModelSpec, base_version, table_of
 from lorapipe_merge.matching import Applied
 from lorapipe_merge.networks.report import LayerReport
@@ -48,16 +49,16 @@ def summed_metadata(
         for key, value in olds[0].items()
         if key.startswith("ss_") and key not in _OWN and all(old.get(key) == value for old in olds)
     }
-    v_prediction = any(map(_predicts_v, olds))
+    prediction = V.name if any(map(_predicts_v, olds)) else EPSILON.name
     if family is not None:
-        new.setdefault("ss_base_model_version", base_version(family, v_prediction=v_prediction))
+        new.setdefault("ss_base_model_version", base_version(family, prediction))
         new.setdefault("ss_v2", str(family == "sd2"))
         spec = ModelSpec(
             family=family,
             adapter=True,
             title=title,
             date=date,
-            v_prediction=v_prediction,
+            prediction=prediction,
             merged_from=", ".join(Path(network.name).name for network in networks),
         )
         new |= spec.metadata()

@@ -21,9 +21,9 @@ HEAD_WIDTH = 64
 TIME_NUMBERS = 6  # SDXL: height and width of the original, crop top and left, height and width of the target
 
 
-def eight_heads(width: int) -> int:
-    """Heads of SD 1.x: eight, whatever the width."""
-    return math.gcd(8, width)
+def fixed_heads(heads: int, width: int) -> int:
+    """The same number of heads at every width, as eight in SD 1.x."""
+    return math.gcd(heads, width)
 
 
 def wide_heads(width: int) -> int:

@@ -6,7 +6,8 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,3 +99,19 @@ def _check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int,
             f"{where}: {len(wrong)} tensors have another shape than the rest of the model asks for, "
             f"such as {name} {found[name]} instead of {wanted[name]}"
         )
+
+
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A module, frozen, on a device in a precision."""
+    # Torch's own ``to``: that of diffusers warns about every change of the dtype.
+    return nn.Module.to(module.requires_grad_(False).eval(), device, dtype)
+
+
+def weights_key(modules: Sequence[nn.Module], dtype: torch.dtype) -> str:
+    """A name for the bytes of modules in a precision."""
+    digest = hashlib.sha256(str(dtype).encode())
+    for number, module in enumerate(modules):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{number}.{name}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.folders import hints, read_config, weight_files
 from lorapipe_engine.models import keys
 from lorapipe_engine.models.families import Recognised, get_family, recognise
+from lorapipe_engine.models.predictions import find_prediction, marked_prediction
 from lorapipe_engine.train.base import hub
 from lorapipe_engine.train.base.ldm import (
     Parts,
@@ -44,7 +45,6 @@ _WRONG_KINDS = {
     "unknown": "not a checkpoint of Stable Diffusion 1.x, 2.x or SDXL that is known here",
 }
 SD2_BASE_STEPS = "875000"  # of SD 2.0's 512 model, in its .ckpt
-_PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,12 @@ def resolve(source: str | Path, dtype: torch.dtype) -> Path:
     raise InputError(f"{source}: no such file or folder")
 
 
-def read_base(path: Path, stack: ExitStack) -> Draft:
-    """Open a checkpoint or a diffusers folder; ``stack`` closes it. Raises InputError for other kinds."""
-    return _read_folder(path, stack) if path.is_dir() else _read_file(path, stack)
+def read_base(path: Path, stack: ExitStack, weights: Weights | None = None) -> Draft:
+    """Open a checkpoint or a diffusers folder; ``stack`` closes it. ``weights``: the checkpoint, where it is open
+    already. Raises InputError for other kinds."""
+    if path.is_dir():
+        return _read_folder(path, stack)
+    return _read_file(path, weights or stack.enter_context(Weights([path])))
 
 
 def read_vae(path: Path, stack: ExitStack) -> tuple[dict[str, Piece], dict[str, Any]]:
@@ -103,8 +106,7 @@ def read_vae(path: Path, stack: ExitStack) -> tuple[dict[str, Piece], dict[str, 
 # ------------------------------------------------------------ single files
 
 
-def _read_file(path: Path, stack: ExitStack) -> Draft:
-    weights = stack.enter_context(Weights([path]))
+def _read_file(path: Path, weights: Weights) -> Draft:
     found = recognise(weights.shapes)
     if found.kind != "checkpoint" or found.family is None:
         raise InputError(f"{path}: this is {_wrong_kind(found)}")
@@ -131,17 +133,15 @@ def _wrong_kind(found: Recognised) -> str:
 
 
 def _prediction_of_file(weights: Weights, family: str) -> str | None:
-    if "v_pred" in weights.shapes:
-        return "v_prediction"
     said = weights.metadata.get("modelspec.prediction_type", "").lower()
-    if said in _PREDICTIONS:
-        return _PREDICTIONS[said]
+    if known := marked_prediction(weights.shapes) or find_prediction(said):
+        return known
     kind = weights.metadata.get("modelspec.architecture", "")
     if kind.startswith("stable-diffusion-v2"):
         return "v_prediction" if "-768-v" in kind else "epsilon"
     if weights.metadata.get("global_step") == SD2_BASE_STEPS:
         return "epsilon"
-    return None if family == "sd2" else "epsilon"
+    return get_family(family).prediction
 
 
 def _encoder_layer(metadata: Mapping[str, str]) -> int | None:
@@ -166,14 +166,14 @@ def _read_folder(path: Path, stack: ExitStack) -> Draft:
     wanted = {"unet": UNET_HINTS, "vae": VAE_HINTS}
     count = len(get_family(family).text_parts)
     scheduler = read_config(path / "scheduler" / "scheduler_config.json")
-    said = _PREDICTIONS.get(str(scheduler.get("prediction_type", "")))
+    said = find_prediction(str(scheduler.get("prediction_type", "")))
     return Draft(
         family=family,
         path=path,
         parts=parts,
         hints={part: hints(config, wanted.get(part, CLIP_HINTS)) for part, config in configs.items()},
         tokenizers=((path / "tokenizer",), (path / "tokenizer_2", path / "tokenizer"))[:count],
-        prediction_type=said or (None if family == "sd2" else "epsilon"),
+        prediction_type=said or get_family(family).prediction,
         zero_terminal_snr=scheduler.get("rescale_betas_zero_snr") is True,
     )
 

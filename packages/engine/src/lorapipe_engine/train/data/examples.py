@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,9 +16,9 @@ from lorapipe_engine.pictures.captions import When, drops_caption, rewrite_capti
 from lorapipe_engine.train.data.augment import draw_colour, draw_crop
 from lorapipe_engine.train.data.latents import LatentJob, encode_now
 from lorapipe_engine.train.data.masks import latent_mask
+from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.data.text_cache import TextCache
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.step.step import MicroBatch
 
 __all__ = [
     "Dataset",
@@ -52,7 +52,7 @@ def _job(dataset: Dataset, picture: Picture, mirrored: bool) -> LatentJob:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture as one step sees it: mean and deviation of its latents (8, h, w), its caption, SDXL's numbers (height
+    """A picture as one step sees it: mean and deviation of its latents (2C, h, w), its caption, SDXL's numbers (height
     and width in the file, top and left of the crop, height and width of the crop), its mask (1, h, w) if any is used.
     """
 
@@ -66,7 +66,7 @@ class TrainingData:
     """Makes the inputs of each step. What is drawn for a picture (mirror, crop, colours, caption) comes from a random
     stream of its own, so that a step is a pure function of seed, epoch, step and pictures.
 
-    ``latents``: mean and deviation, (8, h, w), by the keys of :func:`latent_jobs`. ``reg_weight``: weight of the loss
+    ``latents``: mean and deviation, (2C, h, w), by the keys of :func:`latent_jobs`. ``reg_weight``: weight of the loss
     of regularisation pictures. ``weighted``: captions hold weights, as ``(red:1.2)``.
     """
 
@@ -142,18 +142,16 @@ class TrainingData:
         ]
         device = self.family.device
         captions = [row.caption for row in rows]
-        ids, text_weights = self._tokens(captions)
         weights = [self._weights[index] * share for index, _ in shown]
         geometry = [row.geometry for row in rows]
         return MicroBatch(
             latents=torch.stack([row.latents for row in rows]),
-            ids=ids,
+            tokens=self.family.text.tokenize(captions, weighted=self.weighted),
             weights=torch.tensor(weights, device=device),
             geometry=torch.tensor(geometry, dtype=torch.float32, device=device)
             if self._has_geometry
             else None,
             mask=torch.stack([row.mask for row in rows if row.mask is not None]) if self._has_masks else None,
-            text_weights=text_weights,
             text=None if self._cache is None else self._cache.take(captions),
             part=None if len(own) == total else (own.start, total),
         )
@@ -183,11 +181,6 @@ class TrainingData:
             found = latent_mask(picture, job, size, alpha=subset.alpha_mask).to(self.family.device)
             self._masks[index, job.mirrored] = found
         return found
-
-    def _tokens(self, captions: Sequence[str]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-        if self.weighted:
-            return self.family.tokenize_weighted(captions)
-        return self.family.tokenize(captions), None
 
 
 def geometry_of(picture: Picture, job: LatentJob) -> tuple[int, int, int, int, int, int]:

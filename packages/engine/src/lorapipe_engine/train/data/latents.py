@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.openfolder import open_folder
@@ -28,6 +28,7 @@ from lorapipe_engine.pictures.bounds import PictureBound
 from lorapipe_engine.pictures.buckets import Placement
 from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
 from lorapipe_engine.pictures.white import on_white
+from lorapipe_engine.train.base.modules import weights_key
 from lorapipe_engine.train.data.augment import ColourShift
 from lorapipe_engine.train.families.base import Family
 
@@ -41,16 +42,6 @@ READERS = 4  # threads
 def vae_key(family: Family) -> str:
     """A name for the VAE's weights and precision: another VAE never meets this one's latents."""
     return weights_key([family.vae], family.vae_dtype)
-
-
-def weights_key(modules: Sequence[nn.Module], dtype: torch.dtype) -> str:
-    """A name for the bytes of modules in a precision."""
-    digest = hashlib.sha256(str(dtype).encode())
-    for number, module in enumerate(modules):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{number}.{name}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,7 @@ class LatentCache:
         self.damaged: list[Path] = []
 
     def get(self, job: LatentJob) -> Tensor | None:
-        """Mean and deviation (8, h, w) in float32, or None where they must be made (a broken entry too)."""
+        """Mean and deviation (2C, h, w) in float32, or None where they must be made (a broken entry too)."""
         path = self._path(job)
         if path is None or self.inside is None or not os.path.lexists(path):
             return None
@@ -203,7 +194,7 @@ def encode_all(
     batch: int,
     progress: Iterable[int] | None = None,
 ) -> list[Tensor]:
-    """Mean and deviation (8, h, w) float32 on the CPU for each job, in order.
+    """Mean and deviation (2C, h, w) float32 on the CPU for each job, in order.
 
     Raises InputError for a broken picture, and for latents that are not finite (a VAE in half precision can
     overflow).
@@ -252,7 +243,7 @@ def _looked_up(
 
 
 def encode_now(job: LatentJob, family: Family) -> Tensor:
-    """Mean and deviation (8, h, w) float32 of one picture, on the device. Raises InputError for a broken one."""
+    """Mean and deviation (2C, h, w) float32 of one picture, on the device. Raises InputError for a broken one."""
     with torch.inference_mode():
         both = torch.cat(family.encode_images(read_pixels(job)[None]), dim=1)
     return both[0].float().clone()
@@ -268,7 +259,7 @@ def _encode(
     pixels = torch.stack([pixels for _, pixels in group])  # (B, 3, H, W)
     with torch.inference_mode():
         mean, deviation = family.encode_images(pixels)
-    both = torch.cat([mean, deviation], dim=1).float().cpu().clone()  # (B, 8, h, w)
+    both = torch.cat([mean, deviation], dim=1).float().cpu().clone()  # (B, 2C, h, w)
     for (index, _), latents in zip(group, both, strict=True):
         if not torch.isfinite(latents).all():
             raise InputError(

@@ -11,14 +11,13 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.files.cachefolder import cache_folder
+from lorapipe_engine.models.families import is_text
 from lorapipe_engine.pictures.captions import fixed_caption
 from lorapipe_engine.settings import DataSettings, TrainSettings
 from lorapipe_engine.train.data.examples import TrainingData, latent_jobs
 from lorapipe_engine.train.data.latents import LatentCache, encode_all, vae_key
 from lorapipe_engine.train.data.text_cache import TextCache
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.families.clip import CHUNK
-from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.processes import ALONE, Processes
 
 
@@ -26,25 +25,25 @@ def prepare_data(
     settings: TrainSettings,
     parts: Sequence[Dataset],
     family: Family,
-    plan: RunPlan,
+    epochs: int,
     say: Callable[[str], None],
     processes: Processes = ALONE,
 ) -> list[TrainingData]:
     """Encode every picture of each dataset, and every caption where text states are cached.
 
-    What is not needed any more leaves the device then, and what waited for room is on it. Several processes share the
-    work out, and each has all of it in the end.
+    ``epochs``: of the run, which the cached forms of a caption are taken in turn over. What is not needed any more
+    leaves the device then, and what waited for room is on it. Several processes share the work out, and each has all of
+    it in the end.
     """
     found = [load_data(settings, part, family, say, processes) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if family.device.type == "cuda":
         torch.cuda.empty_cache()  # what encoding took is in the way of the weights
-    family.wake_text(for_good=not caches_text(settings.data))
+    family.text.move_to_device(for_good=not caches_text(settings.data))
     if caches_text(settings.data):
         cache = TextCache(
             family,
-            clip_skip=settings.model.clip_skip,
             weighted=settings.data.weighted_captions,
             folder=_folder(settings.data) / "text"
             if settings.data.cache_text_encoder_outputs_to_disk
@@ -53,10 +52,10 @@ def prepare_data(
             processes=processes,
         )
         for data in found:
-            data.use_text(cache, settings.data.text_cache_variants, plan.epochs)
+            data.use_text(cache, settings.data.text_cache_variants, epochs)
         say_damaged(cache.damaged, say)
-        family.rest_text()
-    family.wake_unet()
+        family.text.move_to_cpu()
+    family.move_denoiser_to_device()
     return found
 
 
@@ -110,7 +109,7 @@ def check_cached_text(data: DataSettings, dataset: Dataset, trained: Sequence[st
     """Raise ConfigError where cached text states cannot be what training needs. ``trained``: the trained parts."""
     if not caches_text(data):
         return
-    if any(part != "unet" for part in trained):
+    if any(is_text(part) for part in trained):
         raise ConfigError(
             "cache_text_encoder_outputs: the text encoders are trained, so what they say changes; give "
             "--network_train_unet_only, or leave the cache out"
@@ -123,19 +122,19 @@ def check_cached_text(data: DataSettings, dataset: Dataset, trained: Sequence[st
 
 def long_captions(dataset: Dataset, family: Family) -> str | None:
     """How many captions are longer than the limit, and which is the longest; None if none is."""
-    limit = family.chunks * CHUNK
+    limit = family.text.limit
     longest, file, count = limit, None, 0
     for picture in dataset.pictures:
         # No caption has more tokens than bytes.
         text = fixed_caption(picture.caption, dataset.subset_of(picture).captions)
         if len(text.encode()) <= limit:
             continue
-        tokens = max(len(tokenizer.encode(text)) for tokenizer in family.tokenizers)
+        tokens = family.text.count(text)
         count += tokens > limit
         if tokens > longest:
             longest, file = tokens, picture.path
     if file is None:
         return None
     what = "1 caption is" if count == 1 else f"{count} captions are"
-    more = f"; --max_token_length {limit + CHUNK} takes more" if family.chunks < 3 else ""
+    more = f"; --max_token_length {family.text.longer} takes more" if family.text.longer else ""
     return f"{what} longer than {limit} tokens and cut there, the longest that of {file} with {longest}{more}"

@@ -1,4 +1,4 @@
-"""Captions to what the UNet reads: chunks of token ids, prompt weights, CLIP's states.
+"""CLIP as a text encoder: chunks of token ids, prompt weights, CLIP's states.
 
 CLIP reads 77 tokens: BOS, 75 of content, EOS. A longer caption is cut into n chunks of 75 that are encoded
 each on its own and joined again without the marks between them, 75n+2 states in all (kohya's
@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.train.base.tokenizers import Tokenizer
+from lorapipe_engine.train.families.text import Conditioning, TextEncoder, Tokens
 
 CHUNK = 75
+POSITIONS = CHUNK + 2
+MAX_CHUNKS = 3
 EMPHASIS = 1.1
 
 # -------------------------------------------------------------------------------------------------- token ids
@@ -161,3 +166,84 @@ def text_body(encoder: Any) -> Any:
     CLIPTextModelWithProjection.
     """
     return getattr(encoder, "text_model", encoder)
+
+
+# -------------------------------------------------------------------------------------------------- the encoder
+
+
+class ClipText(TextEncoder):
+    """One CLIP text encoder: ids (B, n, 77), states (B, 75n+2, C).
+
+    ``pads``: what captions are filled up with, for each encoder; None is its EOS. ``max_token_length`` is 75, 150 or
+    225 (None: 225), ``clip_skip`` as for :func:`encode_sd`.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[nn.Module],
+        tokenizers: Sequence[Tokenizer],
+        pads: Sequence[int | None],
+        *,
+        max_token_length: int | None = None,
+        clip_skip: int | None = None,
+        **place: Any,
+    ) -> None:
+        super().__init__({f"te{index}": module for index, module in enumerate(encoders, start=1)}, **place)
+        self.tokenizers = tuple(tokenizers)
+        self.pads = tuple(pads)
+        self.clip_skip = clip_skip
+        self.chunks = (max_token_length or CHUNK * MAX_CHUNKS) // CHUNK
+        self.limit = self.chunks * CHUNK
+        self.longer = self.limit + CHUNK if self.chunks < MAX_CHUNKS else None
+
+    def tokenize(self, texts: Sequence[str], *, weighted: bool = False) -> Tokens:
+        ids, weights = [], []
+        for tokenizer, pad in zip(self.tokenizers, self.pads, strict=True):
+            if not weighted:
+                ids.append(self._chunked([tokenizer.encode(line) for line in texts], tokenizer, pad))
+                continue
+            rows = [weighted_ids(line, tokenizer.encode) for line in texts]
+            ids.append(self._chunked([row for row, _ in rows], tokenizer, pad))
+            factors = [chunk_weights(factor, self.chunks) for _, factor in rows]
+            weights.append(torch.tensor(factors, device=self.device))
+        return Tokens(tuple(ids), tuple(weights) if weighted else None)
+
+    def _chunked(self, rows: Sequence[Sequence[int]], tokenizer: Tokenizer, pad: int | None) -> Tensor:
+        bos, eos = tokenizer.bos, tokenizer.eos
+        ids = [chunk_ids(row, self.chunks, bos, eos, eos if pad is None else pad) for row in rows]
+        return torch.tensor(ids, dtype=torch.int64, device=self.device).reshape(-1, self.chunks, POSITIONS)
+
+    def count(self, text: str) -> int:
+        return max(len(tokenizer.encode(text)) for tokenizer in self.tokenizers)
+
+    def encode(self, tokens: Tokens) -> Conditioning:
+        self.move_to_device()
+        return self._weighted(self._states([ids.to(self.device) for ids in tokens.ids]), tokens)
+
+    def _states(self, ids: Sequence[Tensor]) -> Conditioning:
+        return Conditioning(encode_sd(self.modules["te1"], ids[0], self.clip_skip))
+
+    @staticmethod
+    def _weighted(text: Conditioning, tokens: Tokens) -> Conditioning:
+        if tokens.weights is None:
+            return text
+        # Several encoders share their tokens, so the first one's weights hold for the joined channels.
+        return replace(text, hidden=text.hidden * tokens.weights[0].to(text.hidden)[..., None])
+
+    @property
+    def cache_key(self) -> str:
+        return f"{super().cache_key}|{self.clip_skip}"
+
+
+class ClipPair(ClipText):
+    """SDXL's two encoders: joined states before the last layer, and the second one's pooled vector. ``clip_skip`` means
+    nothing to it."""
+
+    def _states(self, ids: Sequence[Tensor]) -> Conditioning:
+        both = list(self.modules.values())
+        return Conditioning(*encode_sdxl(both, ids, self.tokenizers[1].eos))
+
+
+def positions(max_token_length: int | None) -> int:
+    """Tokens of a caption with the marks of its chunks: 77 for each of 75."""
+    return (max_token_length or CHUNK * MAX_CHUNKS) // CHUNK * POSITIONS

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lorapipe_engine.train.families.base import Conditioning, Family
-from lorapipe_engine.train.families.clip import encode_sd
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.families.clip import ClipText
+from lorapipe_engine.train.families.text import Conditioning, TextEncoder
 
 
 class StableDiffusion(Family):
@@ -18,18 +18,8 @@ class StableDiffusion(Family):
     name = "sd1"
     pads: ClassVar[tuple[int | None, ...]] = (None,)
 
-    def encode_text(
-        self,
-        ids: Sequence[Tensor],
-        *,
-        clip_skip: int | None = None,
-        weights: Sequence[Tensor] | None = None,
-    ) -> Conditioning:
-        self.wake_text()
-        hidden = encode_sd(self.text_encoders[0], ids[0].to(self.device), clip_skip)
-        if weights is not None:
-            hidden = hidden * weights[0].to(hidden)[..., None]
-        return Conditioning(hidden)
+    def make_text(self, **settings: Any) -> TextEncoder:
+        return ClipText(self.base.text_encoders, self.base.tokenizers, self.pads, **settings)
 
     def predict(
         self,
@@ -40,7 +30,7 @@ class StableDiffusion(Family):
     ) -> Tensor:
         states = conditioning.hidden.to(self.device, self.dtype)
         noisy, timesteps = noisy.to(self.device, self.dtype), timesteps.to(self.device)
-        out: Tensor = self.unet(noisy, timesteps, states, return_dict=False)[0]
+        out: Tensor = self.denoiser(noisy, timesteps, states, return_dict=False)[0]
         return out.to(torch.float32)
 
 

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.train.families.base import Conditioning, Family
-from lorapipe_engine.train.families.clip import encode_sdxl
+from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.families.clip import ClipPair
+from lorapipe_engine.train.families.text import Conditioning, TextEncoder
 
 
 class StableDiffusionXL(Family):
     """SDXL base: CLIP-L (padded with EOS) and OpenCLIP-bigG (padded with 0), states before the last layer."""
 
     name = "sdxl"
-    pads = (None, 0)
 
-    def encode_text(
-        self,
-        ids: Sequence[Tensor],
-        *,
-        clip_skip: int | None = None,  # noqa: ARG002
-        weights: Sequence[Tensor] | None = None,
-    ) -> Conditioning:
-        """As the base class says; ``clip_skip`` means nothing for SDXL and is not looked at."""
-        self.wake_text()
-        both = [row.to(self.device) for row in ids]
-        hidden, pooled = encode_sdxl(self.text_encoders, both, self.tokenizers[1].eos)
-        if weights is not None:
-            # Both encoders share their tokens, so the first one's weights hold for the joined channels.
-            hidden = hidden * weights[0].to(hidden)[..., None]
-        return Conditioning(hidden, pooled)
+    def make_text(self, **settings: Any) -> TextEncoder:
+        return ClipPair(self.base.text_encoders, self.base.tokenizers, (None, 0), **settings)
 
     def predict(
         self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, geometry: Tensor | None = None
@@ -46,7 +33,7 @@ class StableDiffusionXL(Family):
         }
         states = conditioning.hidden.to(self.device, self.dtype)
         noisy, timesteps = noisy.to(self.device, self.dtype), timesteps.to(self.device)
-        out: Tensor = self.unet(noisy, timesteps, states, added_cond_kwargs=added, return_dict=False)[0]
+        out: Tensor = self.denoiser(noisy, timesteps, states, added_cond_kwargs=added, return_dict=False)[0]
         return out.to(torch.float32)
 
     def plain_geometry(self, count: int, width: int, height: int) -> Tensor:

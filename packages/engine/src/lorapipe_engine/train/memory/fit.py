@@ -12,9 +12,12 @@ import torch
 
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.models.families import get_family, recognise
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.base import architecture
 from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.base.weights import Weights
+from lorapipe_engine.train.families.clip import positions
 from lorapipe_engine.train.memory.model import GIB, Load, Shapes, predict
 
 LATENT_BYTES = 8 * 4 / 64  # of a pixel: mean and deviation of four channels in float32, one for 8 x 8 pixels
@@ -24,6 +27,8 @@ def memory_line(
     settings: TrainSettings, dataset: Dataset, source: str | Path, dtype: torch.dtype, free: float
 ) -> str:
     """What the run will take of ``free`` bytes, in words. Raises ConfigError, with what to change, if that is more."""
+    if (other := uncounted(source, dtype)) is not None:
+        return f"memory: not known for {other}; the run begins without a forecast"
     unet, shapes = shapes_of(source, dtype)
     load = load_of(settings, dataset, dtype, sdxl="te2" in shapes)
     wanted = predict(unet, shapes, load).gib
@@ -41,6 +46,16 @@ def memory_line(
         f"this run needs about {wanted:.1f} GiB, and {free / GIB:.1f} GiB of the card are free{told} "
         "(--ignore_memory trains all the same)"
     )
+
+
+def uncounted(source: str | Path, dtype: torch.dtype) -> str | None:
+    """The title of the base's family where its memory cannot be counted, as it has no UNet; None where it can."""
+    path = resolve(source, dtype)
+    if path.is_dir():
+        return None
+    with Weights([path]) as weights:
+        family = recognise(weights.shapes).family
+    return None if family is None or get_family(family).denoiser == "unet" else get_family(family).title
 
 
 def shapes_of(source: str | Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Shapes]]:
@@ -73,7 +88,7 @@ def load_of(settings: TrainSettings, dataset: Dataset, dtype: torch.dtype, *, sd
         weight_bytes=torch.empty(0, dtype=dtype).element_size(),
         optimizer=settings.optimizer.optimizer_type,
         checkpointing=model.gradient_checkpointing,
-        tokens=model.max_token_length // 75 * 77 if trains_text else 0,
+        tokens=positions(model.max_token_length) if trains_text else 0,
         text_there=not cached,
         latents=sum(w * h for w, h in sizes) * LATENT_BYTES,
     )

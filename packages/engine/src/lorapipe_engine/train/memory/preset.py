@@ -13,7 +13,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import scan
-from lorapipe_engine.train.memory.fit import changes, load_of, shapes_of
+from lorapipe_engine.train.memory.fit import changes, load_of, shapes_of, uncounted
 from lorapipe_engine.train.memory.model import GIB, predict
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 
@@ -60,6 +60,10 @@ def find_options(
     """Options that make the run fit into ``room`` GiB, and the GiB that it takes then. Raises ConfigError."""
     dataset = scan(settings.data, settings.run.seed)
     source = resolve_base(settings.model.pretrained_model_name_or_path or "")
+    if (other := uncounted(source, dtype)) is not None:
+        raise ConfigError(
+            f"vram: the memory of {other} is not known; leave it out and choose the options by hand"
+        )
     unet, shapes = shapes_of(source, dtype)
     load = load_of(settings, dataset, dtype, sdxl="te2" in shapes)
     needed = predict(unet, shapes, load).gib

@@ -7,11 +7,19 @@ from dataclasses import dataclass, field, replace
 
 from lorapipe_engine.command.options import nearest
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.models.families import is_text
 from lorapipe_engine.nn.attach import NetworkPlan, Target
 from lorapipe_engine.nn.base import Dropouts
 from lorapipe_engine.nn.flat import RateGroup
 from lorapipe_engine.settings import NetworkSettings
-from lorapipe_engine.train.network.blocks import LAYOUTS, block_numbers, block_of, block_weights, whole
+from lorapipe_engine.train.network.blocks import (
+    block_numbers,
+    block_of,
+    block_weights,
+    layout_of,
+    layouts,
+    whole,
+)
 
 _NUMBERS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_lr_zero_threshold")
 _PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
@@ -37,7 +45,7 @@ class NetworkArgs:
 
     def plus(self, part: str) -> float | None:
         """LoRA+: how much higher the rate of ``lora_up`` is in a part; None where it is not asked for."""
-        own = "loraplus_unet_lr_ratio" if part == "unet" else "loraplus_text_encoder_lr_ratio"
+        own = "loraplus_unet_lr_ratio" if not is_text(part) else "loraplus_text_encoder_lr_ratio"
         return self.numbers.get(own) or self.numbers.get("loraplus_lr_ratio")
 
     def weights_of(self, family: str) -> list[float] | None:
@@ -106,14 +114,14 @@ def _check(args: NetworkArgs) -> None:
             "network_args: block_lr_zero_threshold needs down_lr_weight, mid_lr_weight or up_lr_weight"
         )
     errors: list[ConfigError] = []
-    for family in LAYOUTS:
+    for family in layouts():
         try:
             args.weights_of(family)
             for name, text in args.lists.items():
                 block_numbers(name, text, family)
         except ConfigError as error:
             errors.append(error)
-    if len(errors) == len(LAYOUTS):
+    if len(errors) == len(layouts()):
         raise errors[0]
 
 
@@ -155,7 +163,7 @@ def by_block(plan: NetworkPlan, args: NetworkArgs, targets: Iterable[Target], fa
     linear, conv = _sizes(plan, args, family)
     for target in targets:
         size = plan.size_of(target.module)
-        block = block_of(family, target.name) if target.part == "unet" else None
+        block = block_of(family, target.name) if not is_text(target.part) else None
         if block is not None:
             large = max(getattr(target.module, "kernel_size", (1,))) > 1
             size = (conv if large else linear)[block]
@@ -172,7 +180,7 @@ def _sizes(
     plan: NetworkPlan, args: NetworkArgs, family: str
 ) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
     """Rank and alpha for each block: of linear layers and 1x1 convolutions, and of larger kernels."""
-    count = LAYOUTS[family].count
+    count = layout_of(family).count
 
     def ranks(name: str, default: int) -> list[int]:
         text = args.lists.get(name)
@@ -196,18 +204,18 @@ class RateGroups:
         self._args = args
         self._family = family
         self._weights = args.weights_of(family)
-        text = {part: rate for part, rate in rates.items() if part != "unet"}
+        text = {part: rate for part, rate in rates.items() if is_text(part)}
         self._apart = len(set(text.values())) > 1
 
     def __call__(self, part: str, name: str, role: str) -> RateGroup:
         """The group of a parameter by its part, its module's name and its role ("lora_up")."""
-        group, factor = "unet", 1.0
-        if part != "unet":
+        group, factor = part, 1.0
+        if is_text(part):
             group = f"textencoder {part.removeprefix('te')}" if self._apart else "textencoder"
         elif self._weights is not None:
             block = block_of(self._family, name)
             if block is not None:
-                group, factor = f"unet_block{block}", self._weights[block]
+                group, factor = f"{part}_block{block}", self._weights[block]
         ratio = self._args.plus(part)
         if ratio is not None and role == "lora_up":
             return RateGroup(f"{group} plus", factor * ratio)

@@ -1,57 +1,34 @@
-"""The blocks of a UNet as block-wise options count them, and the lists of numbers for them.
-
-sd-scripts counts 25 blocks in SD 1.x and 2.x: 12 down, 1 in the middle, 12 up, where three numbers make a level (two
-layers and the sampler) and block 0 has no module. SDXL has 23: the embeddings (0), 9 ``input_blocks``, 3 in the middle,
-9 ``output_blocks``, and the output (22).
-"""
+"""Block-wise options: lists of numbers for the blocks of a family's denoiser, as sd-scripts counts them."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.models.families import FAMILIES, get_family
+from lorapipe_engine.models.family import BlockLayout
 
 
-@dataclass(frozen=True)
-class BlockLayout:
-    """How many blocks a family's UNet has on each side and in the middle; ``ends``: one more before and after."""
-
-    side: int
-    middle: int
-    ends: int
-
-    @property
-    def count(self) -> int:
-        """All of them, and so the length of ``block_dims``."""
-        return 2 * (self.side + self.ends) + self.middle
+def layouts() -> dict[str, BlockLayout]:
+    """The blocks of every family that has block-wise options, by its name."""
+    return {name: family.blocks for name, family in FAMILIES.items() if family.blocks is not None}
 
 
-LAYOUTS: Mapping[str, BlockLayout] = {
-    "sd1": BlockLayout(side=12, middle=1, ends=0),
-    "sd2": BlockLayout(side=12, middle=1, ends=0),
-    "sdxl": BlockLayout(side=9, middle=3, ends=1),
-}
+def layout_of(family: str) -> BlockLayout:
+    """The blocks of a family. Raises ConfigError for one that has no block-wise options."""
+    blocks = get_family(family).blocks
+    if blocks is None:
+        raise ConfigError(
+            f"network_args: ranks and rates by block cannot be had for {get_family(family).title}"
+        )
+    return blocks
 
 
 def block_of(family: str, name: str) -> int | None:
-    """The block of a UNet module by its name in a LoRA file; None for names of other parts."""
-    layout = LAYOUTS[family]
-    if family == "sdxl":
-        found = re.match(r"lora_unet_(input|middle|output)_(?:blocks_|block_)(\d+)_", name)
-        first = {"input": 1, "middle": 1 + layout.side, "output": 1 + layout.side + layout.middle}
-        return first[found[1]] + int(found[2]) if found else None
-    if name.startswith("lora_unet_mid_block_"):
-        return layout.side
-    found = re.match(
-        r"lora_unet_(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)", name
-    )
-    if found is None:
-        return None
-    layer = int(found[4]) if found[3] in ("resnets", "attentions") else 2
-    return (1 if found[1] == "down" else layout.side + layout.middle) + 3 * int(found[2]) + layer
+    """The block of a denoiser's module by its name in a LoRA file; None for names of other parts."""
+    return layout_of(family).number(name)
 
 
 # -------------------------------------------------------------------------------- lists of numbers
@@ -74,7 +51,7 @@ def block_weights(
     ``down`` and ``up``: numbers with commas between them, or a curve such as ``cosine+.25``; a missing end of a list
     is 1, an empty place in it 0, a missing list 1 everywhere. Raises ConfigError.
     """
-    layout = LAYOUTS[family]
+    layout = layout_of(family)
     sides = [
         _weights("down_lr_weight", down, layout.side),
         _weights("mid_lr_weight", middle, layout.middle),
@@ -110,7 +87,7 @@ def _curve(name: str, text: str, count: int) -> list[float]:
 def block_numbers(name: str, text: str, family: str) -> list[float]:
     """A list with a number for each block, such as ``block_dims``. Raises ConfigError."""
     values = _numbers(name, text)
-    count = LAYOUTS[family].count
+    count = layout_of(family).count
     if len(values) != count:
         raise ConfigError(
             f"network_args: {name} has {len(values)} numbers, but this model has {count} blocks"

@@ -74,7 +74,7 @@ def hold_base(model: ModelSettings, family: Family) -> None:
     if form is None:
         return
     only_unet = model.fp8_base_unet and not model.fp8_base
-    for part in (family.unet,) if only_unet else (family.unet, *family.text_encoders):
+    for part in (family.denoiser,) if only_unet else (family.denoiser, *family.text.modules.values()):
         hold(part, form)
 
 

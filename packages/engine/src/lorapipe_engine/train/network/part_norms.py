@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from lorapipe_engine.models.families import is_text
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.lora import Lora
 from lorapipe_engine.train.network.weight_norms import change_norms
@@ -27,9 +28,9 @@ class PartNorms:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        several = sum(part != "unet" for part in network.groups) > 1
+        several = sum(is_text(part) for part in network.groups) > 1
         self.names = {
-            part: part if part == "unet" else f"textencoder{' ' + part.removeprefix('te') if several else ''}"
+            part: f"textencoder{' ' + part.removeprefix('te') if several else ''}" if is_text(part) else part
             for part in network.groups
         }
         self._before: dict[str, Tensor] | None = None

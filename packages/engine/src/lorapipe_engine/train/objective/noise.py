@@ -1,8 +1,8 @@
-"""Noise of a training step: what is drawn, shifted, made coarse and put on the latents, as pure functions on tensors.
+"""Noise of a training step, whatever the objective: drawn, shifted, made coarse, put on the latents; pure functions.
 
-Latents x and noise ε are (B, 4, h, w) float32, timesteps t (B,) int64 in 0..999. All draws come from torch's global
-streams in sd-scripts' order, so that a seed gives a step. Offset noise: N. Guttenberg 2023; multi-resolution noise:
-J. Whitaker 2023; input perturbation: Ning et al. 2023. Nothing here waits for the device.
+Latents x and noise ε are (B, C, h, w) float32. All draws come from torch's global streams in sd-scripts' order, so that
+a seed gives a step. Offset noise: N. Guttenberg 2023; multi-resolution noise: J. Whitaker 2023; input perturbation:
+Ning et al. 2023. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from torch.nn import functional as F
 from lorapipe_engine.settings import LossSettings
 
 
-def draw_noise(latents: Tensor, objective: LossSettings, levels: Sequence[float] | None = None) -> Tensor:
-    """ε for a batch of scaled latents, with the offsets that the objective asks for. Draws from the global stream.
+def draw_noise(latents: Tensor, options: LossSettings, levels: Sequence[float] | None = None) -> Tensor:
+    """ε for a batch of scaled latents, with the offsets that the options ask for. Draws from the global stream.
 
     ``levels``: numbers in 0..1 for :func:`pyramid_noise`, drawn if not given. They decide shapes, so that a step with
     multires noise differs from the next in more than values.
     """
     noise = torch.randn_like(latents)
-    if objective.noise_offset:
-        noise = offset_noise(latents, noise, objective)
-    if objective.multires_noise_iterations:
+    if options.noise_offset:
+        noise = offset_noise(latents, noise, options)
+    if options.multires_noise_iterations:
         if levels is None:  # on the CPU, so that nothing waits for the device
-            levels = torch.rand(objective.multires_noise_iterations, device="cpu").tolist()
-        noise = pyramid_noise(noise, objective.multires_noise_discount, levels)
+            levels = torch.rand(options.multires_noise_iterations, device="cpu").tolist()
+        noise = pyramid_noise(noise, options.multires_noise_discount, levels)
     return noise
 
 
-def offset_noise(latents: Tensor, noise: Tensor, objective: LossSettings) -> Tensor:
+def offset_noise(latents: Tensor, noise: Tensor, options: LossSettings) -> Tensor:
     """Shift each channel of the noise by one draw: ε + k·randn(B, C, 1, 1)."""
-    strength = torch.full((1, 1, 1, 1), objective.noise_offset or 0.0, device=noise.device)
-    if objective.noise_offset_random_strength:
+    strength = torch.full((1, 1, 1, 1), options.noise_offset or 0.0, device=noise.device)
+    if options.noise_offset_random_strength:
         strength = strength * torch.rand(1, device=noise.device)
-    if objective.adaptive_noise_scale:
+    if options.adaptive_noise_scale:
         mean = latents.mean(dim=(2, 3), keepdim=True).abs()
-        strength = (strength + objective.adaptive_noise_scale * mean).clamp(min=0)
+        strength = (strength + options.adaptive_noise_scale * mean).clamp(min=0)
     return noise + strength * torch.randn(*noise.shape[:2], 1, 1, device=noise.device)
 
 
@@ -59,19 +59,11 @@ def pyramid_noise(noise: Tensor, discount: float, draws: Sequence[float]) -> Ten
     return noise / noise.std()
 
 
-def draw_timesteps(batch: int, objective: LossSettings, device: torch.device) -> Tensor:
-    """Timesteps (B,) int64, uniform in min_timestep..max_timestep - 1 (max_timestep itself if the range is empty)."""
-    low, high = objective.min_timestep, objective.max_timestep
-    if low >= high:
-        return torch.full((batch,), high, device=device, dtype=torch.int64)
-    return torch.randint(low, high, (batch,), device=device)
-
-
-def perturb(noise: Tensor, objective: LossSettings) -> Tensor:
+def perturb(noise: Tensor, options: LossSettings) -> Tensor:
     """The noise that is put on the latents: ε + γ·randn (input perturbation); the target keeps ε."""
-    if not objective.ip_noise_gamma:
+    if not options.ip_noise_gamma:
         return noise
-    strength = torch.full((1,), objective.ip_noise_gamma, device=noise.device)
-    if objective.ip_noise_gamma_random_strength:
+    strength = torch.full((1,), options.ip_noise_gamma, device=noise.device)
+    if options.ip_noise_gamma_random_strength:
         strength = strength * torch.rand(1, device=noise.device)
     return noise + strength * torch.randn_like(noise)

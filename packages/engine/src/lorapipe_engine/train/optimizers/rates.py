@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.models.families import is_text
 from lorapipe_engine.settings import OptimizerSettings
 from lorapipe_engine.train.optimizers.arguments import sets_own_rate
 from lorapipe_engine.train.optimizers.kinds import OptimizerKind
@@ -15,7 +16,7 @@ from lorapipe_engine.train.optimizers.registry import optimizer_kind
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates by part ("unet", "te1", "te2"); a part with rate 0 or without one is not trained."""
+    """Learning rates by part ("te1", "unet"); a part with rate 0 or without one is not trained."""
 
     by_part: Mapping[str, float]
 
@@ -26,16 +27,16 @@ class Rates:
 
 
 def rates_of(optimizer: OptimizerSettings, parts: tuple[str, ...]) -> Rates:
-    """The learning rate of each part of a model: "unet", and "te1", for SDXL "te2", where they may be trained.
+    """The learning rate of each part of a model that may be trained: text encoders and the denoiser.
 
-    Without any rate given the UNet takes the optimizer's usual one and the text encoder, which has a third of the
-    UNet's weights and burns first, half of it; estimating optimizers take one rate for all. SDXL's text encoders are
-    then left alone. Several text_encoder_lr go to the encoders in order, a single one to all.
+    Without any rate given the denoiser takes the optimizer's usual one and the text encoder, which has a third of a
+    UNet's weights and burns first, half of it; estimating optimizers take one rate for all. Several text encoders
+    are then left alone. Several text_encoder_lr go to the encoders in order, a single one to all.
 
     Raises ConfigError for rates that the optimizer or the model cannot take, or if nothing would be trained.
     """
     kind = optimizer_kind(optimizer.optimizer_type)
-    encoders = tuple(part for part in parts if part != "unet")
+    encoders = tuple(part for part in parts if is_text(part))
     given = optimizer.text_encoder_lr
     if encoders and len(given) > max(1, len(encoders)):
         number = "1 text encoder" if len(encoders) == 1 else f"{len(encoders)} text encoders"

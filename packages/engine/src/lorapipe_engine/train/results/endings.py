@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lorapipe_engine.errors import OutputError, ProblemFound
-from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.plan import Length
 from lorapipe_engine.train.results.results import Results
 from lorapipe_engine.train.results.state import State, StateKeeper
 
 
 @contextmanager
 def nothing_lost(
-    results: Results, keeper: StateKeeper, state: State, plan: RunPlan, say: Callable[[str], None]
+    results: Results, keeper: StateKeeper, state: State, length: Length, say: Callable[[str], None]
 ) -> Iterator[None]:
     """Keep what was learned on Ctrl-C and where results cannot be written; name what is good where the loss is gone.
 
@@ -27,7 +27,7 @@ def nothing_lost(
             keeper.write()
         results.save_interrupted(state.step, state.epoch)
         say(
-            f"stopped after step {state.step} of {plan.steps}; the same command goes on from there; "
+            f"stopped after step {state.step} of {length.steps}; the same command goes on from there; "
             f"saved: {results.listed()}"
         )
         raise
@@ -39,5 +39,5 @@ def nothing_lost(
         if not state.step:
             raise
         # So that an epoch whose file could not be written ends once more.
-        state.epoch = (state.step - 1) // plan.steps_per_epoch
+        state.epoch = (state.step - 1) // length.steps_per_epoch
         raise OutputError(f"{error}; {keeper.rescue()}") from error

@@ -15,6 +15,7 @@ import torch
 
 from lorapipe_engine.datasets.record import dataset_record
 from lorapipe_engine.files.dtypes import Encoded
+from lorapipe_engine.models.families import is_text
 from lorapipe_engine.networks.metadata import (
     ModelSpec,
     base_version,
@@ -22,12 +23,19 @@ from lorapipe_engine.networks.metadata import (
     training_metadata,
     with_hashes,
 )
-from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.settings import (
+    LossSettings,
+    ModelSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainSettings,
+)
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.optimizers import arguments_text, check_arguments, optimizer_kind
-from lorapipe_engine.train.plan import RunPlan
-from lorapipe_engine.train.schedules import schedule_of
+from lorapipe_engine.train.optimizers import arguments_text
+from lorapipe_engine.train.plan import Length, RunPlan
+from lorapipe_engine.train.schedules.updates import UpdatePlan
 
 
 class RunRecord:
@@ -39,31 +47,34 @@ class RunRecord:
         dataset: Dataset,
         family: Family,
         plan: RunPlan,
-        rates: Mapping[str, float],
         *,
+        prediction: str,
         began: float,
     ) -> None:
         self.settings = settings
         self.default_precision = "bf16" if family.dtype == torch.bfloat16 else "fp16"
         self._common = {
-            **_run(settings, plan, began),
-            **_optimizer(settings, plan, rates),
-            **_network(settings),
-            **_model(settings, family),
-            **_objective(settings),
+            **_run(settings.run, plan.length, began),
+            **_optimizer(settings.optimizer, plan.updates),
+            **_network(settings.network),
+            **_model(settings.model, family, prediction),
+            **_objective(settings.loss),
+            "gradient_checkpointing": settings.model.gradient_checkpointing,
             **dataset_record(settings.data, dataset),
         }
         self._family = family
+        self._prediction = prediction
 
     def metadata(self, tensors: Mapping[str, Encoded], *, step: int, epoch: int) -> dict[str, str]:
         """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs."""
         now = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
         found = training_metadata(self._common | now, minimum=self.settings.run.no_metadata)
-        return with_hashes(found | _model_spec(self.settings, self._family).metadata(), tensors)
+        return with_hashes(
+            found | _model_spec(self.settings, self._family, self._prediction).metadata(), tensors
+        )
 
 
-def _run(settings: TrainSettings, plan: RunPlan, began: float) -> dict[str, Any]:
-    run = settings.run
+def _run(run: RunSettings, length: Length, began: float) -> dict[str, Any]:
     return {
         "validate_every_n_epochs": run.validate_every_n_epochs,
         "validate_every_n_steps": run.validate_every_n_steps,
@@ -72,42 +83,43 @@ def _run(settings: TrainSettings, plan: RunPlan, began: float) -> dict[str, Any]
         "session_id": random.SystemRandom().getrandbits(32),
         "training_started_at": began,
         "output_name": run.output_name,
-        "num_epochs": plan.epochs,
-        "max_train_steps": plan.steps,
-        "num_batches_per_epoch": plan.batches,
+        "num_epochs": length.epochs,
+        "max_train_steps": length.steps,
+        "num_batches_per_epoch": length.batches,
         "seed": run.seed,
         "training_comment": run.training_comment,
     }
 
 
-def _optimizer(settings: TrainSettings, plan: RunPlan, rates: Mapping[str, float]) -> dict[str, Any]:
-    chosen = settings.optimizer
-    kind = optimizer_kind(chosen.optimizer_type).load()
-    arguments = arguments_text(check_arguments(chosen.optimizer_type, chosen.optimizer_args))
-    schedule = schedule_of(chosen, plan.steps, max(rates.values()))
+def _optimizer(chosen: OptimizerSettings, plan: UpdatePlan) -> dict[str, Any]:
+    kind = plan.kind.load()
+    rates, schedule = plan.rates.by_part, plan.schedule
+    arguments = arguments_text(plan.arguments)
     return {
-        "learning_rate": rates.get("unet") if chosen.learning_rate is None else chosen.learning_rate,
-        "unet_lr": rates.get("unet"),
+        "learning_rate": _denoiser_rate(rates) if chosen.learning_rate is None else chosen.learning_rate,
+        "unet_lr": _denoiser_rate(rates),
         "text_encoder_lr": _text_rates(rates),
         "optimizer": f"{kind.__module__}.{kind.__name__}({arguments})",
         "lr_scheduler": schedule.name,
         "lr_warmup_steps": schedule.warmup,
         "max_grad_norm": chosen.max_grad_norm,
-        "gradient_checkpointing": settings.model.gradient_checkpointing,
         "gradient_accumulation_steps": chosen.gradient_accumulation_steps,
     }
 
 
+def _denoiser_rate(rates: Mapping[str, float]) -> float | None:
+    return next((rate for part, rate in rates.items() if not is_text(part)), None)
+
+
 def _text_rates(rates: Mapping[str, float]) -> float | list[float] | None:
     """One rate, or several where the encoders' differ; None where none is trained."""
-    found = [rate for part, rate in rates.items() if part.startswith("te")]
+    found = [rate for part, rate in rates.items() if is_text(part)]
     if len(set(found)) > 1:
         return found
     return found[0] if found else None
 
 
-def _network(settings: TrainSettings) -> dict[str, Any]:
-    network = settings.network
+def _network(network: NetworkSettings) -> dict[str, Any]:
     pairs = dict(pair.split("=", 1) for pair in network.network_args)
     return {
         "network_module": network.network_module,
@@ -119,22 +131,22 @@ def _network(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _model(settings: TrainSettings, family: Family) -> dict[str, Any]:
+def _model(model: ModelSettings, family: Family, prediction: str) -> dict[str, Any]:
     base = family.base
     old, new = base.hashes or (None, None)
     vae_old, vae_new = base.vae_hashes or (None, None)
     found = {
-        "base_model_version": base_version(family.name, v_prediction=bool(settings.loss.v_parameterization)),
+        "base_model_version": base_version(family.name, prediction),
         "v2": family.name == "sd2",
-        "clip_skip": settings.model.clip_skip,
-        "max_token_length": settings.model.max_token_length,
+        "clip_skip": model.clip_skip,
+        "max_token_length": model.max_token_length,
         "sd_model_name": base.path.name,
         "sd_model_hash": old,
         "new_sd_model_hash": new,
-        "mixed_precision": settings.model.mixed_precision,
-        "full_fp16": settings.model.full_fp16,
-        "fp8_base": settings.model.fp8_base,
-        "fp8_base_unet": settings.model.fp8_base_unet,
+        "mixed_precision": model.mixed_precision,
+        "full_fp16": model.full_fp16,
+        "fp8_base": model.fp8_base,
+        "fp8_base_unet": model.fp8_base_unet,
         "lowram": False,
         "cache_latents": True,
     }
@@ -143,8 +155,7 @@ def _model(settings: TrainSettings, family: Family) -> dict[str, Any]:
     return found
 
 
-def _objective(settings: TrainSettings) -> dict[str, Any]:
-    loss = settings.loss
+def _objective(loss: LossSettings) -> dict[str, Any]:
     return {
         "noise_offset": loss.noise_offset,
         "noise_offset_random_strength": loss.noise_offset_random_strength,
@@ -164,7 +175,7 @@ def _objective(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _model_spec(settings: TrainSettings, family: Family) -> ModelSpec:
+def _model_spec(settings: TrainSettings, family: Family, prediction: str) -> ModelSpec:
     run, loss = settings.run, settings.loss
     timesteps = (loss.min_timestep, loss.max_timestep)
     return ModelSpec(
@@ -172,7 +183,7 @@ def _model_spec(settings: TrainSettings, family: Family) -> ModelSpec:
         adapter=True,
         title=run.metadata_title or run.output_name,
         date=datetime.now().astimezone(),
-        v_prediction=bool(loss.v_parameterization),
+        prediction=prediction,
         resolution=settings.data.resolution,
         timesteps=timesteps if timesteps != (0, 1000) else None,
         encoder_layer=settings.model.clip_skip,

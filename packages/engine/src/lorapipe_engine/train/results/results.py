@@ -16,6 +16,7 @@ from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.network_file import write_network
+from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.results.log import NoLog, RunLog
@@ -47,8 +48,8 @@ class Results:
         dataset: Dataset,
         network: Network,
         family: Family,
+        objective: Objective,
         plan: RunPlan,
-        rates: Mapping[str, float],
         prompts: Sequence[Prompt],
         optimizer: torch.optim.Optimizer,
         state: State,
@@ -60,6 +61,7 @@ class Results:
         self.settings = settings
         self.network = network
         self.family = family
+        self.objective = objective
         self.prompts = prompts
         self.optimizer = optimizer
         self.files: list[Path] = []
@@ -67,7 +69,15 @@ class Results:
         self.plan = plan
         # What is there when a run goes on is its own.
         self.replaces = self.run.overwrite or bool(state.step)
-        self._make_record = partial(RunRecord, settings, dataset, family, plan, rates, began=state.began)
+        self._make_record = partial(
+            RunRecord,
+            settings,
+            dataset,
+            family,
+            plan,
+            prediction=objective.prediction,
+            began=state.began,
+        )
         self.log = self._open_log(state.step)
 
     @cached_property
@@ -172,9 +182,8 @@ class Results:
         with evaluating(self.optimizer):
             pictures = draw(
                 self.family,
+                self.objective,
                 self.prompts,
-                v_prediction=bool(self.settings.loss.v_parameterization),
-                clip_skip=self.settings.model.clip_skip,
                 sampler=self.run.sample_sampler,
                 seed=self.run.seed,
             )
@@ -189,7 +198,7 @@ class Results:
             self.settings.data.cache_text_encoder_outputs
             or self.settings.data.cache_text_encoder_outputs_to_disk
         ):
-            self.family.rest_text()
+            self.family.text.move_to_cpu()
 
     def __enter__(self) -> Results:
         return self

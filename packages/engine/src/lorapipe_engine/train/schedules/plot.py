@@ -5,16 +5,18 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError, LoraError
 from lorapipe_engine.files.tensorfile import open_tensors
 from lorapipe_engine.models.bases import resolve_base
-from lorapipe_engine.models.families import recognise
+from lorapipe_engine.models.families import get_family, recognise
+from lorapipe_engine.models.family import Family
 from lorapipe_engine.settings import TrainSettings
-from lorapipe_engine.train.optimizers import optimizer_kind, parse_arguments, rates_of, sets_own_rate
-from lorapipe_engine.train.schedules import rate_plan, schedule_notes, schedule_of
+from lorapipe_engine.train.schedules import rate_plan, schedule_notes
 from lorapipe_engine.train.schedules.charts import Line, text_chart, write_chart
+from lorapipe_engine.train.schedules.updates import UpdatePlan, plan_updates
 
 TERMINAL = "-"
 
@@ -26,13 +28,12 @@ def plot_rates(settings: TrainSettings, target: str, say: Callable[[str], None])
     options do not fit together, as the run would.
     """
     total = run_length(settings)
-    lines = rate_lines(settings, total)
+    plan = plan_updates(settings.optimizer, _parts(settings), total, try_out=False)
+    lines = rate_lines(plan, total)
     for note in schedule_notes(settings.optimizer):
         say(f"note: {note}")
-    schedule = schedule_of(settings.optimizer, total, 1.0)
-    warmup = f", warm-up {schedule.warmup}" if schedule.warmup else ""
-    kind = optimizer_kind(settings.optimizer.optimizer_type)
-    title = f"{kind.name}, {schedule.name}{warmup}, {total} steps"
+    warmup = f", warm-up {plan.schedule.warmup}" if plan.schedule.warmup else ""
+    title = f"{plan.kind.name}, {plan.schedule.name}{warmup}, {total} steps"
     if target == TERMINAL:
         encoding = (sys.stdout.encoding or "ascii").lower()
         columns = shutil.get_terminal_size((80, 24)).columns
@@ -42,18 +43,16 @@ def plot_rates(settings: TrainSettings, target: str, say: Callable[[str], None])
     return target
 
 
-def rate_lines(settings: TrainSettings, total: int) -> list[Line]:
+def rate_lines(plan: UpdatePlan, total: int) -> list[Line]:
     """A line for each part that is trained; parts of one rate share one."""
-    optimizer = settings.optimizer
-    rates = rates_of(optimizer, _parts(settings))
-    bases = [rates.by_part[part] for part in rates.trained]
-    plan = rate_plan(schedule_of(optimizer, total, max(rates.by_part.values())), bases)
-    rows = [plan(step) for step in range(total)]
-    if sets_own_rate(optimizer_kind(optimizer.optimizer_type), parse_arguments(optimizer.optimizer_args)):
-        factor = rate_plan(schedule_of(optimizer, total, 1.0), [1.0])
+    trained = plan.rates.trained
+    rates_at = plan.rates_at([plan.rates.by_part[part] for part in trained])
+    rows = [rates_at(step) for step in range(total)]
+    if plan.sets_own_rate:
+        factor = rate_plan(replace(plan.schedule, base=1.0), [1.0])
         return [Line("all parts, times the size of each tensor", [factor(step)[0] for step in range(total)])]
     together: dict[tuple[float, ...], list[str]] = {}
-    for index, part in enumerate(rates.trained):
+    for index, part in enumerate(trained):
         together.setdefault(tuple(row[index] for row in rows), []).append(part)
     return [Line(_name(parts, values), values) for values, parts in together.items()]
 
@@ -81,21 +80,24 @@ def run_length(settings: TrainSettings) -> int:
 
 def _parts(settings: TrainSettings) -> tuple[str, ...]:
     """The parts that can be trained, as far as the base's file tells without being loaded."""
+    family = _family(settings.model.pretrained_model_name_or_path)
+    denoiser = "unet" if family is None else family.denoiser
     if settings.network.network_train_unet_only:
-        return ("unet",)
-    if len(settings.optimizer.text_encoder_lr) > 1 or _is_sdxl(settings.model.pretrained_model_name_or_path):
-        return ("te1", "te2", "unet")
-    return ("te1", "unet")
+        return (denoiser,)
+    if family is not None:
+        return (*family.text_parts, denoiser)
+    return (*(("te1", "te2") if len(settings.optimizer.text_encoder_lr) > 1 else ("te1",)), denoiser)
 
 
-def _is_sdxl(base: str | None) -> bool:
+def _family(base: str | None) -> Family | None:
     if base is None:
-        return False
+        return None
     try:
         path = resolve_base(base)
         if not isinstance(path, Path) or path.suffix != ".safetensors":
-            return False
+            return None
         with open_tensors(path) as file:
-            return recognise({name: info.shape for name, info in file.tensors.items()}).family == "sdxl"
+            name = recognise({name: info.shape for name, info in file.tensors.items()}).family
+            return None if name is None else get_family(name)
     except LoraError:
-        return False  # the run itself will say what is wrong with the base
+        return None  # the run itself will say what is wrong with the base

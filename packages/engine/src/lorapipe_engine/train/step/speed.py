@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lorapipe_engine.nn.fused.unet import fuse
 from lorapipe_engine.nn.quantize import is_held
-from lorapipe_engine.train.step.capture import StepGraphs, why_not
+from lorapipe_engine.train.step.capture import StepGraphs
 from lorapipe_engine.train.step.step import Stepper
 
 Say = Callable[[str], None]
@@ -19,11 +19,11 @@ def speed_up(stepper: Stepper, *, capture: bool, say: Say) -> None:
         return
     # Packed products hold base and LoRA in one matrix of one precision.
     if not any(is_held(root) for root in family.parts.values()):
-        stepper.packs = fuse(family.unet, family.text_encoders)
+        stepper.packs = fuse(family.denoiser, list(family.text.modules.values()))
     if not capture:
         return
-    reason = why_not(stepper)
+    reason = stepper.why_not_captured
     if reason is None:
-        stepper.graphs = StepGraphs(say)
+        stepper.graphs = StepGraphs(say, alone=stepper.processes.count == 1)
     else:
         say(f"note: steps are not captured: {reason}")

@@ -6,104 +6,25 @@ draws comes from the device's own random stream, and nothing in it waits for the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.fused.packed import Packs
-from lorapipe_engine.settings import LossSettings
-from lorapipe_engine.train.families.base import Conditioning, Family
+from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.weight_norms import NormLimit
-from lorapipe_engine.train.objective.loss import (
-    NoiseSchedule,
-    add_noise,
-    loss_weights,
-    sample_losses,
-    target_of,
-)
-from lorapipe_engine.train.objective.noise import draw_noise, draw_timesteps, perturb
+from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import gradients_of
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
+from lorapipe_engine.train.step.forward import forward
 from lorapipe_engine.train.step.trace import Trace
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """The inputs of one forward pass, on the device.
-
-    ``latents``: mean and deviation of the VAE, unscaled, (B, 8, h, w) float32. ``ids``: token ids, one (B, n, 77)
-    for each text encoder. ``weights``: sample weights divided by the number of batches of this update, (B,).
-    ``geometry``: SDXL's size and crop numbers (B, 6), else None. ``mask``: share of each latent cell that counts,
-    (B, 1, h, w) in 0..1, or None. ``text_weights``: multipliers of the text states, (B, 75n+2) for each encoder, or
-    None. ``text``: what the captions were encoded to before, or None to encode ``ids``. ``part``: number of the first
-    row and count of rows of the batch that these are a process's share of; None: these are all.
-    """
-
-    latents: Tensor
-    ids: tuple[Tensor, ...]
-    weights: Tensor
-    geometry: Tensor | None = None
-    mask: Tensor | None = None
-    text_weights: tuple[Tensor, ...] | None = None
-    text: Conditioning | None = None
-    part: tuple[int, int] | None = None
-
-
-def batch_loss(
-    family: Family,
-    batch: MicroBatch,
-    objective: LossSettings,
-    schedule: NoiseSchedule,
-    *,
-    clip_skip: int | None,
-    conditioning: Conditioning | None = None,
-    trace: Trace | None = None,
-) -> Tensor:
-    """The weighted loss of a batch, a float32 scalar tensor. ``conditioning`` replaces encoding the ids; ``trace``
-    keeps everything on the way.
-    """
-    mean, deviation = batch.latents.chunk(2, dim=1)
-    # Drawn for the whole batch, of which these rows may be a share, so that shares draw what the whole would.
-    start, total = batch.part or (0, len(mean))
-    rows = slice(start, start + len(mean))
-    sample = torch.randn(total, *mean.shape[1:], device=mean.device)[rows]
-    latents = (mean + deviation * sample) * family.latent_scale  # (B, 4, h, w)
-    drawn = draw_noise(whole_of(latents, rows, total), objective)
-    timesteps = draw_timesteps(total, objective, latents.device)[rows]
-    noise, disturbed = drawn[rows], perturb(drawn, objective)[rows]
-    noisy = add_noise(latents, disturbed, timesteps, schedule)
-    if conditioning is None:
-        conditioning = family.encode_text(batch.ids, clip_skip=clip_skip, weights=batch.text_weights)
-    prediction = family.predict(noisy, timesteps, conditioning, batch.geometry)
-    target = target_of(latents, noise, timesteps, schedule, objective)
-    losses = sample_losses(prediction, target, timesteps, schedule, objective, batch.mask)
-    weights = loss_weights(timesteps, schedule, objective) * batch.weights
-    loss = (losses * weights).mean()
-    if trace is not None:
-        trace.record(latents=latents, noise=noise, timesteps=timesteps, noisy_latents=noisy)
-        trace.record(**{f"input_ids__te{index}": ids for index, ids in enumerate(batch.ids, start=1)})
-        trace.record(text_states=conditioning.hidden, pooled=conditioning.pooled, size_ids=batch.geometry)
-        trace.record(prediction=prediction, target=target, mask=batch.mask)
-        trace.record(losses=losses, loss_weights=weights.expand_as(losses), loss=loss)
-        trace.end_pass()
-    return loss
-
-
-def whole_of(latents: Tensor, rows: slice, total: int) -> Tensor:
-    """A batch of ``total`` rows that has ``latents`` in its ``rows``, and zeros elsewhere."""
-    if len(latents) == total:
-        return latents
-    whole = latents.new_zeros(total, *latents.shape[1:])
-    whole[rows] = latents
-    return whole
-
-
 class Stepper:
-    """Forward, backward, clip, update and limit; ``norms``: the figures of the last limit, see :class:`NormLimit`.
+    """The pieces of an update, which :func:`lorapipe_engine.train.loop.update` puts in order. ``norms``: the figures of
+    the last limit, see :class:`NormLimit`.
 
     ``network_dtype``: what gradients and network are rounded to in every step; both stay in float32 in memory.
 
@@ -116,9 +37,8 @@ class Stepper:
         family: Family,
         network: Network,
         optimizer: torch.optim.Optimizer,
-        objective: LossSettings,
+        objective: Objective,
         *,
-        clip_skip: int | None,
         max_grad_norm: float,
         train_text: bool,
         half_precision: bool,
@@ -130,10 +50,6 @@ class Stepper:
         self.network = network
         self.optimizer = optimizer
         self.objective = objective
-        self.schedule = NoiseSchedule.stable_diffusion(
-            zero_terminal_snr=objective.zero_terminal_snr, device=family.device
-        )
-        self.clip_skip = clip_skip
         self.max_grad_norm = max_grad_norm
         self.train_text = train_text
         self.norm_limit = norm_limit
@@ -147,49 +63,36 @@ class Stepper:
         # fp16 gradients underflow: the loss is scaled up and steps that overflow are skipped. bf16 needs neither.
         self.scaler = torch.amp.GradScaler(family.device.type, enabled=half_precision)
 
-    def run(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """One update from the batches of an accumulation group: the loss and the gradient's norm, both tensors."""
-        if self.graphs is not None and self.trace is None and batches:
-            return self.graphs.run(self, batches)
-        return self.run_plain(batches)
-
-    def run_plain(self, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """As :meth:`run`, kernel by kernel; what a graph is recorded from."""
-        return self.accumulate(batches), self.update()
-
-    def accumulate(self, batches: Sequence[MicroBatch]) -> Tensor:
-        """The gradients of a group of batches, from zero; their loss."""
+    def begin(self) -> None:
+        """Set every gradient to zero, before the batches of an update."""
         for group in self.network.groups.values():
             group.zero_grad()
         if self.packs is not None:
             self.packs.refresh()
         if self.trace is not None:
             self.trace.record_network(self.network)
-        total = torch.zeros((), device=self.family.device)
-        for batch in batches:
-            conditioning = batch.text
-            if conditioning is None and not self.train_text:
-                with torch.no_grad():
-                    conditioning = self.family.encode_text(
-                        batch.ids, clip_skip=self.clip_skip, weights=batch.text_weights
-                    )
-            loss = batch_loss(
-                self.family,
-                batch,
-                self.objective,
-                self.schedule,
-                clip_skip=self.clip_skip,
-                conditioning=conditioning,
-                trace=self.trace,
-            )
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if self.packs is not None:
-                self.packs.finish()
-            total += loss.detach()
-        return total
 
-    def update(self) -> Tensor:
-        """Clip, step and limit; the gradient's norm before clipping."""
+    def loss_of(self, batch: MicroBatch) -> Tensor:
+        """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
+        text = batch.text
+        if text is None and not self.train_text:
+            with torch.no_grad():
+                text = self.family.text.encode(batch.tokens)
+        made = forward(self.family, self.objective, batch, text=text)
+        weights = made.noised.weights * batch.weights
+        loss = (made.losses * weights).mean()
+        if self.trace is not None:
+            self.trace.record_pass(batch, made, weights, loss)
+        return loss
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass: add the loss's gradients to those of the batches before it."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.packs is not None:
+            self.packs.finish()
+
+    def clip(self) -> Tensor:
+        """Add the gradients up over all processes and clip them; their norm before clipping, a tensor."""
         self.processes.add_up(group.grad for group in self.network.groups.values())
         if self.network_dtype is not None:
             for group in self.network.groups.values():
@@ -205,12 +108,34 @@ class Stepper:
             share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             for grad in grads:
                 grad.mul_(share)
+        return norm
+
+    def step(self) -> None:
+        """Move the network by the clipped gradients, within its limits."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.norm_limit is not None:
             self.norms = self.norm_limit.apply()
         self._round_values()
-        return norm
+
+    # ------------------------------------------------------------------------------------------- capture
+
+    @property
+    def why_not_captured(self) -> str | None:
+        """Why steps cannot be captured as a CUDA graph; None if they can."""
+        if self.family.device.type != "cuda":
+            return "not on a CUDA device"
+        return self.objective.why_not_captured
+
+    @property
+    def steps_inside_graph(self) -> bool:
+        """Whether clipping and the optimizer's step can be captured with the passes before them."""
+        if self.scaler.is_enabled():
+            return False  # in fp16 the CPU decides whether a step counts
+        if self.processes.count > 1:
+            return False  # gradients are added up between the graph and the update
+        rows = self.optimizer.param_groups
+        return all(row.get("capturable") and isinstance(row["lr"], Tensor) for row in rows)
 
     def _round_values(self) -> None:
         """Bring the network to what its precision can hold."""
@@ -218,9 +143,3 @@ class Stepper:
             with torch.no_grad():
                 for group in self.network.groups.values():
                     group.parameter.copy_(group.parameter.to(self.network_dtype))
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Give a step random streams of its own, so that a run can go on anywhere with the same draws."""
-    # A multiplier far above any step count keeps runs of neighbouring seeds apart.
-    torch.manual_seed((seed * 1_000_003 + step) % 2**63)

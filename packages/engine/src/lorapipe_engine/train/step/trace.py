@@ -3,15 +3,15 @@
 Tensors of the n-th forward pass of the step (n counts the batches of an accumulation group) have ``n.`` in front:
 
 =================== ====================================================================================
-latents             what is trained on, drawn from the VAE's distribution and scaled, (B, 4, h, w)
-noise               ε as drawn, with offsets, (B, 4, h, w)
+latents             what is trained on, drawn from the VAE's distribution and scaled, (B, C, h, w)
+noise               ε as drawn, with offsets, (B, C, h, w)
 timesteps           (B,) int64
-noisy_latents       what the UNet is given, (B, 4, h, w)
-input_ids.te1, .te2 token ids, (B, chunks, 77) int64
-text_states         what the cross-attention is given, (B, 75 chunks + 2, C)
+noisy_latents       what the denoiser is given, (B, C, h, w)
+input_ids.te1, .te2 token ids of each tokenizer, (B, ...) int64
+text_states         what the denoiser is told, (B, L, C)
 pooled, size_ids    SDXL only: pooled text (B, P), sizes and crop (B, 6)
 mask                share of each latent cell that counts, (B, 1, h, w), if masks are used
-prediction, target  (B, 4, h, w)
+prediction, target  (B, C, h, w)
 loss_weights        what each sample's loss is multiplied with before the mean, (B,)
 losses              each sample's loss before that, (B,)
 loss                the batch's share of the step's loss, a number
@@ -34,6 +34,8 @@ from torch import Tensor
 from lorapipe_engine.files.dtypes import Encoded, encode
 from lorapipe_engine.files.tensorfile import write_tensors
 from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.step.forward import Forward
 
 
 @dataclass
@@ -49,8 +51,16 @@ class Trace:
             if tensor is not None:
                 self.tensors[f"{self.passes}.{name.replace('__', '.')}"] = tensor.detach().clone()
 
-    def end_pass(self) -> None:
-        """The next tensors are those of the next forward pass."""
+    def record_pass(self, batch: MicroBatch, made: Forward, weights: Tensor, loss: Tensor) -> None:
+        """Keep everything of a forward pass; the next tensors are those of the next one."""
+        noised = made.noised
+        self.record(
+            latents=made.latents, noise=noised.noise, timesteps=noised.times, noisy_latents=noised.input
+        )
+        self.record(**{f"input_ids__te{index}": ids for index, ids in enumerate(batch.tokens.ids, start=1)})
+        self.record(text_states=made.text.hidden, pooled=made.text.pooled, size_ids=batch.geometry)
+        self.record(prediction=made.prediction, target=noised.target, mask=batch.mask)
+        self.record(losses=made.losses, loss_weights=weights.expand_as(made.losses), loss=loss)
         self.passes += 1
 
     def record_network(self, network: Network) -> None:

@@ -1,0 +1,134 @@
+"""What reads the captions of a model family, behind one interface for every kind of text encoder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorapipe_engine.train.base.modules import place, weights_key
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Captions as numbers: ``ids``, an int64 tensor (B, ...) for each tokenizer, and ``weights``, multipliers of the
+    states (B, L) for each, or None where every token counts alike."""
+
+    ids: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...] | None = None
+
+    def rows(self, rows: Sequence[int]) -> Tokens:
+        """Some of the captions."""
+        chosen = list(rows)
+        weights = self.weights and tuple(tensor[chosen] for tensor in self.weights)
+        return Tokens(tuple(tensor[chosen] for tensor in self.ids), weights)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told: text states ``hidden`` (B, L, C), and for some families ``pooled`` (B, P)."""
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors that there are, by the names of their fields."""
+        found = {row.name: getattr(self, row.name) for row in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def row(self, number: int) -> Conditioning:
+        """The states of one caption, without B, copied to the CPU."""
+        found = {name: tensor[number].cpu().clone() for name, tensor in self.named().items()}
+        return replace(self, **found)
+
+    @classmethod
+    def stacked(cls, rows: Sequence[Conditioning], device: torch.device) -> Conditioning:
+        """The states of several captions of :meth:`row`, on a device."""
+        named = [row.named() for row in rows]
+        return cls(
+            **{
+                name: torch.stack([row[name] for row in named]).to(device, non_blocking=True)
+                for name in named[0]
+            }
+        )
+
+
+class TextEncoder(ABC):
+    """The text encoders of a base model, frozen, by the names of their parts ("te1", "te2"), in ``modules``.
+
+    ``limit``: tokens of a caption that are read, without the marks around them; ``longer``: the next higher limit that
+    ``max_token_length`` may set, or None.
+    """
+
+    limit: int
+    longer: int | None = None
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        waiting: bool = False,
+    ) -> None:
+        self.device = device
+        self.dtype = dtype
+        at = torch.device("cpu") if waiting else device
+        self.modules: dict[str, Any] = {part: place(module, at, dtype) for part, module in modules.items()}
+        self._stayed: dict[str, list[tuple[nn.Parameter, Tensor]]] = {part: [] for part in modules}
+
+    # ---------------------------------------------------------------- captions
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str], *, weighted: bool = False) -> Tokens:
+        """Captions as tokens; longer ones are cut. ``weighted``: they hold weights, as ``a (red:1.2) cat``."""
+
+    @abstractmethod
+    def count(self, text: str) -> int:
+        """Tokens that a caption has, without the marks around it."""
+
+    @abstractmethod
+    def encode(self, tokens: Tokens) -> Conditioning:
+        """Tokens of :meth:`tokenize` to what the denoiser is told, differentiable; nothing in it waits for the device.
+
+        The tokens may lie on any device.
+        """
+
+    @property
+    def cache_key(self) -> str:
+        """A name for all that the states depend on besides the tokens: weights, precision, layer."""
+        return weights_key(list(self.modules.values()), self.dtype)
+
+    # ---------------------------------------------------------------- memory
+
+    def move_to_cpu(self) -> None:
+        """Send the encoders to the CPU, to make room; :meth:`move_to_device` brings them back."""
+        for part, module in self.modules.items():
+            for parameter, value in self._stayed[part]:
+                parameter.data = value
+            self._stayed[part].clear()
+            module.to("cpu")
+
+    def move_to_device(self, *, for_good: bool = False) -> None:
+        """Have the encoders on the device. Unless ``for_good``, their values stay on the CPU too, so that nothing has
+        to be copied when they leave; they must not be trained in between."""
+        for part, module in self.modules.items():
+            if next(module.parameters()).device.type != self.device.type:
+                if not for_good:
+                    self._stayed[part] += [(parameter, parameter.data) for parameter in module.parameters()]
+                module.to(self.device)
+
+    def checkpoint_activations(self, settings: Mapping[str, Any]) -> None:
+        """Recompute activations in the backward pass; ``settings`` are those of :func:`torch.utils.checkpoint`."""
+        for module in self.modules.values():
+            # transformers 5.2x renamed it; the old name warns there.
+            name = "activation_checkpointing_enable"
+            if not hasattr(module, name):
+                name = "gradient_checkpointing_enable"
+            getattr(module, name)(dict(settings))
+            # The library only recomputes in training mode; there is no dropout in these models.
+            module.train()

@@ -1,0 +1,42 @@
+"""What a run is about to do, in a few lines."""
+
+from __future__ import annotations
+
+from lorapipe_engine.datasets.described import folder_lines
+from lorapipe_engine.datasets.scan import Dataset
+from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.settings import NetworkSettings, TrainSettings
+from lorapipe_engine.train.optimizers import alpha_note
+from lorapipe_engine.train.plan import RunPlan
+from lorapipe_engine.train.schedules.updates import UpdatePlan
+
+
+def summary(
+    settings: TrainSettings, plan: RunPlan, dataset: Dataset, network: Network, processes: int = 1
+) -> list[str]:
+    """Pictures, length, network, and how it is updated."""
+    accumulation = settings.optimizer.gradient_accumulation_steps
+    together = f" x {processes} processes" if processes > 1 else ""
+    together += f" x {accumulation}" if accumulation > 1 else ""
+    sizes = ", ".join(map(str, dict.fromkeys(dataset.batch_sizes)))
+    length = plan.length
+    return [
+        *folder_lines(dataset),
+        f"{sum(dataset.repeats)} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {sizes}"
+        f"{together}: {length.steps_per_epoch} steps x {length.epochs} epochs = {length.steps} steps",
+        f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
+        f"{network.count():,} values",
+        *_updates(plan.updates, settings.network),
+    ]
+
+
+def _updates(plan: UpdatePlan, network: NetworkSettings) -> list[str]:
+    """How the network is going to be updated, in a line, and what is odd about that."""
+    shown = ", ".join(f"{part} {rate:g}" for part, rate in plan.rates.by_part.items())
+    if plan.sets_own_rate:
+        shown = "its own"
+    text = ", ".join(f"{name}={value}" for name, value in plan.arguments.items())
+    schedule = plan.schedule
+    curve = f"{schedule.name} after {schedule.warmup} steps of warm-up" if schedule.warmup else schedule.name
+    note = alpha_note(plan.kind, network.network_alpha or 0.0, network.network_dim or 0)
+    return [f"{plan.kind.name}({text}); rates: {shown}; {curve}", *([f"note: {note}"] if note else [])]
