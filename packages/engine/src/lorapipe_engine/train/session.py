@@ -21,7 +21,7 @@ from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import network_plan, read_network_args
-from lorapipe_engine.train.network.make import narrow_form, with_file_ranks
+from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.check import check_objective
 from lorapipe_engine.train.optimizers import check_arguments, check_group_rates, rate_notes, rates_of
@@ -83,7 +83,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     check_caches(settings)
     notes = check_updates(settings)
     notes += check_objective(settings.loss)
-    narrow_form(settings.model)
+    quantized_form(settings.model)
     network_dtype(settings.model)
     network_plan(settings.network)
     check_start(settings.network)

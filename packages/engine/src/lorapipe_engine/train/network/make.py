@@ -11,7 +11,7 @@ import torch
 
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.nn.attach import Network, Target, attach
-from lorapipe_engine.nn.quantize import hold
+from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import (
@@ -41,7 +41,7 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     chosen = settings.network
     for note in merge_into_base(chosen, family):
         say(note)
-    hold_base(settings.model, family)
+    quantize_base(settings.model, family)
     plan, args = network_plan(chosen), read_network_args(chosen.network_args)
     targets = [
         Target(part, family.lora_name(part, path), module)
@@ -68,18 +68,19 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     return network
 
 
-def hold_base(model: ModelSettings, family: Family) -> None:
-    """Put the frozen weights into 8 or 4 bits where that is asked for. What is merged into them is in them before."""
-    form = narrow_form(model)
+def quantize_base(model: ModelSettings, family: Family) -> None:
+    """Quantize the frozen weights to 8 or 4 bits where that is asked for; after networks were merged into them."""
+    form = quantized_form(model)
     if form is None:
         return
     only_unet = model.fp8_base_unet and not model.fp8_base
     for part in (family.unet,) if only_unet else (family.unet, *family.text_encoders):
-        hold(part, form)
+        quantize(part, form)
 
 
-def narrow_form(model: ModelSettings) -> str | None:
-    """How the frozen weights are to be kept, as :data:`lorapipe_engine.nn.quantize.FORMS` has it; None: as they are.
+def quantized_form(model: ModelSettings) -> str | None:
+    """The form of :data:`lorapipe_engine.nn.quantize.FORMS` to quantize the frozen weights to; None: they stay as
+    they are.
 
     Raises ConfigError for two forms at once, MissingExtra where the package for one is not installed.
     """
