@@ -125,7 +125,7 @@ def check_updates(settings: TrainSettings) -> list[str]:
     rates = rates_of(optimizer, (*encoders, "unet"))
     schedule = schedule_of(optimizer, planned_steps(settings), max(rates.by_part.values()))
     rate_plan(schedule, [1.0])
-    check_group_rates(optimizer, read_network_args(settings.network.network_args).has_rates)
+    check_group_rates(optimizer, read_network_args(settings.network).has_rates)
     notes = [*rate_notes(optimizer, arguments, rates), *schedule_notes(optimizer)]
     if settings.network.network_train_unet_only and any(optimizer.text_encoder_lr):
         notes.append(

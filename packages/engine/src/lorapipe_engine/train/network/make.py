@@ -26,7 +26,7 @@ from lorapipe_engine.train.network.start_from import (
     load_start,
     merge_into_base,
     read_start,
-    sizes_of,
+    with_sizes_of,
 )
 
 Say = Callable[[str], None]
@@ -42,7 +42,7 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     for note in merge_into_base(chosen, family):
         say(note)
     quantize_base(settings.model, family)
-    plan, args = network_plan(chosen), read_network_args(chosen.network_args)
+    plan, args = network_plan(chosen), read_network_args(chosen)
     targets = [
         Target(part, family.lora_name(part, path), module)
         for part, path, module in family.target_modules(
@@ -53,7 +53,7 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     names = file_names(family)
     start = read_start(chosen.network_weights) if chosen.network_weights else None
     if start is not None and chosen.dim_from_weights:
-        plan = replace(plan, sizes=sizes_of(start, targets, names))
+        plan = with_sizes_of(start, plan, targets, names)
     else:
         plan = by_block(plan, args, targets, family.name)
     torch.manual_seed(settings.run.seed)
@@ -63,8 +63,7 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
             say(note)
     network.train()
     if settings.model.gradient_checkpointing:
-        drops = plan.dropouts
-        family.checkpoint_activations(with_draws=bool(drops.element or drops.rank or drops.module))
+        family.checkpoint_activations(with_draws=plan.dropouts.any)
     return network
 
 

@@ -1,25 +1,23 @@
 """How far each part of the network has come and how fast it moves: what tells an overcooked text encoder from an
 overcooked UNet.
 
-``norm/change/NAME`` is the mean Frobenius norm of a module's change, alpha / rank · up · down. ``norm/step/NAME`` is
-how far a step moved a value (root mean square): the rate at which the part really learns, whatever the optimizer does
-with its learning rate. NAME is ``unet`` or ``textencoder``, for two of them ``textencoder 1`` and ``textencoder 2``.
+``norm/change/NAME`` is the mean Frobenius norm of a module's change, such as alpha / rank · up · down.
+``norm/step/NAME`` is how far a step moved a value (root mean square): the rate at which the part really learns,
+whatever the optimizer does with its learning rate. NAME is ``unet`` or ``textencoder``, for two of them
+``textencoder 1`` and ``textencoder 2``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.attach import Network
-from lorapipe_engine.nn.lora import Lora
-from lorapipe_engine.train.network.weight_norms import change_norms
+from lorapipe_engine.nn.base import alike
 
 EVERY = 10  # steps
 SAMPLE = 1_000_000  # values of a part that are compared before and after a step
-TOGETHER = 32  # modules of one shape that are worked on at once
+TOGETHER = 32  # modules that are alike and measured at once
 
 
 class PartNorms:
@@ -56,29 +54,12 @@ class PartNorms:
         return values[:: -(-len(values) // SAMPLE)]
 
     def _change(self, part: str) -> Tensor:
-        rows = [
-            adapter
-            for name, adapter in self._network.adapters.items()
-            if self._network.parts[name] == part and isinstance(adapter, Lora)
+        own = [
+            adapter for name, adapter in self._network.adapters.items() if self._network.parts[name] == part
         ]
-        return torch.cat([change_norms(batch) for batch in _batches(rows)]).mean()
-
-
-def _batches(rows: list[Lora]) -> Iterator[list[Lora]]:
-    """Modules of one shape and strength, a few at a time."""
-    shapes: dict[object, list[Lora]] = {}
-    for row in rows:
-        key = (row.lora_up.shape, row.lora_down.shape, row.alpha / row.rank)
-        shapes.setdefault(key, []).append(row)
-    for same in shapes.values():
-        for start in range(0, len(same), TOGETHER):
-            yield same[start : start + TOGETHER]
-
-
-def shown(figures: Mapping[str, float]) -> dict[str, str]:
-    """The figures for a progress bar: how far each part has come."""
-    return {
-        name.removeprefix("norm/"): f"{value:.3f}"
-        for name, value in figures.items()
-        if name.startswith("norm/change/")
-    }
+        norms = [
+            type(rows[0]).change_norms(rows[start : start + TOGETHER])
+            for rows in alike(own)
+            for start in range(0, len(rows), TOGETHER)
+        ]
+        return torch.cat(norms).mean()
