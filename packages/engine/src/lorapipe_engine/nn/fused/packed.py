@@ -15,21 +15,40 @@ flat buffers; :meth:`Packs.refresh` copies them in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn.base import Dropouts, is_low_rank
 from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.gradients import FactorGradients
-from lorapipe_engine.nn.lora import Lora
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
 
 
+class LowRank(Protocol):
+    """What is packed of an adapter whose class says that it is ``low_rank``."""
+
+    base: nn.Module
+    rank: int
+    alpha: float
+    dropouts: Dropouts
+    lora_down: nn.Parameter
+    lora_up: nn.Parameter
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
 def can_pack(module: nn.Module) -> bool:
-    """Whether a module is a LoRA on a linear layer or a 1x1 convolution without stride."""
-    if not isinstance(module, Lora):
+    """Whether a module is a low-rank adapter of exactly the class that says so, on a linear layer or a 1x1 convolution
+    without stride."""
+    if not is_low_rank(module):
         return False
     base = module.base
     if isinstance(base, nn.Conv2d):
@@ -44,7 +63,7 @@ class Packed:
     ``up`` (out, R) = sB, ``left`` (out + R, in) = [W; A], ``bias`` (out,) or None, ``left_bias`` the same with R zeros.
     """
 
-    def __init__(self, layers: Sequence[Lora]) -> None:
+    def __init__(self, layers: Sequence[LowRank]) -> None:
         self.layers = list(layers)
         weights = [layer.weight.detach().flatten(1) for layer in self.layers]
         self.outs = [len(weight) for weight in weights]
