@@ -143,12 +143,23 @@ class Adapter(nn.Module):
                 given, wanted = tuple(tensors[suffix].shape), tuple(tensor.shape)
                 raise InputError(f"{suffix} has shape {given}, the model's layer needs {wanted}")
         with torch.no_grad():
-            for suffix, tensor in own.items():
-                if suffix != "alpha":
-                    tensor.copy_(tensors[suffix].reshape(tensor.shape))
+            self.fill({s: tensors[s].reshape(tensor.shape) for s, tensor in own.items() if s != "alpha"})
         if "alpha" in own:
             self.alpha = float(tensors["alpha"]) if "alpha" in tensors else float(self.rank)
             self.alpha = self.alpha or float(self.rank)
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put a file's values, which fit, into the parameters. An algorithm whose file holds something else than its
+        parameters says how."""
+        memory = {p.untyped_storage().data_ptr() for p in self.parameters()}
+        for suffix, tensor in self.file_tensors().items():
+            if suffix == "alpha":
+                continue
+            if tensor.untyped_storage().data_ptr() not in memory:
+                raise TypeError(
+                    f"{type(self).__name__}.fill: {suffix} is no parameter, so it must be given here"
+                )
+            tensor.copy_(tensors[suffix])
 
     # ---------------------------------------------------------------- norms
 
