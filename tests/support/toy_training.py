@@ -25,7 +25,6 @@ def _gain(text: str) -> float:
 class Toy(Adapter):
     """``y = W x + multiplier · (alpha / rank) · left(gain · right(x))``."""
 
-    roles: ClassVar[tuple[str, ...]] = ("right", "log_gain", "left")
     faster: ClassVar[frozenset[str]] = frozenset({"left"})
     needs: ClassVar[frozenset[str]] = frozenset({"toy_left", "toy_gain", "toy_right"})
     arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {"gain": _gain}

@@ -52,6 +52,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         title="LoHa",
         marks=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
         ranks=("hada_w1_b",),
+        adapter="lorapipe_engine.nn.loha:Loha",
+        modules=("networks.loha",),
     ),
     Algorithm(
         name="lokr",
@@ -62,6 +64,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
             {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}
         ),
         ranks=("lokr_w2_b", "lokr_w1_b"),
+        adapter="lorapipe_engine.nn.lokr:Lokr",
+        modules=("networks.lokr",),
     ),
     Algorithm(
         name="oft",
@@ -83,6 +87,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         title="(IA)³",
         marks=frozenset({"on_input"}),
         others=frozenset({"weight"}),
+        adapter="lorapipe_engine.nn.ia3:Ia3",
     ),
     Algorithm(
         name="full", rule="lorapipe_engine.delta.full:FULL", title="full change", marks=frozenset({"diff"})

@@ -56,18 +56,18 @@ class Adapter(nn.Module):
     Subclasses add parameters in float32 and compute ``base(x) + multiplier · change(x)`` in the dtype of ``x``.
     ``multiplier`` is the strength of the change; 0 gives the base module's own result.
 
-    What a subclass must have: ``roles``, ``needs``, :meth:`create`, :meth:`shapes`, ``forward``, :meth:`delta`,
+    What a subclass must have: ``needs``, :meth:`create`, :meth:`shapes`, ``forward``, :meth:`delta`,
     :meth:`file_tensors`, :meth:`scale_`. Everything else has an answer that is right for any algorithm, and may be
     given a quicker one.
     """
 
-    roles: ClassVar[tuple[str, ...]]
-    """Names of the parameters, in the order in which the flat buffer has them: those of one role side by side."""
     faster: ClassVar[frozenset[str]] = frozenset()
     """The roles that LoRA+ trains at a higher rate."""
     arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
     """What ``network_args`` may say to this algorithm alone: the names, and how a text is read. A reader raises
     ValueError with what it takes ("a whole number of 1 or more")."""
+    drops: ClassVar[frozenset[str]] = frozenset()
+    """The fields of :class:`Dropouts` that it has a use for."""
     needs: ClassVar[frozenset[str]]
     """Suffixes that a file's module must have to be trained on, beside the alpha."""
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -96,7 +96,8 @@ class Adapter(nn.Module):
     @classmethod
     @abstractmethod
     def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters by role, for a weight of shape ``layer``: (out, in) or (out, in, k, k)."""
+        """Shapes of the parameters by role (their name), for a weight of shape ``layer``: (out, in) or (out, in, k, k).
+        The flat buffer has the roles in this order, all parameters of one role side by side."""
 
     @classmethod
     def count(cls, layer: tuple[int, ...], size: Size, options: Options) -> int:
@@ -107,6 +108,11 @@ class Adapter(nn.Module):
     def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:  # noqa: ARG003
         """The options that the tensors of a file's module show, by suffix."""
         return {}
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of :meth:`shapes`."""
+        return tuple(self.shapes(tuple(self.weight.shape), Size(self.rank, self.alpha), self.options))
 
     @property
     def weight(self) -> Tensor:

@@ -21,9 +21,9 @@ class Lora(Adapter):
     at zero, so a new network changes nothing.
     """
 
-    roles: ClassVar[tuple[str, ...]] = ("lora_down", "lora_up")
     faster: ClassVar[frozenset[str]] = frozenset({"lora_up"})
     needs: ClassVar[frozenset[str]] = frozenset({"lora_down.weight", "lora_up.weight"})
+    drops: ClassVar[frozenset[str]] = frozenset({"element", "rank", "module"})
     low_rank: ClassVar[bool] = True
 
     def __init__(self, base: nn.Module, rank: int, alpha: float, dropouts: Dropouts = NO_DROPOUT) -> None:

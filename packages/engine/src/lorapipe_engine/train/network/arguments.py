@@ -156,6 +156,7 @@ def _check(args: NetworkArgs) -> None:
 def network_plan(network: NetworkSettings) -> NetworkPlan:
     """Ranks and dropouts from the network options. Raises ConfigError for unknown or unusable network_args."""
     args = read_network_args(network)
+    _check_dropouts(network, args)
     rank = network.network_dim or 0
     conv_rank = int(args.numbers.get("conv_dim", 0)) or None
     return NetworkPlan(
@@ -170,6 +171,18 @@ def network_plan(network: NetworkSettings) -> NetworkPlan:
             module=args.numbers.get("module_dropout", 0.0),
         ),
     )
+
+
+def _check_dropouts(network: NetworkSettings, args: NetworkArgs) -> None:
+    known = adapter_class(args.kind.algorithm).drops
+    asked = {
+        "network_dropout": ("element", network.network_dropout),
+        "rank_dropout": ("rank", args.numbers.get("rank_dropout")),
+        "module_dropout": ("module", args.numbers.get("module_dropout")),
+    }
+    for name, (kind, value) in asked.items():
+        if value and kind not in known:
+            raise ConfigError(f"{name}: means nothing for {args.kind.algorithm} networks; leave it out")
 
 
 def wants_conv(plan: NetworkPlan, args: NetworkArgs) -> bool:

@@ -121,11 +121,10 @@ def _fill(start: TrainedFile, name: str, adapter: Adapter) -> None:
     size, kind, tensors = start.sizes[name], start.kinds[name], start.tensors[name]
     if type(adapter) is not adapter_class(kind.algorithm):
         raise InputError(f"{where} is a {kind.algorithm}, this network another; give --dim_from_weights")
-    layer = tuple(adapter.weight.shape)
-    stored = sum(tensor.numel() for suffix, tensor in tensors.items() if suffix in adapter.needs)
-    if stored != adapter.count(layer, size, {**adapter.options, **kind.options}):
-        raise InputError(f"{where} does not fit the model's layer")
     if size.rank != adapter.rank:
+        stored = sum(tensor.numel() for suffix, tensor in tensors.items() if suffix != "alpha")
+        if stored != adapter.count(tuple(adapter.weight.shape), size, {**adapter.options, **kind.options}):
+            raise InputError(f"{where} does not fit the model's layer")
         raise InputError(
             f"{where} has rank {size.rank}, this network {adapter.rank}; give --dim_from_weights, or --network_dim "
             f"{size.rank}"
