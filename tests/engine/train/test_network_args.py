@@ -176,7 +176,7 @@ def test_ranks_by_block() -> None:
         (("conv_dim=4", "conv_dim=8"), "given twice"),
         (("conv_dim=1.5",), "whole number"),
         (("rank_dropout=1",), "from 0 to under 1"),
-        (("algo=loha",), "LyCORIS"),
+        (("algo=loha",), "lycoris.kohya"),
         (("down_lr_weight=cosin",), "one of sine, cosine"),
         (("down_lr_weight=1,2,x",), "'x'"),
         (("up_lr_weight=" + ",".join(["1"] * 13),), "13 numbers"),

@@ -19,7 +19,7 @@ class Algorithm:
 
     ``rule``: "module:name" of its change without torch (:class:`lorapipe_engine.delta.base.Rule`). ``adapter``:
     "module:class" that trains it (:class:`lorapipe_engine.nn.base.Adapter`), where the engine does, and ``modules``:
-    the values of ``network_module`` that ask for it.
+    the values of ``network_module`` that ask for it, ``algos`` those of ``algo`` under LyCORIS' module.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Algorithm:
     rule: str
     adapter: str | None = None
     modules: tuple[str, ...] = ()
+    algos: tuple[str, ...] = ()
 
 
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -44,6 +45,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         ranks=("lora_down.weight",),
         adapter="lorapipe_engine.nn.lora:Lora",
         modules=("networks.lora",),
+        algos=("lora", "locon"),
     ),
     Algorithm(
         name="loha",
@@ -54,6 +56,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         ranks=("hada_w1_b",),
         adapter="lorapipe_engine.nn.loha:Loha",
         modules=("networks.loha",),
+        algos=("loha",),
     ),
     Algorithm(
         name="lokr",
@@ -66,6 +69,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         ranks=("lokr_w2_b", "lokr_w1_b"),
         adapter="lorapipe_engine.nn.lokr:Lokr",
         modules=("networks.lokr",),
+        algos=("lokr",),
     ),
     Algorithm(
         name="oft",
@@ -88,6 +92,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         marks=frozenset({"on_input"}),
         others=frozenset({"weight"}),
         adapter="lorapipe_engine.nn.ia3:Ia3",
+        algos=("ia3",),
     ),
     Algorithm(
         name="full", rule="lorapipe_engine.delta.full:FULL", title="full change", marks=frozenset({"diff"})

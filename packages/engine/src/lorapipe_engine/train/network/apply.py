@@ -8,6 +8,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network.targets import every_layer
 from lorapipe_engine.train.network.trained_file import read_trained
 
 
@@ -20,7 +21,7 @@ def attach_file(family: Family, path: Path, multiplier: float = 1.0) -> Network:
     sizes = file.sizes
     targets = {
         (name := family.lora_name(part, place)): Target(part, name, module)
-        for part, place, module in family.target_modules(conv=True)
+        for part, place, module in every_layer(family)
     }
     if missing := [name for name in sizes if name not in targets]:
         raise InputError(

@@ -13,7 +13,9 @@ from lorapipe_engine.nn.attach import Kind, NetworkPlan, Target
 from lorapipe_engine.nn.base import Adapter, Dropouts, Size, adapter_class
 from lorapipe_engine.nn.flat import RateGroup
 from lorapipe_engine.settings import NetworkSettings
+from lorapipe_engine.train.network import lycoris
 from lorapipe_engine.train.network.blocks import LAYOUTS, block_numbers, block_of, block_weights, whole
+from lorapipe_engine.train.network.targets import PRESETS
 
 _NUMBERS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_lr_zero_threshold")
 _PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
@@ -21,8 +23,8 @@ _LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 COMMON = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS)
 _ELSEWHERE = {
-    "algo": "kinds of LyCORIS are not trained here; networks.lora with conv_dim is a LoCon",
-    "preset": "presets are LyCORIS'; leave layers out with block_dims or *_lr_weight",
+    "algo": "kinds of LyCORIS need --network_module lycoris.kohya",
+    "preset": "presets of LyCORIS need --network_module lycoris.kohya",
     "unit": "DyLoRA is not trained here; lora-resize makes lower ranks of a finished file",
     "dropout": "is spelt network_dropout, an option of its own",
 }
@@ -31,12 +33,15 @@ _ELSEWHERE = {
 @dataclass(frozen=True)
 class NetworkArgs:
     """``network_args``, checked. ``numbers`` by name; ``lists`` and ``weights`` as they were written, because the
-    number of blocks shows only with the base. ``kind``: the algorithm, and the arguments that it alone has."""
+    number of blocks shows only with the base. ``kind``: the algorithm, and the arguments that it alone has.
+    ``preset``: LyCORIS' choice of modules; None: sd-scripts'. ``unused``: names that change nothing here."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     kind: Kind = field(default_factory=Kind)
+    preset: str | None = None
+    unused: tuple[str, ...] = ()
 
     def plus(self, part: str) -> float | None:
         """LoRA+: how much higher the rate of its roles (``lora_up``) is in a part; None where it is not asked for."""
@@ -61,7 +66,8 @@ def algorithm_of(module: str) -> str:
     """The algorithm that a value of ``network_module`` asks for. Raises ConfigError, naming the nearest known one."""
     known = {name: row.name for row in algorithms.ALGORITHMS if row.adapter for name in row.modules}
     if module not in known:
-        told = nearest(module, known) or f"; known: {', '.join(known)}"
+        names = (*known, lycoris.MODULE)
+        told = nearest(module, names) or f"; known: {', '.join(names)}"
         raise ConfigError(f"network_module: '{module}' is not trained here{told}")
     return known[module]
 
@@ -69,7 +75,15 @@ def algorithm_of(module: str) -> str:
 def read_network_args(network: NetworkSettings) -> NetworkArgs:
     """Parse ``network_module`` and ``network_args``. Raises ConfigError for an unknown name (the nearest is told) or an
     unusable value."""
-    algorithm = algorithm_of(network.network_module)
+    preset: str | None = None
+    unused: tuple[str, ...] = ()
+    if network.network_module == lycoris.MODULE:
+        known = {row.name: adapter_class(row.name).arguments for row in algorithms.ALGORITHMS if row.algos}
+        chosen = lycoris.read_lycoris(network.network_args, PRESETS, known)
+        algorithm, preset, unused = chosen.algorithm, chosen.preset, chosen.unused
+        network = replace(network, network_args=chosen.words)
+    else:
+        algorithm = algorithm_of(network.network_module)
     adapter = adapter_class(algorithm)
     texts = _texts(network, adapter)
     args = NetworkArgs(
@@ -79,6 +93,8 @@ def read_network_args(network: NetworkSettings) -> NetworkArgs:
         Kind(
             algorithm, {name: _own(name, texts[name], adapter) for name in adapter.arguments if name in texts}
         ),
+        preset,
+        unused,
     )
     _check(args)
     return args
@@ -158,12 +174,14 @@ def network_plan(network: NetworkSettings) -> NetworkPlan:
     args = read_network_args(network)
     _check_dropouts(network, args)
     rank = network.network_dim or 0
-    conv_rank = int(args.numbers.get("conv_dim", 0)) or None
+    alpha = float(network.network_alpha or rank)
+    by_preset = args.preset is not None
+    conv_rank = int(args.numbers.get("conv_dim", 0)) or (rank if by_preset else None)
     return NetworkPlan(
         rank=rank,
-        alpha=float(network.network_alpha or rank),
+        alpha=alpha,
         conv_rank=conv_rank,
-        conv_alpha=args.numbers.get("conv_alpha", 1.0),
+        conv_alpha=args.numbers.get("conv_alpha", alpha if by_preset else 1.0),
         kind=args.kind,
         dropouts=Dropouts(
             element=network.network_dropout,

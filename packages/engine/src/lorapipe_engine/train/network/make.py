@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.nn.attach import Network, Target, attach
+from lorapipe_engine.nn.attach import Network, attach
 from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
@@ -28,6 +28,7 @@ from lorapipe_engine.train.network.start_from import (
     read_start,
     with_sizes_of,
 )
+from lorapipe_engine.train.network.targets import targets_of, with_kinds
 
 Say = Callable[[str], None]
 
@@ -43,13 +44,13 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
         say(note)
     quantize_base(settings.model, family)
     plan, args = network_plan(chosen), read_network_args(chosen)
-    targets = [
-        Target(part, family.lora_name(part, path), module)
-        for part, path, module in family.target_modules(
-            conv=wants_conv(plan, args) or chosen.dim_from_weights
-        )
-        if rates.get(part, 0.0) > 0
-    ]
+    if args.unused:
+        say(f"note: network_args: {', '.join(args.unused)} changes nothing here")
+    layers = targets_of(
+        family, conv=wants_conv(plan, args), preset=args.preset, every=chosen.dim_from_weights
+    )
+    targets = [target for target in layers if rates.get(target.part, 0.0) > 0]
+    plan = with_kinds(plan, args.preset, targets)
     names = file_names(family)
     start = read_start(chosen.network_weights) if chosen.network_weights else None
     if start is not None and chosen.dim_from_weights:

@@ -28,6 +28,7 @@ from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import read_network_args
+from lorapipe_engine.train.network.targets import every_layer
 from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
 
 OPTION = "network_weights"
@@ -64,7 +65,7 @@ def check_start(network: NetworkSettings) -> None:
 def file_names(family: Family) -> dict[str, str]:
     """Every name that a file may have for a layer of the model -> kohya's. Call it before adapters are attached."""
     found: dict[str, str] = {}
-    for part, path, _ in family.target_modules(conv=True):
+    for part, path, _ in every_layer(family):
         found |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
     return found
 
