@@ -150,6 +150,12 @@ class Lokr(Adapter):
         own = {f"lokr_{role}": getattr(self, role) for role in self._shapes}
         return {**own, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
 
+    def change_norm(self) -> Tensor:
+        """‖w1 ⊗ w2‖ = ‖w1‖ · ‖w2‖: the dense change is not needed."""
+        second = self._second(tuple(self.weight.shape[2:]))
+        product = self._first().square().sum() * second.square().sum()
+        return product.sqrt() * abs(self.strength)
+
     def scale_(self, factor: Tensor) -> None:
         (self.w1 if "w1" in self._shapes else self.w1_a).data.mul_(factor)
 

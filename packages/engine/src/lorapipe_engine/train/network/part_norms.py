@@ -9,11 +9,13 @@ whatever the optimizer does with its learning rate. NAME is ``unet`` or ``texten
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.attach import Network
-from lorapipe_engine.nn.base import alike
+from lorapipe_engine.nn.base import Adapter, alike
 
 EVERY = 10  # steps
 SAMPLE = 1_000_000  # values of a part that are compared before and after a step
@@ -30,6 +32,7 @@ class PartNorms:
             part: part if part == "unet" else f"textencoder{' ' + part.removeprefix('te') if several else ''}"
             for part in network.groups
         }
+        self._rows = {part: list(_batches(network, part)) for part in network.groups}
         self._before: dict[str, Tensor] | None = None
 
     def before(self, step: int) -> None:
@@ -54,12 +57,13 @@ class PartNorms:
         return values[:: -(-len(values) // SAMPLE)]
 
     def _change(self, part: str) -> Tensor:
-        own = [
-            adapter for name, adapter in self._network.adapters.items() if self._network.parts[name] == part
-        ]
-        norms = [
-            type(rows[0]).change_norms(rows[start : start + TOGETHER])
-            for rows in alike(own)
-            for start in range(0, len(rows), TOGETHER)
-        ]
+        norms = [type(rows[0]).change_norms(rows) for rows in self._rows[part]]
         return torch.cat(norms).mean()
+
+
+def _batches(network: Network, part: str) -> Iterator[list[Adapter]]:
+    """The adapters of a part that are alike, a few at a time."""
+    own = [adapter for name, adapter in network.adapters.items() if network.parts[name] == part]
+    for rows in alike(own):
+        for start in range(0, len(rows), TOGETHER):
+            yield rows[start : start + TOGETHER]
