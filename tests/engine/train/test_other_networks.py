@@ -201,6 +201,27 @@ def test_lycoris_words_train(
             ["--network_module", "networks.loha", "--network_args", "use_tucker=maybe"],
             "use_tucker takes True or False",
         ),
+        (
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=boft"],
+            "algo=boft is not trained here",
+        ),
+        (
+            ["--network_module", "lycoris.kohya", "--network_args", "preset=attn"],
+            "preset 'attn' is not known",
+        ),
+        (
+            ["--network_module", "lycoris.kohya", "--network_args", "train_norm=True"],
+            "asks for norm layers, which",
+        ),
+        (
+            ["--network_module", "lycoris.kohya", "--network_args", "use_cp=1"],
+            "asks for a Tucker core, which lora",
+        ),
+        (
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=loha", "factr=1"],
+            "'factr' is not known",
+        ),
+        (["--network_module", "lycoris.kohia"], "did you mean 'lycoris.kohya'?"),
     ],
 )
 def test_what_an_algorithm_does_not_know_is_refused(

@@ -25,8 +25,8 @@ _SWITCHES: Mapping[str, str] = {
     "rescaled": "rescaled OFT",
     "constraint": "constrained OFT",
     "rank_dropout_scale": "scaled dropout of ranks",
-    "use_tucker": "a Tucker core of this algorithm",
-    "use_cp": "a Tucker core of this algorithm",
+    "use_tucker": "a Tucker core",
+    "use_cp": "a Tucker core",
     "dropout": "dropout under this name (network_dropout is)",
 }
 # How the product is computed, not what it is.
@@ -87,4 +87,6 @@ def _is_off(word: str, own: set[str], algorithm: str) -> bool:
         return False
     if text.lower() in _OFF:
         return True
-    raise ConfigError(f"network_args: {word}: {_SWITCHES[name]} is not trained here for {algorithm} networks")
+    raise ConfigError(
+        f"network_args: {word} asks for {_SWITCHES[name]}, which {algorithm} networks are not trained with here"
+    )
