@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorapipe_engine.delta import RULES, Array, dense_delta, needs_base
+from lorapipe_engine.delta import Array, dense_delta, needs_base, rules
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import open_tensors
 from lorapipe_engine.networks.algorithms import ALGORITHMS
@@ -221,4 +221,4 @@ def test_bias_changes_ride_on_any_algorithm() -> None:
 
 
 def test_every_algorithm_of_the_table_has_its_rule() -> None:
-    assert set(RULES) == {algorithm.name for algorithm in ALGORITHMS}
+    assert set(rules()) == {algorithm.name for algorithm in ALGORITHMS}

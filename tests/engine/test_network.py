@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.delta import RULES, find_rule
+from lorapipe_engine.delta import find_rule, rules
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
 from lorapipe_engine.models import keys
-from lorapipe_engine.networks.algorithms import ALGORITHMS, SUFFIXES, find_algorithm
+from lorapipe_engine.networks.algorithms import ALGORITHMS, find_algorithm, known_suffixes
 from lorapipe_engine.networks.describe import Network, describe_network, find_modules, part_of
 from lorapipe_engine.networks.names import read_name
 
@@ -219,12 +219,12 @@ def test_an_alpha_of_many_numbers() -> None:
 
 
 def test_the_table_agrees_with_the_rules_of_the_changes() -> None:
-    assert [row.name for row in ALGORITHMS] == list(RULES)
+    assert [row.name for row in ALGORITHMS] == list(rules())
     assert all(find_rule("x", {mark, "alpha"}).name == row.name for row in ALGORITHMS for mark in row.marks)
     assert all(set(row.ranks) <= row.marks for row in ALGORITHMS)
     assert find_algorithm({"lora_up.weight", "diff"}) is None
     assert find_algorithm(set()) is None
-    assert len(SUFFIXES) == sum(len(row.marks | row.others) for row in ALGORITHMS) + 3
+    assert len(known_suffixes()) == sum(len(row.marks | row.others) for row in ALGORITHMS) + 3
 
 
 @pytest.mark.torch

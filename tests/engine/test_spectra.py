@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lorapipe_engine.delta import Array, dense_delta
-from lorapipe_engine.delta import spectra as spectra_module
+from lorapipe_engine.delta import Array, dense_delta, loha
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import open_tensors
@@ -64,7 +63,7 @@ def test_loha_of_a_large_rank_goes_through_the_dense_product(monkeypatch: pytest
     path = next(p for p in SPECTRAL if p.stem == "loha")
     for name, tensors in network_modules(path).items():
         factored = module_spectrum(name, tensors)
-        monkeypatch.setattr(spectra_module, "LARGEST_KHATRI_RAO", 3)
+        monkeypatch.setattr(loha, "LARGEST_KHATRI_RAO", 3)
         dense = module_spectrum(name, tensors)
         monkeypatch.undo()
         limit = factored.limit

@@ -29,7 +29,7 @@ from kernels import shares, table
 from torch import nn
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
-from lorapipe_engine.nn.quantize import FORMS, hold
+from lorapipe_engine.nn.quantize import FORMS, quantize
 from lorapipe_engine.settings import LossSettings, OptimizerSettings
 from lorapipe_engine.train.base.load import BaseModel
 from lorapipe_engine.train.data.microbatch import MicroBatch
@@ -251,7 +251,7 @@ def measure(
     family = make_family(work, device, dtype)
     if form is not None:
         for part in (family.denoiser, *family.text.modules.values()):
-            hold(part, form)
+            quantize(part, form)
     stepper = make_stepper(work, family)
     family.vae.to("cpu")  # as in a run: pictures are encoded before, and so is text that is not trained
     if not work.text:

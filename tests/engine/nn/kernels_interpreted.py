@@ -23,17 +23,18 @@ import test_fused
 
 from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused import unet as fused_unet
+from lorapipe_engine.nn.fused.gradients import FactorGradients
 
 
 def both_ways(work: Callable[[], list[Any]]) -> float:
     """The largest difference between what ``work`` gives with the kernels and without."""
-    own, quick = (kernels._quick, kernels._quick_products), lambda x: x.dtype != torch.float64
+    own, quick = (kernels.runs_triton, kernels.runs_products), lambda x: x.dtype != torch.float64
     plain = work()
     try:
-        kernels._quick = kernels._quick_products = quick
+        kernels.runs_triton = kernels.runs_products = quick
         found = work()
     finally:
-        kernels._quick, kernels._quick_products = own
+        kernels.runs_triton, kernels.runs_products = own
     return max(test_fused.apart(a.double(), b.double()) for a, b in zip(found, plain, strict=True))
 
 
@@ -45,7 +46,7 @@ def sliced(*shape: int) -> Any:
 
 def unet(linear: bool, **more: Any) -> list[Any]:
     """The fused UNet with the kernels, the library's own without; small, the interpreter is slow."""
-    fused = kernels._quick(torch.zeros(1))
+    fused = kernels.runs_triton(torch.zeros(1))
     return test_fused.passes(linear, fused=fused, size=(6, 4), **more)
 
 
@@ -92,15 +93,15 @@ def factor_gradients(apart: bool, ranks: tuple[int, int] = (5, 7), rows: int = 6
         [torch.randn(rank, 144) for rank in ranks],
         [torch.randn(160, ranks[0]), torch.randn(48, ranks[1])],
     )
-    other = kernels.FactorGradients([torch.randn(16, 80)], [torch.randn(32, 16)], [1.5])
-    packs = [(kernels.FactorGradients(downs, ups, [0.5, 2.0]), apart), (other, False)]
+    other = FactorGradients([torch.randn(16, 80)], [torch.randn(32, 16)], [1.5])
+    packs = [(FactorGradients(downs, ups, [0.5, 2.0]), apart), (other, False)]
     dys = [sliced(rows, 160), sliced(rows, 48)] if apart else [sliced(rows, 208)]
     reads = [
         (sliced(rows, 144), torch.randn(rows, 32), dys, sliced(rows, 32)),
         (torch.randn(77, 80), torch.randn(77, 16), [torch.randn(77, 32)], torch.randn(77, 16)),
     ]
-    if kernels._quick_products(downs[0]):
-        kernels.FactorBatch(packs).add(reads)
+    if kernels.runs_products(downs[0]):
+        kernels.factor_batch(packs).add(reads)
     else:
         for (pack, _), row in zip(packs, reads, strict=True):
             pack.add(*row)
@@ -112,7 +113,7 @@ def few_keys(rows: int = 150, count: int = 21, width: int = 24, heads: int = 2) 
     torch.manual_seed(0)
     query, keys = sliced(3 * rows, heads * width), sliced(3 * count, 2 * heads * width)
     grad = sliced(3 * rows, heads * width)
-    if kernels._quick(query):
+    if kernels.runs_triton(query):
         assert kernels.few_keys(query, count, heads)
         return [
             kernels.attend_few(query, keys, 3, heads),
@@ -130,7 +131,7 @@ def sums_and_copies() -> list[Any]:
     weight = torch.randn(70, 33, 3, 3).contiguous(memory_format=torch.channels_last)
     sources = [torch.randn(5, 40), torch.randn(70, 90)]
     targets = [torch.zeros(5, 64)[:, 8:48], torch.zeros(70, 90)]
-    kernels.ManyCopies(sources, targets, [0.5, 2.0]).run()
+    kernels.many_copies(sources, targets, [0.5, 2.0]).run()
     return [x, kernels.turned(weight), *targets]
 
 

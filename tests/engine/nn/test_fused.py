@@ -18,7 +18,9 @@ pytest.importorskip("diffusers")
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach  # noqa: E402
+from lorapipe_engine.networks import algorithms  # noqa: E402
+from lorapipe_engine.networks.algorithms import Algorithm  # noqa: E402
+from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
 from lorapipe_engine.nn.fused import kernels  # noqa: E402
 from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
@@ -51,12 +53,39 @@ def make_unet(linear: bool, added: bool) -> Any:
     return unet.requires_grad_(False).eval()
 
 
-def make_network(unet: Any, conv: bool = False, dropouts: Dropouts | None = None) -> Network:
+class Squashed(Lora):
+    """A subclass with a forward of its own: its change is squashed, which no packed product is."""
+
+    def forward(self, x: Any) -> Any:
+        out = self.base(x)
+        return out + torch.tanh(10 * (super().forward(x) - out))
+
+
+SQUASHED = Algorithm(
+    name="squashed",
+    title="Squashed LoRA",
+    marks=frozenset({"squashed"}),
+    rule="lorapipe_engine.delta.lora:LORA",
+    adapter=f"{__name__}:Squashed",
+)
+
+
+def make_network(
+    unet: Any,
+    conv: bool = False,
+    dropouts: Dropouts | None = None,
+    squashed: Callable[[str], bool] | None = None,
+) -> Network:
+    """``squashed``: which modules, by name, are of the subclass."""
     torch.manual_seed(1)
     classes = UNET_TARGETS + (UNET_CONV_TARGETS if conv else ())
     targets = [Target("unet", path, module) for path, module in find_targets(unet, classes)]
-    plan = NetworkPlan(rank=5, alpha=3, conv_rank=2 if conv else None, dropouts=dropouts or Dropouts())
+    kinds = {target.name: Kind("squashed") for target in targets if squashed and squashed(target.name)}
+    plan = NetworkPlan(
+        rank=5, alpha=3, conv_rank=2 if conv else None, dropouts=dropouts or Dropouts(), kinds=kinds
+    )
     network = attach([unet], targets, plan)
+    assert sum(type(adapter) is Squashed for adapter in network.adapters.values()) == len(kinds)
     for adapter in network.adapters.values():
         assert isinstance(adapter, Lora)
         nn.init.normal_(adapter.lora_up, std=0.05)
@@ -73,10 +102,12 @@ def passes(
     times: int = 1,
     size: tuple[int, int] = (16, 12),
     dropouts: Dropouts | None = None,
+    squashed: Callable[[str], bool] | None = None,
+    device: str = "cpu",
 ) -> list[Any]:
     """Prediction, and gradients of network, text and pooled text."""
-    unet = make_unet(linear, added)
-    network = make_network(unet, conv, dropouts)
+    unet = make_unet(linear, added).to(device)
+    network = make_network(unet, conv, dropouts, squashed)
     if dropouts:
         network.train()
     if checkpointed:
@@ -87,11 +118,12 @@ def passes(
     if packs is not None:
         packs.refresh()
     torch.manual_seed(2)
-    noisy, text = torch.randn(2, 4, *size), torch.randn(2, 7, 24, requires_grad=True)
-    pooled = torch.randn(2, 16, requires_grad=True)
-    more = {"text_embeds": pooled, "time_ids": torch.rand(2, 6) * 100} if added else None
+    noisy, text = torch.randn(2, 4, *size).to(device), torch.randn(2, 7, 24).to(device).requires_grad_()
+    pooled = torch.randn(2, 16).to(device).requires_grad_()
+    more = {"text_embeds": pooled, "time_ids": (torch.rand(2, 6) * 100).to(device)} if added else None
+    steps = torch.tensor([3, 500], device=device)
     for _ in range(times):
-        out = unet(noisy, torch.tensor([3, 500]), text, added_cond_kwargs=more, return_dict=False)[0]
+        out = unet(noisy, steps, text, added_cond_kwargs=more, return_dict=False)[0]
         (out.square().mean() * 100).backward()
         if packs is not None:
             packs.finish()
@@ -147,6 +179,80 @@ def test_a_network_on_convolutions_leaves_those_blocks_their_own_way() -> None:
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
+# Modules that are not packed: all of them, some layers of every pack, and both projections of a transformer.
+OWN: dict[str, Callable[[str], bool]] = {
+    "all": lambda _name: True,
+    "keys and the second layer": lambda name: name.endswith(("to_k", "net.2")),
+    "projections and the first layer": lambda name: name.endswith(("proj_in", "proj_out", "net.0.proj")),
+}
+
+
+@pytest.fixture
+def subclass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The subclass stands in the table of algorithms."""
+    monkeypatch.setattr(algorithms, "ALGORITHMS", (*algorithms.ALGORITHMS, SQUASHED))
+
+
+@pytest.mark.usefixtures("subclass")
+@pytest.mark.parametrize("which", OWN)
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_a_subclass_is_trained_by_its_own_forward(which: str, linear: bool, checkpointed: bool) -> None:
+    own = passes(linear, fused=False, squashed=OWN[which])
+    fused = passes(linear, fused=True, squashed=OWN[which], checkpointed=checkpointed)
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
+    # The forward counts: without it prediction and gradients are others.
+    assert min(apart(a, b) for a, b in zip(own[:2], passes(linear, fused=True)[:2], strict=True)) > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("subclass")
+@pytest.mark.parametrize("which", OWN)
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_a_subclass_is_trained_by_its_own_forward_on_a_card(
+    which: str, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    own = passes(True, fused=False, squashed=OWN[which], device="cuda")
+    fused = passes(True, fused=True, squashed=OWN[which], checkpointed=checkpointed, device="cuda")
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-4
+
+
+def test_layers_without_an_adapter_stay_in_a_fused_block() -> None:
+    """A network on keys and values alone: the other layers are the frozen ones."""
+
+    def found(fused: bool) -> list[Any]:
+        unet = make_unet(True, False)
+        targets = [
+            Target("unet", path, module)
+            for path, module in find_targets(unet, UNET_TARGETS)
+            if path.endswith(("to_k", "to_v"))
+        ]
+        torch.manual_seed(1)
+        network = attach([unet], targets, NetworkPlan(rank=4, alpha=4))
+        for adapter in network.adapters.values():
+            assert isinstance(adapter, Lora)
+            nn.init.normal_(adapter.lora_up, std=0.05)
+        packs = fuse(unet) if fused else None
+        if packs is not None:
+            # Keys and values of the context are packed together, those of the picture one by one.
+            sizes = Counter(len(pack.layers) for pack in packs.packs)
+            assert sizes[1] == 2 * sizes[2] > 0
+            packs.refresh()
+        torch.manual_seed(2)
+        out = unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 7, 24), return_dict=False)[
+            0
+        ]
+        out.square().mean().backward()
+        if packs is not None:
+            packs.finish()
+        return [out.detach(), network.groups["unet"].grad]
+
+    own, fused = found(False), found(True)
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
+
+
 def test_gradients_of_two_passes_are_summed() -> None:
     one, two = (passes(True, fused=True, times=times) for times in (1, 2))
     assert apart(two[1], 2 * one[1]) < 1e-6
@@ -199,40 +305,56 @@ def test_drawing_uses_the_blocks_own_way() -> None:
     assert torch.allclose(before, after, atol=1e-6)
 
 
+def text_states(
+    fused: bool, activation: str, checkpointed: bool, squashed: tuple[str, ...] = ()
+) -> list[Any]:
+    """The last but one hidden states of a text encoder, and the network's gradients. ``squashed``: ends of names of the
+    layers that are of the subclass."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=100, hidden_act=activation, **sizes))
+    encoder.requires_grad_(False).eval()
+    targets = [
+        Target("te1", path, module) for path, module in find_targets(encoder, ("CLIPAttention", "CLIPMLP"))
+    ]
+    torch.manual_seed(1)
+    kinds = {target.name: Kind("squashed") for target in targets if target.name.endswith(squashed or ("?",))}
+    network = attach([encoder], targets, NetworkPlan(rank=4, alpha=4, kinds=kinds))
+    for adapter in network.adapters.values():
+        assert isinstance(adapter, Lora)
+        nn.init.normal_(adapter.lora_up, std=0.05)
+    packs = fuse(nn.Module(), [encoder]) if fused else None
+    if packs is not None:
+        packs.refresh()
+    if checkpointed:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.train()
+    out = encoder(input_ids=torch.arange(40).reshape(2, 20), output_hidden_states=True)
+    out.hidden_states[-2].square().mean().backward()
+    if packs is not None:
+        packs.finish()
+    return [out.hidden_states[-2].detach(), network.groups["te1"].grad]
+
+
+@pytest.mark.usefixtures("subclass")
+@pytest.mark.parametrize("squashed", [("q_proj", "fc2"), ("out_proj", "fc1")])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_a_subclass_is_trained_by_its_own_forward_in_a_text_encoder(
+    activation: str, squashed: tuple[str, ...]
+) -> None:
+    own, fused = (text_states(choice, activation, True, squashed) for choice in (False, True))
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
+    assert apart(own[0], text_states(True, activation, True)[0]) > 1e-3
+
+
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("checkpointed", [True, False])
 def test_fused_text_encoder_is_the_text_encoder(
     activation: str, checkpointed: bool, calls: Counter[str]
 ) -> None:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    def states(fused: bool) -> list[Any]:
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-        encoder = CLIPTextModel(CLIPTextConfig(vocab_size=100, hidden_act=activation, **sizes))
-        encoder.requires_grad_(False).eval()
-        targets = [
-            Target("te1", path, module)
-            for path, module in find_targets(encoder, ("CLIPAttention", "CLIPMLP"))
-        ]
-        torch.manual_seed(1)
-        network = attach([encoder], targets, NetworkPlan(rank=4, alpha=4))
-        for adapter in network.adapters.values():
-            assert isinstance(adapter, Lora)
-            nn.init.normal_(adapter.lora_up, std=0.05)
-        packs = fuse(nn.Module(), [encoder]) if fused else None
-        if packs is not None:
-            packs.refresh()
-        if checkpointed:
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})
-            encoder.train()
-        out = encoder(input_ids=torch.arange(40).reshape(2, 20), output_hidden_states=True)
-        out.hidden_states[-2].square().mean().backward()
-        if packs is not None:
-            packs.finish()
-        return [out.hidden_states[-2].detach(), network.groups["te1"].grad]
-
-    own, fused = states(False), states(True)
+    own, fused = (text_states(choice, activation, checkpointed) for choice in (False, True))
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
     # Three layers of two norms, two of them computed again: the last one does not matter to what is looked at.
     assert calls == {"layer_norm": 10 if checkpointed else 6, "activate": 3}

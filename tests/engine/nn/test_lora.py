@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from lorapipe_engine.errors import ConfigError  # noqa: E402
+from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach, detach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
 from lorapipe_engine.train.optimizers import Rates, build_optimizer, set_rates  # noqa: E402
@@ -96,10 +96,29 @@ def test_load_takes_what_file_tensors_gave_and_nothing_else() -> None:
         torch.equal(a, b)
         for a, b in zip(first.file_tensors().values(), second.file_tensors().values(), strict=True)
     )
-    odd = first.file_tensors()
-    odd["extra.alpha"] = torch.tensor(1.0)
-    with pytest.raises(ConfigError, match=r"extra\.alpha"):
-        second.load(odd)
+    name = next(iter(first.adapters))
+    odd = {
+        "1 modules differ, first extra": {"extra.alpha": torch.tensor(1.0)},
+        f"{name}: x has no place in this network": {f"{name}.x": torch.ones(2)},
+        rf"{name}: lora_up.weight has shape \(3,\), the model's layer needs": {
+            f"{name}.lora_up.weight": torch.ones(3)
+        },
+    }
+    for told, more in odd.items():
+        with pytest.raises(InputError, match=told):
+            second.load({**first.file_tensors(), **more})
+
+
+def test_a_state_is_taken_up_bit_for_bit_and_only_by_its_own_network() -> None:
+    first, second = attached(model(), PLAN), attached(model(), PLAN)
+    fill(first)
+    second.load_state(first.state())
+    for part, group in first.groups.items():
+        assert torch.equal(group.parameter, second.groups[part].parameter)
+    name = next(iter(first.state()))
+    for odd in ({name: torch.ones(1)}, {"x.lora_up": torch.ones(1)}):
+        with pytest.raises(ConfigError, match="of another network: 1 tensors differ"):
+            second.load_state({**first.state(), **odd})
 
 
 def test_nothing_to_train_is_an_error() -> None:

@@ -16,7 +16,8 @@ pytest.importorskip("diffusers")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from lorapipe_engine.errors import ConfigError  # noqa: E402
-from lorapipe_engine.nn.lora import factor_shapes  # noqa: E402
+from lorapipe_engine.nn.base import Size  # noqa: E402
+from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.base.load import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.tokenizers import open_tokenizer  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
@@ -80,7 +81,8 @@ def test_keys_and_shapes_of_the_published_models_equal_the_reference(case: str) 
     counts = {"unet": 0, "text": 0}
     for part, path, module in family.target_modules(conv=bool(conv)):
         kernel = max(getattr(module, "kernel_size", (1,)))
-        down, up = factor_shapes(module, conv if kernel > 1 else want["network_dim"])
+        size = Size(conv if kernel > 1 else want["network_dim"], 1.0)
+        down, up = Lora.shapes(tuple(module.weight.shape), size, {}).values()
         name = family.lora_name(part, path)
         found[f"{name}.lora_down.weight"] = list(down)
         found[f"{name}.lora_up.weight"] = list(up)

@@ -42,7 +42,7 @@ def network_of(case: dict[str, Any], family: Any) -> tuple[Network, dict[str, fl
     settings = NetworkSettings(
         network_dim=case["network_dim"], network_alpha=case["network_alpha"], network_args=words
     )
-    plan, args = network_plan(settings), read_network_args(words)
+    plan, args = network_plan(settings), read_network_args(settings)
     rates = {
         part: case["lr_args"]["unet_lr" if part == "unet" else "text_encoder_lr"] for part in family.parts
     }
@@ -176,7 +176,7 @@ def test_ranks_by_block() -> None:
         (("conv_dim=4", "conv_dim=8"), "given twice"),
         (("conv_dim=1.5",), "whole number"),
         (("rank_dropout=1",), "from 0 to under 1"),
-        (("algo=loha",), "LyCORIS"),
+        (("algo=loha",), "lycoris.kohya"),
         (("down_lr_weight=cosin",), "one of sine, cosine"),
         (("down_lr_weight=1,2,x",), "'x'"),
         (("up_lr_weight=" + ",".join(["1"] * 13),), "13 numbers"),
@@ -187,13 +187,20 @@ def test_ranks_by_block() -> None:
 )
 def test_odd_words_are_told(words: tuple[str, ...], told: str) -> None:
     with pytest.raises(ConfigError) as error:
-        read_network_args(words)
+        read_network_args(NetworkSettings(network_args=words))
     assert told in str(error.value)
     assert "\n" not in str(error.value)
 
 
+def test_an_unknown_network_module_is_told() -> None:
+    with pytest.raises(
+        ConfigError, match=r"network_module: 'networks.lore' is not trained here.*networks\.lora"
+    ):
+        network_plan(NetworkSettings(network_module="networks.lore", network_dim=4))
+
+
 def test_lists_are_checked_for_the_family() -> None:
-    args = read_network_args(("block_dims=" + ",".join(["4"] * 23),))
+    args = read_network_args(NetworkSettings(network_args=("block_dims=" + ",".join(["4"] * 23),)))
     plan = network_plan(NetworkSettings(network_dim=4))
     with pytest.raises(ConfigError, match="23 numbers, but this model has 25 blocks"):
         by_block(plan, args, [], "sd1")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from lorapipe_engine.delta import known_rule
 from lorapipe_engine.errors import InputError, ProblemFound
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.families import FAMILIES
@@ -172,7 +173,8 @@ def _check_shape(base: Base, applied: Applied, module: NetworkModule, spot: Spot
         made = next((infos[s] for s in sorted(_BIAS) if s in infos), None)
         wrong = made is not None and made != (rows,)
     else:
-        made = _made_shape(module, infos)
+        rule = known_rule(module.keys)
+        made = rule.made_shape(infos) if rule and rule.made_shape else None
         wrong = made is not None and made != (rows, columns)
     if wrong:
         layer = (rows,) if spot.place.kind == "bias" else (rows, columns)
@@ -193,21 +195,3 @@ def _layer_size(info: TensorInfo, spot: Spot) -> tuple[int, int]:
         columns *= size
     rows = spot.place.stop - spot.place.start
     return (columns, rows) if spot.place.transposed else (rows, columns)
-
-
-def _made_shape(module: NetworkModule, infos: Mapping[str, tuple[int, ...]]) -> tuple[int, int] | None:
-    if module.algorithm == "full" and "diff" in infos:
-        shape = infos["diff"]
-        return (shape[0], _product(shape[1:])) if shape else None
-    up, down = infos.get("lora_up.weight"), infos.get("lora_down.weight")
-    if module.algorithm != "lora" or not up or not down or len(up) < 2 or len(down) < 2:
-        return None
-    mid = infos.get("lora_mid.weight", ())
-    return up[0], _product(down[1:]) * _product(mid[2:])
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.command.text import printable
-from lorapipe_engine.delta import find_rule
+from lorapipe_engine.delta import find_rule, rules
 from lorapipe_engine.delta.spectra import ModuleSpectrum, module_spectrum, spectral_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES, Encoded, decode, encode
@@ -309,9 +309,9 @@ def _notes(reports: Sequence[ModuleReport]) -> list[str]:
     copied = Counter((m.algorithm, m.note) for m in reports if m.new_rank is None)
     notes += [f"{count} {algorithm} modules {note}" for (algorithm, note), count in copied.items()]
     resized = Counter(m.algorithm for m in reports if m.new_rank is not None)
-    for algorithm in ("loha", "lokr", "full"):
-        if resized[algorithm]:
-            notes.append(f"{resized[algorithm]} {algorithm} modules are now plain LoRA")
+    for name, rule in rules().items():
+        if resized[name] and rule.factors is None:
+            notes.append(f"{resized[name]} {name} modules are now plain LoRA")
     if resized["dora"]:
         notes.append(
             f"{resized['dora']} dora modules: the change was resized, dora_scale kept; norms shift a little"

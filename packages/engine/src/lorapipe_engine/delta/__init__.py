@@ -1,12 +1,22 @@
 """Dense weight changes of network modules, one file per family of algorithms, in plain numpy.
 
-:func:`dense_delta` is the one way in; the table that it picks from is
-:data:`lorapipe_engine.delta.registry.RULES`.
+:func:`dense_delta` is the one way in; it picks from the rules that
+:data:`lorapipe_engine.networks.algorithms.ALGORITHMS` names.
 """
 
 from __future__ import annotations
 
 from lorapipe_engine.delta.base import Array, Module, Rule
-from lorapipe_engine.delta.registry import RULES, Change, dense_delta, find_rule, needs_base
+from lorapipe_engine.delta.registry import Change, dense_delta, find_rule, known_rule, needs_base, rules
 
-__all__ = ["RULES", "Array", "Change", "Module", "Rule", "dense_delta", "find_rule", "needs_base"]
+__all__ = [
+    "Array",
+    "Change",
+    "Module",
+    "Rule",
+    "dense_delta",
+    "find_rule",
+    "known_rule",
+    "needs_base",
+    "rules",
+]

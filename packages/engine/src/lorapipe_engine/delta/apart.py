@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.delta.base import Module, flat
-from lorapipe_engine.delta.lora import lora_factors, lora_scale
-from lorapipe_engine.delta.registry import dense_delta, needs_base
+from lorapipe_engine.delta.registry import dense_delta, known_rule, needs_base
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]  # up (o, r) with the scale in it, down (r, n)
@@ -38,11 +37,11 @@ def changes_apart(
 
 
 def _factors(name: str, tensors: Mapping[str, Array]) -> Pair | None:
-    if "lora_down.weight" not in tensors or "lora_up.weight" not in tensors:
+    rule = known_rule(tensors.keys())
+    if rule is None or rule.factors is None:
         return None
-    module = Module(name=name, tensors=tensors)
-    up, down = lora_factors(module)
-    return up * lora_scale(module), flat(down)
+    up, down, scale = rule.factors(Module(name=name, tensors=tensors))
+    return up * scale, flat(down)
 
 
 def _by_factors(one: Pair, two: Pair) -> tuple[float, float, float, float] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorapipe_engine.delta.spectrum import Decompose, ModuleSpectrum
 from lorapipe_engine.errors import InputError
 
 Array = NDArray[Any]
@@ -83,17 +84,48 @@ class Module:
         return result
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What one algorithm does to a weight.
+Shapes = Mapping[str, tuple[int, ...]]
+STEPS = -1  # in place of an axis: the tensor's first axis counts steps of rows, not rows
 
-    ``name`` is that of the table of algorithms. ``change`` gives W' - W at a multiplier, in the weight's
-    shape or flattened to (out, in·k·k); None where only the bias changes.
+
+def never(_suffixes: Collection[str]) -> bool:
+    """The answer of rules that have no use for alpha."""
+    return False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rule:
+    """What one algorithm does to a weight, and what tools on files have to know of it.
+
+    ``change`` gives W' - W at a multiplier, in the weight's shape or flattened to (out, in·k·k); None where only the
+    bias changes. All else is optional; a tool that needs what a rule lacks takes the general way or says so.
+
+    ``factors``: up (out, r), down (r, in, ...) and the number that their product is multiplied with, where the file
+    holds the change as plain factors. ``spectrum``: the exact spectrum of a change that is a matrix of its own, from
+    the module, the number of singular vectors wanted (None: all) and a dense SVD.
+
+    ``row_axes``: from a module's tensors and the rows of its layer, the axis of each tensor that goes by these rows
+    (STEPS where it counts steps of them) and the step; None where rows cannot be worked on apart. ``made_shape``: rows
+    and columns of the change, from the shapes of the tensors; None where they do not tell.
+
+    ``zeros``: the change is zero if every group that is there has a tensor that is all zero. ``uses_alpha``: whether
+    an alpha of 0 makes the change zero, for a module with these suffixes. ``rank_axes``: the axis of each tensor that
+    goes by the ranks. ``pairs``: tensors that need each other. ``fits``: whether tensors of these shapes can be
+    multiplied.
     """
 
     name: str
     change: Callable[[Module, float], Array | None]
     needs_base: bool = False
+    factors: Callable[[Module], tuple[Array, Array, float]] | None = None
+    spectrum: Callable[[Module, int | None, Decompose], ModuleSpectrum] | None = None
+    row_axes: Callable[[Mapping[str, Array], int], tuple[Mapping[str, int] | None, int]] | None = None
+    made_shape: Callable[[Shapes], tuple[int, int] | None] | None = None
+    zeros: tuple[tuple[str, ...], ...] = ()
+    uses_alpha: Callable[[Collection[str]], bool] = never
+    rank_axes: Mapping[str, int] = field(default_factory=dict)
+    pairs: tuple[tuple[str, str], ...] = ()
+    fits: Callable[[Shapes], bool] | None = None
 
 
 def flat(tensor: Array) -> Array:

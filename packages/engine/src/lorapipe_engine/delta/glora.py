@@ -7,6 +7,8 @@ round (a1 (r, i), a2 (i, r), b1 (r, i·k·k), b2 (o, r)); the shapes tell.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from lorapipe_engine.delta.base import Array, Module, Rule, flat
@@ -35,4 +37,17 @@ def _change(module: Module, multiplier: float) -> Array:
     return result
 
 
-GLORA = Rule("glora", _change, needs_base=True)
+def _row_axes(tensors: Mapping[str, Array], rows: int) -> tuple[Mapping[str, int], int]:
+    old_order = tensors["b1.weight"].shape[0] != rows
+    return {"b2.weight" if old_order else "b1.weight": 0}, 1
+
+
+GLORA = Rule(
+    name="glora",
+    change=_change,
+    needs_base=True,
+    row_axes=_row_axes,
+    zeros=(("a1.weight", "a2.weight"), ("b1.weight", "b2.weight")),
+    uses_alpha=lambda _suffixes: True,
+    pairs=(("a1.weight", "a2.weight"), ("b1.weight", "b2.weight")),
+)

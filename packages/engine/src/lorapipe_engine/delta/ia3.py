@@ -25,4 +25,4 @@ def _change(module: Module, multiplier: float) -> Array:
     return result
 
 
-IA3 = Rule("ia3", _change, needs_base=True)
+IA3 = Rule(name="ia3", change=_change, needs_base=True, zeros=(("weight",),))

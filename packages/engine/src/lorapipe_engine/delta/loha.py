@@ -7,9 +7,16 @@ are ``hada_wN_a`` (r, o) - transposed - and ``hada_wN_b`` (r, i). s = alpha / r 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from lorapipe_engine.delta.base import Array, Module, Rule
+from lorapipe_engine.delta.base import Array, Module, Rule, flat
+from lorapipe_engine.delta.spectrum import Decompose, ModuleSpectrum, kernel_of
+from lorapipe_engine.networks.factors import Factors, hadamard_factors, spectrum
+
+# Above this rank of the Khatri-Rao factors a dense SVD is the smaller work.
+LARGEST_KHATRI_RAO = 512
 
 
 def hada_factor(module: Module, which: int) -> Array:
@@ -41,4 +48,52 @@ def _change(module: Module, multiplier: float) -> Array:
     return result
 
 
-LOHA = Rule("loha", _change)
+def _spectrum(module: Module, _vectors: int | None, decompose: Decompose) -> ModuleSpectrum:
+    sides = [_hada_side(module, which) for which in (1, 2)]
+    (one, kernel), (two, _) = sides
+    if (one.up.shape[0], one.down.shape[1]) != (two.up.shape[0], two.down.shape[1]):
+        raise module.error("its two factors have different sizes")
+    rank = one.up.shape[1] * two.up.shape[1]
+    smaller = min(one.up.shape[0], one.down.shape[1])
+    if rank > min(LARGEST_KHATRI_RAO, smaller):
+        found = decompose(flat(hada_factor(module, 1)) * flat(hada_factor(module, 2)))
+    else:
+        found = spectrum(*hadamard_factors(one, two))
+    return ModuleSpectrum(
+        algorithm="loha",
+        spectrum=found,
+        scale=loha_scale(module),
+        rank=one.up.shape[1],
+        limit=min(rank, smaller),
+        kernel=kernel,
+    )
+
+
+def _hada_side(module: Module, which: int) -> tuple[Factors, tuple[int, ...]]:
+    """One side of the Hadamard product as factors (o, r) and (r, i·k·k), and the kernel."""
+    left, right = module.need(f"hada_w{which}_a", 2), module.need(f"hada_w{which}_b", 2)
+    core_name = f"hada_t{which}"
+    if not module.has(core_name):
+        if left.shape[1] != right.shape[0]:
+            raise module.error(f"hada_w{which}_a {left.shape} and hada_w{which}_b {right.shape} do not fit")
+        return Factors(left, right), kernel_of(module.name, right.shape[1])
+    core = module.need(core_name, 4)
+    if core.shape[:2] != (left.shape[0], right.shape[0]):
+        raise module.error(f"{core_name} {core.shape} does not fit {left.shape} and {right.shape}")
+    down = np.einsum("abkl,bi->aikl", core, right, optimize=True)
+    return Factors(left.T, flat(down)), core.shape[2:]
+
+
+def _row_axes(tensors: Mapping[str, Array], _rows: int) -> tuple[Mapping[str, int], int]:
+    return {f"hada_w{n}_a": 1 if f"hada_t{n}" in tensors else 0 for n in (1, 2)}, 1
+
+
+LOHA = Rule(
+    name="loha",
+    change=_change,
+    spectrum=_spectrum,
+    row_axes=_row_axes,
+    zeros=(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),),
+    uses_alpha=lambda _suffixes: True,
+    pairs=(("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"), ("hada_w1_a", "hada_w2_a")),
+)

@@ -8,10 +8,14 @@ whole s = 1 whatever alpha says.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from lorapipe_engine.delta.base import Array, Module, Rule
+from lorapipe_engine.delta.base import STEPS, Array, Module, Rule, flat
 from lorapipe_engine.delta.loha import tucker_product
+from lorapipe_engine.delta.spectrum import Decompose, ModuleSpectrum, kernel_of
+from lorapipe_engine.networks.factors import kron_spectrum
 
 
 def lokr_factors(module: Module) -> tuple[Array, Array]:
@@ -53,4 +57,36 @@ def _change(module: Module, multiplier: float) -> Array:
     return kron(first * np.asarray(multiplier * lokr_scale(module), module.dtype), second)
 
 
-LOKR = Rule("lokr", _change)
+def _spectrum(module: Module, vectors: int | None, _decompose: Decompose) -> ModuleSpectrum:
+    first, second = lokr_factors(module)
+    matrix = flat(second)
+    limit = min(first.shape) * min(matrix.shape)
+    found = kron_spectrum(first, matrix, limit if vectors is None else vectors)
+    stored = [s for s in ("lokr_w2_b", "lokr_w1_b") if module.has(s)]
+    kernel = second.shape[2:] or kernel_of(module.name, first.shape[1] * matrix.shape[1])
+    return ModuleSpectrum(
+        algorithm="lokr",
+        spectrum=found,
+        scale=lokr_scale(module),
+        rank=module.tensors[stored[0]].shape[0] if stored else limit,
+        limit=limit,
+        kernel=kernel,
+    )
+
+
+def _row_axes(tensors: Mapping[str, Array], rows: int) -> tuple[Mapping[str, int] | None, int]:
+    first = next((tensors[s] for s in ("lokr_w1", "lokr_w1_a") if s in tensors), None)
+    if first is None or first.shape[0] == 0 or rows % first.shape[0]:
+        return None, 0
+    return {"lokr_w1": STEPS, "lokr_w1_a": STEPS}, rows // first.shape[0]
+
+
+LOKR = Rule(
+    name="lokr",
+    change=_change,
+    spectrum=_spectrum,
+    row_axes=_row_axes,
+    zeros=(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),),
+    uses_alpha=lambda suffixes: not {"lokr_w1", "lokr_w2"} <= set(suffixes),
+    pairs=(("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")),
+)

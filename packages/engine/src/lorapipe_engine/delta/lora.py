@@ -7,9 +7,13 @@ DyLoRA files have the same tensors.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from lorapipe_engine.delta.base import Array, Module, Rule, flat
+from lorapipe_engine.delta.base import Array, Module, Rule, Shapes, flat
+from lorapipe_engine.delta.spectrum import Decompose, ModuleSpectrum
+from lorapipe_engine.networks.factors import spectrum
 
 
 def lora_factors(module: Module) -> tuple[Array, Array]:
@@ -42,4 +46,50 @@ def _change(module: Module, multiplier: float) -> Array:
     return delta.reshape(up.shape[0], *down.shape[1:])
 
 
-LORA = Rule("lora", _change)
+def _factors(module: Module) -> tuple[Array, Array, float]:
+    return *lora_factors(module), lora_scale(module)
+
+
+def _spectrum(module: Module, _vectors: int | None, _decompose: Decompose) -> ModuleSpectrum:
+    up, down = lora_factors(module)
+    matrix = flat(down)
+    return ModuleSpectrum(
+        algorithm="lora",
+        spectrum=spectrum(up, matrix),
+        scale=lora_scale(module),
+        rank=module.tensors["lora_down.weight"].shape[0],
+        limit=min(*up.shape, *matrix.shape),
+        kernel=down.shape[2:],
+    )
+
+
+def _made_shape(shapes: Shapes) -> tuple[int, int] | None:
+    up, down = shapes.get("lora_up.weight"), shapes.get("lora_down.weight")
+    if not up or not down or len(up) < 2 or len(down) < 2:
+        return None
+    return up[0], math.prod(down[1:]) * math.prod(shapes.get("lora_mid.weight", ())[2:])
+
+
+def _fits(shapes: Shapes) -> bool:
+    up, down = shapes["lora_up.weight"], shapes["lora_down.weight"]
+    if len(up) < 2 or len(down) < 2:
+        return False
+    middle = shapes.get("lora_mid.weight")
+    if middle is not None:
+        return len(middle) == 4 and (up[1], down[0]) == middle[:2]
+    return up[1] == down[0]
+
+
+LORA = Rule(
+    name="lora",
+    change=_change,
+    factors=_factors,
+    spectrum=_spectrum,
+    row_axes=lambda _tensors, _rows: ({"lora_up.weight": 0}, 1),
+    made_shape=_made_shape,
+    zeros=(("lora_up.weight", "lora_down.weight", "lora_mid.weight"),),
+    uses_alpha=lambda _suffixes: True,
+    rank_axes={"lora_up.weight": 1, "lora_down.weight": 0},
+    pairs=(("lora_up.weight", "lora_down.weight"),),
+    fits=_fits,
+)

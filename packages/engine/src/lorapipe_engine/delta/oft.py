@@ -9,9 +9,11 @@ tensors; its block count is its dim.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from lorapipe_engine.delta.base import Array, Module, Rule, flat
+from lorapipe_engine.delta.base import STEPS, Array, Module, Rule, flat
 
 
 def _turns(module: Module, blocks: Array, out: int) -> Array:
@@ -73,4 +75,11 @@ def _change(module: Module, multiplier: float) -> Array:
     return change.reshape(base.shape)
 
 
-OFT = Rule("oft", _change, needs_base=True)
+def _row_axes(tensors: Mapping[str, Array], _rows: int) -> tuple[Mapping[str, int] | None, int]:
+    # Stages of a butterfly mix rows of all blocks, and with a bound on the norm all blocks depend on each other.
+    if tensors["oft_blocks"].ndim == 4 or float(np.max(tensors.get("alpha", np.zeros(1)))):
+        return None, 0
+    return {"oft_blocks": STEPS, "rescale": 0}, tensors["oft_blocks"].shape[-1]
+
+
+OFT = Rule(name="oft", change=_change, needs_base=True, row_axes=_row_axes, zeros=(("oft_blocks",),))

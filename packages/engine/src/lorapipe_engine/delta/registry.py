@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from types import MappingProxyType
+from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lorapipe_engine.delta.base import Array, Module, Rule, flat
 from lorapipe_engine.delta.dora import apply_dora
-from lorapipe_engine.delta.full import BIAS_SUFFIXES, FULL, NORM, bias_change
-from lorapipe_engine.delta.glora import GLORA
-from lorapipe_engine.delta.ia3 import IA3
-from lorapipe_engine.delta.loha import LOHA
-from lorapipe_engine.delta.lokr import LOKR
-from lorapipe_engine.delta.lora import LORA
-from lorapipe_engine.delta.oft import OFT
+from lorapipe_engine.delta.full import BIAS_SUFFIXES, bias_change
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks import algorithms
+from lorapipe_engine.networks.algorithms import Algorithm, find_algorithm
 
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {rule.name: rule for rule in (LORA, LOHA, LOKR, OFT, GLORA, IA3, FULL, NORM)}
-)
+
+def rules() -> dict[str, Rule]:
+    """The rules of all algorithms of the table, by name."""
+    return {row.name: rule_of(row) for row in algorithms.ALGORITHMS}
+
+
+@cache
+def rule_of(row: Algorithm) -> Rule:
+    """The rule that a row of the table of algorithms names."""
+    module, _, name = row.rule.partition(":")
+    rule = getattr(import_module(module), name)
+    assert isinstance(rule, Rule), row.rule
+    return rule
 
 
 class Change(NamedTuple):
@@ -37,18 +43,24 @@ def find_rule(name: str, suffixes: Collection[str]) -> Rule:
 
     Raises InputError naming the module if no algorithm, or more than one, answers to them.
     """
-    algorithm = find_algorithm(suffixes)
-    if algorithm is None:
+    rule = known_rule(suffixes)
+    if rule is None:
         raise InputError(
             f"module {name}: its tensors are not those of one known algorithm: {', '.join(sorted(suffixes))}"
         )
-    return RULES[algorithm.name]
+    return rule
+
+
+def known_rule(suffixes: Collection[str]) -> Rule | None:
+    """The rule for a module that has tensors of these suffixes; None where no algorithm, or more than one, fits."""
+    algorithm = find_algorithm(suffixes)
+    return None if algorithm is None else rule_of(algorithm)
 
 
 def needs_base(suffixes: Collection[str]) -> bool:
     """Whether the change of a module with these tensors depends on the weight it is applied to."""
-    algorithm = find_algorithm(suffixes)
-    return "dora_scale" in suffixes or (algorithm is not None and RULES[algorithm.name].needs_base)
+    rule = known_rule(suffixes)
+    return "dora_scale" in suffixes or (rule is not None and rule.needs_base)
 
 
 def dense_delta(

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
 # Tensors that a module of several algorithms can have besides its own.
 SHARED_SUFFIXES = frozenset({"alpha", "dora_scale", "diff_b"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Algorithm:
     """One algorithm. ``marks`` are suffixes that no other has, ``others`` what else its modules can have.
 
     ``ranks`` names the tensors of which the first that is there has the rank as its number of rows; none
-    where there is no rank. ``adapter``: "module:class" that trains it, where the engine does.
+    where there is no rank. ``cores``: Tucker cores, of which no other algorithm has one of that name.
+
+    ``rule``: "module:name" of its change without torch (:class:`lorapipe_engine.delta.base.Rule`). ``adapter``:
+    "module:class" that trains it (:class:`lorapipe_engine.nn.base.Adapter`), where the engine does, and ``modules``:
+    the values of ``network_module`` that ask for it, ``algos`` those of ``algo`` under LyCORIS' module.
     """
 
     name: str
@@ -22,47 +27,98 @@ class Algorithm:
     marks: frozenset[str]
     others: frozenset[str] = frozenset()
     ranks: tuple[str, ...] = ()
+    cores: frozenset[str] = frozenset()
+    rule: str
     adapter: str | None = None
+    modules: tuple[str, ...] = ()
+    algos: tuple[str, ...] = ()
 
 
 ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm(
         name="lora",
+        rule="lorapipe_engine.delta.lora:LORA",
+        cores=frozenset({"lora_mid.weight"}),
         title="LoRA, LoCon and DyLoRA",
         marks=frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight"}),
         others=frozenset({"lora_up.bias"}),
         ranks=("lora_down.weight",),
         adapter="lorapipe_engine.nn.lora:Lora",
+        modules=("networks.lora",),
+        algos=("lora", "locon"),
     ),
     Algorithm(
         name="loha",
+        rule="lorapipe_engine.delta.loha:LOHA",
+        cores=frozenset({"hada_t1", "hada_t2"}),
         title="LoHa",
         marks=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
         ranks=("hada_w1_b",),
+        adapter="lorapipe_engine.nn.loha:Loha",
+        modules=("networks.loha",),
+        algos=("loha",),
     ),
     Algorithm(
         name="lokr",
+        rule="lorapipe_engine.delta.lokr:LOKR",
+        cores=frozenset({"lokr_t2"}),
         title="LoKr",
         marks=frozenset(
             {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"}
         ),
         ranks=("lokr_w2_b", "lokr_w1_b"),
+        adapter="lorapipe_engine.nn.lokr:Lokr",
+        modules=("networks.lokr",),
+        algos=("lokr",),
     ),
     Algorithm(
-        name="oft", title="OFT and BOFT", marks=frozenset({"oft_blocks"}), others=frozenset({"rescale"})
+        name="oft",
+        rule="lorapipe_engine.delta.oft:OFT",
+        title="OFT and BOFT",
+        marks=frozenset({"oft_blocks"}),
+        others=frozenset({"rescale"}),
     ),
     Algorithm(
         name="glora",
+        rule="lorapipe_engine.delta.glora:GLORA",
         title="GLoRA",
         marks=frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}),
         ranks=("a2.weight", "b2.weight"),
     ),
-    Algorithm(name="ia3", title="(IA)³", marks=frozenset({"on_input"}), others=frozenset({"weight"})),
-    Algorithm(name="full", title="full change", marks=frozenset({"diff"})),
-    Algorithm(name="norm", title="norm layers", marks=frozenset({"w_norm", "b_norm"})),
+    Algorithm(
+        name="ia3",
+        rule="lorapipe_engine.delta.ia3:IA3",
+        title="(IA)³",
+        marks=frozenset({"on_input"}),
+        others=frozenset({"weight"}),
+        adapter="lorapipe_engine.nn.ia3:Ia3",
+        algos=("ia3",),
+    ),
+    Algorithm(
+        name="full", rule="lorapipe_engine.delta.full:FULL", title="full change", marks=frozenset({"diff"})
+    ),
+    Algorithm(
+        name="norm",
+        rule="lorapipe_engine.delta.full:NORM",
+        title="norm layers",
+        marks=frozenset({"w_norm", "b_norm"}),
+    ),
 )
 
-SUFFIXES = SHARED_SUFFIXES.union(*(row.marks | row.others for row in ALGORITHMS))
+
+def known_suffixes() -> frozenset[str]:
+    """Every suffix that a tensor of a module can have."""
+    return _suffixes(ALGORITHMS)
+
+
+@cache
+def _suffixes(rows: tuple[Algorithm, ...]) -> frozenset[str]:
+    return SHARED_SUFFIXES.union(*(row.marks | row.others for row in rows))
+
+
+def core_suffixes() -> frozenset[str]:
+    """Suffixes of Tucker cores."""
+    return frozenset().union(*(row.cores for row in ALGORITHMS))
 
 
 def find_algorithm(suffixes: Collection[str]) -> Algorithm | None:

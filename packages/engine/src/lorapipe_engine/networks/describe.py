@@ -21,7 +21,7 @@ from lorapipe_engine.models.bases import describe_kind
 from lorapipe_engine.models.families import Recognised, get_family, network_family, recognise
 from lorapipe_engine.models.foreign import foreign_family
 from lorapipe_engine.networks.adapter_config import AdapterConfig, find_config
-from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.algorithms import core_suffixes, find_algorithm
 from lorapipe_engine.networks.names import read_name
 
 _UNNAMED_TEXT = re.compile(r"(base_model\.model\.)?(text_model|encoder|embeddings|final_layer_norm)\.")
@@ -273,7 +273,7 @@ def _describe(file: WeightFile, module: ModuleKeys) -> NetworkModule:
         rank=ranked.shape[0] if ranked and ranked.shape else None,
         alpha=_alpha(file, module),
         kernel=_kernel(infos),
-        tucker=not {"lora_mid.weight", "hada_t1", "lokr_t2"}.isdisjoint(infos),
+        tucker=not core_suffixes().isdisjoint(infos),
         dora="dora_scale" in infos,
     )
 

@@ -11,10 +11,11 @@ Spellings: the field's programs as of 2026, see docs/formats.md.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 from lorapipe_engine.models.keys import unet_to_diffusers
-from lorapipe_engine.networks.algorithms import SUFFIXES
+from lorapipe_engine.networks.algorithms import known_suffixes
 
 
 class TensorName(NamedTuple):
@@ -43,9 +44,7 @@ _MAGNITUDE = re.compile(
     r"(?P<path>.+?)\.(?:lora_magnitude_vector(?:\.(?P<adapter>.+?))??(?:\.weight)?|magnitude)", re.DOTALL
 )
 _FLAT = re.compile(r"(?P<path>(?:lora|oft|lycoris)_[^.]+)\.(?P<suffix>.+)", re.DOTALL)
-# "weight" alone would match every layer of every model; PEFT writes LoHa and LoKr with an adapter's name too.
-_OWN = "|".join(re.escape(suffix) for suffix in sorted(SUFFIXES - {"weight"}, key=len, reverse=True))
-_DOTTED = re.compile(rf"(?P<path>.+?)\.(?P<suffix>{_OWN})", re.DOTALL)
+# PEFT writes LoHa and LoKr with an adapter's name too.
 _DOTTED_ADAPTER = re.compile(
     r"(?P<path>.+?)\.(?P<suffix>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))\.(?P<adapter>.+)"
 )
@@ -81,7 +80,7 @@ def read_name(name: str) -> TensorName | None:
 
 
 def _flat_suffix(suffix: str) -> str | None:
-    if suffix in SUFFIXES:
+    if suffix in known_suffixes():
         return suffix
     found = read_name(f"x.{suffix}")  # kohya's layer with another program's factors
     return found.suffix if found and found.path == "x" else None
@@ -121,8 +120,15 @@ def _read_diffusers(name: str) -> TensorName | None:
     return TensorName(_module(path), f"lora_{found['side']}.weight", found["path"])
 
 
+@cache
+def _dotted(suffixes: frozenset[str]) -> re.Pattern[str]:
+    """Of dotted names: path and suffix. "weight" alone would match every layer of every model."""
+    own = "|".join(re.escape(suffix) for suffix in sorted(suffixes - {"weight"}, key=len, reverse=True))
+    return re.compile(rf"(?P<path>.+?)\.(?P<suffix>{own})", re.DOTALL)
+
+
 def _read_dotted(name: str) -> TensorName | None:
-    if found := _DOTTED.fullmatch(name):
+    if found := _dotted(known_suffixes()).fullmatch(name):
         return TensorName(_module(found["path"]), found["suffix"], found["path"])
     if found := _DOTTED_ADAPTER.fullmatch(name):
         return TensorName(_module(found["path"]), found["suffix"], found["path"], found["adapter"])

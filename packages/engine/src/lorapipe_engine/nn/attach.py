@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.nn.base import Adapter, Dropouts
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size, adapter_class
 from lorapipe_engine.nn.flat import FlatGroup, RateGroup
-from lorapipe_engine.nn.lora import Lora
 
-RateOf = Callable[[str, str, str], RateGroup]
+RateOf = Callable[[str, str, bool], RateGroup]
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,21 @@ class Target:
     module: nn.Module
 
 
+@dataclass(frozen=True)
+class Kind:
+    """An algorithm by its name in the table, and its own options."""
+
+    algorithm: str = "lora"
+    options: Options = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """Ranks and strengths. Linear layers and 1x1 convolutions take ``rank``, larger kernels ``conv_rank``.
+    """What the modules get. Linear layers and 1x1 convolutions take ``rank``, larger kernels ``conv_rank``.
 
     ``alpha`` scales the change by alpha / rank. ``conv_rank`` None leaves larger kernels alone. ``sizes``: rank and
     alpha by the module's name in a file; where there are any, they alone count, and other modules stay as they are.
+    ``kinds``: of single modules, by name, where theirs is not ``kind``.
     """
 
     rank: int
@@ -39,21 +47,24 @@ class NetworkPlan:
     conv_rank: int | None = None
     conv_alpha: float = 1.0
     dropouts: Dropouts = field(default_factory=Dropouts)
-    sizes: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    kind: Kind = field(default_factory=Kind)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
-    def size_of(self, module: nn.Module, name: str = "") -> tuple[int, float] | None:
+    def size_of(self, module: nn.Module, name: str = "") -> Size | None:
         """Rank and alpha for a module, or None where it stays as it is."""
         if self.sizes:
             return self.sizes.get(name)
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
-            return None if self.conv_rank is None else (self.conv_rank, self.conv_alpha)
-        return self.rank, self.alpha
+            return None if self.conv_rank is None else Size(self.conv_rank, self.conv_alpha)
+        return Size(self.rank, self.alpha)
 
 
 class Network:
     """The adapters of a model: ``adapters`` by LoRA name, ``groups`` of parameters by part.
 
-    ``rate_of``: the rate group of a parameter, from its part, module and role ("lora_up"); None: one for each part.
+    ``rate_of``: the rate group of a parameter, from its part, its module and whether LoRA+ trains it faster; None:
+    one for each part.
     """
 
     def __init__(
@@ -64,16 +75,20 @@ class Network:
         self.groups: dict[str, FlatGroup] = {}
         for part in dict.fromkeys(self.parts[name] for name in self.adapters):
             owned = [
-                (p, rate_of(part, name, role) if rate_of else RateGroup(part), role)
+                (
+                    getattr(adapter, role),
+                    rate_of(part, name, role in adapter.faster) if rate_of else RateGroup(part),
+                    place,
+                )
                 for name, adapter in self.adapters.items()
                 if self.parts[name] == part
-                for role, p in adapter.named_parameters()
-                if p.requires_grad
+                for place, role in enumerate(adapter.roles)
             ]
-            # In each rate group all downs, then all ups: those of query, key and value then lie side by side, and one
-            # product gives their gradients. The groups stay in the order of the modules, as sd-scripts has them.
+            # In each rate group all parameters of one role, then all of the next: those of query, key and value lie
+            # side by side, and one product gives the gradients of their downs. The groups stay in the order of the
+            # modules, as sd-scripts has them.
             places = {rate: place for place, rate in enumerate(dict.fromkeys(rate for _, rate, _ in owned))}
-            owned.sort(key=lambda row: (places[row[1]], row[2] != "lora_down"))
+            owned.sort(key=lambda row: (places[row[1]], row[2]))
             self.groups[part] = FlatGroup(part, [p for p, _, _ in owned], [rate for _, rate, _ in owned])
 
     def file_tensors(self) -> dict[str, Tensor]:
@@ -86,17 +101,40 @@ class Network:
         return dict(sorted(found.items()))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the values of a file with exactly these keys and shapes (no key may be missing or left over)."""
-        own = {f"{n}.{role}": t for n, a in self.adapters.items() for role, t in a.file_tensors().items()}
-        if set(own) != set(tensors):
-            odd = sorted(set(own) ^ set(tensors))
-            raise ConfigError(
-                f"the network file does not fit this network: {len(odd)} keys differ, first {odd[0]}"
-            )
+        """Take the values and alphas of a file with exactly these modules.
+
+        Raises InputError naming the first module or tensor that is missing, left over, or of another size.
+        """
+        modules: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, suffix = key.partition(".")
+            modules.setdefault(name, {})[suffix] = tensor
+        if odd := sorted(modules.keys() ^ self.adapters.keys()):
+            raise InputError(f"the file does not fit this network: {len(odd)} modules differ, first {odd[0]}")
+        for name, adapter in self.adapters.items():
+            try:
+                adapter.load(modules[name])
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+
+    def state(self) -> dict[str, Tensor]:
+        """Every trained value as it is, by module and role. A file may hold it in another form, as a product."""
+        return {
+            f"{name}.{role}": getattr(adapter, role)
+            for name, adapter in self.adapters.items()
+            for role in adapter.roles
+        }
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`state` gave. Raises ConfigError where names or shapes differ."""
+        own = self.state()
+        odd = sorted(own.keys() ^ tensors.keys())
+        odd += [name for name in own if not odd and own[name].shape != tensors[name].shape]
+        if odd:
+            raise ConfigError(f"the state is of another network: {len(odd)} tensors differ, first {odd[0]}")
         with torch.no_grad():
-            for key, tensor in own.items():
-                if not key.endswith(".alpha"):
-                    tensor.copy_(tensors[key])
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
 
     def train(self, mode: bool = True) -> None:
         """Switch the dropouts of all adapters on or off."""
@@ -128,13 +166,12 @@ def attach(
     roots: Iterable[nn.Module],
     targets: Iterable[Target],
     plan: NetworkPlan,
-    make: Callable[[nn.Module, int, float, Dropouts], Adapter] = Lora,
     rate_of: RateOf | None = None,
 ) -> Network:
-    """Wrap every target that the plan gives a rank, in place, inside the trees of ``roots``. ``rate_of``: see
+    """Wrap every target that the plan gives a size, in place, inside the trees of ``roots``. ``rate_of``: see
     :class:`Network`.
 
-    Raises ConfigError if nothing is left to train.
+    Raises ConfigError if nothing is left to train, or for an algorithm that is not trained here.
     """
     places = {id(child): (parent, name) for parent, name, child in _children(roots)}
     adapters: dict[str, Adapter] = {}
@@ -143,7 +180,8 @@ def attach(
         size = plan.size_of(target.module, target.name)
         if size is None:
             continue
-        adapter = make(target.module, *size, plan.dropouts)
+        kind = plan.kinds.get(target.name, plan.kind)
+        adapter = adapter_class(kind.algorithm).create(target.module, size, plan.dropouts, kind.options)
         parent, name = places[id(target.module)]
         setattr(parent, name, adapter)
         adapters[target.name] = adapter

@@ -1,16 +1,30 @@
-"""What every adapter module shares."""
+"""What the network asks of an algorithm that is trained: one class, named by the algorithm's row in
+:data:`lorapipe_engine.networks.algorithms.ALGORITHMS`.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import cache
+from importlib import import_module
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
+import torch
 from torch import Tensor, nn
+
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.networks import algorithms
+from lorapipe_engine.networks.algorithms import Algorithm
+
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropouts:
-    """The three dropouts of a LoRA branch, each a probability in 0..1 and active in training only.
+    """The three dropouts of an adapter, each a probability in 0..1 and active in training only.
 
     ``element``: of single values of the rank activation (``network_dropout``); ``rank``: of whole rank
     channels per sample; ``module``: of the whole branch, one draw a forward.
@@ -20,8 +34,20 @@ class Dropouts:
     rank: float = 0.0
     module: float = 0.0
 
+    @property
+    def any(self) -> bool:
+        """Whether anything is dropped."""
+        return bool(self.element or self.rank or self.module)
+
 
 NO_DROPOUT = Dropouts()
+
+
+class Size(NamedTuple):
+    """How large a module's change may be, and how strong: by alpha / rank. Algorithms without ranks read neither."""
+
+    rank: int
+    alpha: float
 
 
 class Adapter(nn.Module):
@@ -29,12 +55,64 @@ class Adapter(nn.Module):
 
     Subclasses add parameters in float32 and compute ``base(x) + multiplier · change(x)`` in the dtype of ``x``.
     ``multiplier`` is the strength of the change; 0 gives the base module's own result.
+
+    What a subclass must have: ``needs``, :meth:`create`, :meth:`shapes`, ``forward``, :meth:`delta`,
+    :meth:`file_tensors`, :meth:`scale_`. Everything else has an answer that is right for any algorithm, and may be
+    given a quicker one.
     """
+
+    faster: ClassVar[frozenset[str]] = frozenset()
+    """The roles that LoRA+ trains at a higher rate."""
+    arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
+    """What ``network_args`` may say to this algorithm alone: the names, and how a text is read. A reader raises
+    ValueError with what it takes ("a whole number of 1 or more")."""
+    drops: ClassVar[frozenset[str]] = frozenset()
+    """The fields of :class:`Dropouts` that it has a use for."""
+    needs: ClassVar[frozenset[str]]
+    """Suffixes that a file's module must have to be trained on, beside the alpha."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Suffixes that it may have too."""
+    low_rank: ClassVar[bool] = False
+    """True where ``forward`` is exactly ``base(x) + alpha / rank · up(drop(down(x)))`` of the parameters ``lora_down``
+    and ``lora_up``, which fused blocks compute in products of their own. It counts for the class that says so, not for
+    its subclasses: see :func:`is_low_rank`."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.multiplier = 1.0
+        self.rank = 0
+        self.alpha = 0.0
+        self.options: Options = {}
+
+    @classmethod
+    @abstractmethod
+    def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:
+        """A fresh adapter of ``base`` that changes nothing yet. ``options``: read from ``arguments``.
+
+        Raises ConfigError for options that do not fit the layer, TypeError for a layer that cannot be adapted.
+        """
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters by role (their name), for a weight of shape ``layer``: (out, in) or (out, in, k, k).
+        The flat buffer has the roles in this order, all parameters of one role side by side."""
+
+    @classmethod
+    def count(cls, layer: tuple[int, ...], size: Size, options: Options) -> int:
+        """Number of trained values for a weight of shape ``layer``."""
+        return sum(math.prod(shape) for shape in cls.shapes(layer, size, options).values())
+
+    @classmethod
+    def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:  # noqa: ARG003
+        """The options that the tensors of a file's module show, by suffix."""
+        return {}
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the parameters, in the order of :meth:`shapes`."""
+        return tuple(self.shapes(tuple(self.weight.shape), Size(self.rank, self.alpha), self.options))
 
     @property
     def weight(self) -> Tensor:
@@ -46,10 +124,107 @@ class Adapter(nn.Module):
         """The frozen bias, if any."""
         return cast("Tensor | None", self.base.bias)
 
+    # ---------------------------------------------------------------- files
+
     def delta(self) -> Tensor:
         """The dense change of the weight at strength 1, in float32 and the weight's shape."""
         raise NotImplementedError
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """The tensors as they stand in a file, by the part of the key after the module's name."""
+        """The tensors of a file, by the part of the key after the module's name; views of parameters where they are
+        stored as they are."""
         raise NotImplementedError
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values and the alpha of a file's module, by suffix. Linear layers and 1x1 convolutions are stored
+        either way, so only the number of values has to fit.
+
+        Raises InputError naming the tensor that is missing, left over, or of another size.
+        """
+        own = self.file_tensors()
+        if odd := sorted((own.keys() ^ tensors.keys()) - {"alpha"}):
+            raise InputError(f"{odd[0]} {'is missing' if odd[0] in own else 'has no place in this network'}")
+        for suffix, tensor in own.items():
+            if suffix != "alpha" and tensors[suffix].numel() != tensor.numel():
+                given, wanted = tuple(tensors[suffix].shape), tuple(tensor.shape)
+                raise InputError(f"{suffix} has shape {given}, the model's layer needs {wanted}")
+        with torch.no_grad():
+            self.fill({s: tensors[s].reshape(tensor.shape) for s, tensor in own.items() if s != "alpha"})
+        if "alpha" in own:
+            self.alpha = float(tensors["alpha"]) if "alpha" in tensors else float(self.rank)
+            self.alpha = self.alpha or float(self.rank)
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put a file's values, which fit, into the parameters. An algorithm whose file holds something else than its
+        parameters says how."""
+        memory = {p.untyped_storage().data_ptr() for p in self.parameters()}
+        for suffix, tensor in self.file_tensors().items():
+            if suffix == "alpha":
+                continue
+            if tensor.untyped_storage().data_ptr() not in memory:
+                raise TypeError(
+                    f"{type(self).__name__}.fill: {suffix} is no parameter, so it must be given here"
+                )
+            tensor.copy_(tensors[suffix])
+
+    # ---------------------------------------------------------------- norms
+
+    @abstractmethod
+    def scale_(self, factor: Tensor) -> None:
+        """Multiply the change by ``factor``, a 0-d tensor of 0 or more, in place, without waiting for the device."""
+
+    def change_norm(self) -> Tensor:
+        """Frobenius norm of the change at strength 1, 0-d. Nothing in it waits for the device."""
+        return torch.sqrt(self.delta().square().sum())
+
+    @classmethod
+    def change_norms(cls, rows: Sequence[Self]) -> Tensor:
+        """:meth:`change_norm` of adapters that are :func:`alike`, (N,)."""
+        return torch.stack([row.change_norm() for row in rows])
+
+    @classmethod
+    def limit_(cls, rows: Sequence[Self], limit: float) -> Tensor:
+        """Scale the changes of adapters that are :func:`alike` down to a norm of ``limit`` where they are above it;
+        their norms before, (N,)."""
+        norms = cls.change_norms(rows)
+        factors = limit / norms.clamp(min=limit)
+        for row, factor in zip(rows, factors.unbind(), strict=True):
+            row.scale_(factor)
+        return norms
+
+
+def is_low_rank(module: nn.Module) -> bool:
+    """Whether fused blocks may compute an adapter's forward in products of their own. A subclass does not inherit that:
+    its forward may be another."""
+    return isinstance(module, Adapter) and bool(vars(type(module)).get("low_rank", False))
+
+
+def alike(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
+    """Adapters of one class, strength and shape together, in their order."""
+    found: dict[object, list[Adapter]] = {}
+    for adapter in adapters:
+        shapes = tuple(p.shape for p in adapter.parameters() if p.requires_grad)
+        key = (type(adapter), shapes, adapter.rank, adapter.alpha)
+        found.setdefault(key, []).append(adapter)
+    return list(found.values())
+
+
+# -------------------------------------------------------------------------------- the table
+
+
+def adapter_class(name: str) -> type[Adapter]:
+    """The class that trains an algorithm of the table. Raises ConfigError where the engine reads it, but does not train
+    it."""
+    row = next((row for row in algorithms.ALGORITHMS if row.name == name), None)
+    if row is None or row.adapter is None:
+        known = ", ".join(row.name for row in algorithms.ALGORITHMS if row.adapter)
+        raise ConfigError(f"'{name}' networks are not trained here; those that are: {known}")
+    return _class_of(row)
+
+
+@cache
+def _class_of(row: Algorithm) -> type[Adapter]:
+    module, _, name = (row.adapter or "").partition(":")
+    found = getattr(import_module(module), name)
+    assert issubclass(found, Adapter), row.adapter
+    return cast("type[Adapter]", found)

@@ -13,42 +13,42 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
-# Small layers at the ends of the models, through which their precision is told.
-_WIDE = frozenset({"conv_in", "conv_out", "time_embedding", "add_embedding", "class_embedding"})
+# Small layers at the ends of the models, whose dtype says in which precision the model computes.
+_UNQUANTIZED = frozenset({"conv_in", "conv_out", "time_embedding", "add_embedding", "class_embedding"})
 
 
 class Form(Protocol):
     """A way to keep weights."""
 
-    def pack(self, layer: NarrowLinear | NarrowConv) -> None:
+    def pack(self, layer: QuantizedLinear | QuantizedConv) -> None:
         """Put the layer's weight into this form, in place; its shape can still be asked for."""
 
-    def unpack(self, layer: NarrowLinear | NarrowConv, dtype: torch.dtype) -> Tensor:
+    def unpack(self, layer: QuantizedLinear | QuantizedConv, dtype: torch.dtype) -> Tensor:
         """The weight in ``dtype``, (out, in) or (out, in, h, w)."""
 
 
-def hold(root: nn.Module, form: str) -> int:
-    """Turn the weights of all linear layers and convolutions in ``root`` into a form of :data:`FORMS`, in place; how
-    many there were.
+def quantize(root: nn.Module, form: str) -> int:
+    """Quantize the weights of all linear layers and convolutions in ``root`` to a form of :data:`FORMS`, in place.
+    Returns how many there were.
 
     Biases, norms, embeddings, and the layers at both ends of a UNet stay as they are.
     """
     chosen = FORMS[form]()
     count = 0
     for path, module in root.named_modules():
-        if path.partition(".")[0] in _WIDE or type(module) not in _KINDS:
+        if path.partition(".")[0] in _UNQUANTIZED or type(module) not in _KINDS:
             continue
         module.__class__ = _KINDS[type(module)]
-        layer = cast("NarrowLinear | NarrowConv", module)
+        layer = cast("QuantizedLinear | QuantizedConv", module)
         layer.form = chosen
         chosen.pack(layer)
         count += 1
     return count
 
 
-def is_held(root: nn.Module) -> bool:
-    """Whether any layer in ``root`` has its weight in one of these forms."""
-    return any(isinstance(module, NarrowLinear | NarrowConv) for module in root.modules())
+def is_quantized(root: nn.Module) -> bool:
+    """Whether any layer in ``root`` has a quantized weight."""
+    return any(isinstance(module, QuantizedLinear | QuantizedConv) for module in root.modules())
 
 
 # -------------------------------------------------------------------------------- forms
@@ -57,17 +57,17 @@ def is_held(root: nn.Module) -> bool:
 class Float8:
     """float8 e4m3, as sd-scripts' ``fp8_base``: three bits of mantissa, errors of up to 6 % of each value."""
 
-    def pack(self, layer: NarrowLinear | NarrowConv) -> None:
+    def pack(self, layer: QuantizedLinear | QuantizedConv) -> None:
         layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
 
-    def unpack(self, layer: NarrowLinear | NarrowConv, dtype: torch.dtype) -> Tensor:
+    def unpack(self, layer: QuantizedLinear | QuantizedConv, dtype: torch.dtype) -> Tensor:
         return layer.weight.to(dtype)
 
 
 class Int8:
     """Whole numbers of -127 to 127 and a factor for each row: errors of up to 0.4 % of the row's largest value."""
 
-    def pack(self, layer: NarrowLinear | NarrowConv) -> None:
+    def pack(self, layer: QuantizedLinear | QuantizedConv) -> None:
         weight = layer.weight.data
         rows = weight.float().flatten(1)
         scale = rows.abs().amax(1).clamp_min(1e-30) / 127
@@ -76,7 +76,7 @@ class Int8:
         )
         layer.register_buffer("scale", scale.to(weight.dtype).view(-1, *[1] * (weight.ndim - 1)), False)
 
-    def unpack(self, layer: NarrowLinear | NarrowConv, dtype: torch.dtype) -> Tensor:
+    def unpack(self, layer: QuantizedLinear | QuantizedConv, dtype: torch.dtype) -> Tensor:
         return layer.weight.to(dtype) * cast(Tensor, layer.scale).to(dtype)
 
 
@@ -88,16 +88,16 @@ class NormalFloat4:
 
         self._library: Any = functional
 
-    def pack(self, layer: NarrowLinear | NarrowConv) -> None:
+    def pack(self, layer: QuantizedLinear | QuantizedConv) -> None:
         weight = layer.weight.data
         packed, state = self._library.quantize_4bit(weight.contiguous(), quant_type="nf4")
         layer.register_buffer("packed", packed, False)
         layer.register_buffer("factors", state.absmax, False)
         layer.state = state
-        # Who asks for the shape, type or device of the weight is told; who reads it gets no number.
+        # Shape, dtype and device of the weight can still be asked for; its values are NaN, so that none is used.
         layer.weight.requires_grad_(False).data = torch.full_like(weight[:1, :1], torch.nan).expand_as(weight)
 
-    def unpack(self, layer: NarrowLinear | NarrowConv, dtype: torch.dtype) -> Tensor:
+    def unpack(self, layer: QuantizedLinear | QuantizedConv, dtype: torch.dtype) -> Tensor:
         state = layer.state
         state.absmax = layer.factors  # which went along where the model was moved
         state.code = state.code.to(layer.weight.device)
@@ -110,8 +110,8 @@ FORMS: dict[str, type[Form]] = {"fp8": Float8, "int8": Int8, "nf4": NormalFloat4
 # -------------------------------------------------------------------------------- layers
 
 
-class NarrowLinear(nn.Linear):
-    """A linear layer with a frozen narrow weight: (..., in) -> (..., out)."""
+class QuantizedLinear(nn.Linear):
+    """A linear layer with a frozen quantized weight: (..., in) -> (..., out)."""
 
     form: Form
     state: Any
@@ -121,8 +121,8 @@ class NarrowLinear(nn.Linear):
         return out
 
 
-class NarrowConv(nn.Conv2d):
-    """A convolution with a frozen narrow weight: (B, in, H, W) -> (B, out, H', W')."""
+class QuantizedConv(nn.Conv2d):
+    """A convolution with a frozen quantized weight: (B, in, H, W) -> (B, out, H', W')."""
 
     form: Form
     state: Any
@@ -132,12 +132,12 @@ class NarrowConv(nn.Conv2d):
         return out
 
 
-_KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: NarrowLinear, nn.Conv2d: NarrowConv}
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: QuantizedLinear, nn.Conv2d: QuantizedConv}
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, layer: NarrowLinear) -> Tensor:
+    def forward(context: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         context.layer = layer
         return F.linear(x, layer.form.unpack(layer, x.dtype), layer.bias)
 
@@ -149,7 +149,7 @@ class _Linear(torch.autograd.Function):
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, layer: NarrowConv) -> Tensor:
+    def forward(context: Any, x: Tensor, layer: QuantizedConv) -> Tensor:
         context.shape, context.layer = x.shape, layer
         weight = layer.form.unpack(layer, x.dtype)
         return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)

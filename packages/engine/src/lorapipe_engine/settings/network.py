@@ -12,7 +12,9 @@ from lorapipe_engine.command.options import option
 class NetworkSettings:
     """The LoRA."""
 
-    network_module: str = option("networks.lora", "Kind of network.", choices=("networks.lora",))
+    network_module: str = option(
+        "networks.lora", "Kind of network: networks.lora, networks.loha, networks.lokr, lycoris.kohya."
+    )
     network_dim: int | None = option(None, "Rank. [default: 64 for SD 1.x and 2.x, 32 for SDXL]", min=1)
     network_alpha: float | None = option(None, "Strength is alpha / dim. [default: dim]", min=0)
     network_args: tuple[str, ...] = option(

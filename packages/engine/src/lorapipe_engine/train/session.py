@@ -29,7 +29,7 @@ from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import network_plan, read_network_args
-from lorapipe_engine.train.network.make import narrow_form, with_file_ranks
+from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
@@ -102,7 +102,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     prediction = asked_prediction(settings.loss)
     objective = objective_class(prediction or EPSILON.name)
     notes += objective.check(settings.loss, prediction)
-    narrow_form(settings.model)
+    quantized_form(settings.model)
     network_plan(settings.network)
     check_start(settings.network)
     objective.check_sampler(settings.run.sample_sampler)
@@ -141,7 +141,7 @@ def check_updates(settings: TrainSettings) -> list[str]:
     )
     plan = plan_updates(optimizer, (*encoders, "unet"), planned_steps(settings))
     plan.rates_at([1.0])
-    check_group_rates(optimizer, read_network_args(settings.network.network_args).has_rates)
+    check_group_rates(optimizer, read_network_args(settings.network).has_rates)
     notes = [*rate_notes(optimizer, plan.arguments, plan.rates), *schedule_notes(optimizer)]
     if settings.network.network_train_unet_only and any(optimizer.text_encoder_lr):
         notes.append(

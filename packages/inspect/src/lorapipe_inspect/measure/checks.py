@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorapipe_engine.command.text import printable
+from lorapipe_engine.delta import known_rule, rules
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
 from lorapipe_engine.networks.algorithms import find_algorithm
 from lorapipe_engine.networks.describe import Network, NetworkModule
@@ -17,17 +18,6 @@ from lorapipe_inspect.measure.counts import BLOCK
 from lorapipe_inspect.measure.findings import CLEAN, PROBLEM, Findings, examine
 from lorapipe_inspect.text import counted
 
-# Tensors that only do something together, by the one that is always there.
-_PAIRS = (
-    ("lora_up.weight", "lora_down.weight"),
-    ("hada_w1_a", "hada_w1_b"),
-    ("hada_w2_a", "hada_w2_b"),
-    ("hada_w1_a", "hada_w2_a"),
-    ("lokr_w1_a", "lokr_w1_b"),
-    ("lokr_w2_a", "lokr_w2_b"),
-    ("a1.weight", "a2.weight"),
-    ("b1.weight", "b2.weight"),
-)
 _OFFICIAL_SPELLINGS = ("None", "Dynamic", "")
 
 
@@ -97,12 +87,13 @@ def _data_hash(file: TensorFile) -> str:
 
 def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
     """Modules that lack a factor, whose factors do not fit each other, or that nothing is known of."""
+    pairs = [pair for rule in rules().values() for pair in rule.pairs]
     broken = []
     for module in network.modules.values():
         suffixes = set(module.keys)
         missing = [
             other
-            for pair in _PAIRS
+            for pair in pairs
             for one, other in (pair, pair[::-1])
             if one in suffixes and other not in suffixes
         ]
@@ -120,17 +111,11 @@ def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
 
 
 def _fits(file: WeightFile, module: NetworkModule) -> bool:
-    """Whether up and down of LoRA have the same rank, and all factors enough dimensions."""
-    if module.algorithm != "lora":
+    """Whether the factors can be multiplied, where the algorithm tells."""
+    rule = known_rule(module.keys)
+    if rule is None or rule.fits is None:
         return True
-    shapes = {suffix: file.tensors[name].shape for suffix, name in module.keys.items()}
-    up, down = shapes["lora_up.weight"], shapes["lora_down.weight"]
-    if len(up) < 2 or len(down) < 2:
-        return False
-    middle = shapes.get("lora_mid.weight")
-    if middle is not None:
-        return len(middle) == 4 and (up[1], down[0]) == middle[:2]
-    return up[1] == down[0]
+    return rule.fits({suffix: file.tensors[name].shape for suffix, name in module.keys.items()})
 
 
 def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator[str]:

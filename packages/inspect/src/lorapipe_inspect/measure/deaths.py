@@ -8,24 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lorapipe_engine.delta import known_rule
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_inspect.measure.counts import TensorCounts
 
-# What makes the change zero, by algorithm: one tensor that is all zero in every group. A product is zero with one of
-# its factors, a sum with all of its terms.
-_GROUPS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "lora": (("lora_up.weight", "lora_down.weight", "lora_mid.weight"),),
-    "loha": (("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),),
-    "lokr": (("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),),
-    "oft": (("oft_blocks",),),
-    "boft": (("oft_blocks",),),
-    "glora": (("a1.weight", "a2.weight"), ("b1.weight", "b2.weight")),
-    "ia3": (("weight",),),
-    "full": (("diff",),),
-    "norm": (("w_norm",), ("b_norm",)),
-}
-_ALPHA_SCALES = frozenset({"lora", "loha", "lokr", "glora"})
 _LAYER = re.compile(r"encoder[._]layers[._](\d+)[._]")
 # Text layers of the published models, by family and part, and the width that they have there.
 _DEPTHS = {("sd1", "te1"): (12, 768), ("sd2", "te1"): (23, 1024), ("sdxl", "te1"): (12, 768)}
@@ -70,12 +57,12 @@ def find_deaths(file: WeightFile, network: Network, counts: Mapping[str, TensorC
 
 def is_dead(module: NetworkModule, counts: Mapping[str, TensorCounts]) -> bool:
     """Whether the module's change is exactly zero because a factor of it is, or its alpha."""
-    groups = _GROUPS.get(module.algorithm)
-    if groups is None or _is_alive_apart(module, counts):
+    rule = known_rule(module.keys)
+    if rule is None or _is_alive_apart(module, counts):
         return False
-    if module.alpha == 0 and module.algorithm in _ALPHA_SCALES and not _ignores_alpha(module):
+    if module.alpha == 0 and rule.uses_alpha(module.keys):
         return True
-    there = [[module.keys[suffix] for suffix in group if suffix in module.keys] for group in groups]
+    there = [[module.keys[suffix] for suffix in group if suffix in module.keys] for group in rule.zeros]
     return all(any(_all_zero(name, counts) for name in names) for names in there if names) and any(there)
 
 
@@ -83,10 +70,6 @@ def _is_alive_apart(module: NetworkModule, counts: Mapping[str, TensorCounts]) -
     """What acts besides the factors: biases, scales of OFT."""
     bias, scale = module.keys.get("diff_b"), module.keys.get("rescale")
     return scale is not None or (bias is not None and not _all_zero(bias, counts))
-
-
-def _ignores_alpha(module: NetworkModule) -> bool:
-    return "lokr_w1" in module.keys and "lokr_w2" in module.keys
 
 
 def _all_zero(name: str, counts: Mapping[str, TensorCounts]) -> bool:
@@ -99,13 +82,14 @@ def _all_zero(name: str, counts: Mapping[str, TensorCounts]) -> bool:
 def _dead_ranks(
     file: WeightFile, modules: Iterable[NetworkModule], counts: Mapping[str, TensorCounts]
 ) -> dict[str, int]:
-    """Ranks of LoRA modules of which the column of lora_up or the row of lora_down is zero, where there are any."""
+    """Ranks of which a tensor has zeros alone, such as a column of lora_up or a row of lora_down."""
     found = {}
     for module in modules:
-        if module.algorithm != "lora" or not module.rank:
+        rule = known_rule(module.keys)
+        if rule is None or not module.rank:
             continue
         dead = np.zeros(module.rank, dtype=np.bool_)
-        for suffix, axis in (("lora_up.weight", 1), ("lora_down.weight", 0)):
+        for suffix, axis in rule.rank_axes.items():
             name = module.keys.get(suffix)
             if name is None or name not in counts or counts[name].zero * module.rank < counts[name].size:
                 continue

@@ -65,10 +65,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Program:
-    """One program. ``styles`` and ``algorithms`` are those it reads; ``dora``, ``tucker``: whether it knows them."""
+    """One program. ``styles`` and ``algorithms`` are those it reads (None: all of the table); ``dora``, ``tucker``:
+    whether it knows them.
+    """
 
     styles: frozenset[str]
-    algorithms: frozenset[str]
+    algorithms: frozenset[str] | None
     dora: bool
     tucker: bool
     families: frozenset[str] = frozenset(FAMILIES)
@@ -90,7 +92,7 @@ PROGRAMS: Mapping[str, Program] = MappingProxyType(
             tucker=True,
         ),
         "diffusers": Program(frozenset({KOHYA, PEFT}), frozenset({"lora"}), dora=True, tucker=False),
-        "lora-merge": Program(frozenset({KOHYA, PEFT, MIXED}), _LYCORIS, dora=True, tucker=True),
+        "lora-merge": Program(frozenset({KOHYA, PEFT, MIXED}), None, dora=True, tucker=True),
     }
 )
 
@@ -127,6 +129,10 @@ def examine(facts: Facts) -> dict[str, Answer]:
     return {name: _answer(facts, program) for name, program in PROGRAMS.items()}
 
 
+def _knows(program: Program, algorithm: str) -> bool:
+    return algorithm != "unknown" if program.algorithms is None else algorithm in program.algorithms
+
+
 def _answer(facts: Facts, program: Program) -> Answer:
     refusals = []
     if facts.style not in program.styles:
@@ -135,7 +141,7 @@ def _answer(facts: Facts, program: Program) -> Answer:
         refusals.append(f"was not looked at for {facts.foreign}")
     if facts.family and facts.family not in program.families:
         refusals.append(f"has no {FAMILIES[facts.family].title}")
-    unknown = [name for name in facts.algorithms if name not in program.algorithms]
+    unknown = [name for name in facts.algorithms if not _knows(program, name)]
     if len(unknown) == len(facts.algorithms):
         refusals.append(f"does not know {', '.join(unknown)}")
     if refusals:

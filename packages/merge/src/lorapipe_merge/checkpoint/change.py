@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.delta import dense_delta
-from lorapipe_engine.delta.base import Module
-from lorapipe_engine.delta.lora import lora_factors, lora_scale
+from lorapipe_engine.delta import Rule, dense_delta, find_rule
+from lorapipe_engine.delta.base import STEPS, Module
 from lorapipe_engine.networks.read import module_label, read_module
 from lorapipe_merge.matching import Contribution
 
@@ -51,10 +50,10 @@ def changes_of(
             rest.append(_Bias(contribution, tensors, dtype))
         elif contribution.spot.place.transposed:
             rest.append(_Transposed(contribution, tensors, dtype))
-        elif contribution.module.algorithm == "lora" and "dora_scale" not in tensors:
-            plain.append(_factors(contribution, tensors, dtype))
+        elif (rule := find_rule(contribution.module.name, tensors)).factors and "dora_scale" not in tensors:
+            plain.append(_factors(rule, contribution, tensors, dtype))
         else:
-            rest.append(_General(contribution, tensors, shape, dtype))
+            rest.append(_General(rule, contribution, tensors, shape, dtype))
     return [*([Product(plain, dtype)] if plain else []), *rest]
 
 
@@ -101,12 +100,17 @@ class _General:
     """Any algorithm, through its formula on the rows' part of its tensors."""
 
     def __init__(
-        self, contribution: Contribution, tensors: Tensors, shape: tuple[int, ...], dtype: Number
+        self,
+        rule: Rule,
+        contribution: Contribution,
+        tensors: Tensors,
+        shape: tuple[int, ...],
+        dtype: Number,
     ) -> None:
         self.contribution = contribution
         self.dtype = dtype
         self.shape = shape
-        self.cut, self.step = _cutter(contribution.module.algorithm, tensors, shape[0])
+        self.cut, self.step = _cutter(rule, tensors, shape[0])
 
     def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
         found = dense_delta(
@@ -157,13 +161,16 @@ class _Bias:
         out += self.change[start:stop]
 
 
-def _factors(contribution: Contribution, tensors: Tensors, dtype: Number) -> tuple[Array, Array, float]:
+def _factors(
+    rule: Rule, contribution: Contribution, tensors: Tensors, dtype: Number
+) -> tuple[Array, Array, float]:
     """up (o, r), down (r, n), and what their product is multiplied with."""
     module = Module(
         name=module_label(contribution.weights, contribution.module), tensors=tensors, dtype=dtype
     )
-    up, down = lora_factors(module)
-    return up, down.reshape(down.shape[0], -1), contribution.multiplier * lora_scale(module)
+    assert rule.factors is not None
+    up, down, scale = rule.factors(module)
+    return up, down.reshape(down.shape[0], -1), contribution.multiplier * scale
 
 
 # -------------------------------------------------------------------------------- cutting
@@ -172,9 +179,9 @@ def _factors(contribution: Contribution, tensors: Tensors, dtype: Number) -> tup
 Cut = Callable[[int, int], Tensors]
 
 
-def _cutter(algorithm: str, tensors: Tensors, rows: int) -> tuple[Cut, int]:
+def _cutter(rule: Rule, tensors: Tensors, rows: int) -> tuple[Cut, int]:
     """How to cut a module's tensors for rows of its layer, and in which steps; step 0: not at all."""
-    axis_of, step = _row_axes(algorithm, tensors, rows)
+    axis_of, step = rule.row_axes(tensors, rows) if rule.row_axes else (None, 0)
     if axis_of is None:
         return (lambda _start, _stop: tensors), 0
     if "dora_scale" in tensors:
@@ -195,35 +202,9 @@ def _cutter(algorithm: str, tensors: Tensors, rows: int) -> tuple[Cut, int]:
 def _slice(tensor: Array, axis: int | None, first: int, last: int, start: int, stop: int) -> Array:
     if axis is None:
         return tensor
-    if axis < 0:  # counts steps, not rows
+    if axis == STEPS:
         return tensor[first:last]
     return tensor[start:stop] if axis == 0 else tensor[:, start:stop]
-
-
-_STEPS = -1
-
-
-def _row_axes(algorithm: str, tensors: Tensors, rows: int) -> tuple[dict[str, int] | None, int]:
-    """The axis of each tensor that goes by the layer's rows, and the step of these; None where there is no such."""
-    if algorithm == "lora":
-        return {"lora_up.weight": 0}, 1
-    if algorithm == "loha":
-        axes = {f"hada_w{n}_a": 1 if f"hada_t{n}" in tensors else 0 for n in (1, 2)}
-        return axes, 1
-    if algorithm == "full":
-        return {"diff": 0, "diff_b": 0}, 1
-    if algorithm == "glora":
-        old_order = tensors["b1.weight"].shape[0] != rows
-        return {"b2.weight" if old_order else "b1.weight": 0}, 1
-    if algorithm == "lokr":
-        first = next((tensors[s] for s in ("lokr_w1", "lokr_w1_a") if s in tensors), None)
-        if first is None or first.shape[0] == 0 or rows % first.shape[0]:
-            return None, 0
-        return {"lokr_w1": _STEPS, "lokr_w1_a": _STEPS}, rows // first.shape[0]
-    if algorithm == "oft" and not float(np.max(tensors.get("alpha", np.zeros(1)))):
-        # With a bound on the norm all blocks depend on each other.
-        return {"oft_blocks": _STEPS, "rescale": 0}, tensors["oft_blocks"].shape[-1]
-    return None, 0
 
 
 def piece_rows(changes: Sequence[Change], rows: int, columns: int, elements: int) -> int:

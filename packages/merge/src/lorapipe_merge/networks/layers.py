@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorapipe_engine.delta import needs_base
+from lorapipe_engine.delta import known_rule, needs_base
+from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.families import FAMILIES
@@ -119,13 +120,21 @@ def notes_on(networks: Sequence[Applied]) -> list[str]:
     """What is in the files and will not be in the result, or not as it was."""
     notes = left_out(networks)
     for network in networks:
-        kinds = Counter(module.algorithm for module in network.network.modules.values())
+        kinds = Counter(
+            module.algorithm for module in network.network.modules.values() if _becomes_lora(module)
+        )
         notes += [
-            f"{network.name}: {kinds[kind]} {kind} modules become plain LoRA, which takes more room"
-            for kind in ("loha", "lokr")
-            if kinds[kind]
+            f"{network.name}: {count} {kind} modules become plain LoRA, which takes more room"
+            for kind, count in sorted(kinds.items())
         ]
     return notes
+
+
+def _becomes_lora(module: NetworkModule) -> bool:
+    """Whether a module's change is neither stored as plain factors nor as a whole."""
+    rule = known_rule(module.keys)
+    is_whole = any(CHANGES.get(suffix) == "weight" for suffix in module.keys)
+    return rule is not None and rule.factors is None and not is_whole
 
 
 def _shown(name: str) -> str:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.delta import Module
+from lorapipe_engine.delta import Module, find_rule
 from lorapipe_engine.delta.base import flat
-from lorapipe_engine.delta.lora import lora_factors, lora_scale
+from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.networks.factors import Factors
@@ -20,11 +19,6 @@ from lorapipe_engine.networks.read import read_module
 from lorapipe_merge.networks.layers import Layer, Part
 
 Array = NDArray[Any]
-
-# Tensors that are changes themselves, and what they change.
-CHANGES: Mapping[str, str] = MappingProxyType(
-    {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
-)
 
 
 @dataclass(frozen=True)
@@ -78,16 +72,16 @@ def _read_term(part: Part, dense: bool) -> Term:
 
 
 def _plain_factors(part: Part, tensors: Mapping[str, Array]) -> tuple[Factors | None, float, tuple[int, ...]]:
-    """up · down of whatever the module has, its own scale and its kernel. LoRA's are those of the file, others' come
-    from an SVD that drops nothing but zeros.
+    """up · down of whatever the module has, its own scale and its kernel. Factors that the file holds stay as they
+    are, others come from an SVD that drops nothing but zeros.
     """
     if not tensors.keys() - {"alpha"}:
         return None, 1.0, ()
     name = part.module.name
-    if part.module.algorithm == "lora":
-        module = Module(name=name, tensors=tensors)
-        up, down = lora_factors(module)
-        return Factors(up, flat(down)), lora_scale(module), down.shape[2:]
+    rule = find_rule(name, tensors)
+    if rule.factors is not None:
+        up, down, scale = rule.factors(Module(name=name, tensors=tensors))
+        return Factors(up, flat(down)), scale, down.shape[2:]
     found = module_spectrum(name, tensors)
     rank = max(1, int(np.count_nonzero(found.spectrum.singular)))
     return found.spectrum.truncate(rank), found.scale, found.kernel

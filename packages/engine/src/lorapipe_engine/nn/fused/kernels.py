@@ -1,42 +1,75 @@
-"""The kernels of the fused blocks: Triton's where it runs, torch's own operations elsewhere.
+"""The operations of the fused blocks: Triton's kernels where it runs, torch's own operations elsewhere.
 
-Rows N of C channels (pictures in channels-last order are such rows: N = B·H·W). Statistics and sums are float32,
-whatever the dtype.
+:data:`OPS` says what each of them is in both. Rows N of C channels (pictures in channels-last order are such rows:
+N = B·H·W). Statistics and sums are float32, whatever the dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from lorapipe_engine.nn.fused import plain
+from lorapipe_engine.nn.fused.gradients import FactorGradients
+from lorapipe_engine.nn.fused.plain import GEGLU, GELU, QUICK_GELU
+
+__all__ = ["GEGLU", "GELU", "QUICK_GELU"]
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether Triton has kernels for a tensor."""
+    return x.is_cuda and _has_triton() and x.dtype != torch.float64
+
+
+def runs_products(x: Tensor) -> bool:
+    """Whether Triton has products for a tensor: the card's matrix units would drop digits of float32."""
+    return runs_triton(x) and x.dtype != torch.float32
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operation: "module:name" of Triton's, a file of this folder; torch's; whether it is made of products. Both
+    take the same arguments."""
+
+    triton: str
+    torch: Callable[..., Any]
+    products: bool = False
+
+
+OPS: Mapping[str, Op] = {
+    "lift": Op("triton_dots:lift", plain.lift, products=True),
+    "layer_norm": Op("triton_kernels:layer_norm", plain.layer_norm),
+    "layer_norm_backward": Op("triton_kernels:layer_norm_backward", plain.layer_norm_backward),
+    "activate": Op("triton_kernels:activate", plain.activate),
+    "activate_backward": Op("triton_kernels:activate_backward", plain.activate_backward),
+    "group_norm": Op("triton_kernels:group_norm", plain.group_norm),
+    "group_norm_backward": Op("triton_kernels:group_norm_backward", plain.group_norm_backward),
+    "turned": Op("triton_kernels:turned", plain.turned),
+    "add_bias": Op("triton_kernels:add_bias", plain.add_bias),
+    "copies": Op("triton_kernels:CopyTable", plain.CopyTable),
+}
+
+
+def _choose(name: str, x: Tensor, *, fits: bool = True) -> Callable[..., Any]:
+    """The operation for tensors like x. ``fits``: whether Triton's can take what else it is given."""
+    op = OPS[name]
+    runs = runs_products(x) if op.products else runs_triton(x)
+    return _load(op.triton) if runs and fits else op.torch
 
 
 @cache
-def _triton() -> ModuleType:
-    from lorapipe_engine.nn.fused import triton_kernels
-
-    return triton_kernels
-
-
-@cache
-def _dots() -> ModuleType:
-    from lorapipe_engine.nn.fused import triton_dots
-
-    return triton_dots
-
-
-@cache
-def _few_keys() -> ModuleType:
-    from lorapipe_engine.nn.fused import triton_few_keys
-
-    return triton_few_keys
+def _load(place: str) -> Any:
+    """Triton's side, which is imported when it is first used."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"lorapipe_engine.nn.fused.{module}"), name)
 
 
 @cache
@@ -51,14 +84,6 @@ def are_compiled() -> bool:
     from triton import knobs
 
     return any(Path(knobs.cache.dir).glob("*/_group_values.json"))
-
-
-def _quick(x: Tensor) -> bool:
-    return x.is_cuda and _has_triton() and x.dtype != torch.float64
-
-
-def _quick_products(x: Tensor) -> bool:
-    return _quick(x) and x.dtype != torch.float32  # of which the card's matrix units would drop digits
 
 
 # ------------------------------------------------------------------------------------------ the network's products
@@ -88,74 +113,27 @@ def most_ranks(room: int) -> int:
 def lift(both: Tensor, factor: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C). The rows may be
     written to."""
-    size, width = factor.shape
-    if _quick_products(both) and size <= most_ranks(_room(both)):
-        found: tuple[Tensor, Tensor] = _dots().lift(both, factor, residual)
-        return found
-    hidden = both[:, width:].clone()
-    out = both[:, :width].addmm_(hidden, factor)
-    return (out.contiguous() if residual is None else out + residual), hidden
+    fits = runs_products(both) and factor.shape[0] <= most_ranks(_room(both))
+    found: tuple[Tensor, Tensor] = _choose("lift", both, fits=fits)(both, factor, residual)
+    return found
 
 
-@dataclass(frozen=True)
-class FactorGradients:
-    """Where the gradients of a pack's layers go: ``downs`` (rank, in) and ``ups`` (out, rank), float32 buffers; those
-    of the ups times ``scales``."""
-
-    downs: Sequence[Tensor]
-    ups: Sequence[Tensor]
-    scales: Sequence[float]
-
-    def can_wait(self, x: Tensor, count: int) -> bool:
-        """Whether a :class:`FactorBatch` can take them, with ``count`` dys."""
-        return _quick_products(x) and count <= 3 and max(len(down) for down in self.downs) <= MOST_EACH
-
-    def add(self, x: Tensor, hidden: Tensor, dys: Sequence[Tensor], dhidden: Tensor) -> None:
-        """``x`` (N, in), ``hidden`` (N, R), ``dhidden`` (N, R); ranks of the layers one after the other. ``dys``: one
-        (N, sum of out), or one (N, out) for each layer."""
-        parts = dys if len(dys) > 1 else torch.split(dys[0], [len(up) for up in self.ups], dim=1)
-        if self._stacked is not None:
-            _add_product(self._stacked, dhidden[:, : len(self._stacked)].mT, x)
-        column = 0
-        for down, up, scale, dy in zip(self.downs, self.ups, self.scales, parts, strict=True):
-            columns = slice(column, column + len(down))
-            if self._stacked is None:
-                _add_product(down, dhidden[:, columns].mT, x)
-            _add_product(up, dy.mT, hidden[:, columns], scale)
-            column = columns.stop
-
-    @cached_property
-    def _stacked(self) -> Tensor | None:
-        """The downs as one (sum of ranks, in), where they lie side by side in the flat buffer."""
-        first = self.downs[0]
-        place, storage = first.storage_offset(), first.untyped_storage().data_ptr()
-        for down in self.downs:
-            if down.storage_offset() != place or down.untyped_storage().data_ptr() != storage:
-                return None
-            place += down.numel()
-        width = first.shape[1]
-        return first.as_strided((sum(len(down) for down in self.downs), width), (width, 1))
-
-
-class FactorBatch:
-    """The gradients of several packs in one kernel; ``packs``: where they go, and whether a pack's dys are several."""
-
-    def __init__(self, packs: Sequence[tuple[FactorGradients, bool]]) -> None:
-        self._batch = _dots().FactorBatch(packs)
+class FactorBatch(Protocol):
+    """The gradients of several packs in one kernel."""
 
     def add(self, reads: Sequence[tuple[Tensor, Tensor, Sequence[Tensor], Tensor]]) -> None:
         """x, hidden, dys and dhidden of each pack, as for :meth:`FactorGradients.add`."""
-        self._batch.add(reads)
 
 
-def _add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
-    """``into += scale · a b``, summed in the dtype of ``into`` (float32) whatever a and b are."""
-    if into.dtype == a.dtype:
-        into.addmm_(a, b, alpha=scale)
-    elif into.is_cuda:
-        torch.addmm(into, a, b, out_dtype=into.dtype, alpha=scale, out=into)
-    else:
-        into.add_((a @ b).to(into.dtype), alpha=scale)
+def can_batch(into: FactorGradients, x: Tensor, count: int) -> bool:
+    """Whether a :class:`FactorBatch` can take the gradients of a pack, with ``count`` dys."""
+    return runs_products(x) and count <= 3 and max(len(down) for down in into.downs) <= MOST_EACH
+
+
+def factor_batch(packs: Sequence[tuple[FactorGradients, bool]]) -> FactorBatch:
+    """A batch for these packs: where their gradients go, and whether a pack's dys are several."""
+    found: FactorBatch = _load("triton_dots:FactorBatch")(packs)
+    return found
 
 
 # ------------------------------------------------------------------------------------------ attention on few keys
@@ -168,13 +146,13 @@ def stages_for(room: int) -> int:
 
 def few_keys(query: Tensor, count: int, heads: int) -> bool:
     """Whether :func:`attend_few` is there for rows of queries (N, heads·D) on ``count`` keys each."""
-    here = _quick_products(query) and _room(query) >= SMALL
-    return here and bool(_few_keys().fits(count, query.shape[1] // heads))
+    here = runs_products(query) and _room(query) >= SMALL
+    return here and bool(_load("triton_few_keys:fits")(count, query.shape[1] // heads))
 
 
 def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
     """Attention of rows (B·N, heads·D) on rows [key | value] (B·M, 2·heads·D)."""
-    found: Tensor = _few_keys().attend_few(query, keys, batch, heads)
+    found: Tensor = _load("triton_few_keys:attend_few")(query, keys, batch, heads)
     return found
 
 
@@ -183,23 +161,19 @@ def attend_few_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query and keys."""
     stages = stages_for(_room(query))
-    found: tuple[Tensor, Tensor] = _few_keys().attend_few_backward(query, keys, grad, batch, heads, stages)
+    found: tuple[Tensor, Tensor] = _load("triton_few_keys:attend_few_backward")(
+        query, keys, grad, batch, heads, stages
+    )
     return found
 
 
-# ------------------------------------------------------------------------------------------ layer norm
+# ------------------------------------------------------------------------------------------ norms and activations
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
     """Norm of rows (N, C) into ``out``, whose rows may be longer; their mean and 1/deviation, (N,) float32."""
-    if _quick(x):
-        found: tuple[Tensor, Tensor] = _triton().layer_norm(x, weight, bias, eps, out)
-        return found
-    wide = _wide(x)
-    mean = wide.mean(dim=1)
-    rstd = (wide.var(dim=1, unbiased=False) + eps).rsqrt()
-    out.copy_((wide - mean[:, None]) * rstd[:, None] * weight + bias)
-    return mean, rstd
+    found: tuple[Tensor, Tensor] = _choose("layer_norm", x)(x, weight, bias, eps, out)
+    return found
 
 
 def layer_norm_backward(
@@ -211,64 +185,20 @@ def layer_norm_backward(
     also: Tensor | None,
 ) -> Tensor:
     """Gradient of x plus ``also``."""
-    if _quick(x):
-        found: Tensor = _triton().layer_norm_backward(x, mean, rstd, weight, grad, also)
-        return found
-    hat = (_wide(x) - mean[:, None]) * rstd[:, None]
-    inner = _wide(grad) * weight
-    dx = inner - inner.mean(dim=1, keepdim=True) - hat * (inner * hat).mean(dim=1, keepdim=True)
-    dx = dx * rstd[:, None]
-    return (dx if also is None else dx + also).to(x.dtype)
-
-
-# ------------------------------------------------------------------------------------------ activations
-
-# Of a feed-forward layer: value · gelu(gate), gelu, and CLIP's x · sigmoid(1.702 x). The first takes (N, 2F) rows
-# [value | gate], the others (N, F).
-GEGLU, GELU, QUICK_GELU = 0, 1, 2
+    found: Tensor = _choose("layer_norm_backward", x)(x, mean, rstd, weight, grad, also)
+    return found
 
 
 def activate(kind: int, inner: Tensor, out: Tensor) -> None:
     """Activation of ``inner`` in ``out`` (N, F), whose rows may be longer."""
-    if _quick(inner):
-        _triton().activate(kind, inner, out)
-        return
-    value, gate = _value_and_gate(kind, inner)
-    out.copy_(value * gate * _share(kind, gate)[0])
+    _choose("activate", inner)(kind, inner, out)
 
 
 def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of ``inner``, and the forward's result once more; they may take the places of ``inner`` and ``grad``,
     which are the widest tensors of a block."""
-    if _quick(inner):
-        found: tuple[Tensor, Tensor] = _triton().activate_backward(kind, inner, grad)
-        return found
-    value, gate = _value_and_gate(kind, inner)
-    share, slope = _share(kind, gate)
-    wide = _wide(grad)
-    dgate = wide * value * slope
-    dinner = torch.cat([wide * gate * share, dgate], dim=1) if kind == GEGLU else dgate
-    return dinner.to(inner.dtype), (value * gate * share).to(grad.dtype)
-
-
-def _value_and_gate(kind: int, inner: Tensor) -> tuple[Tensor, Tensor]:
-    wide = _wide(inner)
-    if kind != GEGLU:
-        return wide.new_ones(1), wide
-    value, gate = wide.chunk(2, dim=1)
-    return value, gate
-
-
-def _share(kind: int, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the gate: by what it is multiplied, and the slope of the product."""
-    if kind == QUICK_GELU:
-        share = torch.sigmoid(1.702 * gate)
-        return share, share + 1.702 * gate * share * (1 - share)
-    share = 0.5 * (1 + torch.erf(gate * 0.5**0.5))
-    return share, share + gate * torch.exp(-0.5 * gate.square()) * 0.3989422804014327
-
-
-# ------------------------------------------------------------------------------------------ group norm
+    found: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad)
+    return found
 
 
 def group_norm(
@@ -277,14 +207,8 @@ def group_norm(
     """Norm of (x + shift), through SiLU where asked. ``x`` (B, S, C), ``shift`` (B, C) or None; result (B, S, C), mean
     and 1/deviation (B, groups) float32.
     """
-    if _quick(x):
-        found: tuple[Tensor, Tensor, Tensor] = _triton().group_norm(x, groups, weight, bias, eps, shift, silu)
-        return found
-    parts = _in_groups(x, shift, groups)
-    mean = parts.mean(dim=(1, 3))
-    rstd = (parts.var(dim=(1, 3), unbiased=False) + eps).rsqrt()
-    z = _normed(parts, mean, rstd) * weight + bias
-    return (F.silu(z) if silu else z).to(x.dtype), mean, rstd
+    found: tuple[Tensor, Tensor, Tensor] = _choose("group_norm", x)(x, groups, weight, bias, eps, shift, silu)
+    return found
 
 
 def group_norm_backward(
@@ -299,79 +223,43 @@ def group_norm_backward(
     also: Tensor | None,
 ) -> Tensor:
     """Gradient of x (B, S, C) plus ``also``."""
-    if _quick(x):
-        found: Tensor = _triton().group_norm_backward(x, mean, rstd, weight, bias, shift, silu, grad, also)
-        return found
-    parts = _in_groups(x, shift, mean.shape[1])
-    hat = _normed(parts, mean, rstd)
-    dz = _wide(grad)
-    if silu:
-        z = hat * weight + bias
-        sigmoid = torch.sigmoid(z)
-        dz = dz * sigmoid * (1 + z * (1 - sigmoid))
-    inner = (dz * weight).view(parts.shape)
-    hat = hat.view(parts.shape)
-    dx = inner - inner.mean(dim=(1, 3), keepdim=True) - hat * (inner * hat).mean(dim=(1, 3), keepdim=True)
-    dx = (dx * rstd[:, None, :, None]).view(x.shape)
-    return (dx if also is None else dx + also).to(x.dtype)
-
-
-def _in_groups(x: Tensor, shift: Tensor | None, groups: int) -> Tensor:
-    wide = _wide(x)
-    if shift is not None:
-        wide = wide + shift[:, None]
-    return wide.reshape(*x.shape[:2], groups, -1)  # (B, S, groups, C / groups)
-
-
-def _normed(parts: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    return ((parts - mean[:, None, :, None]) * rstd[:, None, :, None]).flatten(2)
+    found: Tensor = _choose("group_norm_backward", x)(x, mean, rstd, weight, bias, shift, silu, grad, also)
+    return found
 
 
 # ------------------------------------------------------------------------------------------ sums and copies
 
 
+class Copies(Protocol):
+    """Copies that are always the same ones."""
+
+    def run(self) -> None:
+        """Copy."""
+
+
 def turned(weight: Tensor) -> Tensor:
     """A kernel (out, in, k, k) as its convolution's gradient needs it: (in, out, k, k), turned by 180 degrees, in
     channels-last order."""
-    if _quick(weight) and weight.is_contiguous(memory_format=torch.channels_last):
-        found: Tensor = _triton().turned(weight)
-        return found
-    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    ordered = weight.is_contiguous(memory_format=torch.channels_last)
+    found: Tensor = _choose("turned", weight, fits=ordered)(weight)
+    return found
 
 
 def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None) -> Tensor:
     """x (N, C) + bias + also, in place of x."""
     if bias is None:
         return x if also is None else x.add_(also)
-    if _quick(x):
-        _triton().add_bias(x, bias, also)
-        return x
-    x.add_(bias)
-    return x if also is None else x.add_(also)
+    _choose("add_bias", x)(x, bias, also)
+    return x
 
 
-class ManyCopies:
-    """Copies many matrices, each times a number, in one kernel: ``targets[i] = sources[i] · scales[i]``.
+def many_copies(sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float]) -> Copies:
+    """Copies of many matrices, each times a number, in one kernel: ``targets[i] = sources[i] · scales[i]`` at each
+    ``run``.
 
     Sources are whole (rows, columns) float32; targets may have longer rows and another dtype.
     """
-
-    def __init__(self, sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float]) -> None:
-        self._rows = list(zip(sources, targets, scales, strict=True))
-        self._table = None
-        if sources and _quick(targets[0]) and len({target.dtype for target in targets}) == 1:
-            self._table = _triton().CopyTable(sources, targets, scales)
-
-    def run(self) -> None:
-        """Copy."""
-        if self._table is not None:
-            self._table.run()
-            return
-        for source, target, scale in self._rows:
-            torch.mul(source, scale, out=target) if source.dtype == target.dtype else target.copy_(
-                source * scale
-            )
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    of_one_type = len({target.dtype for target in targets}) == 1
+    like = targets[0] if targets else torch.empty(0)
+    found: Copies = _choose("copies", like, fits=of_one_type)(sources, targets, scales)
+    return found

@@ -15,20 +15,40 @@ flat buffers; :meth:`Packs.refresh` copies them in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn.base import Dropouts, is_low_rank
 from lorapipe_engine.nn.fused import kernels
-from lorapipe_engine.nn.fused.later import Later
-from lorapipe_engine.nn.lora import Lora
+from lorapipe_engine.nn.fused.deferred import DeferredGradients
+from lorapipe_engine.nn.fused.gradients import FactorGradients
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
 
 
+class LowRank(Protocol):
+    """What is packed of an adapter whose class says that it is ``low_rank``."""
+
+    base: nn.Module
+    rank: int
+    alpha: float
+    dropouts: Dropouts
+    lora_down: nn.Parameter
+    lora_up: nn.Parameter
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
+
+
 def can_pack(module: nn.Module) -> bool:
-    """Whether a module is a LoRA on a linear layer or a 1x1 convolution without stride."""
-    if not isinstance(module, Lora):
+    """Whether a module is a low-rank adapter of exactly the class that says so, on a linear layer or a 1x1 convolution
+    without stride."""
+    if not is_low_rank(module):
         return False
     base = module.base
     if isinstance(base, nn.Conv2d):
@@ -43,7 +63,7 @@ class Packed:
     ``up`` (out, R) = sB, ``left`` (out + R, in) = [W; A], ``bias`` (out,) or None, ``left_bias`` the same with R zeros.
     """
 
-    def __init__(self, layers: Sequence[Lora]) -> None:
+    def __init__(self, layers: Sequence[LowRank]) -> None:
         self.layers = list(layers)
         weights = [layer.weight.detach().flatten(1) for layer in self.layers]
         self.outs = [len(weight) for weight in weights]
@@ -80,8 +100,8 @@ class Packed:
         )
         self.left_bias = None if self.bias is None else torch.cat([self.bias, like.new_zeros(self.rank)])
         self.trained = [p for layer in self.layers for p in (layer.lora_down, layer.lora_up)]
-        self.later: Later | None = None  # set by the packs of a network on a card
-        self._into: kernels.FactorGradients | None = None
+        self.deferred: DeferredGradients | None = None  # set by the packs of a network
+        self._into: FactorGradients | None = None
 
     @property
     def dropping(self) -> bool:
@@ -113,12 +133,12 @@ class Packed:
         or one for each layer, ``dhidden`` (N, R) = s·dy·B. None of these may be written to afterwards.
         """
         into = self.gradients()
-        if self.later is not None and into.can_wait(x, len(dys)):
-            self.later.add(self, x, hidden, dys, dhidden)
+        if self.deferred is not None and kernels.can_batch(into, x, len(dys)):
+            self.deferred.add(into, x, hidden, dys, dhidden)
         else:
             into.add(x, hidden, dys, dhidden)
 
-    def gradients(self) -> kernels.FactorGradients:
+    def gradients(self) -> FactorGradients:
         """Where the factors' gradients go, looked up once: the flat buffers stay where they are."""
         if self._into is None:
             downs, ups = [], []
@@ -128,7 +148,7 @@ class Packed:
                     raise RuntimeError("a gradient buffer was taken away")
                 downs.append(down.flatten(1))
                 ups.append(up.flatten(1))
-            self._into = kernels.FactorGradients(downs, ups, self.scales)
+            self._into = FactorGradients(downs, ups, self.scales)
         return self._into
 
 
@@ -145,17 +165,17 @@ class Packs:
                 sources += [layer.lora_up.detach().flatten(1), layer.lora_down.detach().flatten(1)]
                 targets += [up, down]
                 scales += [scale, 1.0]
-        self._copy = kernels.ManyCopies(sources, targets, scales)
-        self._later = Later()
+        self._copy = kernels.many_copies(sources, targets, scales)
+        self._deferred = DeferredGradients()
         for pack in self.packs:
-            pack.later = self._later
+            pack.deferred = self._deferred
 
     def finish(self) -> None:
         """Bring all gradients of the factors into their buffers, after a backward pass."""
-        self._later.finish()
+        self._deferred.finish()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the trained factors into the packed matrices, B times its scale."""
-        self._later.forget()
+        self._deferred.forget()
         self._copy.run()

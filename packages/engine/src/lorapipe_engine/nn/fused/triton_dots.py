@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from lorapipe_engine.nn.fused.gradients import FactorGradients
 from lorapipe_engine.nn.fused.triton_kernels import _rows
-
-if TYPE_CHECKING:
-    from lorapipe_engine.nn.fused.kernels import FactorGradients
 
 LEAST = 16  # of each side of a product in Triton
 

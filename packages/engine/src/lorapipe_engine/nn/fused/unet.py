@@ -14,12 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
+from lorapipe_engine.nn.fused.layers import (
+    Layers,
+    feed_forward,
+    has_adapter,
+    layers_of,
+    linear,
+    norm_linear,
+    pack,
+    project,
+)
 from lorapipe_engine.nn.fused.packed import Packed, Packs, can_pack
 from lorapipe_engine.nn.fused.time_shifts import TimeShifts
-from lorapipe_engine.nn.lora import Lora
 
 Forward = Callable[..., Any]
 
@@ -35,7 +43,8 @@ HOPPER = (
 def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
     """Pack the LoRA of a UNet and of ``others`` (text encoders) and give their blocks the fused forwards, in place.
 
-    Blocks of another make, or with a LoRA on some of their layers only, stay as they are.
+    Layers that cannot be packed run their own forward inside a fused block (see :mod:`.layers`). Blocks of another
+    make, or without an adapter, stay as they are. Packed layers are trained at a multiplier of 1.
     """
     packs: list[Packed] = []
     plain: list[Any] = []
@@ -60,24 +69,16 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
             if type(module).__name__ == "CLIPEncoderLayer":
                 packs += _fuse_text(module)
     for layer in _layers([unet, *others]):
-        if can_pack(layer):
-            packs += _fuse_layer(layer)
+        packs += _fuse_layer(layer)
     return Packs(packs)
 
 
-def _layers(roots: Sequence[nn.Module]) -> Iterator[Lora]:
-    """Every LoRA that is in no pack yet."""
+def _layers(roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """Every layer that can be packed and is in no pack yet."""
     for root in roots:
         for module in root.modules():
-            if isinstance(module, Lora) and not hasattr(module, "pack"):
+            if can_pack(module) and not hasattr(module, "pack"):
                 yield module
-
-
-def _pack(*layers: Any) -> Packed:
-    pack = Packed(layers)
-    for layer in layers:
-        object.__setattr__(layer, "pack", pack)
-    return pack
 
 
 def _replace(module: Any, forward: Forward) -> None:
@@ -118,15 +119,19 @@ def _attend_context(query: Tensor, both: Tensor, batch: int, heads: int) -> Tens
 # ------------------------------------------------------------------------------------------ single layers
 
 
-def _fuse_layer(layer: Lora) -> list[Packed]:
-    pack = _pack(layer)
-    _replace(layer, partial(_layer, pack, isinstance(layer.base, nn.Conv2d)))
-    return [pack]
+def _fuse_layer(layer: Any) -> list[Packed]:
+    packed = pack(layer)
+    _replace(layer, partial(_layer, packed, isinstance(layer.base, nn.Conv2d)))
+    return [packed]
 
 
-def _layer(pack: Packed, is_conv: bool, x: Tensor) -> Tensor:
+def _packed(slots: Sequence[Layers]) -> list[Packed]:
+    return [layers for layers in slots if isinstance(layers, Packed)]
+
+
+def _layer(packed: Packed, is_conv: bool, x: Tensor) -> Tensor:
     rows = ops.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
-    out = ops.linear(rows, pack, samples=len(x))
+    out = ops.linear(rows, packed, samples=len(x))
     return ops.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
 
 
@@ -137,27 +142,27 @@ def _fuse_block(block: Any) -> list[Packed]:
     attn1, attn2, ff = block.attn1, block.attn2, block.ff.net
     if attn2 is None or block.norm_type != "layer_norm" or type(ff[0]).__name__ != "GEGLU":
         return []
+    if not has_adapter(block):
+        return []
     layers = [
         *(attn1.to_q, attn1.to_k, attn1.to_v, attn1.to_out[0]),
         *(attn2.to_q, attn2.to_k, attn2.to_v, attn2.to_out[0]),
         *(ff[0].proj, ff[2]),
     ]
-    if not all(can_pack(layer) for layer in layers):
-        return []
-    packs = [
-        _pack(*layers[0:3]),
-        *(_pack(layer) for layer in (layers[3], layers[4])),
-        _pack(*layers[5:7]),
-        *(_pack(layer) for layer in layers[7:]),
+    slots = [
+        layers_of(*layers[0:3]),
+        *(layers_of(layer) for layer in (layers[3], layers[4])),
+        layers_of(*layers[5:7]),
+        *(layers_of(layer) for layer in layers[7:]),
     ]
-    _replace(block, partial(_block, block, packs))
-    object.__setattr__(block, "packs", packs)
-    return packs
+    _replace(block, partial(_block, block, slots))
+    object.__setattr__(block, "fused", True)
+    return _packed(slots)
 
 
 def _block(
     block: Any,
-    packs: Sequence[Packed],
+    slots: Sequence[Layers],
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,  # noqa: ARG001
     encoder_hidden_states: Tensor | None = None,
@@ -168,32 +173,32 @@ def _block(
     """``hidden_states`` (B, N, C), ``encoder_hidden_states`` (B, M, C2); ``repeated``: see ops.feed_forward."""
     batch, shape = len(hidden_states), hidden_states.shape
     assert encoder_hidden_states is not None  # a block with attn2 has a context
-    qkv, out1, query, keys, out2, first, second = packs
+    qkv, out1, query, keys, out2, first, second = slots
     x = hidden_states.reshape(-1, shape[-1])
     context = encoder_hidden_states.reshape(-1, encoder_hidden_states.shape[-1])
-    x, q, k, v = ops.norm_linear(x, block.norm1, qkv, batch)
-    x = ops.linear(attend(q, k, v, batch, block.attn1.heads), out1, x, batch)
-    x, q = ops.norm_linear(x, block.norm2, query, batch)
-    both = ops.linear(context, keys, samples=batch)
-    x = ops.linear(_attend_context(q, both, batch, block.attn2.heads), out2, x, batch)
-    x = ops.feed_forward(x, block.norm3, first, second, GEGLU, batch, repeated=repeated)
+    x, q, k, v = norm_linear(x, block.norm1, qkv, batch)
+    x = linear(attend(q, k, v, batch, block.attn1.heads), out1, x, batch)
+    x, q = norm_linear(x, block.norm2, query, batch)
+    both = linear(context, keys, samples=batch)
+    x = linear(_attend_context(q, both, batch, block.attn2.heads), out2, x, batch)
+    x = feed_forward(x, block.norm3, first, second, GEGLU, batch, repeated=repeated)
     return x.view(shape)
 
 
 def _plain_transformer(model: Any) -> bool:
-    return bool(model.is_input_continuous and can_pack(model.proj_in) and can_pack(model.proj_out))
+    return bool(model.is_input_continuous and has_adapter(model))
 
 
 def _fuse_transformer(model: Any) -> list[Packed]:
-    into, out_of = _pack(model.proj_in), _pack(model.proj_out)
+    into, out_of = layers_of(model.proj_in), layers_of(model.proj_out)
     _replace(model, partial(_transformer, model, into, out_of))
-    return [into, out_of]
+    return _packed([into, out_of])
 
 
 def _transformer(
     model: Any,
-    into: Packed,
-    out_of: Packed,
+    into: Layers,
+    out_of: Layers,
     hidden_states: Tensor,
     encoder_hidden_states: Tensor | None = None,
     *_args: Any,
@@ -203,15 +208,15 @@ def _transformer(
     """``hidden_states`` (B, C, H, W)."""
     batch = len(hidden_states)
     residual, normed = ops.group_norm(hidden_states, model.norm, silu=False)
-    x = ops.linear(ops.as_rows(normed), into, samples=batch)
+    x = project(ops.as_rows(normed), into, hidden_states)
     x = x.view(batch, -1, x.shape[1])
     for block in model.transformer_blocks:
         if model.gradient_checkpointing:
-            whole = partial(block, repeated=True) if hasattr(block, "packs") else block
+            whole = partial(block, repeated=True) if hasattr(block, "fused") else block
             x = model._gradient_checkpointing_func(whole, x, None, encoder_hidden_states)
         else:
             x = block(x, None, encoder_hidden_states)
-    out = ops.linear(x.reshape(-1, x.shape[-1]), out_of, ops.as_rows(residual), batch)
+    out = project(x.reshape(-1, x.shape[-1]), out_of, hidden_states, ops.as_rows(residual))
     sample = ops.as_pictures(out, hidden_states)
     if not return_dict:
         return (sample,)
@@ -231,14 +236,14 @@ def _fuse_text(layer: Any) -> list[Packed]:
     kind = _ACTIVATIONS.get(type(mlp.activation_fn).__name__)
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2]
     returns = str(type(layer).forward.__annotations__.get("return", ""))
-    if kind is None or "tuple" in returns.lower() or not all(can_pack(linear) for linear in linears):
+    if kind is None or "tuple" in returns.lower() or not has_adapter(layer):
         return []
-    packs = [_pack(*linears[:3]), *(_pack(linear) for linear in linears[3:])]
-    forward = partial(_text_layer, layer, packs, kind)
+    slots = [layers_of(*linears[:3]), *(layers_of(one) for one in linears[3:])]
+    forward = partial(_text_layer, layer, slots, kind)
     # Late releases of transformers compute a layer again in forward, whose place ours takes; others in __call__.
     inside = hasattr(type(layer).forward, "__wrapped__")
     _replace(layer, partial(_checkpointed, layer, forward) if inside else forward)
-    return packs
+    return _packed(slots)
 
 
 def _checkpointed(layer: Any, forward: Forward, *args: Any, **more: Any) -> Tensor:
@@ -249,15 +254,15 @@ def _checkpointed(layer: Any, forward: Forward, *args: Any, **more: Any) -> Tens
 
 
 def _text_layer(
-    layer: Any, packs: Sequence[Packed], kind: int, hidden_states: Tensor, *_args: Any, **_more: Any
+    layer: Any, slots: Sequence[Layers], kind: int, hidden_states: Tensor, *_args: Any, **_more: Any
 ) -> Tensor:
     """``hidden_states`` (B, N, C). The mask is the causal one: no caption is padded with anything that is hidden."""
     batch, shape = len(hidden_states), hidden_states.shape
-    qkv, out, first, second = packs
-    x, q, k, v = ops.norm_linear(hidden_states.reshape(-1, shape[-1]), layer.layer_norm1, qkv, batch)
-    x = ops.linear(attend(q, k, v, batch, layer.self_attn.num_heads, causal=True), out, x, batch)
+    qkv, out, first, second = slots
+    x, q, k, v = norm_linear(hidden_states.reshape(-1, shape[-1]), layer.layer_norm1, qkv, batch)
+    x = linear(attend(q, k, v, batch, layer.self_attn.num_heads, causal=True), out, x, batch)
     repeated = layer.training and getattr(layer, "gradient_checkpointing", False)
-    return ops.feed_forward(x, layer.layer_norm2, first, second, kind, batch, repeated=repeated).view(shape)
+    return feed_forward(x, layer.layer_norm2, first, second, kind, batch, repeated=repeated).view(shape)
 
 
 # ------------------------------------------------------------------------------------------ residual blocks
@@ -265,7 +270,7 @@ def _text_layer(
 
 def _plain_resnet(block: Any) -> bool:
     return (
-        not any(isinstance(child, Adapter) for child in block.modules())
+        not has_adapter(block)
         and block.time_embedding_norm == "default"
         and block.time_emb_proj is not None
         and block.upsample is None

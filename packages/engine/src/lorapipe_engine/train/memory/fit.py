@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.families import get_family, recognise
+from lorapipe_engine.nn.base import Size, adapter_class
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.base import architecture
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.weights import Weights
 from lorapipe_engine.train.families.clip import positions
 from lorapipe_engine.train.memory.model import GIB, Load, Shapes, predict
+from lorapipe_engine.train.network.arguments import network_plan
 
 LATENT_BYTES = 8 * 4 / 64  # of a pixel: mean and deviation of four channels in float32, one for 8 x 8 pixels
 
@@ -76,6 +79,8 @@ def shapes_of(source: str | Path, dtype: torch.dtype) -> tuple[dict[str, Any], d
 def load_of(settings: TrainSettings, dataset: Dataset, dtype: torch.dtype, *, sdxl: bool) -> Load:
     """What the options and the pictures ask for."""
     model, data, network = settings.model, settings.data, settings.network
+    kind, rank = network_plan(network).kind, network.network_dim or (32 if sdxl else 64)
+    count = partial(adapter_class(kind.algorithm).count, size=Size(rank, rank), options=kind.options)
     sizes = [picture.placement.bucket for picture in dataset.pictures]
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     cached = data.cache_text_encoder_outputs or data.cache_text_encoder_outputs_to_disk
@@ -84,13 +89,14 @@ def load_of(settings: TrainSettings, dataset: Dataset, dtype: torch.dtype, *, sd
         width,
         height,
         max(dataset.batch_sizes),
-        network.network_dim or (32 if sdxl else 64),
+        rank,
         weight_bytes=torch.empty(0, dtype=dtype).element_size(),
         optimizer=settings.optimizer.optimizer_type,
         checkpointing=model.gradient_checkpointing,
         tokens=positions(model.max_token_length) if trains_text else 0,
         text_there=not cached,
         latents=sum(w * h for w, h in sizes) * LATENT_BYTES,
+        count=count,
     )
 
 

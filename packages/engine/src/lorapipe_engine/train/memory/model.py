@@ -9,7 +9,7 @@ fitted by hand: measure workloads with ``tools/bench/train.py --json`` and compa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ class Load:
     """What is trained: pixels of the largest bucket, pictures in a batch, rank, bytes of a weight, optimizer.
 
     ``tokens``: of a caption with its marks, where the text encoders are trained, else 0. ``text_there``: whether the
-    encoders lie on the card. ``latents``: bytes of cached latents there.
+    encoders lie on the card. ``latents``: bytes of cached latents there. ``count``: trained values of the network for
+    a weight of a shape; None: LoRA's at ``rank``.
     """
 
     width: int
@@ -45,6 +46,7 @@ class Load:
     tokens: int = 0
     text_there: bool = False
     latents: float = 0.0
+    count: Callable[[tuple[int, ...]], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def predict(unet: Mapping[str, Any], shapes: Mapping[str, Shapes], load: Load) -
     texts = {part: found for part, found in shapes.items() if part.startswith("te")}
     values = _count(shapes["unet"]) + sum(_count(row) for row in texts.values() if load.text_there)
     trained = [shapes["unet"], *(texts.values() if load.tokens else ())]
-    network = sum(_trained(row, load.rank) for row in trained)
+    network = sum(_trained(row, load) for row in trained)
     # The parameter and its gradient in float32, the optimizer's state, and the copy that the products read.
     per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + load.weight_bytes
     blocks = list(_unet_blocks(unet, load))
@@ -144,10 +146,11 @@ def _text_layers(shapes: Shapes, load: Load) -> Iterator[_Block]:
     yield from [_Block(one, width * load.tokens, width * load.tokens)] * layers
 
 
-def _trained(shapes: Shapes, rank: int) -> int:
-    """Values of a network of ``rank`` on every linear layer and 1x1 convolution of attention and feed-forward."""
+def _trained(shapes: Shapes, load: Load) -> int:
+    """Values of a network on every linear layer and 1x1 convolution of attention and feed-forward."""
+    count = load.count or (lambda shape: load.rank * (shape[0] + shape[1]))
     return sum(
-        rank * (shape[0] + shape[1])
+        count(shape)
         for name, shape in shapes.items()
         if name.endswith(".weight")
         and len(shape) >= 2

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lorapipe_engine.command.options import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.families import is_text
-from lorapipe_engine.nn.attach import NetworkPlan, Target
-from lorapipe_engine.nn.base import Dropouts
+from lorapipe_engine.networks import algorithms
+from lorapipe_engine.nn.attach import Kind, NetworkPlan, Target
+from lorapipe_engine.nn.base import Adapter, Dropouts, Size, adapter_class
 from lorapipe_engine.nn.flat import RateGroup
 from lorapipe_engine.settings import NetworkSettings
+from lorapipe_engine.train.network import lycoris
 from lorapipe_engine.train.network.blocks import (
     block_numbers,
     block_of,
@@ -20,15 +23,16 @@ from lorapipe_engine.train.network.blocks import (
     layouts,
     whole,
 )
+from lorapipe_engine.train.network.targets import PRESETS
 
 _NUMBERS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_lr_zero_threshold")
 _PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 _LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-KNOWN = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS)
+COMMON = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS)
 _ELSEWHERE = {
-    "algo": "kinds of LyCORIS are not trained here; networks.lora with conv_dim is a LoCon",
-    "preset": "presets are LyCORIS'; leave layers out with block_dims or *_lr_weight",
+    "algo": "kinds of LyCORIS need --network_module lycoris.kohya",
+    "preset": "presets of LyCORIS need --network_module lycoris.kohya",
     "unit": "DyLoRA is not trained here; lora-resize makes lower ranks of a finished file",
     "dropout": "is spelt network_dropout, an option of its own",
 }
@@ -37,14 +41,18 @@ _ELSEWHERE = {
 @dataclass(frozen=True)
 class NetworkArgs:
     """``network_args``, checked. ``numbers`` by name; ``lists`` and ``weights`` as they were written, because the
-    number of blocks shows only with the base."""
+    number of blocks shows only with the base. ``kind``: the algorithm, and the arguments that it alone has.
+    ``preset``: LyCORIS' choice of modules; None: sd-scripts'. ``unused``: names that change nothing here."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    kind: Kind = field(default_factory=Kind)
+    preset: str | None = None
+    unused: tuple[str, ...] = ()
 
     def plus(self, part: str) -> float | None:
-        """LoRA+: how much higher the rate of ``lora_up`` is in a part; None where it is not asked for."""
+        """LoRA+: how much higher the rate of its roles (``lora_up``) is in a part; None where it is not asked for."""
         own = "loraplus_unet_lr_ratio" if not is_text(part) else "loraplus_text_encoder_lr_ratio"
         return self.numbers.get(own) or self.numbers.get("loraplus_lr_ratio")
 
@@ -62,31 +70,72 @@ class NetworkArgs:
         return bool(self.weights) or any(self.numbers.get(name, 1.0) != 1.0 for name in _PLUS)
 
 
-def read_network_args(words: Sequence[str]) -> NetworkArgs:
-    """Parse ``network_args``. Raises ConfigError for an unknown name (the nearest is told) or an unusable value."""
-    texts: dict[str, str] = {}
-    for word in words:
-        name, sign, text = (piece.strip() for piece in word.partition("="))
-        if not sign:
-            raise ConfigError(f"network_args: '{word}' is not of the form name=value")
-        if name in texts:
-            raise ConfigError(f"network_args: {name} is given twice")
-        if name not in KNOWN:
-            raise ConfigError(f"network_args: '{name}' {_unknown(name)}")
-        texts[name] = text
+def algorithm_of(module: str) -> str:
+    """The algorithm that a value of ``network_module`` asks for. Raises ConfigError, naming the nearest known one."""
+    known = {name: row.name for row in algorithms.ALGORITHMS if row.adapter for name in row.modules}
+    if module not in known:
+        names = (*known, lycoris.MODULE)
+        told = nearest(module, names) or f"; known: {', '.join(names)}"
+        raise ConfigError(f"network_module: '{module}' is not trained here{told}")
+    return known[module]
+
+
+def read_network_args(network: NetworkSettings) -> NetworkArgs:
+    """Parse ``network_module`` and ``network_args``. Raises ConfigError for an unknown name (the nearest is told) or an
+    unusable value."""
+    preset: str | None = None
+    unused: tuple[str, ...] = ()
+    if network.network_module == lycoris.MODULE:
+        known = {row.name: adapter_class(row.name).arguments for row in algorithms.ALGORITHMS if row.algos}
+        chosen = lycoris.read_lycoris(network.network_args, PRESETS, known)
+        algorithm, preset, unused = chosen.algorithm, chosen.preset, chosen.unused
+        network = replace(network, network_args=chosen.words)
+    else:
+        algorithm = algorithm_of(network.network_module)
+    adapter = adapter_class(algorithm)
+    texts = _texts(network, adapter)
     args = NetworkArgs(
         {name: _number(name, texts[name]) for name in (*_NUMBERS, *_PLUS) if name in texts},
         {name: texts[name] for name in _LISTS if name in texts},
         {name: texts[name] for name in _WEIGHTS if name in texts},
+        Kind(
+            algorithm, {name: _own(name, texts[name], adapter) for name in adapter.arguments if name in texts}
+        ),
+        preset,
+        unused,
     )
     _check(args)
     return args
 
 
-def _unknown(name: str) -> str:
+def _texts(network: NetworkSettings, adapter: type[Adapter]) -> dict[str, str]:
+    """The arguments by name, as they were written."""
+    known = (*COMMON, *adapter.arguments)
+    texts: dict[str, str] = {}
+    for word in network.network_args:
+        name, sign, text = (piece.strip() for piece in word.partition("="))
+        if not sign:
+            raise ConfigError(f"network_args: '{word}' is not of the form name=value")
+        if name in texts:
+            raise ConfigError(f"network_args: {name} is given twice")
+        if name not in known:
+            raise ConfigError(f"network_args: '{name}' {_unknown(name, known)}")
+        texts[name] = text
+    return texts
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
     if name in _ELSEWHERE:
         return f"is not known: {_ELSEWHERE[name]}"
-    return f"is not known{nearest(name, KNOWN) or '; known: ' + ', '.join(KNOWN)}"
+    return f"is not known{nearest(name, known) or '; known: ' + ', '.join(known)}"
+
+
+def _own(name: str, text: str, adapter: type[Adapter]) -> Any:
+    """The value of an argument that the algorithm alone has."""
+    try:
+        return adapter.arguments[name](text)
+    except ValueError as error:
+        raise ConfigError(f"network_args: {name} takes {error}, not '{text}'") from error
 
 
 def _number(name: str, text: str) -> float:
@@ -130,20 +179,36 @@ def _check(args: NetworkArgs) -> None:
 
 def network_plan(network: NetworkSettings) -> NetworkPlan:
     """Ranks and dropouts from the network options. Raises ConfigError for unknown or unusable network_args."""
-    args = read_network_args(network.network_args)
+    args = read_network_args(network)
+    _check_dropouts(network, args)
     rank = network.network_dim or 0
-    conv_rank = int(args.numbers.get("conv_dim", 0)) or None
+    alpha = float(network.network_alpha or rank)
+    by_preset = args.preset is not None
+    conv_rank = int(args.numbers.get("conv_dim", 0)) or (rank if by_preset else None)
     return NetworkPlan(
         rank=rank,
-        alpha=float(network.network_alpha or rank),
+        alpha=alpha,
         conv_rank=conv_rank,
-        conv_alpha=args.numbers.get("conv_alpha", 1.0),
+        conv_alpha=args.numbers.get("conv_alpha", alpha if by_preset else 1.0),
+        kind=args.kind,
         dropouts=Dropouts(
             element=network.network_dropout,
             rank=args.numbers.get("rank_dropout", 0.0),
             module=args.numbers.get("module_dropout", 0.0),
         ),
     )
+
+
+def _check_dropouts(network: NetworkSettings, args: NetworkArgs) -> None:
+    known = adapter_class(args.kind.algorithm).drops
+    asked = {
+        "network_dropout": ("element", network.network_dropout),
+        "rank_dropout": ("rank", args.numbers.get("rank_dropout")),
+        "module_dropout": ("module", args.numbers.get("module_dropout")),
+    }
+    for name, (kind, value) in asked.items():
+        if value and kind not in known:
+            raise ConfigError(f"{name}: means nothing for {args.kind.algorithm} networks; leave it out")
 
 
 def wants_conv(plan: NetworkPlan, args: NetworkArgs) -> bool:
@@ -159,7 +224,7 @@ def by_block(plan: NetworkPlan, args: NetworkArgs, targets: Iterable[Target], fa
     weights = args.weights_of(family)
     if not args.lists and weights is None:
         return plan
-    sizes: dict[str, tuple[int, float]] = {}
+    sizes: dict[str, Size] = {}
     linear, conv = _sizes(plan, args, family)
     for target in targets:
         size = plan.size_of(target.module)
@@ -176,9 +241,7 @@ def by_block(plan: NetworkPlan, args: NetworkArgs, targets: Iterable[Target], fa
     return replace(plan, sizes=sizes)
 
 
-def _sizes(
-    plan: NetworkPlan, args: NetworkArgs, family: str
-) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+def _sizes(plan: NetworkPlan, args: NetworkArgs, family: str) -> tuple[list[Size], list[Size]]:
     """Rank and alpha for each block: of linear layers and 1x1 convolutions, and of larger kernels."""
     count = layout_of(family).count
 
@@ -190,9 +253,11 @@ def _sizes(
         text = args.lists.get(name)
         return [default] * count if text is None else block_numbers(name, text, family)
 
-    linear = zip(ranks("block_dims", plan.rank), alphas("block_alphas", plan.alpha), strict=True)
-    conv_ranks = ranks("conv_block_dims", plan.conv_rank or 0)
-    return list(linear), list(zip(conv_ranks, alphas("conv_block_alphas", plan.conv_alpha), strict=True))
+    linear = map(Size, ranks("block_dims", plan.rank), alphas("block_alphas", plan.alpha))
+    conv = map(
+        Size, ranks("conv_block_dims", plan.conv_rank or 0), alphas("conv_block_alphas", plan.conv_alpha)
+    )
+    return list(linear), list(conv)
 
 
 class RateGroups:
@@ -207,8 +272,8 @@ class RateGroups:
         text = {part: rate for part, rate in rates.items() if is_text(part)}
         self._apart = len(set(text.values())) > 1
 
-    def __call__(self, part: str, name: str, role: str) -> RateGroup:
-        """The group of a parameter by its part, its module's name and its role ("lora_up")."""
+    def __call__(self, part: str, name: str, faster: bool) -> RateGroup:
+        """The group of a parameter by its part, its module's name and whether LoRA+ trains it faster."""
         group, factor = part, 1.0
         if is_text(part):
             group = f"textencoder {part.removeprefix('te')}" if self._apart else "textencoder"
@@ -217,6 +282,6 @@ class RateGroups:
             if block is not None:
                 group, factor = f"{part}_block{block}", self._weights[block]
         ratio = self._args.plus(part)
-        if ratio is not None and role == "lora_up":
+        if ratio is not None and faster:
             return RateGroup(f"{group} plus", factor * ratio)
         return RateGroup(group, factor)

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import torch
 
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.nn.attach import Network, Target, attach
-from lorapipe_engine.nn.quantize import hold
+from lorapipe_engine.nn.attach import Network, attach
+from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import (
@@ -26,8 +26,9 @@ from lorapipe_engine.train.network.start_from import (
     load_start,
     merge_into_base,
     read_start,
-    sizes_of,
+    with_sizes_of,
 )
+from lorapipe_engine.train.network.targets import targets_of, with_kinds
 
 Say = Callable[[str], None]
 
@@ -41,19 +42,19 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     chosen = settings.network
     for note in merge_into_base(chosen, family):
         say(note)
-    hold_base(settings.model, family)
-    plan, args = network_plan(chosen), read_network_args(chosen.network_args)
-    targets = [
-        Target(part, family.lora_name(part, path), module)
-        for part, path, module in family.target_modules(
-            conv=wants_conv(plan, args) or chosen.dim_from_weights
-        )
-        if rates.get(part, 0.0) > 0
-    ]
+    quantize_base(settings.model, family)
+    plan, args = network_plan(chosen), read_network_args(chosen)
+    if args.unused:
+        say(f"note: network_args: {', '.join(args.unused)} changes nothing here")
+    layers = targets_of(
+        family, conv=wants_conv(plan, args), preset=args.preset, every=chosen.dim_from_weights
+    )
+    targets = [target for target in layers if rates.get(target.part, 0.0) > 0]
+    plan = with_kinds(plan, args.preset, targets)
     names = file_names(family)
     start = read_start(chosen.network_weights) if chosen.network_weights else None
     if start is not None and chosen.dim_from_weights:
-        plan = replace(plan, sizes=sizes_of(start, targets, names))
+        plan = with_sizes_of(start, plan, targets, names)
     else:
         plan = by_block(plan, args, targets, family.name)
     torch.manual_seed(settings.run.seed)
@@ -63,23 +64,23 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
             say(note)
     network.train()
     if settings.model.gradient_checkpointing:
-        drops = plan.dropouts
-        family.checkpoint_activations(with_draws=bool(drops.element or drops.rank or drops.module))
+        family.checkpoint_activations(with_draws=plan.dropouts.any)
     return network
 
 
-def hold_base(model: ModelSettings, family: Family) -> None:
-    """Put the frozen weights into 8 or 4 bits where that is asked for. What is merged into them is in them before."""
-    form = narrow_form(model)
+def quantize_base(model: ModelSettings, family: Family) -> None:
+    """Quantize the frozen weights to 8 or 4 bits where that is asked for; after networks were merged into them."""
+    form = quantized_form(model)
     if form is None:
         return
     only_unet = model.fp8_base_unet and not model.fp8_base
     for part in (family.denoiser,) if only_unet else (family.denoiser, *family.text.modules.values()):
-        hold(part, form)
+        quantize(part, form)
 
 
-def narrow_form(model: ModelSettings) -> str | None:
-    """How the frozen weights are to be kept, as :data:`lorapipe_engine.nn.quantize.FORMS` has it; None: as they are.
+def quantized_form(model: ModelSettings) -> str | None:
+    """The form of :data:`lorapipe_engine.nn.quantize.FORMS` to quantize the frozen weights to; None: they stay as
+    they are.
 
     Raises ConfigError for two forms at once, MissingExtra where the package for one is not installed.
     """

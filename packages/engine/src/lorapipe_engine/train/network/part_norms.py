@@ -1,26 +1,26 @@
 """How far each part of the network has come and how fast it moves: what tells an overcooked text encoder from an
 overcooked UNet.
 
-``norm/change/NAME`` is the mean Frobenius norm of a module's change, alpha / rank · up · down. ``norm/step/NAME`` is
-how far a step moved a value (root mean square): the rate at which the part really learns, whatever the optimizer does
-with its learning rate. NAME is ``unet`` or ``textencoder``, for two of them ``textencoder 1`` and ``textencoder 2``.
+``norm/change/NAME`` is the mean Frobenius norm of a module's change, such as alpha / rank · up · down.
+``norm/step/NAME`` is how far a step moved a value (root mean square): the rate at which the part really learns,
+whatever the optimizer does with its learning rate. NAME is ``unet`` or ``textencoder``, for two of them
+``textencoder 1`` and ``textencoder 2``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.nn.attach import Network
-from lorapipe_engine.nn.lora import Lora
-from lorapipe_engine.train.network.weight_norms import change_norms
+from lorapipe_engine.nn.base import Adapter, alike
 
 EVERY = 10  # steps
 SAMPLE = 1_000_000  # values of a part that are compared before and after a step
-TOGETHER = 32  # modules of one shape that are worked on at once
+TOGETHER = 32  # modules that are alike and measured at once
 
 
 class PartNorms:
@@ -33,6 +33,7 @@ class PartNorms:
             part: f"textencoder{' ' + part.removeprefix('te') if several else ''}" if is_text(part) else part
             for part in network.groups
         }
+        self._rows = {part: list(_batches(network, part)) for part in network.groups}
         self._before: dict[str, Tensor] | None = None
 
     def before(self, step: int) -> None:
@@ -57,29 +58,13 @@ class PartNorms:
         return values[:: -(-len(values) // SAMPLE)]
 
     def _change(self, part: str) -> Tensor:
-        rows = [
-            adapter
-            for name, adapter in self._network.adapters.items()
-            if self._network.parts[name] == part and isinstance(adapter, Lora)
-        ]
-        return torch.cat([change_norms(batch) for batch in _batches(rows)]).mean()
+        norms = [type(rows[0]).change_norms(rows) for rows in self._rows[part]]
+        return torch.cat(norms).mean()
 
 
-def _batches(rows: list[Lora]) -> Iterator[list[Lora]]:
-    """Modules of one shape and strength, a few at a time."""
-    shapes: dict[object, list[Lora]] = {}
-    for row in rows:
-        key = (row.lora_up.shape, row.lora_down.shape, row.alpha / row.rank)
-        shapes.setdefault(key, []).append(row)
-    for same in shapes.values():
-        for start in range(0, len(same), TOGETHER):
-            yield same[start : start + TOGETHER]
-
-
-def shown(figures: Mapping[str, float]) -> dict[str, str]:
-    """The figures for a progress bar: how far each part has come."""
-    return {
-        name.removeprefix("norm/"): f"{value:.3f}"
-        for name, value in figures.items()
-        if name.startswith("norm/change/")
-    }
+def _batches(network: Network, part: str) -> Iterator[list[Adapter]]:
+    """The adapters of a part that are alike, a few at a time."""
+    own = [adapter for name, adapter in network.adapters.items() if network.parts[name] == part]
+    for rows in alike(own):
+        for start in range(0, len(rows), TOGETHER):
+            yield rows[start : start + TOGETHER]

@@ -8,7 +8,7 @@ network's scale beside the file's alpha, so that its result says another strengt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +21,22 @@ from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.keys import lora_names
-from lorapipe_engine.networks.describe import NetworkModule, describe_network
+from lorapipe_engine.networks.describe import describe_network
 from lorapipe_engine.networks.read import read_module
-from lorapipe_engine.nn.attach import Network, Target
-from lorapipe_engine.nn.lora import Lora
+from lorapipe_engine.nn.attach import Network, NetworkPlan, Target
+from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import read_network_args
+from lorapipe_engine.train.network.targets import every_layer
+from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
 
-FACTORS = ("lora_down.weight", "lora_up.weight")
-
-
-@dataclass(frozen=True)
-class StartFile:
-    """A LoRA file to train on: rank, alpha and factors of each module, by its name there."""
-
-    path: Path
-    sizes: Mapping[str, tuple[int, float]]
-    factors: Mapping[str, tuple[Tensor, Tensor]]
+OPTION = "network_weights"
 
 
-def read_start(path: Path) -> StartFile:
-    """Read a plain LoRA, in kohya's names or others. Raises InputError for anything else."""
-    with open_weights(path) as file:
-        described = describe_network(file)
-        sizes: dict[str, tuple[int, float]] = {}
-        factors: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, module in described.modules.items():
-            sizes[name] = _size(path, module)
-            down, up = (torch.from_numpy(np.array(file.read(module.keys[role]))) for role in FACTORS)
-            factors[name] = (down.float(), up.float())
-    return StartFile(path, sizes, factors)
-
-
-def _size(path: Path, module: NetworkModule) -> tuple[int, float]:
-    plain = module.algorithm == "lora" and not module.tucker and not module.dora
-    if not plain or module.rank is None or not set(FACTORS) <= set(module.keys):
-        raise InputError(
-            f"network_weights: {path}: {quote(module.name)} is no plain LoRA, and only those can be trained on here"
-        )
-    return module.rank, module.effective_alpha or float(module.rank)
+def read_start(path: Path) -> TrainedFile:
+    """Read a file to train on. Raises InputError for what is not trained here."""
+    return read_trained(path, OPTION)
 
 
 def check_start(network: NetworkSettings) -> None:
@@ -72,7 +48,7 @@ def check_start(network: NetworkSettings) -> None:
         raise ConfigError(
             f"base_weights_multiplier: {len(multipliers)} numbers for {len(network.base_weights)} base_weights"
         )
-    if network.dim_from_weights and read_network_args(network.network_args).lists:
+    if network.dim_from_weights and read_network_args(network).lists:
         raise ConfigError(
             "dim_from_weights: the ranks are those of the file; leave block_dims and the like out"
         )
@@ -89,42 +65,44 @@ def check_start(network: NetworkSettings) -> None:
 def file_names(family: Family) -> dict[str, str]:
     """Every name that a file may have for a layer of the model -> kohya's. Call it before adapters are attached."""
     found: dict[str, str] = {}
-    for part, path, _ in family.target_modules(conv=True):
+    for part, path, _ in every_layer(family):
         found |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
     return found
 
 
-def sizes_of(
-    start: StartFile, targets: Iterable[Target], names: Mapping[str, str]
-) -> dict[str, tuple[int, float]]:
-    """``dim_from_weights``: rank and alpha of each target that the file has. Raises InputError if it has none."""
+def with_sizes_of(
+    start: TrainedFile, plan: NetworkPlan, targets: Iterable[Target], names: Mapping[str, str]
+) -> NetworkPlan:
+    """``dim_from_weights``: the plan with algorithm, rank and alpha of each target that the file has.
+
+    Raises InputError if it has none.
+    """
     own = {target.name for target in targets}
-    found = {names[name]: size for name, size in start.sizes.items() if names.get(name) in own}
-    if not found:
+    there = {name: names[name] for name in start.sizes if names.get(name) in own}
+    if not there:
         raise InputError(
             f"network_weights: {start.path}: none of its modules fits what is trained of this model"
         )
-    return found
+    return replace(
+        plan,
+        sizes={own_name: start.sizes[name] for name, own_name in there.items()},
+        kinds={own_name: start.kinds[name] for name, own_name in there.items()},
+    )
 
 
-def load_start(start: StartFile, network: Network, names: Mapping[str, str]) -> list[str]:
-    """Copy the file's factors and alphas into a network; what stayed out on either side, in a line each.
+def load_start(start: TrainedFile, network: Network, names: Mapping[str, str]) -> list[str]:
+    """Copy the file's values and alphas into a network; what stayed out on either side, in a line each.
 
-    Raises InputError if nothing fits, or a module has another rank or shape.
+    Raises InputError if nothing fits, or a module has another algorithm, rank or shape.
     """
     spare = [name for name in start.sizes if names.get(name) not in network.adapters]
     if len(spare) == len(start.sizes):
         raise InputError(
             f"network_weights: {start.path}: none of its modules fits what is trained of this model"
         )
-    taken = set()
-    for name, tensors in start.factors.items():
-        if name in spare:
-            continue
-        adapter = network.adapters[names[name]]
-        if isinstance(adapter, Lora):
-            _fill(start, name, adapter, tensors)
-            taken.add(names[name])
+    taken = {names[name]: name for name in start.sizes if names.get(name) in network.adapters}
+    for own_name, name in taken.items():
+        _fill(start, name, network.adapters[own_name])
     fresh = [name for name in network.adapters if name not in taken]
     notes = [f"network_weights: {len(taken)} modules from {start.path}"]
     if spare:
@@ -139,20 +117,23 @@ def load_start(start: StartFile, network: Network, names: Mapping[str, str]) -> 
     return notes
 
 
-def _fill(start: StartFile, name: str, adapter: Lora, tensors: tuple[Tensor, Tensor]) -> None:
-    rank, alpha = start.sizes[name]
-    pairs = list(zip((adapter.lora_down, adapter.lora_up), tensors, strict=True))
-    if any(own.numel() * rank != tensor.numel() * adapter.rank for own, tensor in pairs):
-        raise InputError(f"network_weights: {start.path}: {quote(name)} does not fit the model's layer")
-    if rank != adapter.rank:
+def _fill(start: TrainedFile, name: str, adapter: Adapter) -> None:
+    where = f"network_weights: {start.path}: {quote(name)}"
+    size, kind, tensors = start.sizes[name], start.kinds[name], start.tensors[name]
+    if type(adapter) is not adapter_class(kind.algorithm):
+        raise InputError(f"{where} is a {kind.algorithm}, this network another; give --dim_from_weights")
+    if size.rank != adapter.rank:
+        stored = sum(tensor.numel() for suffix, tensor in tensors.items() if suffix != "alpha")
+        if stored != adapter.count(tuple(adapter.weight.shape), size, {**adapter.options, **kind.options}):
+            raise InputError(f"{where} does not fit the model's layer")
         raise InputError(
-            f"network_weights: {start.path}: {quote(name)} has rank {rank}, this network {adapter.rank}; "
-            f"give --dim_from_weights, or --network_dim {rank}"
+            f"{where} has rank {size.rank}, this network {adapter.rank}; give --dim_from_weights, or --network_dim "
+            f"{size.rank}"
         )
-    with torch.no_grad():
-        for own, tensor in pairs:
-            own.copy_(tensor.reshape(own.shape))
-    adapter.alpha = alpha
+    try:
+        adapter.load(tensors)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 # -------------------------------------------------------------------------------- the base

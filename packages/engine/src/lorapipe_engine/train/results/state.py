@@ -153,7 +153,7 @@ class StateKeeper:
 def save_state(path: Path, state: State, kept: Kept, asked: Mapping[str, Any]) -> None:
     """Write a state, whole or not at all. Raises OutputError."""
     tensors: dict[str, Encoded] = {}
-    for name, tensor in kept.network.file_tensors().items():
+    for name, tensor in kept.network.state().items():
         tensors[_NETWORK + name] = encoded(tensor)
     described = {
         "version": __version__,
@@ -200,12 +200,12 @@ def take_up(
     with open_tensors(path) as file:
         described = _described(path, file)
         changed = check_same(path, described["asked"], asked, another_length=another_length)
-        own = kept.network.file_tensors()
+        own = kept.network.state()
         if missing := [name for name in own if _NETWORK + name not in file.tensors]:
             raise ConfigError(f"{path}: its network has no {missing[0]}; go on with the same options")
         try:
             state = _state(described["state"])
-            kept.network.load({name: decoded(file, _NETWORK + name) for name in own})
+            kept.network.load_state({name: decoded(file, _NETWORK + name) for name in own})
             kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
             if described["scaler"]:
                 kept.scaler.load_state_dict(described["scaler"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lorapipe_engine.nn.fused.unet import fuse
-from lorapipe_engine.nn.quantize import is_held
+from lorapipe_engine.nn.quantize import is_quantized
 from lorapipe_engine.train.step.capture import StepGraphs
 from lorapipe_engine.train.step.step import Stepper
 
@@ -18,7 +18,7 @@ def speed_up(stepper: Stepper, *, capture: bool, say: Say) -> None:
     if family.device.type != "cuda":
         return
     # Packed products hold base and LoRA in one matrix of one precision.
-    if not any(is_held(root) for root in family.parts.values()):
+    if not any(is_quantized(root) for root in family.parts.values()):
         stepper.packs = fuse(family.denoiser, list(family.text.modules.values()))
     if not capture:
         return

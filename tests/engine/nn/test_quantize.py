@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
-from lorapipe_engine.nn.quantize import FORMS, hold, is_held  # noqa: E402
+from lorapipe_engine.nn.quantize import FORMS, is_quantized, quantize  # noqa: E402
 
 
 @pytest.fixture(params=FORMS)
@@ -33,10 +33,10 @@ class Small(nn.Module):
         return self.out(torch.tanh(self.fc(x)))
 
 
-def rounded(held: nn.Module, wide: nn.Module) -> nn.Module:
-    """The weights as the narrow form has them, in float32."""
+def rounded(small: nn.Module, wide: nn.Module) -> nn.Module:
+    """The weights as the quantized form has them, in float32."""
     for name in ("down", "short", "fc", "out"):
-        layer = getattr(held, name)
+        layer = getattr(small, name)
         getattr(wide, name).weight.data = layer.form.unpack(layer, torch.float32)
     return wide
 
@@ -53,16 +53,16 @@ def with_network(model: nn.Module) -> object:
 
 def test_results_and_gradients_are_those_of_rounded_weights(form: str) -> None:
     torch.manual_seed(0)
-    held, wide = Small(), Small()
-    wide.load_state_dict(held.state_dict())
-    assert hold(held, form) == 4
-    assert held.fc.weight.shape == (12, 12)
-    assert held.conv_in.weight.dtype == held.norm.weight.dtype == held.fc.bias.dtype == torch.float32
-    assert is_held(held)
-    assert not is_held(wide)
+    small, wide = Small(), Small()
+    wide.load_state_dict(small.state_dict())
+    assert quantize(small, form) == 4
+    assert small.fc.weight.shape == (12, 12)
+    assert small.conv_in.weight.dtype == small.norm.weight.dtype == small.fc.bias.dtype == torch.float32
+    assert is_quantized(small)
+    assert not is_quantized(wide)
     grads = []
     x = torch.randn(2, 4, 10, 6, generator=torch.Generator().manual_seed(3))
-    for model in (held, rounded(held, wide)):
+    for model in (small, rounded(small, wide)):
         network = with_network(model)
         model(x).square().mean().backward()
         grads.append([group.parameter.grad.clone() for group in network.groups.values()])
@@ -79,7 +79,7 @@ def test_weights_are_near_what_they_were(form: str) -> None:
     nn.init.normal_(layer.weight, 0, 0.05, generator=torch.Generator().manual_seed(0))
     before = layer.weight.detach().clone()
     model = nn.Sequential(layer)
-    hold(model, form)
+    quantize(model, form)
     after = layer.form.unpack(layer, torch.float32)
     worst = (after - before).abs() / before.abs().amax(1, keepdim=True)
     assert 0 < worst.max() <= ERRORS[form]
@@ -87,7 +87,7 @@ def test_weights_are_near_what_they_were(form: str) -> None:
 
 def test_no_wide_copy_is_kept_for_the_backward_pass(form: str) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).requires_grad_(False)
-    hold(model, form)
+    quantize(model, form)
     kept: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

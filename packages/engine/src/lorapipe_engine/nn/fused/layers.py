@@ -1,0 +1,109 @@
+"""The layers of a fused block: packed where they are low-rank adapters, else called by their own forward.
+
+Rows are (B·N, C); ``samples`` is B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.fused import ops
+from lorapipe_engine.nn.fused.kernels import GEGLU, QUICK_GELU
+from lorapipe_engine.nn.fused.packed import Packed, can_pack
+
+
+class Own:
+    """Layers that read the same input and run their own forward: frozen ones, subclasses of Lora, other algorithms."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = list(layers)
+
+    def on_rows(self, rows: Tensor, samples: int) -> list[Tensor]:
+        """Each layer's result (B·N, out). The layers see (B, N, C), as in the library's block."""
+        x = rows.reshape(samples, -1, rows.shape[1])
+        return [layer(x).flatten(0, 1) for layer in self.layers]
+
+    def on_pictures(self, rows: Tensor, like: Tensor) -> Tensor:
+        """The result of a 1x1 convolution, (B·H·W, out); B, H, W of ``like``."""
+        return ops.as_rows(self.layers[0](ops.as_pictures(rows, like)))
+
+
+Layers = Packed | Own
+
+
+def layers_of(*modules: Any) -> Layers:
+    """Pack the layers where all of them can be packed."""
+    return pack(*modules) if all(can_pack(module) for module in modules) else Own(modules)
+
+
+def pack(*modules: Any) -> Packed:
+    """Pack layers, and leave a mark on each, so that none is packed twice."""
+    packed = Packed(modules)
+    for module in modules:
+        object.__setattr__(module, "pack", packed)
+    return packed
+
+
+def has_adapter(root: nn.Module) -> bool:
+    """Whether any layer in ``root`` is trained."""
+    return any(isinstance(module, Adapter) for module in root.modules())
+
+
+def linear(x: Tensor, layers: Layers, residual: Tensor | None = None, samples: int = 1) -> Tensor:
+    """The layers on x (N, in) side by side, plus ``residual`` (N, out)."""
+    if isinstance(layers, Packed):
+        return ops.linear(x, layers, residual, samples)
+    parts = layers.on_rows(x, samples)
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return out if residual is None else out + residual
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, layers: Layers, samples: int = 1) -> tuple[Tensor, ...]:
+    """x itself, and each layer on the norm of x (N, in). Go on with the x that is returned."""
+    if isinstance(layers, Packed):
+        return ops.norm_linear(x, norm, layers, samples)
+    normed = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return x, *layers.on_rows(normed, samples)
+
+
+def project(rows: Tensor, layers: Layers, like: Tensor, residual: Tensor | None = None) -> Tensor:
+    """A linear layer or 1x1 convolution on the rows of pictures such as ``like``, plus ``residual``."""
+    if isinstance(layers, Own) and isinstance(_inner(layers.layers[0]), nn.Conv2d):
+        out = layers.on_pictures(rows, like)
+        return out if residual is None else out + residual
+    return linear(rows, layers, residual, len(like))
+
+
+def feed_forward(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    first: Layers,
+    second: Layers,
+    kind: int,
+    samples: int = 1,
+    *,
+    repeated: bool = False,
+) -> Tensor:
+    """x + second(activation(first(norm(x)))), (N, C); see :func:`.ops.feed_forward`."""
+    if isinstance(first, Packed) and isinstance(second, Packed):
+        return ops.feed_forward(x, norm, first, second, kind, samples, repeated=repeated)
+    x, inner = norm_linear(x, norm, first, samples)
+    # Torch's activation: ours writes its gradient over what it read, which a layer's own backward may still need.
+    return linear(_activation(kind, inner), second, x, samples)
+
+
+def _activation(kind: int, inner: Tensor) -> Tensor:
+    if kind == GEGLU:
+        value, gate = inner.chunk(2, dim=1)
+        return value * F.gelu(gate)
+    return inner * torch.sigmoid(1.702 * inner) if kind == QUICK_GELU else F.gelu(inner)
+
+
+def _inner(layer: nn.Module) -> nn.Module:
+    return layer.base if isinstance(layer, Adapter) else layer

@@ -1,0 +1,150 @@
+"""The operations of the fused blocks in torch's own, for every device; their arguments are explained in
+:mod:`.kernels`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Of a feed-forward layer: value · gelu(gate), gelu, and CLIP's x · sigmoid(1.702 x). The first takes (N, 2F) rows
+# [value | gate], the others (N, F).
+GEGLU, GELU, QUICK_GELU = 0, 1, 2
+
+
+def lift(both: Tensor, factor: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    width = factor.shape[1]
+    hidden = both[:, width:].clone()
+    out = both[:, :width].addmm_(hidden, factor)
+    return (out.contiguous() if residual is None else out + residual), hidden
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(x)
+    mean = wide.mean(dim=1)
+    rstd = (wide.var(dim=1, unbiased=False) + eps).rsqrt()
+    out.copy_((wide - mean[:, None]) * rstd[:, None] * weight + bias)
+    return mean, rstd
+
+
+def layer_norm_backward(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    also: Tensor | None,
+) -> Tensor:
+    hat = (_wide(x) - mean[:, None]) * rstd[:, None]
+    inner = _wide(grad) * weight
+    dx = inner - inner.mean(dim=1, keepdim=True) - hat * (inner * hat).mean(dim=1, keepdim=True)
+    dx = dx * rstd[:, None]
+    return (dx if also is None else dx + also).to(x.dtype)
+
+
+def activate(kind: int, inner: Tensor, out: Tensor) -> None:
+    value, gate = _value_and_gate(kind, inner)
+    out.copy_(value * gate * _share(kind, gate)[0])
+
+
+def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    value, gate = _value_and_gate(kind, inner)
+    share, slope = _share(kind, gate)
+    wide = _wide(grad)
+    dgate = wide * value * slope
+    dinner = torch.cat([wide * gate * share, dgate], dim=1) if kind == GEGLU else dgate
+    return dinner.to(inner.dtype), (value * gate * share).to(grad.dtype)
+
+
+def _value_and_gate(kind: int, inner: Tensor) -> tuple[Tensor, Tensor]:
+    wide = _wide(inner)
+    if kind != GEGLU:
+        return wide.new_ones(1), wide
+    value, gate = wide.chunk(2, dim=1)
+    return value, gate
+
+
+def _share(kind: int, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the gate: by what it is multiplied, and the slope of the product."""
+    if kind == QUICK_GELU:
+        share = torch.sigmoid(1.702 * gate)
+        return share, share + 1.702 * gate * share * (1 - share)
+    share = 0.5 * (1 + torch.erf(gate * 0.5**0.5))
+    return share, share + gate * torch.exp(-0.5 * gate.square()) * 0.3989422804014327
+
+
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, shift: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = _in_groups(x, shift, groups)
+    mean = parts.mean(dim=(1, 3))
+    rstd = (parts.var(dim=(1, 3), unbiased=False) + eps).rsqrt()
+    z = _normed(parts, mean, rstd) * weight + bias
+    return (F.silu(z) if silu else z).to(x.dtype), mean, rstd
+
+
+def group_norm_backward(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor | None,
+    silu: bool,
+    grad: Tensor,
+    also: Tensor | None,
+) -> Tensor:
+    parts = _in_groups(x, shift, mean.shape[1])
+    hat = _normed(parts, mean, rstd)
+    dz = _wide(grad)
+    if silu:
+        z = hat * weight + bias
+        sigmoid = torch.sigmoid(z)
+        dz = dz * sigmoid * (1 + z * (1 - sigmoid))
+    inner = (dz * weight).view(parts.shape)
+    hat = hat.view(parts.shape)
+    dx = inner - inner.mean(dim=(1, 3), keepdim=True) - hat * (inner * hat).mean(dim=(1, 3), keepdim=True)
+    dx = (dx * rstd[:, None, :, None]).view(x.shape)
+    return (dx if also is None else dx + also).to(x.dtype)
+
+
+def _in_groups(x: Tensor, shift: Tensor | None, groups: int) -> Tensor:
+    wide = _wide(x)
+    if shift is not None:
+        wide = wide + shift[:, None]
+    return wide.reshape(*x.shape[:2], groups, -1)  # (B, S, groups, C / groups)
+
+
+def _normed(parts: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    return ((parts - mean[:, None, :, None]) * rstd[:, None, :, None]).flatten(2)
+
+
+def turned(weight: Tensor) -> Tensor:
+    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
+    x.add_(bias)
+    if also is not None:
+        x.add_(also)
+
+
+class CopyTable:
+    """The copies one by one."""
+
+    def __init__(self, sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float]) -> None:
+        self._rows = list(zip(sources, targets, scales, strict=True))
+
+    def run(self) -> None:
+        """Copy."""
+        for source, target, scale in self._rows:
+            if source.dtype == target.dtype:
+                torch.mul(source, scale, out=target)
+            else:
+                target.copy_(source * scale)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

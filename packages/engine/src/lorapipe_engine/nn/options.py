@@ -1,0 +1,23 @@
+"""How ``network_args`` that an algorithm alone has are read. Each reader raises ValueError with what it takes."""
+
+from __future__ import annotations
+
+_TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
+
+
+def flag(text: str) -> bool:
+    """True or False, as LyCORIS' users write it."""
+    if text.lower() not in _TRUE | _FALSE:
+        raise ValueError("True or False")
+    return text.lower() in _TRUE
+
+
+def factor(text: str) -> int:
+    """A whole number of 1 or more, or -1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1 and value != -1:
+        raise ValueError("a whole number of 1 or more, or -1 for the most even split")
+    return value

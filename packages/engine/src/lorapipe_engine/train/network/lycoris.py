@@ -1,0 +1,92 @@
+"""``network_module`` ``lycoris.kohya``: what LyCORIS' own words ask for.
+
+``algo`` names the algorithm, ``preset`` the modules. Unlike sd-scripts, LyCORIS gives kernels above 1x1 the rank and
+alpha of linear layers unless ``conv_dim`` and ``conv_alpha`` say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lorapipe_engine.command.options import nearest
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.networks import algorithms
+
+MODULE = "lycoris.kohya"
+DEFAULT_ALGO, DEFAULT_PRESET = "lora", "full"
+# Words that mean nothing while they are off, and what is not trained here yet while they are on.
+_OFF = frozenset({"false", "0", "0.0", "none", ""})
+_SWITCHES: Mapping[str, str] = {
+    "train_norm": "norm layers",
+    "dora_wd": "DoRA",
+    "use_scalar": "a learned scalar",
+    "rs_lora": "rank-stabilised scaling",
+    "rescaled": "rescaled OFT",
+    "constraint": "constrained OFT",
+    "rank_dropout_scale": "scaled dropout of ranks",
+    "use_tucker": "a Tucker core",
+    "use_cp": "a Tucker core",
+    "dropout": "dropout under this name (network_dropout is)",
+}
+# How the product is computed, not what it is.
+_WITHOUT_MEANING = frozenset({"bypass_mode", "wd_on_output", "wd_on_out"})
+
+
+@dataclass(frozen=True)
+class Lycoris:
+    """An algorithm of the table, a preset of :data:`.targets.PRESETS`, the arguments that are left, and the names of
+    those that change nothing here."""
+
+    algorithm: str
+    preset: str
+    words: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+
+
+def read_lycoris(words: Iterable[str], presets: Iterable[str], known: Mapping[str, Iterable[str]]) -> Lycoris:
+    """Take ``algo``, ``preset`` and what is switched off out of ``network_args``. ``known``: of each algorithm, the
+    arguments that it reads itself.
+
+    Raises ConfigError for what is not trained here.
+    """
+    given: dict[str, str] = {}
+    rest: list[str] = []
+    unused: list[str] = []
+    for word in words:
+        name, sign, text = (piece.strip() for piece in word.partition("="))
+        if name in ("algo", "preset"):
+            given[name] = text
+        elif name in _WITHOUT_MEANING:
+            unused.append(name)
+        else:
+            rest.append(f"{name}{sign}{text}")
+    algorithm = _algorithm(given.get("algo", DEFAULT_ALGO))
+    preset = given.get("preset", DEFAULT_PRESET)
+    if preset not in presets:
+        told = nearest(preset, presets) or f"; known: {', '.join(presets)}"
+        raise ConfigError(f"network_args: preset '{preset}' is not known{told} (preset files are not read)")
+    own = set(known.get(algorithm, ()))
+    left = tuple(word for word in rest if not _is_off(word, own, algorithm))
+    return Lycoris(algorithm, preset, left, tuple(unused))
+
+
+def _algorithm(algo: str) -> str:
+    known = {name: row.name for row in algorithms.ALGORITHMS if row.adapter for name in row.algos}
+    if algo.lower() not in known:
+        raise ConfigError(
+            f"network_args: algo={algo} is not trained here; those that are: {', '.join(known)}"
+        )
+    return known[algo.lower()]
+
+
+def _is_off(word: str, own: set[str], algorithm: str) -> bool:
+    """Whether a word only says that something is not wanted. Raises ConfigError where it is wanted and not trained."""
+    name, _, text = word.partition("=")
+    if name not in _SWITCHES or name in own:
+        return False
+    if text.lower() in _OFF:
+        return True
+    raise ConfigError(
+        f"network_args: {word} asks for {_SWITCHES[name]}, which {algorithm} networks are not trained with here"
+    )

@@ -1,0 +1,75 @@
+"""Which layers of a model are trained: sd-scripts' choice, or a preset of LyCORIS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from lorapipe_engine.nn.attach import Kind, NetworkPlan, Target
+from lorapipe_engine.train.families.base import Family, TargetModule
+
+# Layers at the ends of a UNet, that LyCORIS' preset "full" trains too.
+_ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
+
+
+def every_layer(family: Family) -> Iterator[TargetModule]:
+    """Every layer that any choice may train, in order: text encoders, then the UNet. Call it before adapters are
+    attached."""
+    yield from family.target_modules(conv=True)
+    there = dict(family.denoiser.named_modules())
+    for path in _ENDS:
+        if isinstance(there.get(path), nn.Linear | nn.Conv2d):
+            yield TargetModule("unet", path, there[path])
+
+
+def _is_large(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+
+
+def _attention(row: TargetModule) -> bool:
+    return row.part != "unet" or ".attentions." in row.path
+
+
+def _ia3(row: TargetModule) -> bool:
+    return bool(re.search(r"\.(to_k|to_v|ff\.net\.2|k_proj|v_proj|fc2)$", row.path))
+
+
+# Of all layers, those that a preset trains; counts of the published models are in the tests.
+PRESETS: Mapping[str, Callable[[TargetModule], bool]] = {
+    "full": lambda _row: True,
+    "full-lin": lambda row: not _is_large(row.module),
+    "attn-mlp": _attention,
+    "attn-only": lambda row: bool(re.search(r"\.(attn1|attn2|self_attn)\.", row.path)),
+    "unet-only": lambda row: row.part == "unet",
+    "unet-transformer-only": lambda row: row.part == "unet" and _attention(row),
+    "unet-convblock-only": lambda row: (
+        row.part == "unet" and not _attention(row) and not row.path.startswith("time_embedding.")
+    ),
+    "ia3": _ia3,
+}
+# Layers whose input is scaled in the preset "ia3", not their output.
+_ON_INPUT = re.compile(r"(ff_net_2|mlp_fc2)$")
+
+
+def targets_of(family: Family, *, conv: bool, preset: str | None = None, every: bool = False) -> list[Target]:
+    """The layers to train: those of attention and feed-forward, with ``conv`` of residual blocks and samplers too; or
+    those of a preset; or ``every`` one, because a file says which."""
+    rows: Iterable[TargetModule]
+    if every:
+        rows = every_layer(family)
+    elif preset is None:
+        rows = family.target_modules(conv=conv)
+    else:
+        rows = filter(PRESETS[preset], every_layer(family))
+    return [Target(row.part, family.lora_name(row.part, row.path), row.module) for row in rows]
+
+
+def with_kinds(plan: NetworkPlan, preset: str | None, targets: Iterable[Target]) -> NetworkPlan:
+    """The plan with what a preset says of single layers."""
+    if preset != "ia3" or plan.kind.algorithm != "ia3":
+        return plan
+    kind = Kind("ia3", {**plan.kind.options, "train_on_input": True})
+    return replace(plan, kinds={row.name: kind for row in targets if _ON_INPUT.search(row.name)})
