@@ -1,4 +1,4 @@
-"""The checkpoint that is merged into: one file, or a diffusers folder, whose weights lie in several."""
+"""A checkpoint opened: one file, or a diffusers folder, whose weights lie in several."""
 
 from __future__ import annotations
 
