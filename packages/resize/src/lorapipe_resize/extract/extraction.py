@@ -15,7 +15,7 @@ from lorapipe_engine.files.tensorfile import build_header
 from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.networks.ranks import Candidate, ranks_for_size
 from lorapipe_resize.extract.modules import DTYPES, ModuleReport, Piece, make_piece
-from lorapipe_resize.extract.rules import NO_BOUND, Rule
+from lorapipe_resize.extract.rules import Rule
 from lorapipe_resize.extract.sources import UNCHANGED, Job, Source
 
 MOST_THREADS = 4  # each has a layer of both checkpoints in memory
@@ -129,9 +129,13 @@ def _ranks_within(source: Source, wanted: Wanted, target: int) -> tuple[list[int
 
 def _header_bytes(jobs: Sequence[Job]) -> int:
     """Bytes that the file's header can at most take, whatever the ranks."""
-    digits = (NO_BOUND, NO_BOUND, 9, 9)
-    names = [f"{job.name}.{end}" for job in jobs for end in ("lora_down.weight", "lora_up.weight", "alpha")]
-    return len(build_header(dict.fromkeys(names, ("U8", digits)))[0]) + METADATA_ROOM
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for job in jobs:
+        rows, columns = job.size
+        shapes[f"{job.name}.lora_down.weight"] = ("F32", (min(job.size), columns, *job.kernel))
+        shapes[f"{job.name}.lora_up.weight"] = ("F32", (rows, min(job.size), *job.kernel))
+        shapes[f"{job.name}.alpha"] = ("F32", ())
+    return len(build_header(shapes)[0]) + METADATA_ROOM
 
 
 def whole_error(modules: Sequence[ModuleReport], kind: str = "error") -> float:

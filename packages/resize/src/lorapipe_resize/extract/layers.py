@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,8 @@ def tensors_of(base: Base) -> Tensors:
     for file in base.files:
         if file.part is None:
             layout = find_layout(file.weights.tensors)
+        elif file.part == "unet":
+            layout = _diffusers_layout(file.weights.tensors)
         for key, found in _tensors_in(file, base.family, layout):
             if key.startswith(EMA):
                 averages.append(key)
@@ -148,8 +151,15 @@ def _tensors_in(file: BaseFile, family: str, layout: Layout) -> Iterator[tuple[s
             place = _part_place(file.part, key, info)
             ldm_path = None
             if place and file.part == "unet":
-                ldm_path = unet_to_ldm(place.path, 2, get_family(family).plain_up_blocks)
+                plain = get_family(family).plain_up_blocks
+                ldm_path = unet_to_ldm(place.path, layout.layers_per_block, plain)
             yield key, [Tensor(file.weights, key, place, ldm_path)] if place else []
+
+
+def _diffusers_layout(keys: Iterable[str]) -> Layout:
+    """The layout of a UNet with diffusers' names; the usual one for what its keys do not show."""
+    numbers = [int(m[1]) for key in keys if (m := re.match(r"down_blocks\.\d+\.resnets\.(\d+)\.", key))]
+    return Layout(layers_per_block=max(numbers) + 1) if numbers else Layout()
 
 
 def _part_place(part: str, key: str, info: TensorInfo) -> Place | None:
@@ -187,6 +197,12 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
 def fit(one: Tensor, two: Tensor) -> bool:
     """Whether the tensors are of the same layer sizes."""
     return _flat(one.shape) == _flat(two.shape)
+
+
+def are_comparable(one: Tensor, two: Tensor) -> bool:
+    """Whether the tensors are of the same sizes, or first convolutions that take 4 and 9 channels."""
+    same_but_inputs = (one.shape[:1], one.shape[2:]) == (two.shape[:1], two.shape[2:])
+    return fit(one, two) or (len(one.shape) == len(two.shape) == 4 and same_but_inputs)
 
 
 def distance(tuned: Tensor, base: Tensor) -> tuple[float, float]:

@@ -14,7 +14,15 @@ from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.models.keys import lora_name
-from lorapipe_resize.extract.layers import Tensor, Tensors, are_equal, distance, fit, tensors_of
+from lorapipe_resize.extract.layers import (
+    Tensor,
+    Tensors,
+    are_comparable,
+    are_equal,
+    distance,
+    fit,
+    tensors_of,
+)
 from lorapipe_resize.extract.targets import CONVOLUTIONS, category, is_target, spare_layers
 
 _PARTS = {"unet": "the UNet", "te1": "the text encoder", "te2": "the second text encoder", "vae": "the VAE"}
@@ -82,6 +90,7 @@ def pair_up(tuned: Base, base: Base, *, conv: bool) -> Pair:
     ours, theirs = tensors_of(tuned), tensors_of(base)
     pair = Pair(tuned.family, tuned.v_prediction or base.v_prediction)
     spare = _spare(ours, theirs)
+    misfits: list[str] = []
     for name, tensor in ours.layers.items():
         other = theirs.layers.get(name)
         if other is None:
@@ -95,10 +104,14 @@ def pair_up(tuned: Base, base: Base, *, conv: bool) -> Pair:
         ):
             _check_sizes(tensor, other)
             pair.layers.append(_layer(tensor, other, tuned.family, ours, theirs))
-        else:
+        elif are_comparable(tensor, other):
             pair.rest.append((tensor, other))
+        else:
+            misfits.append(tensor.key)
     if not pair.layers:
         raise InputError(f"{tuned.path} and {base.path} have no layer in common that takes a LoRA")
+    if misfits:
+        pair.notes.append(f"not compared: {len(misfits)} tensors of other shapes: {_shown(misfits)}")
     pair.notes += _notes(ours, theirs)
     return pair
 
@@ -143,22 +156,26 @@ def _notes(ours: Tensors, theirs: Tensors) -> list[str]:
         parts = Counter(part for part, _, _ in missing)
         for part, count in parts.items():
             if all(other != part for other, _, _ in there.layers):
-                notes.append(f"{there.base.path} has nothing of {_PARTS[part]}; {count} tensors are not compared")
+                notes.append(
+                    f"{there.base.path} has nothing of {_PARTS[part]}; {count} tensors are not compared"
+                )
                 continue
             names = [f"{path}.{kind}" for p, path, kind in missing if p == part]
-            shown = ", ".join(quote(name)[1:-1] for name in names[:SHOWN])
-            more = f" and {count - SHOWN} more" if count > SHOWN else ""
-            notes.append(f"only {here.base.path} has {count} tensors of {_PARTS[part]}: {shown}{more}")
+            notes.append(f"only {here.base.path} has {count} tensors of {_PARTS[part]}: {_shown(names)}")
         if here.averages:
             notes.append(
                 f"{here.base.path}: {len(here.averages)} averages (EMA) are passed over, its plain weights count"
             )
     unknown = sorted(set(ours.others) ^ set(theirs.others))
     if unknown:
-        shown = ", ".join(quote(key)[1:-1] for key in unknown[:SHOWN])
-        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        notes.append(f"{len(unknown)} tensors of no layer are in one of the files only: {shown}{more}")
+        notes.append(f"{len(unknown)} tensors of no layer are in one of the files only: {_shown(unknown)}")
     return notes
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The first few of many names, safe for a terminal."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(quote(name)[1:-1] for name in names[:SHOWN]) + more
 
 
 # -------------------------------------------------------------------------------- what is left out
@@ -177,15 +194,7 @@ def compare_rest(pair: Pair) -> list[LeftOut]:
 
 def _compare(tensors: tuple[Tensor, Tensor]) -> tuple[float, float]:
     tuned, base = tensors
-    if are_equal(tuned, base):
-        return 0.0, 0.0
-    if len(tuned.shape) != len(base.shape) and not fit(tuned, base):
-        raise InputError(f"{quote(tuned.key)[1:-1]} has another number of dimensions in {base.file.path}")
-    if not fit(tuned, base) and (len(tuned.shape) < 2 or tuned.shape[0] != base.shape[0]):
-        raise InputError(
-            f"{quote(tuned.key)[1:-1]} is {tuned.shape} in {tuned.file.path}, {base.shape} in {base.file.path}"
-        )
-    return distance(tuned, base)
+    return (0.0, 0.0) if are_equal(tuned, base) else distance(tuned, base)
 
 
 def _left_out(title: str, rows: Sequence[tuple[float, float, str]]) -> LeftOut:
