@@ -415,6 +415,18 @@ def test_a_stream_carries_the_file_and_a_dry_run_writes_nothing(extract: Any, tm
     assert len(done.lines) == 193
 
 
+def test_an_interrupt_leaves_nothing(extract: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    from lorapipe_resize.extract import extraction
+
+    def interrupted(*_words: Any, **_more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extraction, "make_piece", interrupted)
+    done = extract(TUNED, BASE, "-o", tmp_path / "lora.safetensors")
+    assert (done.code, "interrupted" in done.err) == (130, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_file_fails_its_proof(extract: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """--verify compares what is on the disk, so a writer that spoils one module is found out."""
     from lorapipe_resize.extract import run

@@ -102,6 +102,23 @@ def test_dora_becomes_lora_of_its_change_against_the_base(per: str, extract: Any
         assert row["error"]["truncation"] == pytest.approx(best, rel=1e-5)
 
 
+def test_blocks_and_kernels_are_told_by_names_alone(extract: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    tensors: dict[str, Array] = {}
+    for name, columns in ((LINEAR, 12), (CONV, 9 * 8), ("lora_te_text_model_encoder_layers_0_mlp_fc1", 12)):
+        for which in "12":
+            tensors[f"{name}.hada_w{which}_a"] = rng.standard_normal((10, 2)).astype(np.float32)
+            tensors[f"{name}.hada_w{which}_b"] = rng.standard_normal((2, columns)).astype(np.float32)
+    source, output = tmp_path / "loha.safetensors", tmp_path / "out.safetensors"
+    write_tensors(source, tensors)
+    found = json.loads(extract(source, "-o", output, "--target-size", "9kB", "--json").out)
+    assert list(found["blocks"]) == ["TE1", "IN01"]
+    with open_tensors(output) as file:
+        assert file.tensors[f"{CONV}.lora_down.weight"].shape[1:] == (8, 3, 3)
+        assert len(file.tensors[f"{LINEAR}.lora_down.weight"].shape) == 2
+    assert output.stat().st_size <= 9000
+
+
 def test_biases_norms_and_strangers_are_named(extract: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     source = tmp_path / "full.safetensors"

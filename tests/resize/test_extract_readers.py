@@ -127,3 +127,17 @@ def test_folders_and_single_files_give_the_same(family: str, extract: Any, tmp_p
             assert value.shape == other[key].shape
             if not key.endswith("alpha"):
                 assert np.allclose(np.abs(value), np.abs(other[key]), atol=1e-4)
+
+
+def test_a_bare_unet_of_diffusers_is_compared_too(extract: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tuned, plain = tiny.build("sd1"), tiny.build("sd1")
+    tune(tuned, 5)
+    unet = tmp_path / "unet.safetensors"
+    save_file({key: value.contiguous() for key, value in tuned.unet.state_dict().items()}, unet)
+    base = tiny.save_checkpoint(plain, tmp_path / "base.safetensors")
+    whole = tiny.save_checkpoint(tuned, tmp_path / "tuned.safetensors")
+    bare, other = (json.loads(extract(path, base, "-n", "--json").out) for path in (unet, whole))
+    assert bare["modules"] == [row for row in other["modules"] if row["module"].startswith("lora_unet_")]
+    assert any("nothing of the text encoder" in note for note in bare["notes"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
-from lorapipe_engine.models.blocks import block_of
+from lorapipe_engine.models.blocks import REST, block_of, block_of_name
 from lorapipe_engine.models.families import FAMILIES, get_family
-from lorapipe_engine.models.keys import lora_name, lora_names, unet_to_ldm
+from lorapipe_engine.models.keys import lora_name, lora_names
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.leading import leading
 from lorapipe_resize.extract.layers import Tensor, tensors_of
@@ -31,23 +31,39 @@ SHOWN = 5
 _BIASES = frozenset({"diff_b", "b_norm"})
 
 
-@dataclass(frozen=True)
 class NetworkJob:
     """A module of the network: its name in the LoRA, its block, and the layer's weight in the base where that is
     given.
     """
 
-    name: str
-    block: str
-    module: NetworkModule
-    kernel: tuple[int, ...]
-    size: tuple[int, int]
-    base: Tensor | None
+    def __init__(
+        self, source: NetworkSource, module: NetworkModule, name: str, block: str, base: Tensor | None
+    ) -> None:
+        self._source = source
+        self.module = module
+        self.name = name
+        self.block = block
+        self.base = base
+
+    @cached_property
+    def kernel(self) -> tuple[int, ...]:
+        """(k, k) of a convolution, () of a linear layer: the base's, or what the module's tensors and name tell."""
+        if self.base is None:
+            return self._source.kernel_of(self)
+        kernel = self.base.shape[2:]
+        around = self.module.name.endswith(("proj_in", "proj_out"))
+        return () if around and kernel == (1, 1) and self._source.family != "sd1" else kernel
 
     @property
     def conv(self) -> bool:
         """Whether the kernel is larger than 1x1."""
         return max(self.kernel, default=1) > 1
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the change. Without a base it is computed for that: algorithms store it in many ways."""
+        rows, *rest = self.base.shape if self.base is not None else self._source.change_of(self).shape
+        return rows, math.prod(rest)
 
 
 class NetworkSource:
@@ -57,6 +73,8 @@ class NetworkSource:
         """Raises ConfigError where a base is needed and not given, InputError for modules that the base has not."""
         self._file = file
         self._scales = adapter_scales(file.metadata, network.modules)
+        self._trained_for = network.family
+        self.family = base.family if base is not None else network.family
         self.notes: list[str] = []
         modules = [module for module in network.modules.values() if self._has_matrix(module)]
         self._note_rest(network)
@@ -65,7 +83,7 @@ class NetworkSource:
         if base is None:
             _check_base_not_needed(file, modules)
         layers = _layers_by_name(base) if base is not None else {}
-        self.jobs: Sequence[NetworkJob] = [self._job(module, network, base, layers) for module in modules]
+        self.jobs: Sequence[NetworkJob] = [self._job(module, base, layers) for module in modules]
 
     def _has_matrix(self, module: NetworkModule) -> bool:
         shapes = {suffix: self._file.tensors[key].shape for suffix, key in module.keys.items()}
@@ -90,21 +108,16 @@ class NetworkSource:
             self.notes.append(f"not in the LoRA: {len(network.others)} tensors of no module: {shown}{more}")
 
     def _job(
-        self,
-        module: NetworkModule,
-        network: Network,
-        base: Base | None,
-        layers: Mapping[str, tuple[str, Tensor]],
+        self, module: NetworkModule, base: Base | None, layers: Mapping[str, tuple[str, Tensor]]
     ) -> NetworkJob:
         if base is None:
-            name, block = _named(module, network.family)
-            return NetworkJob(name, block, module, self._kernel(module), self._size(module), None)
+            return NetworkJob(self, module, *_named(module, self.family), None)
         name = module.name.replace("lycoris_", "lora_", 1).replace("oft_", "lora_", 1)
         if name not in layers:
             title = FAMILIES[base.family].title
-            other = network.family not in (None, base.family)
+            other = self._trained_for not in (None, base.family)
             why = (
-                f"the network is for {FAMILIES[network.family or ''].title}"
+                f"the network is for {FAMILIES[self._trained_for or ''].title}"
                 if other
                 else "it has no such layer"
             )
@@ -112,24 +125,13 @@ class NetworkSource:
                 f"{self._file.path}: {quote(module.name)[1:-1]} has no place in {base.path} ({title}): {why}"
             )
         kohya, tensor = layers[name]
-        rows, *rest = tensor.shape
-        kernel = tensor.shape[2:]
-        if module.name.endswith(("proj_in", "proj_out")) and kernel == (1, 1) and base.family != "sd1":
-            kernel = ()
-        block = block_of(tensor.place.part, tensor.ldm_path)
-        return NetworkJob(kohya, block, module, kernel, (rows, math.prod(rest)), tensor)
+        return NetworkJob(self, module, kohya, block_of(tensor.place.part, tensor.ldm_path), tensor)
 
-    def _kernel(self, module: NetworkModule) -> tuple[int, ...]:
-        stored = [self._file.tensors[key].shape[2:] for key in module.keys.values()]
+    def kernel_of(self, job: NetworkJob) -> tuple[int, ...]:
+        """The kernel that a module's tensors show, or where they are flattened its name."""
+        stored = [self._file.tensors[key].shape[2:] for key in job.module.keys.values()]
         kernels = [shape for shape in stored if len(shape) == 2]
-        if kernels:
-            return max(kernels)
-        return kernel_of(module.name, self._size(module)[1])
-
-    def _size(self, module: NetworkModule) -> tuple[int, int]:
-        """Rows and columns of the change, by computing it: algorithms store it in many ways."""
-        rows, *rest = self._dense(module, None).shape
-        return rows, math.prod(rest)
+        return max(kernels) if kernels else kernel_of(job.module.name, job.size[1])
 
     # ---------------------------------------------------------------- the changes
 
@@ -175,10 +177,12 @@ class NetworkSource:
         return self._matrix(self.jobs[number])
 
     def _matrix(self, job: NetworkJob) -> Array:
-        change = self._dense(job.module, job.base)
+        change = self.change_of(job)
         return change.reshape(change.shape[0], -1)
 
-    def _dense(self, module: NetworkModule, base: Tensor | None) -> Array:
+    def change_of(self, job: NetworkJob) -> Array:
+        """The change of a module in the shape that its algorithm gives it, float64."""
+        module, base = job.module, job.base
         arrays = self._arrays(module)
         weight = base.read(np.float64) if base is not None else None
         if weight is not None and not np.isfinite(weight).all():
@@ -233,23 +237,10 @@ def _layers_by_name(base: Base) -> dict[str, tuple[str, Tensor]]:
 def _named(module: NetworkModule, family: str | None) -> tuple[str, str]:
     """Kohya's name of a module and its block, from the name alone."""
     name = module.name
+    plain = get_family(family).plain_up_blocks if family else frozenset()
+    block = block_of_name(name, module.part, plain) or REST
     if "." not in name:
-        return name.replace("lycoris_", "lora_", 1).replace("oft_", "lora_", 1), _block_of_name(
-            module, family
-        )
-    part, _, path = name.partition(".")
+        return name.replace("lycoris_", "lora_", 1).replace("oft_", "lora_", 1), block
     if family is None or module.part == "other":
         raise InputError(f"module {quote(name)[1:-1]}: its family is not known; give the base model too")
-    del part
-    return lora_name(family, module.part, path), _block_of_name(module, family)
-
-
-def _block_of_name(module: NetworkModule, family: str | None) -> str:
-    """The block of a module where dots tell the path; its part where they do not."""
-    if module.part in ("te1", "te2"):
-        return block_of(module.part, None)
-    part, dot, path = module.name.partition(".")
-    del part
-    if dot and family is not None:
-        return block_of("unet", unet_to_ldm(path, 2, get_family(family).plain_up_blocks))
-    return "UNET"
+    return lora_name(family, module.part, name.partition(".")[2]), block

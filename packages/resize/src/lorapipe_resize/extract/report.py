@@ -15,8 +15,6 @@ from lorapipe_resize.extract.pair import LeftOut, record_of
 from lorapipe_resize.extract.verify import Verified
 from lorapipe_resize.report import megabytes, percent
 
-UNNAMED = "UNET"  # the block of modules whose names do not tell it
-
 
 @dataclass(kw_only=True)
 class Report:
@@ -70,7 +68,7 @@ def blocks(modules: Sequence[ModuleReport]) -> Iterator[tuple[str, list[ModuleRe
     found: dict[str, list[ModuleReport]] = {}
     for module in modules:
         found.setdefault(module.block, []).append(module)
-    for name in sorted(found, key=lambda block: order_of(block) if block != UNNAMED else (9, block)):
+    for name in sorted(found, key=order_of):
         yield name, found[name]
 
 
