@@ -3,8 +3,8 @@
     python tools/fuzz_weights.py --headers 1000000 --files 10000 [--seed 0]
 
 Headers are broken in many ways and read by the engine's reader; small networks (.safetensors and .ckpt) are mutated
-byte by byte and given to lora-inspect check, lora-resize, lora-extract and lora-merge, in this process. The same seed gives the same
-cases.
+byte by byte and given to lora-inspect check, lora-resize, lora-extract and lora-merge, in this process. The same seed
+gives the same cases.
 """
 
 from __future__ import annotations

@@ -181,6 +181,11 @@ def test_ranks_by_a_method(method: str, param: float, extract: Any) -> None:
     assert len({row["rank"] for row in rows}) > 1
 
 
+def test_the_largest_value_alone_is_the_least_that_a_method_keeps(extract: Any) -> None:
+    rows = record(extract(TUNED, BASE, "-n", "--json", "--method", "sv_ratio", "--param", 1))["modules"]
+    assert ({row["rank"] for row in rows}, len(rows)) == ({1}, 192)
+
+
 def test_a_target_size_is_kept_and_used(extract: Any, tmp_path: Path) -> None:
     output = tmp_path / "lora.safetensors"
     found = record(extract(TUNED, BASE, "-o", output, "--target-size", "100kB", "--json"))

@@ -71,7 +71,8 @@ class Rule:
             count = self._count(singular, norm, threshold, whole=singular.size >= limit)
             if count is None:
                 return bound, singular.size >= bound and self.method != "sv_cumulative"
-            return min(count, bound), True
+            # No signal is none; a share is always of something.
+            return min(count if self.method == "signal" else max(1, count), bound), True
 
         return choose, threshold
 
