@@ -154,14 +154,22 @@ def test_modules_without_a_place_and_swapped_files_are_refused(extract: Any, tmp
     assert not output.exists()
 
 
-def test_a_peft_file_whose_scale_is_beside_it_is_refused(extract: Any, tmp_path: Path) -> None:
-    stem = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    source = tmp_path / "adapter_model.safetensors"
-    write_tensors(
-        source,
-        {f"{stem}.lora_{side}.weight": np.ones((4, 4), np.float32) for side in "AB"},
-    )
-    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 16}')
-    for name in (source, tmp_path):
-        done = extract(name, BASE, "-n")
-        assert (done.code, "adapter_config.json" in done.err) == (2, True)
+def test_a_peft_adapters_config_counts(extract: Any, tmp_path: Path) -> None:
+    """As a folder, as its file, with and without the base; alone without the config its strength is not known."""
+    rng = np.random.default_rng(5)
+    stem = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2"
+    out, inputs = base_weight(LINEAR_KEY).shape
+    down = rng.standard_normal((2, inputs)).astype(np.float32)
+    up = rng.standard_normal((out, 2)).astype(np.float32)
+    folder, output = tmp_path / "adapter", tmp_path / "out.safetensors"
+    folder.mkdir()
+    source = folder / "adapter_model.safetensors"
+    write_tensors(source, {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up})
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 16}')
+    for words in ((folder,), (source,), (source, BASE)):
+        done = extract(*words, "-o", output, "--save-precision", "float", "--force")
+        assert done.code == 0, done.err
+        assert np.allclose(delta(output, LINEAR), 8 * (up @ down), atol=1e-5)
+    (folder / "adapter_config.json").unlink()
+    done = extract(source, "-n")
+    assert (done.code, "adapter_config.json" in done.err) == (2, True)

@@ -13,22 +13,23 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.checkpoints.opened import Base
 from lorapipe_engine.delta import dense_delta, needs_base
-from lorapipe_engine.delta.adapter import adapter_scales
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.blocks import REST, block_of, block_of_name
 from lorapipe_engine.models.families import FAMILIES, get_family
-from lorapipe_engine.models.keys import lora_name, lora_names
+from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.kohya_names import canonical, kohya_name
 from lorapipe_engine.networks.leading import leading
+from lorapipe_engine.networks.read import module_label, read_module
 from lorapipe_resize.extract.layers import Tensor, tensors_of
 from lorapipe_resize.extract.rules import Rule
 from lorapipe_resize.extract.sources import UNCHANGED, Found
 
 Array = NDArray[Any]
 SHOWN = 5
-_BIASES = frozenset({"diff_b", "b_norm"})
+_BIASES = frozenset({"diff_b", "b_norm", "lora_up.bias"})
 
 
 class NetworkJob:
@@ -72,7 +73,6 @@ class NetworkSource:
     def __init__(self, file: WeightFile, network: Network, base: Base | None) -> None:
         """Raises ConfigError where a base is needed and not given, InputError for modules that the base has not."""
         self._file = file
-        self._scales = adapter_scales(file.metadata, network.modules)
         self._trained_for = network.family
         self.family = base.family if base is not None else network.family
         self.notes: list[str] = []
@@ -112,7 +112,7 @@ class NetworkSource:
     ) -> NetworkJob:
         if base is None:
             return NetworkJob(self, module, *_named(module, self.family), None)
-        name = module.name.replace("lycoris_", "lora_", 1).replace("oft_", "lora_", 1)
+        name = canonical(module.name)
         if name not in layers:
             title = FAMILIES[base.family].title
             other = self._trained_for not in (None, base.family)
@@ -138,15 +138,13 @@ class NetworkSource:
     def find(self, number: int, rule: Rule) -> Found | str:
         """The change of one module at the rank of the rule; exact by its factors wherever the algorithm has them."""
         job = self.jobs[number]
-        scale = self._scales.get(job.module.name)
         if needs_base(job.module.keys) or job.module.algorithm == "full":
             return self._find_dense(job, rule)
         arrays = self._arrays(job.module)
         exact = module_spectrum(job.module.name, arrays, vectors=rule.bound(conv=job.conv))
-        whole = exact.scale * (1.0 if scale is None else scale)
-        if whole < 0:
+        if exact.scale < 0:
             return self._find_dense(job, rule)
-        spectrum = exact.spectrum.scaled(whole)
+        spectrum = exact.spectrum.scaled(exact.scale)
         if not spectrum.norm():
             return UNCHANGED
         choose, _ = rule.chooser(conv=job.conv, limit=exact.limit, floor=None)
@@ -192,15 +190,15 @@ class NetworkSource:
         change = dense_delta(arrays, weight, name=module.name).weight
         if change is None:
             raise InputError(f"{self._file.path}: module {quote(module.name)[1:-1]} changes no weight")
-        scale = self._scales.get(module.name)
-        result: Array = change if scale is None else change * scale
-        return result
+        return change
 
     def _arrays(self, module: NetworkModule) -> dict[str, Array]:
-        arrays = {suffix: self._file.read(key) for suffix, key in module.keys.items()}
-        bad = [module.keys[s] for s, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
+        arrays = read_module(self._file, module)
+        bad = [s for s, a in arrays.items() if a.dtype.kind == "f" and not np.isfinite(a).all()]
         if bad:
-            raise InputError(f"{self._file.path}: {quote(bad[0])} has NaN or infinite values")
+            raise InputError(
+                f"module {module_label(self._file, module)}: {bad[0]} has NaN or infinite values"
+            )
         return arrays
 
 
@@ -239,8 +237,7 @@ def _named(module: NetworkModule, family: str | None) -> tuple[str, str]:
     name = module.name
     plain = get_family(family).plain_up_blocks if family else frozenset()
     block = block_of_name(name, module.part, plain) or REST
-    if "." not in name:
-        return name.replace("lycoris_", "lora_", 1).replace("oft_", "lora_", 1), block
-    if family is None or module.part == "other":
-        raise InputError(f"module {quote(name)[1:-1]}: its family is not known; give the base model too")
-    return lora_name(family, module.part, name.partition(".")[2]), block
+    kohya = kohya_name(name, family)
+    if "." in kohya:
+        raise InputError(f"module {quote(name)[1:-1]}: its layer is not known; give the base model too")
+    return kohya, block

@@ -21,6 +21,7 @@ from lorapipe_engine.files.tensorfile import build_header, check_output, lay_out
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
 from lorapipe_engine.networks.describe import describe_network
+from lorapipe_engine.networks.read import network_path, require_strengths
 from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
 from lorapipe_resize.extract.metadata import Origin, metadata_of
 from lorapipe_resize.extract.network import NetworkSource
@@ -165,16 +166,10 @@ def is_network(name: str) -> bool:
     path = resolve_base(name)
     if not isinstance(path, Path):
         return False
-    folder = path if path.is_dir() else path.parent
-    found = False
-    if path.is_file():
-        with open_weights(path) as file:
-            found = recognise({key: info.shape for key, info in file.tensors.items()}).kind == "lora"
-    if (found or path.is_dir()) and (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"{name}: the scale of a PEFT adapter is in adapter_config.json; convert it with lora-convert --to kohya"
-        )
-    return found
+    if path.is_dir():
+        return (path / "adapter_config.json").is_file()
+    with open_weights(path) as file:
+        return recognise({key: info.shape for key, info in file.tensors.items()}).kind == "lora"
 
 
 def _open_pair(options: Options, stack: ExitStack) -> Opened:
@@ -218,9 +213,12 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
         raise ConfigError(
             "--min-diff is for two checkpoints; lora-resize --drop-zero leaves out modules of a network"
         )
-    path = Path(options.tuned)
+    path = network_path(Path(options.tuned))
     file = stack.enter_context(open_weights(path))
     network = describe_network(file)
+    require_strengths(network)
+    if network.foreign is not None:
+        raise InputError(f"{path}: is for {network.title}, not for SD 1.x, SD 2.x or SDXL")
     base = None
     if options.base is not None:
         if is_network(options.base):
