@@ -75,21 +75,23 @@ def leading(
     choose: Choose,
     *,
     threshold: float | None = None,
+    expected: int = FIRST_BLOCK,
     seed: int = 0,
 ) -> Leading:
     """The leading singular triplets of a finite matrix (o, n), float32 or float64, at the rank that ``choose`` names.
 
     Where ``choose`` counts values above ``threshold``, that no other value exceeds it is proved too. Maths is done in
-    the matrix's type, sums in float64. Equal matrices and seeds give equal results on a machine.
+    the matrix's type, sums in float64. ``expected`` is the rank to begin with, where it is known the right one. Equal
+    matrices and seeds give equal results on a machine.
     """
     smaller = min(matrix.shape)
     if smaller <= SMALL:
         return _whole(matrix, choose)
     if matrix.shape[0] < matrix.shape[1]:
-        turned = leading(matrix.T, choose, threshold=threshold, seed=seed)
+        turned = leading(matrix.T, choose, threshold=threshold, expected=expected, seed=seed)
         return replace(turned, left=turned.right.T, right=turned.left.T)
     draw = np.random.default_rng([seed, *matrix.shape])
-    wanted = FIRST_BLOCK
+    wanted = max(1, expected)
     while (size := wanted + max(12, wanted // 4)) <= smaller // 2:
         block = draw.standard_normal((matrix.shape[1], size), np.float32).astype(matrix.dtype, copy=False)
         found, rank, decided = _iterate(matrix, block, choose, threshold, wanted)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.networks.leading import Choose
+from lorapipe_engine.networks.leading import FIRST_BLOCK, Choose
 
 Array = NDArray[Any]
 Method = Literal["signal", "sv_ratio", "sv_fro", "sv_cumulative"]
@@ -59,6 +59,11 @@ class Rule:
 
     def bound(self, *, conv: bool) -> int:
         return self.conv_rank if conv else self.rank
+
+    def expected(self, *, conv: bool, limit: int) -> int:
+        """The rank that a module will get, as far as it is known before its values are."""
+        bound = min(self.bound(conv=conv), limit)
+        return bound if self.method is None else min(bound, FIRST_BLOCK)
 
     def chooser(self, *, conv: bool, limit: int, floor: float | None) -> tuple[Choose, float | None]:
         """What :func:`leading` asks for a module of at most rank ``limit``, and the threshold it counts above."""

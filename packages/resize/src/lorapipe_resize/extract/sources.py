@@ -84,7 +84,8 @@ class CheckpointSource:
         limit = min(change.matrix.shape)
         choose, threshold = rule.chooser(conv=layer.conv, limit=limit, floor=change.floor)
         try:
-            found = leading(change.matrix, choose, threshold=threshold)
+            expected = rule.expected(conv=layer.conv, limit=limit)
+            found = leading(change.matrix, choose, threshold=threshold, expected=expected)
         except np.linalg.LinAlgError as error:
             raise InputError(f"module {layer.name}: its singular values cannot be found ({error})") from error
         if not found.rank:
