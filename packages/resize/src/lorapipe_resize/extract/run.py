@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import build_header, check_output, lay_out, open_tensors, write_tensors
@@ -365,6 +365,6 @@ def tell(report: Report, options: Options) -> None:
         click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=options.streamed)
     elif options.report:
         for line in module_table(report):
-            click.echo(line, err=options.streamed)
+            show(line, err=options.streamed)
     elif not options.dry_run and not options.streamed:
-        click.echo(report.output)
+        show(report.output or "")
