@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,9 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
 from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
 from lorapipe_engine.files.picklefile import open_weights
@@ -362,9 +360,9 @@ def tell(report: Report, options: Options) -> None:
     if report.verified is not None:
         say(verified_line(report.verified, {"tuned": report.tuned}))
     if options.as_json:
-        click.echo(json.dumps(report.as_record(), ensure_ascii=False), err=options.streamed)
+        write_json(report.as_record(), err=options.streamed)
     elif options.report:
         for line in module_table(report):
             show(line, err=options.streamed)
     elif not options.dry_run and not options.streamed:
-        show(report.output or "")
+        write_path(Path(report.output or ""))
