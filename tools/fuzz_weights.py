@@ -3,8 +3,8 @@
     python tools/fuzz_weights.py --headers 1000000 --files 10000 [--seed 0]
 
 Headers are broken in many ways and read by the engine's reader; small networks (.safetensors and .ckpt) are mutated
-byte by byte and given to lora-inspect check, lora-resize and lora-merge, in this process. The same seed gives the same
-cases.
+byte by byte and given to lora-inspect check, lora-resize, lora-extract and lora-merge, in this process. The same seed
+gives the same cases.
 """
 
 from __future__ import annotations
@@ -242,6 +242,7 @@ def fuzz_files(rng: random.Random, count: int, folder: Path) -> dict[int, int]:
     from lorapipe_inspect.cli import lora_inspect
     from lorapipe_merge.cli import lora_merge
     from lorapipe_resize.cli import lora_resize
+    from lorapipe_resize.extract.cli import lora_extract
 
     sources = sound_files(folder)
     out = str(folder / "out.safetensors")
@@ -252,12 +253,21 @@ def fuzz_files(rng: random.Random, count: int, folder: Path) -> dict[int, int]:
         path = folder / f"case{source.suffix}"
         path.write_bytes(mutated(source.read_bytes(), rng))
         if source is sources[2]:
-            run, words = lora_merge, [str(path), lora, "-o", out, "--force"]
+            pair = rng.choice(([str(path), base], [base, str(path)]))
+            run, words = rng.choice(
+                (
+                    (lora_merge, [str(path), lora, "-o", out, "--force"]),
+                    (lora_extract, [*pair, "-o", out, "--force", "--conv-dim", "2", "--verify"]),
+                    (lora_extract, [*pair, "-n", "--dim", "signal"]),
+                )
+            )
         else:
             choices = (
                 (lora_inspect, ["check", str(path)]),
                 (lora_inspect, ["zeros", str(path), "--json"]),
                 (lora_resize, [str(path), "-o", out, "--new-rank", "1", "--force"]),
+                (lora_extract, [str(path), base, "-o", out, "--force", "--verify"]),
+                (lora_extract, [str(path), "-n"]),
                 (lora_merge, [base, str(path), "-o", out, "--force"]),
             )
             run, words = rng.choice(choices)

@@ -26,7 +26,7 @@ ENGINE_LAYERS = (
     "cli",
     "train",
     "nn | delta | datasets",
-    "networks | settings",
+    "networks | settings | checkpoints",
     "pictures | models",
     "files",
     "native | command",

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lorapipe_engine.checkpoints.opened import open_base
 from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 from lorapipe_engine.networks.describe import describe_network
-from lorapipe_merge.base import open_base
 from lorapipe_merge.checkpoint.change import changes_of, piece_rows
 from lorapipe_merge.matching import Applied, match
 

@@ -2,6 +2,8 @@
 
 python make_weights.py FILE lora FAMILY RANK CONV_RANK SEED
 python make_weights.py FILE checkpoint FAMILY
+python make_weights.py FILE unet FAMILY
+python make_weights.py FILE tuned BASE
 """
 
 from __future__ import annotations
@@ -12,10 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from weights_shapes import Shape, checkpoint_shapes, lora_shapes
+from weights_shapes import Shape, checkpoint_shapes, is_trained, lora_shapes
 
-from lorapipe_engine.files.tensorfile import Encoded, build_header, encode, write_tensors
+from lorapipe_engine.files.tensorfile import (
+    Encoded,
+    TensorFile,
+    build_header,
+    encode,
+    open_tensors,
+    write_tensors,
+)
 
+TUNED_RANK = 24
+# Singular values of a known change, smallest and largest, over the floor that rounding to fp16 makes.
+SMALLEST, LARGEST = 3.0, 60.0
 NOISE = 1 << 24  # numbers that checkpoints are cut from: more than any tensor needs but the token embeddings
 
 
@@ -29,6 +41,41 @@ def write_lora(path: Path, family: str, rank: int, conv_rank: int, seed: int) ->
 def write_checkpoint(path: Path, family: str) -> None:
     """A single-file checkpoint, fp16: 2.1 GB for "sd1", 6.9 GB for "sdxl"."""
     _write_noise(path, checkpoint_shapes(family))
+
+
+def write_unet(path: Path, family: str) -> None:
+    """The UNet of a checkpoint alone: 5.1 GB for "sdxl"."""
+    shapes = {
+        key: s for key, s in checkpoint_shapes(family).items() if key.startswith("model.diffusion_model.")
+    }
+    _write_noise(path, shapes)
+
+
+def write_tuned(path: Path, base: Path) -> None:
+    """The checkpoint ``base`` with a change of rank 24 in every layer that kohya's trainer trains, convolutions too,
+    rounded to fp16. Its singular values fall from 60 to 3 times the floor of the rounding.
+    """
+    with open_tensors(base) as file, path.open("wb") as out:
+        header, places = build_header({key: (info.dtype, info.shape) for key, info in file.tensors.items()})
+        out.write(header)
+        for number, key in enumerate(places):
+            out.write(_changed(file, key, number))
+
+
+def _changed(file: TensorFile, key: str, number: int) -> bytes:
+    shape = file.tensors[key].shape
+    if len(shape) < 2 or not is_trained(key, shape):
+        return bytes(file.raw(key))
+    weight = file.read(key).reshape(shape[0], -1)
+    rng = np.random.default_rng([7, number])
+    rank = min(TUNED_RANK, *weight.shape)
+    left, right = (np.linalg.qr(rng.standard_normal((n, rank)))[0] for n in weight.shape)
+    # Steps of fp16 at the weights, as numpy has them.
+    steps = np.spacing(np.abs(weight.reshape(-1)[::97]).astype(np.float16)).astype(np.float64)
+    floor = math.sqrt(float(np.mean(np.square(steps))) / 12) * sum(math.sqrt(n) for n in weight.shape)
+    sigma = np.geomspace(LARGEST, SMALLEST, rank) * floor
+    change = (left * sigma).astype(np.float32) @ right.T.astype(np.float32)
+    return (weight + change).astype(np.float16).tobytes()
 
 
 def _lora_tensors(shapes: dict[str, Shape], seed: int) -> Iterator[tuple[str, Encoded]]:
@@ -64,5 +111,9 @@ if __name__ == "__main__":
     target, kind, model, *numbers = sys.argv[1:]
     if kind == "lora":
         write_lora(Path(target), model, *map(int, numbers))
+    elif kind == "tuned":
+        write_tuned(Path(target), Path(model))
+    elif kind == "unet":
+        write_unet(Path(target), model)
     else:
         write_checkpoint(Path(target), model)

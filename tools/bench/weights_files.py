@@ -29,6 +29,14 @@ class Files:
         """A single-file checkpoint, fp16: 2.1 GB for "sd1", 6.9 GB for "sdxl"."""
         return self._made(self.folder / f"checkpoint_{family}.safetensors", "checkpoint", family)
 
+    def unet(self, family: str) -> Path:
+        """The UNet of a checkpoint alone, fp16: 5.1 GB for "sdxl"."""
+        return self._made(self.folder / f"unet_{family}.safetensors", "unet", family)
+
+    def tuned(self, base: Path) -> Path:
+        """A checkpoint with a known change of rank 24 in every layer that is trained."""
+        return self._made(base.with_name(f"tuned_{base.name}"), "tuned", base)
+
     def _made(self, path: Path, *words: object) -> Path:
         if not path.exists():
             unfinished = path.with_suffix(".part")

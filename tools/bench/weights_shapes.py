@@ -63,6 +63,17 @@ def lora_shapes(family: str, rank: int, conv_rank: int = 0) -> dict[str, Shape]:
     return shapes
 
 
+def is_trained(key: str, shape: Shape) -> bool:
+    """Whether kohya's trainer changes the checkpoint's tensor, with convolutions."""
+    families = [
+        f
+        for f in ARCHITECTURES
+        if key.startswith("conditioner.") == (f == "sdxl") or key.startswith("model.")
+    ]
+    places = [place for family in families for place in locate(key, shape, family)]
+    return any(p.kind == "weight" and p.part != "vae" and _is_target(p.path, with_conv=True) for p in places)
+
+
 def _is_target(path: str, *, with_conv: bool) -> bool:
     if path.startswith("text_model."):
         return ".self_attn." in path or ".mlp." in path

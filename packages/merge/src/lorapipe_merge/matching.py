@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from lorapipe_engine.checkpoints.opened import Base, Spot
 from lorapipe_engine.delta import known_rule
 from lorapipe_engine.errors import InputError, ProblemFound
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
+from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.kohya_names import canonical
-from lorapipe_merge.base import Base, Spot
-from lorapipe_merge.blocks import BlockWeights, block_of
+from lorapipe_merge.blocks import BlockWeights
 
 _WEIGHT_ONLY = frozenset({"w_norm"})
 _BIAS = frozenset({"diff_b", "b_norm", "lora_up.bias"})

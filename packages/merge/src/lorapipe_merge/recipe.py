@@ -6,15 +6,13 @@ Equal inputs give equal metadata: the date is that of SOURCE_DATE_EPOCH or of th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lorapipe_engine import __version__
-from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.predictions import EPSILON, V
 from lorapipe_engine.networks.metadata import ModelSpec
 
@@ -79,15 +77,3 @@ def merged_metadata(
         new |= {key: value for key, value in spec.items() if key not in keep}
     new[RECIPE_KEY] = recipe_text
     return new
-
-
-def merge_date(inputs: Sequence[Path]) -> datetime:
-    """SOURCE_DATE_EPOCH if it is set, else the newest input's time of change. Raises ConfigError."""
-    text = os.environ.get("SOURCE_DATE_EPOCH")
-    if text is None:
-        newest = max((path.stat().st_mtime for path in inputs if path.exists()), default=0.0)
-        return datetime.fromtimestamp(int(newest), UTC)
-    try:
-        return datetime.fromtimestamp(int(text), UTC)
-    except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"SOURCE_DATE_EPOCH={text!r} is not a number of seconds") from None

@@ -15,14 +15,18 @@ T = TypeVar("T")
 MOST_THREADS = 8
 
 
-def map_in_threads(work: Callable[[J], T], jobs: Sequence[J], label: str) -> list[T]:
+def map_in_threads(
+    work: Callable[[J], T], jobs: Sequence[J], label: str, *, most: int = MOST_THREADS
+) -> list[T]:
     """``work`` on every job, results in the order of the jobs, with a progress bar. The first error ends all.
+
+    ``most`` bounds the threads, for work that takes much memory in each.
 
     Worth it for work in numpy's LAPACK, which runs without the interpreter lock; the BLAS itself should have
     one thread then.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(count, MOST_THREADS)) as pool:
+    with ThreadPoolExecutor(min(count, most)) as pool:
         try:
             results = []
             with progress(len(jobs), label, "module") as bar:

@@ -15,8 +15,8 @@ from lorapipe_engine.delta.spectra import module_spectrum, spectral_rule
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.files.threads import map_in_threads
+from lorapipe_engine.models.blocks import block_of_name
 from lorapipe_engine.models.families import get_family
-from lorapipe_engine.models.keys import unet_to_ldm
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.read import read_module
 
@@ -151,28 +151,8 @@ def _dead_ranks(tensors: Mapping[str, Array]) -> int:
 def blocks_of(network: Network) -> dict[str, str]:
     """The block of every module: "TE1", "TE2", "IN04", "MID", "OUT11"; "other" for the rest."""
     plain = get_family(network.family).plain_up_blocks if network.family else frozenset()
-    return {name: _block(module, plain) for name, module in network.modules.items()}
-
-
-def _block(module: NetworkModule, plain_up_blocks: frozenset[int]) -> str:
-    if module.part in ("te1", "te2"):
-        return module.part.upper()
-    name = module.name.replace(".", "_")
-    for side, start in (("IN", "input_blocks_"), ("OUT", "output_blocks_")):
-        if start in name:
-            return f"{side}{int(name.split(start)[1].split('_')[0]):02d}"
-    if "middle_block" in name or "mid_block" in name:
-        return "MID"
-    words = name.split("blocks_", 1)
-    if len(words) == 2 and words[0].endswith(("down_", "up_")):
-        side = "down" if words[0].endswith("down_") else "up"
-        level, kind, number, *_ = [*words[1].split("_"), "", "", ""]
-        if level.isdigit() and number.isdigit():
-            ldm = unet_to_ldm(f"{side}_blocks.{level}.{kind}.{number}.conv", 2, plain_up_blocks)
-            ldm = ldm or unet_to_ldm(f"{side}_blocks.{level}.{kind}.{number}", 2, plain_up_blocks)
-            if ldm:
-                return f"{'IN' if ldm.startswith('input') else 'OUT'}{int(ldm.split('.')[1]):02d}"
-    return "other"
+    modules = network.modules.values()
+    return {m.name: block_of_name(m.name, m.part, plain) or "other" for m in modules}
 
 
 def order_of(block: str) -> tuple[int, str]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorapipe_engine.checkpoints.opened import Base, open_base
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import check_output
-from lorapipe_merge.base import Base, open_base
 from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.checkpoints.opened import Base
+from lorapipe_engine.models.blocks import order_of
 from lorapipe_engine.models.families import FAMILIES
-from lorapipe_merge.base import Base
-from lorapipe_merge.blocks import order_of
 from lorapipe_merge.matching import Applied, Match
 
 MOST = 5

@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
 
+from lorapipe_engine.checkpoints.opened import Base, index_files, is_layer, renamed_index
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
 from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.openfolder import is_link_path
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, build_header
-from lorapipe_merge.base import Base, index_files, is_layer, renamed_index
 from lorapipe_merge.checkpoint.report import Moved, Report
 from lorapipe_merge.checkpoint.stream import cast_tensor, merge_tensor
 from lorapipe_merge.checkpoint.verify import verify_file
 from lorapipe_merge.matching import Applied, Contribution, Match
 from lorapipe_merge.output import Buffers, Target, copy_tensor, run_jobs, thread_count
-from lorapipe_merge.recipe import Source, merge_date, merged_metadata, recipe
+from lorapipe_merge.recipe import Source, merged_metadata, recipe
 
 PRECISIONS: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 _WRITABLE = frozenset({"F16", "BF16", "F32", "F64"})
@@ -90,7 +91,7 @@ class Result:
             family=None if self.base.folder else self.base.family,
             title=self.output.stem,
             merged_from=[self.base.path.name, *(Path(n.name).name for n in self.networks)],
-            date=merge_date([*paths, *(Path(n.name) for n in self.networks)]),
+            date=date_of_inputs([*paths, *(Path(n.name) for n in self.networks)]),
             v_prediction=self.base.v_prediction,
         )
 

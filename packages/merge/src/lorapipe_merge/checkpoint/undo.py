@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.checkpoints.opened import Base, open_base
 from lorapipe_engine.command.documents import parse_json
 from lorapipe_engine.delta import needs_base
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_merge.base import Base, open_base
 from lorapipe_merge.blocks import parse_blocks
 from lorapipe_merge.checkpoint.merge import Wishes, write_merge
 from lorapipe_merge.checkpoint.report import Report

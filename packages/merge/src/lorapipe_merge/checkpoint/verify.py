@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorapipe_engine.checkpoints.opened import Base
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.files.dtypes import decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile, open_tensors, quote
-from lorapipe_merge.base import Base
 from lorapipe_merge.checkpoint.change import changes_of, piece_rows
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.stream import layer_shape, segments

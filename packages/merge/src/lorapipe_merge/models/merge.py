@@ -18,6 +18,7 @@ from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
+from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.picklefile import open_weights
@@ -39,7 +40,7 @@ from lorapipe_merge.models.plan import (
 )
 from lorapipe_merge.output import PIECE, Buffers, Target, encode_numbers, read_numbers, run_jobs, thread_count
 from lorapipe_merge.recipe import Source as Named
-from lorapipe_merge.recipe import merge_date, merged_metadata, recipe
+from lorapipe_merge.recipe import merged_metadata, recipe
 from lorapipe_merge.settings import ModelsSettings, OutputSettings, SharedSettings
 
 
@@ -178,7 +179,7 @@ def _metadata(
         family=family,
         title=target.stem,
         merged_from=[path.name for path in paths],
-        date=merge_date(paths),
+        date=date_of_inputs(paths),
         v_prediction="v_pred" in first.tensors,
     )
 

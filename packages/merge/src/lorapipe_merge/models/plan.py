@@ -12,9 +12,9 @@ from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind, resolve_base
+from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import UNET_PREFIX, VAE_PREFIX, recognise
 from lorapipe_engine.models.keys import find_layout, locate, vae_to_ldm
-from lorapipe_merge.blocks import block_of
 
 EMA = "model_ema."
 # What programs read of a checkpoint beside the layers.

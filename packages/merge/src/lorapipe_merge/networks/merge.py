@@ -13,6 +13,7 @@ from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.sizes import parse_size
 from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, lay_out, write_tensors
@@ -27,7 +28,7 @@ from lorapipe_merge.networks.metadata import summed_metadata
 from lorapipe_merge.networks.report import Checked, LayerReport, NetworksReport
 from lorapipe_merge.networks.sum import Settings, Summed, measure_layer, sum_layer
 from lorapipe_merge.networks.verify import verify_networks
-from lorapipe_merge.recipe import Source, merge_date, recipe
+from lorapipe_merge.recipe import Source, recipe
 from lorapipe_merge.settings import DEFAULT_RANK, STREAM, NetworksSettings, OutputSettings, SharedSettings
 
 DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
@@ -270,7 +271,7 @@ class _Description:
             recipe=text,
             comment=f"merged ({wishes.networks.mode}): {told}",
             title=wishes.target.stem if wishes.target else "merged",
-            date=merge_date([network.weights.path for network in self.networks]),
+            date=date_of_inputs([network.weights.path for network in self.networks]),
             rank=wishes.fixed_rank,
             alpha=_one_alpha(self.networks, self.wishes),
         )

@@ -1,4 +1,4 @@
-"""The checkpoint that is merged into: one file, or a diffusers folder, whose weights lie in several."""
+"""A checkpoint opened: one file, or a diffusers folder, whose weights lie in several."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from lorapipe_engine.models.keys import Place, find_layout, locate, lora_names, 
 
 # Folders of a diffusers model that networks change.
 PARTS: Mapping[str, str] = MappingProxyType({"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"})
+ALL_PARTS: Mapping[str, str] = MappingProxyType({**PARTS, "vae": "vae"})
 MERGEABLE = ("checkpoint", "unet", "text_encoder")
+_BLOCKS = ("down_blocks.", "up_blocks.", "mid_block.")
 
 
 @dataclass(frozen=True)
 class BaseFile:
     """One file of the base. ``output``: its path inside the result, "" if that is a single file. ``part``: "unet",
-    "te1", "te2" for a file of a folder, whose keys then are those of that part alone.
+    "te1", "te2", "vae" for a file whose keys are those of that part alone, with diffusers' names.
     """
 
     weights: WeightFile
@@ -104,28 +106,32 @@ def is_layer(file: BaseFile, key: str, family: str) -> bool:
 
 
 @contextmanager
-def open_base(name: str) -> Iterator[Base]:
-    """Open the base that ``name`` stands for: a file, a diffusers folder, or ``demo``.
+def open_base(name: str, parts: Mapping[str, str] = PARTS) -> Iterator[Base]:
+    """Open the base that ``name`` stands for: a file, a diffusers folder (of it ``parts``), or ``demo``.
 
-    Raises InputError for anything else, a hub id too: a merge writes a copy of the file, which has to be here.
+    Raises InputError for anything else, a hub id too: the file has to be on this disk.
     """
     path = resolve_base(name)
     if not isinstance(path, Path):
         raise InputError(f"{name}: no such file or folder (a model of the hub has to be downloaded first)")
     with ExitStack() as stack:
-        yield _open_folder(path, stack) if path.is_dir() else _open_file(path, stack)
+        yield _open_folder(path, parts, stack) if path.is_dir() else _open_file(path, stack)
 
 
 def _open_file(path: Path, stack: ExitStack) -> Base:
     weights = stack.enter_context(open_weights(path))
     found = recognise({key: info.shape for key, info in weights.tensors.items()})
-    return _checked(Base(path, found.family or "", found.kind, (BaseFile(weights, ""),), False), found)
+    # A UNet as diffusers names it, without its folder.
+    part = (
+        "unet" if found.kind == "unet" and any(key.startswith(_BLOCKS) for key in weights.tensors) else None
+    )
+    return _checked(Base(path, found.family or "", found.kind, (BaseFile(weights, "", part),), False), found)
 
 
-def _open_folder(path: Path, stack: ExitStack) -> Base:
+def _open_folder(path: Path, parts: Mapping[str, str], stack: ExitStack) -> Base:
     files = []
     shapes = {}
-    for folder, part in PARTS.items():
+    for folder, part in parts.items():
         for source in weight_files(path / folder):
             weights = stack.enter_context(open_weights(source))
             output = f"{folder}/{source.stem}.safetensors"
