@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,25 +21,37 @@ if TYPE_CHECKING:
 
 
 class Painter:
-    """Holds the base in memory and puts one network after another into it."""
+    """Holds the base in memory and puts one network after another into it; draws in ``steps`` steps of the sampler."""
 
-    def __init__(self, base: Path, device: str | None) -> None:
+    def __init__(self, base: Path, device: str | None, steps: int = STEPS) -> None:
         self.base = load_base(base, tokenizer_dir=demo_base().with_name("tokenizer"))
         self.family = open_family(self.base, device=choose_device(device), chunks=1)
+        self.steps = steps
 
-    def draw(self, prompts: Sequence[str], network: Path | None, seed: int = 1000) -> list[Image]:
-        """A picture for each prompt, from seeds ``seed``, ``seed + 1`` ..."""
+    def draw(
+        self,
+        prompts: Sequence[str],
+        network: Path | None,
+        seeds: Sequence[int] | None = None,
+        each: Callable[[], object] | None = None,
+    ) -> list[Image]:
+        """A picture for each prompt and seed (without ``seeds``: 1000, 1001 ...); ``each`` is called after each."""
         if network is not None:
             attach_file(self.family, network)
         try:
             rows = [
-                Prompt(text=text, width=64, height=64, steps=STEPS, scale=GUIDANCE, seed=seed + index)
-                for index, text in enumerate(prompts)
+                Prompt(text=text, width=64, height=64, steps=self.steps, scale=GUIDANCE, seed=seed)
+                for text, seed in zip(prompts, seeds or range(1000, 1000 + len(prompts)), strict=True)
             ]
             skip = self.base.encoder_layer
             v = self.base.prediction_type == "v_prediction"
-            return list(
-                draw(self.family, rows, v_prediction=v, clip_skip=skip, sampler=SAMPLER, batch_size=20)
-            )
+            pictures = []
+            for picture in draw(
+                self.family, rows, v_prediction=v, clip_skip=skip, sampler=SAMPLER, batch_size=20
+            ):
+                pictures.append(picture)
+                if each is not None:
+                    each()
+            return pictures
         finally:
             detach(self.family.parts.values())
