@@ -95,3 +95,38 @@ def test_series_are_drawn_with_the_time_left_and_judged(
     assert capsys.readouterr().err.startswith("drawing: 1 of 3 pictures, ")
     all_drawn = dict.fromkeys(("base", "calls", "silent", "others", "small"), drawn["base"])
     assert {str(share) for share in shares(all_drawn, Judge.load()).values()} == {"0.0 % (interval 0 to 71)"}
+
+
+@pytest.mark.torch
+def test_a_network_in_the_weights_draws_the_same_and_leaves_the_base_as_it_was(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import numpy as np
+
+    from lorapipe_demo.sampling import Painter
+    from lorapipe_engine.files.tensorfile import write_tensors
+    from lorapipe_engine.models.bases import demo_base
+    from lorapipe_engine.nn.attach import NetworkPlan, Target, attach, detach
+
+    painter = Painter(demo_base(), "cpu", steps=3)
+    family = painter.family
+    targets = [
+        Target(part, family.lora_name(part, path), module)
+        for part, path, module in family.target_modules(True)
+    ]
+    network = attach(family.parts.values(), targets, NetworkPlan(rank=4, alpha=4, conv_rank=2))
+    torch.manual_seed(0)
+    for adapter in network.adapters.values():
+        torch.nn.init.normal_(adapter.get_parameter("lora_up"), std=0.05)
+    detach(family.parts.values())
+    path = tmp_path / "network.safetensors"
+    write_tensors(path, {key: tensor.numpy() for key, tensor in network.file_tensors().items()})
+    before = {name: value.clone() for name, value in family.unet.state_dict().items()}
+
+    def draw(with_network: bool, **more: bool) -> np.ndarray:
+        pictures = painter.draw(["1girl, smile"] * 2, path if with_network else None, **more)
+        return np.stack([np.asarray(picture, np.int16) for picture in pictures])
+
+    beside, inside = draw(True), draw(True, in_weights=True)
+    assert np.abs(beside - inside).max() <= 1
+    assert np.abs(beside - draw(False)).max() > 20
+    assert all(torch.equal(value, before[name]) for name, value in family.unet.state_dict().items())

@@ -26,12 +26,16 @@ MERGED = 8  # pictures that the merged base is compared by
 
 @dataclass(frozen=True)
 class Series:
-    """Pictures to draw: a prompt and a seed each, with a network or none, by the demo's base or another file."""
+    """Pictures to draw: a prompt and a seed each, with a network or none, by the demo's base or another file.
+
+    ``in_weights``: see :meth:`lorapipe_demo.sampling.Painter.draw`.
+    """
 
     prompts: Sequence[str]
     seeds: Sequence[int]
     network: Path | None = None
     base: Path | None = None
+    in_weights: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def plan_series(networks: Sequence[Path], small: Path, merged: Path) -> dict[str
     prompts, row_seeds = list(rows), [FIRST_SEED + place for _, place in rows.values()]
     series = {
         "base": Series(calls, seeds),
-        "calls": Series(calls, seeds, last),
+        # With adapters beside the layers, as in training: the merged base is compared with these.
+        "calls": Series(calls, seeds, last, in_weights=False),
         "silent": Series(silent, seeds, last),
         "others": Series(others, seeds, last),
         "small": Series(calls, seeds, small),
@@ -118,7 +123,9 @@ def draw_series(series: Mapping[str, Series], device: str | None, steps: int) ->
             base = row.base or demo_base()
             if base not in painters:
                 painters[base] = Painter(base, device, steps)
-            drawn[name] = painters[base].draw(row.prompts, row.network, row.seeds, each=bar.update)
+            drawn[name] = painters[base].draw(
+                row.prompts, row.network, row.seeds, each=bar.update, in_weights=row.in_weights
+            )
     return drawn
 
 

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor, nn
+
 from lorapipe_demo.recipe import GUIDANCE, SAMPLER, STEPS
 from lorapipe_engine.models.bases import demo_base
 from lorapipe_engine.nn.attach import detach
+from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.network.apply import attach_file
@@ -34,10 +37,19 @@ class Painter:
         network: Path | None,
         seeds: Sequence[int] | None = None,
         each: Callable[[], object] | None = None,
+        in_weights: bool = False,
     ) -> list[Image]:
-        """A picture for each prompt and seed (without ``seeds``: 1000, 1001 ...); ``each`` is called after each."""
+        """A picture for each prompt and seed (without ``seeds``: 1000, 1001 ...); ``each`` is called after each.
+
+        ``in_weights``: the network's change is added to the weights meanwhile, which draws the same up to rounding and
+        is a quarter faster than adapters beside so small layers.
+        """
+        weights: list[tuple[nn.Parameter, Tensor]] = []
         if network is not None:
-            attach_file(self.family, network)
+            adapters = attach_file(self.family, network).adapters.values()
+            if in_weights:
+                detach(self.family.parts.values())
+                weights = [change_weight(adapter) for adapter in adapters]
         try:
             rows = [
                 Prompt(text=text, width=64, height=64, steps=self.steps, scale=GUIDANCE, seed=seed)
@@ -55,3 +67,13 @@ class Painter:
             return pictures
         finally:
             detach(self.family.parts.values())
+            for parameter, value in weights:
+                parameter.data = value
+
+
+def change_weight(adapter: Adapter) -> tuple[nn.Parameter, Tensor]:
+    """Add an adapter's change to the frozen weight; the parameter, and the values that it had."""
+    parameter = adapter.base.get_parameter("weight")
+    value = parameter.data
+    parameter.data = value + (adapter.multiplier * adapter.delta()).to(value.dtype)
+    return parameter, value
