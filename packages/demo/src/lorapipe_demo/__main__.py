@@ -39,7 +39,7 @@ python -m lorapipe_demo --full
 @click.option(
     "--full",
     is_flag=True,
-    help="Train ten epochs instead of three, and draw in twice as many steps: over three times as long.",
+    help=f"Train {recipe.FULL.epochs} epochs instead of {recipe.SHORT.epochs}, and draw in twice as many steps.",
 )
 def demo(output_dir: Path, device: str | None, full: bool) -> None:
     """Make a dataset of bare pictures, train a LoRA of a drawn character with it, draw a grid with every epoch.

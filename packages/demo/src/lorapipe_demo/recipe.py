@@ -43,9 +43,16 @@ class Recipe:
     steps: int
 
 
-# A rate that falls to zero ends where a constant one would have to be three times as long. The judge says the same of
+# A rate that falls to zero ends where a constant one has to be two or three times as long. The judge says the same of
 # pictures of 10 and of 20 steps (docs/demo-world.md).
-SHORT = Recipe(3, {**TRAIN_OPTIONS, "lr_scheduler": "cosine", "min_snr_gamma": "5"}, 10)
+SHORT_OPTIONS = {
+    **TRAIN_OPTIONS,
+    "unet_lr": "3e-3",
+    "text_encoder_lr": "2.5e-3",
+    "lr_scheduler": "cosine",
+    "min_snr_gamma": "5",
+}
+SHORT = Recipe(4, SHORT_OPTIONS, 10)
 FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS)
 
 
