@@ -90,7 +90,8 @@ def look(
     from lorapipe_demo.figures import MERGED, draw_grid_page, draw_series, plan_series, shares
     from lorapipe_demo.judge import Judge
 
-    say("\ndrawing with every epoch ...")
+    say("")
+    say("drawing with every epoch ...")
     series = plan_series(networks, small, merged)
     drawn = draw_series(series, device, chosen.steps)
     step = weights.largest_difference(drawn["calls"][:MERGED], drawn["merged"])

@@ -157,5 +157,5 @@ def draw_grid_page(
     columns += [list(drawn[name]) for name in epochs]
     columns.append([drawn[name][place] for name, place in rows.values()])
     names = ["base", *epochs, f"epoch {len(epochs) + 1}"]
-    notes = ["   ".join(f"{name}: {share.value:.0%}" for name, share in figures.items())]
+    notes = [f"{name}: {share}" for name, share in figures.items()]
     return draw_grid([list(row) for row in zip(*columns, strict=True)], names, list(rows), notes)

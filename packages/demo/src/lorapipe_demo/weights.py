@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo import recipe
-from lorapipe_demo.programs import run
-from lorapipe_engine.command.tool import say
+from lorapipe_demo.programs import run, say_lines
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.models.bases import demo_base
 
@@ -20,7 +19,7 @@ LARGEST_STEP = 2  # of 255: what rounding may make of a picture
 
 def inspect(networks: Sequence[Path]) -> None:
     """Show what ``lora-inspect zeros`` says of every epoch."""
-    say(run(("lora-inspect", "zeros", *map(str, networks))).rstrip())
+    say_lines(run(("lora-inspect", "zeros", *map(str, networks))))
 
 
 def resize(network: Path, output: Path) -> Path:
