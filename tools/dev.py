@@ -3,7 +3,7 @@
     python tools/dev.py demo    make .venv, install, train a LoRA on the demo base and draw a grid with it
     python tools/dev.py test    the same set-up, then format, lint, types, import rules and tests
 
-Words after the command go to the demo (`--full`: train and draw for longer) or to pytest. A second run takes no set-up
+Words after the command go to the demo (`--full`: draw for longer) or to pytest. A second run takes no set-up
 time.
 """
 

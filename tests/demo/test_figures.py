@@ -48,6 +48,19 @@ def test_no_picture_is_drawn_twice() -> None:
     assert len(pictures) == 5 * recipe.EXAM_SIZE + MERGED + 3 + 7 * (columns - 2)
 
 
+def test_a_grid_of_every_second_epoch_ends_with_the_last() -> None:
+    files = [Path(f"epoch{number}.safetensors") for number in range(1, 11)]
+    series = plan_series(files, Path("small"), Path("merged"), grid_every=2)
+    assert [name for name in series if name.startswith("epoch")] == [
+        "epoch 2",
+        "epoch 4",
+        "epoch 6",
+        "epoch 8",
+    ]
+    assert series["epoch 4"].network == files[3]
+    assert series["calls"].network == files[9]
+
+
 def test_the_grid_shows_the_pictures_that_were_judged() -> None:
     """Every picture in a colour of its own, found again on the page where it belongs."""
     series = plan_series(FILES, Path("small"), Path("merged"))
@@ -60,7 +73,7 @@ def test_the_grid_shows_the_pictures_that_were_judged() -> None:
             colour = (number, 255 - number, 7)
             colours[colour] = (name, place)
             drawn[name].append(Image.new("RGB", (64, 64), colour))
-    page = draw_grid_page(series, drawn, {"a figure": Share(1, 2)})
+    page = draw_grid_page(series, drawn, {"a figure": Share(1, 2)}, len(FILES))
     found = [
         [colours.get(page.getpixel((190 + 118 * column + 56, 30 + 118 * row + 56))) for column in range(4)]  # type: ignore[call-overload]
         for row in range(7)

@@ -39,10 +39,10 @@ python -m lorapipe_demo --full
 @click.option(
     "--full",
     is_flag=True,
-    help=f"Train {recipe.FULL.epochs} epochs instead of {recipe.SHORT.epochs}, and draw in twice as many steps.",
+    help="Draw every epoch, and in twice as many steps.",
 )
 def demo(output_dir: Path, device: str | None, full: bool) -> None:
-    """Make a dataset of bare pictures, train a LoRA of a drawn character with it, draw a grid with every epoch.
+    """Make a dataset of bare pictures, train a LoRA of a drawn character with it, draw a grid with its epochs.
 
     The network is then looked into, made smaller, and merged into its base, and both results are drawn with. The
     path of the grid goes to stdout. What an earlier demo left in the folder is replaced.
@@ -91,14 +91,14 @@ def look(
     from lorapipe_demo.judge import Judge
 
     say("")
-    say("drawing with every epoch ...")
-    series = plan_series(networks, small, merged)
+    say("drawing ...")
+    series = plan_series(networks, small, merged, chosen.grid_every)
     drawn = draw_series(series, device, chosen.steps)
     step = weights.largest_difference(drawn["calls"][:MERGED], drawn["merged"])
     say(f"base + LoRA and merged base: pictures at most {step} of 255 apart")
     figures = shares(drawn, Judge.load())
     path = output_dir / "grid.png"
-    draw_grid_page(series, drawn, figures).save(path)
+    draw_grid_page(series, drawn, figures, len(networks)).save(path)
     rows = {name: {"share": share.value, "interval": share.interval} for name, share in figures.items()}
     (output_dir / "figures.json").write_text(json.dumps(rows, indent=1) + "\n")
     say(f"{NAME} in the picture, of {recipe.EXAM_SIZE} prompts each:")

@@ -77,8 +77,13 @@ def _solve(rising: Callable[[float], float]) -> float:
     return low
 
 
-def plan_series(networks: Sequence[Path], small: Path, merged: Path) -> dict[str, Series]:
-    """Everything that is drawn, by name. Figures, grid and the check of the merged base share pictures."""
+def plan_series(
+    networks: Sequence[Path], small: Path, merged: Path, grid_every: int = 1
+) -> dict[str, Series]:
+    """Everything that is drawn, by name. Figures, grid and the check of the merged base share pictures.
+
+    ``networks``: one for each epoch; ``grid_every``: see :class:`lorapipe_demo.recipe.Recipe`.
+    """
     scenes = recipe.exam_scenes()
     calls = [recipe.with_trigger(scene) for scene in scenes]
     silent = [recipe.without_trigger(scene) for scene in scenes]
@@ -98,7 +103,8 @@ def plan_series(networks: Sequence[Path], small: Path, merged: Path) -> dict[str
         "grid base": Series(prompts[recipe.GRID_CALLS :], row_seeds[recipe.GRID_CALLS :]),
     }
     for number, network in enumerate(networks[:-1], start=1):
-        series[f"epoch {number}"] = Series(prompts, row_seeds, network)
+        if (len(networks) - number) % grid_every == 0:
+            series[f"epoch {number}"] = Series(prompts, row_seeds, network)
     return series
 
 
@@ -146,9 +152,12 @@ def shares(drawn: Mapping[str, Sequence[Image]], judge: Judge) -> dict[str, Shar
 
 
 def draw_grid_page(
-    series: Mapping[str, Series], drawn: Mapping[str, Sequence[Image]], figures: Mapping[str, Share]
+    series: Mapping[str, Series],
+    drawn: Mapping[str, Sequence[Image]],
+    figures: Mapping[str, Share],
+    epochs_in_all: int,
 ) -> Image:
-    """The grid: the base and every epoch as columns, prompts as rows."""
+    """The grid: the base and the epochs that were drawn as columns, prompts as rows."""
     from lorapipe_demo.grid import draw_grid
 
     rows = _grid_rows(*(series[name].prompts for name in ("calls", "silent", "others")))
@@ -156,6 +165,6 @@ def draw_grid_page(
     columns = [[*drawn["base"][: recipe.GRID_CALLS], *drawn["grid base"]]]
     columns += [list(drawn[name]) for name in epochs]
     columns.append([drawn[name][place] for name, place in rows.values()])
-    names = ["base", *epochs, f"epoch {len(epochs) + 1}"]
+    names = ["base", *epochs, f"epoch {epochs_in_all}"]
     notes = [f"{name}: {share}" for name, share in figures.items()]
     return draw_grid([list(row) for row in zip(*columns, strict=True)], names, list(rows), notes)
