@@ -4,7 +4,8 @@
     python tools/dev.py test    the same set-up, then format, lint, types, import rules and tests
     python tools/dev.py test --quick    tests alone, without those that need torch or take long
 
-Words after the command go to the demo or to pytest. A second run takes no set-up time.
+Words after the command go to the demo (`--full`: draw for longer) or to pytest. A second run takes no set-up
+time.
 """
 
 from __future__ import annotations

@@ -17,12 +17,15 @@ from lorapipe_demo.scene import TRIGGER, concept_scene, concept_tags
 
 
 def test_the_pipe_makes_captions_as_the_world_has_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Twice, since what an earlier demo left is replaced."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):
         dataset = build_dataset(tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    assert said.count("$ lora-check dataset/ --resolution 64") == 2
+    assert said.count("72 pictures, 240 an epoch, 72 captions") == 2
     folders = {folder.name: sorted(folder.glob("*.txt")) for folder in dataset.iterdir() if folder.is_dir()}
     assert {name: len(captions) for name, captions in folders.items()} == {
         f"5_{TRIGGER}": recipe.PICTURES,

@@ -29,6 +29,33 @@ def test_no_bar_and_no_import_without_a_terminal() -> None:
     assert (result.stdout, result.stderr) == ("False\n", "")
 
 
+LINES = """
+import time
+from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.progress import progress
+
+@tool_command("toy")
+def toy():
+    clock = iter(range(0, 1000, 10))
+    time.monotonic = lambda: next(clock)
+    with progress(50, "drawing", "pictures", line_every=20) as bar:
+        for _ in range(5): bar.update(10)
+
+toy.main()
+"""
+
+
+def test_lines_with_the_time_left_where_there_is_no_terminal() -> None:
+    """A clock that goes on by ten seconds: ten pictures each, a line every twenty, none at the end."""
+    shown = subprocess.run([sys.executable, "-c", LINES], capture_output=True, text=True, check=True).stderr
+    assert shown.splitlines() == [
+        "drawing: 20 of 50 pictures, 30 s left",
+        "drawing: 40 of 50 pictures, 10 s left",
+    ]
+    quiet = subprocess.run([sys.executable, "-c", LINES, "-q"], capture_output=True, text=True, check=True)
+    assert quiet.stderr == ""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_bar_on_a_terminal_unless_quiet(quiet: bool) -> None:

@@ -414,7 +414,6 @@ def with_word(dataset: Path, copy: Path, word: str) -> Path:
 def look(network: Path, base: str | Path, device: str | None, word: str = "") -> dict[str, float]:
     """The judge's four figures: how often it sees the character. ``word``: another trigger."""
     from lorapipe_demo import recipe
-    from lorapipe_demo.__main__ import other_prompts
     from lorapipe_demo.judge import Judge
     from lorapipe_demo.sampling import Painter
     from lorapipe_demo.scene import TRIGGER
@@ -429,7 +428,7 @@ def look(network: Path, base: str | Path, device: str | None, word: str = "") ->
         return sum(answer["character"] == TRIGGER for answer in answers) / len(answers)
 
     silent = [recipe.without_trigger(scene) for scene in scenes]
-    found = (share(calls, network), share(silent, network), share(other_prompts(), network))
+    found = (share(calls, network), share(silent, network), share(recipe.other_prompts(), network))
     return {"base": share(calls, None), **dict(zip(FIGURES, found, strict=True))}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorapipe_demo import recipe
-from lorapipe_demo.programs import run
+from lorapipe_demo.programs import run, say_lines
 from lorapipe_demo.scene import TRIGGER, Scene, concept_scene
 from lorapipe_engine.command.tool import say
 
@@ -37,7 +37,7 @@ def build_dataset(folder: Path) -> Path:
     others = ("lora-repeats", "-o", "dataset/", "--repeats", recipe.OTHER_REPEATS, "--force")
     run(tag(BRIEF), ("lora-clean", *drop), others, folder=folder)
     run(tag(WHOLE), others, folder=folder)
-    say(run(("lora-check", "dataset/", "--resolution", recipe.RESOLUTION), folder=folder).rstrip())
+    say_lines(run(("lora-check", "dataset/", "--resolution", recipe.RESOLUTION), folder=folder))
     return folder / "dataset"
 
 

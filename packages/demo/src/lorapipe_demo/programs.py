@@ -39,7 +39,8 @@ def run(*pipe: Sequence[str], folder: Path | None = None) -> str:
 
     The line is told first. Raises ProblemFound if one of them fails.
     """
-    say(f"\n$ {' | '.join(map(_line, pipe))}")
+    say("")
+    say(f"$ {' | '.join(map(_line, pipe))}")
     started: list[subprocess.Popen[str]] = []
     before: IO[str] | int = subprocess.DEVNULL
     for command in pipe:
@@ -55,6 +56,12 @@ def run(*pipe: Sequence[str], folder: Path | None = None) -> str:
         if process.wait():
             raise ProblemFound(f"{command[0]} failed with exit status {process.returncode}")
     return output
+
+
+def say_lines(text: str) -> None:
+    """Show what a command wrote, line by line."""
+    for line in text.rstrip().splitlines():
+        say(line)
 
 
 def _words(command: Sequence[str]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from lorapipe_demo.scene import Scene, concept_scene, concept_tags, random_person
 
@@ -29,6 +31,23 @@ TRAIN_OPTIONS: dict[str, str] = {
 SMALL_RANK = "16"  # half of what was trained
 SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
 EXAM_SIZE = 40  # pictures for each figure
+GRID_CALLS = 4  # rows of the grid that call her
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long the demo trains, with which options, in how many steps it draws a picture, and every how many epochs the
+    grid shows one."""
+
+    epochs: int
+    options: Mapping[str, str]
+    steps: int
+    grid_every: int = 1
+
+
+# The judge says the same of pictures of 10 and of 20 steps (docs/demo-world.md).
+SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 10, grid_every=2)
+FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS)
 
 
 def exam_scenes(seed: int = 77) -> list[Scene]:
@@ -50,3 +69,9 @@ def without_trigger(scene: Scene) -> str:
 def ordinary_scene(draw: random.Random) -> Scene:
     """Somebody else."""
     return random_person(draw)
+
+
+def other_prompts() -> list[str]:
+    """Whole prompts of other people, for the figures."""
+    draw = random.Random(5)
+    return [", ".join(ordinary_scene(draw).tags()) for _ in range(EXAM_SIZE)]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
 
 from lorapipe_demo.recipe import GUIDANCE, SAMPLER, STEPS
 from lorapipe_engine.models.bases import demo_base
 from lorapipe_engine.models.predictions import EPSILON
 from lorapipe_engine.nn.attach import detach
+from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.families import open_family
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Painter:
-    """Holds the base in memory and puts one network after another into it."""
+    """Holds the base in memory and puts one network after another into it; draws in ``steps`` steps of the sampler."""
 
-    def __init__(self, base: Path, device: str | None) -> None:
+    def __init__(self, base: Path, device: str | None, steps: int = STEPS) -> None:
         self.base = load_base(base, tokenizer_dir=demo_base().with_name("tokenizer"))
         self.family = open_family(
             self.base,
@@ -34,16 +37,47 @@ class Painter:
             clip_skip=self.base.encoder_layer,
         )
         self.objective = self.family.objective(LossSettings(), self.base.prediction_type or EPSILON.name)
+        self.steps = steps
 
-    def draw(self, prompts: Sequence[str], network: Path | None, seed: int = 1000) -> list[Image]:
-        """A picture for each prompt, from seeds ``seed``, ``seed + 1`` ..."""
+    def draw(
+        self,
+        prompts: Sequence[str],
+        network: Path | None,
+        seeds: Sequence[int] | None = None,
+        each: Callable[[], object] | None = None,
+        in_weights: bool = False,
+    ) -> list[Image]:
+        """A picture for each prompt and seed (without ``seeds``: 1000, 1001 ...); ``each`` is called after each.
+
+        ``in_weights``: the network's change is added to the weights meanwhile, which draws the same up to rounding and
+        is a quarter faster than adapters beside so small layers.
+        """
+        weights: list[tuple[nn.Parameter, Tensor]] = []
         if network is not None:
-            attach_file(self.family, network)
+            adapters = attach_file(self.family, network).adapters.values()
+            if in_weights:
+                detach(self.family.parts.values())
+                weights = [change_weight(adapter) for adapter in adapters]
         try:
             rows = [
-                Prompt(text=text, width=64, height=64, steps=STEPS, scale=GUIDANCE, seed=seed + index)
-                for index, text in enumerate(prompts)
+                Prompt(text=text, width=64, height=64, steps=self.steps, scale=GUIDANCE, seed=seed)
+                for text, seed in zip(prompts, seeds or range(1000, 1000 + len(prompts)), strict=True)
             ]
-            return list(draw(self.family, self.objective, rows, sampler=SAMPLER, batch_size=20))
+            pictures = []
+            for picture in draw(self.family, self.objective, rows, sampler=SAMPLER, batch_size=20):
+                pictures.append(picture)
+                if each is not None:
+                    each()
+            return pictures
         finally:
             detach(self.family.parts.values())
+            for parameter, value in weights:
+                parameter.data = value
+
+
+def change_weight(adapter: Adapter) -> tuple[nn.Parameter, Tensor]:
+    """Add an adapter's change to the frozen weight; the parameter, and the values that it had."""
+    parameter = adapter.base.get_parameter("weight")
+    value = parameter.data
+    parameter.data = value + (adapter.multiplier * adapter.delta()).to(value.dtype)
+    return parameter, value

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo import recipe
-from lorapipe_demo.programs import run
-from lorapipe_engine.command.tool import say
+from lorapipe_demo.programs import run, say_lines
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.models.bases import demo_base
 
 if TYPE_CHECKING:
-    from lorapipe_demo.sampling import Painter
+    from PIL.Image import Image
 
 LARGEST_STEP = 2  # of 255: what rounding may make of a picture
 
 
 def inspect(networks: Sequence[Path]) -> None:
     """Show what ``lora-inspect zeros`` says of every epoch."""
-    say(run(("lora-inspect", "zeros", *map(str, networks))).rstrip())
+    say_lines(run(("lora-inspect", "zeros", *map(str, networks))))
 
 
 def resize(network: Path, output: Path) -> Path:
@@ -35,13 +34,16 @@ def merge(network: Path, output: Path) -> Path:
     return Path(run(("lora-merge", str(demo_base()), str(network), *words)).strip())
 
 
-def largest_difference(painter: Painter, network: Path, merged: Painter, prompts: Sequence[str]) -> int:
-    """The largest step between pictures by base and network and by the merged base, of 255."""
+def largest_difference(attached: Sequence[Image], merged: Sequence[Image]) -> int:
+    """The largest step, of 255, between pictures by base and network and the same by the merged base.
+
+    Raises ProblemFound where it is more than rounding makes.
+    """
     import numpy as np
 
-    pairs = zip(painter.draw(prompts, network), merged.draw(prompts, None), strict=True)
+    pairs = zip(attached, merged, strict=True)
     steps = [np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() for one, other in pairs]
-    found = int(max(steps))
-    if found > LARGEST_STEP:
-        raise ProblemFound(f"the merged base draws other pictures: {found} of 255 apart")
-    return found
+    step = int(max(steps))
+    if step > LARGEST_STEP:
+        raise ProblemFound(f"the merged base draws other pictures: {step} of 255 apart")
+    return step

@@ -13,6 +13,7 @@ import click
 from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options
 from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, print_config, settings_options
+from lorapipe_engine.command.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_path
 from lorapipe_engine.command.tool import ToolCommand, say, tool_command
@@ -125,4 +126,5 @@ def require_training_extra() -> None:
 def train_main() -> None:
     """Entry point of ``lora-train``."""
     OWN_PROCESS.set(True)
+    share_processors()
     lora_train.main()

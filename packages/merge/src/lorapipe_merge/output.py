@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lorapipe_engine.command.processors import processors
 from lorapipe_engine.files.dtypes import DTYPE_BITS, decode, encode
 from lorapipe_engine.files.halves import decode_f16, encode_bf16, encode_f16
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
@@ -183,5 +184,4 @@ def _collect(running: set[Future[T]], done: Callable[[T], None]) -> set[Future[T
 
 def thread_count() -> int:
     """Threads worth having: the cores this process may use, at most four, for each has its buffers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(4, cores))
+    return min(4, processors())

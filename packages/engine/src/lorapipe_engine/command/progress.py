@@ -1,8 +1,9 @@
-"""Progress bars: on a terminal only, and never when the user asked for quiet."""
+"""Progress: bars on a terminal; elsewhere nothing, or a line now and then; never when the user asked for quiet."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import TracebackType
@@ -12,15 +13,23 @@ QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 class Progress:
-    """A bar on stderr, or nothing. Use it as a context manager with :meth:`update`, or iterate it: 0..total-1."""
+    """A bar on stderr, lines, or nothing. Use it as a context manager with :meth:`update`, or iterate it: 0..total-1.
 
-    def __init__(self, total: int, label: str, unit: str) -> None:
+    ``line_every``: seconds between lines where there is no terminal; None: no lines.
+    """
+
+    def __init__(self, total: int, label: str, unit: str, line_every: float | None = None) -> None:
         self.total = total
         self._bar: Any = None
-        if sys.stderr is not None and sys.stderr.isatty() and not QUIET.get():
+        self._lines: _Lines | None = None
+        if sys.stderr is None or QUIET.get():
+            return
+        if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, leave=False)
+        elif line_every is not None:
+            self._lines = _Lines(total, label, unit, line_every)
 
     def update(self, count: int = 1, **facts: object) -> None:
         """Go on by ``count``; ``facts`` are shown behind the bar."""
@@ -28,6 +37,8 @@ class Progress:
             if facts:
                 self._bar.set_postfix({name: str(value) for name, value in facts.items()}, refresh=False)
             self._bar.update(count)
+        if self._lines is not None:
+            self._lines.update(count)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -48,6 +59,33 @@ class Progress:
         self.close()
 
 
-def progress(total: int, label: str, unit: str = "it") -> Progress:
-    """A progress bar for ``total`` units of work."""
-    return Progress(total, label, unit)
+class _Lines:
+    """How far the work is and what time is left, for a log."""
+
+    def __init__(self, total: int, label: str, unit: str, every: float) -> None:
+        self._total, self._label, self._unit, self._every = total, label, unit, every
+        self._done = 0
+        self._began = self._told = time.monotonic()
+
+    def update(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._told < self._every or self._done >= self._total:
+            return
+        self._told = now
+        left = (now - self._began) / self._done * (self._total - self._done)
+        line = f"{self._label}: {self._done} of {self._total} {self._unit}, {_duration(left)} left"
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    """Such as 40 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def progress(total: int, label: str, unit: str = "it", line_every: float | None = None) -> Progress:
+    """Progress of ``total`` units of work; see :class:`Progress`."""
+    return Progress(total, label, unit, line_every)

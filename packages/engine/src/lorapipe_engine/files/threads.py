@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from lorapipe_engine.command.processors import processors
 from lorapipe_engine.command.progress import progress
 
 J = TypeVar("J")
@@ -25,8 +25,7 @@ def map_in_threads(
     Worth it for work in numpy's LAPACK, which runs without the interpreter lock; the BLAS itself should have
     one thread then.
     """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(count, most)) as pool:
+    with ThreadPoolExecutor(min(processors(), most)) as pool:
         try:
             results = []
             with progress(len(jobs), label, "module") as bar:

@@ -8,7 +8,6 @@ none.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from lorapipe_engine.command.processors import processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
@@ -122,8 +122,7 @@ class Tagger:
 
 def default_workers() -> int:
     """One decoder for each core that this process may use, 16 at most."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_WORKERS)
+    return min(processors(), MAX_WORKERS)
 
 
 class Pipeline:
