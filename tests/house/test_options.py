@@ -23,6 +23,7 @@ PAGE = runpy.run_path(str(ROOT / "tools/options_page.py"))
 # Their options are plain ones, for each of them does one thing. lora-train has one set of options too: --print_config
 # and --plot_lr show what the run that they describe would be.
 OF_ONE_MODE = {
+    "lora-extract",
     "lora-train",
     *(f"lora-inspect {name}" for name in ("zeros", "keys", "norms", "ranks", "hash", "diff")),
     *(f"lora-inspect {name}" for name in ("compat", "delta", "check")),
