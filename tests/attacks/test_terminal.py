@@ -185,6 +185,11 @@ def test_merge_and_resize(network: Path, tmp_path: Path) -> None:
     check(run_limited("lora-resize", words, memory=0), 0, 1, 2)
 
 
+def test_extract(network: Path, tmp_path: Path) -> None:
+    words = [network, "-o", tmp_path / f"out{NAME}.safetensors"]
+    check(run_limited("lora-extract", words, memory=0), 0, 1, 2)
+
+
 def test_convert(network: Path, tmp_path: Path) -> None:
     words = [network, "--to", "diffusers", "-o", tmp_path / f"out{NAME}.safetensors"]
     check(run_limited("lora-convert", words, memory=0), 0, 1, 2)

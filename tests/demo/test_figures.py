@@ -133,7 +133,7 @@ def test_a_network_in_the_weights_draws_the_same_and_leaves_the_base_as_it_was(t
     detach(family.parts.values())
     path = tmp_path / "network.safetensors"
     write_tensors(path, {key: tensor.numpy() for key, tensor in network.file_tensors().items()})
-    before = {name: value.clone() for name, value in family.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in family.denoiser.state_dict().items()}
 
     def draw(with_network: bool, **more: bool) -> np.ndarray:
         pictures = painter.draw(["1girl, smile"] * 2, path if with_network else None, **more)
@@ -142,4 +142,4 @@ def test_a_network_in_the_weights_draws_the_same_and_leaves_the_base_as_it_was(t
     beside, inside = draw(True), draw(True, in_weights=True)
     assert np.abs(beside - inside).max() <= 1
     assert np.abs(beside - draw(False)).max() > 20
-    assert all(torch.equal(value, before[name]) for name, value in family.unet.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in family.denoiser.state_dict().items())

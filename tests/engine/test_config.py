@@ -100,6 +100,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         build_settings(PARTS, {}, tmp_path / "x.toml")
 
 
+WHOLE = st.integers(1, 2**63 - 1)  # what a configuration can hold
+
+
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_any_text_is_taken_or_refused(tmp_path_factory: Any, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
@@ -125,7 +128,7 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 @given(
-    st.builds(Shape, size=st.tuples(st.integers(1), st.integers(1)), depth=st.none() | st.integers(1, 9)),
+    st.builds(Shape, size=st.tuples(WHOLE, WHOLE), depth=st.none() | st.integers(1, 9)),
     st.builds(Work, rate=st.floats(0, 1e9), words=st.lists(TEXTS).map(tuple), loud=st.booleans(), note=TEXTS),
 )
 def test_what_is_printed_reads_back_the_same(tmp_path_factory: Any, shape: Shape, work: Work) -> None:

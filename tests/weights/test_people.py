@@ -170,11 +170,6 @@ def test_rank_0_is_a_problem() -> None:
         ),
         (["sd1_base.safetensors", "r4.safetensors:nan"], "not a finite number", 2),
         (["sd1_base.safetensors", "updown.safetensors"], "updown.safetensors", 2),
-        (
-            ["unet_diffusers_single.safetensors", "lora_unet_only.safetensors"],
-            "or the diffusers folder it is from",
-            1,
-        ),
     ],
 )
 def test_one_line_that_names_the_file(words: list[str], text: str, code: int, tmp_path: Path) -> None:
@@ -183,6 +178,14 @@ def test_one_line_that_names_the_file(words: list[str], text: str, code: int, tm
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_unet_alone_takes_a_network_for_the_unet(tmp_path: Path) -> None:
+    words = ["unet_diffusers_single.safetensors", "lora_unet_only.safetensors", "--verify"]
+    done = run("lora-merge", *words, "-o", tmp_path / "o.safetensors", cwd=PEOPLE)
+    assert done.returncode == 0, done.stderr
+    assert "merged 9 of 9 modules" in done.stderr
+    assert "verified: 9 changed tensors" in done.stderr
 
 
 def test_broken_metadata_do_not_matter_where_alphas_tell(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     # diffusers counts blocks by their layers, so there have to be as many as in the real model.
     base = tiny.save_folder(tiny.build(name, layers=2), folder / "base")
-    family = open_family(load_base(base), chunks=1)
+    family = open_family(load_base(base), max_token_length=75)
     draw, numbers = random.Random(3), np.random.default_rng(3)
     tensors: dict[str, NDArray[Any]] = {}
     for part, path, module in family.target_modules(conv=True):

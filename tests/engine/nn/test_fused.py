@@ -18,6 +18,7 @@ pytest.importorskip("diffusers")
 from torch import nn  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
+from lorapipe_engine.models.stable_diffusion import UNET_CONV_TARGETS, UNET_TARGETS  # noqa: E402
 from lorapipe_engine.networks import algorithms  # noqa: E402
 from lorapipe_engine.networks.algorithms import Algorithm  # noqa: E402
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
@@ -26,7 +27,7 @@ from lorapipe_engine.nn.fused import kernels  # noqa: E402
 from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
 from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
 from lorapipe_engine.nn.lora import Lora  # noqa: E402
-from lorapipe_engine.train.families.base import UNET_CONV_TARGETS, UNET_TARGETS, find_targets  # noqa: E402
+from lorapipe_engine.train.families.base import find_targets  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -78,7 +79,7 @@ def make_network(
 ) -> Network:
     """``squashed``: which modules, by name, are of the subclass."""
     torch.manual_seed(1)
-    classes = UNET_TARGETS + (UNET_CONV_TARGETS if conv else ())
+    classes = UNET_TARGETS + (UNET_CONV_TARGETS["unet"] if conv else ())
     targets = [Target("unet", path, module) for path, module in find_targets(unet, classes)]
     kinds = {target.name: Kind("squashed") for target in targets if squashed and squashed(target.name)}
     plan = NetworkPlan(

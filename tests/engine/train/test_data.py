@@ -20,6 +20,7 @@ from lorapipe_engine.train.data.augment import GAMMA, ColourShift, draw_colour, 
 from lorapipe_engine.train.data.examples import TrainingData, latent_jobs, scan  # noqa: E402
 from lorapipe_engine.train.data.latents import LatentJob, read_pixels  # noqa: E402
 from lorapipe_engine.train.data.masks import latent_mask  # noqa: E402
+from lorapipe_engine.train.families.text import Tokens  # noqa: E402
 
 
 @dataclass
@@ -39,8 +40,13 @@ class PlainFamily:
         mean = torch.cat([mean, mean[:, :1]], dim=1)
         return mean, torch.zeros_like(mean)
 
-    def tokenize(self, captions: Any) -> tuple[torch.Tensor, ...]:
-        return (torch.tensor([[len(caption)] for caption in captions]),)
+    @property
+    def text(self) -> PlainFamily:
+        return self
+
+    def tokenize(self, captions: Any, *, weighted: bool = False) -> Tokens:
+        assert not weighted
+        return Tokens((torch.tensor([[len(caption)] for caption in captions]),))
 
 
 def ramp(path: Path, size: tuple[int, int], alpha: int | None = None) -> Path:
@@ -212,6 +218,6 @@ def test_captions_know_epoch_and_step(tmp_path: Path) -> None:
     (tmp_path / "1_x/a.txt").write_text("aa, bb, cc, dd")
     data = loaded(options(tmp_path, token_warmup_step=3.0, caption_dropout_every_n_epochs=2))
     batch = Batch((0, (64, 64)), (0,), (0,))
-    lengths = [data.micro_batch(batch, When(0, number, 9), 1.0).ids[0].item() for number in range(4)]
+    lengths = [data.micro_batch(batch, When(0, number, 9), 1.0).tokens.ids[0].item() for number in range(4)]
     assert lengths == [2, 6, 10, 14]
-    assert data.micro_batch(batch, When(1, 5, 9), 1.0).ids[0].item() == 0
+    assert data.micro_batch(batch, When(1, 5, 9), 1.0).tokens.ids[0].item() == 0

@@ -463,6 +463,6 @@ def test_broken_folders(models: dict[str, Tiny], tmp_path: Path) -> None:
     index.write_text(json.dumps(listing))
     refused(folder, "is not in its folder")
     index.write_text("{")
-    refused(folder, "cannot be read as JSON")
+    refused(folder, "not JSON")
     index.unlink()
     refused(folder, "no weights in it")
