@@ -8,6 +8,11 @@ import sys
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of the code: how long an example takes is not what these tests ask.
+settings.register_profile("lorapipe", deadline=None)
+settings.load_profile("lorapipe")
 
 # Runs of the tests are not the user's.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lorapipe-state-")
