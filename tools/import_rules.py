@@ -25,7 +25,7 @@ ON_REQUEST = ("lorapipe_resize.device -> torch",)
 ENGINE_LAYERS = (
     "cli",
     "train",
-    "nn | delta | datasets",
+    "nn | delta | datasets | sampling",
     "networks | settings | checkpoints",
     "pictures | models",
     "files",
