@@ -218,3 +218,71 @@ def test_sde_noise_is_a_path_of_its_picture() -> None:
     parts = noise(10.0, 7.0) * math.sqrt(3) + noise(7.0, 5.0) * math.sqrt(2)
     assert torch.allclose(parts / math.sqrt(5), step, atol=1e-5)
     assert float(np.corrcoef(step[0].flatten(), step[1].flatten())[0, 1]) == pytest.approx(0, abs=0.06)
+
+
+def tiny_unet() -> Any:
+    """A UNet with random weights that draws 8x8 latents."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(32,),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+
+
+@torch.inference_mode()
+def test_diffusers_own_pipeline_draws_what_a_course_draws() -> None:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+
+    unet, vae = tiny_unet(), AutoencoderKL(block_out_channels=(32,), norm_num_groups=8)
+    prompt, negative, latents = torch.randn(1, 77, 32), torch.randn(1, 77, 32), torch.randn(1, 4, 8, 8)
+    for sampler in ("Euler a", "Heun", "DPM++ 2M", "DDIM", "UniPC", "LCM"):
+        pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            unet=unet,
+            scheduler=CourseScheduler(sampler),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        drawn = pipeline(
+            prompt_embeds=prompt,
+            negative_prompt_embeds=negative,
+            latents=latents.clone(),
+            num_inference_steps=10,
+            guidance_scale=5.0,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(1),
+        ).images
+        course = plan_course(SAMPLERS[sampler], "Automatic", 10, TABLE)
+        assert torch.allclose(drawn, walk(course, unet, torch.cat([negative, prompt]), latents), atol=1e-5)
+
+
+def walk(course: Any, unet: Any, texts: Any, latents: Any) -> Any:
+    """A course walked by hand, with guidance 5."""
+    generator = torch.Generator().manual_seed(1)
+    steps = course.walk(latents * course.first, lambda *_: torch.randn(latents.shape, generator=generator))
+    x, _ = next(steps)
+    for row in course.evaluations[:-1]:
+        x, _ = steps.send(x * row.skip + guided(unet, x * row.scale, row.time, texts) * row.out)
+    row = course.evaluations[-1]
+    with pytest.raises(StopIteration) as end:
+        steps.send(x * row.skip + guided(unet, x * row.scale, row.time, texts) * row.out)
+    return end.value.value
+
+
+def guided(unet: Any, seen: Any, time: float, texts: Any) -> Any:
+    """The prediction for the prompt, pushed away from the negative one's."""
+    both = unet(torch.cat([seen, seen]), torch.tensor(time), encoder_hidden_states=texts).sample
+    negative, positive = both.chunk(2)
+    return negative + 5.0 * (positive - negative)
