@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.sampling.attention import BREAK, parse_prompt, parse_weights, split_chunks
-from lorapipe_engine.sampling.editing import refuse_editing
-from lorapipe_engine.sampling.tags import Tag, refuse_tags, split_tags, tag_notes
-from lorapipe_engine.sampling.wildcards import (
+from lorapipe_engine.sampling.prompts.attention import BREAK, parse_prompt, parse_weights, split_chunks
+from lorapipe_engine.sampling.prompts.editing import refuse_editing
+from lorapipe_engine.sampling.prompts.tags import Tag, refuse_tags, split_tags, tag_notes
+from lorapipe_engine.sampling.prompts.wildcards import (
     Part,
     Template,
     Wild,

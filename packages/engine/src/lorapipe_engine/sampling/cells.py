@@ -10,9 +10,9 @@ from typing import Any
 from lorapipe_engine import __version__
 from lorapipe_engine.sampling.axes import Value
 from lorapipe_engine.sampling.infotext import lora_hashes, write_infotext
+from lorapipe_engine.sampling.prompts.tags import Tag
 from lorapipe_engine.sampling.samplers import SAMPLERS
 from lorapipe_engine.sampling.shelf import NO_NETWORK, Loaded
-from lorapipe_engine.sampling.tags import Tag
 
 
 @dataclass(frozen=True, kw_only=True)

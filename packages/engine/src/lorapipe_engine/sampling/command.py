@@ -10,6 +10,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.axes import Axis, parse_axis
 from lorapipe_engine.sampling.plan import Fixed, Plan, Wishes, file_axis, make_plan, with_base_weight
 from lorapipe_engine.sampling.probes import Probe, Subject, read_probe
+from lorapipe_engine.sampling.prompts.wildcards import Wildcards
 from lorapipe_engine.sampling.settings import (
     AxesSettings,
     ModelSettings,
@@ -18,7 +19,6 @@ from lorapipe_engine.sampling.settings import (
     ResultSettings,
 )
 from lorapipe_engine.sampling.shelf import expand_files, parse_strength
-from lorapipe_engine.sampling.wildcards import Wildcards
 
 
 def plan_of(chosen: Chosen, words: Sequence[str]) -> Plan:

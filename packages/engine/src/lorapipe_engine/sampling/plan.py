@@ -16,7 +16,9 @@ from lorapipe_engine.sampling.axes import KINDS, Axis, Value
 from lorapipe_engine.sampling.bases import check_model, trained_size
 from lorapipe_engine.sampling.cells import Cell, Placed, Slot
 from lorapipe_engine.sampling.checks import check_number, read_size
-from lorapipe_engine.sampling.editing import refuse_editing
+from lorapipe_engine.sampling.prompts.editing import refuse_editing
+from lorapipe_engine.sampling.prompts.tags import refuse_tags, split_tags, tag_notes
+from lorapipe_engine.sampling.prompts.wildcards import Wildcards, draw_prompt
 from lorapipe_engine.sampling.samplers import count_evaluations, find_sampler, true_schedule
 from lorapipe_engine.sampling.schedules import find_schedule
 from lorapipe_engine.sampling.shelf import (
@@ -28,8 +30,6 @@ from lorapipe_engine.sampling.shelf import (
     expand_files,
     split_together,
 )
-from lorapipe_engine.sampling.tags import refuse_tags, split_tags, tag_notes
-from lorapipe_engine.sampling.wildcards import Wildcards, draw_prompt
 
 MOST_CELLS = 100_000
 LARGEST_SEED = 4294967294  # A1111 draws below it

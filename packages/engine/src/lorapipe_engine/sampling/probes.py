@@ -15,7 +15,7 @@ from types import MappingProxyType
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.axes import KINDS, Axis, parse_axis
 from lorapipe_engine.sampling.plan import file_axis
-from lorapipe_engine.sampling.wildcards import has_choices, parse_template
+from lorapipe_engine.sampling.prompts.wildcards import has_choices, parse_template
 
 BACKGROUNDS = (
     "{outdoors, forest|beach, ocean|city street, night|classroom|kitchen, indoors|snow, mountain|flower field|"

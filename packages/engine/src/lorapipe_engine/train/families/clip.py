@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.sampling.attention import parse_weights
+from lorapipe_engine.sampling.prompts.attention import parse_weights
 from lorapipe_engine.train.base.tokenizers import Tokenizer
 from lorapipe_engine.train.families.text import Conditioning, TextEncoder, Tokens
 
