@@ -47,7 +47,7 @@ LAST = ("Lora hashes", "TI hashes", "Script", *_AXES, "Version")
 DEFAULTS: Mapping[str, str] = MappingProxyType({"Clip skip": "1", "RNG": "GPU", "Schedule type": "Automatic"})
 FEWEST_PAIRS = 3
 MOST_LETTERS = 1 << 20  # of a text
-MOST_LINE = 1 << 14  # letters of the last line, whose reading takes their square
+MOST_LINE = 1 << 13  # letters of the last line, whose reading takes their square
 MODEL_DIGITS = 10
 NETWORK_DIGITS = 12
 
