@@ -18,14 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = "lorapipe_engine"
 HEAVY = ("torch", "diffusers", "transformers", "pandas", f"{ENGINE}.nn", f"{ENGINE}.train")
 # Folders of the engine that need torch; all others are light.
-TRAINING = ("nn", "train", "cli")
+TRAINING = ("nn", "train", "cli", "sample_cli")
 # A light tool may import torch inside a function, when the user asks for a card.
 ON_REQUEST = ("lorapipe_resize.device -> torch",)
 # From the top down: a layer imports only from those below it. Layers of one line do not import each other.
 ENGINE_LAYERS = (
-    "cli",
+    "cli | sample_cli",
     "train",
-    "nn | delta | datasets",
+    "nn | delta | datasets | sampling",
     "networks | settings | checkpoints",
     "pictures | models",
     "files",

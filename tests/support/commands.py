@@ -9,6 +9,7 @@ from pathlib import Path
 TARGETS = {
     "lora-convert": "lorapipe_merge.convert.cli:main",
     "lora-merge": "lorapipe_merge.cli:main",
+    "lora-sample": "lorapipe_engine.sample_cli:sample_main",
     "lora-resize": "lorapipe_resize.cli:main",
     "lora-inspect": "lorapipe_inspect.cli:main",
 }

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from lorapipe_engine.errors import ConfigError  # noqa: E402
+from lorapipe_engine.sampling.prompts.attention import parse_weights  # noqa: E402
 from lorapipe_engine.train.families.clip import (  # noqa: E402
     chunk_ids,
     chunk_weights,
     encode_sd,
     encode_sdxl,
-    parse_weights,
     weighted_ids,
 )
 

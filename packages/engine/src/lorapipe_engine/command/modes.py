@@ -24,11 +24,21 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from lorapipe_engine.command.options import Facts, Field, build_settings, fields_of, in_section, metavar_of
+from lorapipe_engine.command.options import (
+    Facts,
+    Field,
+    build_settings,
+    convert,
+    fields_of,
+    in_section,
+    metavar_of,
+    read_options,
+)
 from lorapipe_engine.errors import ConfigError
 
 Settings = TypeVar("Settings")
@@ -186,12 +196,17 @@ def _shown_default(field: Field) -> str:
 # -------------------------------------------------------------------------------- from the command line to a mode
 
 
-def read_mode(modes: Sequence[Mode], flags: Flags) -> Chosen:
+def read_mode(modes: Sequence[Mode], flags: Flags, config: str | None = None) -> Chosen:
     """The mode that ``flags`` ask for, with its settings.
 
+    ``config``: the option that names a TOML or JSON file of others, which those on the command line override.
+
     Raises ConfigError for options of two modes, for an option that the mode or the other options give no use, and for
-    values that are out of range.
+    values that are out of range; InputError for a file that cannot be read.
     """
+    path = Path(flags[config]).expanduser() if config and is_given(flags.get(config)) else None
+    in_file = _in_file(path, modes, config)
+    flags = {name: row if is_given(row) else in_file.get(name, row) for name, row in flags.items()}
     given = [name for name, value in flags.items() if is_given(value)]
     mode = _mode_of(modes, flags)
     fields = mode.fields()
@@ -206,6 +221,15 @@ def read_mode(modes: Sequence[Mode], flags: Flags) -> Chosen:
             wanted = " or ".join(_in_words(need, fields) for need in needs if _name_in(need) in fields)
             raise ConfigError(f"{fields[name].label} has a use only {wanted}")
     return Chosen(mode, tuple(parts), given)
+
+
+def _in_file(path: Path | None, modes: Sequence[Mode], config: str | None) -> dict[str, Any]:
+    """The options of a file, by name, each read as its type, so that errors name its place in the file."""
+    if path is None:
+        return {}
+    fields = {name: field for mode in modes for name, field in mode.fields().items() if name != config}
+    rows = read_options(path, fields)
+    return {name: convert(fields[name], value, f" (from {place})") for name, (value, place) in rows.items()}
 
 
 def _mode_of(modes: Sequence[Mode], flags: Flags) -> Mode:

@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.documents import parse_toml, read_text
+from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
 from lorapipe_engine.command.masking import MASK, masked, remember_secrets
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError
@@ -209,13 +209,13 @@ def build_settings(
     """Instances of the classes, and for each option where its value came from: "from the command line", "from
     options.toml, line 3" or "default".
 
-    ``foreign`` is asked about every key of the file that is no option, as :func:`read_toml` says.
+    ``foreign`` is asked about every key of the file that is no option, as :func:`read_options` says.
 
     Raises ConfigError for an unknown key, a wrong type or a value out of range; InputError for a file that cannot be
     read.
     """
     fields = {field.name: field for cls in classes for field in fields_of(cls)}
-    from_file = read_toml(config_file, fields, foreign) if config_file else {}
+    from_file = read_options(config_file, fields, foreign) if config_file else {}
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, field in fields.items():
@@ -232,18 +232,20 @@ def build_settings(
     return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
 
 
-def read_toml(
+def read_options(
     path: Path, fields: Mapping[str, Field], foreign: Callable[[str, Any, str], bool] | None = None
 ) -> dict[str, tuple[Any, str]]:
-    """The options of a TOML file, whatever sections they stand in, each with its place as errors name it.
+    """The options of a TOML file, or a .json one, whatever sections they stand in, each with its place for errors.
 
     A key that is no option is left out if ``foreign``, given its name, value and place, says that it is known.
 
     Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
     """
     text = read_text(path)
-    table = parse_toml(text, str(path))
-    aliases = {field.facts.alias: name for name, field in fields.items() if field.facts.alias}
+    table = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_toml(text, str(path))
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: expected an object with options as its keys")
+    aliases = {name: field.name for field in fields.values() for name in _other_names(field)}
     found: dict[str, tuple[Any, str]] = {}
     sections: dict[str, str] = {}
     for section, key, value in _flatten(table, ""):
@@ -258,6 +260,12 @@ def read_toml(
             raise ConfigError(f"{path}: {name}: given twice, as {sections[name]} and {section}{key}")
         found[name], sections[name] = (value, place), f"{section}{key}"
     return found
+
+
+def _other_names(field: Field) -> list[str]:
+    """What a file may call an option beside its field's name: its spellings on the command line, with underscores."""
+    spellings = [name[2:].replace("-", "_") for name in field.facts.flags if name.startswith("--")]
+    return [*spellings, *([field.facts.alias] if field.facts.alias else [])]
 
 
 def place_of(path: Path, text: str, key: str) -> str:

@@ -8,7 +8,6 @@ for the device.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.sampling.prompts.attention import parse_weights
 from lorapipe_engine.train.base.tokenizers import Tokenizer
 from lorapipe_engine.train.families.text import Conditioning, TextEncoder, Tokens
 
 CHUNK = 75
 POSITIONS = CHUNK + 2
 MAX_CHUNKS = 3
-EMPHASIS = 1.1
 
 # -------------------------------------------------------------------------------------------------- token ids
 
@@ -48,44 +47,6 @@ def chunk_weights(weights: Sequence[float], chunks: int) -> list[float]:
     return [1.0, *kept] + [1.0] * (CHUNK * chunks - len(kept) + 1)
 
 
-# ------------------------------------------------------------ prompt weights
-
-_MARK = re.compile(r"\\[()\[\]\\]|[(\[\])]|:\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\)|[^\\()\[\]:]+|[\\:]")
-
-
-def parse_weights(caption: str) -> list[tuple[str, float]]:
-    """Pieces of a caption in the syntax of AUTOMATIC1111's webui, each with its multiplier.
-
-    ``(x)`` is 1.1, ``[x]`` 1/1.1, ``(x:1.3)`` 1.3; nested ones multiply; a backslash makes the next bracket
-    plain (and vanishes anywhere else, as there). An unclosed bracket reaches to the end, a closing one too
-    many is plain text. Never empty: "" is [("", 1)].
-    """
-    texts: list[str] = []
-    factors: list[float] = []
-    opened: dict[str, list[int]] = {"(": [], "[": []}
-
-    def close(kind: str, factor: float) -> None:
-        for index in range(opened[kind].pop(), len(factors)):
-            factors[index] *= factor
-
-    for mark in _MARK.findall(caption):
-        if mark in opened:
-            opened[mark].append(len(texts))
-        elif mark == ")" and opened["("]:
-            close("(", EMPHASIS)
-        elif mark == "]" and opened["["]:
-            close("[", 1 / EMPHASIS)
-        elif mark[0] == ":" and mark[-1] == ")" and opened["("]:
-            close("(", float(mark[1:-1]))
-        else:
-            texts.append(mark[1:] if mark[0] == "\\" else mark)
-            factors.append(1.0)
-    for kind, factor in (("(", EMPHASIS), ("[", 1 / EMPHASIS)):
-        while opened[kind]:
-            close(kind, factor)
-    return _merged(texts, factors)
-
-
 def weighted_ids(caption: str, encode: Callable[[str], list[int]]) -> tuple[list[int], list[float]]:
     """Content ids of a caption with weights, and the multiplier of each. Pieces are tokenised one by one."""
     ids: list[int] = []
@@ -95,17 +56,6 @@ def weighted_ids(caption: str, encode: Callable[[str], list[int]]) -> tuple[list
         ids += found
         weights += [factor] * len(found)
     return ids, weights
-
-
-def _merged(texts: Sequence[str], factors: Sequence[float]) -> list[tuple[str, float]]:
-    """Neighbours of one factor joined, so that words are not cut at plain brackets and colons."""
-    pieces: list[tuple[str, float]] = []
-    for piece, factor in zip(texts, factors, strict=True):
-        if pieces and pieces[-1][1] == factor:
-            pieces[-1] = (pieces[-1][0] + piece, factor)
-        else:
-            pieces.append((piece, factor))
-    return pieces or [("", 1.0)]
 
 
 # -------------------------------------------------------------------------------------------------- states

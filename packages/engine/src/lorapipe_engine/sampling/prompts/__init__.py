@@ -1,0 +1,1 @@
+"""The syntax of prompts: weights, networks, choices and wildcards, and what is refused."""

@@ -1,0 +1,107 @@
+"""What ``lora-sample`` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lorapipe_engine.command.modes import Mode, flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxesSettings:
+    """Axes"""
+
+    x: str | None = flag(
+        None,
+        "Columns, as file:run/*.safetensors; values as in A1111's X/Y/Z plot.",
+        "--x",
+        metavar="AXIS:VALUES",
+    )
+    y: str | None = flag(
+        None, 'Rows, as "weight:0.7-1.5 [5]" or "seed:-1--1 [8]".', "--y", metavar="AXIS:VALUES"
+    )
+    sheets: tuple[str, ...] = flag(
+        (), "A further axis; may be repeated.", "--sheet", "--z", metavar="AXIS:VALUES"
+    )
+    base_column: bool = flag(
+        True,
+        "Compare with the base model by itself: None before the networks, or weight 0.",
+        opposite="no-base-column",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """A ready plan: --probe NAME [NETWORK]..."""
+
+    probe: str | None = flag(
+        None,
+        "Of the guide's questions: weight, seeds, leak, text-encoder, headroom, resize, merge, or trigger=WORD,WORD.",
+        metavar="NAME",
+    )
+    trigger: str | None = flag(
+        None, "The network's trigger words, which leak takes out of the prompt.", metavar="WORDS"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The models"""
+
+    base: str | None = flag(
+        None,
+        "Base model: a .safetensors or .ckpt file, a diffusers folder, a hub id, or demo.",
+        *("--base", "--pretrained-model-name-or-path", "--ckpt"),
+    )
+    vae: str | None = flag(None, "Use this VAE instead of the base model's.", metavar="FILE")
+    network: tuple[str, ...] = flag(
+        (), "A network in every picture, with its strength; may be repeated.", metavar="FILE[:WEIGHT]"
+    )
+    lora_dir: tuple[Path, ...] = flag(
+        (), "A folder whose networks prompts may name in <lora:NAME:0.8>; may be repeated.", metavar="FOLDER"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings:
+    """The pictures"""
+
+    prompt: str = flag("", "What to draw: A1111's weights, BREAK, <lora:NAME:0.8>, {a|b}, __wildcards__.")
+    negative: str = flag("", "What not to draw.", "--negative", "--negative-prompt")
+    wildcards: tuple[Path, ...] = flag(
+        (), "A folder of .txt files for __name__; may be repeated.", metavar="FOLDER"
+    )
+    seed: int = flag(-1, "Seed; -1 is drawn, once for all cells.")
+    draw_seed: int = flag(0, "Where seeds of -1 come from: equal numbers draw equal seeds.")
+    steps: int = flag(20, "Steps of the sampler.", min=1, max=1000)
+    cfg: float = flag(7.0, "Classifier-free guidance.", "--cfg", "--cfg-scale", "--scale")
+    sampler: str = flag("Euler a", "A1111's name, in any case, or ComfyUI's or sd-scripts'.")
+    schedule: str = flag("Automatic", "Noise schedule, as Karras.", "--schedule", "--scheduler")
+    eta: float | None = flag(
+        None, "Share of noise in ancestral, SDE and DDIM steps.  [default: 1; DDIM: 0]", min=0
+    )
+    size: str | None = flag(None, "WIDTHxHEIGHT.  [default: what the base was trained on]", metavar="WxH")
+    clip_skip: int = flag(1, "Take the text encoder's N-th layer from the end.", min=1, max=12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultSettings:
+    """The result"""
+
+    plan: Path | None = flag(
+        None, "TOML or JSON file of these options; the command line overrides it.", metavar="FILE"
+    )
+    output_dir: Path = flag(
+        Path("samples"), "Folder of the pictures.", "-o", "--output-dir", metavar="FOLDER"
+    )
+    image_format: Literal["png", "webp", "jpg"] = flag("png", "Format of the pictures.", "--format")
+    dry_run: bool = flag(False, "Count, and print a record for each cell; draw nothing.", "-n", "--dry-run")
+    as_json: bool = flag(False, "Print records as JSON on a terminal too.", "--json")
+
+
+MODES = (
+    Mode("a plan of axes", (AxesSettings, ModelSettings, PictureSettings, ResultSettings)),
+    Mode("--probe", (ProbeSettings, ModelSettings, PictureSettings, ResultSettings), by="probe"),
+)
