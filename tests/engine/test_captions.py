@@ -13,7 +13,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.pictures.captions import (
     CaptionRule,
     When,
-    find_caption,
+    caption_suffixes,
     fixed_caption,
     join_tags,
     read_caption,
@@ -64,12 +64,12 @@ def test_prefix_suffix_wildcards() -> None:
 
 
 def test_the_caption_file(tmp_path: Path) -> None:
-    picture = tmp_path / "a.png"
-    assert find_caption(picture) is None
-    (tmp_path / "a.caption").write_text("from caption")
-    (tmp_path / "a.tags").write_bytes(b"\xef\xbb\xbfone, two\r\nrest\r\n")
-    assert find_caption(picture).text == "from caption"  # type: ignore[union-attr]
-    assert find_caption(picture, "tags").text == "one, two"  # type: ignore[union-attr]
+    path = tmp_path / "a.tags"
+    path.write_bytes(b"\xef\xbb\xbfone, two\r\nrest\r\n")
+    assert read_caption(path) == "one, two"
+    assert read_caption(path, every_line=True) == "one, two\nrest"
+    assert caption_suffixes("tags") == (".tags", ".txt", ".caption")
+    assert caption_suffixes(".caption") == (".caption", ".txt")
 
 
 def test_not_utf8_is_named(tmp_path: Path) -> None:

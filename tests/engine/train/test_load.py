@@ -320,7 +320,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_a_lora_is_no_base(tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     save_file({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(4, 8)}, path)
-    refused(path, "a LoRA, not a base model")
+    refused(path, "a LoRA for Stable Diffusion 1.x, not a base model")
 
 
 def test_parts_of_models_are_no_base(models: dict[str, Tiny], tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_other_models_are_no_base(models: dict[str, Tiny], tmp_path: Path) -> No
     save_file(refiner, path)
     refused(path, "SDXL refiner")
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(4, 4)}, path)
-    refused(path, "not a checkpoint of Stable Diffusion")
+    refused(path, "nothing that is known here, not a base model of Stable Diffusion")
     tensors = {name: tensor.clone() for name, tensor in checkpoint_tensors(models["sd1"]).items()}
     tensors["model.diffusion_model.input_blocks.0.0.weight"] = torch.ones(32, 9, 3, 3)
     save_checkpoint(models["sd1"], path)

@@ -134,11 +134,6 @@ def _finite(matrix: Array) -> Array:
     return matrix
 
 
-def singular_values(up: Array, down: Array) -> Array:
-    """Only the singular values of up · down, float64, descending; see :func:`spectrum`."""
-    return spectrum(up, down).singular
-
-
 def dense_spectrum(matrix: Array) -> Spectrum:
     """Thin SVD of a dense matrix (o, n)."""
     exact = _finite(matrix.astype(np.float64, copy=False))

@@ -19,14 +19,6 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 _BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
-@dataclass(frozen=True)
-class Caption:
-    """A caption and the file it stands in."""
-
-    text: str
-    path: Path
-
-
 def split_tags(text: str, separator: str = ",") -> list[str]:
     """The tags of a caption, trimmed, without empty ones."""
     return [tag for tag in (piece.strip() for piece in text.split(separator)) if tag]
@@ -56,15 +48,6 @@ def read_caption(
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines) if every_line else (lines[0] if lines else "")
-
-
-def find_caption(picture: Path, extension: str = ".txt", *, every_line: bool = False) -> Caption | None:
-    """The caption beside a picture, or None: the file with ``extension``, else .txt, else .caption."""
-    for suffix in caption_suffixes(extension):
-        path = picture.with_name(picture.stem + suffix)
-        if path.is_file():
-            return Caption(read_caption(path, every_line=every_line), path)
-    return None
 
 
 def caption_suffixes(extension: str) -> tuple[str, ...]:

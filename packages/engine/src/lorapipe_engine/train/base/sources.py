@@ -13,6 +13,7 @@ import torch
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.folders import hints, read_config, weight_files
 from lorapipe_engine.models import keys
+from lorapipe_engine.models.bases import describe_kind, explain_base
 from lorapipe_engine.models.families import Recognised, get_family, recognise
 from lorapipe_engine.models.predictions import find_prediction, marked_prediction
 from lorapipe_engine.train.base import hub
@@ -36,14 +37,6 @@ VAE_HINTS = ("norm_num_groups", "act_fn", "scaling_factor")
 CLIP_HINTS = ("hidden_act", "num_attention_heads", "layer_norm_eps")
 FOLDERS = {"unet": "unet", "vae": "vae", "te1": "text_encoder", "te2": "text_encoder_2"}
 
-_WRONG_KINDS = {
-    "lora": "a LoRA, not a base model; it goes on top of one",
-    "vae": "a VAE, not a base model; it can replace one's with --vae",
-    "unet": "a UNet alone, without text encoder and VAE; give the whole checkpoint",
-    "text_encoder": "a text encoder alone, not a base model",
-    "refiner": "the SDXL refiner, which no LoRA is trained on; give the SDXL base model",
-    "unknown": "not a checkpoint of Stable Diffusion 1.x, 2.x or SDXL that is known here",
-}
 SD2_BASE_STEPS = "875000"  # of SD 2.0's 512 model, in its .ckpt
 
 
@@ -96,10 +89,7 @@ def read_vae(path: Path, stack: ExitStack) -> tuple[dict[str, Piece], dict[str, 
     weights = stack.enter_context(Weights(files))
     pieces = vae_pieces(weights)
     if not pieces:
-        found = recognise(weights.shapes)
-        raise InputError(
-            f"{path}: no VAE in this file (it is {_WRONG_KINDS.get(found.kind, 'a checkpoint')})"
-        )
+        raise InputError(f"{path}: no VAE in this file (it is {describe_kind(recognise(weights.shapes))})")
     return pieces, hints(config, ("norm_num_groups", "act_fn"))
 
 
@@ -109,7 +99,7 @@ def read_vae(path: Path, stack: ExitStack) -> tuple[dict[str, Piece], dict[str, 
 def _read_file(path: Path, weights: Weights) -> Draft:
     found = recognise(weights.shapes)
     if found.kind != "checkpoint" or found.family is None:
-        raise InputError(f"{path}: this is {_wrong_kind(found)}")
+        raise InputError(f"{path}: this is {explain_base(found)}")
     try:
         parts = split_checkpoint(weights, found.family)
     except InputError as error:
@@ -126,10 +116,6 @@ def _read_file(path: Path, weights: Weights) -> Draft:
         encoder_layer=_encoder_layer(metadata),
         metadata=metadata,
     )
-
-
-def _wrong_kind(found: Recognised) -> str:
-    return _WRONG_KINDS.get(found.kind, _WRONG_KINDS["unknown"])
 
 
 def _prediction_of_file(weights: Weights, family: str) -> str | None:
@@ -200,9 +186,9 @@ def _family_of(path: Path, parts: Parts, configs: Mapping[str, Mapping[str, Any]
     shapes = {name: piece.shape for name, piece in parts["unet"].items()}
     found = recognise(shapes)
     if ("te2" in parts and "te1" not in parts) or found.kind == "refiner":
-        raise InputError(f"{path}: this is {_WRONG_KINDS['refiner']}")
+        raise InputError(f"{path}: this is {explain_base(Recognised('refiner'))}")
     if found.kind != "unet":
-        raise InputError(f"{path}: its unet is {_wrong_kind(found)}")
+        raise InputError(f"{path}: its unet is {explain_base(found)}")
     if "te2" in parts or found.family == "sdxl":
         return "sdxl"
     # The activation tells OpenCLIP from CLIP-L more surely than the layers around the UNet's attention.
