@@ -11,6 +11,7 @@ TARGETS = {
     "lora-merge": "lorapipe_merge.cli:main",
     "lora-resize": "lorapipe_resize.cli:main",
     "lora-inspect": "lorapipe_inspect.cli:main",
+    "lora-grid": "lorapipe_inspect.grid.cli:main",
 }
 
 
