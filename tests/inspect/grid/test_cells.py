@@ -14,7 +14,8 @@ from PIL import Image
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_inspect.grid.cells import find_cells
 from lorapipe_inspect.grid.infotext import read_infotext, split_tags
-from lorapipe_inspect.grid.layout import Grid, lay_out, short_names
+from lorapipe_inspect.grid.layout import Grid, lay_out
+from lorapipe_inspect.text import short_names
 from support.cells import GOOD, UNDERCOOKED, Plan, infotext, write_folder, write_records
 from support.commands import run
 
@@ -148,6 +149,7 @@ def test_pictures_without_parameters_are_named(tmp_path: Path) -> None:
 
 
 def test_equal_names_keep_what_tells_them_apart() -> None:
+    assert short_names(["slow/m.metrics.jsonl", "fast/m.metrics.jsonl"]) == ["slow/m", "fast/m"]
     assert short_names(["/home/me/one/m.safetensors", "/home/me/two/m.safetensors", "C:\\x\\n.safetensors"]) == [
         "one/m", "two/m", "n",
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from itertools import product
 from lorapipe_engine.command.options import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_inspect.grid.cells import FIELDS, NETWORK, Cell, Value, is_base, plain_name
+from lorapipe_inspect.text import short_names, without_suffix
 
 BASE = "base"  # the label of cells without a network
 _PATHS = ("file", "base", "vae")
@@ -199,32 +200,14 @@ def _epoch_order(
     text: str, others: Sequence[str]
 ) -> tuple[list[tuple[int, int, str]], int, list[tuple[int, int, str]]]:
     """Epochs by number; a file without a number behind those with one and the same name, for it is the last one."""
-    stem = _without_suffix(text)
+    stem = without_suffix(text)
     match = _EPOCH.search(stem)
     name = stem[: match.start()] if match else stem
     is_last = not match and any(
-        (other := _EPOCH.search(one)) and one[: other.start()] == stem for one in map(_without_suffix, others)
+        (other := _EPOCH.search(one)) and one[: other.start()] == stem for one in map(without_suffix, others)
     )
     number = int(match[1]) if match else 10**9 if is_last else 0
     return (_natural(name), number, _natural(stem))
-
-
-def _without_suffix(text: str) -> str:
-    return re.sub(r"\.(safetensors|ckpt|pt)$", "", text)
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """Names of files without folder and suffix; with as many folders as tell equal ones apart, never all of a path."""
-    parts = [[part for part in re.split(r"[\\/]+", _without_suffix(path)) if part] or ["?"] for path in paths]
-    names = [one[-1] for one in parts]
-    for depth in range(2, max(map(len, parts), default=1)):
-        twice = {name for name in names if names.count(name) > 1}
-        if not twice:
-            break
-        names = [
-            "/".join(one[-depth:]) if name in twice else name for one, name in zip(parts, names, strict=True)
-        ]
-    return names
 
 
 def _short_prompts(prompts: list[str]) -> list[str]:
