@@ -142,6 +142,30 @@ def test_a_network_that_all_share_is_no_axis(folder: Path) -> None:
     assert axes_of(grid) == {"weight": ["base", "0.6", "1"]}
 
 
+def test_records_of_a_plan_are_one_grid(folder: Path) -> None:
+    """As lora-sample has them: the base once for each weight, sharing a picture, and weights of zero as they are."""
+    paths = sorted(map(str, folder.glob("*.png")))
+    records = [
+        {
+            "path": paths[0] if file == "None" or weight == 0 else paths[number],
+            "axes": {"file": file, "weight": weight, "seed": 5.0},
+            "file": file,
+            **({} if file == "None" else {"weight": weight}),
+            "networks": [{"path": f"run/{file}.safetensors", "te": weight, "unet": weight}],
+            "prompt": "mina, 1girl",
+            "kind": "trigger",
+        }
+        for number, (file, weight) in enumerate(
+            (file, weight) for file in ("None", "m-000002", "m") for weight in (0, 0.7, 1.0)
+        )
+    ]
+    grid = from_lines(*records)
+    assert axes_of(grid) == {"file": ["base", "m-000002", "m"], "weight": ["0", "0.7", "1"]}
+    assert len(grid.cells) == 7
+    assert len(grid.places) == 9
+    assert grid.places[0, 0] == grid.places[0, 2]
+
+
 def test_pictures_without_parameters_are_named(tmp_path: Path) -> None:
     for name in ("b10.png", "b9.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -239,7 +263,7 @@ def test_records_without_pictures(tmp_path: Path, folder: Path) -> None:
         "lora-grid: error: gone.png: there is no such file",
         "lora-grid: error: x.png: out of\\nmemory",
     ]
-    assert "seed: 1, 2, 3" in done.stdout
+    assert "seed: 1; 2; 3" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -294,6 +318,6 @@ def test_thousands_of_cells(tmp_path: Path) -> None:
     done = run("lora-grid", folder / "cells.jsonl", "--html", tmp_path / "g.html", "-o", tmp_path / "g.png")
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 21
-    assert "and 280 more cells without a picture" in done.stderr
+    assert "and 280 more pictures that cannot be read" in done.stderr
     # One picture, however many cells show it.
     assert (tmp_path / "g.html").stat().st_size < 2_000_000

@@ -51,6 +51,7 @@ NUMBERS = frozenset(
     {"weight", "unet", "te", "seed", "cfg", "steps", "eta", "denoising", "clip_skip", "epoch", "rank"}
 )
 NETWORK = ("file", "weight", "unet", "te")
+_NO_FILE = ("", "None", "none")
 _TEXTS = ("infotext", "parameters")
 MOST_AXES = 12
 
@@ -81,7 +82,15 @@ def find_cells(words: Sequence[str], stdin: BinaryIO | None = None) -> list[Cell
     cells = [_cell(record) for record in _records(words, stdin)]
     if not cells:
         raise InputError("no cells: the list is empty")
-    return _with_networks(cells)
+    return _each_once(_with_networks(cells))
+
+
+def _each_once(cells: Sequence[Cell]) -> list[Cell]:
+    """Cells without those that are the same picture with the same values: a base has one record for each weight."""
+    found: dict[tuple[Path, frozenset[tuple[str, Value]]], Cell] = {}
+    for cell in cells:
+        found.setdefault((cell.path, frozenset(cell.values.items())), cell)
+    return list(found.values())
 
 
 def _records(words: Sequence[str], stdin: BinaryIO | None) -> Iterator[Record]:
@@ -143,8 +152,9 @@ def _cell(record: Record) -> Cell:
         tags = in_prompt if "prompt" in data or "prompt" in own else tags
     if "file" in data or "file" in map(plain_name, map(str, own)) or any(name in data for name in NETWORK):
         tags = None  # the record says it itself
-    for name in NUMBERS & values.keys():
-        values[name] = _number(values[name])
+    for name, value in values.items():
+        if isinstance(value, int | float) or name.split(" ")[0] in NUMBERS:
+            values[name] = _number(value)
     return Cell(
         record.path,
         values,
@@ -201,6 +211,8 @@ def _from_fields(data: Mapping[str, Any]) -> dict[str, Value]:
     for name, keys in FIELDS.items():
         raw = next((data[key] for key in keys if key in data), None)
         value = _value(raw)
+        if value is None and name == "file" and any(key in data for key in keys):
+            value = _NO_FILE[0]
         if value is not None:
             values[name] = value
     return values
@@ -277,17 +289,22 @@ def _with_tags(cell: Cell, common: set[Tag]) -> Cell:
             values[f"weight{end}"] = _number(tag.te)
         else:
             values |= {f"te{end}": _number(tag.te), f"unet{end}": _number(tag.unet)}
-    if is_base(values):
+    if not _has_network(values):
         values = {name: value for name, value in values.items() if name.split(" ")[0] not in NETWORK}
     return replace(cell, values=values, tags=None)
 
 
+def _has_network(values: Mapping[str, Value]) -> bool:
+    """Whether a network is named, or a strength of one that is not. lora-sample and A1111 call the base None."""
+    files = [values[name] for name in values if name.split(" ")[0] == "file"]
+    return any(file not in _NO_FILE for file in files) or (not files and any(_strengths(values)))
+
+
+def _strengths(values: Mapping[str, Value]) -> list[Value]:
+    return [values[name] for name in values if name.split(" ")[0] in NETWORK and name.split(" ")[0] != "file"]
+
+
 def is_base(values: Mapping[str, Value]) -> bool:
     """Whether no network has a part in a picture: none is named, or all strengths are zero."""
-    files = [
-        name for name in values if name.split(" ")[0] == "file" and values[name] not in ("", "None", "none")
-    ]
-    if not files:
-        return True
-    strengths = [values[name] for name in values if name.split(" ")[0] in ("weight", "unet", "te")]
-    return bool(strengths) and all(strength == 0 for strength in strengths)
+    strengths = _strengths(values)
+    return not _has_network(values) or (bool(strengths) and not any(strengths))

@@ -82,11 +82,12 @@ def _require_pillow() -> None:
 
 
 def _tell_broken(cells: Sequence[Cell]) -> None:
-    broken = [cell for cell in cells if cell.error]
-    for cell in broken[:MOST_COMPLAINTS]:
-        complain(f"{cell.path}: {cell.error}")
+    # Cells may share a picture.
+    broken = {cell.path: cell.error for cell in cells if cell.error}
+    for path, error in list(broken.items())[:MOST_COMPLAINTS]:
+        complain(f"{path}: {error}")
     if len(broken) > MOST_COMPLAINTS:
-        complain(f"and {len(broken) - MOST_COMPLAINTS:,} more cells without a picture")
+        complain(f"and {len(broken) - MOST_COMPLAINTS:,} more pictures that cannot be read")
 
 
 def _words(cells: Sequence[Cell]) -> list[str]:
@@ -183,7 +184,7 @@ def _report(grid: Grid, study: Study, told: Sequence[str]) -> list[str]:
         places *= len(axis.values)
     lines = [f"{counted(len(grid.cells), 'cell')}, {counted(places - len(grid.places), 'place')} empty"]
     for axis in grid.axes:
-        shown = ", ".join(label[:60] for label in axis.labels[:8])
+        shown = "; ".join(label[:60] for label in axis.labels[:8])
         more = f" ... ({len(axis.labels)})" if len(axis.labels) > 8 else ""
         lines.append(f"  {axis.title}: {shown}{more}")
     return [*lines, *table(study), *told]

@@ -13,9 +13,8 @@ from lorapipe_inspect.grid.layout import PICTURE, Grid
 Part = Literal["T", "U", "O"]
 Key = tuple[Value | None, ...]
 
-_PARTS: Mapping[str, Part] = {
-    "T": "T", "t": "T", "trigger": "T", "U": "U", "u": "U", "without": "U", "O": "O", "o": "O", "other": "O",
-}  # fmt: skip
+# As lora-sample's probes call the kinds of their prompts.
+_PARTS: Mapping[str, Part] = {"trigger": "T", "same": "U", "other": "O"}
 _STRENGTH = re.compile(r":[+-]?[.\d]+$")
 
 
@@ -83,7 +82,7 @@ def prompt_tags(prompt: str) -> list[str]:
 
 
 def _parts(cells: Sequence[Cell], trigger: str | None) -> list[Part | None]:
-    told = [_PARTS.get(str(cell.data.get("set", ""))) for cell in cells]
+    told = [_PARTS.get(str(cell.data.get("kind", ""))) for cell in cells]
     if trigger is None:
         return told
     word = " ".join(trigger.replace("_", " ").lower().split())
