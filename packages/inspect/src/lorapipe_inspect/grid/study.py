@@ -213,6 +213,12 @@ def _advice(study: Study, network: Key) -> list[str]:
     return lines
 
 
+def _without_weight(study: Study, file: Key) -> str:
+    """A file in the words of its axes, given its network's values without the weight."""
+    at = study.pairs.names.index("weight")
+    return name_of(study, (*file[:at], None, *file[at:]))
+
+
 def table(study: Study, order: Callable[[Key], Any] | None = None) -> list[str]:
     """The figures of the networks in columns."""
     if not any(one.move is not None for one in study.networks.values()):
@@ -247,8 +253,7 @@ def table(study: Study, order: Callable[[Key], Any] | None = None) -> list[str]:
         row = "".join(f"{'-' if value is None else f'{value:.2f}':>{width}}" for value, width in cells)
         lines.append(f"{names[network][:wide]:<{wide}}{row}")
     lines += [
-        f"headroom of {', '.join(str(part) for part in file if part is not None) or 'the network'}: {knee:+.2g}"
-        for file, knee in study.headroom.items()
+        f"headroom of {_without_weight(study, file)}: {knee:+.2g}" for file, knee in study.headroom.items()
     ]
     for network, risen in study.unasked.items():
         shown = ", ".join(f"{tag} {rise:+.2f}" for tag, rise in risen.tags if rise > 0)
