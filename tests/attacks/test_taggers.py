@@ -12,7 +12,7 @@ import pytest
 
 from lorapipe_engine.command.records import read_records
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.onnxfile import check_network, data_files
+from lorapipe_engine.models.onnxfile import check_network, data_files
 from lorapipe_tagger.models.labels import read_labels
 from support.limited import GIB, Ended, run_limited
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.onnxfile import check_network
+from lorapipe_engine.models.onnxfile import check_network
 from lorapipe_tagger.models.adapters import Adapter
 from lorapipe_tagger.scoring.picture import Pixels
 
