@@ -294,6 +294,28 @@ def test_what_cannot_be_done_is_told_in_one_line(folder: Path, words: list[str],
     assert done.stderr.count("\n") == 1
 
 
+def test_scattered_cells_are_no_sheet(folder: Path, tmp_path: Path) -> None:
+    path = str(next(folder.glob("*.png")))
+    lines = [
+        json.dumps({"path": path, "seed": n, "cfg": n % 299, "steps": n // 7, "file": f"m{n}"})
+        for n in range(300)
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    done = run("lora-grid", tmp_path / "c.jsonl", "--x", "seed", "--y", "file", "-o", tmp_path / "g.png")
+    assert done.returncode == 2
+    assert "seed and file make 90,000 places for 300 cells, more than 50,000; name other axes" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_sheets_without_a_cell_are_left_out(folder: Path, tmp_path: Path) -> None:
+    path = str(next(folder.glob("*.png")))
+    rows = [{"path": path, "axes": {"a": n % 2, "b": n % 3, "c": n, "d": n}} for n in range(12)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run("lora-grid", tmp_path / "c.jsonl", "-o", tmp_path / "g.png").returncode == 0
+    height = Image.open(tmp_path / "g.png").height
+    assert 12 * 3 * 48 < height < 12 * 3 * 48 * 2  # not 144 sheets
+
+
 def test_no_picture_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     done = run("lora-grid", tmp_path)

@@ -7,17 +7,18 @@ axis it lies at every place: the base has no weight, so one picture of it serves
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 from lorapipe_engine.command.options import nearest
-from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_inspect.grid.cells import FIELDS, NETWORK, Cell, Value, is_base, plain_name
 from lorapipe_inspect.text import short_names, without_suffix
 
 BASE = "base"  # the label of cells without a network
 _PATHS = ("file", "base", "vae")
+MOST_PLACES = 50_000  # of columns and rows together
 PICTURE = "picture"  # an axis for cells that nothing else tells apart
 _NUMBER = re.compile(r"(\d+)")
 _EPOCH = re.compile(r"(?:-|_|-e|_epoch)?(\d{4,6})$")
@@ -54,8 +55,19 @@ class Grid:
         index = self.places.get(tuple(place))
         return None if index is None else self.cells[index]
 
-    def all_places(self) -> Iterator[tuple[int, ...]]:
-        return product(*(range(len(axis.values)) for axis in self.axes))
+    def sheets(self) -> list[tuple[int, ...]]:
+        """The places on the axes behind columns and rows that have a cell, in order."""
+        return sorted({place[2:] for place in self.places})
+
+    def check_size(self) -> None:
+        """Raise InputError where columns and rows have far more places than can be shown."""
+        wide, high = ([len(axis.values) for axis in self.axes[:2]] + [1, 1])[:2]
+        if wide * high > MOST_PLACES:
+            names = " and ".join(axis.title for axis in self.axes[:2])
+            raise InputError(
+                f"{names} make {wide * high:,} places for {len(self.cells):,} cells, more than {MOST_PLACES:,}; "
+                "name other axes (--x, --y) or fewer cells"
+            )
 
     def axis(self, name: str) -> Axis | None:
         return next((axis for axis in self.axes if axis.name == name), None)

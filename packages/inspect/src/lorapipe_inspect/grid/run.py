@@ -47,6 +47,8 @@ def run(words: Sequence[str], chosen: Chosen, stdin: BinaryIO | None = None) -> 
     placed = [cell.values or not cell.error for cell in cells]
     cells, looks = [*compress(cells, placed)], [*compress(looks, placed)]
     grid = lay_out(cells, wanted.x, wanted.y)
+    if wanted.output or wanted.html:
+        grid.check_size()
     study = measure(grid, looks, figures)
     choice = decide(study, best) if best.best else None
     told = verdict(study, choice) if choice else []
@@ -157,12 +159,15 @@ def shown_figures(study: Study) -> list[Any]:
 
 
 def paint(cell: Cell) -> Image:
-    """A cell's picture in RGB, upright."""
+    """A cell's picture in RGB, upright. Raises InputError for one that changed since it was looked at."""
     from PIL import Image
 
     from lorapipe_inspect.grid.looks import decode
 
-    return Image.fromarray(decode(cell))
+    try:
+        return Image.fromarray(decode(cell))
+    except Exception as error:  # Pillow raises whatever its readers meet
+        raise InputError(f"{cell.path}: changed while it was read; start again") from error
 
 
 def _cell_size(looks: Sequence[Look | None], longest: int | None) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ def _pages(grid: Grid, measures: Measures) -> Iterator[list[Part]]:
         )
     waiting: list[Part] = []
     height = head
-    for sheet in product(*(range(len(axis.values)) for axis in grid.axes[2:])):
+    for sheet in grid.sheets():
         for at in range(0, columns, across):
             for row in range(0, rows, down):
                 part = Part(sheet, range(at, min(columns, at + across)), range(row, min(rows, row + down)))
