@@ -67,7 +67,8 @@ def write_sheets(
 def _measures(grid: Grid, size: tuple[int, int]) -> Measures:
     line = max(12, min(28, (size[0] + size[1]) // 32))
     rows = grid.axes[1] if len(grid.axes) > 1 else None
-    longest = max((len(label[:_CUT]) for label in (rows.labels if rows else ())), default=0)
+    labels = [label_of(rows, index) for index in range(len(rows.values))] if rows else []
+    longest = max((len(label[:_CUT]) for label in labels), default=0)
     left = min(max(size[0] * 3 // 4, 8 * line), int(longest * line * 0.6) + 3 * GAP) if rows else 0
     return Measures(size[0], size[1], max(left, 4 * line if rows else GAP), 0, line)
 
