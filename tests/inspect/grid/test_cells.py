@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_quoted_values_and_short_last_lines() -> None:
     assert info.pairs["Note"] == "x\ny"
     # Fewer than three pairs are a line of the prompt.
     assert read_infotext("a cat\nSeed: 1, Steps: 2").prompt == "a cat\nSeed: 1, Steps: 2"
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 2_000_000, "<lora:" * 300_000, "a\n" + "ab " * 600_000, "\n" * 2_000_000]
+)
+def test_texts_that_would_take_long(text: str) -> None:
+    began = time.perf_counter()
+    assert read_infotext(text).tags == ()
+    assert time.perf_counter() - began < 5
 
 
 def test_strengths_of_tags() -> None:

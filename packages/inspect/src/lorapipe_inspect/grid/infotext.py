@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _FEWEST_PAIRS = 3  # in a last line of parameters
 _NEGATIVE = "Negative prompt:"
-_TAG = re.compile(r"<(?:lora|lyco):([^>]+)>")
+_TAG = re.compile(r"<(?:lora|lyco):([^<>]{1,500})>")
 _EXIF_FOLDER, _USER_COMMENT = 0x8769, 0x9286
 _UNICODE, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
-MOST_LETTERS = 1 << 20
+MOST_LETTERS = 1 << 20  # of a text
+MOST_LINE = 1 << 14  # letters of the last line, whose reading may take their square
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Infotext:
 def read_infotext(text: str) -> Infotext:
     """Read parameters. A text of another kind is a prompt with nothing else; nothing is an error."""
     *lines, last = text.strip()[:MOST_LETTERS].split("\n")
-    pairs = _PAIR.findall(last)
+    pairs = _PAIR.findall(last) if len(last) <= MOST_LINE else []
     if len(pairs) < _FEWEST_PAIRS:
         lines, pairs = [*lines, last], []
     prompt: list[str] = []
