@@ -12,8 +12,8 @@ import pytest
 
 from lorapipe_engine.command.records import read_records
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.models.onnxfile import check_network, data_files
 from lorapipe_tagger.models.labels import read_labels
-from lorapipe_tagger.models.onnxfile import check_network, data_files
 from support.limited import GIB, Ended, run_limited
 
 MODEL = Path(__file__).parents[1] / "data" / "tagger" / "model"

@@ -12,6 +12,7 @@ TARGETS = {
     "lora-sample": "lorapipe_engine.sample_cli:sample_main",
     "lora-resize": "lorapipe_resize.cli:main",
     "lora-inspect": "lorapipe_inspect.cli:main",
+    "lora-grid": "lorapipe_inspect.grid.cli:main",
 }
 
 

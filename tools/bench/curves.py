@@ -19,7 +19,7 @@ from statistics import mean
 import torch
 from train import WORKLOADS, measure
 
-from lorapipe_engine.train.schedules.charts import Line, write_chart
+from lorapipe_engine.pictures.charts import Line, write_chart
 
 RUNS = {
     "captured": {"capture": True, "fused": True},

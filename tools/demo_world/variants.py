@@ -324,7 +324,7 @@ def overlap(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw them, where there are two at least."""
-    from lorapipe_engine.train.schedules.charts import Line, write_chart
+    from lorapipe_engine.pictures.charts import Line, write_chart
 
     found = curves(rows)
     if len(found) > 1:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from lorapipe_engine.cli import lora_train
-from lorapipe_engine.train.schedules.charts import Line, text_chart
+from lorapipe_engine.pictures.charts import Line, text_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -10,6 +10,7 @@ lora-inspect zeros run/*.safetensors --json
 lora-inspect norms mina.safetensors --blocks
 lora-inspect meta mina.safetensors --tags
 lora-inspect diff before.safetensors after.safetensors
+lora-inspect curves out/
 lora-inspect delta mina.safetensors --base base.safetensors -o delta.safetensors
 lora-resize mina.safetensors --new-rank 32 -o - | lora-inspect zeros -
 """
@@ -26,13 +27,14 @@ COMMANDS = {
     ),
     "compat": ("lorapipe_inspect.commands.compat:command", "Which programs read the file, and how."),
     "delta": ("lorapipe_inspect.commands.delta:command", "Write the dense change of every module."),
+    "curves": ("lorapipe_inspect.commands.curves:command", "Draw rate, loss, validation, norms of runs."),
     "check": ("lorapipe_inspect.commands.check:command", "Everything at once: is this file sound?"),
 }
 
 lora_inspect = tool_group(
     "lora-inspect",
     COMMANDS,
-    about="Look into LoRA networks: files, folders or standard input.",
+    about="Look into LoRA networks and what runs recorded: files, folders or standard input.",
     examples=EXAMPLES,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -46,3 +47,22 @@ def size_in_words(size: int) -> str:
 def percent(share: float) -> str:
     """A share of 0 to 1 with three digits; what is above nothing never looks like it."""
     return f"{share * 100:.3g} %" if share else "0 %"
+
+
+def without_suffix(text: str) -> str:
+    """The name of a network's file, or of a run's metrics, without its suffix."""
+    return re.sub(r"\.(safetensors|ckpt|pt|metrics\.jsonl)$", "", text)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Names of files without folder and suffix; with as many folders as tell equal ones apart."""
+    parts = [[part for part in re.split(r"[\\/]+", without_suffix(path)) if part] or ["?"] for path in paths]
+    names = [one[-1] for one in parts]
+    for depth in range(2, max(map(len, parts), default=1) + 1):
+        twice = {name for name in names if names.count(name) > 1}
+        if not twice:
+            break
+        names = [
+            "/".join(one[-depth:]) if name in twice else name for one, name in zip(parts, names, strict=True)
+        ]
+    return names

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError, MissingExtra
-from lorapipe_tagger.models.onnxfile import check_network
+from lorapipe_engine.models.onnxfile import check_network
 from lorapipe_tagger.scoring.scores import cache_folder
 
 

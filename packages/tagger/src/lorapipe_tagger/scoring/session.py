@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.models.onnxfile import check_network
 from lorapipe_tagger.models.adapters import Adapter
-from lorapipe_tagger.models.onnxfile import check_network
 from lorapipe_tagger.scoring.picture import Pixels
 
 Scores = NDArray[np.float32]

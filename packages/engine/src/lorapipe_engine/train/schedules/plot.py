@@ -13,9 +13,9 @@ from lorapipe_engine.files.tensorfile import open_tensors
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import get_family, recognise
 from lorapipe_engine.models.family import Family
+from lorapipe_engine.pictures.charts import Line, text_chart, write_chart
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.schedules import rate_plan, schedule_notes
-from lorapipe_engine.train.schedules.charts import Line, text_chart, write_chart
 from lorapipe_engine.train.schedules.updates import UpdatePlan, plan_updates
 
 TERMINAL = "-"
