@@ -1,4 +1,4 @@
-"""LoHa, LoKr and (IA)³ as they are trained: the change of reference files, forward and gradients against dense form."""
+"""Every algorithm as it is trained: the change of reference files, forward and gradients against the dense form."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from lorapipe_engine.delta import dense_delta  # noqa: E402
 from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.nn.base import NO_DROPOUT, Adapter, Dropouts, Size, adapter_class  # noqa: E402
+from lorapipe_engine.nn.factored import Factored  # noqa: E402
 from lorapipe_engine.nn.lokr import Lokr, split  # noqa: E402
+from lorapipe_engine.nn.oft import Rotation  # noqa: E402
 from lorapipe_engine.nn.quantize import quantize  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 DATA = Path(__file__).parents[2] / "data" / "networks"
-FILES = [path for path in sorted(DATA.glob("*.safetensors")) if path.stem.startswith(("loha", "lokr", "ia3"))]
-PLAIN = [path for path in FILES if "dora" not in path.stem]
+# Read and merged here, and not trained; norms have layers of their own.
+PLAIN = [path for path in sorted(DATA.glob("*.safetensors")) if path.stem not in ("glora", "norm")]
+NAMES = {"locon": "lora", "dora": "lora", "diag": "oft", "kohya": "oft"}
 LAYERS = ("linear", "conv3x3", "conv1x1")
 
 
@@ -44,15 +47,21 @@ def read(path: Path, layer: str) -> tuple[nn.Module, dict[str, Any], dict[str, A
     """The frozen layer, the file's tensors by suffix, and all that the file has."""
     with open_tensors(path) as file:
         every = {name: torch.from_numpy(np.array(file.read(name))) for name in file.tensors}
-    prefix = f"lora_unet_{layer}."
+    prefix = f"{'oft' if path.stem == 'kohya_oft' else 'lora'}_unet_{layer}."
     own = {name.removeprefix(prefix): tensor for name, tensor in every.items() if name.startswith(prefix)}
     return base_layer(every[f"base.{layer}.weight"], every[f"base.{layer}.bias"], layer), own, every
 
 
+def kind_of(path: Path) -> type[Adapter]:
+    name = path.stem.partition("_")[0]
+    return adapter_class(NAMES.get(name, name))
+
+
 def adapter_of(path: Path, base: nn.Module, tensors: dict[str, Any]) -> Adapter:
-    kind = adapter_class(path.stem.partition("_")[0])
-    ranks = [len(tensors[s]) for s in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b") if s in tensors]
-    size = Size(ranks[0] if ranks else 4, float(tensors.get("alpha", 0.0)))
+    kind = kind_of(path)
+    ranked = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+    ranks = [len(tensors[s]) for s in ranked if s in tensors]
+    size = Size(ranks[0] if ranks else 0, float(tensors.get("alpha", 0.0)))
     adapter = kind.create(base, size, NO_DROPOUT, kind.options_in(tensors))
     adapter.load(tensors)
     return adapter
@@ -65,28 +74,42 @@ def inputs(base: nn.Module, dtype: Any = torch.float32) -> Any:
     return torch.randn(*shape, dtype=dtype)
 
 
-def dense(base: Any, x: Any, change: Any) -> Any:
-    """The layer with ``change`` added to its weight."""
-    weight = base.weight + change
+def dense(base: Any, x: Any, change: Any, bias_change: Any = None) -> Any:
+    """The layer with ``change`` added to its weight, and ``bias_change`` to its bias."""
+    weight, bias = base.weight + change, base.bias if bias_change is None else base.bias + bias_change
     if isinstance(base, nn.Conv2d):
-        return F.conv2d(x, weight, base.bias, base.stride, base.padding)
-    return F.linear(x, weight, base.bias)
+        return F.conv2d(x, weight, bias, base.stride, base.padding)
+    return F.linear(x, weight, bias)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 def test_change_forward_and_file_are_the_references(path: Path, layer: str) -> None:
     base, tensors, every = read(path, layer)
-    adapter = adapter_of(path, base, tensors)
+    adapter = adapter_of(path, base, tensors).eval()
     x = inputs(base)
     for multiplier, ending in ((1.0, ""), (0.7, ".m0.7")):
-        change = every[f"{path.stem}.{layer}.delta{ending}"]
         adapter.multiplier = multiplier
-        torch.testing.assert_close(
-            adapter.delta() * multiplier, change, rtol=0, atol=1e-5 * float(change.abs().max())
-        )
+        stored = {s: t.detach().numpy() for s, t in tensors.items()}
+        plain = base.weight.detach().numpy(), base.bias.detach().numpy()
+        rule = dense_delta(stored, *plain, multiplier)
+        change = torch.from_numpy(rule.weight).float()
+        if path.stem.endswith("rescaled") and multiplier != 1:  # the references have none at a lower strength
+            assert f"{path.stem}.{layer}.delta{ending}" not in every
+        else:
+            wanted = every[f"{path.stem}.{layer}.delta{ending}"]
+            loose = 2e-5 if "oft" in path.stem else 1e-5
+            torch.testing.assert_close(change, wanted, rtol=0, atol=loose * float(wanted.abs().max()))
+        found = adapter.delta_at(multiplier)
+        torch.testing.assert_close(found, change, rtol=0, atol=1e-5 * float(change.abs().max()))
+        biases = None
+        if rule.bias is not None:
+            biases = every[f"{path.stem}.{layer}.delta_b{ending}"]
+            own = adapter.bias_delta()
+            assert own is not None
+            torch.testing.assert_close(own * multiplier, biases)
         with torch.no_grad():
-            torch.testing.assert_close(adapter(x), dense(base, x, change), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(adapter(x), dense(base, x, change, biases), rtol=1e-4, atol=1e-4)
     stored = adapter.file_tensors()
     assert stored.keys() == tensors.keys()
     for suffix, tensor in tensors.items():
@@ -103,22 +126,29 @@ def test_gradients_are_those_of_the_dense_form(path: Path, layer: str) -> None:
     """In float64, also of the input; the norm and what scales it too."""
     base, tensors, _ = read(path, layer)
     adapter = adapter_of(path, base, tensors).double()
+    adapter.train(path.stem != "dylora")  # of which a part is trained at a time
     grads = []
     for by_delta in (False, True):
         x = inputs(base, torch.float64).requires_grad_()
         adapter.zero_grad()
-        # IA3's delta rounds the frozen weight to float32, which these are anyway.
-        out = dense(adapter.base, x, adapter.delta()) if by_delta else adapter(x)
+        # The delta rounds the frozen weight to float32, which these are anyway.
+        wanted = dense(adapter.base, x, adapter.delta(), adapter.bias_delta())
+        out = wanted if by_delta else adapter(x)
         out.square().mean().backward()
         grads.append([x.grad, *(getattr(adapter, role).grad for role in adapter.roles)])
     for own, other in zip(*grads, strict=True):
         assert float(own.abs().max()) > 0
         torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-9)
     with torch.no_grad():
-        before, norm = adapter.delta(), adapter.change_norm()
+        # Under magnitudes it is the inner change that is measured and scaled; rotations only grow smaller.
+        change = adapter.inner_delta if isinstance(adapter, Factored) else adapter.delta
+        before, norm = change().clone(), adapter.change_norm()
         torch.testing.assert_close(norm, before.norm(), rtol=1e-6, atol=0)
         adapter.scale_(torch.tensor(0.3))
-        torch.testing.assert_close(adapter.delta(), 0.3 * before, rtol=1e-6, atol=1e-12)
+        if isinstance(adapter, Rotation):
+            torch.testing.assert_close(change().norm(), 0.3 * norm, rtol=1e-3, atol=0)
+        else:
+            torch.testing.assert_close(change(), 0.3 * before, rtol=1e-6, atol=1e-12)
 
 
 # Arguments and rank as the reference files were made with.
@@ -133,6 +163,24 @@ MADE = {
     "lokr_unbalanced": (4, {"factor": "2", "unbalanced_factorization": "True"}),
     "ia3_in": (0, {"train_on_input": "True"}),
     "ia3_out": (0, {}),
+    "lora": (4, {}),
+    "locon": (4, {}),
+    "locon_rslora": (4, {}),
+    "locon_scalar": (4, {"use_scalar": "True"}),
+    "locon_tucker": (4, {"use_tucker": "True"}),
+    "dylora": (4, {"unit": "2"}),
+    "full": (0, {}),
+    "dora_in": (4, {"dora_wd": "True"}),
+    "dora_out": (4, {"dora_wd": "True", "wd_on_output": "True"}),
+    "dora_out_tucker": (4, {"dora_wd": "True", "wd_on_out": "True", "use_tucker": "True"}),
+    "loha_dora_out": (4, {"dora_wd": "True", "wd_on_output": "True"}),
+    "lokr_dora_out": (4, {"dora_wd": "True", "wd_on_output": "True", "factor": "2"}),
+    "kohya_oft": (4, {"constraint": "0.05"}),
+    "diag_oft": (4, {}),
+    "diag_oft_constraint": (4, {"constraint": "0.02"}),
+    "diag_oft_rescaled": (4, {"rescaled": "True"}),
+    "boft": (10, {}),
+    "boft_rescaled": (10, {"rescaled": "True"}),
 }
 
 
@@ -140,8 +188,10 @@ MADE = {
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 def test_fresh_ones_have_the_shapes_of_the_references_and_change_nothing(path: Path, layer: str) -> None:
     base, tensors, _ = read(path, layer)
-    kind = adapter_class(path.stem.partition("_")[0])
+    kind = kind_of(path)
     rank, words = MADE[path.stem]
+    if path.stem.startswith("boft") and layer == "linear":
+        rank = 4
     options = {name: kind.arguments[name](text) for name, text in words.items()}
     torch.manual_seed(0)
     adapter = kind.create(base, Size(rank, 2.5), NO_DROPOUT, options)
@@ -155,7 +205,11 @@ def test_fresh_ones_have_the_shapes_of_the_references_and_change_nothing(path: P
     assert any(float(getattr(adapter, role).grad.abs().max()) > 0 for role in adapter.roles)
 
 
-@pytest.mark.parametrize("path", [p for p in PLAIN if "ia3" not in p.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [p for p in PLAIN if p.stem.startswith(("loha", "lokr", "full")) and "dora" not in p.stem],
+    ids=lambda path: path.stem,
+)
 @pytest.mark.parametrize("layer", ["linear", "conv3x3"])
 def test_rows_and_whole_changes_are_dropped(path: Path, layer: str) -> None:
     base, tensors, _ = read(path, layer)

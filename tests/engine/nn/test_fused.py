@@ -254,6 +254,37 @@ def test_layers_without_an_adapter_stay_in_a_fused_block() -> None:
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
+def test_trained_norms_are_not_passed_by() -> None:
+    """Fused code reads the frozen norm's weight, so blocks with a trained one keep their own forward."""
+
+    def found(fused: bool) -> list[Any]:
+        unet = make_unet(True, False)
+        targets = [
+            Target("unet", path, module)
+            for path, module in unet.named_modules()
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Linear) and "attentions" in path
+        ]
+        norms = {row.name: Kind("norm") for row in targets if not isinstance(row.module, nn.Linear)}
+        torch.manual_seed(1)
+        network = attach([unet], targets, NetworkPlan(rank=4, alpha=4, kinds=norms))
+        for adapter in network.adapters.values():
+            for role in adapter.roles:
+                nn.init.normal_(getattr(adapter, role), std=0.1)
+        packs = fuse(unet) if fused else None
+        if packs is not None:
+            packs.refresh()
+        torch.manual_seed(2)
+        inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 7, 24)
+        out = unet(*inputs, return_dict=False)[0]
+        out.square().mean().backward()
+        if packs is not None:
+            packs.finish()
+        return [out.detach(), network.groups["unet"].grad]
+
+    own, fused = found(False), found(True)
+    assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
+
+
 def test_gradients_of_two_passes_are_summed() -> None:
     one, two = (passes(True, fused=True, times=times) for times in (1, 2))
     assert apart(two[1], 2 * one[1]) < 1e-6

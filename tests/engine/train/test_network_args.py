@@ -21,13 +21,13 @@ from lorapipe_engine.nn.attach import Network, Target, attach  # noqa: E402
 from lorapipe_engine.nn.flat import FlatGroup, RateGroup  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
 from lorapipe_engine.train.network.arguments import (  # noqa: E402
-    RateGroups,
     by_block,
     network_plan,
     read_network_args,
     wants_conv,
 )
 from lorapipe_engine.train.network.blocks import block_of, block_weights, layout_of  # noqa: E402
+from lorapipe_engine.train.network.rate_groups import RateGroups  # noqa: E402
 from lorapipe_engine.train.optimizers import Rates, build_optimizer, gradients_of, rates_in_force  # noqa: E402
 
 from .test_families import real_family  # noqa: E402

@@ -194,7 +194,7 @@ def test_lycoris_words_train(
         ),
         (["--network_module", "networks.loha", "--network_args", "factor=2"], "'factor' is not known"),
         (
-            ["--network_module", "networks.lora", "--network_args", "use_tucker=maybe"],
+            ["--network_module", "networks.lora_fa", "--network_args", "use_tucker=True"],
             "'use_tucker' is not known",
         ),
         (
@@ -202,25 +202,36 @@ def test_lycoris_words_train(
             "use_tucker takes True or False",
         ),
         (
-            ["--network_module", "lycoris.kohya", "--network_args", "algo=boft"],
-            "algo=boft is not trained here",
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=glora"],
+            "algo=glora is not trained here",
         ),
         (
             ["--network_module", "lycoris.kohya", "--network_args", "preset=attn"],
             "preset 'attn' is not known",
         ),
         (
-            ["--network_module", "lycoris.kohya", "--network_args", "train_norm=True"],
-            "asks for norm layers, which",
+            ["--network_module", "lycoris.kohya", "--network_args", "train_norm=perhaps"],
+            "train_norm takes True or False",
         ),
         (
-            ["--network_module", "lycoris.kohya", "--network_args", "use_cp=1"],
-            "asks for a Tucker core, which lora",
+            ["--network_module", "lycoris.kohya", "--network_args", "algo=ia3", "use_cp=1"],
+            "asks for a Tucker core, which ia3",
         ),
         (
             ["--network_module", "lycoris.kohya", "--network_args", "algo=loha", "factr=1"],
             "'factr' is not known",
         ),
+        (["--algorithm", "lohka"], "algorithm: 'lohka' is not trained here, did you mean 'loha'?"),
+        (
+            ["--algorithm", "loha", "--network_module", "networks.lokr"],
+            "says it too; leave one of the two out",
+        ),
+        (
+            ["--network_module", "networks.dylora", "--network_args", "unit=2"],
+            "unit 2 does not divide the rank 3",
+        ),
+        (["--network_module", "networks.oft", "--network_dim", "7"], "7 blocks do not divide a layer of"),
+        (["--algorithm", "boft"], "outputs needs blocks of"),
         (["--network_module", "lycoris.kohia"], "did you mean 'lycoris.kohya'?"),
     ],
 )

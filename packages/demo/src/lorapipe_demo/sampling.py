@@ -57,7 +57,7 @@ class Painter:
             adapters = attach_file(self.family, network).adapters.values()
             if in_weights:
                 detach(self.family.parts.values())
-                weights = [change_weight(adapter) for adapter in adapters]
+                weights = [row for adapter in adapters for row in change_weights(adapter)]
         try:
             rows = [
                 Prompt(text=text, width=64, height=64, steps=self.steps, scale=GUIDANCE, seed=seed)
@@ -75,9 +75,14 @@ class Painter:
                 parameter.data = value
 
 
-def change_weight(adapter: Adapter) -> tuple[nn.Parameter, Tensor]:
-    """Add an adapter's change to the frozen weight; the parameter, and the values that it had."""
-    parameter = adapter.base.get_parameter("weight")
-    value = parameter.data
-    parameter.data = value + (adapter.multiplier * adapter.delta()).to(value.dtype)
-    return parameter, value
+def change_weights(adapter: Adapter) -> list[tuple[nn.Parameter, Tensor]]:
+    """Add an adapter's change to the frozen weight and bias; the parameters, and the values that they had."""
+    changes = {"weight": adapter.delta_at(adapter.multiplier)}
+    if (bias := adapter.bias_delta()) is not None:
+        changes["bias"] = bias * adapter.multiplier
+    before = []
+    for name, change in changes.items():
+        parameter = adapter.base.get_parameter(name)
+        before.append((parameter, parameter.data))
+        parameter.data = parameter.data + change.detach().to(parameter.dtype)
+    return before

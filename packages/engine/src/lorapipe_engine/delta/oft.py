@@ -17,7 +17,7 @@ from lorapipe_engine.delta.base import STEPS, Array, Module, Rule, flat
 
 
 def _turns(module: Module, blocks: Array, out: int) -> Array:
-    """R - I for every block, (..., b, b); computed as 2Q(I - Q)⁻¹, so that small turns lose no digits."""
+    """R - I for every block, (..., b, b) in float64; computed as 2Q(I - Q)⁻¹, so that small turns lose no digits."""
     skew = blocks.astype(np.float64)
     skew = skew - np.swapaxes(skew, -1, -2)
     limit = (module.number("alpha") or 0.0) * out
@@ -25,7 +25,7 @@ def _turns(module: Module, blocks: Array, out: int) -> Array:
     if 0 < limit < norm:
         skew *= limit / norm
     inverse = np.linalg.inv(np.eye(skew.shape[-1]) - skew)
-    result: Array = (2.0 * skew @ inverse).astype(module.dtype)
+    result: Array = 2.0 * skew @ inverse
     return result
 
 
@@ -55,7 +55,8 @@ def _butterfly(turn: Array, weight: Array, multiplier: float) -> Array:
 def _change(module: Module, multiplier: float) -> Array:
     blocks = module.need("oft_blocks", 3, 4)
     base = module.base(2, 4)
-    weight = flat(base)
+    # In float64: a row is a sum over its whole block, whose rounding a small change would drown in.
+    weight = flat(base).astype(np.float64)
     out, rows = weight.shape[0], blocks.shape[-3] * blocks.shape[-1]
     if blocks.shape[-1] != blocks.shape[-2] or rows != out:
         raise module.error(f"oft_blocks {blocks.shape} do not fit a base weight of {base.shape}")
@@ -72,7 +73,7 @@ def _change(module: Module, multiplier: float) -> Array:
         if rescale.shape[0] != out:
             raise module.error(f"rescale has {rescale.shape[0]} values for {out} rows")
         change = change * rescale + weight * (rescale - 1)
-    return change.reshape(base.shape)
+    return change.reshape(base.shape).astype(module.dtype, copy=False)
 
 
 def _row_axes(tensors: Mapping[str, Array], _rows: int) -> tuple[Mapping[str, int] | None, int]:

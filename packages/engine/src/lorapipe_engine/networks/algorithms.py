@@ -17,6 +17,9 @@ class Algorithm:
     ``ranks`` names the tensors of which the first that is there has the rank as its number of rows; none
     where there is no rank. ``cores``: Tucker cores, of which no other algorithm has one of that name.
 
+    ``form``: the algorithm whose files it writes, where it differs only in how it is trained. Such a row has no marks,
+    and BOFT's has none because :func:`lorapipe_engine.networks.describe.describe_network` tells it by a shape.
+
     ``rule``: "module:name" of its change without torch (:class:`lorapipe_engine.delta.base.Rule`). ``adapter``:
     "module:class" that trains it (:class:`lorapipe_engine.nn.base.Adapter`), where the engine does, and ``modules``:
     the values of ``network_module`` that ask for it, ``algos`` those of ``algo`` under LyCORIS' module.
@@ -24,7 +27,8 @@ class Algorithm:
 
     name: str
     title: str
-    marks: frozenset[str]
+    marks: frozenset[str] = frozenset()
+    form: str | None = None
     others: frozenset[str] = frozenset()
     ranks: tuple[str, ...] = ()
     cores: frozenset[str] = frozenset()
@@ -44,8 +48,25 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         others=frozenset({"lora_up.bias"}),
         ranks=("lora_down.weight",),
         adapter="lorapipe_engine.nn.lora:Lora",
-        modules=("networks.lora",),
+        modules=("networks.lora", "locon.locon_kohya"),
         algos=("lora", "locon"),
+    ),
+    Algorithm(
+        name="dylora",
+        rule="lorapipe_engine.delta.lora:LORA",
+        title="DyLoRA",
+        form="lora",
+        adapter="lorapipe_engine.nn.dylora:DyLora",
+        modules=("networks.dylora",),
+        algos=("dylora",),
+    ),
+    Algorithm(
+        name="lora_fa",
+        rule="lorapipe_engine.delta.lora:LORA",
+        title="LoRA-FA",
+        form="lora",
+        adapter="lorapipe_engine.nn.lora_fa:LoraFa",
+        modules=("networks.lora_fa",),
     ),
     Algorithm(
         name="loha",
@@ -74,9 +95,19 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm(
         name="oft",
         rule="lorapipe_engine.delta.oft:OFT",
-        title="OFT and BOFT",
+        title="OFT",
         marks=frozenset({"oft_blocks"}),
         others=frozenset({"rescale"}),
+        adapter="lorapipe_engine.nn.oft:Oft",
+        modules=("networks.oft",),
+        algos=("diag-oft", "oft"),
+    ),
+    Algorithm(
+        name="boft",
+        rule="lorapipe_engine.delta.oft:OFT",
+        title="BOFT",
+        adapter="lorapipe_engine.nn.oft:Boft",
+        algos=("boft",),
     ),
     Algorithm(
         name="glora",
@@ -95,13 +126,19 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         algos=("ia3",),
     ),
     Algorithm(
-        name="full", rule="lorapipe_engine.delta.full:FULL", title="full change", marks=frozenset({"diff"})
+        name="full",
+        rule="lorapipe_engine.delta.full:FULL",
+        title="full change",
+        marks=frozenset({"diff"}),
+        adapter="lorapipe_engine.nn.full:Full",
+        algos=("full",),
     ),
     Algorithm(
         name="norm",
         rule="lorapipe_engine.delta.full:NORM",
         title="norm layers",
         marks=frozenset({"w_norm", "b_norm"}),
+        adapter="lorapipe_engine.nn.full:Norm",
     ),
 )
 

@@ -118,11 +118,11 @@ class Network:
                 raise InputError(f"{name}: {error}") from error
 
     def state(self) -> dict[str, Tensor]:
-        """Every trained value as it is, by module and role. A file may hold it in another form, as a product."""
+        """Every value of the network as it is, by module and role. A file may hold it in another form, as a product."""
         return {
             f"{name}.{role}": getattr(adapter, role)
             for name, adapter in self.adapters.items()
-            for role in adapter.roles
+            for role in (*adapter.roles, *adapter.frozen)
         }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:

@@ -77,6 +77,11 @@ class Adapter(nn.Module):
     and ``lora_up``, which fused blocks compute in products of their own. It counts for the class that says so, not for
     its subclasses: see :func:`is_low_rank`."""
 
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Parameters of its own that are not trained: they are no roles, and a state has them all the same."""
+    draws: ClassVar[bool] = False
+    """Whether its forward draws random numbers in training, beside the dropouts'."""
+
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
@@ -129,6 +134,14 @@ class Adapter(nn.Module):
     def delta(self) -> Tensor:
         """The dense change of the weight at strength 1, in float32 and the weight's shape."""
         raise NotImplementedError
+
+    def delta_at(self, multiplier: float) -> Tensor:
+        """The dense change at a strength; :meth:`delta` times it, but for changes that do not grow in a line."""
+        return self.delta() * multiplier
+
+    def bias_delta(self) -> Tensor | None:
+        """The change of the bias at strength 1, in float32; None for an algorithm that leaves it alone."""
+        return None
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors of a file, by the part of the key after the module's name; views of parameters where they are
@@ -203,8 +216,9 @@ def alike(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
     """Adapters of one class, strength and shape together, in their order."""
     found: dict[object, list[Adapter]] = {}
     for adapter in adapters:
-        shapes = tuple(p.shape for p in adapter.parameters() if p.requires_grad)
-        key = (type(adapter), shapes, adapter.rank, adapter.alpha)
+        shapes = [p.shape for p in adapter.parameters() if p.requires_grad]
+        shapes += [getattr(adapter, role).shape for role in adapter.frozen]
+        key = (type(adapter), tuple(shapes), adapter.rank, adapter.alpha)
         found.setdefault(key, []).append(adapter)
     return list(found.values())
 

@@ -21,13 +21,14 @@ class Ia3(Adapter):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weight", "on_input"})
+    drops: ClassVar[frozenset[str]] = frozenset({"module"})
     arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {"train_on_input": flag}
 
     w: nn.Parameter
 
     @classmethod
     def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:  # noqa: ARG003
-        return cls(base, options)
+        return cls(base, dropouts, options)
 
     @classmethod
     def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
@@ -37,8 +38,9 @@ class Ia3(Adapter):
     def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:
         return {"train_on_input": bool(tensors["on_input"])}
 
-    def __init__(self, base: nn.Module, options: Options) -> None:
+    def __init__(self, base: nn.Module, dropouts: Dropouts, options: Options) -> None:
         super().__init__(base)
+        self.dropouts = dropouts
         self.options = options
         self.on_input = bool(options.get("train_on_input"))
         shape = self.shapes(layer_shape(base), Size(0, 0.0), options)["w"]
@@ -47,6 +49,8 @@ class Ia3(Adapter):
     def forward(self, x: Tensor) -> Tensor:
         """Works on what the base module takes: (..., in) or (B, in, H, W)."""
         change = self._along(self.w, 1 if isinstance(self.base, nn.Conv2d) else -1, x.dim()) * self.multiplier
+        if self.training and self.dropouts.module:
+            change = change * (torch.rand((), device=x.device) >= self.dropouts.module)
         if self.on_input:
             out: Tensor = self.base(x * (1 + change).to(x.dtype))
             return out

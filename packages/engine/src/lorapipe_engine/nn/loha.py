@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size
+from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import apply_weight, kept_rows, layer_shape, parameter
+from lorapipe_engine.nn.factored import Factored
 from lorapipe_engine.nn.options import flag
 
 
-class Loha(Adapter):
+class Loha(Factored):
     """``y = W x + multiplier · ΔW x``.
 
     ``w1_a``, ``w2_a`` (out, r) and ``w1_b``, ``w2_b`` (r, in·k·k); with Tucker cores (``use_tucker``, kernels above
@@ -26,9 +27,14 @@ class Loha(Adapter):
 
     faster: ClassVar[frozenset[str]] = frozenset({"w1_a", "w2_a"})
     needs: ClassVar[frozenset[str]] = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
-    reads: ClassVar[frozenset[str]] = frozenset({"hada_t1", "hada_t2"})
+    reads: ClassVar[frozenset[str]] = Factored.reads | {"hada_t1", "hada_t2"}
+    scales: ClassVar[tuple[str, ...]] = ("w1_a",)
     drops: ClassVar[frozenset[str]] = frozenset({"rank", "module"})
-    arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {"use_tucker": flag, "use_cp": flag}
+    arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        **Factored.arguments,
+        "use_tucker": flag,
+        "use_cp": flag,
+    }
 
     w1_a: nn.Parameter
     w1_b: nn.Parameter
@@ -47,13 +53,15 @@ class Loha(Adapter):
         r = size.rank
         if _is_tucker(layer, options):
             left, right, core = (r, out), (r, inputs), (r, r, *kernel)
-            return {"w1_b": right, "w2_b": right, "t1": core, "t2": core, "w1_a": left, "w2_a": left}
-        right = (r, inputs * _area(kernel))
-        return {"w1_b": right, "w2_b": right, "w1_a": (out, r), "w2_a": (out, r)}
+            own = {"w1_b": right, "w2_b": right, "t1": core, "t2": core, "w1_a": left, "w2_a": left}
+        else:
+            right = (r, inputs * _area(kernel))
+            own = {"w1_b": right, "w2_b": right, "w1_a": (out, r), "w2_a": (out, r)}
+        return {**own, **cls.extra_shapes(layer, options)}
 
     @classmethod
     def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:
-        return {"use_tucker": "hada_t1" in tensors}
+        return {"use_tucker": "hada_t1" in tensors, **cls.extra_options(tensors)}
 
     def __init__(self, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> None:
         super().__init__(base)
@@ -62,28 +70,28 @@ class Loha(Adapter):
         shape = layer_shape(base)
         for role, own in self.shapes(shape, size, options).items():
             self.register_parameter(role, parameter(own, self.weight.device))
+        self.add_extras()
         self.is_tucker = _is_tucker(shape, options)
         self.is_short = not self.is_tucker and 2 * self.rank**2 <= min(shape[0], self.w1_b.shape[1])
         if self.weight.device.type != "meta":
-            deviations = {"w1_b": 1.0, "w2_b": 1.0, "w1_a": 0.1, "t1": 0.1, "t2": 0.1}
+            deviations = {"w2_a": 0.1} if self.has("scalar") else {}
+            deviations |= {"w1_b": 1.0, "w2_b": 1.0, "w1_a": 0.1, "t1": 0.1, "t2": 0.1}
             for role, deviation in deviations.items():
-                if role in dict(self.named_parameters()):
+                if self.has(role):
                     nn.init.normal_(getattr(self, role), std=deviation)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Works on what the base module takes: (..., in) or (B, in, H, W)."""
-        out: Tensor = self.base(x)
-        scale = self.multiplier * self.alpha / self.rank
+    def inner(self, x: Tensor, strength: float) -> Tensor:
+        scale = self.factor * (strength * self.alpha / self.rank)
         if not self.is_short:
             weight = self._dropped(self._product()) * scale
-            return out + apply_weight(self.base, x, weight.to(x.dtype))
+            return apply_weight(self.base, x, weight.to(x.dtype))
         up = self._dropped((self.w1_a[:, :, None] * self.w2_a[:, None, :]).flatten(1)) * scale
         down = (self.w1_b[:, None, :] * self.w2_b[None, :, :]).flatten(0, 1)
         kernel = self.weight.shape[1:]
         hidden = apply_weight(self.base, x, down.view(-1, *kernel).to(x.dtype))
         if isinstance(self.base, nn.Conv2d):
-            return out + F.conv2d(hidden, up[:, :, None, None].to(x.dtype))
-        return out + F.linear(hidden, up.to(x.dtype))
+            return F.conv2d(hidden, up[:, :, None, None].to(x.dtype))
+        return F.linear(hidden, up.to(x.dtype))
 
     def _dropped(self, rows: Tensor) -> Tensor:
         if not (self.training and self.dropouts.any):
@@ -101,15 +109,12 @@ class Loha(Adapter):
             return sides[0] * sides[1]
         return ((self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)).view(self.weight.shape)
 
-    def delta(self) -> Tensor:
-        return self._product() * (self.alpha / self.rank)
+    def inner_delta(self) -> Tensor:
+        return self._product() * (self.factor * (self.alpha / self.rank))
 
-    def file_tensors(self) -> dict[str, Tensor]:
-        own = {f"hada_{role}": getattr(self, role) for role in self.roles}
-        return {**own, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
-
-    def scale_(self, factor: Tensor) -> None:
-        self.w1_a.data.mul_(factor)
+    @staticmethod
+    def suffix(role: str) -> str:
+        return f"hada_{role}"
 
 
 def _area(kernel: list[int]) -> int:

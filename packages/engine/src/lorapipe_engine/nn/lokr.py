@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size
+from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import apply_weight, kept_rows, layer_shape, parameter
+from lorapipe_engine.nn.factored import Factored
 from lorapipe_engine.nn.options import factor as read_factor
 from lorapipe_engine.nn.options import flag
 
 Shape = tuple[int, ...]
 
 
-class Lokr(Adapter):
+class Lokr(Factored):
     """``y = W x + multiplier · ΔW x`` with ΔW[o1·n + o2, i1·m + i2] = s · w1[o1, i1] · w2[o2, i2].
 
     ``factor`` splits both sides of the layer (see :func:`split`). ``w2`` is stored as ``w2_a`` (o2, r) · ``w2_b``
@@ -31,11 +32,13 @@ class Lokr(Adapter):
 
     faster: ClassVar[frozenset[str]] = frozenset({"w1", "w1_a", "w2_a"})
     needs: ClassVar[frozenset[str]] = frozenset()
-    reads: ClassVar[frozenset[str]] = frozenset(
+    reads: ClassVar[frozenset[str]] = Factored.reads | {
         f"lokr_{role}" for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
-    )
+    }
+    scales: ClassVar[tuple[str, ...]] = ("w1", "w1_a")
     drops: ClassVar[frozenset[str]] = frozenset({"rank", "module"})
     arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        **Factored.arguments,
         "factor": read_factor,
         **dict.fromkeys(
             ("full_matrix", "decompose_both", "unbalanced_factorization", "use_tucker", "use_cp"), flag
@@ -57,7 +60,7 @@ class Lokr(Adapter):
     @classmethod
     def shapes(cls, layer: Shape, size: Size, options: Options) -> dict[str, Shape]:
         if "shapes" in options:  # as a file has them
-            return dict(options["shapes"])
+            return {**options["shapes"], **cls.extra_shapes(layer, options)}
         r, kernel = size.rank, layer[2:]
         (o1, o2), (i1, i2) = (split(side, options.get("factor", -1)) for side in layer[:2])
         if options.get("unbalanced_factorization"):
@@ -73,26 +76,30 @@ class Lokr(Adapter):
             found |= {"w2_b": (r, i2), "t2": (r, r, *kernel), "w2_a": (r, o2)}
         else:
             found |= {"w2_b": (r, i2 * math.prod(kernel)), "w2_a": (o2, r)}
-        return found
+        return {**found, **cls.extra_shapes(layer, options)}
 
     @classmethod
     def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:
         roles = ("w1_b", "w1_a", "w1", "w2", "w2_b", "t2", "w2_a")
         shapes = {role: tuple(tensors[f"lokr_{role}"].shape) for role in roles if f"lokr_{role}" in tensors}
-        return {"shapes": shapes}
+        return {"shapes": shapes, **cls.extra_options(tensors)}
 
     def __init__(self, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> None:
         super().__init__(base)
         self.rank, self.alpha, self.dropouts = size.rank, size.alpha or float(size.rank), dropouts
         self.options = options
-        self._shapes = self.shapes(layer_shape(base), size, options)
+        extras = self.extra_shapes(layer_shape(base), options)
+        own_shapes = self.shapes(layer_shape(base), size, options)
+        self._shapes = {role: shape for role, shape in own_shapes.items() if role not in extras}
         _check(self._shapes, layer_shape(base))
         for role, own in self._shapes.items():
             self.register_parameter(role, parameter(own, self.weight.device))
+        self.add_extras()
+        at_zero = () if self.has("scalar") else ("w2", "w2_b")
         if self.weight.device.type != "meta":
-            for role, own_parameter in self.named_parameters():
-                if role in self._shapes and role not in ("w2", "w2_b"):
-                    nn.init.kaiming_uniform_(own_parameter, a=math.sqrt(5))
+            for role in self._shapes:
+                if role not in at_zero:
+                    nn.init.kaiming_uniform_(getattr(self, role), a=math.sqrt(5))
 
     @property
     def strength(self) -> float:
@@ -100,17 +107,16 @@ class Lokr(Adapter):
         whole = {"w1", "w2"} <= self._shapes.keys()
         return 1.0 if whole else self.alpha / self.rank
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Works on what the base module takes: (..., in) or (B, in, H, W). w2's factors first, then w1."""
-        out: Tensor = self.base(x)
-        first = self._first() * (self.multiplier * self.strength)
+    def inner(self, x: Tensor, strength: float) -> Tensor:
+        """w2's factors first, then w1."""
+        first = self._first() * (self.factor * (strength * self.strength))
         first = first.to(x.dtype)
         is_conv = isinstance(self.base, nn.Conv2d)
         change = self._on_pictures(x, first) if is_conv else self._on_rows(x, first)
         if self.training and self.dropouts.any:
             kept = kept_rows(self.weight.shape[0], self.dropouts, x.device).to(x.dtype)
             change = change * (kept[:, None, None] if is_conv else kept)
-        return out + change
+        return change
 
     def _on_rows(self, x: Tensor, first: Tensor) -> Tensor:
         rows = x.reshape(*x.shape[:-1], first.shape[1], -1)  # (..., i1, i2)
@@ -141,23 +147,20 @@ class Lokr(Adapter):
             return torch.einsum("abkl,ao,bi->oikl", self.t2, self.w2_a, self.w2_b)
         return (self.w2_a @ self.w2_b).view(len(self.w2_a), -1, *kernel)
 
-    def delta(self) -> Tensor:
+    def inner_delta(self) -> Tensor:
         first, second = self._first(), self._second(tuple(self.weight.shape[2:]))
         whole = torch.einsum("pi,dj...->pdij...", first, second)
-        return whole.reshape(self.weight.shape) * self.strength
+        return whole.reshape(self.weight.shape) * (self.factor * self.strength)
 
-    def file_tensors(self) -> dict[str, Tensor]:
-        own = {f"lokr_{role}": getattr(self, role) for role in self._shapes}
-        return {**own, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
+    @staticmethod
+    def suffix(role: str) -> str:
+        return f"lokr_{role}"
 
     def change_norm(self) -> Tensor:
         """‖w1 ⊗ w2‖ = ‖w1‖ · ‖w2‖: the dense change is not needed."""
         second = self._second(tuple(self.weight.shape[2:]))
         product = self._first().square().sum() * second.square().sum()
-        return product.sqrt() * abs(self.strength)
-
-    def scale_(self, factor: Tensor) -> None:
-        (self.w1 if "w1" in self._shapes else self.w1_a).data.mul_(factor)
+        return (product.sqrt() * (self.factor * self.strength)).abs()
 
 
 def _check(shapes: Mapping[str, Shape], layer: Shape) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorapipe_engine.nn.base import NO_DROPOUT, Adapter, Dropouts, Options, Size
+from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Options, Size
+from lorapipe_engine.nn.change import layer_shape, parameter
+from lorapipe_engine.nn.factored import Factored
+from lorapipe_engine.nn.options import flag
 
 
-class Lora(Adapter):
+class Lora(Factored):
     """``y = W x + multiplier · (alpha / rank) · up(down(x))``.
 
     For a linear layer ``lora_down`` is (rank, in) and ``lora_up`` (out, rank). For a convolution ``lora_down``
@@ -25,15 +28,30 @@ class Lora(Adapter):
     needs: ClassVar[frozenset[str]] = frozenset({"lora_down.weight", "lora_up.weight"})
     drops: ClassVar[frozenset[str]] = frozenset({"element", "rank", "module"})
     low_rank: ClassVar[bool] = True
+    reads: ClassVar[frozenset[str]] = Factored.reads | {"lora_mid.weight"}
+    scales: ClassVar[tuple[str, ...]] = ("lora_up",)
+    arguments: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        **Factored.arguments,
+        "use_tucker": flag,
+        "use_cp": flag,
+    }
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropouts: Dropouts = NO_DROPOUT) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropouts: Dropouts = NO_DROPOUT,
+        options: Options | None = None,
+    ) -> None:
         super().__init__(base)
         self.rank = rank
         self.alpha = alpha or float(rank)
         self.dropouts = dropouts
+        self.options = options or {}
         if not isinstance(base, nn.Linear | nn.Conv2d):
             raise TypeError(f"no LoRA for a {type(base).__name__}")
-        shapes = self.shapes(tuple(base.weight.shape), Size(rank, alpha), {})
+        shapes = Lora.shapes(tuple(base.weight.shape), Size(rank, alpha), self.options)
         device = self.weight.device
         self.lora_down = nn.Parameter(torch.empty(shapes["lora_down"], device=device, dtype=torch.float32))
         self.lora_up = nn.Parameter(torch.zeros(shapes["lora_up"], device=device, dtype=torch.float32))
@@ -41,20 +59,46 @@ class Lora(Adapter):
             nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     @classmethod
-    def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:  # noqa: ARG003
-        return cls(base, size.rank, size.alpha, dropouts)
+    def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:
+        plain = tuple(cls.shapes(layer_shape(base), size, options)) == ("lora_down", "lora_up")
+        kind: type[Lora] = cls if plain or cls is not Lora else DressedLora
+        return kind(base, size.rank, size.alpha, dropouts, options)  # type: ignore[return-value]
 
     @classmethod
-    def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
+    def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:
         ones = (1,) * (len(layer) - 2)
-        return {"lora_down": (size.rank, *layer[1:]), "lora_up": (layer[0], size.rank, *ones)}
+        up = (layer[0], size.rank, *ones)
+        if _is_tucker(layer, options):
+            core = (size.rank, size.rank, *layer[2:])
+            own = {"lora_down": (size.rank, layer[1], *ones), "lora_mid": core, "lora_up": up}
+        else:
+            own = {"lora_down": (size.rank, *layer[1:]), "lora_up": up}
+        return {**own, **cls.extra_shapes(layer, options)}
+
+    @classmethod
+    def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:
+        return {"use_tucker": "lora_mid.weight" in tensors, **cls.extra_options(tensors)}
+
+    @staticmethod
+    def suffix(role: str) -> str:
+        return f"{role}.weight"
 
     def forward(self, x: Tensor) -> Tensor:
         """Works on what the base module takes: (..., in) or (B, in, H, W)."""
         out: Tensor = self.base(x)
+        hidden, scale = self._hidden(x)
+        return self._add(out, hidden, self.multiplier * scale)
+
+    def inner(self, x: Tensor, strength: float) -> Tensor:
+        hidden, scale = self._hidden(x)
+        up = self.lora_up * (self.factor * (strength * scale))
+        return self._project(hidden, up.to(x.dtype), first=False)
+
+    def _hidden(self, x: Tensor) -> tuple[Tensor, float]:
+        """down(x) with the dropouts, and what up of it is multiplied with."""
         p = self.dropouts
-        hidden = self._project(x, self.lora_down.to(x.dtype), first=True)
-        scale = self.multiplier * self.alpha / self.rank
+        hidden = self._lowered(x)
+        scale = self.alpha / self.rank
         if self.training and p.element:
             hidden = F.dropout(hidden, p.element)
         if self.training and p.rank:
@@ -62,7 +106,10 @@ class Lora(Adapter):
         if self.training and p.module:
             # Times zero instead of a branch in Python: nothing waits for the device, and a graph can hold it.
             hidden = hidden * (torch.rand((), device=x.device) >= p.module).to(x.dtype)
-        return self._add(out, hidden, scale)
+        return hidden, scale
+
+    def _lowered(self, x: Tensor) -> Tensor:
+        return self._project(x, self.lora_down.to(x.dtype), first=True)
 
     def _add(self, out: Tensor, hidden: Tensor, scale: float) -> Tensor:
         """``out + scale · up(hidden)``, for linear layers in one product, which rounds once."""
@@ -72,17 +119,9 @@ class Lora(Adapter):
         rows = torch.addmm(out.reshape(-1, up.shape[0]), hidden.reshape(-1, up.shape[1]), up.mT, alpha=scale)
         return rows.view_as(out)
 
-    def delta(self) -> Tensor:
-        up, down = self.lora_up.float(), self.lora_down.float()
-        product = up.flatten(1) @ down.flatten(1)
+    def inner_delta(self) -> Tensor:
+        product = self.lora_up.flatten(1) @ self.lora_down.flatten(1)
         return product.reshape(self.weight.shape) * (self.alpha / self.rank)
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {
-            "lora_down.weight": self.lora_down,
-            "lora_up.weight": self.lora_up,
-            "alpha": torch.tensor(self.alpha, dtype=torch.float32),
-        }
 
     def scale_(self, factor: Tensor) -> None:
         root = factor.sqrt()
@@ -122,6 +161,56 @@ class Lora(Adapter):
         return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation)
 
 
+class DressedLora(Lora):
+    """LoRA with a Tucker core ``lora_mid`` (r, r, k, k) between a 1x1 ``lora_down`` and ``lora_up``, with a learned
+    factor, or under magnitudes. The core has the layer's stride and padding.
+    """
+
+    lora_mid: nn.Parameter
+
+    def __init__(
+        self, base: nn.Module, rank: int, alpha: float, dropouts: Dropouts, options: Options
+    ) -> None:
+        super().__init__(base, rank, alpha, dropouts, options)
+        shapes = self.shapes(tuple(self.weight.shape), Size(rank, alpha), options)
+        drawn = []
+        if "lora_mid" in shapes:
+            self.lora_mid = parameter(shapes["lora_mid"], self.weight.device)
+            drawn.append(self.lora_mid)
+        self.add_extras()
+        if self.has("scalar"):
+            drawn.append(self.lora_up)
+        if self.weight.device.type != "meta":
+            for own in drawn:
+                nn.init.kaiming_uniform_(own, a=math.sqrt(5))
+
+    forward = Factored.forward
+    scale_ = Factored.scale_
+    change_norm = Factored.change_norm
+
+    def _lowered(self, x: Tensor) -> Tensor:
+        conv = self.base
+        if not (self.has("lora_mid") and isinstance(conv, nn.Conv2d)):
+            return super()._lowered(x)
+        hidden = F.conv2d(x, self.lora_down.to(x.dtype))
+        return F.conv2d(hidden, self.lora_mid.to(x.dtype), None, conv.stride, conv.padding, conv.dilation)
+
+    def inner_delta(self) -> Tensor:
+        if not self.has("lora_mid"):
+            return super().inner_delta() * self.factor
+        up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
+        whole = torch.einsum("oa,abkl,bi->oikl", up, self.lora_mid, down)
+        return whole * (self.factor * (self.alpha / self.rank))
+
+    @classmethod
+    def change_norms(cls, rows: Sequence[Self]) -> Tensor:
+        return torch.stack([row.change_norm() for row in rows])
+
+    @classmethod
+    def limit_(cls, rows: Sequence[Self], limit: float) -> Tensor:
+        return super(Lora, cls).limit_(rows, limit)
+
+
 def _drop_ranks(hidden: Tensor, probability: float, axis: int) -> Tensor:
     """Zero whole rank channels, drawn per sample. ``hidden`` is (B, ..., r) or (B, r, H, W)."""
     shape = [1] * hidden.dim()
@@ -140,3 +229,7 @@ def _norms(up: Tensor, down: Tensor, scale: float) -> Tensor:
 
 def _broadcast(factor: Tensor, like: Tensor) -> Tensor:
     return factor.view(-1, *[1] * (like.dim() - 1))
+
+
+def _is_tucker(layer: tuple[int, ...], options: Options) -> bool:
+    return bool(options.get("use_tucker") or options.get("use_cp")) and math.prod(layer[2:]) > 1

@@ -21,3 +21,25 @@ def factor(text: str) -> int:
     if value < 1 and value != -1:
         raise ValueError("a whole number of 1 or more, or -1 for the most even split")
     return value
+
+
+def whole(text: str) -> int:
+    """A whole number of 1 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ValueError("a whole number of 1 or more")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError("a number of 0 or more")
+    return value

@@ -13,7 +13,14 @@ class NetworkSettings:
     """The LoRA."""
 
     network_module: str = option(
-        "networks.lora", "Kind of network: networks.lora, networks.loha, networks.lokr, lycoris.kohya."
+        "networks.lora",
+        "Kind of network: networks.lora, networks.dylora, networks.lora_fa, networks.loha, networks.lokr, "
+        "networks.oft, locon.locon_kohya, lycoris.kohya.",
+    )
+    algorithm: str | None = option(
+        None,
+        "The kind of network by its name, in the place of network_module: lora, locon, dylora, lora_fa, loha, lokr, "
+        "ia3, full, oft, boft.",
     )
     network_dim: int | None = option(None, "Rank. [default: 64 for SD 1.x and 2.x, 32 for SDXL]", min=1)
     network_alpha: float | None = option(None, "Strength is alpha / dim. [default: dim]", min=0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
 from lorapipe_engine.nn.fused.layers import (
@@ -125,6 +126,15 @@ def _fuse_layer(layer: Any) -> list[Packed]:
     return [packed]
 
 
+def _trains_norms(block: nn.Module) -> bool:
+    """Whether a norm right in the block is trained: fused code reads the frozen one's weight. The layers in it stay as
+    they are, and run their own forward."""
+    return any(
+        isinstance(child, Adapter) and isinstance(child.base, nn.LayerNorm | nn.GroupNorm)
+        for child in block.children()
+    )
+
+
 def _packed(slots: Sequence[Layers]) -> list[Packed]:
     return [layers for layers in slots if isinstance(layers, Packed)]
 
@@ -142,7 +152,7 @@ def _fuse_block(block: Any) -> list[Packed]:
     attn1, attn2, ff = block.attn1, block.attn2, block.ff.net
     if attn2 is None or block.norm_type != "layer_norm" or type(ff[0]).__name__ != "GEGLU":
         return []
-    if not has_adapter(block):
+    if not has_adapter(block) or _trains_norms(block):
         return []
     layers = [
         *(attn1.to_q, attn1.to_k, attn1.to_v, attn1.to_out[0]),
@@ -186,7 +196,7 @@ def _block(
 
 
 def _plain_transformer(model: Any) -> bool:
-    return bool(model.is_input_continuous and has_adapter(model))
+    return bool(model.is_input_continuous and has_adapter(model) and not _trains_norms(model))
 
 
 def _fuse_transformer(model: Any) -> list[Packed]:
@@ -236,7 +246,7 @@ def _fuse_text(layer: Any) -> list[Packed]:
     kind = _ACTIVATIONS.get(type(mlp.activation_fn).__name__)
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2]
     returns = str(type(layer).forward.__annotations__.get("return", ""))
-    if kind is None or "tuple" in returns.lower() or not has_adapter(layer):
+    if kind is None or "tuple" in returns.lower() or not has_adapter(layer) or _trains_norms(layer):
         return []
     slots = [layers_of(*linears[:3]), *(layers_of(one) for one in linears[3:])]
     forward = partial(_text_layer, layer, slots, kind)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
-from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
+from lorapipe_engine.nn.attach import Network, NetworkPlan, attach
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.targets import every_layer
+from lorapipe_engine.train.network.choice import every_target
 from lorapipe_engine.train.network.trained_file import read_trained
 
 
@@ -19,10 +19,7 @@ def attach_file(family: Family, path: Path, multiplier: float = 1.0) -> Network:
     """
     file = read_trained(path)
     sizes = file.sizes
-    targets = {
-        (name := family.lora_name(part, place)): Target(part, name, module)
-        for part, place, module in every_layer(family)
-    }
+    targets = {target.name: target for target in every_target(family)}
     if missing := [name for name in sizes if name not in targets]:
         raise InputError(
             f"{path}: {len(missing)} modules fit nowhere in the model, first {quote(missing[0])}"

@@ -1,4 +1,4 @@
-"""``network_args``: what the network is made of beyond rank and alpha, and which rate each of its parameters takes."""
+"""``network_args``: what the network is made of beyond rank and alpha."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lorapipe_engine.models.families import is_text
 from lorapipe_engine.networks import algorithms
 from lorapipe_engine.nn.attach import Kind, NetworkPlan, Target
 from lorapipe_engine.nn.base import Adapter, Dropouts, Size, adapter_class
-from lorapipe_engine.nn.flat import RateGroup
+from lorapipe_engine.nn.options import flag
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.network import lycoris
 from lorapipe_engine.train.network.blocks import (
@@ -23,17 +23,18 @@ from lorapipe_engine.train.network.blocks import (
     layouts,
     whole,
 )
+from lorapipe_engine.train.network.modules import Asked, asked_by, plain_words
 from lorapipe_engine.train.network.targets import PRESETS
 
 _NUMBERS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_lr_zero_threshold")
 _PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 _LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-COMMON = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS)
+COMMON = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS, "train_norm")
 _ELSEWHERE = {
     "algo": "kinds of LyCORIS need --network_module lycoris.kohya",
     "preset": "presets of LyCORIS need --network_module lycoris.kohya",
-    "unit": "DyLoRA is not trained here; lora-resize makes lower ranks of a finished file",
+    "unit": "blocks of ranks need --network_module networks.dylora",
     "dropout": "is spelt network_dropout, an option of its own",
 }
 
@@ -42,13 +43,17 @@ _ELSEWHERE = {
 class NetworkArgs:
     """``network_args``, checked. ``numbers`` by name; ``lists`` and ``weights`` as they were written, because the
     number of blocks shows only with the base. ``kind``: the algorithm, and the arguments that it alone has.
-    ``preset``: LyCORIS' choice of modules; None: sd-scripts'. ``unused``: names that change nothing here."""
+    ``preset``: LyCORIS' choice of modules, a name or a file; None: sd-scripts'. ``conv_follows``: kernels above 1x1
+    are trained with the rank and alpha of linear layers unless conv_dim and conv_alpha say otherwise. ``train_norm``:
+    norms beside trained layers are trained too. ``unused``: names that change nothing here."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     kind: Kind = field(default_factory=Kind)
     preset: str | None = None
+    conv_follows: bool = False
+    train_norm: bool = False
     unused: tuple[str, ...] = ()
 
     def plus(self, part: str) -> float | None:
@@ -70,42 +75,42 @@ class NetworkArgs:
         return bool(self.weights) or any(self.numbers.get(name, 1.0) != 1.0 for name in _PLUS)
 
 
-def algorithm_of(module: str) -> str:
-    """The algorithm that a value of ``network_module`` asks for. Raises ConfigError, naming the nearest known one."""
-    known = {name: row.name for row in algorithms.ALGORITHMS if row.adapter for name in row.modules}
-    if module not in known:
-        names = (*known, lycoris.MODULE)
-        told = nearest(module, names) or f"; known: {', '.join(names)}"
-        raise ConfigError(f"network_module: '{module}' is not trained here{told}")
-    return known[module]
-
-
 def read_network_args(network: NetworkSettings) -> NetworkArgs:
     """Parse ``network_module`` and ``network_args``. Raises ConfigError for an unknown name (the nearest is told) or an
     unusable value."""
+    network = plain_words(network)
     preset: str | None = None
     unused: tuple[str, ...] = ()
     if network.network_module == lycoris.MODULE:
         known = {row.name: adapter_class(row.name).arguments for row in algorithms.ALGORITHMS if row.algos}
         chosen = lycoris.read_lycoris(network.network_args, PRESETS, known)
-        algorithm, preset, unused = chosen.algorithm, chosen.preset, chosen.unused
+        asked, preset = Asked(chosen.algorithm, {}, conv_follows=True), chosen.preset
         network = replace(network, network_args=chosen.words)
+        unused = (*chosen.unused, *_without_use(network, chosen.algorithm))
     else:
-        algorithm = algorithm_of(network.network_module)
-    adapter = adapter_class(algorithm)
+        asked = asked_by(network)
+    adapter = adapter_class(asked.algorithm)
     texts = _texts(network, adapter)
+    own = {name: _own(name, texts[name], adapter) for name in adapter.arguments if name in texts}
     args = NetworkArgs(
         {name: _number(name, texts[name]) for name in (*_NUMBERS, *_PLUS) if name in texts},
         {name: texts[name] for name in _LISTS if name in texts},
         {name: texts[name] for name in _WEIGHTS if name in texts},
-        Kind(
-            algorithm, {name: _own(name, texts[name], adapter) for name in adapter.arguments if name in texts}
-        ),
+        Kind(asked.algorithm, {**asked.options, **own}),
         preset,
+        asked.conv_follows,
+        _switch("train_norm", texts),
         unused,
     )
     _check(args)
     return args
+
+
+def _switch(name: str, texts: Mapping[str, str]) -> bool:
+    try:
+        return flag(texts[name]) if name in texts else False
+    except ValueError as error:
+        raise ConfigError(f"network_args: {name} takes {error}, not '{texts[name]}'") from error
 
 
 def _texts(network: NetworkSettings, adapter: type[Adapter]) -> dict[str, str]:
@@ -183,32 +188,48 @@ def network_plan(network: NetworkSettings) -> NetworkPlan:
     _check_dropouts(network, args)
     rank = network.network_dim or 0
     alpha = float(network.network_alpha or rank)
-    by_preset = args.preset is not None
-    conv_rank = int(args.numbers.get("conv_dim", 0)) or (rank if by_preset else None)
+    conv_rank = int(args.numbers.get("conv_dim", 0)) or (rank if args.conv_follows else None)
+    known, asked = adapter_class(args.kind.algorithm).drops, _dropouts(network, args)
     return NetworkPlan(
         rank=rank,
         alpha=alpha,
         conv_rank=conv_rank,
-        conv_alpha=args.numbers.get("conv_alpha", alpha if by_preset else 1.0),
+        conv_alpha=args.numbers.get("conv_alpha", alpha if args.conv_follows else 1.0),
         kind=args.kind,
-        dropouts=Dropouts(
-            element=network.network_dropout,
-            rank=args.numbers.get("rank_dropout", 0.0),
-            module=args.numbers.get("module_dropout", 0.0),
-        ),
+        dropouts=Dropouts(**{kind: value for kind, value in asked.values() if kind in known}),
     )
 
 
-def _check_dropouts(network: NetworkSettings, args: NetworkArgs) -> None:
-    known = adapter_class(args.kind.algorithm).drops
-    asked = {
+def _dropouts(network: NetworkSettings, args: NetworkArgs) -> dict[str, tuple[str, float]]:
+    """The dropouts that were asked for: kind and chance by the option's name."""
+    return {
         "network_dropout": ("element", network.network_dropout),
-        "rank_dropout": ("rank", args.numbers.get("rank_dropout")),
-        "module_dropout": ("module", args.numbers.get("module_dropout")),
+        "rank_dropout": ("rank", args.numbers.get("rank_dropout", 0.0)),
+        "module_dropout": ("module", args.numbers.get("module_dropout", 0.0)),
     }
-    for name, (kind, value) in asked.items():
+
+
+def _check_dropouts(network: NetworkSettings, args: NetworkArgs) -> None:
+    """Raise ConfigError for a dropout that the algorithm knows nothing of. Under LyCORIS' module it is only noted, as
+    LyCORIS takes it without using it."""
+    if plain_words(network).network_module == lycoris.MODULE:
+        return
+    known = adapter_class(args.kind.algorithm).drops
+    for name, (kind, value) in _dropouts(network, args).items():
         if value and kind not in known:
             raise ConfigError(f"{name}: means nothing for {args.kind.algorithm} networks; leave it out")
+
+
+def _without_use(network: NetworkSettings, algorithm: str) -> list[str]:
+    """Dropouts that are asked for and that the algorithm knows nothing of."""
+    known = adapter_class(algorithm).drops
+    texts = dict(word.partition("=")[::2] for word in network.network_args)
+    given = {
+        "network_dropout": ("element", str(network.network_dropout)),
+        "rank_dropout": ("rank", texts.get("rank_dropout", "0")),
+        "module_dropout": ("module", texts.get("module_dropout", "0")),
+    }
+    return [name for name, (kind, text) in given.items() if kind not in known and text.strip("0.")]
 
 
 def wants_conv(plan: NetworkPlan, args: NetworkArgs) -> bool:
@@ -258,30 +279,3 @@ def _sizes(plan: NetworkPlan, args: NetworkArgs, family: str) -> tuple[list[Size
         Size, ranks("conv_block_dims", plan.conv_rank or 0), alphas("conv_block_alphas", plan.conv_alpha)
     )
     return list(linear), list(conv)
-
-
-class RateGroups:
-    """The rate group of each parameter, under sd-scripts' names: "textencoder", "unet", "unet_block4", with " plus"
-    for LoRA+'s. Text encoders of different rates are "textencoder 1" and "textencoder 2".
-    """
-
-    def __init__(self, args: NetworkArgs, family: str, rates: Mapping[str, float]) -> None:
-        self._args = args
-        self._family = family
-        self._weights = args.weights_of(family)
-        text = {part: rate for part, rate in rates.items() if is_text(part)}
-        self._apart = len(set(text.values())) > 1
-
-    def __call__(self, part: str, name: str, faster: bool) -> RateGroup:
-        """The group of a parameter by its part, its module's name and whether LoRA+ trains it faster."""
-        group, factor = part, 1.0
-        if is_text(part):
-            group = f"textencoder {part.removeprefix('te')}" if self._apart else "textencoder"
-        elif self._weights is not None:
-            block = block_of(self._family, name)
-            if block is not None:
-                group, factor = f"{part}_block{block}", self._weights[block]
-        ratio = self._args.plus(part)
-        if ratio is not None and faster:
-            return RateGroup(f"{group} plus", factor * ratio)
-        return RateGroup(group, factor)

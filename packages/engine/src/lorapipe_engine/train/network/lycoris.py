@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from lorapipe_engine.command.options import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.networks import algorithms
+from lorapipe_engine.train.network.preset_file import is_preset_file
 
 MODULE = "lycoris.kohya"
 DEFAULT_ALGO, DEFAULT_PRESET = "lora", "full"
-# Words that mean nothing while they are off, and what is not trained here yet while they are on.
+# Words that mean nothing while they are off, and what they ask for, where an algorithm knows nothing of it.
 _OFF = frozenset({"false", "0", "0.0", "none", ""})
 _SWITCHES: Mapping[str, str] = {
-    "train_norm": "norm layers",
     "dora_wd": "DoRA",
     "use_scalar": "a learned scalar",
+    "full_matrix": "LoKr's whole matrix",
+    "decompose_both": "LoKr's two pairs of factors",
+    "unbalanced_factorization": "LoKr's other split",
+    "train_on_input": "(IA)³'s scaled inputs",
     "rs_lora": "rank-stabilised scaling",
     "rescaled": "rescaled OFT",
     "constraint": "constrained OFT",
@@ -30,13 +34,17 @@ _SWITCHES: Mapping[str, str] = {
     "dropout": "dropout under this name (network_dropout is)",
 }
 # How the product is computed, not what it is.
-_WITHOUT_MEANING = frozenset({"bypass_mode", "wd_on_output", "wd_on_out"})
+_WITHOUT_MEANING = frozenset({"bypass_mode"})
+# What LyCORIS' users give to every algorithm, and only some read.
+_OF_OTHERS = frozenset({"wd_on_output", "wd_on_out", "block_size", "factor"})
+# LyCORIS' own defaults that are not ours.
+_DEFAULTS: Mapping[str, tuple[str, ...]] = {"dylora": ("block_size=4",)}
 
 
 @dataclass(frozen=True)
 class Lycoris:
-    """An algorithm of the table, a preset of :data:`.targets.PRESETS`, the arguments that are left, and the names of
-    those that change nothing here."""
+    """An algorithm of the table, a preset of :data:`.targets.PRESETS` or the path of a file, the arguments left, and
+    the names of those that change nothing here."""
 
     algorithm: str
     preset: str
@@ -63,21 +71,30 @@ def read_lycoris(words: Iterable[str], presets: Iterable[str], known: Mapping[st
             rest.append(f"{name}{sign}{text}")
     algorithm = _algorithm(given.get("algo", DEFAULT_ALGO))
     preset = given.get("preset", DEFAULT_PRESET)
-    if preset not in presets:
+    if preset not in presets and not is_preset_file(preset):
         told = nearest(preset, presets) or f"; known: {', '.join(presets)}"
-        raise ConfigError(f"network_args: preset '{preset}' is not known{told} (preset files are not read)")
+        raise ConfigError(f"network_args: preset '{preset}' is not known{told}; a preset file ends in .toml")
     own = set(known.get(algorithm, ()))
-    left = tuple(word for word in rest if not _is_off(word, own, algorithm))
+    others = [word for word in rest if (name := word.partition("=")[0]) in _OF_OTHERS and name not in own]
+    unused += [word.partition("=")[0] for word in others]
+    left = tuple(word for word in rest if word not in others and not _is_off(word, own, algorithm))
+    names = {word.partition("=")[0] for word in left}
+    if names.isdisjoint({"unit", "block_size"}):
+        left += _DEFAULTS.get(algorithm, ())
     return Lycoris(algorithm, preset, left, tuple(unused))
 
 
 def _algorithm(algo: str) -> str:
-    known = {name: row.name for row in algorithms.ALGORITHMS if row.adapter for name in row.algos}
+    known = algos()
     if algo.lower() not in known:
-        raise ConfigError(
-            f"network_args: algo={algo} is not trained here; those that are: {', '.join(known)}"
-        )
+        told = nearest(algo.lower(), known) or f"; those that are: {', '.join(known)}"
+        raise ConfigError(f"network_args: algo={algo} is not trained here{told}")
     return known[algo.lower()]
+
+
+def algos() -> dict[str, str]:
+    """LyCORIS' names of the algorithms that are trained here, and ours."""
+    return {name: row.name for row in algorithms.ALGORITHMS if row.adapter for name in row.algos}
 
 
 def _is_off(word: str, own: set[str], algorithm: str) -> bool:

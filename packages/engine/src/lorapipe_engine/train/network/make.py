@@ -14,13 +14,9 @@ from lorapipe_engine.nn.attach import Network, attach
 from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.arguments import (
-    RateGroups,
-    by_block,
-    network_plan,
-    read_network_args,
-    wants_conv,
-)
+from lorapipe_engine.train.network.arguments import network_plan, read_network_args
+from lorapipe_engine.train.network.choice import choose_layers, every_target
+from lorapipe_engine.train.network.rate_groups import RateGroups
 from lorapipe_engine.train.network.start_from import (
     file_names,
     load_start,
@@ -28,7 +24,6 @@ from lorapipe_engine.train.network.start_from import (
     read_start,
     with_sizes_of,
 )
-from lorapipe_engine.train.network.targets import targets_of, with_kinds
 
 Say = Callable[[str], None]
 
@@ -46,17 +41,17 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     plan, args = network_plan(chosen), read_network_args(chosen)
     if args.unused:
         say(f"note: network_args: {', '.join(args.unused)} changes nothing here")
-    layers = targets_of(
-        family, conv=wants_conv(plan, args), preset=args.preset, every=chosen.dim_from_weights
-    )
-    targets = [target for target in layers if rates.get(target.part, 0.0) > 0]
-    plan = with_kinds(plan, args.preset, targets)
+    parts = [part for part, rate in rates.items() if rate > 0]
     names = file_names(family)
     start = read_start(chosen.network_weights) if chosen.network_weights else None
     if start is not None and chosen.dim_from_weights:
+        targets = [target for target in every_target(family) if target.part in parts]
         plan = with_sizes_of(start, plan, targets, names)
     else:
-        plan = by_block(plan, args, targets, family.name)
+        choice = choose_layers(plan, args, family, parts)
+        targets, plan = choice.targets, choice.plan
+        for note in choice.notes:
+            say(note)
     torch.manual_seed(settings.run.seed)
     network = attach(family.parts.values(), targets, plan, rate_of=RateGroups(args, family.name, rates))
     if start is not None:
@@ -64,7 +59,9 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
             say(note)
     network.train()
     if settings.model.gradient_checkpointing:
-        family.checkpoint_activations(with_draws=plan.dropouts.any)
+        family.checkpoint_activations(
+            with_draws=plan.dropouts.any or any(adapter.draws for adapter in network.adapters.values())
+        )
     return network
 
 

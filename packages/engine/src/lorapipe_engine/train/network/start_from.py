@@ -21,14 +21,15 @@ from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.keys import lora_names
+from lorapipe_engine.networks import algorithms
 from lorapipe_engine.networks.describe import describe_network
 from lorapipe_engine.networks.read import read_module
-from lorapipe_engine.nn.attach import Network, NetworkPlan, Target
+from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target
 from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import read_network_args
-from lorapipe_engine.train.network.targets import every_layer
+from lorapipe_engine.train.network.targets import every_layer, every_norm
 from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
 
 OPTION = "network_weights"
@@ -65,7 +66,7 @@ def check_start(network: NetworkSettings) -> None:
 def file_names(family: Family) -> dict[str, str]:
     """Every name that a file may have for a layer of the model -> kohya's. Call it before adapters are attached."""
     found: dict[str, str] = {}
-    for part, path, _ in every_layer(family):
+    for part, path, _ in (*every_layer(family), *every_norm(family)):
         found |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
     return found
 
@@ -86,8 +87,16 @@ def with_sizes_of(
     return replace(
         plan,
         sizes={own_name: start.sizes[name] for name, own_name in there.items()},
-        kinds={own_name: start.kinds[name] for name, own_name in there.items()},
+        kinds={own_name: _kind(plan.kind, start.kinds[name]) for name, own_name in there.items()},
     )
+
+
+def _kind(asked: Kind, stored: Kind) -> Kind:
+    """The kind of a module of a file, trained as it was asked for where that makes the same files."""
+    form = next((row.form for row in algorithms.ALGORITHMS if row.name == asked.algorithm), None)
+    if form != stored.algorithm or asked.algorithm == stored.algorithm:
+        return stored
+    return Kind(asked.algorithm, {**asked.options, **stored.options})
 
 
 def load_start(start: TrainedFile, network: Network, names: Mapping[str, str]) -> list[str]:
@@ -120,7 +129,7 @@ def load_start(start: TrainedFile, network: Network, names: Mapping[str, str]) -
 def _fill(start: TrainedFile, name: str, adapter: Adapter) -> None:
     where = f"network_weights: {start.path}: {quote(name)}"
     size, kind, tensors = start.sizes[name], start.kinds[name], start.tensors[name]
-    if type(adapter) is not adapter_class(kind.algorithm):
+    if not isinstance(adapter, adapter_class(kind.algorithm)):
         raise InputError(f"{where} is a {kind.algorithm}, this network another; give --dim_from_weights")
     if size.rank != adapter.rank:
         stored = sum(tensor.numel() for suffix, tensor in tensors.items() if suffix != "alpha")

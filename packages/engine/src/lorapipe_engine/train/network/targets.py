@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from lorapipe_engine.models import keys
 from lorapipe_engine.nn.attach import Kind, NetworkPlan, Target
 from lorapipe_engine.train.families.base import Family, TargetModule
 
@@ -23,6 +24,19 @@ def every_layer(family: Family) -> Iterator[TargetModule]:
     for path in _ENDS:
         if isinstance(there.get(path), nn.Linear | nn.Conv2d):
             yield TargetModule("unet", path, there[path])
+
+
+def every_norm(family: Family) -> Iterator[TargetModule]:
+    """Every norm with a weight in the denoiser's blocks of attention and in its residual blocks, in order. In text
+    encoders none is trained, as in LyCORIS."""
+    part = family.facts.denoiser
+    classes = (*family.facts.targets[part], *family.facts.conv_targets.get(part, ()))
+    for path, block in family.parts[part].named_modules():
+        if type(block).__name__ not in classes:
+            continue
+        for inner, module in block.named_modules():
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
+                yield TargetModule(part, keys.canonical(family.name, part, f"{path}.{inner}"), module)
 
 
 def _is_large(module: nn.Module) -> bool:
@@ -50,6 +64,15 @@ PRESETS: Mapping[str, Callable[[TargetModule], bool]] = {
     ),
     "ia3": _ia3,
 }
+# Where a preset trains norms: in blocks of attention, in residual blocks.
+_NORMS: Mapping[str, tuple[bool, bool]] = {
+    "full": (True, True),
+    "full-lin": (True, True),
+    "attn-mlp": (True, False),
+    "unet-only": (True, True),
+    "unet-transformer-only": (True, False),
+    "unet-convblock-only": (False, True),
+}
 # Layers whose input is scaled in the preset "ia3", not their output.
 _ON_INPUT = re.compile(r"(ff_net_2|mlp_fc2)$")
 
@@ -64,7 +87,19 @@ def targets_of(family: Family, *, conv: bool, preset: str | None = None, every: 
         rows = family.target_modules(conv=conv)
     else:
         rows = filter(PRESETS[preset], every_layer(family))
+    return as_targets(family, rows)
+
+
+def as_targets(family: Family, rows: Iterable[TargetModule]) -> list[Target]:
+    """The layers under their names in a file."""
     return [Target(row.part, family.lora_name(row.part, row.path), row.module) for row in rows]
+
+
+def norms_of(family: Family, *, conv: bool, preset: str | None = None) -> list[Target]:
+    """The norms that ``train_norm`` trains: those in blocks of which a choice trains the layers."""
+    attention, residual = (True, conv) if preset is None else _NORMS.get(preset, (False, False))
+    rows = (row for row in every_norm(family) if (attention if ".attentions." in row.path else residual))
+    return as_targets(family, rows)
 
 
 def with_kinds(plan: NetworkPlan, preset: str | None, targets: Iterable[Target]) -> NetworkPlan:

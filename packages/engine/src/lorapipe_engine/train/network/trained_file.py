@@ -46,6 +46,11 @@ def read_trained(path: Path, option: str = "") -> TrainedFile:
                 suffix: torch.from_numpy(np.array(array)).float()
                 for suffix, array in read_module(file, module).items()
             }
+            for suffix, tensor in tensors[name].items():
+                if not torch.isfinite(tensor).all():
+                    raise InputError(
+                        f"{where}: {quote(name)}: {suffix} has values that are not finite numbers"
+                    )
             sizes[name] = Size(module.rank or 0, module.effective_alpha or float(module.rank or 0))
             kinds[name] = _kind(where, module, tensors[name])
     return TrainedFile(path, sizes, kinds, tensors)

@@ -33,6 +33,7 @@ from lorapipe_engine.settings import (
 )
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network.modules import plain_words
 from lorapipe_engine.train.optimizers import arguments_text
 from lorapipe_engine.train.plan import Length, RunPlan
 from lorapipe_engine.train.schedules.updates import UpdatePlan
@@ -120,6 +121,7 @@ def _text_rates(rates: Mapping[str, float]) -> float | list[float] | None:
 
 
 def _network(network: NetworkSettings) -> dict[str, Any]:
+    network = plain_words(network)
     pairs = dict(pair.split("=", 1) for pair in network.network_args)
     return {
         "network_module": network.network_module,

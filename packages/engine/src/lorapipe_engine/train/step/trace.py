@@ -69,11 +69,17 @@ class Trace:
             self.tensors[f"network.{name}"] = tensor.detach().clone()
 
     def record_gradients(self, network: Network) -> None:
-        """Keep the gradients as the backward passes left them."""
+        """Keep the gradients as the backward passes left them: under the name in the file where it holds the parameter
+        as it is, else under the parameter's."""
         for name, adapter in network.adapters.items():
-            for role, tensor in adapter.file_tensors().items():
-                if tensor.grad is not None:
-                    self.tensors[f"grad.{name}.{role}"] = tensor.grad.detach().clone()
+            stored = {
+                t.data_ptr(): suffix for suffix, t in adapter.file_tensors().items() if suffix != "alpha"
+            }
+            for role in adapter.roles:
+                parameter = getattr(adapter, role)
+                if parameter.grad is not None:
+                    suffix = stored.get(parameter.data_ptr(), role)
+                    self.tensors[f"grad.{name}.{suffix}"] = parameter.grad.detach().clone()
 
     def write(
         self,

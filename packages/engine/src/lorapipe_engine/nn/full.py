@@ -1,0 +1,133 @@
+"""Whole differences: of a layer's weight and bias (``diff``, ``diff_b``), of a norm's (``w_norm``, ``b_norm``).
+
+LyCORIS' file layout. There is no rank and no alpha.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size
+from lorapipe_engine.nn.change import apply_weight, kept_rows, layer_shape, parameter
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class _Difference(Adapter):
+    """What both have in common: parameters that are added, and start at zero."""
+
+    def __init__(self, base: nn.Module, shape: tuple[int, ...], dropouts: Dropouts, options: Options) -> None:
+        super().__init__(base)
+        self.dropouts = dropouts
+        self.options = {"bias": self.bias is not None, **options}
+        for role, own in self.shapes(shape, Size(0, 0.0), self.options).items():
+            self.register_parameter(role, parameter(own, self.weight.device))
+
+    @classmethod
+    def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:
+        return {"bias": any(suffix in tensors for suffix in ("diff_b", "b_norm"))}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {role: getattr(self, role) for role in self.roles}
+
+    def scale_(self, factor: Tensor) -> None:
+        for role in self.roles:
+            getattr(self, role).data.mul_(factor)
+
+
+class Full(_Difference):
+    """``y = (W + multiplier · diff) x + b + multiplier · diff_b``, as a product of its own beside the frozen one: a sum
+    in bf16 would lose small differences. ``diff_b`` only where the layer has a bias."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"diff"})
+    reads: ClassVar[frozenset[str]] = frozenset({"diff_b"})
+    drops: ClassVar[frozenset[str]] = frozenset({"rank", "module"})
+
+    diff: nn.Parameter
+    diff_b: nn.Parameter
+
+    @classmethod
+    def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:  # noqa: ARG003
+        return cls(base, layer_shape(base), dropouts, options)
+
+    @classmethod
+    def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
+        # Whether a layer has a bias does not show in its shape: a count takes it for granted.
+        bias = {"diff_b": layer[:1]} if options.get("bias", True) else {}
+        return {"diff": tuple(layer), **bias}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Works on what the base module takes: (..., in) or (B, in, H, W)."""
+        out: Tensor = self.base(x)
+        diff = self.diff * self.multiplier
+        bias = self.diff_b * self.multiplier if "diff_b" in self._parameters else None
+        if self.training and self.dropouts.any:
+            kept = kept_rows(len(diff), self.dropouts, diff.device)
+            diff = diff * kept.view(-1, *[1] * (diff.dim() - 1))
+            bias = None if bias is None else bias * kept
+        change = apply_weight(self.base, x, diff.to(x.dtype))
+        if bias is not None:
+            change = change + bias.to(x.dtype).view(-1, *[1] * (2 if isinstance(self.base, nn.Conv2d) else 0))
+        return out + change
+
+    def delta(self) -> Tensor:
+        return self.diff
+
+    def bias_delta(self) -> Tensor | None:
+        return self.diff_b if "diff_b" in self._parameters else None
+
+
+class Norm(_Difference):
+    """A layer norm or group norm with ``w_norm`` added to its weight and ``b_norm`` to its bias, both (c,)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"w_norm"})
+    reads: ClassVar[frozenset[str]] = frozenset({"b_norm"})
+    drops: ClassVar[frozenset[str]] = frozenset({"module"})
+
+    w_norm: nn.Parameter
+    b_norm: nn.Parameter
+
+    @classmethod
+    def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:  # noqa: ARG003
+        if not isinstance(base, nn.LayerNorm | nn.GroupNorm) or base.weight is None:
+            raise TypeError(f"{type(base).__name__} is no norm with a weight")
+        return cls(base, tuple(base.weight.shape), dropouts, options)
+
+    @classmethod
+    def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
+        return {"w_norm": tuple(layer), **({"b_norm": tuple(layer)} if options.get("bias", True) else {})}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Works on what the norm takes: (..., c), or (B, c, ...) for a group norm."""
+        strength: Tensor | float = self.multiplier
+        if self.training and self.dropouts.module:
+            strength = strength * (torch.rand((), device=x.device) >= self.dropouts.module)
+        weight = self.w_norm * strength
+        bias = self.b_norm * strength if "b_norm" in self._parameters else None
+        if x.dtype not in _HALF:
+            own = None if self.bias is None else self.bias if bias is None else self.bias + bias
+            return self._normed(x, (self.weight + weight).to(x.dtype), own)
+        # The sum would be rounded to what the weight's type can hold, so the change is added to the result.
+        out: Tensor = self.base(x)
+        shape = [-1, *[1] * (x.dim() - 2)] if isinstance(self.base, nn.GroupNorm) else [-1]
+        change = self._normed(x, None, None) * weight.to(x.dtype).view(shape)
+        return out + (change if bias is None else change + bias.to(x.dtype).view(shape))
+
+    def _normed(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        base = self.base
+        if isinstance(base, nn.GroupNorm):
+            # torch's backward on a processor crashes on some channels-last inputs; on a card it copies them itself.
+            return F.group_norm(x.contiguous(), base.num_groups, weight, bias, base.eps)
+        assert isinstance(base, nn.LayerNorm)
+        return F.layer_norm(x, base.normalized_shape, weight, bias, base.eps)
+
+    def delta(self) -> Tensor:
+        return self.w_norm
+
+    def bias_delta(self) -> Tensor | None:
+        return self.b_norm if "b_norm" in self._parameters else None

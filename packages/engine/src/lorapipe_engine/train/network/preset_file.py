@@ -1,0 +1,165 @@
+"""LyCORIS' preset files: which layers are trained, by class and by name, and with which algorithm.
+
+A layer is chosen where it lies in a module of a class that ``unet_target_module`` or ``text_encoder_target_module``
+names, or where its path matches a pattern of ``..._target_name``. ``module_algo_map`` says by class, ``name_algo_map``
+by pattern, what such layers have instead of the run's own; a pattern counts before a class, an inner class before an
+outer one. Patterns are regular expressions that match from the start of the path, with ``use_fnmatch`` of shells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorapipe_engine.command.documents import parse_toml, read_text
+from lorapipe_engine.command.options import nearest
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.models.families import is_text
+from lorapipe_engine.train.families.base import Family, TargetModule
+
+_LISTS = (
+    "unet_target_module",
+    "unet_target_name",
+    "text_encoder_target_module",
+    "text_encoder_target_name",
+    "exclude_name",
+)
+_MAPS = ("module_algo_map", "name_algo_map")
+_FLAGS = ("enable_conv", "use_fnmatch")
+
+
+@dataclass(frozen=True)
+class PresetFile:
+    """A preset file as it was read; ``changes`` are the arguments of a class or a pattern, by name, as texts."""
+
+    path: Path
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    by_class: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    by_name: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    enable_conv: bool = True
+    use_fnmatch: bool = False
+
+    def matches(self, pattern: str, paths: Iterable[str]) -> bool:
+        """Whether a pattern fits one of a layer's paths."""
+        if self.use_fnmatch:
+            return any(fnmatchcase(path, pattern) for path in paths)
+        return any(re.match(pattern, path) for path in paths)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A layer, and what a class or a pattern of the file says of it."""
+
+    row: TargetModule
+    changes: Mapping[str, str]
+
+
+def is_preset_file(preset: str) -> bool:
+    """Whether a value of ``preset`` is a file, not a name."""
+    return preset.lower().endswith(".toml") or "/" in preset or "\\" in preset
+
+
+def read_preset_file(path: Path) -> PresetFile:
+    """Read a preset file. Raises ConfigError or InputError naming the file and what is wrong in it."""
+    found = parse_toml(read_text(path, what="preset"), f"preset: {path}")
+    known = (*_LISTS, *_MAPS, *_FLAGS)
+    for name in found:
+        if name not in known:
+            told = nearest(name, known) or f"; known: {', '.join(known)}"
+            raise ConfigError(f"preset: {path}: '{name}' is not known{told}")
+    preset = PresetFile(
+        path,
+        {name: _texts(path, name, found[name]) for name in _LISTS if name in found},
+        _map(path, "module_algo_map", found),
+        _map(path, "name_algo_map", found),
+        _flag(path, "enable_conv", found, True),
+        _flag(path, "use_fnmatch", found, False),
+    )
+    for pattern in (
+        *preset.by_name,
+        *(text for name, row in preset.lists.items() if name.endswith("_name") for text in row),
+    ):
+        try:
+            preset.matches(pattern, [""])
+        except re.error as error:
+            raise ConfigError(f"preset: {path}: '{pattern}' is no pattern: {error}") from error
+    if not any(preset.lists.get(name) for name in _LISTS[:4]):
+        raise ConfigError(f"preset: {path}: names no class and no layer to train ({', '.join(_LISTS[:4])})")
+    return preset
+
+
+def choose(preset: PresetFile, family: Family, layers: Iterable[TargetModule]) -> list[Chosen]:
+    """The layers that the file chooses, in their order. Raises ConfigError where there is none."""
+    places = {
+        id(module): (path, _classes(root, path))
+        for root in family.parts.values()
+        for path, module in root.named_modules()
+    }
+    chosen: list[Chosen] = []
+    for row in layers:
+        path, classes = places[id(row.module)]
+        side = "text_encoder" if is_text(row.part) else "unet"
+        paths = tuple(dict.fromkeys((path, row.path)))
+        wanted = [c for c in preset.lists.get(f"{side}_target_module", ()) if c in classes]
+        wanted += [p for p in preset.lists.get(f"{side}_target_name", ()) if preset.matches(p, paths)]
+        out = any(preset.matches(p, paths) for p in preset.lists.get("exclude_name", ()))
+        large = isinstance(row.module, nn.Conv2d) and max(row.module.kernel_size) > 1
+        if not wanted or out or (large and not preset.enable_conv):
+            continue
+        named = [changes for pattern, changes in preset.by_name.items() if preset.matches(pattern, paths)]
+        inner = [preset.by_class[name] for name in reversed(classes) if name in preset.by_class]
+        chosen.append(Chosen(row, (*named, *inner, {})[0]))
+    if not chosen:
+        raise ConfigError(
+            f"preset: {preset.path}: none of its classes and patterns fits a layer of this model"
+        )
+    return chosen
+
+
+def spare(preset: PresetFile, family: Family, layers: Iterable[TargetModule]) -> list[str]:
+    """Classes and patterns of the file that fit no layer of the model."""
+    rows = list(layers)
+    missing = []
+    for name in _LISTS[:4]:
+        for text in preset.lists.get(name, ()):
+            one = PresetFile(preset.path, {name: (text,)}, use_fnmatch=preset.use_fnmatch)
+            try:
+                choose(one, family, rows)
+            except ConfigError:
+                missing.append(text)
+    return missing
+
+
+def _classes(root: nn.Module, path: str) -> list[str]:
+    """Names of the classes from the root down to a layer."""
+    names, module = [type(root).__name__], root
+    for piece in path.split(".") if path else ():
+        module = getattr(module, piece)
+        names.append(type(module).__name__)
+    return names
+
+
+def _texts(path: Path, name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ConfigError(f"preset: {path}: {name} takes a list of texts")
+    return tuple(value)
+
+
+def _map(path: Path, name: str, found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    value = found.get(name, {})
+    if not isinstance(value, dict) or not all(isinstance(row, dict) for row in value.values()):
+        raise ConfigError(f"preset: {path}: {name} takes a table for each class or pattern")
+    return {key: {n: str(v) for n, v in row.items()} for key, row in value.items()}
+
+
+def _flag(path: Path, name: str, found: Mapping[str, Any], default: bool) -> bool:
+    value = found.get(name, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"preset: {path}: {name} takes true or false")
+    return value

@@ -1,0 +1,176 @@
+"""Every algorithm through the commands: trained, stopped and gone on with, saved, merged, inspected, resized."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lorapipe_demo")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from lorapipe_demo.concept import draw_concept  # noqa: E402
+from lorapipe_demo.scene import TRIGGER  # noqa: E402
+from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.models.bases import resolve_base  # noqa: E402
+from lorapipe_engine.networks.describe import describe_network  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
+from lorapipe_engine.train.families import open_family  # noqa: E402
+from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_inspect.cli import lora_inspect  # noqa: E402
+from lorapipe_merge.cli import lora_merge  # noqa: E402
+from lorapipe_resize.cli import lora_resize  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+FIXED = (
+    "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "
+    "--network_dim 4 --network_alpha 2 --lr_scheduler constant --state_interval 0 "
+    "--gradient_accumulation_steps 2 --gradient_checkpointing"
+)
+RATES = ["--unet_lr", "0.02", "--text_encoder_lr", "0.02", "--max_train_steps", "2"]
+LYCORIS = ["--network_module", "lycoris.kohya", "--network_args"]
+
+
+def lycoris(algo: str, *words: str) -> list[str]:
+    return [*LYCORIS, f"algo={algo}", *words]
+
+
+LIMIT = ["--scale_weight_norms", "2"]
+
+
+# What is asked for, and the algorithms of the file's modules.
+KINDS: dict[str, tuple[list[str], set[str]]] = {
+    "locon": (["--network_module", "locon.locon_kohya"], {"lora"}),
+    "tucker": (["--network_args", "conv_dim=2", "use_tucker=True", "rs_lora=True", *LIMIT], {"lora"}),
+    "scalar": (lycoris("locon", "preset=attn-mlp", "use_scalar=True", "rank_dropout=0.1"), {"lora"}),
+    "dora": (["--network_args", "dora_wd=True", "conv_dim=2", "loraplus_lr_ratio=2", *LIMIT], {"lora"}),
+    "dora_out": (lycoris("lokr", "preset=attn-only", "dora_wd=True", "wd_on_output=True"), {"lokr"}),
+    "loha": (lycoris("loha", "preset=attn-mlp", "dora_wd=True"), {"loha"}),
+    "dylora": (["--network_module", "networks.dylora", "--network_args", "unit=2"], {"lora"}),
+    "lora_fa": (["--algorithm", "lora_fa", *LIMIT], {"lora"}),
+    "full": (
+        lycoris("full", "preset=full", "train_norm=True", "module_dropout=0.1") + LIMIT,
+        {"full", "norm"},
+    ),
+    "norm": (["--network_args", "train_norm=True"], {"lora", "norm"}),
+    "ia3": (["--algorithm", "ia3", "--network_args", "module_dropout=0.1"], {"ia3"}),
+    "oft": (["--algorithm", "oft", "--network_args", "rescaled=True", *LIMIT], {"oft"}),
+    "kohya_oft": (["--network_module", "networks.oft", "--network_alpha", "0.001"], {"oft"}),
+    "boft": (["--algorithm", "boft", "--network_args", "block_size=8", "constraint=0.1"], {"boft"}),
+}
+
+
+# The others take as long each, and are alike.
+QUICK = ("dora", "full", "oft")
+EVERY = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    draw_concept(root, TRIGGER, pictures=2, repeats=2, seed=3)
+    return root
+
+
+def run(command: Any, *words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        command.main([str(word) for word in words])
+    return int(end.value.code or 0)
+
+
+def train(data: Path, out: Path, *words: object) -> int:
+    return run(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *words)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The network of a kind after two steps, made once."""
+    made: dict[str, Path] = {}
+
+    def of(kind: str) -> Path:
+        if kind not in made:
+            out = tmp_path_factory.mktemp(kind)
+            assert train(data, out, *KINDS[kind][0], *RATES) == 0
+            made[kind] = out / "net.safetensors"
+        return made[kind]
+
+    return of
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_it_is_trained_and_goes_on_bit_for_bit(
+    kind: str, trained: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lorapipe_engine.train import loop
+
+    calm, (words, algorithms) = trained(kind), KINDS[kind]
+    with open_tensors(calm) as file:
+        network = describe_network(file)
+        arguments = json.loads(network.metadata["ss_network_args"])
+    assert {module.algorithm for module in network.modules.values()} == algorithms
+    assert {module.part for module in network.modules.values()} >= {"unet", "te1"}
+    if "--algorithm" in words and kind != "lora_fa":
+        assert (network.metadata["ss_network_module"], arguments["algo"]) == ("lycoris.kohya", kind)
+    real, count = loop.take_step, 0
+
+    def step(*args: Any, **more: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", step)
+        assert train(data, tmp_path, *words, *RATES) == 130
+    assert train(data, tmp_path, *words, *RATES) == 0
+    one, other = load_file(calm), load_file(tmp_path / "net.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_it_is_merged_inspected_and_resized(
+    kind: str, trained: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, merged, small = trained(kind), tmp_path / "merged.safetensors", tmp_path / "small.safetensors"
+    assert run(lora_merge, "demo", path, "-o", merged, "--save_precision", "float", "--verify") == 0
+    assert run(lora_inspect, "check", path) == 0, capfd.readouterr().out
+    assert "cannot be used" not in capfd.readouterr().out
+    if not KINDS[kind][1] & {"ia3", "oft", "boft"}:
+        assert run(lora_resize, path, "-o", small, "--new-rank", "2") == 0
+        with open_tensors(path) as one, open_tensors(small) as other:
+            assert describe_network(one).modules.keys() == describe_network(other).modules.keys()
+    # Merged into the base and beside it, the prediction is the same.
+    base = resolve_base("demo")
+    assert isinstance(base, Path)
+    answers = []
+    for source in (base, merged):
+        family = open_family(load_base(source, tokenizer_dir=base.parent / "tokenizer"))
+        if source is base:
+            attach_file(family, path)
+        torch.manual_seed(0)
+        noisy = torch.randn(2, family.latent_channels, 8, 8)
+        tokens = family.text.tokenize([TRIGGER, "a scene"])
+        with torch.no_grad():
+            text = family.text.encode(tokens)
+            answers.append(family.predict(noisy, torch.tensor([300, 700]), text))
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_it_is_trained_on_from_its_file(kind: str, trained: Any, data: Path, tmp_path: Path) -> None:
+    path, words = trained(kind), KINDS[kind][0]
+    still = ["--unet_lr", "1e-12", "--text_encoder_lr", "1e-12", "--max_train_steps", "1"]
+    more = ["--network_weights", path, "--dim_from_weights"]
+    assert train(data, tmp_path, *words, *more, *still) == 0
+    one, other = load_file(path), load_file(tmp_path / "net.safetensors")
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=1e-7)

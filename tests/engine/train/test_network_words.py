@@ -1,0 +1,175 @@
+"""What real configurations say of their network is understood; presets, norms and preset files choose their layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from lorapipe_engine.errors import ConfigError  # noqa: E402
+from lorapipe_engine.nn.attach import attach  # noqa: E402
+from lorapipe_engine.settings import NetworkSettings  # noqa: E402
+from lorapipe_engine.train.network.arguments import network_plan, read_network_args  # noqa: E402
+from lorapipe_engine.train.network.choice import Choice, choose_layers  # noqa: E402
+
+from .test_families import real_family  # noqa: E402
+
+pytestmark = pytest.mark.torch
+
+_FULL = "preset=full rank_dropout=0 module_dropout=0 use_tucker=False"
+_LOKR = f"{_FULL} algo=lokr conv_dim=100000 conv_alpha=1"
+# Module, dim, alpha, dropout, arguments of configurations that people published.
+CONFIGURATIONS: list[tuple[str, int | None, float | None, float, str]] = [
+    ("lycoris.kohya", 128, 128, 0, "conv_dim=64 conv_alpha=64 algo=lora"),
+    ("lycoris.kohya", 64, 64, 0, f"{_FULL} conv_dim=64 conv_alpha=64 algo=dylora train_norm=True"),
+    ("networks.dylora", 32, 16, 0, "unit=4"),
+    ("lycoris.kohya", 32, 16, 0, f"{_FULL} conv_dim=8 conv_alpha=4 algo=loha train_norm=False"),
+    ("lycoris.kohya", 100000, 1, 0, "preset=attn-mlp algo=lokr factor=6"),
+    ("lycoris.kohya", 64, 64, 0, f"{_FULL} conv_dim=64 conv_alpha=64 algo=lokr train_norm=False"),
+    ("networks.lora_fa", 16, 8, 0, ""),
+    (
+        *("lycoris.kohya", 1024, 1024, 0.3),
+        "preset=full conv_dim=16 conv_alpha=8 rank_dropout=0.1 module_dropout=0.1 use_tucker=False algo=ia3 "
+        "train_norm=False",
+    ),
+    ("lycoris.kohya", 1024, 1024, 0.3, f"{_FULL} conv_dim=1 conv_alpha=1 algo=ia3 train_norm=False"),
+    (
+        *("lycoris.kohya", 64, 64, 0),
+        f"{_FULL} conv_dim=64 conv_alpha=64 bypass_mode=False dora_wd=False factor=-1 use_cp=False use_scalar=False "
+        "decompose_both=False rank_dropout_scale=False algo=lokr train_norm=False",
+    ),
+    ("lycoris.kohya", 100000, 1, 0, f"{_LOKR} train_norm=True"),
+    ("lycoris.kohya", 100000, 1, 0, f"{_LOKR} train_norm=False"),
+    ("lycoris.kohya", 16, 8, 0, "preset=attn-mlp algo=lora"),
+    ("lycoris.kohya", 32, 32, 0, f"{_FULL} conv_dim=32 conv_alpha=1 algo=loha train_norm=False"),
+    ("lycoris.kohya", 16, 8, 0, "conv_dim=8 conv_alpha=4 algo=full"),
+    ("lycoris.kohya", None, None, 0, "preset=attn-mlp algo=full train_norm=True"),
+    ("networks.oft", 4, 1e-3, 0, ""),
+    ("lycoris.kohya", 32, 32, 0, "conv_dim=4 conv_alpha=4 algo=lora dropout=0"),
+    (
+        *("lycoris.kohya", 64, 64, 0),
+        "preset=full conv_dim=64 conv_alpha=64 rank_dropout=0.1 module_dropout=0.1 use_tucker=False algo=lokr",
+    ),
+    ("lycoris.kohya", 32, 16, 0, f"{_FULL} conv_dim=8 conv_alpha=4 algo=diag-oft train_norm=False"),
+    ("networks.loha", 16, 8, 0, ""),
+]
+
+
+def chosen(family: Any, **words: Any) -> Choice:
+    settings = NetworkSettings(**{"network_dim": 16, "network_alpha": 8.0, **words})
+    return choose_layers(network_plan(settings), read_network_args(settings), family, [*family.parts])
+
+
+@pytest.mark.parametrize("row", CONFIGURATIONS, ids=lambda row: f"{row[0]} {row[4]}"[:60])
+def test_real_configurations_make_a_network(row: tuple[str, int | None, float | None, float, str]) -> None:
+    module, dim, alpha, dropout, words = row
+    family = real_family("sd15")
+    choice = chosen(
+        family,
+        network_module=module,
+        network_dim=dim or 64,
+        network_alpha=alpha,
+        network_dropout=dropout,
+        network_args=tuple(words.split()),
+    )
+    network = attach(family.parts.values(), choice.targets, choice.plan)
+    assert len(network.adapters) >= 192
+    norms = [name for name, adapter in network.adapters.items() if type(adapter).__name__ == "Norm"]
+    wanted = 0 if "train_norm=True" not in words else 64 if "attn-mlp" in words else 108
+    assert len(norms) == wanted
+
+
+def test_unused_dropouts_are_noted() -> None:
+    words = ("algo=ia3", "rank_dropout=0.1", "module_dropout=0.1")
+    args = read_network_args(
+        NetworkSettings(network_module="lycoris.kohya", network_dropout=0.3, network_args=words)
+    )
+    assert args.unused == ("network_dropout", "rank_dropout")
+
+
+def test_norms_of_sdxl_are_those_of_the_reference() -> None:
+    choice = chosen(real_family("sdxl"), network_module="lycoris.kohya", network_args=("train_norm=1",))
+    names = [target.name for target in choice.targets if choice.plan.kinds.get(target.name)]
+    assert len(names) == len(set(names)) == 255
+    assert "lora_unet_input_blocks_1_0_in_layers_0" in names
+
+
+def test_rank_stabilised_alphas_are_what_readers_divide() -> None:
+    words = ("rs_lora=True", "conv_dim=4", "conv_alpha=2")
+    choice = chosen(real_family("sd15"), network_args=words)
+    assert set(choice.plan.sizes.values()) == {(16, 32.0), (4, 4.0)}
+
+
+PRESET = """
+enable_conv = false
+unet_target_module = ["Attention", "ResnetBlock2D"]
+unet_target_name = ["conv_in", ".*ff[.]net[.]2"]
+text_encoder_target_module = ["CLIPMLP"]
+exclude_name = [".*to_v"]
+[module_algo_map.Attention]
+algo = "lokr"
+dim = 8
+factor = 4
+[name_algo_map.".*attn2.*"]
+algo = "loha"
+dim = 2
+alpha = 1
+"""
+
+
+def test_a_preset_file_chooses_layers_by_class_and_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PRESET)
+    family = real_family("sd15")
+    words = {"network_module": "lycoris.kohya", "network_args": (f"preset={path}", "train_norm=True")}
+    choice = chosen(family, **words)
+    network = attach(family.parts.values(), choice.targets, choice.plan)
+    found = {
+        name: (type(adapter).__name__, adapter.rank, adapter.alpha)
+        for name, adapter in network.adapters.items()
+    }
+    attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+    assert found[f"{attention}_attn1_to_q"] == ("Lokr", 8, 8.0)
+    assert found[f"{attention}_attn2_to_out_0"] == ("Loha", 2, 1.0)
+    assert found[f"{attention}_ff_net_2"] == ("Lora", 16, 8.0)
+    assert found[f"{attention}_norm1"] == ("Norm", 0, 0.0)
+    assert "lora_unet_down_blocks_0_resnets_0_time_emb_proj" in found
+    assert "lora_te_text_model_encoder_layers_0_mlp_fc1" in found
+    missing = (f"{attention}_attn1_to_v", f"{attention}_ff_net_0_proj", "lora_unet_conv_in")
+    assert not found.keys() & {*missing, "lora_te_text_model_encoder_layers_0_self_attn_q_proj"}
+    assert choice.notes == (f"note: preset: {path}: conv_in fits no layer of this model",) or not choice.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("unet_target_modul = []", "did you mean 'unet_target_module'?"),
+        ("unet_target_module = ['Nothing']", "fits a layer of this model"),
+        ("enable_conv = 1", "enable_conv takes true or false"),
+        ("unet_target_name = ['(']", "is no pattern"),
+        (
+            "unet_target_module = ['Attention']\n[module_algo_map.Attention]\nalgo = 'lohka'",
+            "did you mean 'loha'?",
+        ),
+        (
+            "unet_target_module = ['Attention']\n[module_algo_map.Attention]\nfactr = 1\nalgo = 'lokr'",
+            "did you mean 'factor'?",
+        ),
+        (
+            "unet_target_module = ['Attention']\n[module_algo_map.Attention]\ndim = 0",
+            "dim takes a whole number",
+        ),
+        ("", "names no class and no layer"),
+        ("x =", "not TOML"),
+    ],
+)
+def test_bad_preset_files_are_refused(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        chosen(real_family("sd15"), network_module="lycoris.kohya", network_args=(f"preset={path}",))
+    assert told in str(error.value)
