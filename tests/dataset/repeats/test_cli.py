@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lorapipe_engine.pictures.images import repeat_folders
+from lorapipe_engine.pictures.layout import repeat_folders
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 from lorapipe_engine.command.records import Record
 from lorapipe_engine.command.text import hidden_letter
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.pictures.images import concept_of
+from lorapipe_engine.pictures.layout import concept_of
 from lorapipe_tagger.captions.explain import explain, table
 from lorapipe_tagger.captions.shape import Shape, caption_tags, front_count
 from lorapipe_tagger.captions.write import (

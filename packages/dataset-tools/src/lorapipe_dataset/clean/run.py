@@ -16,7 +16,6 @@ from lorapipe_dataset.clean.captions.tags import split_caption
 from lorapipe_dataset.clean.files.documents import clean_document, document_captions
 from lorapipe_dataset.clean.files.inputs import Document, Job, gather
 from lorapipe_dataset.clean.files.plan import Outcome, find_facts, read_source
-from lorapipe_dataset.clean.files.textfile import decode
 from lorapipe_dataset.clean.files.work import Worker, by_folder
 from lorapipe_dataset.clean.files.writers import write_rows
 from lorapipe_dataset.clean.options import Options
@@ -25,6 +24,7 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.atomic import check_output
+from lorapipe_engine.pictures.captions import decode_caption
 
 _BATCH = 1 << 16
 _STREAMED_BATCH = 64
@@ -97,7 +97,7 @@ def read_all(
                 yield from ((text, NO_FACTS) for text in document_captions(job, options, cleaner))
             elif job.error is None:
                 data = read_stamped(job.file, options.home_of(job.root))[0] if job.given is None else None
-                held = None if data is None else decode(data, job.file)
+                held = None if data is None else decode_caption(data, job.file, options.encoding)
                 text, facts = read_source(job, held, options)
                 text = text if text is not None else held
                 if text is not None or options.create:

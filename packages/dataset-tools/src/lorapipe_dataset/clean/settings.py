@@ -47,6 +47,12 @@ class InputSettings:
     source: SourceFormat | None = flag(
         None, "Format of what is read.  [default: by the file's content]", "--from"
     )
+    encoding: str | None = flag(
+        None,
+        "Encoding of captions, as cp932, gb18030 or cp1252; they are written as UTF-8.  [default: UTF-8, or UTF-16 "
+        "with a byte order mark]",
+        metavar="NAME",
+    )
     categories: str = flag(
         "character,general",
         "Categories taken from a post, in this order; --order category sorts by it.",

@@ -21,7 +21,7 @@ from lorapipe_dataset.changes.place import Identity, LinkRefused, Place, is_link
 from lorapipe_dataset.repeats.tree import Item, Layout, Mode
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.files.links import read_within
-from lorapipe_engine.pictures.images import concept_of
+from lorapipe_engine.pictures.layout import concept_of
 
 _TOO_LONG = frozenset({errno.ENAMETOOLONG})
 _BLOCK = 1 << 20

@@ -21,7 +21,8 @@ from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.pictures.buckets import place
-from lorapipe_engine.pictures.images import MOST_REPEATS, image_size
+from lorapipe_engine.pictures.images import image_size
+from lorapipe_engine.pictures.layout import MOST_REPEATS
 from lorapipe_engine.settings import DataSettings
 
 _SHOWN = 5  # captions left out that are named; the others are counted
@@ -92,6 +93,8 @@ def run(options: Options) -> int:
     if not options.as_json:
         for line in table(plan):
             show(line) if told else say(line)
+    for note in found.notes:
+        say(f"warning: {note}")
     for warning in warnings_of(plan):
         say(f"warning: {warning}")
     result = _make(output, plan, options) if output or options.rename else []

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from lorapipe_dataset.repeats.plan import Row
-from lorapipe_dataset.repeats.sources import Source, caption_files, folder_name
+from lorapipe_dataset.repeats.sources import Source, folder_name
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out
+from lorapipe_engine.pictures.layout import CaptionFinder
 
 Mode = Literal["copy", "hard", "symlink", "move"]
 
@@ -59,6 +60,7 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
     left_out: list[LeadsOut] = []
     bare = renamed = 0
     folders: dict[str, str] = {}
+    finder = CaptionFinder(extension)
     for row in rows:
         folder = Path(folder_name(row.repeats, row.concept.name))
         other = folders.setdefault(folder.name.casefold(), row.concept.name)
@@ -70,7 +72,7 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
             renamed += stem != picture.path.stem
             items.append(Item(folder / f"{stem}{picture.path.suffix}", picture.path, root=picture.root))
             try:
-                caption = _caption_item(picture, folder, stem, extension)
+                caption = _caption_item(picture, finder.of(picture.path), folder / stem, extension)
             except LeadsOut as reason:
                 caption = None
                 left_out.append(reason)
@@ -88,15 +90,23 @@ def _free_stem(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _caption_item(picture: Source, folder: Path, stem: str, extension: str) -> Item | None:
-    beside = next(caption_files(picture.path, extension), None)
+def _caption_item(picture: Source, beside: Path | None, place: Path, extension: str) -> Item | None:
+    """The caption of a picture, beside its ``place`` in the tree. Suffixes are in small letters there: some programs
+    read no others. Raises LeadsOut.
+    """
     if picture.caption is not None and picture.caption.strip():
-        suffix = beside.suffix if beside else extension if extension.startswith(".") else f".{extension}"
-        return Item(folder / f"{stem}{suffix}", beside, picture.caption, is_caption=True, root=picture.root)
+        suffix = (
+            beside.suffix.lower() if beside else extension if extension.startswith(".") else f".{extension}"
+        )
+        return Item(
+            place.with_name(place.name + suffix), beside, picture.caption, is_caption=True, root=picture.root
+        )
     if beside is not None:
         if beside.is_symlink() or beside.parent != picture.home:
             check_inside(beside, picture.home)
-        return Item(folder / f"{stem}{beside.suffix}", beside, is_caption=True, root=picture.root)
+        return Item(
+            place.with_name(place.name + beside.suffix.lower()), beside, is_caption=True, root=picture.root
+        )
     return None
 
 

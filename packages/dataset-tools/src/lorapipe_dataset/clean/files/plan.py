@@ -10,11 +10,12 @@ from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.captions.rules import Facts
 from lorapipe_dataset.clean.files.inputs import Job, counterpart
 from lorapipe_dataset.clean.files.posts import post_caption
-from lorapipe_dataset.clean.files.textfile import decode, encode, says_the_same
+from lorapipe_dataset.clean.files.textfile import encode, says_the_same
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.settings import Existing
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import LeadsOut
+from lorapipe_engine.pictures.captions import decode_caption
 
 
 @dataclass(slots=True)
@@ -69,12 +70,12 @@ class Planner:
             self._decide_record(job, job.given, outcome)
             return None
         data, stamp = read_stamped(job.file, self._options.home_of(job.root))
-        held = None if data is None else decode(data, job.file)
+        held = None if data is None else decode_caption(data, job.file, self._options.encoding)
         brought, facts = read_source(job, held, self._options)
         text = brought if brought is not None else held
         if text is None and not self._options.create:
             return None
-        outcome.before = held if job.given is None and job.origin is None else text
+        outcome.before = held
         facts = find_facts(job, self._options, self._cleaner, facts)
         outcome.after = self._clean(job, text or "", facts)
         foreign = job.given is not None or job.origin is not None
@@ -119,7 +120,7 @@ def read_source(job: Job, held: str | None, options: Options) -> tuple[str | Non
     text = held
     if job.origin is not None:
         data, _ = read_stamped(job.origin, job.root)
-        text = None if data is None else decode(data, job.origin)
+        text = None if data is None else decode_caption(data, job.origin, options.encoding)
     if job.reader is not None and text is not None:
         return post_caption(job.reader(text), options)
     return (text if job.origin is not None else None), job.facts
@@ -133,7 +134,7 @@ def find_facts(job: Job, options: Options, cleaner: Cleaner, facts: Facts) -> Fa
     if path is None:
         return facts
     held, _ = read_stamped(path, options.other)
-    tags = cleaner.tags_of(decode(held or b"", path))
+    tags = cleaner.tags_of(decode_caption(held or b"", path, options.encoding))
     return Facts(facts.categories, facts.scores, tags)
 
 
