@@ -38,7 +38,7 @@ from lorapipe_tagger.settings import (
     WorkSettings,
 )
 
-CATEGORIES = ("general", "character", "copyright", "artist", "meta", "quality")
+CATEGORIES = ("general", "character", "copyright", "artist", "species", "meta", "lore", "quality")
 _MILLION = 1_000_000
 
 
@@ -203,7 +203,10 @@ def rules_for(model: ModelFiles, options: Options) -> Rules:
             )
         else:
             thresholds[category] = model.balanced
-    return Rules(thresholds=thresholds, mcut=options.mcut, exclude=options.exclude, keep=options.keep)
+    own = [category for category in CATEGORIES if category not in options.thresholds]
+    return Rules(
+        thresholds=thresholds, own=own, mcut=options.mcut, exclude=options.exclude, keep=options.keep
+    )
 
 
 def shape_for(labels: Labels, options: Options) -> Shape:

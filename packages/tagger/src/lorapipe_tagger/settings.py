@@ -12,6 +12,7 @@ from lorapipe_engine.command.modes import Mode, flag
 How = Literal["mean", "max", "vote", "union", "intersection"]
 Device = Literal["auto", "cuda", "rocm", "dml", "openvino", "coreml", "cpu"]
 Resampling = Literal["bicubic", "kohya"]
+Geometry = Literal["pad", "squash", "crop"]
 Order = Literal["score", "count", "model"]
 Characters = Literal["first", "last", "mixed"]
 Place = Literal["off", "first", "last"]
@@ -173,6 +174,10 @@ class SelectSettings:
     copyright: str | None = flag(None, "Threshold of copyright tags, where a model has them.", metavar="P")
     artist: str | None = flag(None, "Threshold of artist tags, where a model has them.", metavar="P")
     meta: str | None = flag(None, "Threshold of meta tags, where a model has them.", metavar="P")
+    species: str | None = flag(
+        None, "Threshold of species, where a model has them.  [default: 0.35]", metavar="P"
+    )
+    lore: str | None = flag(None, "Threshold of lore tags, where a model has them.", metavar="P")
     quality: str | None = flag(None, "Threshold of quality tags, where a model has them.", metavar="P")
     mcut: bool = flag(False, "Cut at each picture's largest gap between scores instead.")
     exclude: tuple[str, ...] = flag(
