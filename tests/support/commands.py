@@ -12,6 +12,10 @@ TARGETS = {
     "lora-sample": "lorapipe_engine.sample_cli:sample_main",
     "lora-resize": "lorapipe_resize.cli:main",
     "lora-inspect": "lorapipe_inspect.cli:main",
+    "lora-tag": "lorapipe_tagger.cli:main",
+    "lora-clean": "lorapipe_dataset.clean.cli:main",
+    "lora-check": "lorapipe_dataset.check.cli:main",
+    "lora-repeats": "lorapipe_dataset.repeats.cli:main",
 }
 
 

@@ -83,14 +83,13 @@ def test_old_and_new_tags_together(tag: Tag, folder: Path, mode: str, wanted: st
         assert (folder / "rgba.txt").read_text() == f"{wanted}\n"
 
 
-def test_append_keeps_every_line(tag: Tag, folder: Path) -> None:
+def test_every_line_gets_the_tags(tag: Tag, folder: Path) -> None:
     (folder / "rgba.txt").write_text("one, two\nthree\n")
     assert tag(folder / "rgba.png", "--existing", "append", "--max-tags", 1, "--character", "off").code == 0
-    assert (folder / "rgba.txt").read_text() == "one, two\nthree, ;)\n"
-    result = tag(folder / "rgba.png", "--existing", "merge", "--character", "off")
-    assert result.code == 1
-    assert "several lines" in result.err
-    assert (folder / "rgba.txt").read_text() == "one, two\nthree, ;)\n"
+    assert (folder / "rgba.txt").read_text() == "one, two, ;)\nthree, ;)\n"
+    merged = ("--existing", "merge", "--max-tags", 1, "--character", "off", "--trigger", "mayu")
+    assert tag(folder / "rgba.png", *merged).code == 0
+    assert (folder / "rgba.txt").read_text() == "mayu, one, two, ;)\nmayu, three, ;)\n"
 
 
 def test_captions_that_are_not_utf8_are_left_alone(tag: Tag, folder: Path) -> None:

@@ -118,7 +118,7 @@ class Captioner:
         before = read_existing(task.caption) if mode != "replace" or self._options.dry_run else None
         if before is not None and mode == "skip":  # written by someone since
             return before, before
-        text = join_existing(before, tags, mode, separator, path=task.caption, front=front)
+        text = join_existing(before, tags, mode, separator, front=front)
         if not self._options.dry_run and text != before:
             write_caption(task.caption, text, before=before, replace=mode == "replace")
         return before, text

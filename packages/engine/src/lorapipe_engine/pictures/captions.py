@@ -17,6 +17,9 @@ from pathlib import Path
 from lorapipe_engine.errors import InputError
 
 CAPTION_SUFFIXES = (".txt", ".caption")
+KEEP_MARK = (
+    "|||"  # sd-scripts' keep_tokens_separator as people write it: what stands before it stays in front
+)
 _BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 

@@ -342,7 +342,7 @@ def survey(root: Path) -> Survey:
             concept_of(root.name or root.resolve().name),
             root,
             own.repeats if own else None,
-            None if own or not (crowd or found.numbered) else "lie loose beside the concepts' folders",
+            None if own or not (crowd or found.numbered) else "loose beside the concepts' folders",
         )
     )
     for path, names in children:

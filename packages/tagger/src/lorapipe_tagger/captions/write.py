@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError, OutputError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.links import read_within
-from lorapipe_engine.pictures.captions import split_tags
+from lorapipe_engine.pictures.captions import decode_caption
+from lorapipe_engine.pictures.joining import join_captions
 from lorapipe_tagger.scoring.select import spelling
 from lorapipe_tagger.settings import Existing
 
@@ -23,49 +24,27 @@ def read_existing(path: Path) -> str | None:
     in a dataset, and in all that is made of it.
     """
     try:
-        text = read_within(path, None).decode("utf-8-sig")
+        text = decode_caption(read_within(path, None), path)
     except FileNotFoundError:
         return None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}), so it is left alone") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return text.strip("\r\n") if text.strip() else None
 
 
 def join_existing(
-    before: str | None, tags: Sequence[str], mode: Existing, separator: str, *, path: Path, front: int = 0
+    before: str | None, tags: Sequence[str], mode: Existing, separator: str, *, front: int = 0
 ) -> str:
-    """The caption to write: ``tags`` joined, or put together with the one ``before``.
-
-    ``append`` and ``prepend`` leave the old text as it is and add the tags that are not in it. ``merge`` gives the
-    first ``front`` tags (trigger and the like), then the old tags, then the other new ones, each once. Raises
-    InputError for a merge with several lines.
+    """The caption to write: ``tags`` joined, or put together with the one ``before`` as
+    :func:`~lorapipe_engine.pictures.joining.join_captions` does. ``front``: how many tags in front
+    are a trigger and the like.
     """
-    front = len(set(map(_key, tags[:front])))
-    tags = _each_once(tags)
-    if before is None or mode == "replace":
-        return separator.join(tags)
-    mark = separator.strip() or separator
-    old = [tag for line in before.splitlines() for tag in split_tags(line, mark)]
-    known = {_key(tag) for tag in old}
-    # A tag that has a comma itself stands there in pieces.
-    new = [tag for tag in tags if not known.issuperset(map(_key, split_tags(tag, mark)))]
-    if mode == "append":
-        return separator.join([before, *new])
-    if mode == "prepend":
-        return separator.join([*new, before])
-    if len(before.splitlines()) > 1:
-        raise InputError(f"{path}: has several lines, which a merge would lose; give --existing append")
-    return separator.join(_each_once([*tags[:front], *old, *(tag for tag in tags[front:] if tag in new)]))
-
-
-def _each_once(tags: Iterable[str]) -> list[str]:
-    """The tags without repeats, escaped or not; the first stays."""
-    found: dict[str, str] = {}
-    for tag in tags:
-        found.setdefault(_key(tag), tag)
-    return list(found.values())
+    if before is None or mode == "replace" or mode == "skip":
+        unique: dict[str, str] = {}
+        for tag in tags:
+            unique.setdefault(_key(tag), tag)
+        return separator.join(unique.values())
+    return join_captions(before, tags, mode, separator, _key, front=front)
 
 
 def _key(tag: str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 from lorapipe_dataset.texts.vocabulary import canonical, is_word
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.captions import KEEP_MARK
 
 REGEX = "re:"
-MARK = "|||"  # sd-scripts' keep_tokens_separator: what stands before it stays in front
+MARK = KEEP_MARK
 _MOST_KEYS = 1 << 18
 _ESCAPED = re.compile(r"\\([\\()])")
 _UNESCAPED = re.compile(r"(?<!\\)([()])")

@@ -16,6 +16,7 @@ from lorapipe_dataset.clean.settings import Existing
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import LeadsOut
 from lorapipe_engine.pictures.captions import decode_caption
+from lorapipe_engine.pictures.joining import join_captions
 
 
 @dataclass(slots=True)
@@ -140,14 +141,8 @@ def find_facts(job: Job, options: Options, cleaner: Cleaner, facts: Facts) -> Fa
 
 def join_existing(cleaner: Cleaner, old: str, new: str, mode: Existing) -> str:
     """Two captions as one: ``append`` and ``prepend`` add what is new, ``merge`` puts new tags behind the old ones."""
-    if mode == "replace":
+    if mode == "replace" or mode == "skip":
         return new
     if cleaner.rules.style == "text":
         return f"{new} {old}" if mode == "prepend" else f"{old} {new}"
-    key = cleaner.bench.key
-    here = set(map(key, cleaner.tags_of(old)))
-    more = [tag for tag in cleaner.tags_of(new) if key(tag) not in here]
-    parts = (
-        [cleaner.rules.join.join(more), old] if mode == "prepend" else [old, cleaner.rules.join.join(more)]
-    )
-    return cleaner.rules.join.join(part for part in parts if part)
+    return join_captions(old, cleaner.tags_of(new), mode, cleaner.rules.join, cleaner.bench.key)
