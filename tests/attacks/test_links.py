@@ -101,7 +101,7 @@ def test_systems_that_cannot_open_relative_to_a_folder(
     tool: Tool, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Windows: the same refusals, by looking at each folder before each step."""
-    monkeypatch.setattr("lorapipe_dataset.changes.place.HAS_DESCRIPTORS", False)
+    monkeypatch.setattr("lorapipe_engine.changes.place.HAS_DESCRIPTORS", False)
     before, data = digest(world.home), digest(world.data)
     assert tool("lora-clean", world.data, "--text").code == 0
     old = next((world.data / ".lorapipe").glob("*.old"))

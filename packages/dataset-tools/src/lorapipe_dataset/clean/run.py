@@ -7,9 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lorapipe_dataset.changes.filebytes import read_stamped
-from lorapipe_dataset.changes.journal import Journal
-from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.clean.captions.cleaner import Cleaner, counted
 from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.captions.tags import split_caption
@@ -20,6 +17,9 @@ from lorapipe_dataset.clean.files.work import Worker, by_folder
 from lorapipe_dataset.clean.files.writers import write_rows
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.tell import TOOL, Count, Teller, tell_cut, tell_frequency
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Journal
+from lorapipe_engine.changes.undo import undo
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import InputError, LoraError

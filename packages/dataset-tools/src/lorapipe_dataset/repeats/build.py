@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lorapipe_dataset.changes.filebytes import write_all
-from lorapipe_dataset.changes.place import Identity, LinkRefused, Place, is_link, open_place
 from lorapipe_dataset.repeats.tree import Item, Layout, Mode
+from lorapipe_engine.changes.filebytes import write_all
+from lorapipe_engine.changes.place import Identity, LinkRefused, Place, is_link, open_place
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.layout import concept_of

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorapipe_dataset.changes.filebytes import read_stamped
-from lorapipe_dataset.changes.journal import Change, Journal
 from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.files.inputs import Document, Job
 from lorapipe_dataset.clean.files.plan import Outcome
 from lorapipe_dataset.clean.files.textfile import encode_text
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.sidecars.documents import change_csv, change_kohya, change_metadata, picture_path
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Change, Journal
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import LeadsOut
 from lorapipe_engine.pictures.captions import decode_caption

@@ -19,14 +19,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lorapipe_dataset.changes.filebytes import Stamp
-from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.captions.steps.step import Bench
 from lorapipe_dataset.clean.files.inputs import Job
 from lorapipe_dataset.clean.files.plan import Outcome, Plan, Planner
 from lorapipe_dataset.clean.files.textfile import encode
 from lorapipe_dataset.clean.options import Options
+from lorapipe_engine.changes.filebytes import Stamp
+from lorapipe_engine.changes.journal import Change
 from lorapipe_engine.pictures.captions import decode_caption
 
 WORTH_IT = 5000  # captions from which starting a process pays

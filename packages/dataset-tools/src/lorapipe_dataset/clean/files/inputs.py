@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lorapipe_dataset.changes.filebytes import read_stamped
 from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.captions.words import CATEGORIES
 from lorapipe_dataset.clean.files.posts import Pictures, post_caption, read_matches
@@ -23,6 +22,7 @@ from lorapipe_dataset.sidecars import (
 from lorapipe_dataset.sidecars.documents import document_rows, picture_path
 from lorapipe_dataset.sidecars.embedded import read_embedded
 from lorapipe_dataset.sidecars.post import Post
+from lorapipe_engine.changes.filebytes import read_stamped
 from lorapipe_engine.command.records import Record, find_files, find_names, read_records
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorapipe_dataset.changes.filebytes import read_stamped
-from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.captions.rules import Facts
 from lorapipe_dataset.clean.files.inputs import Job, counterpart
@@ -13,6 +11,8 @@ from lorapipe_dataset.clean.files.posts import post_caption
 from lorapipe_dataset.clean.files.textfile import encode, says_the_same
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.settings import Existing
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Change
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import LeadsOut
 from lorapipe_engine.pictures.captions import decode_caption

@@ -1,7 +1,7 @@
 """Changes to a folder's files that can be taken back.
 
 Before a file is changed, the change is noted in a journal in the folder ``.lorapipe`` beside it, and the old file stays
-there under its own name: nothing is copied, and :mod:`~lorapipe_dataset.changes.undo` brings the very file back. Where
+there under its own name: nothing is copied, and :mod:`~lorapipe_engine.changes.undo` brings the very file back. Where
 a file system has neither links nor exchanges of names, what the file held stands in the journal. A journal is JSON
 lines, one change each, named by time, tool and run. It is on the disk before the first file of a batch changes, and a
 file is changed by a rename, so each file is the old or the new one at any time. Two tools that work on one folder wait
@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorapipe_dataset.changes.filebytes import Stamp, digest, read_all, stamp_of, write_all
-from lorapipe_dataset.changes.ledger import Known, remember
-from lorapipe_dataset.changes.place import (
+from lorapipe_engine.changes.filebytes import Stamp, digest, read_all, stamp_of, write_all
+from lorapipe_engine.changes.ledger import Known, remember
+from lorapipe_engine.changes.place import (
     PLAIN,
     Identity,
     LinkRefused,
@@ -35,8 +35,8 @@ from lorapipe_dataset.changes.place import (
     is_link,
     open_place,
 )
-from lorapipe_dataset.changes.staging import Staging
-from lorapipe_dataset.changes.swapping import Swapper, find_swapper, is_temporary, temporary_name
+from lorapipe_engine.changes.staging import Staging
+from lorapipe_engine.changes.swapping import Swapper, find_swapper, is_temporary, temporary_name
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError, LoraError, OutputError
 from lorapipe_engine.files.locking import locked
@@ -51,7 +51,7 @@ _APPEND = os.O_WRONLY | os.O_APPEND | PLAIN
 
 class Change(NamedTuple):
     """New bytes for a file of a folder. ``before`` is what it holds now, None where there is no such file. ``stamp``:
-    what :func:`~lorapipe_dataset.changes.filebytes.read_stamped` gave with it; without one the file is read once more
+    what :func:`~lorapipe_engine.changes.filebytes.read_stamped` gave with it; without one the file is read once more
     before it is replaced.
     """
 

@@ -1,4 +1,4 @@
-"""Taking back what a run changed, by its journal (:mod:`lorapipe_dataset.changes.journal`).
+"""Taking back what a run changed, by its journal (:mod:`lorapipe_engine.changes.journal`).
 
 A journal may have come with the dataset. One that is not in the user's own list has to be named, and can then do less:
 it never puts a link in place, nor moves a link or a file of several names. No journal reaches out of its folder: that,
@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorapipe_dataset.changes.entries import MOST, Entry, read_entries
-from lorapipe_dataset.changes.filebytes import digest, write_new
-from lorapipe_dataset.changes.journal import ENDING, HIDDEN, KEPT, OLD, clear, leftovers
-from lorapipe_dataset.changes.ledger import is_own
-from lorapipe_dataset.changes.place import LinkRefused, NotRegular, Place, open_place
-from lorapipe_dataset.changes.runs import Found, Say, choose, date_of
-from lorapipe_dataset.changes.swapping import temporary_name
+from lorapipe_engine.changes.entries import MOST, Entry, read_entries
+from lorapipe_engine.changes.filebytes import digest, write_new
+from lorapipe_engine.changes.journal import ENDING, HIDDEN, KEPT, OLD, clear, leftovers
+from lorapipe_engine.changes.ledger import is_own
+from lorapipe_engine.changes.place import LinkRefused, NotRegular, Place, open_place
+from lorapipe_engine.changes.runs import Found, Say, choose, date_of
+from lorapipe_engine.changes.swapping import temporary_name
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError, LoraError, OutputError
 from lorapipe_engine.files.locking import locked
