@@ -28,7 +28,9 @@ def of(name: str) -> pytest.MarkDecorator:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """The files there, journals left out."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in paths if ".lorapipe" not in path.parts)
 
 
 @of("larger-originals")
@@ -36,7 +38,7 @@ def test_a_fix_never_takes_what_is_trained_for_a_copy_outside(held: Path) -> Non
     before = files(held)
     done = run("lora-check", held, "--fix", "near-duplicate")
     assert done.returncode == 0, done.stderr
-    assert [name for name in files(held) if ".lorapipe" not in name] == before
+    assert files(held) == before
     assert run("lora-check", held).stdout.startswith("3 pictures, 30 an epoch")
     shutil.rmtree(held / "10_mayu")
     done = run("lora-check", held, "--json")
@@ -247,3 +249,28 @@ def test_other_encodings(held: Path) -> None:
     done = run("lora-clean", held, "--encoding", "klingon")
     assert done.returncode == 2
     assert "--encoding klingon: no encoding" in done.stderr
+
+
+@of("document")
+def test_options_of_sd_scripts_cleaning(held: Path, tmp_path: Path) -> None:
+    words = ("lora-clean", held / "meta.json", "--to", "kohya", "-o", tmp_path / "new.json")
+    done = run(*words, "--full_path", "--text")
+    assert done.returncode == 0, done.stderr
+    assert "full_path is not needed" in done.stderr
+    done = run(*words, "--in_json", "other.json", "--force")
+    assert done.returncode == 2
+    assert "name the file itself" in done.stderr
+
+
+@of("kept-in-front")
+def test_signs_of_prompts_are_found(held: Path) -> None:
+    caption = held / "10_x" / "a.txt"
+    signs = {"(smile:1.2)": 1, "<lora:mayu:0.8>": 1, "BREAK": 1, "rem \\(re:zero\\)": 0, "1:1": 0, ":3": 0}
+    for text, count in signs.items():
+        caption.write_text(f"mayu, {text}, city")
+        report = json.loads(run("lora-check", held, "--json", "--no-look", "--only", "prompt-syntax").stdout)
+        assert len(report["findings"]) == count, text
+    caption.write_text("mayu, (smile:1.2), <lora:mayu:0.8>, BREAK")
+    mend = ("lora-clean", held / "10_x", "--strip-weights", "--drop", "re:<.*>", "--drop", "BREAK")
+    assert run(*mend).returncode == 0
+    assert caption.read_text() == "mayu, smile"

@@ -19,10 +19,10 @@ from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.tell import TOOL, Count, Teller, tell_cut, tell_frequency
 from lorapipe_engine.changes.filebytes import read_stamped
 from lorapipe_engine.changes.journal import Journal
-from lorapipe_engine.changes.undo import undo
+from lorapipe_engine.changes.takeback import take_back
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.command.tool import complain, say, show
-from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.command.tool import say, show
+from lorapipe_engine.errors import LoraError
 from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.pictures.captions import decode_caption
 
@@ -33,7 +33,7 @@ _STREAMED_BATCH = 64
 def run(options: Options, stdin: BinaryIO | None = None) -> int:
     """Clean what the options name; the exit status. Raises LoraError where nothing could be done."""
     if options.undo:
-        return take_back(options)
+        return take_back(options.inputs, TOOL, run=options.run, dry_run=options.dry_run)
     if options.output is not None and not options.writes_texts:
         check_output(options.output, force=options.force)
     streamed = not options.inputs or "-" in options.inputs
@@ -126,21 +126,3 @@ def check_trigger(trigger: str, work: Iterable[Job | Document], options: Options
                 show(str(name))
     say(f"{TOOL}: {seen - lacking:,} of {seen:,} captions have '{trigger}'")
     return 1 if lacking else 0
-
-
-def take_back(options: Options) -> int:
-    """Undo the last run in the folders; the exit status."""
-    if not options.inputs:
-        raise InputError("--undo: name the folders")
-    folders = [Path(word) for word in options.inputs]
-    done = undo(
-        folders, TOOL, run=options.run, dry_run=options.dry_run, tell=lambda line: say(f"{TOOL}: {line}")
-    )
-    for step in done.steps if options.dry_run else ():
-        show(f"would {step}")
-    for failure in done.failures:
-        complain(failure)
-    verb = "would be" if options.dry_run else "are"
-    if done.restored or not done.failures:
-        say(f"{TOOL}: {len(done.restored):,} files {verb} as before {done.run.split('.')[0]}")
-    return 1 if done.failures else 0

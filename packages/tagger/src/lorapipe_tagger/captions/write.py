@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
-from lorapipe_engine.errors import InputError, OutputError
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Change, ChangedMeanwhile, Journal
+from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.captions import decode_caption
 from lorapipe_engine.pictures.joining import join_captions
 from lorapipe_tagger.scoring.select import spelling
 from lorapipe_tagger.settings import Existing
 
+TOOL = "lora-tag"
 EXISTING: tuple[Existing, ...] = ("skip", "append", "prepend", "replace", "merge")
 
 
@@ -24,11 +27,15 @@ def read_existing(path: Path) -> str | None:
     in a dataset, and in all that is made of it.
     """
     try:
-        text = decode_caption(read_within(path, None), path)
+        return _text_of(read_within(path, None), path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _text_of(data: bytes | None, path: Path) -> str | None:
+    text = "" if data is None else decode_caption(data, path)
     return text.strip("\r\n") if text.strip() else None
 
 
@@ -52,23 +59,75 @@ def _key(tag: str) -> str:
     return spelling(tag.replace("\\(", "(").replace("\\)", ")"))
 
 
-class ChangedMeanwhile(OutputError):
-    """Another program wrote the caption since it was read; it was left as that program has it."""
+@dataclass
+class _Order:
+    """A caption to write, and what came of it."""
+
+    path: Path
+    text: str
+    before: str | None
+    replace: bool
+    done: bool = False
+    error: Exception | None = None
 
 
-def write_caption(path: Path, text: str, *, before: str | None, replace: bool) -> None:
-    """Write a caption and a line end, in UTF-8: the file is the old one or the whole new one at any time.
+class CaptionWriter:
+    """Writes captions with a journal, from several threads.
 
-    Unless ``replace``, a file that no longer holds ``before`` stays as it is, and ChangedMeanwhile is raised; that is
-    looked at while the folder is locked, as the other tools lock it when they change captions. Raises OutputError.
+    Threads that wait for a folder have their captions written together, under one lock and with one wait for the disk.
     """
 
-    def check() -> None:
-        if not replace and read_existing(path) != before:
-            raise ChangedMeanwhile(f"{path}: another program has just written it, so it is left alone")
+    def __init__(self) -> None:
+        self._journal = Journal(TOOL)
+        self._waiting: dict[Path, list[_Order]] = {}
+        self._guard, self._writing = Lock(), Lock()
+        self.folders: dict[Path, None] = {}
 
-    with atomic_write(path, force=replace or os.path.lexists(path), check=check) as file:
-        file.write(f"{text}\n".encode("utf-8", "surrogateescape"))
+    def write(self, path: Path, text: str, *, before: str | None, replace: bool) -> None:
+        """Write a caption and a line end, in UTF-8: the file is the old one or the whole new one at any time.
+
+        Unless ``replace``, a file that no longer holds ``before`` stays as it is, and ChangedMeanwhile is raised; that
+        is looked at while the folder is locked, as the other tools lock it. Raises LoraError or OSError.
+        """
+        order = _Order(path, text, before, replace)
+        with self._guard:
+            self._waiting.setdefault(path.parent, []).append(order)
+        with self._writing:
+            if not order.done:
+                with self._guard:
+                    orders = self._waiting.pop(path.parent)
+                self._write_all(path.parent, orders)
+        if order.error is not None:
+            raise order.error
+
+    def _write_all(self, folder: Path, orders: Sequence[_Order]) -> None:
+        try:
+            with self._journal.folder(folder) as desk:
+                changes = [change for order in orders if (change := _change(order)) is not None]
+                failures = desk.write(changes)
+            for order in orders:
+                order.error = order.error or failures.get(order.path.name)
+            if len(failures) < len(changes):
+                self.folders[folder] = None
+        except (LoraError, OSError) as error:
+            for order in orders:
+                order.error = order.error or error
+        finally:
+            for order in orders:
+                order.done = True
+
+
+def _change(order: _Order) -> Change | None:
+    """What becomes of a caption's file; None, with the order's error, where it is left alone."""
+    try:
+        data, stamp = read_stamped(order.path)
+        if not order.replace and _text_of(data, order.path) != order.before:
+            raise ChangedMeanwhile(f"{order.path}: another program has just written it, so it is left alone")
+        new = f"{order.text}\n".encode("utf-8", "surrogateescape")
+        return Change(order.path.name, data, new, stamp) if new != data else None
+    except (LoraError, OSError) as error:
+        order.error = error
+        return None
 
 
 def difference(before: str | None, after: str) -> str:
