@@ -13,10 +13,12 @@ from typing import Literal
 
 from lorapipe_dataset.repeats.plan import Row
 from lorapipe_dataset.repeats.sources import Source, folder_name
-from lorapipe_engine.errors import ConfigError, OutputError
+from lorapipe_engine.changes.journal import Folder, Journal
+from lorapipe_engine.errors import ConfigError, LoraError, OutputError
 from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out
 from lorapipe_engine.pictures.layout import CaptionFinder
 
+TOOL = "lora-repeats"
 Mode = Literal["copy", "hard", "symlink", "move"]
 
 
@@ -190,20 +192,33 @@ def renames(rows: Sequence[Row]) -> list[tuple[Path, Path]]:
     return found
 
 
-def rename_folders(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Rename all; by way of another name, since one's new name may be another's old one."""
-    steps = [(old, old.with_name(f".lorapipe-{secrets.token_hex(8)}.tmp"), new) for old, new in pairs]
-    done: list[tuple[Path, Path]] = []
+def rename_folders(pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """Rename all, with a journal; the folders that have it. It goes by way of another name, since one's new name may be
+    another's old one. Raises OutputError; the folders then have their old names.
+    """
+    journal = Journal(TOOL)
+    by_parent: dict[Path, list[tuple[str, str, str]]] = {}
+    for old, new in pairs:
+        place = old if old.name else old.resolve()
+        between = f".{secrets.token_hex(8)}.tmp"
+        by_parent.setdefault(place.parent, []).append((place.name, between, new.name))
+    for parent, names in by_parent.items():
+        with journal.folder(parent) as desk:
+            steps = [(old, between) for old, between, _ in names] + [
+                (between, new) for _, between, new in names
+            ]
+            _rename_all(desk, steps)
+    return list(by_parent)
+
+
+def _rename_all(desk: Folder, steps: Sequence[tuple[str, str]]) -> None:
+    done: list[tuple[str, str]] = []
     try:
-        for old, between, _ in steps:
-            old.rename(between)
-            done.append((between, old))
-        for old, between, new in steps:
-            between.rename(new)
-            done.append((new, old))
-            done.remove((between, old))
-    except OSError as error:
-        for now, before in reversed(done):
-            with suppress(OSError):
-                now.rename(before)
-        raise OutputError(f"{error.filename}: cannot be renamed: {error.strerror}") from error
+        for before, after in steps:
+            desk.rename(before, after)
+            done.append((before, after))
+    except LoraError:
+        for before, after in reversed(done):
+            with suppress(LoraError):
+                desk.rename(after, before)
+        raise

@@ -223,7 +223,7 @@ class _Desk:
             return False
         if stat.S_ISREG(facts.st_mode):
             self._check_names(entry, place, name, facts)
-        elif not self._is_own_link(entry, place, name, facts):
+        elif not (self._is_own_folder(entry, facts) or self._is_own_link(entry, place, name, facts)):
             raise LinkRefused(f"{place.show(name)}: no plain file; left alone")
         path = self._folder.show(entry.name)
         if self._folder.facts(entry.name) is not None:
@@ -232,6 +232,10 @@ class _Desk:
         if not self._dry_run:
             place.move(name, self._folder, entry.name)
         return True
+
+    def _is_own_folder(self, entry: Entry, facts: os.stat_result) -> bool:
+        """Whether a folder is the one that a run of this user gave another name."""
+        return self._own and stat.S_ISDIR(facts.st_mode) and entry.inode == facts.st_ino
 
     def _is_own_link(self, entry: Entry, place: Place, name: str, facts: os.stat_result) -> bool:
         if not self._own or entry.link is None or not stat.S_ISLNK(facts.st_mode):
