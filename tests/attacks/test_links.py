@@ -164,6 +164,7 @@ def test_what_is_published_of_a_linked_caption(tool: Tool, world: World, tmp_pat
         for name in "abc":
             Image.new("RGB", (64, 64), (ord(name), 0, 0)).save(world.home / f"{name}.png")
         (world.data / "5_x").symlink_to(world.home)
+        fill(world.data / "6_y")
     before = digest(world.home)
     page, out = tmp_path / "page.html", tmp_path / "out"
     done = tool("lora-check", world.data, "--html", page)

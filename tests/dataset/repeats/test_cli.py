@@ -18,7 +18,9 @@ from support.commands import run as command_of
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    """The files there, journals left out."""
+    paths = [p for p in sorted(root.rglob("*")) if p.is_file() and ".lorapipe" not in p.parts]
+    return {str(p.relative_to(root)): p.read_bytes() for p in paths}
 
 
 def names(root: Path) -> list[str]:
@@ -325,3 +327,24 @@ def test_renaming_can_be_taken_back(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "ds").iterdir()} == {"4_a", "2_a b"}
     assert (tmp_path / "ds" / "4_a" / "new.txt").read_text() == "added since"
+
+
+def test_moving_can_be_taken_back(tmp_path: Path) -> None:
+    for name in ("maid", "cat"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (64, 64 + number)).save(tmp_path / "in" / name / f"{number}.png")
+            (tmp_path / "in" / name / f"{number}.txt").write_bytes(b"\xef\xbb\xbfmine\r\n")
+    before = tree(tmp_path / "in")
+    done = command_of("lora-repeats", tmp_path / "in", "-o", tmp_path / "out", "--move")
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "in") == {}
+    assert len(tree(tmp_path / "out")) == 12
+    caption = next((tmp_path / "out").glob("*_cat/0.txt"))
+    caption.write_text("changed in the tree, in place")
+    assert f"lora-repeats --undo {tmp_path / 'in'}" in done.stderr
+    done = command_of("lora-repeats", "--undo", tmp_path / "in")
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "in") == before
+    assert not list((tmp_path / "in").rglob(".lorapipe"))
+    assert caption.read_text() == "changed in the tree, in place"

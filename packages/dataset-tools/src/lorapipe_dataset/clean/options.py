@@ -20,7 +20,6 @@ from lorapipe_dataset.clean.captions.words import (
     resolve,
     split_list,
 )
-from lorapipe_dataset.clean.files.textfile import check_encoding
 from lorapipe_dataset.clean.settings import (
     DrySettings,
     Existing,
@@ -109,7 +108,7 @@ class Options:
         if self.other is not None and not self.other.is_dir():
             raise ConfigError(f"{self.other}: no such folder of captions")
         if self.encoding is not None:
-            check_encoding(self.encoding)
+            _check_encoding(self.encoding)
         if self.run is not None and not self.undo:
             raise ConfigError("--run names a run to take back: --undo is needed as well")
 
@@ -134,6 +133,16 @@ class Options:
         if named and all(any(one == root or root in one.parents for root in named) for one in found):
             return named
         return found
+
+
+def _check_encoding(name: str) -> None:
+    """Raise ConfigError for a name that is no encoding of text."""
+    try:
+        "".encode(name)
+    except (LookupError, ValueError, UnicodeError):
+        raise ConfigError(
+            f"--encoding {name}: no encoding; cp932, gb18030, cp1252, utf-16 are some"
+        ) from None
 
 
 def rules_of(chosen: Chosen, algebra: str | None = None) -> Rules:

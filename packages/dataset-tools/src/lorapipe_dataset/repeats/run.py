@@ -187,6 +187,9 @@ def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
         notes = build_tree(output, layout, options.mode, force=options.force, tick=bar.update)
     for note in notes:
         say(f"warning: {note}")
+    if options.mode == "move":
+        roots = dict.fromkeys(item.home for item in layout.items if item.home is not None)
+        say(f"to have the files back there: lora-repeats --undo {printable(shlex.join(map(str, roots)))}")
     return [output]
 
 

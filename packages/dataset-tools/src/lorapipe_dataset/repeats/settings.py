@@ -49,7 +49,7 @@ class DrySettings:
 class UndoSettings:
     """Instead of a dataset"""
 
-    undo: bool = flag(False, "Take your last --rename in these folders back; -n shows what goes.")
+    undo: bool = flag(False, "Take your last --rename or --move in these folders back; -n shows what goes.")
     run: str | None = flag(None, "With --undo: take this run back, whoever made it.", metavar="RUN")
 
 

@@ -192,6 +192,30 @@ class Folder:
         self._note([{"name": name, "kept": kept, **self._file(name)}])
         self._move(name, self._open_hidden(), kept)
 
+    def remove_all(self, files: Mapping[str, Identity]) -> dict[str, LoraError]:
+        """Take files away that are still the ones of those numbers; the errors of those that stay where they are.
+
+        The journal is brought to the disk once for all. Raises OutputError where it cannot be written.
+        """
+        failures: dict[str, LoraError] = {}
+        rows, entries = [], []
+        for name, identity in files.items():
+            with self._writing():
+                facts = self._place.facts(name)
+            if facts is None or (facts.st_dev, facts.st_ino) != identity:
+                failures[name] = ChangedMeanwhile("another file has come into its place")
+                continue
+            kept = f"{self._run}-{secrets.token_hex(6)}{KEPT}"
+            rows.append((name, kept))
+            entries.append({"name": name, "kept": kept, **self._file(name)})
+        self._note(entries)
+        for name, kept in rows:
+            try:
+                self._move(name, self._open_hidden(), kept)
+            except LoraError as error:
+                failures[name] = error
+        return failures
+
     def rename(self, name: str, new: str) -> None:
         """Give a file another name, which must be free. Raises OutputError."""
         self._note([{"name": name, "renamed": new, **self._file(name)}])

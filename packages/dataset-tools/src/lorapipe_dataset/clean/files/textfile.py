@@ -4,17 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lorapipe_engine.errors import ConfigError, InputError
-
-
-def check_encoding(name: str) -> None:
-    """Raise ConfigError for a name that is no encoding of text."""
-    try:
-        "".encode(name)
-    except (LookupError, ValueError, UnicodeError):
-        raise ConfigError(
-            f"--encoding {name}: no encoding; cp932, gb18030, cp1252, utf-16 are some"
-        ) from None
+from lorapipe_engine.errors import InputError
 
 
 def encode(text: str, before: bytes | None, path: Path | str) -> bytes:
