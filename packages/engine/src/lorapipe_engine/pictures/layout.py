@@ -230,11 +230,13 @@ class CaptionFinder:
             except InputError:
                 return None
         names = self._folders[folder]
-        listed = names.of(picture.name)
+        listed = next(iter(names.of(picture.name)), None)
         for name in names.usual(picture.name):
-            if listed[:1] == [name] or (folder / name).is_file():
+            if listed is not None and listed.lower() == name.lower():
+                return folder / listed
+            if (folder / name).is_file():
                 return folder / name
-        return folder / listed[0] if listed else None
+        return None
 
 
 # -------------------------------------------------------------------------------- a whole dataset
