@@ -27,7 +27,7 @@ ENGINE_LAYERS = (
     "train",
     "nn | delta | datasets | sampling",
     "networks | settings | checkpoints",
-    "pictures | models",
+    "pictures | models | changes",
     "files",
     "native | command",
     "errors",

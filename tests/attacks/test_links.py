@@ -101,7 +101,7 @@ def test_systems_that_cannot_open_relative_to_a_folder(
     tool: Tool, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Windows: the same refusals, by looking at each folder before each step."""
-    monkeypatch.setattr("lorapipe_dataset.changes.place.HAS_DESCRIPTORS", False)
+    monkeypatch.setattr("lorapipe_engine.changes.place.HAS_DESCRIPTORS", False)
     before, data = digest(world.home), digest(world.data)
     assert tool("lora-clean", world.data, "--text").code == 0
     old = next((world.data / ".lorapipe").glob("*.old"))
@@ -164,6 +164,7 @@ def test_what_is_published_of_a_linked_caption(tool: Tool, world: World, tmp_pat
         for name in "abc":
             Image.new("RGB", (64, 64), (ord(name), 0, 0)).save(world.home / f"{name}.png")
         (world.data / "5_x").symlink_to(world.home)
+        fill(world.data / "6_y")
     before = digest(world.home)
     page, out = tmp_path / "page.html", tmp_path / "out"
     done = tool("lora-check", world.data, "--html", page)

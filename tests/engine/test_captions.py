@@ -13,13 +13,15 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.pictures.captions import (
     CaptionRule,
     When,
-    caption_suffixes,
+    decode_caption,
     fixed_caption,
     join_tags,
     read_caption,
     split_tags,
     vary_caption,
 )
+from lorapipe_engine.pictures.joining import join_captions
+from lorapipe_engine.pictures.layout import CaptionFinder, CaptionNames
 
 
 def vary(text: str, rule: CaptionRule, seed: int = 0) -> str:
@@ -64,12 +66,59 @@ def test_prefix_suffix_wildcards() -> None:
 
 
 def test_the_caption_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.tags"
-    path.write_bytes(b"\xef\xbb\xbfone, two\r\nrest\r\n")
-    assert read_caption(path) == "one, two"
-    assert read_caption(path, every_line=True) == "one, two\nrest"
-    assert caption_suffixes("tags") == (".tags", ".txt", ".caption")
-    assert caption_suffixes(".caption") == (".caption", ".txt")
+    picture = tmp_path / "a.png"
+    assert CaptionFinder().of(picture) is None
+    finder = CaptionFinder("tags")
+    # Each later one is read before those that were there.
+    for name in ("a.png.txt", "a.CAPTION", "a.txt", "a.tags"):
+        (tmp_path / name).touch()
+        assert CaptionFinder("tags").of(picture) == tmp_path / name
+    assert finder.of(picture) == tmp_path / "a.tags"
+    # With two pictures of one stem, what is named after the whole picture is its own.
+    for path in (picture, tmp_path / "a.jpg"):
+        path.touch()
+    names = CaptionNames.in_folder(tmp_path)
+    assert names.of("a.png") == ["a.png.txt", "a.txt", "a.CAPTION"]
+    assert names.of("a.jpg") == ["a.txt", "a.CAPTION"]
+
+
+def test_a_caption_written_since_the_folder_was_listed(tmp_path: Path) -> None:
+    finder = CaptionFinder()
+    assert finder.of(tmp_path / "a.png") is None
+    (tmp_path / "a.txt").touch()
+    assert finder.of(tmp_path / "a.png") == tmp_path / "a.txt"
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "text"),
+    [
+        ("größe".encode("utf-8-sig"), None, "größe"),
+        ("größe".encode("utf-16"), None, "größe"),
+        ("größe".encode("utf-16"), "cp1252", "größe"),
+        ("größe".encode("cp1252"), "cp1252", "größe"),
+        ("猫".encode("cp932"), "cp932", "猫"),
+    ],
+)
+def test_encodings(data: bytes, encoding: str | None, text: str) -> None:
+    assert decode_caption(data, "a.txt", encoding) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "how", "wanted"),
+    [
+        ("a, b, ", "append", "a, b, new"),
+        ("a，b，", "append", "a，b, new"),
+        ("t ||| a", "prepend", "t ||| new, a"),
+        ("t ||| a ||| z", "append", "t ||| a, new ||| z"),
+        ("a\r\nnew, b\r\n", "append", "a, new\nnew, b"),
+        (" , ", "append", "new"),
+        ("a, a", "merge", "a, new"),
+        ("||| a", "merge", "||| a, new"),
+    ],
+)
+def test_tags_put_to_a_caption(before: str, how: str, wanted: str) -> None:
+    assert join_captions(before, ["new"], how, ", ", str.casefold) == wanted  # type: ignore[arg-type]
+    assert join_captions(wanted, ["new"], how, ", ", str.casefold) == wanted  # type: ignore[arg-type]
 
 
 def test_not_utf8_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ ImageOps = pytest.importorskip("PIL.ImageOps")
 
 from lorapipe_engine.errors import InputError  # noqa: E402
 from lorapipe_engine.pictures.image_headers import header_size  # noqa: E402
-from lorapipe_engine.pictures.images import find_images, image_size, repeat_folders  # noqa: E402
+from lorapipe_engine.pictures.images import image_size  # noqa: E402
+from lorapipe_engine.pictures.layout import find_images, repeat_folders  # noqa: E402
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 4)) -> Path:

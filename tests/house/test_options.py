@@ -39,6 +39,7 @@ AND_NOTHING_TO_DO = {
     "lora-train": [],
     "lora-merge": ["-o", "x.safetensors", "--", "nowhere", "nowhere"],
     "lora-tag": ["--model", "nowhere", "--", "nowhere"],
+    "lora-clean": ["--", "nowhere"],
 }
 
 

@@ -13,6 +13,10 @@ TARGETS = {
     "lora-resize": "lorapipe_resize.cli:main",
     "lora-inspect": "lorapipe_inspect.cli:main",
     "lora-grid": "lorapipe_inspect.grid.cli:main",
+    "lora-tag": "lorapipe_tagger.cli:main",
+    "lora-clean": "lorapipe_dataset.clean.cli:main",
+    "lora-check": "lorapipe_dataset.check.cli:main",
+    "lora-repeats": "lorapipe_dataset.repeats.cli:main",
 }
 
 

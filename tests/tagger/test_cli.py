@@ -83,14 +83,13 @@ def test_old_and_new_tags_together(tag: Tag, folder: Path, mode: str, wanted: st
         assert (folder / "rgba.txt").read_text() == f"{wanted}\n"
 
 
-def test_append_keeps_every_line(tag: Tag, folder: Path) -> None:
+def test_every_line_gets_the_tags(tag: Tag, folder: Path) -> None:
     (folder / "rgba.txt").write_text("one, two\nthree\n")
     assert tag(folder / "rgba.png", "--existing", "append", "--max-tags", 1, "--character", "off").code == 0
-    assert (folder / "rgba.txt").read_text() == "one, two\nthree, ;)\n"
-    result = tag(folder / "rgba.png", "--existing", "merge", "--character", "off")
-    assert result.code == 1
-    assert "several lines" in result.err
-    assert (folder / "rgba.txt").read_text() == "one, two\nthree, ;)\n"
+    assert (folder / "rgba.txt").read_text() == "one, two, ;)\nthree, ;)\n"
+    merged = ("--existing", "merge", "--max-tags", 1, "--character", "off", "--trigger", "mayu")
+    assert tag(folder / "rgba.png", *merged).code == 0
+    assert (folder / "rgba.txt").read_text() == "mayu, one, two, ;)\nmayu, three, ;)\n"
 
 
 def test_captions_that_are_not_utf8_are_left_alone(tag: Tag, folder: Path) -> None:
@@ -276,3 +275,59 @@ def test_int8_gives_nearly_the_same(tag: Tag, folder: Path) -> None:
         for name, score in one["rating"].items():
             assert other["rating"][name] == pytest.approx(score, abs=0.06)
     assert "making an int8 form" not in tag(folder, "--no-txt", "--int8", "--no-cache").err
+
+
+def test_a_run_can_be_taken_back_byte_for_byte(tag: Tag, folder: Path) -> None:
+    (folder / "rgba.txt").write_bytes("\ufeffmine, words\r\n".encode())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = tag(folder, "--existing", "replace")
+    assert f"to take it back: lora-tag --undo {folder}" in result.err
+    assert (folder / "rgba.txt").read_bytes() != before["rgba.txt"]
+    assert (folder / "exif.txt").exists()
+    seen = tag("--undo", folder, "-n", model=None)
+    assert seen.code == 0
+    assert "3 files would be as before" in seen.err
+    assert (folder / "exif.txt").exists()
+    result = tag("--undo", folder, model=None)
+    assert result.code == 0, result.err
+    assert "3 files are as before" in result.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "no run of lora-tag to undo there" in tag("--undo", folder, model=None).error
+
+
+def test_a_caption_changed_since_is_not_taken_back(tag: Tag, folder: Path) -> None:
+    assert tag(folder / "rgba.png").code == 0
+    (folder / "rgba.txt").write_text("mine since")
+    result = tag("--undo", folder, model=None)
+    assert result.code == 1
+    assert (folder / "rgba.txt").read_text() == "mine since"
+
+
+def test_options_of_sd_scripts_do_what_ours_do(tag: Tag, folder: Path, tmp_path: Path) -> None:
+    def caption(*words: object) -> str:
+        result = tag(folder / "rgba.png", "--no-txt", "--jsonl", "--general", 0.5, *words)
+        assert result.code == 0, result.err
+        return str(result.records[0]["caption"])
+
+    first, second, *_ = caption().split(", ")
+    escaped = [tag.replace(";", "\\;") for tag in (first, second)]
+    both = ("--replace", f"{first}=a", "--replace", f"{second}=b")
+    assert caption("--tag_replacement", f"{escaped[0]},a;{escaped[1]},b") == caption(*both)
+    assert caption("--use_rating_tags") == caption("--rating", "first")
+    assert caption("--use_rating_tags", "--use_rating_tags_as_last_tag") == caption("--rating", "last")
+    assert "note: " in tag(folder / "rgba.png", "--no-txt", "--onnx", "--remove_underscore").err
+    black = tmp_path / "black.txt"
+    black.write_text(f"# no\n{first}\n{second}, other\n")
+    assert caption("--exclude-file", black) == caption("--exclude", f"{first}, {second}")
+    (folder / "rgba.txt").write_text("mine")
+    assert tag(folder / "rgba.png", "--append_tags").code == 0
+    assert (folder / "rgba.txt").read_text().startswith("mine, ")
+    for words, answer in (
+        (("--tag_replacement", "a"), "OLD,NEW is needed"),
+        (("--append_tags", "--existing", "replace"), "exclude each other"),
+        (("--rating", "last", "--use_rating_tags"), "say different things"),
+        (("--use_quality_tags",), "use --quality P"),
+    ):
+        result = tag(folder / "rgba.png", *words)
+        assert result.code == 2
+        assert answer in result.error

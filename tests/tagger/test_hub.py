@@ -16,11 +16,22 @@ from typing import Any
 
 import pytest
 
-from lorapipe_tagger.models.adapters import CAMIE, CL, PIXAI, WD, choose_adapter
+from lorapipe_tagger.models.adapters import (
+    ANIMETIMM,
+    CAMIE,
+    CL,
+    CL_2,
+    PIXAI,
+    PIXAI_1,
+    WD,
+    Z3D,
+    choose_adapter,
+)
 from lorapipe_tagger.models.known import HUB, hub_model
 
 from .making import MODEL, PICTURES
 
+NEWEST = {"z3d"}  # of which no commit is known; a line says so
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -173,7 +184,7 @@ def test_short_names() -> None:
 
 
 def test_every_row_has_its_own_commit() -> None:
-    commits = [row.revision for row in HUB.values()]
+    commits = [row.revision for name, row in HUB.items() if name not in NEWEST]
     assert all(len(commit) == 40 and set(commit) <= set("0123456789abcdef") for commit in commits)
     assert len(set(commits)) == len(commits)
 
@@ -184,6 +195,10 @@ def test_every_row_has_its_own_commit() -> None:
         ("model.onnx", "selected_tags.csv", "tag_id,name,category,count\n", WD),
         ("model.onnx", "selected_tags.csv", "id,tag_id,name,category,count,ips\n", PIXAI),
         ("model.onnx", "tag_mapping.json", "{}", CL),
+        ("model.onnx", "model_vocabulary.json", "{}", CL_2),
+        ("model.onnx", "tags-selected.csv", "tag_id,name,category,count\n", Z3D),
+        ("model_fp16.onnx", "selected_tags.csv", "name,category\na,1\nb,3\nc,5\n", PIXAI_1),
+        ("model.onnx", "selected_tags.csv", "name,category,best_threshold\na,0,0.3\n", ANIMETIMM),
         ("camie-tagger-v2.onnx", "camie-tagger-v2-metadata.json", "{}", CAMIE),
     ],
 )

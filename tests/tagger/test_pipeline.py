@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     done = sorted(place.glob("*.txt"))
     assert 1 <= len(done) < 120
     assert all(path.read_text() == first["caption"] + "\n" for path in done)
-    assert not list(place.glob(".lorapipe*"))
+    assert [path.suffix for path in (place / ".lorapipe").iterdir()] == [".jsonl"]
     times = {path: path.stat().st_mtime_ns for path in done}
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert len(result.stdout.splitlines()) == 120
@@ -183,3 +183,30 @@ def test_the_gate_lets_large_pictures_in_alone() -> None:
         pass
     with gate.room(100):
         pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("wait", [0.0, 0.05, 0.15])
+def test_a_killed_run_leaves_whole_captions_and_can_be_taken_back(tmp_path: Path, wait: float) -> None:
+    place = tmp_path / "imgs"
+    place.mkdir()
+    for index in range(200):
+        save_picture(place / f"{index:03d}.png", colour=(index, 90, 20))
+        (place / f"{index:03d}.txt").write_bytes(b"\xef\xbb\xbfmine\r\n")
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    command = [sys.executable, "-m", "lorapipe_tagger", str(place), "--model", str(MODEL), "--no-cache"]
+    process = subprocess.Popen(
+        [*command, "--existing", "replace"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    record = json.loads(process.stdout.readline())
+    time.sleep(wait)
+    process.kill()
+    process.communicate(timeout=30)
+    texts = {path.read_bytes() for path in place.glob("*.txt")}
+    assert len(texts) <= 200
+    assert all(text == b"\xef\xbb\xbfmine\r\n" or text.endswith(b"\n") for text in texts)
+    assert (place / "000.txt").read_text() == record["caption"] + "\n"
+    undo = subprocess.run([*command[:3], "--undo", str(place)], capture_output=True, text=True, check=False)
+    assert undo.returncode == 0, undo.stderr
+    assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before

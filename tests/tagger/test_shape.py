@@ -111,8 +111,8 @@ def test_captions_have_no_tag_twice(names: list[str], first: list[str], add: lis
 def test_joining_twice_is_joining_once(old: list[str], new: list[str], mode: str) -> None:
     new = without_repeats(new)
     before = ", ".join(old) or None
-    once = join_existing(before, new, mode, ", ", path=Path("a.txt"))  # type: ignore[arg-type]
-    twice = join_existing(once or None, new, mode, ", ", path=Path("a.txt"))  # type: ignore[arg-type]
+    once = join_existing(before, new, mode, ", ")  # type: ignore[arg-type]
+    twice = join_existing(once or None, new, mode, ", ")  # type: ignore[arg-type]
     assert twice == once
     if before and mode != "merge":
         assert before in once
@@ -120,8 +120,8 @@ def test_joining_twice_is_joining_once(old: list[str], new: list[str], mode: str
 
 def test_joining_takes_an_escaped_tag_for_the_same() -> None:
     new = ["b", "my_(tag)", "my \\(tag\\)", "c"]
-    assert join_existing(None, new, "merge", ", ", path=Path("a.txt")) == "b, my_(tag), c"
-    assert join_existing("c, d", new, "merge", ", ", path=Path("a.txt"), front=1) == "b, c, d, my_(tag)"
+    assert join_existing(None, new, "merge", ", ") == "b, my_(tag), c"
+    assert join_existing("c, d", new, "merge", ", ", front=1) == "b, c, d, my_(tag)"
 
 
 def test_mcut() -> None:

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lorapipe_dataset.changes.journal import HIDDEN
-from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.check.pictures.scan import read_files, scan
 from lorapipe_dataset.check.repairs.fix import apply
 from lorapipe_dataset.check.repairs.mend import FIXABLE, Repairs, plan_repairs
 from lorapipe_dataset.check.rules import CHECKS, RULES
+from lorapipe_engine.changes.journal import HIDDEN
+from lorapipe_engine.changes.undo import undo
 from lorapipe_engine.command.records import Record
 
 SIZE = ["--resolution", 96]
@@ -202,7 +202,7 @@ def test_an_interrupted_run_can_be_taken_back(root: Path, folder: Path) -> None:
     code = (
         "import os, sys\n"
         "from lorapipe_dataset.check.cli import lora_check\n"
-        "from lorapipe_dataset.changes.journal import Folder\n"
+        "from lorapipe_engine.changes.journal import Folder\n"
         "step, count = Folder._replace, [0]\n"
         "def replace(self, *args):\n"
         "    count[0] += 1\n"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_dataset.changes.journal import HIDDEN, Change, Journal, locked
-from lorapipe_dataset.changes.undo import undo
+from lorapipe_engine.changes.journal import HIDDEN, Change, Journal, locked
+from lorapipe_engine.changes.undo import undo
 from lorapipe_engine.errors import InputError
 
 
@@ -21,7 +21,7 @@ from lorapipe_engine.errors import InputError
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test here is run for few changes and as for many."""
     if request.param == "staged":
-        monkeypatch.setattr("lorapipe_dataset.changes.journal.MANY", 1)
+        monkeypatch.setattr("lorapipe_engine.changes.journal.MANY", 1)
     return str(request.param)
 
 
@@ -192,8 +192,8 @@ def test_the_lock_is_waited_for(tmp_path: Path) -> None:
 COUNT_UP = """
 import sys
 from pathlib import Path
-from lorapipe_dataset.changes.filebytes import read_bytes
-from lorapipe_dataset.changes.journal import Change, Journal
+from lorapipe_engine.changes.filebytes import read_bytes
+from lorapipe_engine.changes.journal import Change, Journal
 folder = Path(sys.argv[1])
 journal = Journal("count")
 for _ in range(60):

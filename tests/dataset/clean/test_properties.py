@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
-from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.clean.captions.cleaner import Cleaner, NeverSettles, counted
 from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts, Rules
 from lorapipe_dataset.clean.captions.words import resolve
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.run import run
 from lorapipe_dataset.texts.tokens import estimate
+from lorapipe_engine.changes.undo import undo
 from lorapipe_engine.errors import ConfigError
 
 WORDS = [

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from lorapipe_engine.pictures.images import repeat_folders
+from lorapipe_engine.pictures.layout import repeat_folders
+from support.commands import run as command_of
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    """The files there, journals left out."""
+    paths = [p for p in sorted(root.rglob("*")) if p.is_file() and ".lorapipe" not in p.parts]
+    return {str(p.relative_to(root)): p.read_bytes() for p in paths}
 
 
 def names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir())
+    """What lies there, journals left out."""
+    return sorted(path.name for path in root.iterdir() if path.name != ".lorapipe")
 
 
 def lines(*records: dict[str, Any]) -> bytes:
@@ -304,3 +309,42 @@ def test_errors_take_one_line(
     assert text in line
     assert "Traceback" not in done.err
     assert tree(tmp_path) == before
+
+
+def test_renaming_can_be_taken_back(tmp_path: Path) -> None:
+    """Also where one folder's new name was another's old one."""
+    for name, count in (("4_a", 2), ("2_a b", 1)):
+        (tmp_path / "ds" / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (64, 64 + number)).save(tmp_path / "ds" / name / f"{number}.png")
+    words = ("lora-repeats", tmp_path / "ds", "--rename", "--repeats", "a=3", "--repeats", "a b=7")
+    done = command_of(*words)
+    assert done.returncode == 0, done.stderr
+    assert f"to take it back: lora-repeats --undo {tmp_path / 'ds'}" in done.stderr
+    assert {path.name for path in (tmp_path / "ds").iterdir()} == {"3_a", "7_a b", ".lorapipe"}
+    (tmp_path / "ds" / "3_a" / "new.txt").write_text("added since")
+    done = command_of("lora-repeats", "--undo", tmp_path / "ds")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "ds").iterdir()} == {"4_a", "2_a b"}
+    assert (tmp_path / "ds" / "4_a" / "new.txt").read_text() == "added since"
+
+
+def test_moving_can_be_taken_back(tmp_path: Path) -> None:
+    for name in ("maid", "cat"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (64, 64 + number)).save(tmp_path / "in" / name / f"{number}.png")
+            (tmp_path / "in" / name / f"{number}.txt").write_bytes(b"\xef\xbb\xbfmine\r\n")
+    before = tree(tmp_path / "in")
+    done = command_of("lora-repeats", tmp_path / "in", "-o", tmp_path / "out", "--move")
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "in") == {}
+    assert len(tree(tmp_path / "out")) == 12
+    caption = next((tmp_path / "out").glob("*_cat/0.txt"))
+    caption.write_text("changed in the tree, in place")
+    assert f"lora-repeats --undo {tmp_path / 'in'}" in done.stderr
+    done = command_of("lora-repeats", "--undo", tmp_path / "in")
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "in") == before
+    assert not list((tmp_path / "in").rglob(".lorapipe"))
+    assert caption.read_text() == "changed in the tree, in place"

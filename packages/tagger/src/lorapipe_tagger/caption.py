@@ -7,18 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from lorapipe_engine.changes.journal import ChangedMeanwhile
 from lorapipe_engine.command.records import Record
 from lorapipe_engine.command.text import hidden_letter
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.pictures.images import concept_of
+from lorapipe_engine.pictures.layout import concept_of
 from lorapipe_tagger.captions.explain import explain, table
 from lorapipe_tagger.captions.shape import Shape, caption_tags, front_count
 from lorapipe_tagger.captions.write import (
-    ChangedMeanwhile,
+    CaptionWriter,
     difference,
     join_existing,
     read_existing,
-    write_caption,
 )
 from lorapipe_tagger.models.labels import CHARACTER, GENERAL
 from lorapipe_tagger.options import Options
@@ -55,6 +55,7 @@ class Captioner:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._model = ""
+        self.writer = CaptionWriter()
         self._shape = options.shape
         self._consensus: Consensus | None = None
         self._projection: Projection | None = None
@@ -118,9 +119,9 @@ class Captioner:
         before = read_existing(task.caption) if mode != "replace" or self._options.dry_run else None
         if before is not None and mode == "skip":  # written by someone since
             return before, before
-        text = join_existing(before, tags, mode, separator, path=task.caption, front=front)
+        text = join_existing(before, tags, mode, separator, front=front)
         if not self._options.dry_run and text != before:
-            write_caption(task.caption, text, before=before, replace=mode == "replace")
+            self.writer.write(task.caption, text, before=before, replace=mode == "replace")
         return before, text
 
     def _shape_of(self, task: Task) -> Shape:

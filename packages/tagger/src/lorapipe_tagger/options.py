@@ -15,8 +15,10 @@ from lorapipe_tagger.captions.texts import (
     OFF,
     compared,
     parse_threshold,
+    read_list_files,
     read_pair_file,
     read_pairs,
+    sd_pairs,
     split_list,
 )
 from lorapipe_tagger.models.known import DEFAULT
@@ -27,18 +29,21 @@ from lorapipe_tagger.scoring.select import Rules
 from lorapipe_tagger.settings import (
     CaptionSettings,
     Collision,
+    DrySettings,
     Existing,
     ExplainSettings,
     How,
     InputSettings,
     ModelSettings,
+    Place,
     ResultSettings,
     SelectSettings,
     ShapeSettings,
+    UndoSettings,
     WorkSettings,
 )
 
-CATEGORIES = ("general", "character", "copyright", "artist", "meta", "quality")
+CATEGORIES = ("general", "character", "copyright", "artist", "species", "meta", "lore", "quality")
 _MILLION = 1_000_000
 
 
@@ -77,6 +82,8 @@ class Options:
     report: Path | None
     embeddings: Path | None
     force: bool
+    undo: bool
+    run: str | None
 
     @classmethod
     def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
@@ -86,6 +93,8 @@ class Options:
         work, select, stream = chosen[WorkSettings], chosen[SelectSettings], chosen[InputSettings]
         explain = chosen[ExplainSettings].explain
         _check_texts(captions, model, shape)
+        if chosen[DrySettings].dry_run and captions.no_txt:
+            raise ConfigError("--dry-run has no use with --no-txt: no captions are written anyway")
         models = model.models or (DEFAULT,)
         if "combine" in chosen.given and len(models) < 2:
             raise ConfigError("--combine has a use only with several models: give --model once for each")
@@ -102,26 +111,28 @@ class Options:
             cache=not work.no_cache,
             thresholds=thresholds_of(select),
             mcut=select.mcut,
-            exclude=split_list(select.exclude),
+            exclude=[*split_list(select.exclude), *read_list_files(select.exclude_file)],
             keep=split_list(select.keep),
             shape=_shape_of(shape, chosen.given),
-            replacements=shape.replacements,
+            replacements=(*shape.replacements, *sd_pairs(shape.tag_replacement)),
             aliases=shape.aliases,
             implications=shape.implications,
             trigger_from_folder=shape.trigger_from_folder,
             transparent_tag=shape.transparent_tag,
-            existing=captions.existing,
+            existing=_existing_of(captions, chosen.given),
             extension=extension if extension.startswith(".") else f".{extension}",
             output_dir=captions.output_dir,
             collision=captions.collision,
             write=not (captions.no_txt or explain),
-            dry_run=captions.dry_run,
+            dry_run=chosen[DrySettings].dry_run,
             jsonl=stream.jsonl,
             frequency=results.frequency,
             explain=explain,
             report=results.report,
             embeddings=results.embeddings,
             force=results.force,
+            undo=chosen[UndoSettings].undo,
+            run=chosen[UndoSettings].run,
         )
 
 
@@ -163,6 +174,27 @@ def thresholds_of(select: SelectSettings) -> dict[str, float | str]:
     return given
 
 
+def _existing_of(captions: CaptionSettings, given: Collection[str]) -> Existing:
+    if captions.append_tags and "existing" in given and captions.existing != "append":
+        raise ConfigError(
+            f"--existing {captions.existing} and --append_tags exclude each other; give one of them"
+        )
+    return "append" if captions.append_tags else captions.existing
+
+
+def _rating_of(settings: ShapeSettings, given: Collection[str]) -> Place:
+    asked: set[Place] = set()
+    asked |= {"last"} if settings.use_rating_tags_as_last_tag else set()
+    # sd-scripts takes the other one for a detail of this one.
+    asked |= {"first"} if settings.use_rating_tags and not asked else set()
+    asked |= {settings.rating} if "rating" in given else set()
+    if len(asked) > 1:
+        raise ConfigError(
+            f"--rating {settings.rating} and --use_rating_tags say different things; give one of them"
+        )
+    return asked.pop() if asked else "off"
+
+
 def _shape_of(settings: ShapeSettings, given: Collection[str]) -> Shape:
     if settings.trigger_from_folder and settings.trigger:
         raise ConfigError("--trigger and --trigger-from-folder exclude each other; give one of them")
@@ -180,7 +212,7 @@ def _shape_of(settings: ShapeSettings, given: Collection[str]) -> Shape:
         expand_character=settings.expand_character,
         max_tags=settings.max_tags,
         order=settings.order,
-        rating=settings.rating,
+        rating=_rating_of(settings, given),
         spaces=settings.spaces,
         escape=settings.escape,
         separator=settings.separator,
@@ -203,7 +235,10 @@ def rules_for(model: ModelFiles, options: Options) -> Rules:
             )
         else:
             thresholds[category] = model.balanced
-    return Rules(thresholds=thresholds, mcut=options.mcut, exclude=options.exclude, keep=options.keep)
+    own = [category for category in CATEGORIES if category not in options.thresholds]
+    return Rules(
+        thresholds=thresholds, own=own, mcut=options.mcut, exclude=options.exclude, keep=options.keep
+    )
 
 
 def shape_for(labels: Labels, options: Options) -> Shape:

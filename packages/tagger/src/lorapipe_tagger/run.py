@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
+from lorapipe_engine.changes.takeback import take_back
 from lorapipe_engine.command.progress import Progress, progress
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import LoraError
 from lorapipe_tagger.caption import Captioner, Outcome
-from lorapipe_tagger.captions.write import read_existing
+from lorapipe_tagger.captions.write import TOOL, read_existing
 from lorapipe_tagger.models.names import find_model
 from lorapipe_tagger.options import Options, rules_for, shape_for
 from lorapipe_tagger.report import open_report
@@ -38,6 +42,8 @@ class Kept:
 
 def run(options: Options, stdin: BinaryIO | None = None) -> int:
     """Tag everything the options name; the exit status. Raises LoraError where nothing could be done."""
+    if options.undo:
+        return take_back(options.inputs, TOOL, run=options.run, dry_run=options.dry_run)
     tasks = find_tasks(
         options.inputs,
         stdin,
@@ -57,7 +63,8 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     )
     bar = Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "")
     with bar, page as report, vectors as embeddings:
-        for outcome in tag_all(tasks, options):
+        captioner = Captioner(options)
+        for outcome in tag_all(tasks, options, captioner):
             tell(outcome, options, count)
             tags.update(outcome.tags)
             if report and outcome.row:
@@ -66,6 +73,9 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
                 embeddings.add(outcome.record.path, outcome.vector)
             bar.update()
     say(count.line())
+    if captioner.writer.folders:
+        places = shlex.join(map(str, _for_undo(options, captioner.writer.folders)))
+        say(f"lora-tag: to take it back: lora-tag --undo {printable(places)}")
     for name, path in (("report", options.report), ("embeddings", options.embeddings)):
         if path:
             say(f"lora-tag: {name}: {path}")
@@ -77,14 +87,22 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     return 1 if count.failed else 0
 
 
-def tag_all(tasks: Sequence[Task], options: Options) -> Iterator[Outcome]:
+def _for_undo(options: Options, folders: Iterable[Path]) -> list[Path]:
+    """What to name to take a run back: the folders of the command line, else those of the captions."""
+    written = list(folders)
+    named = [Path(word) for word in (options.output_dir, *options.inputs) if word and Path(word).is_dir()]
+    if named and all(any(one == root or root in one.parents for root in named) for one in written):
+        return named[:1] if options.output_dir else named
+    return written
+
+
+def tag_all(tasks: Sequence[Task], options: Options, captioner: Captioner) -> Iterator[Outcome]:
     """What came of each task, in order. Pictures whose captions are to be kept are passed by without a look.
 
     Captions are written by threads, because each is waited for until it is on the disk.
     """
     standing = [find_standing(task, options) for task in tasks]
     wanted = [task for task, found in zip(tasks, standing, strict=True) if found is None]
-    captioner = Captioner(options)
     waiting: deque[Future[Outcome]] = deque()
     with (
         closing(score_all(wanted, captioner, options)) as results,

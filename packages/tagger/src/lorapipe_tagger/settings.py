@@ -12,6 +12,7 @@ from lorapipe_engine.command.modes import Mode, flag
 How = Literal["mean", "max", "vote", "union", "intersection"]
 Device = Literal["auto", "cuda", "rocm", "dml", "openvino", "coreml", "cpu"]
 Resampling = Literal["bicubic", "kohya"]
+Geometry = Literal["pad", "squash", "crop"]
 Order = Literal["score", "count", "model"]
 Characters = Literal["first", "last", "mixed"]
 Place = Literal["off", "first", "last"]
@@ -40,6 +41,7 @@ class CaptionSettings:
         "Pictures that have a caption: pass them by, add what is new, or write it anew.",
         needs="no_txt=False",
     )
+    append_tags: bool = flag(False, "The same as --existing append.", needs="no_txt=False")
     extension: str = flag(
         ".txt",
         "Suffix of caption files.",
@@ -60,9 +62,21 @@ class CaptionSettings:
         needs="no_txt=False",
     )
     no_txt: bool = flag(False, "Write no caption files, records only.")
-    dry_run: bool = flag(
-        False, "Show what would change in each caption.", "-n", "--dry-run", needs="no_txt=False"
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrySettings:
+    """Caption files"""
+
+    dry_run: bool = flag(False, "Show what would change in each caption.", "-n", "--dry-run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndoSettings:
+    """Instead of tagging"""
+
+    undo: bool = flag(False, "Take your last run in these folders back; -n shows what goes.")
+    run: str | None = flag(None, "With --undo: take this run back, whoever made it.", metavar="RUN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +184,34 @@ class SelectSettings:
         *("--character", "--character-threshold"),
         metavar="P",
     )
-    copyright: str | None = flag(None, "Threshold of copyright tags, where a model has them.", metavar="P")
-    artist: str | None = flag(None, "Threshold of artist tags, where a model has them.", metavar="P")
-    meta: str | None = flag(None, "Threshold of meta tags, where a model has them.", metavar="P")
-    quality: str | None = flag(None, "Threshold of quality tags, where a model has them.", metavar="P")
+    copyright: str | None = flag(
+        None,
+        "Threshold of copyright tags, where a model has them.",
+        *("--copyright", "--copyright-threshold"),
+        metavar="P",
+    )
+    artist: str | None = flag(
+        None,
+        "Threshold of artist tags, where a model has them.",
+        *("--artist", "--artist-threshold"),
+        metavar="P",
+    )
+    meta: str | None = flag(
+        None,
+        "Threshold of meta tags, where a model has them.",
+        *("--meta", "--meta-threshold"),
+        metavar="P",
+    )
+    species: str | None = flag(
+        None, "Threshold of species, where a model has them.  [default: 0.35]", metavar="P"
+    )
+    lore: str | None = flag(None, "Threshold of lore tags, where a model has them.", metavar="P")
+    quality: str | None = flag(
+        None,
+        "Threshold of quality tags, where a model has them.",
+        *("--quality", "--quality-threshold"),
+        metavar="P",
+    )
     mcut: bool = flag(False, "Cut at each picture's largest gap between scores instead.")
     exclude: tuple[str, ...] = flag(
         (),
@@ -181,8 +219,11 @@ class SelectSettings:
         *("--exclude", "--undesired-tags"),
         metavar="TAGS",
     )
+    exclude_file: tuple[Path, ...] = flag(
+        (), "File of tags that are left out, a line each or with commas.", metavar="FILE"
+    )
     keep: tuple[str, ...] = flag(
-        (), "Tags that stay though --exclude matches.", metavar="TAGS", needs="exclude"
+        (), "Tags that stay though --exclude matches.", metavar="TAGS", needs=("exclude", "exclude_file")
     )
 
 
@@ -208,6 +249,7 @@ class ShapeSettings:
         "--replace",
         metavar="A=B",
     )
+    tag_replacement: str = flag("", "The same as --replace, as sd-scripts has it.", metavar="A,B;C,D")
     aliases: Path | None = flag(None, "File of old -> new names.", metavar="PATH")
     implications: Path | None = flag(
         None, "File of tag -> implied tag; implied ones are left out.", metavar="PATH"
@@ -222,6 +264,8 @@ class ShapeSettings:
     characters: Characters = flag("last", "Where character names stand.")
     character_tags_first: bool = flag(False, "The same as --characters first.")
     rating: Place = flag("off", "Write the likeliest rating.")
+    use_rating_tags: bool = flag(False, "The same as --rating first.")
+    use_rating_tags_as_last_tag: bool = flag(False, "The same as --rating last.")
     spaces: bool = flag(
         True,
         "How names of several words are written; faces such as ^_^ keep their underscore.",
@@ -238,9 +282,10 @@ class ShapeSettings:
 
 _TAGGING = (ResultSettings, WorkSettings, ShapeSettings, ModelSettings, SelectSettings, InputSettings)
 MODES = (
-    Mode("tagging", (CaptionSettings, *_TAGGING)),
+    Mode("tagging", (CaptionSettings, DrySettings, *_TAGGING)),
     Mode("--explain", (ExplainSettings, *_TAGGING), by="explain"),
     Mode("--verify", (VerifySettings, ModelSettings, SelectSettings, InputSettings), by="verify"),
+    Mode("--undo", (UndoSettings, DrySettings), by="undo"),
 )
 # As the help shows them.
 ORDER = (
@@ -248,11 +293,13 @@ ORDER = (
     SelectSettings,
     ShapeSettings,
     CaptionSettings,
+    DrySettings,
     ResultSettings,
     WorkSettings,
     InputSettings,
     ExplainSettings,
     VerifySettings,
+    UndoSettings,
 )
 # Of sd-scripts' tag_images_by_wd14_tagger.py.
 FOREIGN = {
@@ -266,8 +313,12 @@ FOREIGN = {
         "remove the model's folder from the hub's cache, or use --revision", "force_download", flag=True
     ),
     **refused("use --explain, which shows every tag with its score", "debug", flag=True),
-    **refused("use --existing append", "append_tags", flag=True),
-    **refused("use --rating first", "use_rating_tags", flag=True),
-    **refused("use --rating last", "use_rating_tags_as_last_tag", flag=True),
-    **refused("use --replace OLD=NEW, once for each tag", "tag_replacement"),
+    **refused(
+        "use --quality P, from which quality tags are written",
+        "use_quality_tags",
+        "use_quality_tags_as_last_tag",
+        flag=True,
+    ),
+    **refused("the likeliest rating is taken, use --rating first or last", "rating_threshold"),
+    **refused("tags of the drawing program are never written", "model_threshold"),
 }

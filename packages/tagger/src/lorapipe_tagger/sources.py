@@ -12,24 +12,20 @@ from typing import Any, BinaryIO
 from lorapipe_engine.command.records import STREAM, Record, check_folder, find_files, read_records
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
-from lorapipe_engine.pictures.images import IMAGE_SUFFIXES
+from lorapipe_engine.pictures.captions import CAPTION_SUFFIXES
+from lorapipe_engine.pictures.layout import (
+    IMAGE_SUFFIXES,
+    NOT_OPENED,
+    OTHER_PICTURES,
+    CaptionFinder,
+    has_signature,
+    is_mask,
+    survey,
+)
 from lorapipe_tagger.settings import Collision
 
 # Files are known by content; these are the names worth looking at. Those without a suffix are looked into.
-SUFFIXES = IMAGE_SUFFIXES | {
-    ".jfif", ".jpe", ".apng", ".gif", ".tif", ".tiff", ".heic", ".heif", ".tga", ".ppm", ".pgm", ".dds", ".jp2",
-}  # fmt: skip
-_SIGNATURES = (
-    b"\x89PNG\r\n",
-    b"\xff\xd8\xff",
-    b"GIF8",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"\xff\x0a",
-    b"\0\0\0\x0cJXL ",
-)
-_MASK = "-masklabel"
+SUFFIXES = IMAGE_SUFFIXES | OTHER_PICTURES - NOT_OPENED
 _NOT_CAPTIONS = frozenset({".npz", ".npy", ".safetensors", ".onnx", ".csv", ".toml", ".sqlite", ".py"})
 
 
@@ -72,10 +68,12 @@ def find_tasks(
     records = list(found.values())
     if not write:
         return [Task(record.path, record.data, None) for record, _ in records]
-    targets = [_target(record.path, root, extension, output_dir) for record, root in records]
+    finder = CaptionFinder(extension)
+    targets = [_target(record.path, root, extension, output_dir, finder) for record, root in records]
     tasks = list(_resolve(records, targets, collision, extension))
     _spare_pictures(tasks, extension)
     warn_of_orphans(folders, extension, {task.caption for task in tasks}, recursive=recursive)
+    warn_of_left_out(folders, recursive=recursive)
     return tasks
 
 
@@ -86,20 +84,7 @@ def list_folder(folder: Path, *, recursive: bool) -> list[Path]:
     """
     check_folder(folder)
     paths = find_files(folder, {*SUFFIXES, ""}, recursive=recursive)
-    return [path for path in paths if not path.stem.endswith(_MASK) and (path.suffix or _has_signature(path))]
-
-
-def _has_signature(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError:
-        return False
-    return (
-        head.startswith(_SIGNATURES)
-        or head[4:8] == b"ftyp"
-        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-    )
+    return [path for path in paths if not is_mask(path) and (path.suffix or has_signature(path))]
 
 
 def _identity(path: Path) -> str:
@@ -119,11 +104,18 @@ def _nothing(words: Sequence[str], folders: Sequence[Path], recursive: bool) -> 
 # -------------------------------------------------------------------------------- captions' files
 
 
-def _target(path: Path, root: Path, extension: str, output_dir: Path | None) -> Path:
-    """``a.b.png`` gets ``a.b.txt``, beside it or at its place in the tree below ``output_dir``."""
+def _target(path: Path, root: Path, extension: str, output_dir: Path | None, finder: CaptionFinder) -> Path:
+    """The caption that a picture has, whatever its suffix; else ``a.b.png`` gets ``a.b.txt``, beside it or at its place
+    in the tree below ``output_dir``.
+    """
     name = path.stem + extension
     if output_dir is None:
-        return path.with_name(name)
+        standing = finder.of(path)
+        # Who asks for a suffix that no trainer reads of itself wants another file than the caption.
+        own = extension.lower() not in CAPTION_SUFFIXES
+        if standing is None or (own and not standing.name.lower().endswith(extension.lower())):
+            return path.with_name(name)
+        return standing
     try:
         inside = path.absolute().relative_to(root.absolute()).parent
     except ValueError:
@@ -192,6 +184,15 @@ def warn_of_orphans(
     if orphans:
         more = f" and {len(orphans) - 1} more" if len(orphans) > 1 else ""
         say(f"lora-tag: note: captions without a picture: {orphans[0]}{more}")
+
+
+def warn_of_left_out(folders: Sequence[Path], *, recursive: bool) -> None:
+    """Tell what of the folders is tagged and not trained, and what is not tagged at all."""
+    for folder in folders if recursive else ():
+        laid = survey(folder)
+        lines = [f"not trained: {line}" for line in laid.left_out() if laid.numbered or laid.aside]
+        for line in [*lines, *(f"not tagged: {line}" for line in laid.linked())]:
+            say(f"lora-tag: note: {folder}: {line}")
 
 
 def warn_of_formats(tasks: Sequence[Task]) -> None:

@@ -130,7 +130,7 @@ def find_pictures(options: Options, preparation: Preparation) -> list[tuple[Pict
 
 def _prepared(source: bytes, preparation: Preparation) -> tuple[Picture, int]:
     picture = read_picture(source, [preparation])
-    usual = preparation.resampling == "bicubic" and not preparation.squash
+    usual = preparation.resampling == "bicubic" and preparation.geometry == "pad"
     step = _pixel_step(source, picture.pixels[0], preparation) if usual else 0
     return picture, step
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from lorapipe_dataset.clean.settings import MODES, ORDER
+from lorapipe_dataset.clean.settings import FOREIGN, MODES, ORDER
+from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
-from lorapipe_engine.command.tool import tool_command
+from lorapipe_engine.command.tool import say, tool_command
 
 EXAMPLES = """
 lora-clean imgs/ --trigger "shiina mayuri" --drop-file drop.txt --dry-run
@@ -26,6 +27,7 @@ lora-clean imgs/ --to metadata -o imgs/metadata.jsonl
 @tool_command("lora-clean", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="[PATH]...")
 @mode_options(*MODES, order=ORDER)
+@foreign_options(FOREIGN)
 def lora_clean(inputs: tuple[str, ...], **flags: Any) -> int:
     """Clean captions: every operation as an option, done in one order, the same again when done twice.
 
@@ -33,10 +35,14 @@ def lora_clean(inputs: tuple[str, ...], **flags: Any) -> int:
     any. Files are changed in place with a journal; in a pipe the records go on with the new captions.
     """
     chosen = read_mode(MODES, flags)
+    notes = foreign_notes(FOREIGN)
     from lorapipe_dataset.clean.options import Options
     from lorapipe_dataset.clean.run import run
 
-    return run(Options.of(inputs, chosen))
+    options = Options.of(inputs, chosen)
+    for note in notes:
+        say(f"lora-clean: note: {note}")
+    return run(options)
 
 
 def main() -> None:

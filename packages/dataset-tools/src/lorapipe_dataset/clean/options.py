@@ -44,7 +44,7 @@ class Options:
     ``source``: format of what is read, None to see by the file; ``target``: format of what is written, None for where
     it was read from. ``other``: folder of the second captions of a union and the like. ``categories``: of a sidecar's
     tags, in order. ``check_trigger``: only look whether captions have this. ``run``: the run that ``undo`` takes back,
-    by default the user's newest.
+    by default the user's newest. ``encoding``: of captions that are not UTF-8 (UTF-16 with a mark is known).
     """
 
     rules: Rules
@@ -66,6 +66,7 @@ class Options:
     run: str | None = None
     jsonl: bool | None = None
     force: bool = False
+    encoding: str | None = None
 
     @classmethod
     def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
@@ -96,6 +97,7 @@ class Options:
             run=chosen[UndoSettings].run,
             jsonl=write.jsonl,
             force=write.force,
+            encoding=read.encoding,
         )
 
     def __post_init__(self) -> None:
@@ -105,6 +107,8 @@ class Options:
             raise ConfigError("-o needs --to: txt, caption, kohya, metadata or csv")
         if self.other is not None and not self.other.is_dir():
             raise ConfigError(f"{self.other}: no such folder of captions")
+        if self.encoding is not None:
+            _check_encoding(self.encoding)
         if self.run is not None and not self.undo:
             raise ConfigError("--run names a run to take back: --undo is needed as well")
 
@@ -129,6 +133,16 @@ class Options:
         if named and all(any(one == root or root in one.parents for root in named) for one in found):
             return named
         return found
+
+
+def _check_encoding(name: str) -> None:
+    """Raise ConfigError for a name that is no encoding of text."""
+    try:
+        "".encode(name)
+    except (LookupError, ValueError, UnicodeError):
+        raise ConfigError(
+            f"--encoding {name}: no encoding; cp932, gb18030, cp1252, utf-16 are some"
+        ) from None
 
 
 def rules_of(chosen: Chosen, algebra: str | None = None) -> Rules:

@@ -7,24 +7,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lorapipe_dataset.changes.filebytes import read_stamped
-from lorapipe_dataset.changes.journal import Journal
-from lorapipe_dataset.changes.undo import undo
 from lorapipe_dataset.clean.captions.cleaner import Cleaner, counted
 from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.captions.tags import split_caption
 from lorapipe_dataset.clean.files.documents import clean_document, document_captions
 from lorapipe_dataset.clean.files.inputs import Document, Job, gather
 from lorapipe_dataset.clean.files.plan import Outcome, find_facts, read_source
-from lorapipe_dataset.clean.files.textfile import decode
 from lorapipe_dataset.clean.files.work import Worker, by_folder
 from lorapipe_dataset.clean.files.writers import write_rows
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.tell import TOOL, Count, Teller, tell_cut, tell_frequency
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Journal
+from lorapipe_engine.changes.takeback import take_back
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.command.tool import complain, say, show
-from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.command.tool import say, show
+from lorapipe_engine.errors import LoraError
 from lorapipe_engine.files.atomic import check_output
+from lorapipe_engine.pictures.captions import decode_caption
 
 _BATCH = 1 << 16
 _STREAMED_BATCH = 64
@@ -33,7 +33,7 @@ _STREAMED_BATCH = 64
 def run(options: Options, stdin: BinaryIO | None = None) -> int:
     """Clean what the options name; the exit status. Raises LoraError where nothing could be done."""
     if options.undo:
-        return take_back(options)
+        return take_back(options.inputs, TOOL, run=options.run, dry_run=options.dry_run)
     if options.output is not None and not options.writes_texts:
         check_output(options.output, force=options.force)
     streamed = not options.inputs or "-" in options.inputs
@@ -97,7 +97,7 @@ def read_all(
                 yield from ((text, NO_FACTS) for text in document_captions(job, options, cleaner))
             elif job.error is None:
                 data = read_stamped(job.file, options.home_of(job.root))[0] if job.given is None else None
-                held = None if data is None else decode(data, job.file)
+                held = None if data is None else decode_caption(data, job.file, options.encoding)
                 text, facts = read_source(job, held, options)
                 text = text if text is not None else held
                 if text is not None or options.create:
@@ -126,21 +126,3 @@ def check_trigger(trigger: str, work: Iterable[Job | Document], options: Options
                 show(str(name))
     say(f"{TOOL}: {seen - lacking:,} of {seen:,} captions have '{trigger}'")
     return 1 if lacking else 0
-
-
-def take_back(options: Options) -> int:
-    """Undo the last run in the folders; the exit status."""
-    if not options.inputs:
-        raise InputError("--undo: name the folders")
-    folders = [Path(word) for word in options.inputs]
-    done = undo(
-        folders, TOOL, run=options.run, dry_run=options.dry_run, tell=lambda line: say(f"{TOOL}: {line}")
-    )
-    for step in done.steps if options.dry_run else ():
-        show(f"would {step}")
-    for failure in done.failures:
-        complain(failure)
-    verb = "would be" if options.dry_run else "are"
-    if done.restored or not done.failures:
-        say(f"{TOOL}: {len(done.restored):,} files {verb} as before {done.run.split('.')[0]}")
-    return 1 if done.failures else 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lorapipe_engine.command.foreign import ignored, refused
 from lorapipe_engine.command.modes import Mode, flag
 
 Style = Literal["tags", "text"]
@@ -42,10 +43,19 @@ class InputSettings:
 
     recursive: bool = flag(False, "Look into folders' folders too.", "-r", "--recursive")
     extensions: tuple[str, ...] = flag(
-        (), "Suffix of captions.  [default: .txt and .caption]", "--ext", metavar="SUFFIX"
+        (),
+        "Suffix of captions.  [default: .txt and .caption]",
+        *("--ext", "--caption-extension", "--caption-extention"),
+        metavar="SUFFIX",
     )
     source: SourceFormat | None = flag(
         None, "Format of what is read.  [default: by the file's content]", "--from"
+    )
+    encoding: str | None = flag(
+        None,
+        "Encoding of captions, as cp932, gb18030 or cp1252; they are written as UTF-8.  [default: UTF-8, or UTF-16 "
+        "with a byte order mark]",
+        metavar="NAME",
     )
     categories: str = flag(
         "character,general",
@@ -231,6 +241,12 @@ MODES = (
     Mode("--check-trigger", (TriggerCheckSettings, InputSettings), by="check_trigger"),
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
 )
+# Of sd-scripts' scripts that clean captions and merge them into a metadata file.
+FOREIGN = {
+    **ignored("paths are whole in a kohya file anyway", "full_path", flag=True),
+    **refused("use --dry-run, which shows what would change", "debug", flag=True),
+    **refused("name the file itself: lora-clean FILE.json", "in_json"),
+}
 # As the help shows them.
 ORDER = (
     InputSettings,

@@ -44,7 +44,7 @@ class Teller:
         self._told: str | None = None
         piped = sys.stdout is not None and not sys.stdout.isatty()
         # Captions whose files are not touched change in the records, or in another file.
-        self._apart = options.no_txt or not options.in_place
+        self._apart = options.no_txt or not options.writes_texts
         self._records = options.jsonl if options.jsonl is not None else piped and not options.dry_run
 
     def tell(self, outcomes: list[Outcome]) -> None:

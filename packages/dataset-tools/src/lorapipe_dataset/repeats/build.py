@@ -12,16 +12,17 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lorapipe_dataset.changes.filebytes import write_all
-from lorapipe_dataset.changes.place import Identity, LinkRefused, Place, is_link, open_place
-from lorapipe_dataset.repeats.tree import Item, Layout, Mode
-from lorapipe_engine.errors import OutputError
+from lorapipe_dataset.repeats.tree import TOOL, Item, Layout, Mode
+from lorapipe_engine.changes.filebytes import write_all
+from lorapipe_engine.changes.journal import Journal
+from lorapipe_engine.changes.place import Identity, Place, is_link, open_place
+from lorapipe_engine.errors import LoraError, OutputError
 from lorapipe_engine.files.links import read_within
-from lorapipe_engine.pictures.images import concept_of
+from lorapipe_engine.pictures.layout import concept_of
 
 _TOO_LONG = frozenset({errno.ENAMETOOLONG})
 _BLOCK = 1 << 20
@@ -45,7 +46,7 @@ def build_tree(
                 moved.append((item, identity))
             tick()
         notes = _install(parent, staging, whole.name, layout, force=force)
-    return notes + [note for item, identity in moved if (note := _take_away(item, identity)) is not None]
+    return notes + _take_away(moved)
 
 
 class _Shelf:
@@ -114,8 +115,8 @@ def _put(item: Item, place: Place, mode: Mode) -> Identity | None:
 
 def _transfer(item: Item, source: Path, place: Place, mode: Mode) -> None:
     name = item.target.name
-    if item.is_caption and (mode != "move" or source.is_symlink()):
-        # Its words, unless a link brings them from elsewhere.
+    if item.is_caption:
+        # Its words, unless a link brings them from elsewhere; not the file, which is kept for an undo.
         _write(place, name, read_within(source, item.home), source.stat())
     elif mode == "symlink":
         os.symlink(source.resolve(), place.at + name, dir_fd=place.fd)
@@ -163,22 +164,23 @@ def _set_times(place: Place, name: str, facts: os.stat_result) -> None:
         os.utime(place.at + name, ns=times, dir_fd=place.fd, follow_symlinks=False)
 
 
-def _take_away(item: Item, identity: Identity) -> str | None:
-    """Remove a file that has been moved, from its old place; a note if another file is there now."""
-    source = item.source
-    if source is None:
-        return None
-    try:
-        with open_place(source.parent, item.home) as place:
-            facts = place.facts(source.name)
-            if facts is None:
-                return None
-            if (facts.st_dev, facts.st_ino) == identity:
-                place.unlink(source.name)
-                return None
-    except (OSError, LinkRefused) as error:
-        return f"{source}: left where it is ({getattr(error, 'strerror', None) or error})"
-    return f"{source}: left where it is: another file has come into its place"
+def _take_away(moved: Sequence[tuple[Item, Identity]]) -> list[str]:
+    """Take the files that have been moved from their old places, with a journal; notes on those that stay there."""
+    journal = Journal(TOOL)
+    by_folder: dict[Path, list[tuple[Item, Identity]]] = {}
+    for item, identity in moved:
+        if item.source is not None and os.path.lexists(item.source):
+            by_folder.setdefault(item.source.parent, []).append((item, identity))
+    notes = []
+    for folder, rows in by_folder.items():
+        files = {item.source.name: identity for item, identity in rows if item.source is not None}
+        try:
+            with journal.folder(folder, rows[0][0].home) as desk:
+                failures: dict[str, LoraError] = desk.remove_all(files)
+        except LoraError as error:
+            failures = dict.fromkeys(files, error)
+        notes += [f"{folder / name}: left where it is: {error}" for name, error in failures.items()]
+    return notes
 
 
 # -------------------------------------------------------------------------------- the whole tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,18 +11,28 @@ from lorapipe_dataset.bucketing import BucketSettings, batches_per_epoch, bucket
 from lorapipe_dataset.repeats.build import build_tree
 from lorapipe_dataset.repeats.numbers import KINDS, target_of
 from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
-from lorapipe_dataset.repeats.settings import FolderSettings, NumberSettings, OutputSettings, RenameSettings
+from lorapipe_dataset.repeats.settings import (
+    DrySettings,
+    FolderSettings,
+    NumberSettings,
+    OutputSettings,
+    RenameSettings,
+    UndoSettings,
+)
 from lorapipe_dataset.repeats.sources import Gathered, gather, named_numbers
 from lorapipe_dataset.repeats.subsets import dataset_toml
-from lorapipe_dataset.repeats.tree import Layout, Mode, check_tree, lay_out, rename_folders, renames
+from lorapipe_dataset.repeats.tree import TOOL, Layout, Mode, check_tree, lay_out, rename_folders, renames
+from lorapipe_engine.changes.takeback import take_back
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import read_records, write_json, write_path
+from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.pictures.buckets import place
-from lorapipe_engine.pictures.images import MOST_REPEATS, image_size
+from lorapipe_engine.pictures.images import image_size
+from lorapipe_engine.pictures.layout import MOST_REPEATS
 from lorapipe_engine.settings import DataSettings
 
 _SHOWN = 5  # captions left out that are named; the others are counted
@@ -48,6 +59,8 @@ class Options:
     as_json: bool
     dry_run: bool
     force: bool
+    undo: bool
+    run: str | None
 
     @classmethod
     def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
@@ -67,6 +80,8 @@ class Options:
             mode="move" if folder.move else folder.link or "copy",
             data=buckets.data(),
             rename=chosen[RenameSettings].rename,
+            **asdict(chosen[DrySettings]),
+            **asdict(chosen[UndoSettings]),
             **asdict(output),
             **asdict(chosen[NumberSettings]),
         )
@@ -84,6 +99,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Do it all; returns the exit status. Raises LoraErrors."""
+    if options.undo:
+        return take_back(options.inputs, TOOL, run=options.run, dry_run=options.dry_run)
     found = gather(read_records(options.inputs), concept=options.concept, recursive=options.recursive)
     plan = make_plan(found, options)
     output = Path(options.output) if options.output else None
@@ -92,6 +109,8 @@ def run(options: Options) -> int:
     if not options.as_json:
         for line in table(plan):
             show(line) if told else say(line)
+    for note in found.notes:
+        say(f"warning: {note}")
     for warning in warnings_of(plan):
         say(f"warning: {warning}")
     result = _make(output, plan, options) if output or options.rename else []
@@ -168,6 +187,9 @@ def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
         notes = build_tree(output, layout, options.mode, force=options.force, tick=bar.update)
     for note in notes:
         say(f"warning: {note}")
+    if options.mode == "move":
+        roots = dict.fromkeys(item.home for item in layout.items if item.home is not None)
+        say(f"to have the files back there: lora-repeats --undo {printable(shlex.join(map(str, roots)))}")
     return [output]
 
 
@@ -190,12 +212,13 @@ def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> 
 
 def _rename(plan: Plan, options: Options) -> list[Path]:
     pairs = renames(plan.rows)
-    if not options.dry_run:
-        rename_folders(pairs)
+    places = [] if options.dry_run or not pairs else rename_folders(pairs)
     for old, new in pairs:
         say(f"{'would rename' if options.dry_run else 'renamed'} {old} -> {new.name}")
     if options.dry_run:
         return []
+    if places:
+        say(f"to take it back: lora-repeats --undo {printable(shlex.join(map(str, places)))}")
     new_names = dict(pairs)
     folders = [folder for row in plan.rows for folder in row.concept.folders]
     return sorted({new_names.get(folder, folder) for folder in folders})

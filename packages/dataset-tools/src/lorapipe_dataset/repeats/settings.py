@@ -36,7 +36,21 @@ class NumberSettings:
     recursive: bool = flag(False, "Take folders inside a concept's folder too.", "-r", "--recursive")
     gradient_accumulation_steps: int = flag(1, "Batches for one step.", min=1)
     as_json: bool = flag(False, "Print the numbers as one JSON object.", "--json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrySettings:
+    """How often each picture comes"""
+
     dry_run: bool = flag(False, "Say what would be done, write nothing.", "-n", "--dry-run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndoSettings:
+    """Instead of a dataset"""
+
+    undo: bool = flag(False, "Take your last --rename or --move in these folders back; -n shows what goes.")
+    run: str | None = flag(None, "With --undo: take this run back, whoever made it.", metavar="RUN")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +89,13 @@ def _is_toml(flags: Mapping[str, Any]) -> bool:
 
 
 MODES = (
-    Mode("printing the numbers", (NumberSettings, BucketSettings)),
-    Mode("-o FOLDER", (OutputSettings, FolderSettings, NumberSettings, BucketSettings), by="output"),
-    Mode("-o FILE.toml", (OutputSettings, NumberSettings, BucketSettings), by=_is_toml),
-    Mode("--rename", (RenameSettings, NumberSettings, BucketSettings), by="rename"),
+    Mode("printing the numbers", (NumberSettings, DrySettings, BucketSettings)),
+    Mode(
+        "-o FOLDER",
+        (OutputSettings, FolderSettings, NumberSettings, DrySettings, BucketSettings),
+        by="output",
+    ),
+    Mode("-o FILE.toml", (OutputSettings, NumberSettings, DrySettings, BucketSettings), by=_is_toml),
+    Mode("--rename", (RenameSettings, NumberSettings, DrySettings, BucketSettings), by="rename"),
+    Mode("--undo", (UndoSettings, DrySettings), by="undo"),
 )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.command.records import Record, check_folder
+from lorapipe_engine.command.records import Record
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, concept_of, find_images
+from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, concept_of, survey
 
 _WEIGHTED = re.compile(r"\{(\d+(?:\.\d+)?)\}(.+)", re.DOTALL)
 LONGEST_NAME = 200  # bytes of a concept in a folder's name; file systems take 255 for the whole
@@ -51,10 +51,11 @@ class Concept:
 
 @dataclass
 class Gathered:
-    """All concepts by name, and what could not be taken, as ``path: reason``."""
+    """All concepts by name, and what could not be taken, as ``path: reason``; ``notes`` say what was left out."""
 
     concepts: dict[str, Concept] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
 
     def add(self, name: str, source: Source, weight: float | None = None) -> None:
@@ -80,32 +81,27 @@ def gather(records: Iterable[Record], *, concept: str | None, recursive: bool) -
         else:
             _add_record(found, record, concept)
     if not found.concepts:
-        raise InputError(_nothing(found.failures))
+        raise InputError(_nothing([*found.failures, *found.notes]))
     return found
 
 
-def _nothing(failures: list[str]) -> str:
+def _nothing(reasons: list[str]) -> str:
     formats = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-    return f"no pictures found ({formats})" + (f"; {failures[0]}" if failures else "")
+    return f"no pictures found ({formats})" + (f"; {reasons[0]}" if reasons else "")
 
 
 def _add_folder(found: Gathered, folder: Path, concept: str | None, recursive: bool) -> None:
-    """A folder's own pictures are one concept, those of each folder in it another."""
-    for place in (folder, *_subfolders(folder)):
-        name, weight = read_name(place)
-        for path in find_images(place, recursive=recursive and place != folder):
-            found.add(concept or name, Source(path, root=folder), weight)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    check_folder(folder)
-    try:
-        inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    # A link back to where one came from would give each picture twice.
-    own = folder.resolve()
-    return sorted(path for path in inside if path.resolve() != own and path.resolve() not in own.parents)
+    """Each folder's pictures are a concept, as the trainer would have it; what is left out is noted."""
+    laid = survey(folder)
+    if laid.unread:
+        raise InputError(laid.unread[0])
+    for part in laid.parts:
+        if part.reason is None or (recursive and part.is_inner):
+            name, weight = read_name(part.top)
+            for picture in part.pictures:
+                found.add(concept or name, Source(part.path / picture, root=folder), weight)
+    lines = laid.left_out(inner=not recursive, hint=" (--recursive takes them in)")
+    found.notes += [f"{folder}: left out: {line}" for line in lines]
 
 
 def _add_record(found: Gathered, record: Record, concept: str | None) -> None:
@@ -182,13 +178,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if 0 < number < 1e6 else None
-
-
-def caption_files(picture: Path, extension: str) -> Iterator[Path]:
-    """The caption file beside a picture: the one with ``extension``, else .txt, else .caption; none or one."""
-    dotted = extension if extension.startswith(".") else f".{extension}"
-    for suffix in dict.fromkeys((dotted, ".txt", ".caption")):
-        path = picture.with_name(picture.stem + suffix)
-        if path.is_file():
-            yield path
-            return

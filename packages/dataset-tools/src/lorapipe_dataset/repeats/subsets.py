@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorapipe_dataset.repeats.plan import Row
-from lorapipe_dataset.repeats.sources import caption_files
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.files.links import within
 from lorapipe_engine.pictures.captions import read_caption
-from lorapipe_engine.pictures.images import find_images
+from lorapipe_engine.pictures.layout import CaptionFinder, find_images
 from lorapipe_engine.settings import DataSettings
 
 
@@ -67,10 +66,11 @@ def _check_whole(row: Row, folder: Path) -> None:
 
 
 def _check_captions(row: Row, extension: str) -> None:
+    finder = CaptionFinder(extension)
     for picture in row.concept.pictures:
         if picture.caption is None:
             continue
-        beside = next(caption_files(picture.path, extension), None)
+        beside = finder.of(picture.path)
         if beside is None or read_caption(beside, read=within(picture.home)) != picture.caption.strip():
             raise ConfigError(f"{picture.path}: its new caption is in no file; {_TREE}")
 

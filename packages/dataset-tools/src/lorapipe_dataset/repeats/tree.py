@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from lorapipe_dataset.repeats.plan import Row
-from lorapipe_dataset.repeats.sources import Source, caption_files, folder_name
-from lorapipe_engine.errors import ConfigError, OutputError
+from lorapipe_dataset.repeats.sources import Source, folder_name
+from lorapipe_engine.changes.journal import Folder, Journal
+from lorapipe_engine.errors import ConfigError, LoraError, OutputError
 from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out
+from lorapipe_engine.pictures.layout import CaptionFinder
 
+TOOL = "lora-repeats"
 Mode = Literal["copy", "hard", "symlink", "move"]
 
 
@@ -59,6 +62,7 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
     left_out: list[LeadsOut] = []
     bare = renamed = 0
     folders: dict[str, str] = {}
+    finder = CaptionFinder(extension)
     for row in rows:
         folder = Path(folder_name(row.repeats, row.concept.name))
         other = folders.setdefault(folder.name.casefold(), row.concept.name)
@@ -70,7 +74,7 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
             renamed += stem != picture.path.stem
             items.append(Item(folder / f"{stem}{picture.path.suffix}", picture.path, root=picture.root))
             try:
-                caption = _caption_item(picture, folder, stem, extension)
+                caption = _caption_item(picture, finder.of(picture.path), folder / stem, extension)
             except LeadsOut as reason:
                 caption = None
                 left_out.append(reason)
@@ -88,15 +92,23 @@ def _free_stem(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _caption_item(picture: Source, folder: Path, stem: str, extension: str) -> Item | None:
-    beside = next(caption_files(picture.path, extension), None)
+def _caption_item(picture: Source, beside: Path | None, place: Path, extension: str) -> Item | None:
+    """The caption of a picture, beside its ``place`` in the tree. Suffixes are in small letters there: some programs
+    read no others. Raises LeadsOut.
+    """
     if picture.caption is not None and picture.caption.strip():
-        suffix = beside.suffix if beside else extension if extension.startswith(".") else f".{extension}"
-        return Item(folder / f"{stem}{suffix}", beside, picture.caption, is_caption=True, root=picture.root)
+        suffix = (
+            beside.suffix.lower() if beside else extension if extension.startswith(".") else f".{extension}"
+        )
+        return Item(
+            place.with_name(place.name + suffix), beside, picture.caption, is_caption=True, root=picture.root
+        )
     if beside is not None:
         if beside.is_symlink() or beside.parent != picture.home:
             check_inside(beside, picture.home)
-        return Item(folder / f"{stem}{beside.suffix}", beside, is_caption=True, root=picture.root)
+        return Item(
+            place.with_name(place.name + beside.suffix.lower()), beside, is_caption=True, root=picture.root
+        )
     return None
 
 
@@ -180,20 +192,33 @@ def renames(rows: Sequence[Row]) -> list[tuple[Path, Path]]:
     return found
 
 
-def rename_folders(pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Rename all; by way of another name, since one's new name may be another's old one."""
-    steps = [(old, old.with_name(f".lorapipe-{secrets.token_hex(8)}.tmp"), new) for old, new in pairs]
-    done: list[tuple[Path, Path]] = []
+def rename_folders(pairs: Sequence[tuple[Path, Path]]) -> list[Path]:
+    """Rename all, with a journal; the folders that have it. It goes by way of another name, since one's new name may be
+    another's old one. Raises OutputError; the folders then have their old names.
+    """
+    journal = Journal(TOOL)
+    by_parent: dict[Path, list[tuple[str, str, str]]] = {}
+    for old, new in pairs:
+        place = old if old.name else old.resolve()
+        between = f".{secrets.token_hex(8)}.tmp"
+        by_parent.setdefault(place.parent, []).append((place.name, between, new.name))
+    for parent, names in by_parent.items():
+        with journal.folder(parent) as desk:
+            steps = [(old, between) for old, between, _ in names] + [
+                (between, new) for _, between, new in names
+            ]
+            _rename_all(desk, steps)
+    return list(by_parent)
+
+
+def _rename_all(desk: Folder, steps: Sequence[tuple[str, str]]) -> None:
+    done: list[tuple[str, str]] = []
     try:
-        for old, between, _ in steps:
-            old.rename(between)
-            done.append((between, old))
-        for old, between, new in steps:
-            between.rename(new)
-            done.append((new, old))
-            done.remove((between, old))
-    except OSError as error:
-        for now, before in reversed(done):
-            with suppress(OSError):
-                now.rename(before)
-        raise OutputError(f"{error.filename}: cannot be renamed: {error.strerror}") from error
+        for before, after in steps:
+            desk.rename(before, after)
+            done.append((before, after))
+    except LoraError:
+        for before, after in reversed(done):
+            with suppress(LoraError):
+                desk.rename(after, before)
+        raise

@@ -103,6 +103,21 @@ def change_csv(text: str, change: Change) -> str:
     return out.getvalue()
 
 
+def document_rows(text: str, kind: str, *, sentences: bool) -> list[tuple[str, str]]:
+    """The pictures and captions of a document of the kind ``kohya``, ``metadata`` or ``csv``. Raises InputError."""
+    rows: list[tuple[str, str]] = []
+
+    def note(name: str, caption: str) -> str:
+        rows.append((name, caption))
+        return caption
+
+    if kind == "kohya":
+        change_kohya(text, note, sentences=sentences)
+    else:
+        (change_csv if kind == "csv" else change_metadata)(text, note)
+    return rows
+
+
 def caption_field(row: Mapping[str, Any]) -> str | None:
     """The field of a line that holds the caption."""
     return next((name for name in _TEXT_FIELDS if isinstance(row.get(name), str)), None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lorapipe_engine.errors import InputError
 
+_TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 _WEIGHT = re.compile(r"\((.+):\s*[0-9.]+\)")
 RATING_CATEGORY = "9"
 MOST_DIGITS = 18  # of a count
@@ -21,6 +22,16 @@ def canonical(tag: str) -> str:
     match = _WEIGHT.fullmatch(tag.strip())
     text = match[1] if match else tag
     return " ".join(text.replace("\\(", "(").replace("\\)", ")").replace("_", " ").casefold().split())
+
+
+def shown(tag: str) -> str:
+    """A canonical tag as people read it: faces such as ``^_^`` have their underscores."""
+    return tag if is_word(tag) else tag.replace(" ", "_")
+
+
+def is_word(tag: str) -> bool:
+    """Whether a tag is made of words; faces such as ``^_^``, ``o_o`` or ``(9)`` have no two letters side by side."""
+    return _TWO_LETTERS.search(tag) is not None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,20 @@ STREAM = "-"
 _PATH_NAMES = ("path", "file")
 _BLOCK = 1 << 16
 _BOM = "\ufeff"
+_OF_PROGRAMS = frozenset(
+    {
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "__macosx",
+        "__pycache__",
+        "$recycle.bin",
+        "lost+found",
+        "system volume information",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,7 @@ def expand_folders(
 
 def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:
     """The files of a folder by suffix (``.png``, "" for none; any case in the names), sorted by the letters' code
-    points, so alike on every system. Hidden files and folders are left out, links to folders are not followed.
+    points, so alike on every system. What :func:`is_left_out` says is left out, links to folders are not followed.
 
     Raises InputError if the folder cannot be read.
     """
@@ -157,6 +171,12 @@ def find_names(folder: Path, suffixes: Collection[str], *, recursive: bool = Fal
         return [str(path) for path in sorted(_walk(folder, is_wanted), key=lambda path: path.parts)]
     start = "" if folder == Path() else os.path.join(folder, "")  # noqa: PTH118
     return [start + name for name in sorted(_names(folder, is_wanted))]
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a file or folder is none of the user's by its name: hidden, or made by a file system, a network drive or
+    an archiver for itself (thumbnails, forks, bins)."""
+    return name.startswith(".") or name.lower() in _OF_PROGRAMS
 
 
 def check_folder(folder: Path) -> None:
@@ -187,7 +207,7 @@ def _walk(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[Path]:
         raise _unreadable(error, folder) from error
 
     for parent, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_left_out(name)]
         yield from (path for name in names if is_wanted(name) and (path := Path(parent, name)).is_file())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from lorapipe_engine.datasets.scan import Dataset, Folder
+from lorapipe_engine.pictures.layout import survey
 from lorapipe_engine.settings import DataSettings
 
 
@@ -43,6 +44,9 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
     if data.dataset_config is not None:
         unused = [name for name in ("train_data_dir", "reg_data_dir") if getattr(data, name) is not None]
         notes += [f"{name} is not used: dataset_config names the folders" for name in unused]
+    else:
+        roots = [root for root in (data.train_data_dir, data.reg_data_dir) if root is not None]
+        notes += [f"{root}: not trained: {line}" for root in roots for line in survey(root).left_out()]
     counts = Counter(picture.dataset for picture in dataset.pictures)
     for number, spec in enumerate(dataset.specs):
         # A batch that is large for the set takes the same pictures together again and again.

@@ -15,7 +15,7 @@ from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
 from lorapipe_engine.command.options import convert, fields_of, nearest, option, place_of
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.pictures.images import MOST_REPEATS
+from lorapipe_engine.pictures.layout import MOST_REPEATS
 from lorapipe_engine.settings import DataSettings
 
 

@@ -8,7 +8,7 @@ from lorapipe_engine.command.records import check_folder
 from lorapipe_engine.datasets.file import read_dataset_file
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.pictures.images import repeat_folders
+from lorapipe_engine.pictures.layout import repeat_folders
 from lorapipe_engine.settings import DataSettings
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from lorapipe_engine.datasets.spec import DatasetSpec, Subset
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.links import LeadsOut, leads_out, within
 from lorapipe_engine.pictures.buckets import BucketRule, Placement, Size, place
-from lorapipe_engine.pictures.captions import caption_suffixes, read_caption
-from lorapipe_engine.pictures.images import find_images, image_size
+from lorapipe_engine.pictures.captions import read_caption
+from lorapipe_engine.pictures.images import image_size
+from lorapipe_engine.pictures.layout import CaptionNames, find_images
 from lorapipe_engine.settings import DataSettings
 
 
@@ -135,13 +135,11 @@ def _scan_subset(
     rows: list[Picture] = []
     bare = empty = 0
     is_linked = leads_out(subset.folder, root) is not None
-    suffixes = caption_suffixes(subset.caption_extension)
     # One listing of the folder is far quicker than asking for each file that might be there.
-    with os.scandir(subset.folder) as entries:
-        names = {entry.name for entry in entries}
+    captions = CaptionNames.in_folder(subset.folder, subset.caption_extension)
     masks = {} if subset.masks is None else _masks(subset.masks, paths)
     for path in paths:
-        beside = _caption_file(path, suffixes, names)
+        beside = next((path.with_name(name) for name in captions.of(path.name)), None)
         text, private = _caption_text(beside, root, is_linked, every_line=subset.captions.wildcards)
         bare += text is None
         empty += text == ""
@@ -182,16 +180,6 @@ def check_mask(mask: Path, picture: Path, size: Size) -> Path:
             f"{mask}: a mask of {width}x{height} for {picture.name} of {size[0]}x{size[1]}; both must have one shape"
         )
     return mask
-
-
-def _caption_file(path: Path, suffixes: Sequence[str], names: set[str]) -> Path | None:
-    """The caption file beside a picture of a folder that holds ``names``; None where there is none."""
-    for suffix in suffixes:
-        if path.stem + suffix in names:
-            beside = path.with_name(path.stem + suffix)
-            if beside.is_file():
-                return beside
-    return None
 
 
 def _caption_text(

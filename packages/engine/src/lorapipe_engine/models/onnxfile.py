@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
+from lorapipe_tagger.models.labels import LFS_POINTER
 
 MOST_FILES = 1000  # with weights of one network
 _DEEPEST = 200  # messages inside each other
@@ -43,6 +44,7 @@ def check_network(path: Path) -> None:
 
     The network itself may be a link, as in the hub's cache; its weights then lie beside what it leads to as well.
     """
+    _check_kind(path)
     try:
         names = set(data_files(path))
     except (_Damaged, IndexError):
@@ -55,6 +57,21 @@ def check_network(path: Path) -> None:
     folders = {path.parent.resolve(), path.resolve().parent}
     for name in sorted(names):
         _check_data(path, name, folders)
+
+
+def _check_kind(path: Path) -> None:
+    """Raise InputError for the files that people have in the place of a network."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64).lstrip()
+    except OSError:
+        return  # told when it is walked
+    if head.startswith(LFS_POINTER.encode()):
+        raise InputError(
+            f"{path}: a git-lfs pointer, not the network itself; run git lfs pull there, or download it again"
+        )
+    if head[:1] == b"<":
+        raise InputError(f"{path}: a web page, not a network; download the file itself")
 
 
 def _check_data(path: Path, name: str, folders: set[Path]) -> None:

@@ -6,6 +6,7 @@ warm-up, shuffle, dropout of tags, secondary separator), so a caption option doe
 
 from __future__ import annotations
 
+import codecs
 import math
 import random
 import re
@@ -16,6 +17,9 @@ from pathlib import Path
 from lorapipe_engine.errors import InputError
 
 CAPTION_SUFFIXES = (".txt", ".caption")
+KEEP_MARK = (
+    "|||"  # sd-scripts' keep_tokens_separator as people write it: what stands before it stays in front
+)
 _BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
@@ -35,19 +39,37 @@ def read_caption(
 ) -> str:
     """The caption in a text file: its first line that is not empty, or all of those, joined by newlines.
 
-    A byte order mark and Windows line ends are accepted. ``read`` brings the bytes: a reader that follows no link out
-    of the dataset, for one. Raises InputError for a file that is not UTF-8, and what ``read`` raises.
+    Windows line ends are accepted, and what :func:`decode_caption` takes. ``read`` brings the bytes: a reader
+    that follows no link out of the dataset, for one. Raises InputError for other encodings, and what ``read`` raises.
     """
     try:
-        text = read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8, or convert it with iconv"
-        ) from error
+        text = decode_caption(read(path), path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "\n".join(lines) if every_line else (lines[0] if lines else "")
+
+
+def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -> str:
+    """The text of a caption file: UTF-8, with or without a byte order mark, or UTF-16 with one; else ``encoding``.
+
+    Raises InputError for bytes that are none of it.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        used = "utf-16"
+    elif encoding is None or data.startswith(codecs.BOM_UTF8):
+        used = "utf-8-sig"
+    else:
+        used = encoding
+    try:
+        return data.decode(used)
+    except UnicodeDecodeError as error:
+        if encoding is not None:
+            raise InputError(f"{path}: not {used} (byte {error.start})") from error
+        raise InputError(
+            f"{path}: not UTF-8 (byte {error.start}); lora-clean --encoding NAME rewrites it (cp1252 of western "
+            "Windows, cp932 or gb18030 of Japanese and Chinese), or save it as UTF-8 in an editor"
+        ) from error
 
 
 def caption_suffixes(extension: str) -> tuple[str, ...]:

@@ -61,17 +61,45 @@ def read_pairs(texts: Sequence[str], names: Collection[str]) -> dict[str, list[s
     return pairs
 
 
+def read_list_files(paths: Iterable[Path]) -> list[str]:
+    """The tags in files: a line each, or several with commas; ``#`` begins a remark. Raises InputError."""
+    tags: list[str] = []
+    for path in paths:
+        lines = _read_text(path).splitlines()
+        tags += split_list(line for line in lines if not line.lstrip().startswith("#"))
+    return tags
+
+
+def sd_pairs(text: str) -> list[str]:
+    """The pairs of ``--tag_replacement a,b;c,d`` as ``a => b``; ``\\,`` and ``\\;`` are letters of a tag.
+
+    Raises ConfigError for a piece that is no pair.
+    """
+    pairs = []
+    for piece in re.split(r"(?<!\\);", text) if text else ():
+        parts = _COMMA.split(piece.replace("\\;", ";"))
+        if len(parts) != 2 or not parts[0].strip():
+            raise ConfigError(f"--tag_replacement {piece!r}: OLD,NEW is needed, with a semicolon to the next")
+        old = parts[0].strip().replace("\\,", ",")
+        pairs.append(f"{old} => {parts[1].strip()}")
+    return pairs
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from error
+
+
 def read_pair_file(path: Path, known: Collection[str] = ()) -> dict[str, list[str]]:
     """Pairs from a file: a JSON object, or lines ``a=b``, ``a => b``, ``a -> b``, ``a,b``, or with a tab.
 
     Several lines for one tag add up. Raises InputError naming the line that is none.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from error
+    text = _read_text(path)
     if text.lstrip().startswith("{"):
         return _read_json(text, path)
     pairs: dict[str, list[str]] = {}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
-from lorapipe_engine.errors import InputError, OutputError
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Change, ChangedMeanwhile, Journal
+from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import read_within
-from lorapipe_engine.pictures.captions import split_tags
+from lorapipe_engine.pictures.captions import decode_caption
+from lorapipe_engine.pictures.joining import join_captions
 from lorapipe_tagger.scoring.select import spelling
 from lorapipe_tagger.settings import Existing
 
+TOOL = "lora-tag"
 EXISTING: tuple[Existing, ...] = ("skip", "append", "prepend", "replace", "merge")
 
 
@@ -23,49 +27,31 @@ def read_existing(path: Path) -> str | None:
     in a dataset, and in all that is made of it.
     """
     try:
-        text = read_within(path, None).decode("utf-8-sig")
+        return _text_of(read_within(path, None), path)
     except FileNotFoundError:
         return None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}), so it is left alone") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _text_of(data: bytes | None, path: Path) -> str | None:
+    text = "" if data is None else decode_caption(data, path)
     return text.strip("\r\n") if text.strip() else None
 
 
 def join_existing(
-    before: str | None, tags: Sequence[str], mode: Existing, separator: str, *, path: Path, front: int = 0
+    before: str | None, tags: Sequence[str], mode: Existing, separator: str, *, front: int = 0
 ) -> str:
-    """The caption to write: ``tags`` joined, or put together with the one ``before``.
-
-    ``append`` and ``prepend`` leave the old text as it is and add the tags that are not in it. ``merge`` gives the
-    first ``front`` tags (trigger and the like), then the old tags, then the other new ones, each once. Raises
-    InputError for a merge with several lines.
+    """The caption to write: ``tags`` joined, or put together with the one ``before`` as
+    :func:`~lorapipe_engine.pictures.joining.join_captions` does. ``front``: how many tags in front
+    are a trigger and the like.
     """
-    front = len(set(map(_key, tags[:front])))
-    tags = _each_once(tags)
-    if before is None or mode == "replace":
-        return separator.join(tags)
-    mark = separator.strip() or separator
-    old = [tag for line in before.splitlines() for tag in split_tags(line, mark)]
-    known = {_key(tag) for tag in old}
-    # A tag that has a comma itself stands there in pieces.
-    new = [tag for tag in tags if not known.issuperset(map(_key, split_tags(tag, mark)))]
-    if mode == "append":
-        return separator.join([before, *new])
-    if mode == "prepend":
-        return separator.join([*new, before])
-    if len(before.splitlines()) > 1:
-        raise InputError(f"{path}: has several lines, which a merge would lose; give --existing append")
-    return separator.join(_each_once([*tags[:front], *old, *(tag for tag in tags[front:] if tag in new)]))
-
-
-def _each_once(tags: Iterable[str]) -> list[str]:
-    """The tags without repeats, escaped or not; the first stays."""
-    found: dict[str, str] = {}
-    for tag in tags:
-        found.setdefault(_key(tag), tag)
-    return list(found.values())
+    if before is None or mode == "replace" or mode == "skip":
+        unique: dict[str, str] = {}
+        for tag in tags:
+            unique.setdefault(_key(tag), tag)
+        return separator.join(unique.values())
+    return join_captions(before, tags, mode, separator, _key, front=front)
 
 
 def _key(tag: str) -> str:
@@ -73,23 +59,75 @@ def _key(tag: str) -> str:
     return spelling(tag.replace("\\(", "(").replace("\\)", ")"))
 
 
-class ChangedMeanwhile(OutputError):
-    """Another program wrote the caption since it was read; it was left as that program has it."""
+@dataclass
+class _Order:
+    """A caption to write, and what came of it."""
+
+    path: Path
+    text: str
+    before: str | None
+    replace: bool
+    done: bool = False
+    error: Exception | None = None
 
 
-def write_caption(path: Path, text: str, *, before: str | None, replace: bool) -> None:
-    """Write a caption and a line end, in UTF-8: the file is the old one or the whole new one at any time.
+class CaptionWriter:
+    """Writes captions with a journal, from several threads.
 
-    Unless ``replace``, a file that no longer holds ``before`` stays as it is, and ChangedMeanwhile is raised; that is
-    looked at while the folder is locked, as the other tools lock it when they change captions. Raises OutputError.
+    Threads that wait for a folder have their captions written together, under one lock and with one wait for the disk.
     """
 
-    def check() -> None:
-        if not replace and read_existing(path) != before:
-            raise ChangedMeanwhile(f"{path}: another program has just written it, so it is left alone")
+    def __init__(self) -> None:
+        self._journal = Journal(TOOL)
+        self._waiting: dict[Path, list[_Order]] = {}
+        self._guard, self._writing = Lock(), Lock()
+        self.folders: dict[Path, None] = {}
 
-    with atomic_write(path, force=replace or os.path.lexists(path), check=check) as file:
-        file.write(f"{text}\n".encode("utf-8", "surrogateescape"))
+    def write(self, path: Path, text: str, *, before: str | None, replace: bool) -> None:
+        """Write a caption and a line end, in UTF-8: the file is the old one or the whole new one at any time.
+
+        Unless ``replace``, a file that no longer holds ``before`` stays as it is, and ChangedMeanwhile is raised; that
+        is looked at while the folder is locked, as the other tools lock it. Raises LoraError or OSError.
+        """
+        order = _Order(path, text, before, replace)
+        with self._guard:
+            self._waiting.setdefault(path.parent, []).append(order)
+        with self._writing:
+            if not order.done:
+                with self._guard:
+                    orders = self._waiting.pop(path.parent)
+                self._write_all(path.parent, orders)
+        if order.error is not None:
+            raise order.error
+
+    def _write_all(self, folder: Path, orders: Sequence[_Order]) -> None:
+        try:
+            with self._journal.folder(folder) as desk:
+                changes = [change for order in orders if (change := _change(order)) is not None]
+                failures = desk.write(changes)
+            for order in orders:
+                order.error = order.error or failures.get(order.path.name)
+            if len(failures) < len(changes):
+                self.folders[folder] = None
+        except (LoraError, OSError) as error:
+            for order in orders:
+                order.error = order.error or error
+        finally:
+            for order in orders:
+                order.done = True
+
+
+def _change(order: _Order) -> Change | None:
+    """What becomes of a caption's file; None, with the order's error, where it is left alone."""
+    try:
+        data, stamp = read_stamped(order.path)
+        if not order.replace and _text_of(data, order.path) != order.before:
+            raise ChangedMeanwhile(f"{order.path}: another program has just written it, so it is left alone")
+        new = f"{order.text}\n".encode("utf-8", "surrogateescape")
+        return Change(order.path.name, data, new, stamp) if new != data else None
+    except (LoraError, OSError) as error:
+        order.error = error
+        return None
 
 
 def difference(before: str | None, after: str) -> str:

@@ -14,10 +14,12 @@ from pathlib import Path
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
-from lorapipe_tagger.models.adapters import ADAPTERS
+from lorapipe_tagger.models.adapters import ADAPTERS, SETTINGS_FILES
 from lorapipe_tagger.models.known import HubModel
 
-_WANTED = frozenset(name for adapter in ADAPTERS for name in (*adapter.models, *adapter.labels))
+_WANTED = frozenset(name for adapter in ADAPTERS for name in (*adapter.models, *adapter.labels)) | {
+    *SETTINGS_FILES
+}
 
 
 def fetch_model(model: HubModel, *, revision: str | None, model_dir: Path | None, offline: bool) -> Path:
@@ -84,6 +86,8 @@ def _download(model: HubModel, revision: str, target: Path | None) -> Path:
         names = [name for name in inside if name.removesuffix(".data") in _WANTED]
         if not _complete(names):
             raise InputError(_not_a_tagger(model, present))
+        if revision == "main":
+            say(f"lora-tag: note: no fixed commit of {model.repository} is known here: the newest is taken")
         say(f"lora-tag: downloading {model.repository} ({', '.join(names)}) at {revision[:12]}")
         # The network comes last: a folder with it is whole.
         for name in sorted(names, key=lambda name: name.endswith(".onnx")):

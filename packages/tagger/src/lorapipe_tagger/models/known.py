@@ -55,6 +55,7 @@ HUB: Mapping[str, HubModel] = MappingProxyType(
         "camie": HubModel(
             repository="Camais03/camie-tagger-v2", revision="7d40c1b85b86ab4f607b2caf26b1b50c99db743e"
         ),
+        "z3d": HubModel(repository="toynya/Z3D-E621-Convnext"),
         "camie-v1": HubModel(
             repository="Camais03/camie-tagger", revision="9afb19b5e21e7916f599edda74eb373cac63ba24"
         ),

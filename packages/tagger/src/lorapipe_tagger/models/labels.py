@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,33 @@ NUMBERED: Mapping[int, str] = {
     9: RATING,
     10: "year",
 }
-CATEGORIES = (RATING, GENERAL, CHARACTER, "copyright", "artist", "meta", "quality", "model", "year")
+# e621's.
+NUMBERED_E621: Mapping[int, str] = {
+    0: GENERAL,
+    1: "artist",
+    3: "copyright",
+    4: CHARACTER,
+    5: "species",
+    7: "meta",
+    8: "lore",
+    9: RATING,
+}
+_ONLY_E621 = frozenset({"7", "8"})
+CATEGORIES = (
+    RATING,
+    GENERAL,
+    CHARACTER,
+    "copyright",
+    "artist",
+    "species",
+    "meta",
+    "lore",
+    "quality",
+    "model",
+    "year",
+)
 OTHER = "other"
+LFS_POINTER = "version https://git-lfs"
 MOST_BYTES = 64 << 20  # of a list; the longest known has 8 MB
 _SHOWN = 60  # letters of a tag in a message
 
@@ -33,12 +59,13 @@ _SHOWN = 60  # letters of a tag in a message
 @dataclass(frozen=True)
 class Labels:
     """Output i is the tag ``names[i]`` (with underscores) of ``categories[i]``. ``series`` of a character's name,
-    where the model's list has them.
+    where the model's list has them, and ``thresholds`` for each tag (None for a tag without one).
     """
 
     names: Sequence[str]
     categories: Sequence[str]
     series: Mapping[str, Sequence[str]]
+    thresholds: Sequence[float | None] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,6 +82,10 @@ def read_labels(path: Path) -> Labels:
                 f"{path}: {size:,} bytes, more than a tagger's list of tags has ({MOST_BYTES:,})"
             )
         text = path.read_text(encoding="utf-8-sig")
+        if text.startswith(LFS_POINTER):
+            raise InputError(
+                f"{path}: a git-lfs pointer, not the list itself; run git lfs pull there, or download it again"
+            )
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -71,6 +102,9 @@ def read_labels(path: Path) -> Labels:
 def _from_csv(text: str, path: Path) -> Labels:
     rows = csv.reader(text.splitlines())
     columns = {name.strip(): at for at, name in enumerate(next(rows, []))}
+    numbers = NUMBERED_E621 if _is_e621(text) else NUMBERED
+    limits: list[float | None] = []
+    limit_at = columns.get("best_threshold")
     if not {"name", "category"} <= set(columns):
         raise InputError(
             f'{path}: needs the columns "name" and "category", as the WD taggers\' lists have them'
@@ -88,15 +122,17 @@ def _from_csv(text: str, path: Path) -> Labels:
             raise InputError(f"{place}: a row without name or category")
         value = row[category_at]
         if value not in known:
-            known[value] = _category(value, place)
+            known[value] = _category(value, place, numbers)
         _check_letters(row[name_at], place)
         names.append(row[name_at])
         categories.append(known[value])
+        if limit_at is not None:
+            limits.append(_limit(row[limit_at] if limit_at < len(row) else "", place))
         if series_at is not None and series_at < len(row) and (found := _series(row[series_at])):
             for name in found:
                 _check_letters(name, place)
             series[row[name_at]] = found
-    return Labels(names, categories, series)
+    return Labels(names, categories, series, limits if limit_at is not None else None)
 
 
 def _check_letters(name: str, place: str) -> None:
@@ -108,6 +144,25 @@ def _check_letters(name: str, place: str) -> None:
         )
 
 
+def _is_e621(text: str) -> bool:
+    """Whether the categories are numbered as e621 has them: its 7 and 8 are none of Danbooru's."""
+    rows = csv.DictReader(text.splitlines())
+    return any((row.get("category") or "").strip() in _ONLY_E621 for row in rows)
+
+
+def _limit(text: str, place: str) -> float | None:
+    """A tag's own threshold. Raises InputError for a text that is none."""
+    if not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise InputError(f"{place}: best_threshold {quote(text)} is no threshold (0 to 1)")
+    return value
+
+
 def _series(text: str) -> list[str]:
     try:
         found = parse_json(text) if text else []
@@ -116,12 +171,12 @@ def _series(text: str) -> list[str]:
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
-def _category(value: str | int, place: str) -> str:
+def _category(value: str | int, place: str, numbers: Mapping[int, str] = NUMBERED) -> str:
     text = str(value).strip().lower()
     if text in CATEGORIES:
         return text
     try:
-        return NUMBERED.get(int(float(text)), OTHER)
+        return numbers.get(int(float(text)), OTHER)
     except (ValueError, OverflowError) as error:
         raise InputError(
             f"{place}: {quote(value)} is no category (a number such as 0, 4 or 9, or a name)"

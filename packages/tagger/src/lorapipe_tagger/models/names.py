@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError, MissingExtra
-from lorapipe_tagger.models.adapters import Adapter, choose_adapter
+from lorapipe_tagger.models.adapters import Adapter, check_no_hydra, choose_adapter
 from lorapipe_tagger.models.hub import fetch_model
 from lorapipe_tagger.models.known import hub_model, unknown
+from lorapipe_tagger.models.preprocess import with_settings
 
 DEMO = "demo"
 
@@ -38,6 +39,7 @@ def find_model(word: str, *, revision: str | None, model_dir: Path | None, offli
         return _from_folder(path, path.resolve().name)
     if word == DEMO:
         return _from_folder(demo_model(), DEMO)
+    check_no_hydra(word)
     known = hub_model(word)
     if known is None:
         raise InputError(unknown(word))
@@ -57,4 +59,6 @@ def demo_model() -> Path:
 
 def _from_folder(folder: Path, name: str, balanced: float | None = None) -> ModelFiles:
     adapter, network, labels = choose_adapter(folder)
+    if adapter.settings is not None:
+        adapter = with_settings(adapter, folder / adapter.settings)
     return ModelFiles(name=name, adapter=adapter, network=network, labels=labels, balanced=balanced)

@@ -121,4 +121,6 @@ def _mean_rules(rules: Sequence[Rules]) -> Rules:
         for category in categories
         if (known := [rule.thresholds[category] for rule in rules if category in rule.thresholds])
     }
-    return Rules(thresholds=means, mcut=rules[0].mcut, exclude=rules[0].exclude, keep=rules[0].keep)
+    return Rules(
+        thresholds=means, own=rules[0].own, mcut=rules[0].mcut, exclude=rules[0].exclude, keep=rules[0].keep
+    )

@@ -22,7 +22,7 @@ from lorapipe_engine.errors import InputError, MissingExtra
 from lorapipe_engine.pictures.bounds import MOST_PIXELS, PictureBound, PixelBound
 from lorapipe_engine.pictures.opening import GATE, exif_of, open_picture
 from lorapipe_engine.pictures.white import on_white
-from lorapipe_tagger.settings import Resampling
+from lorapipe_tagger.settings import Geometry, Resampling
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,19 +47,21 @@ class PictureError(InputError):
 class Preparation:
     """What a model wants: ``size`` x ``size`` pixels, a colour for the ``padding`` (RGB, 0..255), and the filter.
 
-    ``squash`` scales both sides apart instead of padding. ``channels`` is their order.
+    ``geometry``: padded to a square, both sides scaled apart (``squash``), or what hangs over a square cut off
+    (``crop``). ``channels`` is their order.
     """
 
     size: int = 448
     padding: tuple[int, int, int] = WHITE
-    squash: bool = False
+    geometry: Geometry = "pad"
     resampling: Resampling = "bicubic"
     channels: Literal["BGR", "RGB"] = "BGR"
 
     @property
     def key(self) -> str:
         """A text that differs wherever pixels do."""
-        shape = "squash" if self.squash else "pad{:02x}{:02x}{:02x}".format(*self.padding)
+        padding = "pad{:02x}{:02x}{:02x}".format(*self.padding)
+        shape = padding if self.geometry == "pad" else self.geometry
         return f"{VERSION}-{self.size}-{shape}-{self.resampling}"
 
 
@@ -214,10 +216,13 @@ def _eight_bits(image: Image) -> Image:
 
 def prepare(image: Image, preparation: Preparation) -> Pixels:
     """Pixels (S, S, 3) of a picture in RGB, in the preparation's order of channels."""
+    from PIL import ImageOps
     from PIL.Image import Resampling as Filter
 
     side = preparation.size
-    if preparation.squash:
+    if preparation.geometry == "crop":
+        square = ImageOps.fit(image, (side, side), Filter.BICUBIC)
+    elif preparation.geometry == "squash":
         square = image.resize((side, side), Filter.BICUBIC)
     elif preparation.resampling == "kohya":
         square = _square_area(image, preparation)

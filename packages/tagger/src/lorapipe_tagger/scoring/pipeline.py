@@ -8,6 +8,7 @@ none.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from lorapipe_engine.command.processors import processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
+from lorapipe_tagger.models.adapters import Adapter
 from lorapipe_tagger.models.labels import Labels, read_labels
 from lorapipe_tagger.models.names import ModelFiles
 from lorapipe_tagger.scoring.picture import (
@@ -100,6 +102,8 @@ class Tagger:
                     path = quantized(path)
                 self._network = Network(path, self.files.adapter, self._work.device, len(self.labels))
                 say(f"lora-tag: {self.files.name} on {self._network.device}")
+                if self.files.adapter.note:
+                    say(f"lora-tag: note: {self.files.name}: {self.files.adapter.note}")
             return self._network
 
     @cached_property
@@ -109,15 +113,36 @@ class Tagger:
         return Preparation(
             size=self.network.input.size,
             padding=adapter.padding,
-            squash=adapter.squash,
+            geometry=adapter.geometry,
             resampling=self._work.resampling,
             channels=adapter.channels,
         )
 
     def cache_key(self, cache: ScoreCache) -> str:
         """What the cache knows this model and its preparation by."""
-        ways = (self.files.adapter.name, self._work.resampling, VERSION, "int8" if self._work.int8 else "")
+        adapter = self.files.adapter
+        ways = (
+            adapter.name,
+            _prepared(adapter),
+            self._work.resampling,
+            VERSION,
+            "int8" if self._work.int8 else "",
+        )
         return "-".join([cache.digest(self.files.network).hex(), *map(str, ways)])
+
+
+def _prepared(adapter: Adapter) -> str:
+    """What a change of the adapter would do to the scores, in short: scores of before are then not taken."""
+    facts = (
+        adapter.channels,
+        adapter.mean,
+        adapter.std,
+        adapter.size,
+        adapter.padding,
+        adapter.geometry,
+        adapter.logits,
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
 
 def default_workers() -> int:

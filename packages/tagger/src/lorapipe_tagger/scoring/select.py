@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,12 +41,14 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """``thresholds`` by category (those not named get no tags, above 1 is off); ``mcut`` sets general and
+    """``thresholds`` by category (those not named get no tags, above 1 is off); in the categories ``own`` a tag's own
+    threshold holds, where the list has one; ``mcut`` sets general and
     character ones by the largest gap between a picture's scores. ``exclude`` and ``keep`` are patterns; what ``keep``
     matches stays though ``exclude`` matches too.
     """
 
     thresholds: Mapping[str, float]
+    own: Collection[str] = ()
     mcut: bool = False
     exclude: Sequence[str] = field(default_factory=tuple)
     keep: Sequence[str] = field(default_factory=tuple)
@@ -76,6 +78,9 @@ class Selector:
         for category, rows in self._categories.items():
             if category != RATING:
                 limits[rows] = np.float32(rules.thresholds.get(category, math.inf))
+        for row, own in enumerate(labels.thresholds or ()):
+            if own is not None and labels.categories[row] in rules.own and labels.categories[row] != RATING:
+                limits[row] = np.float32(max(own, FLOOR))
         self.limits = limits
 
     def limits_of(self, scores: Scores) -> Scores:

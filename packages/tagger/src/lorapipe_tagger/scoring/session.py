@@ -67,6 +67,11 @@ class Network:
         self.adapter = adapter
         self.device, self._session = open_session(path, device, optimised=optimised)
         self.input = _read_input(self._session, adapter, path)
+        if adapter.planes and self.input.channels_last:
+            raise InputError(
+                f"{path}: its list of tags is one of {adapter.name}, but it wants pictures as WD's networks do; the "
+                "two are not of one model, download both again"
+            )
         self._output = _choose_output(self._session, adapter, path, labels)
         self._labels = labels
 
@@ -224,8 +229,19 @@ def _shapes(inputs: Sequence[Any]) -> str:
     return ", ".join(f"{one.name} {list(one.shape)}" for one in inputs) or "none"
 
 
+_NEWER = re.compile(
+    r"(IR version): (\d+), max supported IR version: (\d+)|([Oo]pset) (\d+) is .*? till opset (\d+)"
+)
+
+
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if newer := _NEWER.search(text):
+        what, needed, known = newer.group(1, 2, 3) if newer[1] else newer.group(4, 5, 6)
+        return (
+            f"made for {what} {needed}, this onnxruntime knows up to {known}: pip install --upgrade onnxruntime "
+            "(or the package for your device), or take an older file of the model"
+        )
     with suppress(ValueError):
         text = text[text.index(" : ", text.index("ONNXRuntimeError")) :].strip(" :")
         text = re.sub(r"^\d+ : [A-Z_]+ : ", "", text)

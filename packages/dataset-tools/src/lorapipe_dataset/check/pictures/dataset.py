@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorapipe_dataset.check.pictures.hashing import Hashes
 from lorapipe_dataset.check.pictures.measures import Measures
+from lorapipe_dataset.clean.captions.tags import MARK, split_caption
 from lorapipe_engine.pictures.buckets import Size
 from lorapipe_engine.pictures.captions import split_tags
 
@@ -51,12 +52,14 @@ class Place:
 class Picture:
     """A picture and its caption. ``size`` is None for a file whose header cannot be read, ``problem`` says why;
     ``trouble`` says why the caption cannot be read. ``outside`` is where a caption leads that is a link out of the
-    dataset: it is not read. ``look`` is filled when the pixels are read.
+    dataset: it is not read. ``more_captions`` are files of its name that are not read. ``look`` is filled when the
+    pixels are read.
     """
 
     path: Path
     place: Place
     caption_path: Path | None = None
+    more_captions: tuple[Path, ...] = ()
     caption: str | None = None
     lines: int = 0
     trouble: str | None = None
@@ -67,12 +70,18 @@ class Picture:
 
     @cached_property
     def tags(self) -> list[str]:
-        return split_tags(self.caption or "")
+        return [tag for tag in self.pieces if tag != MARK]
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The tags, and the marks that keep some of them in front."""
+        return split_caption(self.caption or "", (",",))
 
 
 @dataclass
 class Dataset:
-    """All that was found. ``others`` are files that belong to no picture, and pictures in other formats. With
+    """All that was found. ``others`` are files that belong to no picture, and pictures in other formats. ``left_out``
+    says what is not trained and why, ``untrained`` has the reason for each such folder. With
     ``masks_count`` masks are pictures like all others, as lora-train has it.
     """
 
@@ -82,6 +91,8 @@ class Dataset:
     masks_count: bool = False
     others: list[Path] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    untrained: dict[Path, str] = field(default_factory=dict)
 
     @cached_property
     def trained(self) -> list[Picture]:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, Place
 from lorapipe_dataset.repeats.sources import read_name
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.command.records import Record, check_folder
+from lorapipe_engine.command.records import Record, is_left_out
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out, within
 from lorapipe_engine.pictures.captions import read_caption
-from lorapipe_engine.pictures.images import IMAGE_SUFFIXES, as_repeat_folder, image_size
-
-CAPTION_SUFFIXES = (".txt", ".caption")
-OTHER_PICTURES = frozenset(
-    {".gif", ".tif", ".tiff", ".heic", ".heif", ".psd", ".tga", ".jfif", ".apng", ".mp4", ".webm", ".svg"}
+from lorapipe_engine.pictures.images import image_size
+from lorapipe_engine.pictures.layout import (
+    IMAGE_SUFFIXES,
+    CaptionNames,
+    as_repeat_folder,
+    is_mask,
+    split_suffix,
+    survey,
 )
-MASK_MARK = "-masklabel"
-MASK_FOLDERS = frozenset({"mask", "masks"})
+
 WORKERS = max(2, os.cpu_count() or 1)
 
 
@@ -51,97 +53,63 @@ def scan(records: Iterable[Record], extension: str, *, masks: bool = False) -> D
 
 
 def _scan_root(root: Path, dataset: Dataset, extension: str) -> None:
-    check_folder(root)
-    folders = dict(_walk(root, dataset.unread))
-    if root not in folders:
-        raise InputError(dataset.unread[-1])
-    numbered = {path for path in folders if path.parent == root and path != root and as_repeat_folder(path)}
-    if not numbered and as_repeat_folder(root.resolve()):
-        numbered = {root}
-    for path, names in sorted(folders.items()):
-        # A folder's name counts as training reads it: that of a link, not of what it leads to.
-        numbered_here = (
-            as_repeat_folder(path.resolve() if path == root else path) if path in numbered else None
-        )
+    found = survey(root)
+    dataset.unread += found.unread
+    dataset.left_out += [f"{root}: {line}" for line in found.left_out()]
+    dataset.untrained |= {part.path: part.reason for part in found.parts if part.reason is not None}
+    for part in found.parts:
         place = Place(
-            path,
-            read_name(path)[0],
-            numbered_here.repeats if numbered_here else None,
-            bool(numbered_here) or not numbered,
+            part.path,
+            read_name(part.path)[0],
+            part.repeats,
+            part.reason is None,
             root,
-            None if path == root else leads_out(path, root),
+            None if part.path == root else leads_out(part.path, root),
         )
-        _sort_files(place, names, dataset, extension)
+        _sort_files(place, part.names, dataset, extension)
 
 
 def _scan_loose(folder: Path, names: set[str], dataset: Dataset, extension: str) -> None:
-    inside = dict(_walk(folder, dataset.unread, deep=False)).get(folder, [])
-    stems = {Path(name).stem for name in names}
-    wanted = [
+    try:
+        inside = sorted(
+            path.name for path in folder.iterdir() if not is_left_out(path.name) and not path.is_dir()
+        )
+    except OSError as error:
+        dataset.unread.append(f"{folder}: cannot be read ({error.strerror})")
+        return
+    captions = CaptionNames(inside, extension)
+    wanted = {caption for name in names for caption in captions.of(name)}
+    stems = {split_suffix(name)[0] for name in names}
+    wanted |= {
         name
         for name in inside
-        if name in names or (Path(name).suffix.lower() not in IMAGE_SUFFIXES and Path(name).stem in stems)
-    ]
+        if name in names
+        or (split_suffix(name)[1].lower() not in IMAGE_SUFFIXES and split_suffix(name)[0] in stems)
+    }
     numbered = as_repeat_folder(folder.resolve())
     place = Place(folder, read_name(folder)[0], numbered.repeats if numbered else None, True)
-    _sort_files(place, wanted, dataset, extension)
-
-
-def _walk(root: Path, unread: list[str], *, deep: bool = True) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder with its files' names. Hidden ones are left out, links are followed once, loops are not."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            facts = folder.stat()
-            if (facts.st_dev, facts.st_ino) in seen:
-                continue
-            seen.add((facts.st_dev, facts.st_ino))
-            with os.scandir(folder) as entries:
-                rows = [
-                    (entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")
-                ]
-        except OSError as error:
-            unread.append(f"{folder}: cannot be read ({error.strerror})")
-            continue
-        yield folder, sorted(name for name, is_folder in rows if not is_folder)
-        if deep:
-            waiting += sorted((folder / name for name, is_folder in rows if is_folder), reverse=True)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    _sort_files(place, [name for name in inside if name in wanted], dataset, extension)
 
 
 def _sort_files(place: Place, names: Sequence[str], dataset: Dataset, extension: str) -> None:
     """Sort a folder's files into pictures with captions, masks and others."""
-    folder, here = place.path, set(names)
-    dotted = extension if extension.startswith(".") else f".{extension}"
-    suffixes = tuple(dict.fromkeys((dotted, *CAPTION_SUFFIXES)))
+    folder = place.path
+    beside = CaptionNames(names, extension)
     pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     masks = {name for name in pictures if is_mask(folder / name) and not dataset.masks_count}
     used = set(masks)
     for name in pictures:
         if name in masks:
             continue
-        stem = Path(name).stem
-        captions = [stem + suffix for suffix in suffixes if stem + suffix in here]
-        used |= {name, *captions}
-        caption = folder / captions[0] if captions else None
-        dataset.pictures.append(Picture(folder / name, place, caption))
+        captions = [folder / caption for caption in beside.of(name)]
+        used |= {name, *(path.name for path in captions)}
+        dataset.pictures.append(
+            Picture(folder / name, place, captions[0] if captions else None, tuple(captions[1:]))
+        )
     if len(used) > len(masks):
         dataset.places.append(place)
     dataset.masks += [folder / name for name in sorted(masks)]
     dataset.others += [folder / name for name in names if name not in used]
-
-
-def is_mask(path: Path) -> bool:
-    """Whether a picture is a mask of another: ``a-masklabel.png``, or any in a folder ``masks``."""
-    return path.stem.endswith(MASK_MARK) or path.parent.name.lower() in MASK_FOLDERS
 
 
 # -------------------------------------------------------------------------------- reading them

@@ -6,14 +6,15 @@ import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lorapipe_dataset.changes.journal import Change, Folder, Journal
-from lorapipe_dataset.changes.undo import undo as take_back
 from lorapipe_dataset.check.repairs.mend import FIXABLE, Repairs
 from lorapipe_dataset.check.rules import RULES
+from lorapipe_engine.changes.journal import Change, Folder, Journal
+from lorapipe_engine.changes.undo import undo as take_back
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, LoraError, OutputError
 from lorapipe_engine.files.links import read_within
+from lorapipe_engine.pictures.captions import decode_caption
 
 TOOL = "lora-check"
 
@@ -93,7 +94,7 @@ def _counted(repairs: Repairs) -> str:
 def changes_shown(repairs: Repairs) -> Iterator[str]:
     """The changes as a diff and a list."""
     for path, (old, new) in repairs.texts.items():
-        before = old.decode("utf-8-sig").splitlines()
+        before = decode_caption(old, path).splitlines()
         rows = list(difflib.unified_diff(before, new.splitlines(), lineterm="", n=0))
         yield printable(str(path))
         yield from (printable(row) for row in rows[2:] if not row.startswith("@@"))

@@ -9,9 +9,10 @@ from typing import Any
 
 from lorapipe_dataset.check.findings import Finding
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
+from lorapipe_dataset.clean.captions.tags import MARK, join_caption, split_caption
 from lorapipe_dataset.texts.vocabulary import canonical, rating_of
 from lorapipe_engine.files.links import read_within, within
-from lorapipe_engine.pictures.captions import join_tags, read_caption, split_tags
+from lorapipe_engine.pictures.captions import read_caption
 
 Tags = list[str]
 
@@ -83,7 +84,7 @@ class _Desk:
         for path in finding.paths:
             picture = self.pictures.get(path)
             if picture is not None and picture.caption_path is not None and picture.caption is not None:
-                tags = list(self.captions.get(picture.caption_path, picture.tags))
+                tags = list(self.captions.get(picture.caption_path, picture.pieces))
                 self.captions[picture.caption_path] = change(tags, finding.data)
 
     def remove(self, path: Path) -> None:
@@ -105,7 +106,8 @@ class _Desk:
         self.renamed[picture.path] = path
         if picture.caption_path is None:
             return
-        target = path.with_suffix(picture.caption_path.suffix)
+        named = picture.caption_path.stem == picture.path.name  # a.png.txt
+        target = path.with_name(f"{path.name if named else path.stem}{picture.caption_path.suffix}")
         if share:
             self.copies[target] = picture.caption_path
         else:
@@ -116,10 +118,10 @@ class _Desk:
         texts = {}
         for path, tags in self.captions.items():
             picture = next(p for p in self.pictures.values() if p.caption_path == path)
-            if path not in self.gone and (tags != picture.tags or path in self.joined):
+            if path not in self.gone and (tags != picture.pieces or path in self.joined):
                 root = picture.place.root
                 rest = [] if path in self.joined else _lines(path, root)[1:]
-                texts[path] = read_within(path, root), "\n".join([join_tags(tags), *rest]) + "\n"
+                texts[path] = read_within(path, root), "\n".join([join_caption(tags, ", "), *rest]) + "\n"
         renamed = [(old, new) for old, new in self.renamed.items() if old not in self.gone]
         copies = [(old, new) for new, old in self.copies.items() if old not in self.gone]
         return Repairs(texts, list(self.gone), renamed, copies)
@@ -135,7 +137,9 @@ def _folded(path: Path) -> tuple[Path, str]:
 
 def _with_trigger(tags: Tags, data: Mapping[str, Any]) -> Tags:
     trigger = str(data["trigger"])
-    return [trigger, *(tag for tag in tags if canonical(tag) != canonical(trigger))]
+    rest = [tag for tag in tags if canonical(tag) != canonical(trigger)]
+    # A mark that has nothing in front of it any more has the trigger there now.
+    return [trigger, *rest]
 
 
 def _renamed(key: str) -> Callable[[Tags, Mapping[str, Any]], Tags]:
@@ -159,10 +163,14 @@ def _without(tags: Tags, data: Mapping[str, Any]) -> Tags:
 
 
 def _single(tags: Tags, _data: Mapping[str, Any]) -> Tags:
-    first: dict[str, str] = {}
+    seen: set[str] = set()
+    single = []
     for tag in tags:
-        first.setdefault(canonical(tag), tag)
-    return list(first.values())
+        key = canonical(tag)
+        if tag == MARK or key not in seen:
+            single.append(tag)
+        seen.add(key)
+    return single
 
 
 def _unrated(tags: Tags, _data: Mapping[str, Any]) -> Tags:
@@ -180,7 +188,7 @@ def _join_lines(desk: _Desk, finding: Finding) -> None:
     for picture in (desk.pictures[path] for path in finding.paths):
         if path := picture.caption_path:
             lines = _lines(path, picture.place.root)
-            desk.captions[path] = [tag for line in lines for tag in split_tags(line)]
+            desk.captions[path] = [tag for line in lines for tag in split_caption(line, (",",))]
             desk.joined.add(path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lorapipe_dataset.check.findings import SEVERITIES
 from lorapipe_dataset.check.pictures.dataset import Picture
 from lorapipe_dataset.check.reports.report import Report, concepts, summary
-from lorapipe_dataset.texts.vocabulary import canonical
+from lorapipe_dataset.texts.vocabulary import canonical, shown
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MARK = "/*DATA*/null"
@@ -60,7 +60,7 @@ def _data(report: Report) -> dict[str, Any]:
 
 def _picture(picture: Picture, words: dict[str, int]) -> dict[str, Any]:
     thumbnail = picture.look.thumbnail if picture.look else None
-    tags = dict.fromkeys(canonical(tag) for tag in picture.tags)
+    tags = dict.fromkeys(shown(canonical(tag)) for tag in picture.tags)
     return {
         "path": str(picture.path),
         "link": picture.path.absolute().as_uri(),

@@ -14,7 +14,7 @@ from lorapipe_dataset.check.buckets import table as bucket_table
 from lorapipe_dataset.check.findings import SEVERITIES, Finding, Rule
 from lorapipe_dataset.check.pictures.dataset import Dataset
 from lorapipe_dataset.check.settings import Severity
-from lorapipe_dataset.texts.vocabulary import canonical
+from lorapipe_dataset.texts.vocabulary import canonical, shown
 from lorapipe_engine.command.text import printable
 
 SHOWN_CASES = 4
@@ -44,7 +44,7 @@ class Report:
         """Tags of the trained captions with the number of pictures, the commonest first."""
         counts: Counter[str] = Counter()
         for picture in self.dataset.captioned:
-            counts.update({canonical(tag) for tag in picture.tags})
+            counts.update({shown(canonical(tag)) for tag in picture.tags})
         return sorted(counts.items(), key=lambda row: (-row[1], row[0]))
 
     def count(self, severity: Severity) -> int:
@@ -62,6 +62,7 @@ class Report:
             "path": str(self.roots[0]) if len(self.roots) == 1 else [str(root) for root in self.roots],
             "pictures": len(self.dataset.pictures),
             "trained": len(self.dataset.trained),
+            "left_out": list(self.dataset.left_out),
             "formats": formats(self.dataset),
             "concepts": concepts(self.dataset),
             "summary": {severity: self.count(severity) for severity in SEVERITIES},
@@ -141,6 +142,8 @@ def _overview(report: Report) -> Iterator[str]:
     shown = sum(row["shown"] for row in concepts(dataset))
     counts = _plural(len(dataset.trained), "picture"), _plural(len(dataset.captioned), "caption")
     yield f"{counts[0]}, {shown} an epoch, {counts[1]}"
+    for line in dataset.left_out:
+        yield printable(f"  not trained: {line}")
     kinds = formats(dataset)
     if len(kinds) > 1:
         yield f"  {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"

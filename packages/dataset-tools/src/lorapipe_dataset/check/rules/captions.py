@@ -25,13 +25,22 @@ MISSING = Rule(
 )
 EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existing replace, or write them")
 UNDECODABLE = Rule(
-    "bad-encoding", "error", "Captions that are not UTF-8", "save them as UTF-8, or convert them with iconv"
+    "bad-encoding",
+    "error",
+    "Captions that are not UTF-8",
+    "lora-clean DIR --encoding NAME, as cp932 or cp1252, or save them as UTF-8 in an editor",
 )
 LINKED = Rule(
     "linked-caption",
     "warning",
     "Captions that are links out of the dataset: they are not read, changed, shown or copied",
     "copy the files into the dataset, if their words are meant",
+)
+TWO_CAPTIONS = Rule(
+    "two-captions",
+    "warning",
+    "Pictures with more than one caption file: one of them is read",
+    "keep one; put what the others say into it",
 )
 SEVERAL_LINES = Rule(
     "several-lines",
@@ -90,6 +99,15 @@ def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
             yield Finding(EMPTY, "no text in it", (picture.path,))
         elif picture.lines > 1:
             yield Finding(SEVERAL_LINES, f"{picture.lines} lines", (picture.path,))
+
+
+def find_several(dataset: Dataset, _options: Options) -> Iterator[Finding]:
+    """Pictures for which there are captions that no one reads."""
+    for picture in dataset.pictures:
+        if picture.more_captions and picture.caption_path is not None:
+            names = ", ".join(path.name for path in picture.more_captions)
+            text = f"{picture.caption_path.name} is read, {names} not"
+            yield Finding(TWO_CAPTIONS, text, (picture.path, *picture.more_captions))
 
 
 def find_linked(dataset: Dataset, _options: Options) -> Iterator[Finding]:
@@ -196,6 +214,7 @@ def _short(text: str) -> str:
 CHECKS = (
     Check((MISSING, EMPTY, UNDECODABLE, SEVERAL_LINES), find_missing),
     Check((LINKED,), find_linked),
+    Check((TWO_CAPTIONS,), find_several),
     Check((NO_TRIGGER, TRIGGER_LATER), find_trigger),
     Check((TOO_LONG,), find_long),
     Check((MIXED, SHORT, SAME), find_styles),

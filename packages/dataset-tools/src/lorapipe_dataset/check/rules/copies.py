@@ -33,10 +33,12 @@ RULES: dict[Sameness, Rule] = {"exact": EXACT, "near": NEAR, "variant": VARIANT}
 
 
 def find_copies(dataset: Dataset, options: Options) -> Iterator[Finding]:
-    """Groups of copies, the one to keep first."""
+    """Groups of copies among what is trained, the one to keep first. What is not trained is nobody's copy: a larger
+    original that lies beside must not take the place of a picture that is trained.
+    """
     if not options.look:
         raise Skipped("pictures were not decoded (--no-look)")
-    for group in find_groups(dataset.pictures, options.distance):
+    for group in find_groups(dataset.trained, options.distance):
         size = group.pictures[0].size or (0, 0)
         text = f"{len(group.pictures)} pictures, keep {group.pictures[0].path.name} ({size[0]}x{size[1]})"
         data = {"keep": str(group.pictures[0].path), "distance": group.distance}

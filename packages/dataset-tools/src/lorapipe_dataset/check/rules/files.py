@@ -8,7 +8,8 @@ from pathlib import Path
 from lorapipe_dataset.check.findings import Check, Finding, Rule
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
-from lorapipe_dataset.check.pictures.scan import CAPTION_SUFFIXES, MASK_MARK, OTHER_PICTURES
+from lorapipe_engine.pictures.captions import CAPTION_SUFFIXES
+from lorapipe_engine.pictures.layout import MASK_MARK, OTHER_PICTURES
 
 UNREADABLE = Rule(
     "unreadable",
@@ -67,6 +68,12 @@ NOT_TRAINED = Rule(
     "Pictures outside the folders N_concept: they are not trained",
     "move them into one, or rename their folder",
 )
+NOTHING_TRAINED = Rule(
+    "nothing-trained",
+    "error",
+    "No picture here is trained",
+    "rename a folder to N_concept, as 10_mayu (10 is how often its pictures come in an epoch), or run lora-repeats",
+)
 NO_REPEATS = Rule(
     "no-repeats",
     "warning",
@@ -101,9 +108,9 @@ def find_orphans(dataset: Dataset, options: Options) -> Iterator[Finding]:
         suffix = path.suffix.lower()
         if suffix in OTHER_PICTURES:
             yield Finding(OTHER_FORMAT, suffix[1:].upper(), (path,))
-        elif path.suffix in (*CAPTION_SUFFIXES, extension):
+        elif suffix in (*CAPTION_SUFFIXES, extension.lower()):
             # Pictures of another format have captions too.
-            if path.with_suffix("") not in formats:
+            if path.with_suffix("") not in formats and path.with_suffix("") not in dataset.others:
                 yield Finding(ORPHAN_CAPTION, "no picture of this name", (path,))
         elif suffix == ".npz" and not any(path.stem.startswith(stem) for stem in stems.get(path.parent, ())):
             yield Finding(ORPHAN_CACHE, "no picture of this name", (path,))
@@ -128,7 +135,9 @@ def find_clashes(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     stems: dict[Path, list[Picture]] = {}
     folded: dict[tuple[Path, str], list[Picture]] = {}
     for picture in dataset.pictures:
-        stems.setdefault(picture.path.with_suffix(""), []).append(picture)
+        if picture.caption_path is None or picture.caption_path.stem != picture.path.name:
+            # A picture with a caption a.png.txt shares none.
+            stems.setdefault(picture.path.with_suffix(""), []).append(picture)
         folded.setdefault((picture.path.parent, picture.path.stem.casefold()), []).append(picture)
         if not picture.path.name.isprintable():
             yield Finding(ODD_NAME, "control characters in the name", (picture.path,))
@@ -142,10 +151,14 @@ def find_clashes(dataset: Dataset, _options: Options) -> Iterator[Finding]:
 
 def find_misplaced(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Pictures that training does not find."""
+    if not dataset.trained:
+        yield Finding(NOTHING_TRAINED, "; ".join(dataset.left_out) or "there is no picture")
     for place in dataset.places:
         paths = tuple(picture.path for picture in dataset.pictures if picture.place == place)
         if not place.trained:
-            yield Finding(NOT_TRAINED, f"{len(paths)} pictures in {place.path}", paths)
+            if paths:
+                reason = dataset.untrained.get(place.path, f"in {place.path}")
+                yield Finding(NOT_TRAINED, f"{len(paths)} picture{'s' * (len(paths) != 1)} {reason}", paths)
         elif place.repeats is None and paths:
             name = place.path.resolve().name
             yield Finding(
@@ -160,5 +173,5 @@ CHECKS = (
     Check((UNREADABLE, TOO_LARGE, UNREAD_FOLDER), find_broken),
     Check((OTHER_FORMAT, ORPHAN_CAPTION, ORPHAN_CACHE, ORPHAN_MASK, MASK_TRAINED), find_orphans),
     Check((STEM_CLASH, CASE_CLASH, ODD_NAME), find_clashes),
-    Check((NOT_TRAINED, NO_REPEATS), find_misplaced),
+    Check((NOTHING_TRAINED, NOT_TRAINED, NO_REPEATS), find_misplaced),
 )

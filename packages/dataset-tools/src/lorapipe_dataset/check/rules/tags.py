@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from lorapipe_dataset.texts.vocabulary import (
     rating_of,
     read_aliases,
     read_vocabulary,
+    shown,
 )
 
 INVARIANT_SHARE = 0.8
@@ -76,6 +78,31 @@ RATING = Rule(
 )
 
 
+PROMPT = Rule(
+    "prompt-syntax",
+    "warning",
+    "Signs of prompts in captions: they are trained as words",
+    "lora-clean --strip-weights, and --drop 're:<.*>, BREAK' for the others",
+)
+# Weights, networks called by name, and words that some user interfaces read as commands.
+_PROMPT = re.compile(
+    r"(?<!\\)[(\[][^()\[\]]+:\s*[+-]?\d*\.?\d+[)\]]"
+    r"|<(?:lora|lyco|hypernet):[^<>]*>|\bBREAK\b|\bADDROW\b|\bADDCOL\b"
+)
+
+
+def find_prompts(dataset: Dataset, _options: Options) -> Iterator[Finding]:
+    """Captions that were copied from prompts with the signs that only prompts have."""
+    for picture in dataset.captioned:
+        signs = list(dict.fromkeys(_PROMPT.findall(picture.caption or "")))
+        if signs:
+            yield Finding(PROMPT, _quoted(signs), (picture.path,), {"signs": signs})
+
+
+def _quoted(texts: list[str]) -> str:
+    return ", ".join(f"'{text}'" for text in texts)
+
+
 def find_known(dataset: Dataset, options: Options) -> Iterator[Finding]:
     """Tags that the list does not have, the nearest known one beside them."""
     if options.tags_file is None:
@@ -92,9 +119,14 @@ def find_known(dataset: Dataset, options: Options) -> Iterator[Finding]:
         near = vocabulary.nearest(tag)
         paths = tuple(picture.path for picture in pictures)
         if near:
-            yield Finding(MISSPELT, f"'{tag}': did you mean '{near}'?", paths, {"tag": tag, "nearest": near})
+            yield Finding(
+                MISSPELT,
+                f"'{shown(tag)}': did you mean '{shown(near)}'?",
+                paths,
+                {"tag": tag, "nearest": near},
+            )
         else:
-            yield Finding(UNKNOWN, f"'{tag}'", paths, {"tag": tag})
+            yield Finding(UNKNOWN, f"'{shown(tag)}'", paths, {"tag": tag})
 
 
 def find_aliases(dataset: Dataset, options: Options) -> Iterator[Finding]:
@@ -105,7 +137,9 @@ def find_aliases(dataset: Dataset, options: Options) -> Iterator[Finding]:
     for tag, pictures in _by_tag(dataset).items():
         if tag in aliases:
             paths = tuple(picture.path for picture in pictures)
-            yield Finding(ALIAS, f"'{tag}' is now '{aliases[tag]}'", paths, {"tag": tag, "new": aliases[tag]})
+            yield Finding(
+                ALIAS, f"'{shown(tag)}' is now '{aliases[tag]}'", paths, {"tag": tag, "new": aliases[tag]}
+            )
 
 
 def _by_tag(dataset: Dataset) -> dict[str, list[Picture]]:
@@ -158,7 +192,7 @@ def find_invariant(dataset: Dataset, options: Options) -> Iterator[Finding]:
             counts.update({canonical(tag) for tag in picture.tags})
         for tag, count in sorted(counts.items(), key=lambda row: (-row[1], row[0])):
             if count >= INVARIANT_SHARE * len(captioned) and tag not in own:
-                text = f"'{tag}' in {count / len(captioned):.0%} of {concept}"
+                text = f"'{shown(tag)}' in {count / len(captioned):.0%} of {concept}"
                 text += " (the trigger? then name it with --trigger)" if tag == guessed else ""
                 paths = tuple(p.path for p in captioned if tag in map(canonical, p.tags))
                 yield Finding(
@@ -180,11 +214,12 @@ def find_ratings(dataset: Dataset, _options: Options) -> Iterator[Finding]:
 
 
 def _listed(tags: list[str]) -> str:
-    return ", ".join(f"'{tag}'" for tag in tags)
+    return ", ".join(f"'{shown(tag)}'" for tag in tags)
 
 
 CHECKS = (
     Check((UNKNOWN, MISSPELT), find_known),
+    Check((PROMPT,), find_prompts),
     Check((ALIAS,), find_aliases),
     Check((DOUBLE, CONTRADICTION, PEOPLE), find_in_captions),
     Check((ARTEFACT, PANEL), find_artefacts),

@@ -6,13 +6,13 @@ import fnmatch
 import re
 from collections.abc import Callable, Sequence
 
-from lorapipe_dataset.texts.vocabulary import canonical
+from lorapipe_dataset.texts.vocabulary import canonical, is_word
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.captions import KEEP_MARK
 
 REGEX = "re:"
-MARK = "|||"  # sd-scripts' keep_tokens_separator: what stands before it stays in front
+MARK = KEEP_MARK
 _MOST_KEYS = 1 << 18
-_TWO_LETTERS = re.compile(r"[^\W\d_]{2}")
 _ESCAPED = re.compile(r"\\([\\()])")
 _UNESCAPED = re.compile(r"(?<!\\)([()])")
 
@@ -31,11 +31,6 @@ class Keys(dict[str, str]):
 def key_maker() -> Callable[[str], str]:
     """A function for what tags are compared by."""
     return Keys().__getitem__
-
-
-def is_word(tag: str) -> bool:
-    """Whether a tag is made of words; faces such as ``^_^``, ``o_o`` or ``(9)`` have no two letters side by side."""
-    return _TWO_LETTERS.search(tag) is not None
 
 
 def with_spaces(tag: str) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lorapipe_dataset.changes.filebytes import read_stamped
-from lorapipe_dataset.changes.journal import Change, Journal
 from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.files.inputs import Document, Job
 from lorapipe_dataset.clean.files.plan import Outcome
-from lorapipe_dataset.clean.files.textfile import decode, encode_text
+from lorapipe_dataset.clean.files.textfile import encode_text
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.sidecars.documents import change_csv, change_kohya, change_metadata, picture_path
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Change, Journal
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import LeadsOut
+from lorapipe_engine.pictures.captions import decode_caption
 
 
 def clean_document(document: Document, options: Options, cleaner: Cleaner, journal: Journal) -> list[Outcome]:
@@ -56,7 +57,7 @@ class _Sweep:
         data, stamp = read_stamped(path)
         if data is None:
             raise InputError(f"{path}: no such file")
-        text = decode(data, path)
+        text = decode_caption(data, path, self._options.encoding)
         try:
             if self._document.kind == "kohya":
                 new = change_kohya(text, self._clean, sentences=self._options.rules.style == "text")

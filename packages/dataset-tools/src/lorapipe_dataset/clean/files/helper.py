@@ -19,14 +19,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lorapipe_dataset.changes.filebytes import Stamp
-from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.captions.steps.step import Bench
 from lorapipe_dataset.clean.files.inputs import Job
 from lorapipe_dataset.clean.files.plan import Outcome, Plan, Planner
-from lorapipe_dataset.clean.files.textfile import decode, encode
+from lorapipe_dataset.clean.files.textfile import encode
 from lorapipe_dataset.clean.options import Options
+from lorapipe_engine.changes.filebytes import Stamp
+from lorapipe_engine.changes.journal import Change
+from lorapipe_engine.pictures.captions import decode_caption
 
 WORTH_IT = 5000  # captions from which starting a process pays
 PART = 1024
@@ -59,6 +60,7 @@ class Helper:
         alone = sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if alone else "spawn")
         self._cleaner = cleaner
+        self._encoding = options.encoding
         self._pipe, other = context.Pipe()
         bench = cleaner.bench
         if alone:
@@ -126,7 +128,7 @@ class Helper:
             number, answers, cut = found
             if number == part.number:
                 self._cleaner.bench.cut.update(cut)
-                return [*map(_plan, part.jobs, answers)]
+                return [_plan(job, one, self._encoding) for job, one in zip(part.jobs, answers, strict=True)]
             # What was asked for in a folder whose writing came to nothing.
         self._answers.put(None)
         return None
@@ -186,9 +188,9 @@ def _facts(outcome: Outcome, before: str | bytes | None, change: Any) -> _Answer
     return before, outcome.after, outcome.written, outcome.differs, outcome.error, outcome.left, change
 
 
-def _plan(job: Job, answer: _Answer) -> Plan:
+def _plan(job: Job, answer: _Answer, encoding: str | None) -> Plan:
     before, after, written, differs, error, left, change = answer
     if isinstance(before, bytes):
         change = Change(job.name, before, encode(after or "", before, job.file), Stamp(*change))
-        before = decode(before, job.file)
+        before = decode_caption(before, job.file, encoding)
     return Plan(Outcome(job, before, after, written, differs, error, left), change)

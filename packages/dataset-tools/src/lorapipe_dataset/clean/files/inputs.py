@@ -19,15 +19,18 @@ from lorapipe_dataset.sidecars import (
     TEXT_FORMATS,
     sniff_document,
 )
+from lorapipe_dataset.sidecars.documents import document_rows, picture_path
 from lorapipe_dataset.sidecars.embedded import read_embedded
 from lorapipe_dataset.sidecars.post import Post
+from lorapipe_engine.changes.filebytes import read_stamped
 from lorapipe_engine.command.records import Record, find_files, find_names, read_records
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.links import check_inside
-from lorapipe_engine.pictures.images import IMAGE_SUFFIXES
+from lorapipe_engine.pictures.captions import decode_caption
+from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, OTHER_PICTURES, CaptionFinder, survey
 
-PICTURES = IMAGE_SUFFIXES | {".gif", ".jfif", ".tif", ".tiff"}
+PICTURES = IMAGE_SUFFIXES | OTHER_PICTURES
 DOCUMENTS = (".json", ".jsonl", ".csv")
 
 
@@ -69,6 +72,7 @@ def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Do
     command line names nothing.
     """
     words = set(options.inputs)
+    finder = CaptionFinder(options.extensions[0])
     nothing = True
     for record in read_records(options.inputs, stdin):
         nothing = False
@@ -79,7 +83,7 @@ def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Do
         elif record.path.suffix.lower() in DOCUMENTS and "caption" not in record.data:
             yield from _of_file(record.path, options)
         else:
-            yield _of_record(record, options)
+            yield _of_record(record, options, finder)
     if nothing and not options.inputs:
         raise InputError("nothing to work on: the list on standard input is empty")
 
@@ -92,10 +96,29 @@ def _of_file(path: Path, options: Options) -> Iterator[Job | Document]:
     except InputError as error:
         yield Job(str(path), error=str(error))
         return
-    if kind is not None:
+    if kind is not None and options.target in ("txt", "caption"):
+        yield from _of_document(path, kind, options)
+    elif kind is not None:
         yield Document(path, kind)
     else:
         yield from _of_sidecars([path], path.parent, options)
+
+
+def _of_document(path: Path, kind: str, options: Options) -> Iterator[Job]:
+    """The captions of a document, each to be a file of its own."""
+    try:
+        data, _ = read_stamped(path)
+        rows = document_rows(
+            decode_caption(data or b"", path, options.encoding), kind, sentences=options.rules.style == "text"
+        )
+    except InputError as error:
+        text = str(error)
+        yield Job(str(path), error=text if text.startswith(str(path)) else f"{path}: {text}")
+        return
+    for name, caption in rows:
+        picture = picture_path(name, path)
+        file = f"{split_suffix(str(picture))[0]}{options.extensions[0]}"
+        yield _aimed(Job(file, path.parent, str(picture), given=caption), options)
 
 
 def _of_sidecars(sidecars: Sequence[Path], root: Path, options: Options) -> Iterator[Job]:
@@ -128,22 +151,29 @@ def _aimed(job: Job, options: Options) -> Job:
     suffix = f".{options.target}"
     place = Path(job.file)
     if options.output is not None:
-        inside = place.relative_to(job.root) if job.root is not None else Path(place.name)
-        place = options.output / inside
+        place = options.output / _inside(place, job.root)
     file = str(place.with_suffix(suffix))
     if file != job.file:
-        job.origin = job.file if job.given is None else None
+        if job.origin is None and job.given is None:
+            job.origin = job.file
         job.file = file
     return job
 
 
-def _of_record(record: Record, options: Options) -> Job:
+def _inside(place: Path, root: Path | None) -> Path:
+    """The place below the output that a file has below ``root``; its bare name where it lies elsewhere."""
+    whole = Path(os.path.abspath(place))  # noqa: PTH100 - links are not to be followed
+    home = None if root is None else Path(os.path.abspath(root))  # noqa: PTH100
+    return whole.relative_to(home) if home is not None and whole.is_relative_to(home) else Path(place.name)
+
+
+def _of_record(record: Record, options: Options, finder: CaptionFinder) -> Job:
     path, caption = record.path, record.data.get("caption")
     is_text = path.suffix.lower() in options.extensions
     job = Job(str(path), record=record, reader=TEXT_FORMATS.get(options.source or ""))
     job.picture = None if is_text else job.file
     if not is_text and not (options.no_txt and caption is not None):
-        job.file = find_caption_file(job.file, options.extensions)
+        job.file = find_caption_file(job.file, options.extensions, finder)
     if options.source == PICTURE_FORMAT and not is_text and caption is None and path.exists():
         caption = _with_embedded(job, path).given
     if job.reader is not None and caption is None:
@@ -172,14 +202,12 @@ def _take_sidecar(job: Job, path: Path, is_text: bool, options: Options) -> None
         job.file = str(picture.with_suffix(options.extensions[0]))
 
 
-def find_caption_file(picture: str, extensions: Sequence[str]) -> str:
+def find_caption_file(picture: str, extensions: Sequence[str], finder: CaptionFinder) -> str:
     """The caption file of a picture; where there is none, the one it would have."""
-    stem, _ = split_suffix(picture)
-    for extension in extensions:
-        for path in (stem + extension, picture + extension):
-            if os.path.isfile(path):  # noqa: PTH113
-                return path
-    return stem + extensions[0]
+    beside = finder.of(Path(picture))
+    if beside is not None and beside.suffix.lower() in extensions:
+        return str(beside)
+    return split_suffix(picture)[0] + extensions[0]
 
 
 def split_suffix(path: str) -> tuple[str, str]:
@@ -215,7 +243,8 @@ def _of_files(folder: Path, options: Options) -> Iterator[Job | Document]:
     if not found:
         raise InputError(f"{folder}: has no {suffixes[0]} files")
     if options.source in DOCUMENT_FORMATS:
-        yield from (Document(path, options.source) for path in found)
+        for path in found:
+            yield from _of_file(path, options)
     else:
         yield from _of_sidecars(found, folder, options)
 
@@ -237,6 +266,11 @@ def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:
         hint = "" if options.recursive else "; -r looks into its folders"
         raise InputError(f"{folder}: has no captions ({', '.join(options.extensions)}){hint}")
     yield from jobs
+    if options.recursive:
+        laid = survey(folder)
+        lines = [f"not trained: {line}" for line in laid.left_out() if laid.numbered]
+        for line in [*lines, *(f"left alone: {line}" for line in laid.linked())]:
+            say(f"lora-clean: note: {folder}: {line}")
 
 
 def _of_pictures(folder: Path, options: Options) -> Iterator[Job]:
@@ -245,8 +279,9 @@ def _of_pictures(folder: Path, options: Options) -> Iterator[Job]:
     if not pictures:
         raise InputError(f"{folder}: has no pictures")
     without = 0
+    finder = CaptionFinder(options.extensions[0])
     for picture in pictures:
-        file = find_caption_file(picture, options.extensions)
+        file = find_caption_file(picture, options.extensions, finder)
         job = _with_embedded(Job(file, folder, picture), Path(picture))
         if job.given is None and job.error is None:
             without += 1

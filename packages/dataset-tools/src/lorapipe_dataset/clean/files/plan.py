@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lorapipe_dataset.changes.filebytes import read_stamped
-from lorapipe_dataset.changes.journal import Change
 from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.captions.rules import Facts
 from lorapipe_dataset.clean.files.inputs import Job, counterpart
 from lorapipe_dataset.clean.files.posts import post_caption
-from lorapipe_dataset.clean.files.textfile import decode, encode, says_the_same
+from lorapipe_dataset.clean.files.textfile import encode, says_the_same
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.clean.settings import Existing
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.changes.journal import Change
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.files.links import LeadsOut
+from lorapipe_engine.pictures.captions import decode_caption
+from lorapipe_engine.pictures.joining import join_captions
 
 
 @dataclass(slots=True)
@@ -69,12 +71,12 @@ class Planner:
             self._decide_record(job, job.given, outcome)
             return None
         data, stamp = read_stamped(job.file, self._options.home_of(job.root))
-        held = None if data is None else decode(data, job.file)
+        held = None if data is None else decode_caption(data, job.file, self._options.encoding)
         brought, facts = read_source(job, held, self._options)
         text = brought if brought is not None else held
         if text is None and not self._options.create:
             return None
-        outcome.before = held if job.given is None and job.origin is None else text
+        outcome.before = held
         facts = find_facts(job, self._options, self._cleaner, facts)
         outcome.after = self._clean(job, text or "", facts)
         foreign = job.given is not None or job.origin is not None
@@ -119,7 +121,7 @@ def read_source(job: Job, held: str | None, options: Options) -> tuple[str | Non
     text = held
     if job.origin is not None:
         data, _ = read_stamped(job.origin, job.root)
-        text = None if data is None else decode(data, job.origin)
+        text = None if data is None else decode_caption(data, job.origin, options.encoding)
     if job.reader is not None and text is not None:
         return post_caption(job.reader(text), options)
     return (text if job.origin is not None else None), job.facts
@@ -133,20 +135,14 @@ def find_facts(job: Job, options: Options, cleaner: Cleaner, facts: Facts) -> Fa
     if path is None:
         return facts
     held, _ = read_stamped(path, options.other)
-    tags = cleaner.tags_of(decode(held or b"", path))
+    tags = cleaner.tags_of(decode_caption(held or b"", path, options.encoding))
     return Facts(facts.categories, facts.scores, tags)
 
 
 def join_existing(cleaner: Cleaner, old: str, new: str, mode: Existing) -> str:
     """Two captions as one: ``append`` and ``prepend`` add what is new, ``merge`` puts new tags behind the old ones."""
-    if mode == "replace":
+    if mode == "replace" or mode == "skip":
         return new
     if cleaner.rules.style == "text":
         return f"{new} {old}" if mode == "prepend" else f"{old} {new}"
-    key = cleaner.bench.key
-    here = set(map(key, cleaner.tags_of(old)))
-    more = [tag for tag in cleaner.tags_of(new) if key(tag) not in here]
-    parts = (
-        [cleaner.rules.join.join(more), old] if mode == "prepend" else [old, cleaner.rules.join.join(more)]
-    )
-    return cleaner.rules.join.join(part for part in parts if part)
+    return join_captions(old, cleaner.tags_of(new), mode, cleaner.rules.join, cleaner.bench.key)

@@ -1,23 +1,10 @@
-"""Caption files' bytes: UTF-8 in, with or without byte order mark and Windows' line ends; plain UTF-8 out."""
+"""Caption files' bytes: plain UTF-8 out, whatever came in."""
 
 from __future__ import annotations
 
-import codecs
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
-
-
-def decode(data: bytes, path: Path | str) -> str:
-    """The text of a caption file. Raises InputError for bytes that are no UTF-8."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        known = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        what = "UTF-16, not UTF-8" if known else f"not UTF-8 (byte {error.start})"
-        raise InputError(
-            f"{path}: {what}, so it is left alone; save it as UTF-8, or convert it with iconv"
-        ) from error
 
 
 def encode(text: str, before: bytes | None, path: Path | str) -> bytes:

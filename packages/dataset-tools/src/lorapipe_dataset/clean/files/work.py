@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from lorapipe_dataset.changes.journal import Begun, ChangedMeanwhile, Folder, Journal
 from lorapipe_dataset.clean.captions.cleaner import Cleaner
 from lorapipe_dataset.clean.files.helper import PART, Helper, can_help
 from lorapipe_dataset.clean.files.inputs import Document, Job
 from lorapipe_dataset.clean.files.plan import Outcome, Plan, Planner
 from lorapipe_dataset.clean.options import Options
+from lorapipe_engine.changes.journal import Begun, ChangedMeanwhile, Folder, Journal
 from lorapipe_engine.errors import LoraError
 
 _ATTEMPTS = 5

@@ -1,7 +1,11 @@
-"""So many tags or tokens and no more: whole tags go from the end, the trigger never."""
+"""So many tags or tokens and no more: whole tags go from the end, the trigger never.
+
+Where not even one tag fits, as in a caption of one long sentence, that is cut between its words.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from lorapipe_dataset.clean.captions.rules import Facts
@@ -36,7 +40,30 @@ def build(bench: Bench) -> Step | None:
             chosen.add(place)
         if len(chosen) == len(tags):
             return tags
+        if not any(tags[place] != MARK and not must[place] for place in chosen):
+            # A caption of one long sentence is cut inside it: an empty one would say nothing.
+            first = next(place for place in places if tags[place] != MARK and not must[place])
+            spent = sum(count(tags[place]) + between for place in chosen)
+            shorter = _cut(tags[first], (rules.max_tokens or 0) - around - spent, counter)
+            if shorter:
+                bench.cut.update([bench.key(tags[first])])
+                kept = {**{place: tags[place] for place in chosen}, first: shorter}
+                return [kept[place] for place in sorted(kept)]
         bench.cut.update(bench.key(tag) for i, tag in enumerate(tags) if i not in chosen)
         return [tag for i, tag in enumerate(tags) if i in chosen]
 
     return step
+
+
+def _cut(tag: str, most: int, count: Callable[[str], int]) -> str:
+    """As many words of a tag as ``most`` tokens hold, or of its first word as many letters; "" where that is none."""
+    words = tag.split()
+    if words and count(words[0]) > most:
+        return next(
+            (words[0][:end] for end in range(len(words[0]), 0, -1) if count(words[0][:end]) <= most), ""
+        )
+    low, high = 1, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count(" ".join(words[:middle])) <= most else (low, middle - 1)
+    return " ".join(words[:low])

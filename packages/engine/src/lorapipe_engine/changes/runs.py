@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_dataset.changes.journal import ENDING, HIDDEN
-from lorapipe_dataset.changes.ledger import Known, remembered
+from lorapipe_engine.changes.journal import ENDING, HIDDEN
+from lorapipe_engine.changes.ledger import Known, remembered
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Taking back what a run changed, by its journal (:mod:`lorapipe_dataset.changes.journal`).
+"""Taking back what a run changed, by its journal (:mod:`lorapipe_engine.changes.journal`).
 
 A journal may have come with the dataset. One that is not in the user's own list has to be named, and can then do less:
 it never puts a link in place, nor moves a link or a file of several names. No journal reaches out of its folder: that,
@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorapipe_dataset.changes.entries import MOST, Entry, read_entries
-from lorapipe_dataset.changes.filebytes import digest, write_new
-from lorapipe_dataset.changes.journal import ENDING, HIDDEN, KEPT, OLD, clear, leftovers
-from lorapipe_dataset.changes.ledger import is_own
-from lorapipe_dataset.changes.place import LinkRefused, NotRegular, Place, open_place
-from lorapipe_dataset.changes.runs import Found, Say, choose, date_of
-from lorapipe_dataset.changes.swapping import temporary_name
+from lorapipe_engine.changes.entries import MOST, Entry, read_entries
+from lorapipe_engine.changes.filebytes import digest, write_new
+from lorapipe_engine.changes.journal import ENDING, HIDDEN, KEPT, OLD, clear, leftovers
+from lorapipe_engine.changes.ledger import is_own
+from lorapipe_engine.changes.place import LinkRefused, NotRegular, Place, open_place
+from lorapipe_engine.changes.runs import Found, Say, choose, date_of
+from lorapipe_engine.changes.swapping import temporary_name
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError, LoraError, OutputError
 from lorapipe_engine.files.locking import locked
@@ -223,7 +223,7 @@ class _Desk:
             return False
         if stat.S_ISREG(facts.st_mode):
             self._check_names(entry, place, name, facts)
-        elif not self._is_own_link(entry, place, name, facts):
+        elif not (self._is_own_folder(entry, facts) or self._is_own_link(entry, place, name, facts)):
             raise LinkRefused(f"{place.show(name)}: no plain file; left alone")
         path = self._folder.show(entry.name)
         if self._folder.facts(entry.name) is not None:
@@ -232,6 +232,10 @@ class _Desk:
         if not self._dry_run:
             place.move(name, self._folder, entry.name)
         return True
+
+    def _is_own_folder(self, entry: Entry, facts: os.stat_result) -> bool:
+        """Whether a folder is the one that a run of this user gave another name."""
+        return self._own and stat.S_ISDIR(facts.st_mode) and entry.inode == facts.st_ino
 
     def _is_own_link(self, entry: Entry, place: Place, name: str, facts: os.stat_result) -> bool:
         if not self._own or entry.link is None or not stat.S_ISLNK(facts.st_mode):

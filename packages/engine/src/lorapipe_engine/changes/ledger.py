@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorapipe_dataset.changes.filebytes import digest, write_all
+from lorapipe_engine.changes.filebytes import digest, write_all
 from lorapipe_engine.errors import LoraError
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.cachefolder import state_folder

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from lorapipe_dataset.changes.journal import HIDDEN
+from lorapipe_engine.changes.journal import HIDDEN
 from lorapipe_engine.errors import InputError
 
 MOST = 1 << 30  # bytes of a journal

@@ -10,7 +10,7 @@ import secrets
 import sys
 from contextlib import suppress
 
-from lorapipe_dataset.changes.place import Identity, Place
+from lorapipe_engine.changes.place import Identity, Place
 
 _HERE = -100  # AT_FDCWD
 _EXCHANGE = 2  # RENAME_EXCHANGE

@@ -1,7 +1,7 @@
 """Changes to a folder's files that can be taken back.
 
 Before a file is changed, the change is noted in a journal in the folder ``.lorapipe`` beside it, and the old file stays
-there under its own name: nothing is copied, and :mod:`~lorapipe_dataset.changes.undo` brings the very file back. Where
+there under its own name: nothing is copied, and :mod:`~lorapipe_engine.changes.undo` brings the very file back. Where
 a file system has neither links nor exchanges of names, what the file held stands in the journal. A journal is JSON
 lines, one change each, named by time, tool and run. It is on the disk before the first file of a batch changes, and a
 file is changed by a rename, so each file is the old or the new one at any time. Two tools that work on one folder wait
@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lorapipe_dataset.changes.filebytes import Stamp, digest, read_all, stamp_of, write_all
-from lorapipe_dataset.changes.ledger import Known, remember
-from lorapipe_dataset.changes.place import (
+from lorapipe_engine.changes.filebytes import Stamp, digest, read_all, stamp_of, write_all
+from lorapipe_engine.changes.ledger import Known, remember
+from lorapipe_engine.changes.place import (
     PLAIN,
     Identity,
     LinkRefused,
@@ -35,8 +35,8 @@ from lorapipe_dataset.changes.place import (
     is_link,
     open_place,
 )
-from lorapipe_dataset.changes.staging import Staging
-from lorapipe_dataset.changes.swapping import Swapper, find_swapper, is_temporary, temporary_name
+from lorapipe_engine.changes.staging import Staging
+from lorapipe_engine.changes.swapping import Swapper, find_swapper, is_temporary, temporary_name
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError, LoraError, OutputError
 from lorapipe_engine.files.locking import locked
@@ -51,7 +51,7 @@ _APPEND = os.O_WRONLY | os.O_APPEND | PLAIN
 
 class Change(NamedTuple):
     """New bytes for a file of a folder. ``before`` is what it holds now, None where there is no such file. ``stamp``:
-    what :func:`~lorapipe_dataset.changes.filebytes.read_stamped` gave with it; without one the file is read once more
+    what :func:`~lorapipe_engine.changes.filebytes.read_stamped` gave with it; without one the file is read once more
     before it is replaced.
     """
 
@@ -191,6 +191,30 @@ class Folder:
         kept = f"{self._run}-{secrets.token_hex(6)}{KEPT}"
         self._note([{"name": name, "kept": kept, **self._file(name)}])
         self._move(name, self._open_hidden(), kept)
+
+    def remove_all(self, files: Mapping[str, Identity]) -> dict[str, LoraError]:
+        """Take files away that are still the ones of those numbers; the errors of those that stay where they are.
+
+        The journal is brought to the disk once for all. Raises OutputError where it cannot be written.
+        """
+        failures: dict[str, LoraError] = {}
+        rows, entries = [], []
+        for name, identity in files.items():
+            with self._writing():
+                facts = self._place.facts(name)
+            if facts is None or (facts.st_dev, facts.st_ino) != identity:
+                failures[name] = ChangedMeanwhile("another file has come into its place")
+                continue
+            kept = f"{self._run}-{secrets.token_hex(6)}{KEPT}"
+            rows.append((name, kept))
+            entries.append({"name": name, "kept": kept, **self._file(name)})
+        self._note(entries)
+        for name, kept in rows:
+            try:
+                self._move(name, self._open_hidden(), kept)
+            except LoraError as error:
+                failures[name] = error
+        return failures
 
     def rename(self, name: str, new: str) -> None:
         """Give a file another name, which must be free. Raises OutputError."""

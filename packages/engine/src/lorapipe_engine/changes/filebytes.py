@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from lorapipe_dataset.changes.place import NotRegular, Place
+from lorapipe_engine.changes.place import NotRegular, Place
 from lorapipe_engine.files.links import IS_LINK, NOFOLLOW, check_inside
 
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)

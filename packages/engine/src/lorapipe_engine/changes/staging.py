@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from lorapipe_dataset.changes.filebytes import write_new
+from lorapipe_engine.changes.filebytes import write_new
 
 if TYPE_CHECKING:
-    from lorapipe_dataset.changes.place import Place
-    from lorapipe_dataset.changes.swapping import Swapper
+    from lorapipe_engine.changes.place import Place
+    from lorapipe_engine.changes.swapping import Swapper
 
 
 class Staging:

@@ -1,0 +1,420 @@
+"""What a dataset's files and folders are: pictures, captions, concept folders, and what is left out and why.
+
+The rule is the trainer's: pictures in a folder ``N_concept`` with a whole number N of 1 or more in front of the first
+underscore are trained, and none in folders inside it. Every tool asks here, so all count alike. A folder without any
+``N_concept`` in it holds pictures that are to become a dataset: each folder in it is a concept then.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorapipe_engine.command.records import check_folder, find_files, is_left_out
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.captions import caption_suffixes
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
+# Drawings and films, which no tool here opens.
+NOT_OPENED = frozenset({".psd", ".svg", ".mp4", ".webm"})
+# Pictures by their names that no trainer takes.
+OTHER_PICTURES = frozenset(
+    {
+        ".gif", ".tif", ".tiff", ".heic", ".heif", ".jfif", ".jpe", ".apng", ".tga", ".ppm", ".pgm", ".dds", ".jp2",
+        *NOT_OPENED,
+    }
+)  # fmt: skip
+MASK_MARK = "-masklabel"
+MASK_FOLDERS = frozenset({"mask", "masks"})
+MOST_REPEATS = 10_000
+_REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
+_SIGNATURES = (
+    b"\x89PNG\r\n",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\xff\x0a",
+    b"\0\0\0\x0cJXL ",
+)
+
+
+# -------------------------------------------------------------------------------- names of folders
+
+
+@dataclass(frozen=True)
+class RepeatFolder:
+    """A folder ``N_concept``: its pictures come N times an epoch."""
+
+    path: Path
+    repeats: int
+    concept: str
+
+
+def as_repeat_folder(path: Path) -> RepeatFolder | None:
+    """Read a folder's name; None where it is not of the form N_concept with N of 1 or more.
+
+    Raises InputError for more than ``MOST_REPEATS``: names that begin with a picture's number on some site.
+    """
+    match = _REPEATS.fullmatch(path.name)
+    if not match or int(match.group(1)) < 1:
+        return None
+    if int(match.group(1)) > MOST_REPEATS:
+        raise InputError(
+            f"{path}: its name asks for {int(match.group(1)):,} repeats of each picture, more than {MOST_REPEATS:,}; "
+            f"rename it to '1_{path.name}', or to the number that is meant"
+        )
+    return RepeatFolder(path, int(match.group(1)), match.group(2))
+
+
+def concept_of(name: str) -> str:
+    """The concept that a folder's name stands for: what is behind its repeats, all of it where it has none."""
+    match = _REPEATS.fullmatch(name)
+    return match.group(2) if match and 1 <= int(match.group(1)) <= MOST_REPEATS else name
+
+
+def is_switched_off(name: str) -> bool:
+    """Whether a folder's name asks for 0 repeats, by which people leave a concept out for a time."""
+    match = _REPEATS.fullmatch(name)
+    return match is not None and int(match.group(1)) == 0
+
+
+def repeat_folders(root: Path) -> list[RepeatFolder]:
+    """The folders ``N_concept`` in ``root``, sorted by name; ``root`` itself where it is one and holds pictures.
+
+    Raises InputError where there is none, saying which folders to rename.
+    """
+    inside = subfolders(root)
+    numbered = [folder for path in inside if (folder := as_repeat_folder(path))]
+    if numbered:
+        return numbered
+    itself = as_repeat_folder(root.resolve())
+    if itself and find_images(root):
+        return [RepeatFolder(root, itself.repeats, itself.concept)]
+    raise InputError(f"{root}: no folder named N_concept in it; {_what_to_rename(root, inside)}")
+
+
+def subfolders(root: Path) -> list[Path]:
+    """The folders in ``root`` that may hold a concept, sorted by name. Links to folders count, but for those back to
+    ``root`` or a folder above it; hidden folders, and those that other programs make, do not.
+
+    Raises InputError if it cannot be read.
+    """
+    check_folder(root)
+    try:
+        inside = [path for path in root.iterdir() if not is_left_out(path.name) and path.is_dir()]
+    except OSError as error:
+        raise InputError(f"{root}: cannot be read ({error.strerror})") from error
+    own = root.resolve()
+    return sorted(
+        (path for path in inside if not path.is_symlink() or not own.is_relative_to(path.resolve())),
+        key=lambda path: path.parts,
+    )
+
+
+def _what_to_rename(root: Path, inside: Sequence[Path]) -> str:
+    if inside:
+        name = inside[0].name.removeprefix("0_") if is_switched_off(inside[0].name) else inside[0].name
+        return f"rename '{inside[0].name}' to '10_{name}' (10 is how often its pictures come in an epoch)"
+    if find_images(root):
+        return f"put its pictures into a folder such as '10_{root.resolve().name}' inside it"
+    return "it is empty; put pictures into a folder such as '10_concept' inside it"
+
+
+# -------------------------------------------------------------------------------- files
+
+
+def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The pictures of a folder by suffix (any case), sorted by the letters' code points. Hidden files are left out.
+
+    Raises InputError if the folder cannot be read.
+    """
+    return find_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a picture is a mask of another: ``a-masklabel.png``, or any in a folder ``masks``."""
+    return path.stem.endswith(MASK_MARK) or path.parent.name.lower() in MASK_FOLDERS
+
+
+def has_signature(path: Path) -> bool:
+    """Whether a file begins as pictures do, whatever its name; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return head.startswith(_SIGNATURES) or head[4:8] == b"ftyp" or is_webp
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """A file's name without its suffix, and the suffix, "" for none: as path objects have it, for less time."""
+    dot = name.rfind(".")
+    return (name[:dot], name[dot:]) if 0 < dot < len(name) - 1 else (name, "")
+
+
+class CaptionNames:
+    """Which of a folder's files are whose captions.
+
+    A picture's caption is ``a.txt``: its stem with the wanted suffix, else ``.txt``, else ``.caption``, in any case of
+    the suffix's letters. Where there is none it is ``a.png.txt``, which also counts first where several pictures share
+    the stem.
+    """
+
+    def __init__(self, names: Iterable[str], extension: str = ".txt") -> None:
+        self._suffixes = caption_suffixes(extension)
+        lowered = [(suffix, suffix.lower()) for suffix in self._suffixes]
+        self._files: dict[tuple[str, str], list[str]] = {}
+        self._stems: Counter[str] = Counter()
+        for name in names:
+            low = name.lower()
+            for suffix, lower in lowered:
+                if low.endswith(lower) and len(name) > len(suffix):
+                    self._files.setdefault((name[: -len(suffix)], suffix), []).append(name)
+            stem, end = split_suffix(low)
+            if end in IMAGE_SUFFIXES or end in OTHER_PICTURES:
+                self._stems[name[: len(stem)]] += 1
+
+    @classmethod
+    def in_folder(cls, folder: Path, extension: str = ".txt") -> CaptionNames:
+        """Of the files that lie in a folder. Raises InputError if it cannot be read."""
+        try:
+            with os.scandir(folder) as entries:
+                return cls([entry.name for entry in entries if not _is_folder(entry)], extension)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+
+    def of(self, picture: str) -> list[str]:
+        """The files that are captions of a picture, by name; the first one is read."""
+        stem, suffix = split_suffix(picture)
+        shared, own = self._named(stem), self._named(picture) if suffix else []
+        return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
+
+    def usual(self, picture: str) -> list[str]:
+        """The names that a picture's caption may have, in the order in which they are tried."""
+        stem, suffix = split_suffix(picture)
+        shared = [stem + end for end in self._suffixes]
+        own = [picture + end for end in self._suffixes] if suffix else []
+        return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
+
+    def _named(self, stem: str) -> list[str]:
+        return [
+            name
+            for suffix in self._suffixes
+            for name in sorted(self._files.get((stem, suffix), ()), key=lambda n: (not n.endswith(suffix), n))
+        ]
+
+
+class CaptionFinder:
+    """The captions of pictures anywhere; each folder is listed once."""
+
+    def __init__(self, extension: str = ".txt") -> None:
+        self._extension = extension
+        self._folders: dict[Path, CaptionNames] = {}
+
+    def of(self, picture: Path) -> Path | None:
+        """The caption file of a picture that is read; None where there is none, or its folder cannot be read.
+
+        A file that came after its folder was listed is seen too: another tool may be writing captions meanwhile.
+        """
+        folder = picture.parent
+        if folder not in self._folders:
+            try:
+                self._folders[folder] = CaptionNames.in_folder(folder, self._extension)
+            except InputError:
+                return None
+        names = self._folders[folder]
+        listed = next(iter(names.of(picture.name)), None)
+        for name in names.usual(picture.name):
+            if listed is not None and listed.lower() == name.lower():
+                return folder / listed
+            if (folder / name).is_file():
+                return folder / name
+        return None
+
+
+# -------------------------------------------------------------------------------- a whole dataset
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of a dataset and its files, sorted. ``repeats`` is None where its name has no number; ``reason`` says
+    why its pictures are not trained, None where they are. ``top`` is the concept's folder: itself, or the one that an
+    inner folder lies in; ``concept`` is that one's.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    concept: str
+    top: Path
+    repeats: int | None = None
+    reason: str | None = None
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether it lies inside a concept's folder."""
+        return self.reason == _INNER
+
+    @property
+    def pictures(self) -> list[str]:
+        """The names of the pictures in formats that are trained."""
+        return [name for name in self.names if split_suffix(name)[1].lower() in IMAGE_SUFFIXES]
+
+
+@dataclass
+class Survey:
+    """All folders of a dataset. ``numbered``: whether it has folders ``N_concept``, or is one; ``aside``: pictures in
+    folders of other programs and hidden ones, by the folder's name; ``unread``: folders that cannot be read, and why.
+    """
+
+    root: Path
+    numbered: bool = False
+    parts: list[Part] = field(default_factory=list)
+    aside: Counter[str] = field(default_factory=Counter)
+    unread: list[str] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[Part]:
+        """The folders whose pictures are trained."""
+        return [part for part in self.parts if part.reason is None]
+
+    def left_out(self, *, inner: bool = True, hint: str = "") -> list[str]:
+        """What is not trained and why, a line for each reason. Without ``inner``, pictures in folders inside a
+        concept's folder are not told; ``hint`` is put behind their line.
+        """
+        counts = Counter[str]()
+        for part in self.parts:
+            if part.reason is not None and part.pictures and (inner or not part.is_inner):
+                counts[part.reason] += len(part.pictures)
+        lines = [
+            f"{_pictures(count)} {reason}{hint if reason == _INNER else ''}"
+            for reason, count in counts.items()
+        ]
+        if self.aside:
+            names = ", ".join(sorted(self.aside))
+            lines.append(
+                f"{_pictures(self.aside.total())} in folders that are no part of a dataset ({names})"
+            )
+        return [*lines, *self._other_formats()]
+
+    def linked(self) -> list[str]:
+        """What lies in folders that are links, for tools that change nothing behind a link: a line for each."""
+        return [
+            f"{_pictures(len(part.pictures))} in '{part.path.name}', a link to a folder: name that folder itself"
+            for part in self.parts
+            if part.path != self.root and part.path.is_symlink() and part.pictures
+        ]
+
+    def _other_formats(self) -> Iterator[str]:
+        kinds: Counter[str] = Counter()
+        for part in self.trained:
+            for name in part.names:
+                suffix = split_suffix(name)[1].lower()
+                if suffix in OTHER_PICTURES:
+                    kinds[suffix] += 1
+                elif not suffix and has_signature(part.path / name):
+                    kinds["no suffix"] += 1
+        if kinds:
+            listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            yield f"{_pictures(kinds.total())} of kinds that are not trained ({listed}): convert them to png"
+
+
+def survey(root: Path) -> Survey:
+    """All folders of a dataset, as the trainer has them. Raises InputError if ``root`` cannot be read, and for a folder
+    that asks for more than ``MOST_REPEATS``.
+    """
+    found = Survey(root)
+    inside = subfolders(root)
+    numbers = {path: as_repeat_folder(path) for path in inside}
+    own = None if any(numbers.values()) else as_repeat_folder(root.resolve())
+    found.numbered = own is not None or any(numbers.values())
+    loose = _names(root, found)
+    children = [(path, _names(path, found)) for path in inside]
+    crowd = any(Part(path, names, "", path).pictures for path, names in children)
+    found.parts.append(
+        Part(
+            root,
+            loose,
+            concept_of(root.name or root.resolve().name),
+            root,
+            own.repeats if own else None,
+            None if own or not (crowd or found.numbered) else "loose beside the concepts' folders",
+        )
+    )
+    for path, names in children:
+        number = numbers[path]
+        reason = _reason(path, number, numbered=found.numbered, inner=own is not None)
+        top = found.parts[0] if own else Part(path, names, concept_of(path.name), path)
+        repeats = number.repeats if number else None
+        found.parts.append(Part(path, names, top.concept, top.path, repeats, reason))
+        found.parts += _deeper(path, top, found)
+    return found
+
+
+def _reason(path: Path, number: RepeatFolder | None, *, numbered: bool, inner: bool) -> str | None:
+    if path.name.lower() in MASK_FOLDERS:
+        return _MASKS
+    if inner:
+        return _INNER
+    if is_switched_off(path.name):
+        return f"in '{path.name}', whose name asks for 0 repeats"
+    if numbered and number is None:
+        return f"in '{path.name}', which has no number of repeats in front (rename it to '10_{path.name}')"
+    return None
+
+
+_INNER = "in folders inside a concept's folder"
+_MASKS = "in a folder of masks"
+
+
+def _deeper(folder: Path, top: Part, found: Survey) -> Iterator[Part]:
+    """The folders inside a concept's folder. Links are not followed here, so there is an end."""
+    try:
+        inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except OSError:
+        return  # its files could not be listed either, which is told
+    for path in inside:
+        if not is_left_out(path.name):
+            reason = _MASKS if path.name.lower() in MASK_FOLDERS else _INNER
+            yield Part(path, _names(path, found), top.concept, top.path, None, reason)
+            yield from _deeper(path, top, found)
+
+
+def _names(folder: Path, found: Survey) -> tuple[str, ...]:
+    """The files of a folder that are not hidden; what lies in folders that are left out is counted."""
+    try:
+        with os.scandir(folder) as entries:
+            rows = [(entry.name, _is_folder(entry)) for entry in entries]
+    except OSError as error:
+        if folder == found.root:
+            raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+        found.unread.append(f"{folder}: cannot be read ({error.strerror})")
+        return ()
+    for name, is_folder in rows:
+        if is_left_out(name) and is_folder and not (folder / name).is_symlink():
+            count = _count_pictures(folder / name)
+            found.aside.update({name: count} if count else {})
+    return tuple(sorted(name for name, is_folder in rows if not is_folder and not is_left_out(name)))
+
+
+def _count_pictures(folder: Path) -> int:
+    return sum(
+        split_suffix(name)[1].lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names
+    )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'' if count == 1 else 's'}"
