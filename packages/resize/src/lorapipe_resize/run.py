@@ -16,7 +16,13 @@ from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.sizes import parse_size
-from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, quote, write_tensors
+from lorapipe_engine.files.tensorfile import (
+    WeightFile,
+    build_header,
+    check_weights_output,
+    quote,
+    write_tensors,
+)
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule
@@ -59,7 +65,7 @@ class Options:
                 conv_rank=ranks.conv_rank or rank,
                 method=ranks.method,
                 param=ranks.param,
-                exact_count=ranks.exact_count,
+                one_more=ranks.one_more,
             ),
             precision=result.precision,
             balance=result.balance,
@@ -146,7 +152,7 @@ def _check_targets(tasks: Sequence[Task], output: Path, folder: bool, force: boo
     if folder:
         output.mkdir(parents=True, exist_ok=True)
     for target in seen:
-        check_output(target, force=force)
+        check_weights_output(target, force=force)
         if not os.access(target.parent, os.W_OK):
             raise OutputError(f"{target}: its folder {target.parent} may not be written to")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from lorapipe_engine.checkpoints.opened import Base, open_base
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import check_output
+from lorapipe_engine.files.tensorfile import check_weights_output
 from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
@@ -92,4 +93,4 @@ def _check_room(base: Base, result: Result, output: Path, wishes: Wishes) -> Non
         return
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name the file, as in -o {output / 'merged.safetensors'}")
-    check_output(output, force=wishes.force, size=result.size)
+    check_weights_output(output, force=wishes.force, size=result.size)
