@@ -74,6 +74,7 @@ def test_a_line_of_theirs_is_one_of_ours(theirs: list[str], ours: list[str], tmp
     [
         ["--models", "a", "b", "--ratio", "0.3", "-o", "x"],
         ["--models", "a", "b", "--ratio=0.3", "-o", "x"],
+        ["--models", "a", "--ratio", "0.3", "-o", "x"],
         ["--models", "--ratio", "0.3", "a", "b", "-o", "x"],
         ["--models", "a", "b", "--ratio", "0.3", "c", "-o", "x"],
         ["--networks", "a", "b", "--ratio", "0.3"],

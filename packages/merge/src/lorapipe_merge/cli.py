@@ -39,6 +39,7 @@ lora-merge --networks mina.safetensors:0.7 style.safetensors:0.5 -o both.safeten
 lora-merge --networks mina.safetensors style.safetensors --mode svd --new-rank 32 -o both.safetensors --verify
 lora-merge --networks run-0000*.safetensors --average ema:0.8 -o averaged.safetensors
 lora-merge --networks style.safetensors --blocks MID=0,TE=0.5 -o weaker.safetensors
+lora-merge --models old.ckpt --prune --save-precision fp16 -o small.safetensors
 lora-merge --models a.safetensors b.safetensors --method weighted-sum --ratio 0.3 -o ab.safetensors
 """
 
@@ -120,14 +121,49 @@ def _models(inputs: tuple[str, ...], target: Path, chosen: Chosen) -> int:
     from lorapipe_merge.inputs import with_ratios
     from lorapipe_merge.models.merge import merge_models
 
+    settings = chosen[ModelsSettings]
+    if len(inputs) == 1:
+        return _single(inputs[0], target, chosen)
+    if settings.configs is not None:
+        raise ConfigError("--configs has a use only with a single model")
     return merge_models(
         with_ratios(inputs),
         target,
-        chosen[ModelsSettings],
+        settings,
         chosen[OutputSettings],
         chosen[SharedSettings],
         chosen[BlockSettings].blocks,
     )
+
+
+def _single(name: str, target: Path, chosen: Chosen) -> int:
+    from lorapipe_merge.single.turn import Wishes, turn
+
+    for word in ("method", "params", "blocks", "ratio"):
+        if word in chosen.given:
+            label = chosen.mode.fields()[word].label
+            raise ConfigError(f"{label} has no use with a single model, which is only written anew")
+    settings, output = chosen[ModelsSettings], chosen[OutputSettings]
+    wishes = Wishes(
+        precision=output.precision,
+        ema=settings.ema,
+        prune=settings.prune,
+        vae=settings.vae,
+        configs=settings.configs,
+        metadata=not chosen[SharedSettings].no_metadata,
+        allow_nonfinite=output.allow_nonfinite,
+        dry_run=output.dry_run,
+        force=output.force,
+    )
+    done = turn(name, target, wishes)
+    say(f"{done.source}: {done.tensors} tensors, {done.cast} of them in another type")
+    for note in done.notes:
+        say(f"note: {note}")
+    if output.as_json:
+        write_json({"path": str(target), "tensors": done.tensors, "cast": done.cast, "notes": done.notes})
+    elif not output.dry_run:
+        write_path(target)
+    return 0
 
 
 def _wishes(chosen: Chosen, *, allow_unmatched: bool, metadata: bool) -> Wishes:

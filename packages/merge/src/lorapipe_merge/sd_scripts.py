@@ -66,7 +66,8 @@ def translated(words: Sequence[str]) -> list[str] | None:
         return None
     values, kept, unknown = _read(words)
     models, ratios, base = (values.get(name, []) for name in ("--models", "--ratios", "--sd_model"))
-    is_theirs = (base and models) or len(ratios) > 1 or (models and len(ratios) == len(models))
+    plural = any(_spelt(word).startswith("--ratios") for word in words)
+    is_theirs = (base and models) or len(ratios) > 1 or (plural and len(ratios) == len(models) > 0)
     if not is_theirs or not all(map(_is_number, ratios)):
         return None
     if unknown:

@@ -145,9 +145,13 @@ class NetworksSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsSettings:
-    """Checkpoints into one: --models MODEL MODEL..."""
+    """Checkpoints into one, or one cast, pruned, repaired, turned: --models MODEL..."""
 
-    models: bool = flag(False, "The inputs are checkpoints, to be made into one.")
+    models: bool = flag(
+        False,
+        "The inputs are checkpoints, to be made into one; a single one is written anew: -o FILE.safetensors, or a "
+        "diffusers folder.",
+    )
     method: MethodName = flag("weighted-sum", "How models are merged.")
     params: tuple[str, ...] = flag(
         (),
@@ -158,6 +162,11 @@ class ModelsSettings:
     vae: Path | None = flag(None, "Put this VAE into the result.", metavar="FILE")
     ema: Literal["keep", "prune", "use"] = flag("keep", "What becomes of averaged weights.")
     prune: bool = flag(False, "Leave out what no program reads.")
+    configs: Path | None = flag(
+        None,
+        "One model into a folder: take configurations, scheduler and tokenizers from this one.",
+        metavar="FOLDER",
+    )
     seed: int = flag(0, "For the random choices of dare.", needs="method=dare")
 
 

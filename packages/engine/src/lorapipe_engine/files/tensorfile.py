@@ -419,7 +419,6 @@ def write_tensors(
     """
     header, blocks = lay_out(tensors, metadata)
     if isinstance(path, Path):
-        _check_name(path)
         size = len(header) + sum(map(len, blocks))
         with atomic_write(path, force=force, size=size, inside=inside) as file:
             file.writelines([header, *blocks])
