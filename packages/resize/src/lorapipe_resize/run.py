@@ -36,7 +36,7 @@ from lorapipe_resize.shrink import Settings, Shrunk, shrink
 STREAM = "-"
 NO_BOUND = 1 << 30
 # Room for what the metadata may grow by: a comment, two hashes, network arguments.
-METADATA_ROOM = 1024
+METADATA_ROOM = 2048
 NEW_SUFFIXES = ("lora_down.weight", "lora_up.weight", "alpha")
 
 SHOWN = 5
@@ -216,7 +216,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         room = settings.target_bytes - _largest_header(file, modules)
         settings = replace(settings, target_bytes=room)
     shrunk = shrink(file, modules, others, settings)
-    metadata = _metadata(file, shrunk, options, settings)
+    metadata = _metadata(file, shrunk, options, settings, task.target)
     header, places = build_header({key: (t.dtype, t.shape) for key, t in shrunk.tensors.items()}, metadata)
     if not options.result.dry_run:
         target = task.target or sys.stdout.buffer
@@ -230,7 +230,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=[*shrunk.notes, *strangers],
+        notes=[*shrunk.notes, *strangers, *_dotted(shrunk)],
     )
 
 
@@ -253,8 +253,22 @@ def _strangers(network: Network) -> list[str]:
     return [f"copied {len(names)} tensors that belong to no module: {', '.join(names[:SHOWN])}{more}"]
 
 
-def _metadata(file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings) -> dict[str, str]:
-    metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, options.ranks.target_size)
+def _dotted(shrunk: Shrunk) -> list[str]:
+    """A note where the names are not those that the web UIs look for."""
+    dotted = sum("." in module.name for module in shrunk.modules)
+    if not dotted:
+        return []
+    return [
+        f"{dotted} modules keep dotted names, which A1111 does not read, nor ComfyUI most of; lora-convert --to kohya "
+        "writes those that they read"
+    ]
+
+
+def _metadata(
+    file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings, target: Path | None
+) -> dict[str, str]:
+    size, name = options.ranks.target_size, target.stem if target else None
+    metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, size, name)
     metadata = with_hashes(metadata, shrunk.tensors)
     if "modelspec.hash_sha256" in metadata:
         metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
