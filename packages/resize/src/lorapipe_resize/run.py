@@ -26,7 +26,7 @@ from lorapipe_engine.files.tensorfile import (
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule
-from lorapipe_engine.networks.read import scale_of
+from lorapipe_engine.networks.read import require_strengths, scale_of
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, summary, table
@@ -36,7 +36,7 @@ from lorapipe_resize.shrink import Settings, Shrunk, shrink
 STREAM = "-"
 NO_BOUND = 1 << 30
 # Room for what the metadata may grow by: a comment, two hashes, network arguments.
-METADATA_ROOM = 2048
+METADATA_ROOM = 1024
 NEW_SUFFIXES = ("lora_down.weight", "lora_up.weight", "alpha")
 
 SHOWN = 5
@@ -208,6 +208,7 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
 
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
+    require_strengths(network)
     strangers = _strangers(network)
     if not options.result.keep_alphas:
         settings = replace(settings, alpha=_one_alpha(network, settings.rule))
@@ -230,7 +231,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=[*shrunk.notes, *strangers, *_dotted(shrunk)],
+        notes=[*shrunk.notes, *strangers, *_dotted(shrunk, network)],
     )
 
 
@@ -253,11 +254,16 @@ def _strangers(network: Network) -> list[str]:
     return [f"copied {len(names)} tensors that belong to no module: {', '.join(names[:SHOWN])}{more}"]
 
 
-def _dotted(shrunk: Shrunk) -> list[str]:
+def _dotted(shrunk: Shrunk, network: Network) -> list[str]:
     """A note where the names are not those that the web UIs look for."""
     dotted = sum("." in module.name for module in shrunk.modules)
     if not dotted:
         return []
+    if any(module.path.startswith("base_model.model.") for module in network.modules.values()):
+        return [
+            "strengths are in alphas now, not in a configuration beside the file: lora-convert --to peft writes PEFT's "
+            "folder of it, --to kohya what the web UIs read"
+        ]
     return [
         f"{dotted} modules keep dotted names, which A1111 does not read, nor ComfyUI most of; lora-convert --to kohya "
         "writes those that they read"

@@ -147,6 +147,14 @@ def _block(layer: Layer, family: str | None) -> str:
     return block_of(found.part, unet_to_ldm(found.path, 2, plain) if found.part == "unet" else None)
 
 
+def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
+    """A note on layers that follow no pattern of the family's names: they are added up under the names they have."""
+    names = [layer.name for layer in layers if family is not None and layer_of(layer.name) is None]
+    if not names:
+        return []
+    return [f"{len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"]
+
+
 def rank_of_first(layer: Layer) -> int | None:
     """The rank that the layer has in the first network that changes it; None where that is no plain LoRA."""
     module = layer.parts[0].module

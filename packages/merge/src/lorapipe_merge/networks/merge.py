@@ -37,6 +37,7 @@ from lorapipe_merge.networks.layers import (
     common_family,
     notes_on,
     rank_of_first,
+    unknown_layers,
     weigh_blocks,
 )
 from lorapipe_merge.networks.metadata import summed_metadata
@@ -199,6 +200,7 @@ def _merge_open(networks: Sequence[Applied], wishes: Wishes, notes: Sequence[str
     if wishes.blocks:
         layers, gone = weigh_blocks(layers, parse_blocks(wishes.blocks, family), family)
         notes = [*notes, *([f"{gone} modules are left out, their blocks weigh 0"] if gone else [])]
+    notes = [*notes, *unknown_layers(layers, family)]
     check_networks(networks, allow=wishes.output.allow_nonfinite)
     dtype = DTYPES.get(wishes.output.precision) or widest_dtype(networks)
     settings = Settings(
