@@ -10,7 +10,8 @@ Functions on paths take a layer's path or a tensor's name alike; what follows th
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from lorapipe_engine.models.family import STANDARD, Family, Layout, Names, Place, flat_name, whole_place
 

@@ -10,13 +10,14 @@ from lorapipe_engine.delta import known_rule, needs_base
 from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
+from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import unet_to_ldm
 from lorapipe_engine.networks.algorithms import find_algorithm
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.kohya_names import kohya_name
 from lorapipe_engine.networks.layers import layer_of
-from lorapipe_merge.blocks import BlockWeights, block_of
+from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.matching import EMBEDDING, Applied, left_out
 
 SHOWN = 5

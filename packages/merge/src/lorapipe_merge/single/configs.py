@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.folders import COMPONENTS, read_config
-from lorapipe_engine.models.architecture import clip_config, eight_heads, unet_config, vae_config, wide_heads
+from lorapipe_engine.models.architecture import clip_config, fixed_heads, unet_config, vae_config, wide_heads
 from lorapipe_engine.models.families import get_family
 from lorapipe_merge.checkpoint.result import check_link
 from lorapipe_merge.single.model import Model
@@ -95,12 +96,12 @@ def _config(model: Model, folder: str, found: Shapes, shapes: Mapping[str, Shape
     family = get_family(model.family)
     if folder == "unet":
         pooled = shapes.get("text_encoder_2", {}).get("text_projection.weight", (None,))[0]
-        heads = eight_heads if model.family == "sd1" else wide_heads
+        heads = wide_heads if family.heads is None else partial(fixed_heads, family.heads)
         return {**kind, "sample_size": family.resolution // 8, **unet_config(found, heads, pooled)}
     if folder == "vae":
         return {**kind, "scaling_factor": family.latent_scale, **vae_config(found)}
     first = folder == "text_encoder"
-    activation = "quick_gelu" if first and model.family != "sd2" else "gelu"
+    activation = family.activations[0 if first else 1]
     return {
         "architectures": [_CLASSES[folder][1]],
         "model_type": "clip_text_model",

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.tensorfile import check_weights_output, write_planned
 from lorapipe_merge.convert.run import new_folder
-from lorapipe_merge.recipe import RECIPE_KEY, Source, merge_date, merged_metadata, recipe
+from lorapipe_merge.recipe import RECIPE_KEY, Source, merged_metadata, recipe
 from lorapipe_merge.single.configs import copy_configs, write_configs
 from lorapipe_merge.single.model import Model, in_file, in_folder, open_model
 from lorapipe_merge.single.tensors import Losses, Made, make
@@ -109,7 +110,7 @@ def _metadata(model: Model, output: Path, wishes: Wishes) -> dict[str, str]:
         family=model.family,
         title=output.stem,
         merged_from=[model.path.name],
-        date=merge_date(paths),
+        date=date_of_inputs(paths),
         v_prediction=model.v_prediction,
     )
 
