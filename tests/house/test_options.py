@@ -38,6 +38,7 @@ WITH_MODES = {name: command for name, command in COMMANDS.items() if modes_of(co
 AND_NOTHING_TO_DO = {
     "lora-train": [],
     "lora-merge": ["-o", "x.safetensors", "--", "nowhere", "nowhere"],
+    "lora-resize": ["-o", "x.safetensors", "--", "nowhere"],
     "lora-tag": ["--model", "nowhere", "--", "nowhere"],
     "lora-clean": ["--", "nowhere"],
 }

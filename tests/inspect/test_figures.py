@@ -119,9 +119,9 @@ def test_diff_of_other_modules() -> None:
 @pytest.mark.parametrize(
     ("name", "readers"),
     [
-        ("lora", {"sd-scripts", "diffusers", "ComfyUI", "lora-merge"}),
-        ("loha", {"sd-scripts + LyCORIS", "ComfyUI"}),
-        ("ia3_in", {"sd-scripts + LyCORIS", "lora-merge"}),
+        ("lora", {"sd-scripts", "diffusers", "ComfyUI", "A1111", "Forge", "LyCORIS", "lora-merge"}),
+        ("loha", {"LyCORIS", "ComfyUI", "A1111", "Forge"}),
+        ("ia3_in", {"LyCORIS", "lora-merge"}),
     ],
 )
 def test_compat(name: str, readers: set[str]) -> None:

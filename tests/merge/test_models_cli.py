@@ -192,13 +192,13 @@ def test_old_text_names_and_missing_tensors(
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
-        (["a.safetensors"], 2, "takes 2 models, here are 1"),
+        (["a.safetensors", "--method", "weighted-sum"], 2, "has no use with a single model"),
         (["a.safetensors", "no.safetensors"], 2, "no such file"),
         (["a.safetensors", "b.safetensors", "--param", "density=0.5"], 2, "no such number"),
         (["a.safetensors", "b.safetensors", "--method", "ties", "--param", "density=2"], 2, "from 0 to 1"),
         (["a.safetensors", "b.safetensors", "--method", "tie"], 2, "tie"),
         (["a.safetensors", "sdxl.safetensors"], 2, "cannot be merged"),
-        (["a.safetensors:0.3", "b.safetensors"], 2, "the ratio of --models is that of the second model"),
+        (["a.safetensors:0.3", "b.safetensors"], 2, "the share of the second model; say it with --ratio"),
         (["a.safetensors", "b.safetensors:0.3", "--method", "average"], 2, "gives all models the same share"),
         (
             ["a.safetensors", "b.safetensors", "--method", "average", "--blocks", "MID=1"],

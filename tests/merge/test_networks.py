@@ -269,10 +269,10 @@ def test_convolutions_have_their_own_rank(add: Add, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "param", "exact", "rank"),
-    [("sv_ratio", 4.5, True, 3), ("sv_ratio", 4.5, False, 4), ("sv_fro", 0.995, True, 4)],
+    ("method", "param", "more", "rank"),
+    [("sv_ratio", 4.5, False, 3), ("sv_ratio", 4.5, True, 4), ("sv_fro", 0.995, False, 4)],
 )
-def test_ranks_by_a_rule(method: str, param: float, exact: bool, rank: int, add: Add, tmp_path: Path) -> None:
+def test_ranks_by_a_rule(method: str, param: float, more: bool, rank: int, add: Add, tmp_path: Path) -> None:
     """Singular values 1, 1/2, 1/4, ...; and tiny ratios do not make a module dead."""
     rng = np.random.default_rng(0)
     left, right = (np.linalg.qr(rng.standard_normal((size, 8)))[0] for size in (24, 16))
@@ -283,7 +283,7 @@ def test_ranks_by_a_rule(method: str, param: float, exact: bool, rank: int, add:
         "rank": 16,
         "dynamic_method": method,
         "dynamic_param": param,
-        "exact_count": exact,
+        "one_more": more,
     }
     add({"a.safetensors": 1e-7}, **options)
     assert read(tmp_path / "sum.safetensors")[f"{TO_Q}.lora_down.weight"].shape[0] == rank

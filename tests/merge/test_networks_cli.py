@@ -110,11 +110,11 @@ def test_verify_finds_a_wrong_file(key: str, words: list[object], merge: Run, tm
         (["--verify", "--dry-run"], "--verify reads the written file again"),
         (["--verify", "-o", "-"], "--verify reads the written file again"),
         (["--new-rank", 4], "--new-rank has a use only with --mode svd"),
-        (["--exact-count"], "--exact-count has a use only with --dynamic-method"),
+        (["--one-more"], "--one-more has a use only with --dynamic-method"),
         (["--vae", "none.safetensors"], "--vae has no use with --networks; it belongs to --models"),
         (
-            ["--blocks", "MID=1"],
-            "--blocks has no use with --networks; it belongs to a merge into a checkpoint and",
+            ["--allow-unmatched"],
+            "--allow-unmatched has no use with --networks; it belongs to a merge into a checkpoint",
         ),
     ],
 )

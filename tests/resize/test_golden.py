@@ -31,7 +31,7 @@ def changes(path: Path) -> dict[str, Array]:
 def options_of(case: dict[str, Any]) -> list[object]:
     words: list[object] = ["--new_rank", case["new_rank"], "--new_conv_rank", case["new_conv_rank"]]
     if case["method"] != "none":
-        words += ["--dynamic_method", case["method"], "--dynamic_param", case["param"]]
+        words += ["--dynamic_method", case["method"], "--dynamic_param", case["param"], "--one-more"]
     return words
 
 
@@ -87,16 +87,16 @@ def _compare(found: Array, expected: Array, module: str) -> None:
         assert float(np.linalg.norm(found - expected)) <= 2e-5 * size, module
 
 
-def test_exact_count_drops_the_rank_too_many(tmp_path: Path, resize: Any) -> None:
+def test_one_more_is_what_sd_scripts_counted(tmp_path: Path, resize: Any) -> None:
     source = DATA / "resize_in_fp32.safetensors"
     words = ["--new-rank", 64, "--method", "sv_fro", "--param", 0.9]
-    resize(source, "-o", tmp_path / "usual.safetensors", *words)
-    resize(source, "-o", tmp_path / "exact.safetensors", *words, "--exact-count")
+    resize(source, "-o", tmp_path / "old.safetensors", *words, "--one-more")
+    resize(source, "-o", tmp_path / "exact.safetensors", *words)
     with (
-        open_tensors(tmp_path / "usual.safetensors") as usual,
+        open_tensors(tmp_path / "old.safetensors") as old,
         open_tensors(tmp_path / "exact.safetensors") as exact,
     ):
-        ranks = describe_network(usual).modules, describe_network(exact).modules
+        ranks = describe_network(old).modules, describe_network(exact).modules
     pairs = [(ranks[0][name].rank, ranks[1][name].rank) for name in ranks[0]]
     assert all(a == b or a == (b or 0) + 1 for a, b in pairs)
     assert sum(a != b for a, b in pairs) > len(pairs) / 2

@@ -170,7 +170,11 @@ def test_pefts_own_products(folder: str, tmp_path: Path) -> None:
     [
         ({f"{TO_Q}.diff_b": numbers(8)}, ["--to", "diffusers"], "diff_b has no form there"),
         ({"strange.tensor": numbers(3)}, ["--to", "kohya"], "strange.tensor: belongs to no module"),
-        ({"lora_unet_no_layer.alpha": numbers(1)}, ["--to", "kohya"], "has an alpha and no factors"),
+        (
+            {"lora_unet_no_layer.alpha": numbers(1), f"{TO_Q}.alpha": numbers(1)},
+            ["--to", "kohya"],
+            "has an alpha and no factors",
+        ),
         (
             {
                 "lora_unet_no_layer.lora_up.weight": numbers(4, 2),

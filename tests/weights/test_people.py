@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lorapipe_engine.delta import dense_delta
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.networks.describe import describe_network
+from lorapipe_engine.networks.read import read_module
 from support.commands import run
 
 PEOPLE = Path(__file__).parents[1] / "data" / "people"
@@ -193,3 +195,136 @@ def test_broken_metadata_do_not_matter_where_alphas_tell(tmp_path: Path) -> None
         assert (PEOPLE / f"{name}.safetensors").is_file()
     words = [PEOPLE / "sd1_base.safetensors", PEOPLE / "meta_broken_json.safetensors"]
     assert run("lora-merge", *words, "-o", tmp_path / "o.safetensors").returncode == 0
+
+
+def change_of(path: Path) -> dict[str, NDArray[Any]]:
+    """up @ down of each module of a file of kohya's names, times alpha / rank."""
+    net = tensors(path)
+    found = {}
+    for name in {key.split(".")[0] for key in net}:
+        up, down = (net[f"{name}.lora_{side}.weight"].astype(np.float64) for side in ("up", "down"))
+        scale = float(net[f"{name}.alpha"]) / down.shape[0]
+        found[name] = scale * up.reshape(up.shape[0], -1) @ down.reshape(down.shape[0], -1)
+    return found
+
+
+@pytest.mark.parametrize("tool", ["networks", "resize", "convert"])
+def test_an_adapters_configuration_counts_in_every_tool(tool: str, tmp_path: Path) -> None:
+    source, output = PEOPLE / "peft_adapter", tmp_path / "o.safetensors"
+    fp32 = ["--save-precision", "fp32", "-o", output]
+    words: dict[str, list[Any]] = {
+        "networks": ["lora-merge", "--networks", source, *fp32],
+        "resize": ["lora-resize", source / "adapter_model.safetensors", "--new-rank", 4, *fp32],
+        "convert": ["lora-convert", source, "--to", "kohya", *fp32],
+    }
+    done = run(*words[tool])
+    assert done.returncode == 0, done.stderr
+    net = tensors(PEOPLE / "peft_adapter/adapter_model.safetensors")
+    up, down = (net[f"{LDM_TO_Q}.lora_{side}.weight"].astype(np.float64) for side in "BA")
+    if tool == "resize":  # keeps the names that the file has
+        done = run("lora-convert", output, "--to", "kohya", "-o", tmp_path / "k.safetensors")
+        assert done.returncode == 0, done.stderr
+        output = tmp_path / "k.safetensors"
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert np.allclose(change_of(output)[name], 4 * up @ down, atol=1e-4)
+
+
+def test_scaled_numbers_of_8_bits_are_no_weights(tmp_path: Path) -> None:
+    """Refused with the command that makes a plain base of it, into which the network then goes."""
+    words = [
+        "alpha_missing.safetensors",
+        "--ratio",
+        ".8",
+        "--save-precision",
+        "fp16",
+        "-o",
+        tmp_path / "o.safetensors",
+    ]
+    done = run("lora-merge", "base_scaled_fp8.safetensors", *words, cwd=PEOPLE)
+    assert done.returncode == 2
+    assert (
+        "lora-merge --models base_scaled_fp8.safetensors --save-precision fp16 -o plain.safetensors"
+        in done.stderr
+    )
+    plain = tmp_path / "plain.safetensors"
+    done = run(
+        *("lora-merge", "--models", "base_scaled_fp8.safetensors", "--save-precision", "fp32", "-o", plain),
+        cwd=PEOPLE,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = tensors(PEOPLE / "base_scaled_fp8.safetensors"), tensors(plain)
+    scales = {key: value for key, value in before.items() if key.endswith(".scale_weight")}
+    assert scales
+    assert not any("scale" in key for key in after)
+    for key, scale in scales.items():
+        weight = key.replace("scale_weight", "weight")
+        assert np.allclose(after[weight], before[weight].astype(np.float64) * float(scale), rtol=1e-6)
+    assert run("lora-merge", plain, *words, cwd=PEOPLE).returncode == 0
+
+
+def test_old_processors_are_merged(tmp_path: Path) -> None:
+    words = [PEOPLE / "sd1_base.safetensors", PEOPLE / "diffusers_attn_procs_017.safetensors"]
+    done = run("lora-merge", *words, "--save-precision", "fp32", "--verify", "-o", tmp_path / "o.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "merged 4 of 4 modules" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["peft_adapter", "diffusers_attn_procs_unet_noprefix.safetensors"])
+def test_names_without_a_part_tell_the_family(name: str, tmp_path: Path) -> None:
+    done = run(
+        *("lora-merge", "--networks", PEOPLE / name, PEOPLE / "r4.safetensors"),
+        *("--verify", "-o", tmp_path / "o.safetensors"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verified: " in done.stderr
+
+
+def test_a_nearly_flat_network_keeps_one_rank(tmp_path: Path) -> None:
+    """As sd-scripts counts since its pull request 2194; its option for randomised spectra gets one note."""
+    words = ["--new-rank", 4, "--dynamic-method", "sv_fro", "--dynamic-param", 0.9]
+    output = tmp_path / "o.safetensors"
+    done = run(
+        "lora-resize", PEOPLE / "nearly_rank1.safetensors", *words, "--svd_lowrank_niter", 2, "-o", output
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("svd_lowrank_niter") == 1
+    with open_weights(output) as file:
+        assert set(describe_network(file).ranks) == {1}
+
+
+def test_mixed_alphas_are_said_and_mended(tmp_path: Path) -> None:
+    """diffusers' loader takes the commonest alpha of a part: one alpha is what a resized file has, unless told."""
+    source = PEOPLE.parent / "formats" / "sd1" / "kohya.safetensors"
+    words = ["--new-rank", 4, "--dynamic-method", "sv_fro", "--dynamic-param", 0.8]
+    for name, more in (("one", []), ("many", ["--keep-alphas"])):
+        path = tmp_path / f"{name}.safetensors"
+        assert run("lora-resize", source, *words, *more, "-o", path).returncode == 0
+        done = run("lora-inspect", "compat", path)
+        line = next(line for line in done.stdout.splitlines() if line.strip().startswith("diffusers"))
+        assert ("commonest alpha" in line) == (name == "many")
+        assert ("34/34" in line) == (name == "one")
+
+
+def test_omis_names_are_read_by_few(tmp_path: Path) -> None:
+    done = run("lora-inspect", "compat", PEOPLE / "onetrainer_omi_sdxl.safetensors")
+    assert done.returncode == 1
+    lines = {line.split()[0]: line.split()[1] for line in done.stdout.splitlines()[1:] if "mend:" not in line}
+    assert {name for name, reads in lines.items() if reads == "yes"} == {"lora-merge"}
+    assert "lora-convert" in done.stdout
+
+
+def test_biases_of_factors_stay_as_strong_as_they_were(tmp_path: Path) -> None:
+    source = PEOPLE.parent / "formats" / "variants" / "peft_lora_bias"
+    output = tmp_path / "o.safetensors"
+    words = [source / "adapter_model.safetensors", "--new-rank", 16, "--save-precision", "fp32", "-o", output]
+    done = run("lora-resize", *words)
+    assert done.returncode == 0, done.stderr
+    with open_weights(source / "adapter_model.safetensors") as old, open_weights(output) as new:
+        before, after = describe_network(old).modules, describe_network(new).modules
+        for name, module in before.items():
+            one, two = read_module(old, module), read_module(new, after[name])
+            assert np.allclose(one["diff_b"], two["diff_b"], rtol=1e-5), name
+            first, second = (dense_delta(table, name=name).weight for table in (one, two))
+            assert first is not None
+            assert second is not None
+            assert np.allclose(first, second, atol=1e-5), name

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from lorapipe_engine.errors import InputError  # noqa: E402
-from lorapipe_engine.train.base.architecture import (  # noqa: E402
+from lorapipe_engine.models.architecture import (  # noqa: E402
     clip_config,
     fixed_heads,
     unet_config,

@@ -13,6 +13,7 @@ from lorapipe_engine.command.modes import Chosen, mode_options, read_mode
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
+from lorapipe_merge.sd_scripts import MergeCommand, translation
 from lorapipe_merge.settings import (
     FOREIGN,
     MODES,
@@ -36,11 +37,14 @@ lora-merge base.safetensors style.safetensors --blocks IN04=0.5,MID=0,TE=0 -o me
 lora-merge --undo merged.safetensors -o base-again.safetensors
 lora-merge --networks mina.safetensors:0.7 style.safetensors:0.5 -o both.safetensors
 lora-merge --networks mina.safetensors style.safetensors --mode svd --new-rank 32 -o both.safetensors --verify
+lora-merge --networks run-0000*.safetensors --average ema:0.8 -o averaged.safetensors
+lora-merge --networks style.safetensors --blocks MID=0,TE=0.5 -o weaker.safetensors
+lora-merge --models old.ckpt --prune --save-precision fp16 -o small.safetensors
 lora-merge --models a.safetensors b.safetensors --method weighted-sum --ratio 0.3 -o ab.safetensors
 """
 
 
-@tool_command("lora-merge", examples=EXAMPLES)
+@tool_command("lora-merge", examples=EXAMPLES, cls=MergeCommand)
 @click.argument("inputs", nargs=-1, metavar="BASE LORA[:RATIO]...", required=True)
 @mode_options(*MODES)
 @foreign_options(FOREIGN)
@@ -53,6 +57,8 @@ def lora_merge(inputs: tuple[str, ...], **flags: Any) -> int:
     """
     use_one_blas_thread()
     notes = foreign_notes(FOREIGN)
+    if line := translation():
+        notes.append(f"sd-scripts' line, here: {line}")
     chosen = read_mode(MODES, flags)
     output = chosen[OutputSettings]
     if output.output is None:
@@ -93,28 +99,71 @@ def _undo(inputs: tuple[str, ...], target: Path, chosen: Chosen) -> int:
 
 
 def _networks(inputs: tuple[str, ...], _target: Path, chosen: Chosen) -> int:
-    from lorapipe_merge.inputs import with_default
+    from lorapipe_merge.inputs import with_default, without_ratios
     from lorapipe_merge.networks.merge import Wishes, merge_networks
 
-    shared = chosen[SharedSettings]
+    shared, networks = chosen[SharedSettings], chosen[NetworksSettings]
     wishes = Wishes(
-        chosen[NetworksSettings], chosen[OutputSettings], shared, verify=chosen[VerifySettings].verify
+        networks,
+        chosen[OutputSettings],
+        shared,
+        verify=chosen[VerifySettings].verify,
+        blocks=chosen[BlockSettings].blocks,
     )
-    return merge_networks(with_default(inputs, shared.ratio), wishes)
+    if networks.average is None:
+        return merge_networks(with_default(inputs, shared.ratio), wishes)
+    return merge_networks(
+        without_ratios(inputs, shared.ratio, "--average gives each network its weight"), wishes
+    )
 
 
 def _models(inputs: tuple[str, ...], target: Path, chosen: Chosen) -> int:
     from lorapipe_merge.inputs import with_ratios
     from lorapipe_merge.models.merge import merge_models
 
+    settings = chosen[ModelsSettings]
+    if len(inputs) == 1:
+        return _single(inputs[0], target, chosen)
+    if settings.configs is not None:
+        raise ConfigError("--configs has a use only with a single model")
     return merge_models(
         with_ratios(inputs),
         target,
-        chosen[ModelsSettings],
+        settings,
         chosen[OutputSettings],
         chosen[SharedSettings],
         chosen[BlockSettings].blocks,
     )
+
+
+def _single(name: str, target: Path, chosen: Chosen) -> int:
+    from lorapipe_merge.single.turn import Wishes, turn
+
+    for word in ("method", "params", "blocks", "ratio"):
+        if word in chosen.given:
+            label = chosen.mode.fields()[word].label
+            raise ConfigError(f"{label} has no use with a single model, which is only written anew")
+    settings, output = chosen[ModelsSettings], chosen[OutputSettings]
+    wishes = Wishes(
+        precision=output.precision,
+        ema=settings.ema,
+        prune=settings.prune,
+        vae=settings.vae,
+        configs=settings.configs,
+        metadata=not chosen[SharedSettings].no_metadata,
+        allow_nonfinite=output.allow_nonfinite,
+        dry_run=output.dry_run,
+        force=output.force,
+    )
+    done = turn(name, target, wishes)
+    say(f"{done.source}: {done.tensors} tensors, {done.cast} of them in another type")
+    for note in done.notes:
+        say(f"note: {note}")
+    if output.as_json:
+        write_json({"path": str(target), "tensors": done.tensors, "cast": done.cast, "notes": done.notes})
+    elif not output.dry_run:
+        write_path(target)
+    return 0
 
 
 def _wishes(chosen: Chosen, *, allow_unmatched: bool, metadata: bool) -> Wishes:

@@ -42,9 +42,23 @@ def _with_ratio(name: str) -> tuple[str, float | None]:
 
 
 def with_default(names: Sequence[str], default: float | None) -> list[tuple[str, float]]:
-    """Names with their own ratios, else ``default``, else 1."""
+    """Names with their own ratios, else ``default``, else 1. Raises ConfigError for a default that none takes."""
     usual = 1.0 if default is None else default
-    return [(name, usual if ratio is None else ratio) for name, ratio in with_ratios(names)]
+    pairs = with_ratios(names)
+    if default is not None and pairs and all(ratio is not None for _, ratio in pairs):
+        raise ConfigError(
+            f"--ratio {default:g}: has no use, each network has a ratio of its own; leave it out"
+        )
+    return [(name, usual if ratio is None else ratio) for name, ratio in pairs]
+
+
+def without_ratios(names: Sequence[str], default: float | None, why: str) -> list[tuple[str, float]]:
+    """Names, each with the ratio 1. Raises ConfigError for any ratio; ``why`` none is wanted."""
+    pairs = with_ratios(names)
+    own = next((f"{name}:{ratio:g}" for name, ratio in pairs if ratio is not None), None)
+    if own is not None or default is not None:
+        raise ConfigError(f"{own or f'--ratio {default:g}'}: {why}; leave out the ratio")
+    return [(name, 1.0) for name, _ in pairs]
 
 
 @contextmanager

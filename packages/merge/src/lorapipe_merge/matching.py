@@ -13,6 +13,7 @@ from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.kohya_names import canonical
+from lorapipe_engine.networks.read import lost_alphas
 from lorapipe_merge.blocks import BlockWeights
 
 _WEIGHT_ONLY = frozenset({"w_norm"})
@@ -87,7 +88,7 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
 
 
 def left_out(networks: Sequence[Applied]) -> list[str]:
-    """Notes on what is in the files and cannot be in a merge: embeddings."""
+    """Notes on what is in the files and cannot be in a merge: embeddings, alphas without factors."""
     notes = []
     for network in networks:
         names = [name for name in network.network.others if name.startswith(EMBEDDING)]
@@ -95,6 +96,10 @@ def left_out(networks: Sequence[Applied]) -> list[str]:
             shown = ", ".join(quote(name)[1:-1] for name in names[:SHOWN])
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             notes.append(f"{network.name}: its embeddings are left out: {shown}{more}")
+        if lost := lost_alphas(network.network):
+            shown = ", ".join(quote(name)[1:-1] for name in lost[:SHOWN])
+            more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+            notes.append(f"{network.name}: {len(lost)} alphas have no module and are left out: {shown}{more}")
     return notes
 
 

@@ -23,6 +23,7 @@ MethodName = Literal[
     "average",
 ]
 DEFAULT_RANK = 32
+_SVD = ("mode=svd", "average")
 STREAM = "-"
 
 
@@ -71,7 +72,7 @@ class BlockSettings:
 
     blocks: str | None = flag(
         None,
-        "Into a checkpoint, --models: block weights, 12, 17, 19, 20, 25 or 26 numbers, or IN04=0.5,MID=1,TE=0.",
+        "All but --undo: block weights, 12, 17, 19, 20, 25 or 26 numbers, or IN04=0.5,MID=1,TE=0.",
         metavar="LIST",
     )
 
@@ -105,37 +106,52 @@ class NetworksSettings:
     """Networks into one: --networks LORA[:RATIO]..."""
 
     networks: bool = flag(False, "The inputs are networks, to be made into one.")
-    mode: Literal["concat", "svd"] = flag("concat", "Exact, ranks added up, or optimal of a given rank.")
+    average: str | None = flag(
+        None,
+        "The networks are saves of one run: average their changes, as mean, ema:BETA (the last weighs 1 - BETA) or "
+        "power:SIGMA_REL, in the order of their epochs.",
+        metavar="KIND",
+    )
+    mode: Literal["concat", "svd"] | None = flag(
+        None, "Exact, ranks added up, or optimal of a given rank.  [default: concat; with --average: svd]"
+    )
     rank: int | None = flag(
         None,
-        f"Largest rank.  [default: {DEFAULT_RANK}]",
+        f"Largest rank.  [default: {DEFAULT_RANK}; with --average: each module's in the first network]",
         *("-r", "--new-rank", "--rank"),
         min=1,
-        needs="mode=svd",
+        needs=_SVD,
     )
     conv_rank: int | None = flag(
-        None, "The same for convolutions.", "--new-conv-rank", "--conv-rank", min=1, needs="mode=svd"
+        None, "The same for convolutions.", "--new-conv-rank", "--conv-rank", min=1, needs=_SVD
     )
-    dynamic_method: Dynamic | None = flag(
-        None, "With svd: choose each rank as lora-resize does.", needs="mode=svd"
-    )
-    dynamic_param: float | None = flag(
-        None, "Number for --dynamic-method.", metavar="PARAM", needs="mode=svd"
-    )
-    exact_count: bool = flag(
-        False, "Keep what the method asks for; sd-scripts keeps one more.", needs="dynamic_method"
+    dynamic_method: Dynamic | None = flag(None, "With svd: choose each rank as lora-resize does.", needs=_SVD)
+    dynamic_param: float | None = flag(None, "Number for --dynamic-method.", metavar="PARAM", needs=_SVD)
+    one_more: bool = flag(
+        False,
+        "Keep one rank more than the method asks for, as sd-scripts did until March 2026.",
+        needs="dynamic_method",
     )
     target_size: str | None = flag(
-        None, "With svd: ranks that lose least in a file of at most 20MB.", metavar="SIZE", needs="mode=svd"
+        None, "With svd: ranks that lose least in a file of at most 20MB.", metavar="SIZE", needs=_SVD
     )
     shuffle: int | None = flag(None, "Permute the order of the ranks.", metavar="SEED")
+
+    @property
+    def way(self) -> Literal["concat", "svd"]:
+        """The mode asked for, else what is usual."""
+        return self.mode or ("svd" if self.average else "concat")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsSettings:
-    """Checkpoints into one: --models MODEL MODEL..."""
+    """Checkpoints into one, or one cast, pruned, repaired, turned: --models MODEL..."""
 
-    models: bool = flag(False, "The inputs are checkpoints, to be made into one.")
+    models: bool = flag(
+        False,
+        "The inputs are checkpoints, to be made into one; a single one is written anew: -o FILE.safetensors, or a "
+        "diffusers folder.",
+    )
     method: MethodName = flag("weighted-sum", "How models are merged.")
     params: tuple[str, ...] = flag(
         (),
@@ -146,6 +162,11 @@ class ModelsSettings:
     vae: Path | None = flag(None, "Put this VAE into the result.", metavar="FILE")
     ema: Literal["keep", "prune", "use"] = flag("keep", "What becomes of averaged weights.")
     prune: bool = flag(False, "Leave out what no program reads.")
+    configs: Path | None = flag(
+        None,
+        "One model into a folder: take configurations, scheduler and tokenizers from this one.",
+        metavar="FOLDER",
+    )
     seed: int = flag(0, "For the random choices of dare.", needs="method=dare")
 
 
@@ -155,7 +176,11 @@ MODES = (
         (CheckpointSettings, VerifySettings, SharedSettings, BlockSettings, OutputSettings),
     ),
     Mode("--undo", (UndoSettings, VerifySettings, OutputSettings), by="undo"),
-    Mode("--networks", (NetworksSettings, VerifySettings, SharedSettings, OutputSettings), by="networks"),
+    Mode(
+        "--networks",
+        (NetworksSettings, VerifySettings, SharedSettings, BlockSettings, OutputSettings),
+        by="networks",
+    ),
     Mode("--models", (ModelsSettings, SharedSettings, BlockSettings, OutputSettings), by="models"),
 )
 # Of sd-scripts' merge_lora.py, sdxl_merge_lora.py and svd_merge_lora.py.
@@ -163,6 +188,8 @@ FOREIGN = {
     **ignored("the family of a model is read from its file", "v2", flag=True),
     **ignored("ranks are added up unless --mode svd is given", "concat", flag=True),
     **ignored("the work is done on the CPU", "device"),
+    **ignored("spectra are exact here", "svd_lowrank_niter"),
+    **ignored("ranks are counted so without it", "exact_count", flag=True),
     **refused("name the base in front of the networks: lora-merge BASE LORA:0.8 -o OUT", "sd_model"),
     **refused("use --blocks", "lbws"),
 }

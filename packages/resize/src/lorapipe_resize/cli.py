@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
-from lorapipe_engine.command.tool import tool_command
-from lorapipe_resize.settings import MODES, RankSettings, ResultSettings
+from lorapipe_engine.command.tool import say, tool_command
+from lorapipe_resize.settings import FOREIGN, MODES, RankSettings, ResultSettings
 
 EXAMPLES = """
 lora-resize big.safetensors -o small.safetensors --new-rank 32
@@ -24,6 +25,7 @@ lora-resize big.safetensors --new-rank 32 -o - | lora-inspect zeros -
 @tool_command("lora-resize", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="[IN]...")
 @mode_options(*MODES)
+@foreign_options(FOREIGN)
 def lora_resize(inputs: tuple[str, ...], **flags: Any) -> int:
     """Shrink LoRA networks by exact singular value decomposition.
 
@@ -32,7 +34,10 @@ def lora_resize(inputs: tuple[str, ...], **flags: Any) -> int:
     plain LoRA, what depends on the base model is copied. The paths of the new files go to stdout.
     """
     use_one_blas_thread()
+    notes = foreign_notes(FOREIGN)
     chosen = read_mode(MODES, flags)
+    for note in notes:
+        say(f"note: {note}")
     from lorapipe_resize.run import Options, run
 
     result = chosen[ResultSettings]

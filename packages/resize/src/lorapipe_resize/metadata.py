@@ -14,14 +14,21 @@ VARIOUS = "Dynamic"  # sd-scripts' word where ranks differ
 
 
 def resized_metadata(
-    old: Mapping[str, str], modules: Sequence[ModuleReport], rule: RankRule, target: str | None
+    old: Mapping[str, str],
+    modules: Sequence[ModuleReport],
+    rule: RankRule,
+    target: str | None,
+    name: str | None = None,
 ) -> dict[str, str]:
     """``ss_network_dim``, ``_alpha``, ``_args``, ``_module`` and ``ss_training_comment`` for the new ranks.
 
     With a fixed rank these are the numbers asked for; with a method or a target size "Dynamic" where modules
-    differ. Hashes are not this function's business. A file without any metadata gets the same few keys.
+    differ. Hashes are not this function's business. A file without any metadata gets the same few keys. ``name``: the
+    new file's, under which the web UIs then list it beside the old one.
     """
     new = dict(old)
+    if name is not None:
+        new |= {key: name for key in ("ss_output_name", "modelspec.title") if key in old}
     new.pop(ADAPTER_KEY, None)  # its scales are in the factors now, its ranks no longer true
     resized = [m for m in modules if m.new_rank is not None]
     if not resized:

@@ -16,11 +16,17 @@ from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.sizes import parse_size
-from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, quote, write_tensors
+from lorapipe_engine.files.tensorfile import (
+    WeightFile,
+    build_header,
+    check_weights_output,
+    quote,
+    write_tensors,
+)
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule
-from lorapipe_engine.networks.read import scale_of
+from lorapipe_engine.networks.read import require_strengths, scale_of
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, summary, table
@@ -59,7 +65,7 @@ class Options:
                 conv_rank=ranks.conv_rank or rank,
                 method=ranks.method,
                 param=ranks.param,
-                exact_count=ranks.exact_count,
+                one_more=ranks.one_more,
             ),
             precision=result.precision,
             balance=result.balance,
@@ -146,7 +152,7 @@ def _check_targets(tasks: Sequence[Task], output: Path, folder: bool, force: boo
     if folder:
         output.mkdir(parents=True, exist_ok=True)
     for target in seen:
-        check_output(target, force=force)
+        check_weights_output(target, force=force)
         if not os.access(target.parent, os.W_OK):
             raise OutputError(f"{target}: its folder {target.parent} may not be written to")
 
@@ -202,6 +208,7 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
 
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
+    require_strengths(network)
     strangers = _strangers(network)
     if not options.result.keep_alphas:
         settings = replace(settings, alpha=_one_alpha(network, settings.rule))
@@ -210,7 +217,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         room = settings.target_bytes - _largest_header(file, modules)
         settings = replace(settings, target_bytes=room)
     shrunk = shrink(file, modules, others, settings)
-    metadata = _metadata(file, shrunk, options, settings)
+    metadata = _metadata(file, shrunk, options, settings, task.target)
     header, places = build_header({key: (t.dtype, t.shape) for key, t in shrunk.tensors.items()}, metadata)
     if not options.result.dry_run:
         target = task.target or sys.stdout.buffer
@@ -224,7 +231,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=[*shrunk.notes, *strangers],
+        notes=[*shrunk.notes, *strangers, *_dotted(shrunk, network)],
     )
 
 
@@ -247,8 +254,27 @@ def _strangers(network: Network) -> list[str]:
     return [f"copied {len(names)} tensors that belong to no module: {', '.join(names[:SHOWN])}{more}"]
 
 
-def _metadata(file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings) -> dict[str, str]:
-    metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, options.ranks.target_size)
+def _dotted(shrunk: Shrunk, network: Network) -> list[str]:
+    """A note where the names are not those that the web UIs look for."""
+    dotted = sum("." in module.name for module in shrunk.modules)
+    if not dotted:
+        return []
+    if any(module.path.startswith("base_model.model.") for module in network.modules.values()):
+        return [
+            "strengths are in alphas now, not in a configuration beside the file: lora-convert --to peft writes PEFT's "
+            "folder of it, --to kohya what the web UIs read"
+        ]
+    return [
+        f"{dotted} modules keep dotted names, which A1111 does not read, nor ComfyUI most of; lora-convert --to kohya "
+        "writes those that they read"
+    ]
+
+
+def _metadata(
+    file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings, target: Path | None
+) -> dict[str, str]:
+    size, name = options.ranks.target_size, target.stem if target else None
+    metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, size, name)
     metadata = with_hashes(metadata, shrunk.tensors)
     if "modelspec.hash_sha256" in metadata:
         metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lorapipe_engine.command.foreign import ignored
 from lorapipe_engine.command.modes import Mode, flag
 
 Dynamic = Literal["sv_ratio", "sv_fro", "sv_cumulative"]
@@ -32,8 +33,10 @@ class RankSettings:
         *("--dynamic-method", "--method"),
     )
     param: float | None = flag(None, "Number for the method.", "--dynamic-param", "--param", metavar="PARAM")
-    exact_count: bool = flag(
-        False, "Keep what the method asks for; sd-scripts keeps one more.", needs="method"
+    one_more: bool = flag(
+        False,
+        "Keep one rank more than the method asks for, as sd-scripts did until March 2026.",
+        needs="method",
     )
     target_size: str | None = flag(
         None, "Instead of a method: ranks that lose least in a file of at most 20MB.", metavar="SIZE"
@@ -78,4 +81,9 @@ class ResultSettings:
         return "fp32" if self.save_precision == "float" else self.save_precision
 
 
+# Of sd-scripts' resize_lora.py, and of earlier versions of lora-resize.
+FOREIGN = {
+    **ignored("spectra are exact here", "svd_lowrank_niter"),
+    **ignored("ranks are counted so without it", "exact_count", flag=True),
+}
 MODES = (Mode("resizing", (RankSettings, ResultSettings)),)

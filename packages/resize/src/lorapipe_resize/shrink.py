@@ -21,7 +21,7 @@ from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
-from lorapipe_engine.networks.read import read_module
+from lorapipe_engine.networks.read import read_module, scale_of
 from lorapipe_resize.report import ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
@@ -209,16 +209,19 @@ def _new_tensors(
     for suffix in COMPANIONS:
         if suffix in module.keys:
             tensors[module.keys[suffix]] = _copy(file, module.keys[suffix])
-    if "lora_up.bias" in module.keys:  # as strong as it was, in a file without a configuration
+    if "lora_up.bias" in module.keys:  # as strong as it was, at the strength that the module has now
         key = module.keys["lora_up.bias"]
-        tensors[key] = encode(file.read(key) * (module.scale or 1.0), file.tensors[key].dtype)
+        strength = _alpha_of(found, rank, settings) / rank if stored else 1.0
+        tensors[key] = encode(file.read(key) * (scale_of(module) / strength), file.tensors[key].dtype)
     norm = spectrum.norm()
     return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
 
 
 def _stores_alpha(module: NetworkModule) -> bool:
-    """PEFT's files have no alpha, and none means a scale of 1 to every reader."""
-    return "alpha" in module.keys or "." not in module.name
+    """Dotted names have no alpha, which means a scale of 1 to their readers; but PEFT's own, to whom it means a
+    configuration beside the file, which a new file does not have.
+    """
+    return "alpha" in module.keys or "." not in module.name or module.path.startswith("base_model.model.")
 
 
 def _zero_change(found: ModuleSpectrum) -> Factors:

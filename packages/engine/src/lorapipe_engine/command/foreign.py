@@ -68,6 +68,8 @@ def foreign_options(table: Mapping[str, Foreign]) -> Callable[[Callable[..., Any
             settings: dict[str, Any] = {"hidden": True, "expose_value": False, "callback": _remember}
             if row.flag:
                 function = click.option(f"--{name}", name, is_flag=True, default=None, **settings)(function)
+            elif row.is_ignored:  # one value, so that no word after it is passed over too
+                function = click.option(f"--{name}", name, multiple=True, **settings)(function)
             else:
                 function = click.option(f"--{name}", name, cls=WordsOption, multiple=True, **settings)(
                     function

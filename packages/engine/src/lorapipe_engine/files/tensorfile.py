@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol, Self, TypeGuard
 
 import numpy as np
 
-from lorapipe_engine.errors import InputError, OutputError
+from lorapipe_engine.errors import ConfigError, InputError, OutputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
 from lorapipe_engine.files.bytesource import (
     MemorySource,
@@ -35,7 +35,7 @@ __all__ = [
     "WeightFile",
     "atomic_write",
     "build_header",
-    "check_output",
+    "check_weights_output",
     "encode",
     "lay_out",
     "open_tensors",
@@ -374,6 +374,26 @@ def build_header(
     return len(text).to_bytes(8, "little") + text, places
 
 
+# What programs take for pickles, or ONNX's and numpy's files.
+_OTHER_FORMATS = (".ckpt", ".pt", ".pth", ".bin", ".onnx", ".gguf", ".npz")
+
+
+def check_weights_output(path: Path, *, force: bool, size: int = 0) -> None:
+    """As :func:`lorapipe_engine.files.atomic.check_output`, for a file of weights: these are always safetensors.
+
+    Raises ConfigError for the name of another format, under which programs would not understand them.
+    """
+    _check_name(path)
+    check_output(path, force=force, size=size)
+
+
+def _check_name(path: Path) -> None:
+    if path.suffix.lower() in _OTHER_FORMATS:
+        raise ConfigError(
+            f"{path}: would hold safetensors under another format's name; call it {path.stem}.safetensors"
+        )
+
+
 def lay_out(
     tensors: Mapping[str, Array | Encoded], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, list[memoryview]]:
@@ -418,6 +438,7 @@ def write_planned(
 
     So a file takes the memory of its largest tensor. Raises OutputError as :func:`write_tensors` does.
     """
+    _check_name(path)
     header, places = build_header(kinds, metadata)
     size = len(header) + sum(place.size for place in places.values())
     with atomic_write(path, force=force, size=size) as file:

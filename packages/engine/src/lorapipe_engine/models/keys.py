@@ -14,6 +14,7 @@ from lorapipe_engine.models.families import get_family
 from lorapipe_engine.models.family import STANDARD, Layout, Place
 from lorapipe_engine.models.ldm import (
     find_layout,
+    openclip_key,
     text_path,
     unet_to_diffusers,
     unet_to_ldm,
@@ -31,6 +32,7 @@ __all__ = [
     "lora_name",
     "lora_names",
     "lora_names_of",
+    "openclip_key",
     "text_path",
     "unet_to_diffusers",
     "unet_to_ldm",

@@ -10,7 +10,8 @@ Functions on paths take a layer's path or a tensor's name alike; what follows th
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from lorapipe_engine.models.family import STANDARD, Family, Layout, Names, Place, flat_name, whole_place
 
@@ -238,13 +239,43 @@ def _openclip(key: str, shape: tuple[int, ...], part: str) -> tuple[Place, ...]:
         return (Place(part, "text_projection", "weight", 0, rows, transposed=True),)
     if key == "text_projection.weight":
         return (whole_place(part, key, rows),)
-    renamed = {
-        "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-        "positional_embedding": "text_model.embeddings.position_embedding.weight",
-        "ln_final.weight": "text_model.final_layer_norm.weight",
-        "ln_final.bias": "text_model.final_layer_norm.bias",
-    }.get(key)
+    renamed = _OPENCLIP_ENDS.get(key)
     return (whole_place(part, renamed, rows),) if renamed else ()
+
+
+_OPENCLIP_ENDS: Mapping[str, str] = {
+    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+    "positional_embedding": "text_model.embeddings.position_embedding.weight",
+    "ln_final.weight": "text_model.final_layer_norm.weight",
+    "ln_final.bias": "text_model.final_layer_norm.bias",
+}
+
+
+class OpenClipKey(NamedTuple):
+    """A tensor of an OpenCLIP text encoder (without the checkpoint's prefix), and where a layer's tensor stands in it:
+    ``third`` 0, 1, 2 of the fused q, k, v, None for the whole; ``transposed`` as in :class:`Place`.
+    """
+
+    key: str
+    third: int | None = None
+    transposed: bool = False
+
+
+def openclip_key(tensor: str) -> OpenClipKey | None:
+    """Where OpenCLIP keeps a text encoder's tensor of that canonical name; None for names of another pattern."""
+    if tensor == "text_projection.weight":
+        return OpenClipKey("text_projection", transposed=True)
+    for key, canonical in _OPENCLIP_ENDS.items():
+        if tensor == canonical:
+            return OpenClipKey(key)
+    layer = re.fullmatch(r"text_model\.encoder\.layers\.(\d+)\.(.+)", tensor)
+    if layer is None:
+        return None
+    root = f"transformer.resblocks.{layer[1]}"
+    if fused := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", layer[2]):
+        return OpenClipKey(f"{root}.attn.in_proj_{fused[2]}", "qkv".index(fused[1]))
+    path = _swap(layer[2], _OPENCLIP_LAYER, back=True)
+    return OpenClipKey(f"{root}.{path}") if path else None
 
 
 # -------------------------------------------------------------------------------- checkpoints

@@ -43,6 +43,7 @@ _LORA_NAME = re.compile(
     r"(lora|lycoris|oft)_(unet|te\d?|transformer|prior)_|.*\.(lora_(A|B|up|down|mid)|lora\.(up|down))\b"
     r"|.*(\.lora_linear_layer|_lora)\.(up|down)\.|.*\.(hada_w|lokr_w)[12]"
 )
+_FIRST_LAYER = f"{UNET_PREFIX}input_blocks.0.0.weight"
 _LDM_UNET = re.compile(r"(input_blocks|output_blocks|middle_block)\.\d+\.")
 _DIFFUSERS_UNET = re.compile(r"(down_blocks|up_blocks|mid_block)\.")
 _VAE = re.compile(r"(encoder|decoder)\.(down|up|mid|down_blocks|up_blocks|mid_block)\.")
@@ -58,7 +59,8 @@ def recognise_stable_diffusion(keys: Shapes) -> Recognised:
     use the same names: SD 1.x and 2.x without text encoder differ in the width of the text states and in the
     layers around their attention, the refiner's UNet and LoRA files without text encoder in that width.
     """
-    if any(_LORA_NAME.match(key) for key in keys):
+    # Some trainers left a few tensors under a network's names in their checkpoints.
+    if _FIRST_LAYER not in keys and any(_LORA_NAME.match(key) for key in keys):
         return Recognised("lora", network_of_stable_diffusion(keys))
     unet = {
         key.removeprefix(UNET_PREFIX): shape for key, shape in keys.items() if key.startswith(UNET_PREFIX)

@@ -30,15 +30,15 @@ class RankRule:
     sv_fro p        the fewest whose Frobenius norm is p of the whole (0 < p ≤ 1)
     =============== ==============================================================
 
-    sd-scripts keeps one more than that, and so does this unless ``exact_count``. Raises ConfigError for
-    values out of range.
+    ``one_more``: one rank beyond that, as sd-scripts counted until its pull request 2194 (March 2026). Raises
+    ConfigError for values out of range.
     """
 
     rank: int
     conv_rank: int
     method: Method | None = None
     param: float | None = None
-    exact_count: bool = False
+    one_more: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.conv_rank < 1:
@@ -79,7 +79,7 @@ class RankRule:
         if self.method is None or self.param is None:
             return None
         needed = max(1, _count(self.method, self.param, singular))
-        return needed if self.exact_count else needed + 1
+        return needed + self.one_more
 
 
 def is_dead(singular: NDArray[Any]) -> bool:

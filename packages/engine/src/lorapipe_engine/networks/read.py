@@ -34,12 +34,30 @@ def network_path(path: Path) -> Path:
 
 
 def require_strengths(network: Network) -> None:
-    """Raise InputError for a network whose modules are of unknown strength: what it changes is not known then."""
+    """Raise InputError for a network whose modules are of unknown strength: what it changes is not known then.
+
+    So it is with an alpha that belongs to no module while others lack theirs: its name may be misspelt.
+    """
     if network.scale_unknown:
         raise InputError(
             f"{network.path}: PEFT's tensors without their strengths; put the adapter_config.json that PEFT wrote "
             "(r and lora_alpha are in it) beside the file"
         )
+
+    lost = lost_alphas(network)
+    lacking = [
+        m for m in network.modules.values() if m.alpha is None and m.scale is None and m.rank is not None
+    ]
+    if lost and lacking:
+        raise InputError(
+            f"{network.path}: has the alpha of {quote(lost[0])[1:-1]} but no such module, and none for "
+            f"{quote(lacking[0].name)[1:-1]}, whose strength is unknown then"
+        )
+
+
+def lost_alphas(network: Network) -> list[str]:
+    """Names of modules of which the file has the alpha alone; they change nothing."""
+    return [name for name, module in network.modules.items() if module.keys.keys() == {"alpha"}]
 
 
 def module_label(file: WeightFile, module: NetworkModule) -> str:

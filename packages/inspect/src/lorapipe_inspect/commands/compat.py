@@ -23,10 +23,11 @@ lora-inspect compat run/ --json
 @click.argument("inputs", nargs=-1, metavar="[FILE]...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 def command(inputs: tuple[str, ...], as_json: bool) -> int:
-    """Tell which programs read a network, by its key names, algorithms and number types.
+    """Tell what each program does with a network: by its names, algorithms, alphas and number types.
 
-    "yes", "no", or "in part", each with the reason; what is said is true of current versions. Exit code 1 if no program
-    reads the whole file. FILE are files, folders, or - for standard input.
+    "yes", "no", "in part" or "wrong", how many modules each applies as they are meant, what it passes over or applies
+    at another strength, and the command that makes a file for it; as measured with the programs' own loaders. Exit code
+    1 if no other program reads the whole file. FILE are files, folders, or - for standard input.
     """
     from lorapipe_engine.command.text import printable
     from lorapipe_inspect.inputs import each_file
@@ -34,16 +35,17 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
 
     def work(one: Input, file: WeightFile) -> bool:
         facts = facts_of(file)
-        answers = examine(facts)
+        answers = examine(file, one.name)
         if as_json:
-            programs = {
-                name: {"reads": answer.reads, "why": list(answer.why)} for name, answer in answers.items()
-            }
+            programs = {name: answer.as_record() for name, answer in answers.items()}
             click.echo(json.dumps({"file": one.name, **facts.as_record(), "programs": programs}))
         else:
             show(f"{printable(one.name)}: {facts.in_words()}")
             for name, answer in answers.items():
-                show(f"  {name:<22}{answer.reads:<9}{'; '.join(answer.why)}")
-        return any(answer.reads == "yes" for answer in answers.values())
+                count = f"{answer.applied}/{facts.modules}"
+                show(f"  {name:<12}{answer.reads:<9}{count:<12}{'; '.join(answer.why)}".rstrip())
+                if answer.mend:
+                    show(f"  {'':<12}mend: {answer.mend}")
+        return any(answer.reads == "yes" for name, answer in answers.items() if name != "lora-merge")
 
     return each_file(inputs, work)

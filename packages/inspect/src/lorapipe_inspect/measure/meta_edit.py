@@ -15,11 +15,11 @@ from lorapipe_engine.command.records import STREAM, Record, write_record
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.atomic import atomic_write, check_output
+from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.bytesource import CHUNK
 from lorapipe_engine.files.hashes import WINDOW_SIZE, WINDOW_START
 from lorapipe_engine.files.openfolder import is_link_path
-from lorapipe_engine.files.tensorfile import MAX_HEADER, TensorFile, build_header
+from lorapipe_engine.files.tensorfile import MAX_HEADER, TensorFile, build_header, check_weights_output
 from lorapipe_inspect.inputs import Input, find_inputs, work_through
 
 LEGACY_HASH = "sshs_legacy_hash"
@@ -109,7 +109,7 @@ def _targets(inputs: Sequence[Input], words: Sequence[str], output: str | None) 
 
 
 def _copy_to_file(one: Input, target: Path, changes: Changes, *, force: bool) -> None:
-    check_output(target, force=force)
+    check_weights_output(target, force=force)
     file = _open(one)
     try:
         header = _new_header(file, changes)

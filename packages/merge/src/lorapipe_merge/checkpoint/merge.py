@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from lorapipe_engine.checkpoints.opened import Base, open_base
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import check_output
+from lorapipe_engine.files.tensorfile import check_weights_output
 from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
@@ -16,6 +18,9 @@ from lorapipe_merge.finite import check_networks
 from lorapipe_merge.inputs import open_networks
 from lorapipe_merge.matching import Applied, check_match, left_out, match
 from lorapipe_merge.recipe import RECIPE_KEY
+from lorapipe_merge.single.tensors import refuse_scaled
+from lorapipe_merge.single.turn import Wishes as Turning
+from lorapipe_merge.single.turn import turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +45,36 @@ def merge_checkpoint(
     """
     with open_base(base_name) as base, open_networks(networks) as applied:
         weights = parse_blocks(blocks, base.family) if blocks else None
+        if base.folder and output.suffix == ".safetensors":
+            return _merge_to_file(base, applied, output, weights, blocks, wishes)
         return write_merge(base, applied, output, weights, blocks, wishes)
+
+
+def _merge_to_file(
+    base: Base,
+    applied: Sequence[Applied],
+    output: Path,
+    weights: BlockWeights | None,
+    blocks: str | None,
+    wishes: Wishes,
+) -> Report:
+    """A merge into a folder, written as a single file: first as a folder beside it, which is then turned into one."""
+    if output.is_dir():
+        raise ConfigError(f"{output}: is a folder; name the file, as in -o {output / 'merged.safetensors'}")
+    check_weights_output(output, force=wishes.force)
+    with TemporaryDirectory(prefix=".lorapipe-", suffix=".tmp", dir=output.parent) as work:
+        merged = Path(work, output.stem)
+        report = write_merge(base, applied, merged, weights, blocks, wishes)
+        turned = Turning(
+            metadata=wishes.metadata,
+            allow_nonfinite=wishes.allow_nonfinite,
+            force=wishes.force,
+            dry_run=wishes.dry_run,
+        )
+        done = turn(str(base.path if wishes.dry_run else merged), output, turned)
+    report.output = str(output)
+    report.notes += [f"written as a single file, {done.tensors} tensors", *done.notes]
+    return report
 
 
 def write_merge(
@@ -53,10 +87,13 @@ def write_merge(
 ) -> Report:
     """The part of a merge that follows once all inputs are open."""
     check_networks(applied, allow=wishes.allow_nonfinite)
+    for file in base.files:
+        refuse_scaled(file.weights)
     found = match(base, applied, weights)
     notes = check_match(found, base, applied, allow_unmatched=wishes.allow_unmatched)
     notes += left_out(applied)
     notes += _merged_before(base, applied)
+    notes += _variants(base)
     result = plan_result(base, applied, found, output, blocks, wishes.precision, metadata=wishes.metadata)
     _check_room(base, result, output, wishes)
     report = Report.of(base, applied, found, notes, output=output, size=result.size)
@@ -72,6 +109,26 @@ def _merged_before(base: Base, applied: Sequence[Applied]) -> list[str]:
         f"{network.name} is merged into {base.path.name} already; now it is in it twice (--undo takes one out)"
         for network in applied
         if network.sha256 in recipe
+    ]
+
+
+def _variants(base: Base) -> list[str]:
+    """A note on files of a folder that keep the weights in another type, and are not in the result."""
+    if not base.folder:
+        return []
+    used = {file.weights.path for file in base.files}
+    kinds = (".safetensors", ".bin")
+    left = [
+        path.relative_to(base.path).as_posix()
+        for folder in sorted({path.parent for path in used})
+        for path in sorted(folder.iterdir())
+        if path.suffix in kinds and path not in used
+    ]
+    if not left:
+        return []
+    return [
+        f"not in the result, since they keep the weights as they were: {', '.join(left)}; --save-precision fp16 makes "
+        "one of half the size"
     ]
 
 
@@ -92,4 +149,4 @@ def _check_room(base: Base, result: Result, output: Path, wishes: Wishes) -> Non
         return
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name the file, as in -o {output / 'merged.safetensors'}")
-    check_output(output, force=wishes.force, size=result.size)
+    check_weights_output(output, force=wishes.force, size=result.size)

@@ -181,7 +181,7 @@ def _copy_rest(source: Path, target: Path, written: set[Path]) -> None:
     def skip(folder: str, names: list[str]) -> set[str]:
         here = Path(folder).relative_to(source)
         for name in names:
-            _check_link(Path(folder, name), source)
+            check_link(Path(folder, name), source)
         weights = {
             n for n in names if Path(n).suffix in (".safetensors", ".bin", ".msgpack", ".onnx", ".ckpt")
         }
@@ -195,7 +195,7 @@ def _copy_rest(source: Path, target: Path, written: set[Path]) -> None:
         (target / index.relative_to(source)).write_text(renamed_index(index), encoding="utf-8")
 
 
-def _check_link(path: Path, source: Path) -> None:
+def check_link(path: Path, source: Path) -> None:
     """Raise InputError for a link to a folder, or out of the model's folder; but the hub's cache is made of links to
     the ``blobs`` beside its ``snapshots``."""
     if not is_link_path(path):

@@ -17,12 +17,12 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.atomic import atomic_write, check_output
+from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.picklefile import open_weights
-from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, build_header
+from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, build_header, check_weights_output
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Moved
@@ -97,7 +97,7 @@ def merge_models(
         kinds = {key: (kind_of(entry, output.precision), entry.shape) for key, entry in plan.entries.items()}
         header, places = build_header(kinds)
         size = len(header) + max((info.end for info in places.values()), default=0)
-        check_output(target, force=output.force, size=size)
+        check_weights_output(target, force=output.force, size=size)
         if not output.dry_run:
             metadata = dict(files[0].metadata)
             if not shared.no_metadata:
@@ -120,11 +120,15 @@ def ratio_of(
 
     Raises ConfigError for ratios and block values of which the method would take no notice.
     """
-    others = [path for index, (path, own) in enumerate(inputs) if own is not None and index != 1]
-    if others:
+    own = [f"{path}:{number:g}" for path, number in inputs if number is not None]
+    names = " ".join(path for path, _ in inputs)
+    if own and (len(own) > 1 or inputs[1:2] == [] or inputs[1][1] is None):
         raise ConfigError(
-            f"{others[0]}: the ratio of --models is that of the second model; give it there, or --ratio"
+            f"{own[0]}: --models takes one ratio, the share of the second model; say it with --ratio: lora-merge "
+            f"--models {names} --ratio 0.3 -o OUT is 0.7 of the first and 0.3 of the second"
         )
+    if own and ratio is not None:
+        raise ConfigError(f"{own[0]} and --ratio {ratio:g}: give the ratio once")
     given = inputs[1][1] if len(inputs) > 1 and inputs[1][1] is not None else ratio
     if not method.weighted and (given is not None or blocks):
         raise ConfigError(

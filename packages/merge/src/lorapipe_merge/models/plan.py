@@ -15,6 +15,7 @@ from lorapipe_engine.models.bases import describe_kind, resolve_base
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import UNET_PREFIX, VAE_PREFIX, recognise
 from lorapipe_engine.models.keys import find_layout, locate, vae_to_ldm
+from lorapipe_merge.single.tensors import refuse_scaled
 
 EMA = "model_ema."
 # What programs read of a checkpoint beside the layers.
@@ -62,6 +63,11 @@ def open_model(name: str) -> tuple[Path, WeightFile, str]:
         raise InputError(
             f"{name}: this is {describe_kind(found)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
         )
+    try:
+        refuse_scaled(file)
+    except InputError:
+        file.close()
+        raise
     return path, file, found.family
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorapipe_engine.delta import known_rule, needs_base
 from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
-from lorapipe_engine.models.families import FAMILIES
+from lorapipe_engine.models.blocks import block_of
+from lorapipe_engine.models.families import FAMILIES, get_family
+from lorapipe_engine.models.keys import unet_to_ldm
 from lorapipe_engine.networks.algorithms import find_algorithm
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.kohya_names import kohya_name
+from lorapipe_engine.networks.layers import layer_of
+from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.matching import EMBEDDING, Applied, left_out
 
 SHOWN = 5
@@ -114,6 +118,48 @@ def _check_others(network: Applied) -> None:
             f"{network.name}: {len(others)} tensors belong to no module that is known: {_listed(others, SHOWN)}; "
             "nothing was written"
         )
+
+
+def weigh_blocks(
+    layers: Sequence[Layer], weights: BlockWeights, family: str | None
+) -> tuple[list[Layer], int]:
+    """The layers with the weights of their blocks in the ratios; and how many modules weigh 0 and are left out.
+
+    Raises InputError for a layer of which no block is known, and where nothing is left.
+    """
+    weighted, gone = [], 0
+    for layer in layers:
+        weight = weights.of(_block(layer, family))
+        if weight:
+            parts = tuple(replace(part, ratio=part.ratio * weight) for part in layer.parts)
+            weighted.append(Layer(layer.name, parts))
+        else:
+            gone += len(layer.parts)
+    if not weighted:
+        raise InputError("--blocks leaves nothing of the networks: all their blocks weigh 0")
+    return weighted, gone
+
+
+def _block(layer: Layer, family: str | None) -> str:
+    found = None if family is None else layer_of(layer.name)
+    if family is None or found is None:
+        raise InputError(f"--blocks: {layer.parts[0].source}: it is not known which block {layer.name} is in")
+    plain = get_family(family).plain_up_blocks
+    return block_of(found.part, unet_to_ldm(found.path, 2, plain) if found.part == "unet" else None)
+
+
+def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
+    """A note on layers that follow no pattern of the family's names: they are added up under the names they have."""
+    names = [layer.name for layer in layers if family is not None and layer_of(layer.name) is None]
+    if not names:
+        return []
+    return [f"{len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"]
+
+
+def rank_of_first(layer: Layer) -> int | None:
+    """The rank that the layer has in the first network that changes it; None where that is no plain LoRA."""
+    module = layer.parts[0].module
+    return module.rank if module.algorithm == "lora" else None
 
 
 def notes_on(networks: Sequence[Applied]) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorapipe_engine.command.records import write_json, write_path
@@ -16,14 +16,30 @@ from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.sizes import parse_size
-from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_output, lay_out, write_tensors
+from lorapipe_engine.files.tensorfile import (
+    WeightFile,
+    build_header,
+    check_weights_output,
+    lay_out,
+    write_tensors,
+)
 from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule, ranks_for_size
+from lorapipe_merge.blocks import parse_blocks
 from lorapipe_merge.finite import check_networks
 from lorapipe_merge.inputs import open_networks
 from lorapipe_merge.matching import Applied
-from lorapipe_merge.networks.layers import Layer, collect_layers, common_family, notes_on
+from lorapipe_merge.networks.average import Average, averaged, parse_average
+from lorapipe_merge.networks.layers import (
+    Layer,
+    collect_layers,
+    common_family,
+    notes_on,
+    rank_of_first,
+    unknown_layers,
+    weigh_blocks,
+)
 from lorapipe_merge.networks.metadata import summed_metadata
 from lorapipe_merge.networks.report import Checked, LayerReport, NetworksReport
 from lorapipe_merge.networks.sum import Settings, Summed, measure_layer, sum_layer
@@ -47,9 +63,15 @@ class Wishes:
     output: OutputSettings
     shared: SharedSettings
     verify: bool = False
+    blocks: str | None = None
+    first_rank: int | None = None
 
     def __post_init__(self) -> None:
         settings = self.networks
+        if settings.way == "concat" and (settings.rank or settings.conv_rank or settings.target_size):
+            raise ConfigError("--mode concat is exact and has no largest rank: leave it out, or the rank")
+        if settings.way == "concat" and settings.dynamic_method is not None:
+            raise ConfigError("--mode concat is exact: leave it out, or --dynamic-method")
         if settings.target_size is not None and settings.dynamic_method is not None:
             raise ConfigError("--target-size chooses the ranks itself: leave out --dynamic-method")
         if self.verify and (self.output.dry_run or self.target is None):
@@ -57,11 +79,25 @@ class Wishes:
 
     @property
     def rank(self) -> int | None:
-        """The largest rank of ``svd``: that asked for, else the usual one; None where a size decides."""
+        """The largest rank of ``svd``: that asked for, else the usual one; None where a size decides, or for averages
+        the first network.
+        """
         settings = self.networks
-        if settings.mode == "concat" or settings.target_size is not None:
-            return settings.rank
+        if settings.way == "concat" or settings.target_size is not None or settings.average is not None:
+            return settings.rank or self.first_rank
         return settings.rank or DEFAULT_RANK
+
+    @property
+    def average(self) -> Average | None:
+        """The average asked for; None for a sum. Raises ConfigError."""
+        return None if self.networks.average is None else parse_average(self.networks.average)
+
+    @property
+    def as_first(self) -> bool:
+        """Whether each module gets the rank that it has in the first network."""
+        settings = self.networks
+        asked = (settings.rank, settings.conv_rank, settings.target_size, settings.dynamic_method)
+        return settings.way == "svd" and settings.average is not None and not any(asked)
 
     def rule(self) -> RankRule:
         settings, rank = self.networks, self.rank or NO_BOUND
@@ -70,7 +106,7 @@ class Wishes:
             conv_rank=settings.conv_rank or rank,
             method=settings.dynamic_method,
             param=settings.dynamic_param,
-            exact_count=settings.exact_count,
+            one_more=settings.one_more,
         )
 
     @property
@@ -112,8 +148,14 @@ def _merge(chosen: Sequence[tuple[str, float]], wishes: Wishes) -> NetworksRepor
     if [name for name, _ in chosen].count(STREAM) > 1:
         raise ConfigError("standard input can be one network only")
     _check_target([name for name, _ in chosen], wishes)
+    average = wishes.average
     with open_networks(chosen) as networks:
-        return _merge_open(networks, wishes)
+        if average is None:
+            return _merge_open(networks, wishes, [])
+        ordered, how = averaged(networks, average)
+        names = ", ".join(Path(network.name).name for network in ordered)
+        wishes = _with_first_rank(ordered[0], wishes)
+        return _merge_open(ordered, wishes, [f"averaged {how}: {names}"])
 
 
 def _check_target(names: Sequence[str], wishes: Wishes) -> None:
@@ -130,18 +172,39 @@ def _check_target(names: Sequence[str], wishes: Wishes) -> None:
     same = [name for name in names if target.exists() and Path(name).exists() and target.samefile(name)]
     if same and not wishes.output.force:
         raise ConfigError(f"{target}: is an input; give --force to replace it, or another -o")
-    check_output(target, force=wishes.output.force)
+    check_weights_output(target, force=wishes.output.force)
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target}: its folder {target.parent} may not be written to")
 
 
-def _merge_open(networks: Sequence[Applied], wishes: Wishes) -> NetworksReport:
+def _with_first_rank(first: Applied, wishes: Wishes) -> Wishes:
+    """The wishes with the largest rank of the first network, where an average has no other bound.
+
+    Raises ConfigError for a network that has no ranks.
+    """
+    settings = wishes.networks
+    if settings.way == "concat" or settings.rank is not None or settings.target_size is not None:
+        return wishes
+    ranks = [module.rank for module in first.network.modules.values() if module.algorithm == "lora"]
+    largest = max((rank for rank in ranks if rank), default=None)
+    if largest is None:
+        raise ConfigError(
+            f"{first.name}: is no plain LoRA, whose rank an average could have; give --new-rank"
+        )
+    return replace(wishes, first_rank=largest)
+
+
+def _merge_open(networks: Sequence[Applied], wishes: Wishes, notes: Sequence[str]) -> NetworksReport:
     family = common_family(networks)
     layers = collect_layers(networks, family)
+    if wishes.blocks:
+        layers, gone = weigh_blocks(layers, parse_blocks(wishes.blocks, family), family)
+        notes = [*notes, *([f"{gone} modules are left out, their blocks weigh 0"] if gone else [])]
+    notes = [*notes, *unknown_layers(layers, family)]
     check_networks(networks, allow=wishes.output.allow_nonfinite)
     dtype = DTYPES.get(wishes.output.precision) or widest_dtype(networks)
     settings = Settings(
-        mode=wishes.networks.mode,
+        mode=wishes.networks.way,
         rule=wishes.rule(),
         dtype=dtype,
         shuffle=wishes.networks.shuffle,
@@ -149,8 +212,10 @@ def _merge_open(networks: Sequence[Applied], wishes: Wishes) -> NetworksReport:
         allow_nonfinite=wishes.output.allow_nonfinite,
         alpha=_one_alpha(networks, wishes),
     )
-    describe = _Description(networks, family, wishes)
+    describe = _Description(networks, family, wishes, notes)
     ranks: list[int | None] = [None] * len(layers)
+    if wishes.as_first:
+        ranks = [rank_of_first(layer) for layer in layers]
     if wishes.target_bytes is not None:
         ranks = _ranks_within(layers, settings, wishes.target_bytes, describe.metadata([]))
     jobs = list(zip(layers, ranks, strict=True))
@@ -246,6 +311,7 @@ class _Description:
     networks: Sequence[Applied]
     family: str | None
     wishes: Wishes
+    notes: Sequence[str]
 
     def metadata(self, layers: Sequence[LayerReport]) -> dict[str, str]:
         wishes = self.wishes
@@ -253,23 +319,26 @@ class _Description:
         text = recipe(
             "networks",
             {"networks": sources},
-            method=wishes.networks.mode,
+            method=wishes.networks.way,
+            average=wishes.networks.average,
+            blocks=wishes.blocks,
             rank=wishes.rank,
             conv_rank=wishes.networks.conv_rank,
             dynamic_method=wishes.networks.dynamic_method,
             dynamic_param=wishes.networks.dynamic_param,
-            exact_count=wishes.networks.exact_count or None,
+            one_more=wishes.networks.one_more or None,
             target_bytes=wishes.target_bytes,
             precision=wishes.output.precision,
             shuffle=wishes.networks.shuffle,
         )
-        told = " + ".join(f"{network.ratio:g} x {Path(network.name).stem}" for network in self.networks)
+        told = " + ".join(f"{network.ratio:.4g} x {Path(network.name).stem}" for network in self.networks)
+        how = wishes.networks.average or wishes.networks.way
         return summed_metadata(
             self.networks,
             layers,
             family=self.family,
             recipe=text,
-            comment=f"merged ({wishes.networks.mode}): {told}",
+            comment=f"{'averaged' if wishes.networks.average else 'merged'} ({how}): {told}",
             title=wishes.target.stem if wishes.target else "merged",
             date=date_of_inputs([network.weights.path for network in self.networks]),
             rank=wishes.fixed_rank,
@@ -281,13 +350,13 @@ class _Description:
     ) -> NetworksReport:
         return NetworksReport(
             output=None if self.wishes.output.dry_run else self.wishes.output.output,
-            mode=self.wishes.networks.mode,
+            mode=self.wishes.networks.way,
             family=self.family,
             networks=[(n.name, n.ratio, n.sha256, len(n.network.modules)) for n in self.networks],
             precision=next((name for name, kind in DTYPES.items() if kind == dtype), dtype.lower()),
             bytes=size,
             layers=[summed.report for summed in done],
-            notes=notes_on(self.networks),
+            notes=[*self.notes, *notes_on(self.networks)],
             checked=checked,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -59,15 +60,39 @@ def summed_metadata(
             title=title,
             date=date,
             prediction=prediction,
+            resolution=_resolution(olds),
+            encoder_layer=_encoder_layer(olds),
             merged_from=", ".join(Path(network.name).name for network in networks),
         )
         new |= spec.metadata()
+        new["ss_output_name"] = title
     if tags := _tags(olds):
         new["ss_tag_frequency"] = json.dumps(tags, ensure_ascii=False)
     new |= _network_entries(layers, rank, alpha)
     new["ss_training_comment"] = comment
     new[RECIPE_KEY] = recipe
     return new
+
+
+def _resolution(olds: Sequence[Mapping[str, str]]) -> tuple[int, int] | None:
+    """Width and height that all inputs were trained at; None where they do not say, or differ."""
+    said = {old.get("modelspec.resolution") or _spelt_resolution(old) for old in olds}
+    text = said.pop() if len(said) == 1 else None
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _spelt_resolution(old: Mapping[str, str]) -> str:
+    """sd-scripts writes "(512, 512)"."""
+    numbers = re.findall(r"\d+", old.get("ss_resolution", ""))
+    return "x".join(numbers * 2 if len(numbers) == 1 else numbers)
+
+
+def _encoder_layer(olds: Sequence[Mapping[str, str]]) -> int | None:
+    """The clip skip that all inputs were trained with."""
+    said = {old.get("modelspec.encoder_layer") or old.get("ss_clip_skip", "") for old in olds}
+    text = said.pop() if len(said) == 1 else ""
+    return int(text) if re.fullmatch(r"\d{1,2}", text) else None
 
 
 def _predicts_v(old: Mapping[str, str]) -> bool:

@@ -89,7 +89,7 @@ class NetworksReport:
 
     def summary(self) -> str:
         """The line that every run prints on stderr."""
-        told = " + ".join(f"{ratio:g} x {name}" for name, ratio, _, _ in self.networks)
+        told = " + ".join(f"{ratio:.4g} x {name}" for name, ratio, _, _ in self.networks)
         ranked = [layer for layer in self.layers if layer.rank is not None]
         shared = sum(layer.networks > 1 for layer in self.layers)
         text = f"{told}: {len(self.layers)} modules, {shared} of them in more than one network"

@@ -15,7 +15,13 @@ from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
 from lorapipe_engine.files.picklefile import open_weights
-from lorapipe_engine.files.tensorfile import build_header, check_output, lay_out, open_tensors, write_tensors
+from lorapipe_engine.files.tensorfile import (
+    build_header,
+    check_weights_output,
+    lay_out,
+    open_tensors,
+    write_tensors,
+)
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
 from lorapipe_engine.networks.describe import describe_network
@@ -294,7 +300,7 @@ def plan_output(options: Options) -> Path | None:
         raise ConfigError(
             f"{target}: only safetensors are written; name it {target.with_suffix('.safetensors')}"
         )
-    check_output(target, force=options.force)
+    check_weights_output(target, force=options.force)
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{target}: its folder {target.parent} may not be written to")
     return target

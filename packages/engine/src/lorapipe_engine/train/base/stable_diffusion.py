@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.models import architecture
 from lorapipe_engine.models.families import get_family
-from lorapipe_engine.train.base import architecture
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.modules import Piece, build_text_encoder, build_unet, build_vae
 from lorapipe_engine.train.base.sources import Draft, read_base, read_vae

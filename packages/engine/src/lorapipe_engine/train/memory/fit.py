@@ -13,10 +13,10 @@ import torch
 
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.models import architecture
 from lorapipe_engine.models.families import get_family, recognise
 from lorapipe_engine.nn.base import Size, adapter_class
 from lorapipe_engine.settings import TrainSettings
-from lorapipe_engine.train.base import architecture
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.weights import Weights
 from lorapipe_engine.train.families.clip import positions

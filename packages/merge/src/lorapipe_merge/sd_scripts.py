@@ -1,0 +1,133 @@
+"""Command lines of sd-scripts' ``merge_lora.py``, ``sdxl_merge_lora.py``, ``svd_merge_lora.py`` as lora-merge's own.
+
+Theirs name everything by options: ``--sd_model B --models L1 L2 --ratios 0.4 0.6 --save_to O``. A line is taken for
+one of theirs where it has ``--sd_model``, or ``--models`` with several ``--ratios`` or as many as models.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+import click
+
+from lorapipe_engine.command.tool import ToolCommand
+from lorapipe_engine.errors import ConfigError
+
+_KEY = __name__
+# Options of theirs that stand in the line as they are, with a value and without.
+_KEPT = ("-o", "--save_to", "--save_precision", "--precision", "--device", "--lbws", "--output")
+_KEPT_FLAGS = (
+    "--no_metadata",
+    "--v2",
+    "--force",
+    "--json",
+    "--dry_run",
+    "--quiet",
+    "--verify",
+    "-n",
+    "-q",
+    "-v",
+)
+_RATIO = re.compile(r"(--ratios?)(=.*)?")
+
+
+class MergeCommand(ToolCommand):
+    """A command that understands sd-scripts' lines beside its own; :func:`translation` says what one became."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words. Raises ConfigError for a ratio given twice and for a line of sd-scripts' with faults."""
+        given = sum(_RATIO.fullmatch(_spelt(word)) is not None for word in args)
+        if given > 1:
+            raise ConfigError(
+                "--ratio is given twice, and is one number for all; give each network its own: a.safetensors:0.8 "
+                "b.safetensors:0.5"
+            )
+        own = translated(args)
+        if own is not None:
+            ctx.meta[_KEY] = shlex.join([str(self.name), *own])
+            args = own
+        return super().parse_args(ctx, args)
+
+
+def translation() -> str | None:
+    """The line that sd-scripts' became; None where the command line is no such."""
+    line: str | None = click.get_current_context().meta.get(_KEY)
+    return line
+
+
+def translated(words: Sequence[str]) -> list[str] | None:
+    """The words of lora-merge that do what a line of sd-scripts' asks for; None for other lines.
+
+    Raises ConfigError where models and ratios are not of one number, or an option is none of theirs.
+    """
+    if not any(_spelt(word).partition("=")[0] in ("--sd_model", "--models") for word in words):
+        return None
+    values, kept, unknown = _read(words)
+    models, ratios, base = (values.get(name, []) for name in ("--models", "--ratios", "--sd_model"))
+    plural = any(_spelt(word).startswith("--ratios") for word in words)
+    is_theirs = (base and models) or len(ratios) > 1 or (plural and len(ratios) == len(models) > 0)
+    if not is_theirs or not all(map(_is_number, ratios)):
+        return None
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]}: is no option of sd-scripts' merge_lora.py, whose line this seems to be"
+        )
+    if not models or (ratios and len(ratios) != len(models)):
+        raise ConfigError(
+            f"--models has {len(models)} networks and --ratios {len(ratios)} numbers; give as many"
+        )
+    networks = [
+        f"{model}:{ratio}" for model, ratio in zip(models, ratios or ["1"] * len(models), strict=True)
+    ]
+    if base:
+        return [*base, *networks, *kept]
+    ranks = [
+        word
+        for name in ("--new_rank", "--new_conv_rank")
+        for word in (name, *values.get(name, []))
+        if name in values
+    ]
+    shuffle = ["--shuffle", "0"] if "--shuffle" in values else []
+    return ["--networks", *networks, *(["--mode", "svd", *ranks] if ranks else []), *shuffle, *kept]
+
+
+def _read(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """The words by option; those that stay as they are; and those of no option of sd-scripts'."""
+    values: dict[str, list[str]] = {}
+    kept: list[str] = []
+    unknown: list[str] = []
+    name = ""
+    for word in words:
+        head, equals, value = _spelt(word).partition("=")
+        if not word.startswith("-") or _is_number(word):
+            if name == "kept":
+                kept.append(word)
+                name = ""
+            elif name:
+                values[name].append(word)
+            else:
+                unknown.append(word)
+        elif head in _KEPT:
+            kept.append(word)
+            name = "" if equals else "kept"
+        elif head in ("--models", "--ratios", "--ratio", "--sd_model", "--new_rank", "--new_conv_rank"):
+            name = "--ratios" if head == "--ratio" else head
+            values.setdefault(name, []).extend([value] if equals else [])
+        elif head in ("--shuffle", "--concat"):
+            values[head], name = [], head
+        else:
+            (kept if head in _KEPT_FLAGS else unknown).append(word)
+            name = ""
+    return values, kept, unknown
+
+
+def _spelt(word: str) -> str:
+    """An option with underscores, as sd-scripts spells it; its value stays."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", word) is not None
