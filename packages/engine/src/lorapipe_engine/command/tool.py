@@ -22,6 +22,7 @@ from lorapipe_engine import __version__
 from lorapipe_engine.command.importing import leave_current_folder
 from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.errors import LoraError
 
@@ -29,8 +30,10 @@ EXIT_CODES = """\
 0    done
 1    it ran, but something failed or a problem was found
 2    nothing was done: wrong usage, configuration or input
-130  interrupted"""
+130  interrupted (Ctrl-C)
+143  terminated (SIGTERM)"""
 INTERRUPTED = 130
+TERMINATED = 143
 VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)
 
 
@@ -76,7 +79,9 @@ class ToolCommand(click.Command):
         """
         if args is None:
             leave_current_folder()
-        raise SystemExit(self._run(args, extra))
+        with terminated_like_interrupted():
+            status = self._run(args, extra)
+        raise SystemExit(status)
 
     def _run(self, words: Sequence[str] | None, extra: dict[str, Any]) -> int:
         VERBOSE.set(False)
@@ -118,6 +123,10 @@ class ToolCommand(click.Command):
         return f"no option {one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
 
     def _end(self, error: BaseException) -> int:
+        # Outside the passages that are kept from it, click makes an abort of an interrupt.
+        if isinstance(error, Terminated) or isinstance(error.__cause__, Terminated):
+            self._tell("terminated")
+            return TERMINATED
         if isinstance(error, KeyboardInterrupt | click.Abort):
             # The first line end closes the terminal's ^C.
             self._tell("interrupted", before="\n" if _is_terminal(sys.stderr) else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +34,9 @@ from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
 from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run
-from lorapipe_engine.train.processes import join_processes
+from lorapipe_engine.train.processes import Processes, join_processes
 from lorapipe_engine.train.results.boards import check_boards
+from lorapipe_engine.train.results.claim import claimed
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
 from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
 from lorapipe_engine.train.schedules import schedule_notes
@@ -46,15 +47,30 @@ Say = Callable[[str], None]
 
 def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
-    began = time.monotonic()
     processes = join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
     notes = check_cheaply(settings)
     for note in notes:
         say(f"note: {note}")
-    if processes.is_main:
-        check_writable(settings.run)
+    if not processes.is_main:
+        return train_checked(settings, configuration, say, model, processes, notes)
+    check_writable(settings.run)
+    with claimed(settings.run):
+        check_outputs(settings.run)
         remove_leftovers(settings.run)
+        return train_checked(settings, configuration, say, model, processes, notes)
+
+
+def train_checked(
+    settings: TrainSettings,
+    configuration: str,
+    say: Say,
+    model: ModelPlan,
+    processes: Processes,
+    notes: Sequence[str],
+) -> list[Path]:
+    """Load the base and train, with an output that no other run has. ``notes``: what was said already."""
+    began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed)
     settings = with_first_resolution(settings, dataset)
     prompts = sample_prompts(settings)
@@ -109,7 +125,6 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
-    check_outputs(settings.run)
     return notes
 
 
