@@ -144,15 +144,8 @@ class ToolCommand(click.Command):
         return self._tell_failure(error)
 
     def _tell_failure(self, error: BaseException) -> int:
-        if isinstance(error, LoraError | OSError | click.ClickException):
-            self._tell(f"error: {_describe(error)}")
-            return error.exit_code if isinstance(error, LoraError) else 1
-        if isinstance(error, MemoryError):
-            self._tell(f"error: not enough memory {one_line(error)}".rstrip())
-            return 1
-        hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
-        self._tell(f"unexpected error: {type(error).__name__}: {one_line(error)}{hint}")
-        return 1
+        self._tell(failure(error))
+        return error.exit_code if isinstance(error, LoraError) else 1
 
     def _tell(self, text: str, *, before: str = "") -> None:
         click.echo(masked(f"{before}{self.name}: {printable(text)}"), err=True)
@@ -256,6 +249,26 @@ def complain(text: str) -> None:
     context = click.get_current_context(silent=True)
     name = f"{context.info_name}: " if context else ""
     show(f"{name}error: {text}", err=True)
+
+
+def complain_of(what: str, error: Exception) -> None:
+    """Why one of several things that were to be done failed, as :func:`complain` says it, with the place if the user
+    asked for it."""
+    if VERBOSE.get():
+        show_trace(error)
+    context = click.get_current_context(silent=True)
+    name = f"{context.info_name}: " if context else ""
+    show(f"{name}{what}: {failure(error)}", err=True)
+
+
+def failure(error: BaseException) -> str:
+    """What went wrong, in the line that ends a command."""
+    if isinstance(error, LoraError | OSError | click.ClickException):
+        return f"error: {_describe(error)}"
+    if isinstance(error, MemoryError):
+        return f"error: not enough memory {one_line(error)}".rstrip()
+    hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
+    return f"unexpected error: {type(error).__name__}: {one_line(error)}{hint}"
 
 
 def _underscored(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from lorapipe_engine.settings import (
     with_base_defaults,
 )
 from lorapipe_engine.train.base.model import BaseModel
+from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -37,6 +39,7 @@ from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run
 from lorapipe_engine.train.processes import Processes, join_processes
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.claim import claimed
+from lorapipe_engine.train.results.ended import forget_record
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
 from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
 from lorapipe_engine.train.schedules import schedule_notes
@@ -45,20 +48,37 @@ from lorapipe_engine.train.schedules.updates import plan_updates
 Say = Callable[[str], None]
 
 
-def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
+@dataclass(frozen=True)
+class Queued:
+    """What a run has of the queue that it is part of: the ``shelf``, and what is done when its output is claimed and
+    when its last file is there."""
+
+    shelf: Shelf = field(default_factory=Shelf)
+    on_begin: Callable[[], None] | None = None
+    on_end: Callable[[list[Path]], None] | None = None
+
+
+def run_training(
+    settings: TrainSettings, configuration: str, say: Say, queued: Queued | None = None
+) -> list[Path]:
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
+    queued = queued or Queued()
     processes = join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
     notes = check_cheaply(settings)
     for note in notes:
         say(f"note: {note}")
     if not processes.is_main:
-        return train_checked(settings, configuration, say, model, processes, notes)
+        return train_checked(settings, configuration, say, model, processes, notes, queued)
     check_writable(settings.run)
     with claimed(settings.run):
         check_outputs(settings.run)
         remove_leftovers(settings.run)
-        return train_checked(settings, configuration, say, model, processes, notes)
+        if queued.on_begin is None:
+            forget_record(settings.run)
+        else:
+            queued.on_begin()
+        return train_checked(settings, configuration, say, model, processes, notes, queued)
 
 
 def train_checked(
@@ -68,6 +88,7 @@ def train_checked(
     model: ModelPlan,
     processes: Processes,
     notes: Sequence[str],
+    queued: Queued,
 ) -> list[Path]:
     """Load the base and train, with an output that no other run has. ``notes``: what was said already."""
     began = time.monotonic()
@@ -80,7 +101,11 @@ def train_checked(
     if model.device.type == "cuda" and not settings.model.ignore_memory:
         check_memory(settings, dataset, model, say)
     with memory_explained(settings):
-        base = read_model(settings.model, model)
+        base = queued.shelf.base(
+            base_key(settings.model, model.source, model.dtype),
+            partial(read_model, settings.model, model),
+            copies_weights=model.device.type == "cpu" or bool(settings.network.base_weights),
+        )
         prediction = prediction_of(base, settings.loss, say)
         precise = replace(settings, model=replace(settings.model, mixed_precision=model.precision))
         settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
@@ -103,7 +128,19 @@ def train_checked(
 
     try:
         with memory_explained(settings), processes.losses_told():
-            files = train(settings, plan, dataset, prompts, family, objective, configuration, say, processes)
+            files = train(
+                settings,
+                plan,
+                dataset,
+                prompts,
+                family,
+                objective,
+                configuration,
+                say,
+                processes,
+                queued.shelf,
+                queued.on_end,
+            )
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
