@@ -53,6 +53,7 @@ ROWS = {
     "lora-convert": "net.safetensors -o other.safetensors --to diffusers",
     "lora-resize": "net.safetensors -o small.safetensors --new-rank 1",
     "lora-extract": "tuned.safetensors base.safetensors -o made.safetensors --dim 2",
+    "lora-sample": "net.safetensors --base base.safetensors --prompt mina --dry-run",
     "lora-tag": f"pictures --model {DATA / 'tagger/model'} --no-cache",
 }
 
