@@ -33,6 +33,7 @@ ENGINE_LAYERS = (
     "errors",
 )
 TRAIN_LAYERS = (
+    "queue",
     "session",
     "loop | memory",
     "validation",

@@ -16,13 +16,14 @@ import time
 from pathlib import Path
 
 import lorapipe_engine.train.loop
+import lorapipe_engine.train.queue
 import lorapipe_engine.train.session  # noqa: F401  imported for the forks
 from lorapipe_engine.cli import lora_train
 
 
 def steps_done(out: Path) -> int:
-    metrics = out / "net.metrics.jsonl"
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    """Of all runs that write to a folder."""
+    return sum(path.read_bytes().count(b"\n") for path in out.glob("*.metrics.jsonl"))
 
 
 def child(words: list[str]) -> None:

@@ -147,6 +147,25 @@ def test_interrupted_together_they_go_on_exactly(data: Path, tmp_path: Path) -> 
     assert count == len(list((tmp_path / "cache2").rglob("*.safetensors")))
 
 
+def test_terminated_together_they_save_once(data: Path, tmp_path: Path) -> None:
+    """SIGTERM, as a scheduler sends it to every process."""
+    words = ["--max_train_steps", "100000", "--unet_lr", "1e-3", "--network_train_unet_only"]
+    stopped = start(TORCHRUN, data, tmp_path, *words)
+    metrics = tmp_path / "net.metrics.jsonl"
+    until = time.monotonic() + TIMEOUT
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+        assert stopped.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(stopped.pid, signal.SIGTERM)
+    _, told = stopped.communicate(timeout=TIMEOUT)
+    assert stopped.returncode != 0
+    assert told.count("the same command goes on from there") == 1
+    assert "lora-train: terminated" in told
+    assert (tmp_path / "net.state").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_what_is_wrong_everywhere_is_told_once(data: Path, tmp_path: Path) -> None:
     code, _, told = run(TORCHRUN, data, tmp_path / "out", "--device", "cuda:1")
     assert code != 0

@@ -42,6 +42,21 @@ def run(*pipe: Sequence[str], folder: Path | None = None) -> str:
     say("")
     say(f"$ {' | '.join(map(_line, pipe))}")
     started: list[subprocess.Popen[str]] = []
+    try:
+        return _output_of(pipe, folder, started)
+    except BaseException:
+        # An interrupt of this process alone, or SIGTERM, does not reach them.
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+        raise
+
+
+def _output_of(
+    pipe: Sequence[Sequence[str]], folder: Path | None, started: list[subprocess.Popen[str]]
+) -> str:
+    """What the last of the commands writes; each is put in ``started`` as it starts."""
     before: IO[str] | int = subprocess.DEVNULL
     for command in pipe:
         process = subprocess.Popen(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,22 @@ import click
 
 from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options
 from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
-from lorapipe_engine.command.options import build_settings, print_config, settings_options
+from lorapipe_engine.command.options import build_settings, settings_options
 from lorapipe_engine.command.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_path
 from lorapipe_engine.command.tool import ToolCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.settings import PARTS, TrainSettings
+from lorapipe_engine.settings import PARTS
 from lorapipe_engine.settings.refused import FOREIGN
+from lorapipe_engine.settings.several import Run, make_runs, read_varied, require_inputs, sort_words
 
 EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
 lora-train --config_file mayuri.toml --network_dim 32
 lora-train --config_file mayuri.toml --plot-lr
+lora-train mayuri.toml nekochan.toml maid.toml
+lora-train mayuri.toml --vary unet_lr=1e-4,2e-4 --vary network_dim=16,32 --dry-run
 lora-train --config_file mayuri.toml --vram 8
 lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
 lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
@@ -47,6 +52,16 @@ class TrainCommand(ToolCommand):
 
 
 @tool_command("lora-train", examples=EXAMPLES, cls=TrainCommand)
+@click.argument("words", nargs=-1, type=click.Path(path_type=Path), metavar="[FOLDER] [RUN.toml ...]")
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="NAME=A,B",
+    help="Train a run for each value of an option, and for each combination where it is given again.",
+)
+@click.option(
+    "--dry_run", is_flag=True, help="Check everything that is cheap, show what would be done, and stop."
+)
 @click.option(
     "--plot_lr",
     is_flag=False,
@@ -54,12 +69,21 @@ class TrainCommand(ToolCommand):
     metavar="[FILE]",
     help="Draw the curve of the rates and stop: as FILE (.png, .svg), without one in the terminal.",
 )
-@settings_options(*PARTS)
+@settings_options(*PARTS, several=True)
 @foreign_options(FOREIGN)
-def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, **flags: Any) -> None:
+def lora_train(
+    words: tuple[Path, ...],
+    config_file: tuple[Path, ...],
+    vary: tuple[str, ...],
+    dry_run: bool,
+    print_only: bool,
+    plot_lr: str | None,
+    **flags: Any,
+) -> None:
     """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
 
-    Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. Paths of the
+    Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. A folder among the
+    words is the train_data_dir, each TOML or JSON file a run: several are trained one after another. Paths of the
     networks go to stdout, everything else to stderr.
     """
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
@@ -67,35 +91,71 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
         QUIET.set(True)
     if print_only and plot_lr is not None:
         raise ConfigError("--print_config and --plot_lr both stop after what they show; give one of them")
-    foreign = ForeignOptions(FOREIGN)
-    given_options(foreign)
-    parts, origin = build_settings(PARTS, flags, config_file, foreign)
-    parts, origin = fitted(parts, origin)
+    folder, files = sort_words(words)
+    if folder is not None and flags.get("train_data_dir") is not None:
+        raise ConfigError(f"train_data_dir: given twice, as {flags['train_data_dir']} and {folder}")
+    if folder is not None:
+        flags["train_data_dir"] = str(folder)
+    said: set[str] = set()
+    build = partial(settings_of, said=said)
+    runs = make_runs([*config_file, *files], read_varied(vary, flags), flags, build)
+    if len(runs) > 1 or dry_run:
+        train_several(
+            runs, dry_run=dry_run, other="--plot_lr" if plot_lr is not None else "--print_config" * print_only
+        )
+        return
+    (run,) = runs
+    settings = run.settings
     if print_only:
         if is_first:
-            click.echo(print_config(parts, origin))
+            click.echo(run.print_config())
         return
-    model, data, network, optimizer, loss, run = parts
-    settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
-    for note in foreign.notes:
-        say(f"note: {note}")
     if plot_lr is not None:
         from lorapipe_engine.train.schedules.plot import plot_rates
 
         click.echo(plot_rates(settings, plot_lr, say))
         return
-    if settings.model.pretrained_model_name_or_path is None:
-        raise ConfigError("no base model: give --base FILE, a diffusers folder, a hub id, or --base demo")
-    if settings.data.train_data_dir is None and settings.data.dataset_config is None:
-        raise ConfigError(
-            "no dataset: give --train_data_dir FOLDER with folders N_concept in it, or --dataset_config FILE"
-        )
+    require_inputs(settings)
     require_training_extra()
     with library_imports():
         from lorapipe_engine.train.session import run_training
 
-    for path in run_training(settings, print_config(parts, origin), say):
+    for path in run_training(settings, run.print_config(), say):
         write_path(path)
+
+
+def settings_of(
+    flags: Mapping[str, Any], config_file: Path | None, *, said: set[str]
+) -> tuple[list[Any], dict[str, str]]:
+    """The options of one run, and where each came from; what is of no use is noted, once for all runs (``said``)."""
+    foreign = ForeignOptions(FOREIGN)
+    given_options(foreign)
+    parts, origin = build_settings(PARTS, flags, config_file, foreign)
+    parts, origin = fitted(parts, origin)
+    for note in foreign.notes:
+        if note not in said:
+            say(f"note: {note}")
+        said.add(note)
+    return parts, origin
+
+
+def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:
+    """Check all runs, and train them in order unless that is all that was asked for. ``other``: an option of one run
+    that was given as well, or nothing."""
+    if other:
+        raise ConfigError(
+            f"{other} shows one run; " + ("it excludes --dry_run" if dry_run else f"here are {len(runs)}")
+        )
+    for run in runs:
+        require_inputs(run.settings)
+    require_training_extra()
+    with library_imports():
+        from lorapipe_engine.train.queue import check_runs, run_queue, show_plan
+
+    checked = check_runs(runs)
+    show_plan(checked, dry=dry_run)
+    if not dry_run:
+        run_queue(checked, write_path)
 
 
 def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:

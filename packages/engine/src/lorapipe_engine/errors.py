@@ -7,7 +7,8 @@ mend it. Only :mod:`lorapipe_engine.command.tool` prints them and turns them int
 0    done
 1    it ran, but something failed or a problem was found
 2    nothing was done: wrong usage or configuration, or an input that cannot be read
-130  interrupted
+130  interrupted (Ctrl-C)
+143  terminated (SIGTERM)
 ==== ==========================================================================================
 """
 

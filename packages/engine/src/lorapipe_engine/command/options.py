@@ -133,11 +133,13 @@ def _take_words(process: Callable[[Any, Any], None], parser: Any) -> Callable[[A
     return take
 
 
-def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def settings_options(
+    *classes: type, several: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that adds all options of the classes, ``--config_file`` and ``--print-config`` to a command.
 
     The command gets ``config_file``, ``print_only`` and, as ``flags``-style keyword arguments, every option's raw
-    value (None where it was not given); pass them to :func:`build_settings`.
+    value (None where it was not given); pass them to :func:`build_settings`. ``several``: it gets a tuple of files.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,7 +150,10 @@ def settings_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[
             "--print_config", "print_only", is_flag=True, help="Print all options as TOML and stop."
         )(function)
         return click.option(
-            "--config_file", type=click.Path(path_type=Path), help="TOML file of options; flags go before it."
+            "--config_file",
+            type=click.Path(path_type=Path),
+            multiple=several,
+            help="TOML file of options; flags override it." + " Each is a run." * several,
         )(function)
 
     return decorate

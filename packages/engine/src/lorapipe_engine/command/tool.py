@@ -22,6 +22,7 @@ from lorapipe_engine import __version__
 from lorapipe_engine.command.importing import leave_current_folder
 from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.errors import LoraError
 
@@ -29,8 +30,10 @@ EXIT_CODES = """\
 0    done
 1    it ran, but something failed or a problem was found
 2    nothing was done: wrong usage, configuration or input
-130  interrupted"""
+130  interrupted (Ctrl-C)
+143  terminated (SIGTERM)"""
 INTERRUPTED = 130
+TERMINATED = 143
 VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)
 
 
@@ -76,7 +79,9 @@ class ToolCommand(click.Command):
         """
         if args is None:
             leave_current_folder()
-        raise SystemExit(self._run(args, extra))
+        with terminated_like_interrupted():
+            status = self._run(args, extra)
+        raise SystemExit(status)
 
     def _run(self, words: Sequence[str] | None, extra: dict[str, Any]) -> int:
         VERBOSE.set(False)
@@ -118,6 +123,10 @@ class ToolCommand(click.Command):
         return f"no option {one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
 
     def _end(self, error: BaseException) -> int:
+        # Outside the passages that are kept from it, click makes an abort of an interrupt.
+        if isinstance(error, Terminated) or isinstance(error.__cause__, Terminated):
+            self._tell("terminated")
+            return TERMINATED
         if isinstance(error, KeyboardInterrupt | click.Abort):
             # The first line end closes the terminal's ^C.
             self._tell("interrupted", before="\n" if _is_terminal(sys.stderr) else "")
@@ -135,15 +144,8 @@ class ToolCommand(click.Command):
         return self._tell_failure(error)
 
     def _tell_failure(self, error: BaseException) -> int:
-        if isinstance(error, LoraError | OSError | click.ClickException):
-            self._tell(f"error: {_describe(error)}")
-            return error.exit_code if isinstance(error, LoraError) else 1
-        if isinstance(error, MemoryError):
-            self._tell(f"error: not enough memory {one_line(error)}".rstrip())
-            return 1
-        hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
-        self._tell(f"unexpected error: {type(error).__name__}: {one_line(error)}{hint}")
-        return 1
+        self._tell(failure(error))
+        return error.exit_code if isinstance(error, LoraError) else 1
 
     def _tell(self, text: str, *, before: str = "") -> None:
         click.echo(masked(f"{before}{self.name}: {printable(text)}"), err=True)
@@ -247,6 +249,26 @@ def complain(text: str) -> None:
     context = click.get_current_context(silent=True)
     name = f"{context.info_name}: " if context else ""
     show(f"{name}error: {text}", err=True)
+
+
+def complain_of(what: str, error: Exception) -> None:
+    """Why one of several things that were to be done failed, as :func:`complain` says it, with the place if the user
+    asked for it."""
+    if VERBOSE.get():
+        show_trace(error)
+    context = click.get_current_context(silent=True)
+    name = f"{context.info_name}: " if context else ""
+    show(f"{name}{what}: {failure(error)}", err=True)
+
+
+def failure(error: BaseException) -> str:
+    """What went wrong, in the line that ends a command."""
+    if isinstance(error, LoraError | OSError | click.ClickException):
+        return f"error: {_describe(error)}"
+    if isinstance(error, MemoryError):
+        return f"error: not enough memory {one_line(error)}".rstrip()
+    hint = "" if VERBOSE.get() else " (-v shows where; please report it)"
+    return f"unexpected error: {type(error).__name__}: {one_line(error)}{hint}"
 
 
 def _underscored(name: str) -> str:

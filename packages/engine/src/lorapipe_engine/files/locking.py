@@ -1,4 +1,4 @@
-"""A lock on a folder, for tools that change files in it: one works, the others wait."""
+"""Locks: of a folder, for tools that change files in it (one works, the others wait), and of a file."""
 
 from __future__ import annotations
 
@@ -100,6 +100,15 @@ def open_lock_file(path: Path) -> int:
     raise OutputError(f"{path}: not a file that these tools made, so it is not locked; remove it")
 
 
+def try_lock_file(descriptor: int) -> bool | None:
+    """Lock a file of :func:`open_lock_file` for as long as it is open; False if another process has it locked, None
+    where the file system has no locks."""
+    try:
+        return _try_lock(descriptor)
+    except OSError:
+        return None
+
+
 if sys.platform == "win32":
     import hashlib
     import msvcrt
@@ -117,12 +126,15 @@ if sys.platform == "win32":
 
     def _try_lock(descriptor: int) -> bool:
         try:
+            # What is locked cannot be read by others, so it is a byte behind anything that is written.
+            os.lseek(descriptor, 1 << 20, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except (PermissionError, BlockingIOError):
             return False
         return True
 
     def _lock(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)
         while True:  # it gives up after ten tries of a second
             with suppress(PermissionError, BlockingIOError):
                 return msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)

@@ -19,6 +19,7 @@ from lorapipe_engine.nn.fused.kernels import are_compiled
 from lorapipe_engine.pictures.batches import Batch, epoch_batches
 from lorapipe_engine.pictures.captions import When
 from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.train.base.shelf import Shelf
 from lorapipe_engine.train.data.examples import Dataset, TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
@@ -64,17 +65,20 @@ def train(
     configuration: str,
     say: Say,
     processes: Processes = ALONE,
+    shelf: Shelf | None = None,
+    on_end: Callable[[list[Path]], None] | None = None,
 ) -> list[Path]:
     """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
     ``settings`` are whole (see :func:`lorapipe_engine.settings.with_base_defaults`), and ``plan`` is theirs. Raises
     ProblemFound when the loss is no longer a number or has exploded; on Ctrl-C what was learned is saved and reported
-    through ``say``, then KeyboardInterrupt goes on. Of several processes only the first leaves files.
+    through ``say``, then KeyboardInterrupt goes on. Of several processes only the first leaves files. ``shelf``: see
+    :func:`prepare_data`; ``on_end`` gets the files when all are there, before the state is removed.
     """
     length, rates = plan.length, plan.updates.rates
     check_cached_text(settings.data, dataset, rates.trained)
     parts = [dataset, validation_part(dataset)]
-    data, kept = prepare_data(settings, parts, family, length.epochs, say, processes)
+    data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf)
     network = make_network(settings, family, rates.by_part, say)
     processes.as_main(group.parameter.detach() for group in network.groups.values())
     stepper = make_stepper(settings, plan, network, family, objective, processes)
@@ -95,6 +99,8 @@ def train(
                 run_steps(settings, plan, data, stepper, state, results, keeper, validation)
             results.save_final(state.step, state.epoch)
         if processes.is_main:
+            if on_end is not None:
+                on_end(results.files)
             keeper.done()
     return results.files
 

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorapipe_engine.command.terminating import Terminated
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.settings import ModelSettings, RunSettings
 
 # While the first process draws samples or encodes, the others wait for it; a dead one ends all of them at once.
 PATIENCE = timedelta(hours=6)
+_ENDINGS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 64  # objects that are exchanged at once, which bounds the memory that it takes
 
 
@@ -36,8 +38,8 @@ class Processes:
     count: int = 1
     index: int = 0
     device: torch.device | None = None
-    _asked: bool = field(default=False, repr=False)
-    _agreed: bool = field(default=False, repr=False)
+    _asked: set[int] = field(default_factory=set, repr=False)  # the signals that came
+    _agreed: set[int] = field(default_factory=set, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -108,7 +110,7 @@ class Processes:
                 raise
             raise ProblemFound("another process of this run has ended; what it tells is the cause") from error
 
-    # ------------------------------------------------------------------------------------------- Ctrl-C
+    # ------------------------------------------------------------------------------------------- Ctrl-C and SIGTERM
 
     @contextmanager
     def interrupted_together(self) -> Iterator[None]:
@@ -117,27 +119,32 @@ class Processes:
             yield
             return
 
-        def note(_number: int, _frame: object) -> None:
-            self._asked = True
+        def note(number: int, _frame: object) -> None:
+            self._asked.add(number)
 
-        before = signal.signal(signal.SIGINT, note)
+        before = {number: signal.signal(number, note) for number in _ENDINGS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def whole_loss(self, share: float) -> float:
         """The loss of the whole batch, from this process's share of it; whether any was interrupted is told with it."""
         if self.count == 1:
             return share
-        both = torch.tensor([share, float(self._asked)], dtype=torch.float64, device=self.device)
-        self.add_up([both])
-        loss, asked = both.tolist()
-        self._agreed = asked > 0
+        asked = [float(number in self._asked) for number in _ENDINGS]
+        row = torch.tensor([share, *asked], dtype=torch.float64, device=self.device)
+        self.add_up([row])
+        loss, *counts = row.tolist()
+        self._agreed = {number for number, count in zip(_ENDINGS, counts, strict=True) if count > 0}
         return float(loss)
 
     def stop_if_asked(self) -> None:
-        """Raise KeyboardInterrupt in every process if one of them was interrupted before the last step ended."""
+        """Raise KeyboardInterrupt (Terminated for SIGTERM) in every process if one of them was interrupted before the
+        last step ended."""
+        if signal.SIGTERM in self._agreed:
+            raise Terminated
         if self._agreed:
             raise KeyboardInterrupt
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from lorapipe_engine.settings import (
     with_base_defaults,
 )
 from lorapipe_engine.train.base.model import BaseModel
+from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -34,8 +36,10 @@ from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
 from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run
-from lorapipe_engine.train.processes import join_processes
+from lorapipe_engine.train.processes import Processes, join_processes
 from lorapipe_engine.train.results.boards import check_boards
+from lorapipe_engine.train.results.claim import claimed
+from lorapipe_engine.train.results.ended import forget_record
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
 from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
 from lorapipe_engine.train.schedules import schedule_notes
@@ -44,17 +48,50 @@ from lorapipe_engine.train.schedules.updates import plan_updates
 Say = Callable[[str], None]
 
 
-def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[Path]:
+@dataclass(frozen=True)
+class Queued:
+    """What a run has of the queue that it is part of: the ``shelf``, and what is done when its output is claimed and
+    when its last file is there."""
+
+    shelf: Shelf = field(default_factory=Shelf)
+    on_begin: Callable[[], None] | None = None
+    on_end: Callable[[list[Path]], None] | None = None
+
+
+def run_training(
+    settings: TrainSettings, configuration: str, say: Say, queued: Queued | None = None
+) -> list[Path]:
     """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
-    began = time.monotonic()
+    queued = queued or Queued()
     processes = join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
     notes = check_cheaply(settings)
     for note in notes:
         say(f"note: {note}")
-    if processes.is_main:
-        check_writable(settings.run)
+    if not processes.is_main:
+        return train_checked(settings, configuration, say, model, processes, notes, queued)
+    check_writable(settings.run)
+    with claimed(settings.run):
+        check_outputs(settings.run)
         remove_leftovers(settings.run)
+        if queued.on_begin is None:
+            forget_record(settings.run)
+        else:
+            queued.on_begin()
+        return train_checked(settings, configuration, say, model, processes, notes, queued)
+
+
+def train_checked(
+    settings: TrainSettings,
+    configuration: str,
+    say: Say,
+    model: ModelPlan,
+    processes: Processes,
+    notes: Sequence[str],
+    queued: Queued,
+) -> list[Path]:
+    """Load the base and train, with an output that no other run has. ``notes``: what was said already."""
+    began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed)
     settings = with_first_resolution(settings, dataset)
     prompts = sample_prompts(settings)
@@ -64,7 +101,11 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     if model.device.type == "cuda" and not settings.model.ignore_memory:
         check_memory(settings, dataset, model, say)
     with memory_explained(settings):
-        base = read_model(settings.model, model)
+        base = queued.shelf.base(
+            base_key(settings.model, model.source, model.dtype),
+            partial(read_model, settings.model, model),
+            copies_weights=model.device.type == "cpu" or bool(settings.network.base_weights),
+        )
         prediction = prediction_of(base, settings.loss, say)
         precise = replace(settings, model=replace(settings.model, mixed_precision=model.precision))
         settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
@@ -87,7 +128,19 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
 
     try:
         with memory_explained(settings), processes.losses_told():
-            files = train(settings, plan, dataset, prompts, family, objective, configuration, say, processes)
+            files = train(
+                settings,
+                plan,
+                dataset,
+                prompts,
+                family,
+                objective,
+                configuration,
+                say,
+                processes,
+                queued.shelf,
+                queued.on_end,
+            )
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
@@ -109,7 +162,6 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
-    check_outputs(settings.run)
     return notes
 
 

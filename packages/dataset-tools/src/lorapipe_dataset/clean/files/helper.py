@@ -157,6 +157,7 @@ def _serve(
 ) -> None:
     """Answer until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # that is the other side's to decide
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which a copy has from the other side as an interrupt
     if inherited is not None:
         inherited.close()
     planner, bench = _planner(options, counts, captions)

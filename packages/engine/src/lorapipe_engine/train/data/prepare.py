@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.datasets.scan import Dataset
@@ -14,8 +15,9 @@ from lorapipe_engine.files.cachefolder import cache_folder
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.pictures.captions import fixed_caption
 from lorapipe_engine.settings import DataSettings, TrainSettings
+from lorapipe_engine.train.base.shelf import Shelf, stamp
 from lorapipe_engine.train.data.examples import TrainingData, latent_jobs
-from lorapipe_engine.train.data.latents import LatentCache, encode_all, vae_key
+from lorapipe_engine.train.data.latents import LatentCache, LatentJob, encode_all, vae_key
 from lorapipe_engine.train.data.text_cache import TextCache
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.processes import ALONE, Processes
@@ -28,14 +30,15 @@ def prepare_data(
     epochs: int,
     say: Callable[[str], None],
     processes: Processes = ALONE,
+    shelf: Shelf | None = None,
 ) -> list[TrainingData]:
     """Encode every picture of each dataset, and every caption where text states are cached.
 
     ``epochs``: of the run, which the cached forms of a caption are taken in turn over. What is not needed any more
     leaves the device then, and what waited for room is on it. Several processes share the work out, and each has all of
-    it in the end.
+    it in the end. ``shelf``: where latents of an earlier run may be.
     """
-    found = [load_data(settings, part, family, say, processes) for part in parts]
+    found = [load_data(settings, part, family, say, processes, shelf or Shelf()) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if family.device.type == "cuda":
@@ -64,9 +67,10 @@ def load_data(
     dataset: Dataset,
     family: Family,
     say: Callable[[str], None],
-    processes: Processes = ALONE,
+    processes: Processes,
+    shelf: Shelf,
 ) -> TrainingData:
-    """Encode every picture, or read its latents from the cache."""
+    """Encode every picture, or take its latents from the cache, or as an earlier run of the same process made them."""
     jobs = latent_jobs(dataset)
     to_disk = settings.data.cache_latents_to_disk
     cache = LatentCache(
@@ -75,8 +79,13 @@ def load_data(
         _folder(settings.data),
     )
     own = [list(jobs.values())[number] for number in processes.own(len(jobs))]
-    with progress(total=len(own), label="latents", unit="picture") as bar:
-        made = encode_all(own, family, cache, settings.data.vae_batch_size, bar)
+
+    def encode() -> list[Tensor]:
+        with progress(total=len(own), label="latents", unit="picture") as bar:
+            return encode_all(own, family, cache, settings.data.vae_batch_size, bar)
+
+    # All or nothing: what is encoded together is part of what comes out, to the last bit. Those on disk stay there.
+    made = encode() if to_disk else shelf.latents(latents_key(own, family, settings.data), encode)
     say_damaged(cache.damaged, say)
     latents = processes.exchange(made, len(jobs))
     return TrainingData(
@@ -87,6 +96,12 @@ def load_data(
         reg_weight=settings.loss.prior_loss_weight,
         weighted=settings.data.weighted_captions,
     )
+
+
+def latents_key(jobs: Sequence[LatentJob], family: Family, data: DataSettings) -> Hashable:
+    """What decides the latents of pictures besides the base."""
+    files = tuple(stamp(path) for path in dict.fromkeys(job.path for job in jobs))
+    return tuple(jobs), files, family.vae_dtype, str(family.device), data.vae_batch_size
 
 
 def say_damaged(paths: Sequence[Path], say: Callable[[str], None]) -> None:

@@ -1,0 +1,39 @@
+"""SIGTERM ends a command as Ctrl-C does: docker stop and schedulers send it before they kill.
+
+It is raised in the main thread as an interrupt, so whatever is tidied up and saved on Ctrl-C is so here too. Only the
+first counts: what is being saved is not disturbed by those that follow.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come. What handles an interrupt handles this."""
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Raise :class:`Terminated` in the block when SIGTERM comes.
+
+    A handler that a caller has set stays, and so does the setting of a thread that is not the main one, which Python
+    lets set none.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _raise(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated

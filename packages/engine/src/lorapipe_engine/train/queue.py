@@ -1,0 +1,241 @@
+"""Several runs, one after another in one process: all are checked before the first begins, and what fails is told."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lorapipe_engine.command.tool import complain_of, say, show
+from lorapipe_engine.datasets.scan import Dataset, scan
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
+from lorapipe_engine.pictures.batches import batches_per_epoch
+from lorapipe_engine.settings import DataSettings
+from lorapipe_engine.settings.several import Run
+from lorapipe_engine.train.base.shelf import Shelf, Stamp, base_key
+from lorapipe_engine.train.plan import Length, plan_length, plan_model
+from lorapipe_engine.train.results.ended import (
+    Ended,
+    Remembered,
+    ended,
+    is_intact,
+    read_record,
+    write_record,
+)
+from lorapipe_engine.train.results.outputs import check_outputs
+from lorapipe_engine.train.results.state import purpose, state_file
+from lorapipe_engine.train.session import (
+    Queued,
+    check_cheaply,
+    run_training,
+    sample_prompts,
+    with_first_resolution,
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that can begin, as far as that shows before the base is read. ``asked``: see :func:`.state.purpose`.
+    ``is_own``: what stands in the place of its results is what it left itself when it was killed, without a state.
+    """
+
+    run: Run
+    asked: dict[str, object]
+    length: Length
+    pictures: int
+    base: Stamp
+    source: str
+    notes: tuple[str, ...]
+    is_own: bool = False
+    before: Ended | None = None
+
+    @property
+    def output(self) -> Path:
+        """Its results' common beginning."""
+        return self.run.settings.run.output_dir / self.run.settings.run.output_name
+
+
+def check_runs(runs: Sequence[Run]) -> list[Checked]:
+    """Check all runs. Raises ConfigError where some cannot begin, after each was told."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("several runs in a row train in one process; give a launcher one run")
+    scanned: dict[tuple[DataSettings, int], Dataset] = {}
+    checked, refused = [], 0
+    for run in runs:
+        try:
+            checked.append(check_run(run, scanned))
+        except LoraError as error:
+            if len(runs) == 1:
+                raise
+            complain_of(run.label, error)
+            refused += 1
+    if refused:
+        raise ConfigError(f"{refused} of {len(runs)} runs cannot begin, so none was begun")
+    return checked
+
+
+def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset]) -> Checked:
+    """Find what can be found before the base is read. ``scanned``: datasets that were looked through already."""
+    settings = run.settings
+    model = plan_model(settings.model)
+    notes = check_cheaply(settings)
+    key = settings.data, settings.run.seed
+    dataset = scanned.get(key) or scan(*key)
+    scanned[key] = dataset
+    settings = with_first_resolution(settings, dataset)
+    sample_prompts(settings)
+    batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
+    asked = purpose(settings, dataset)
+    checked = Checked(
+        run=run,
+        asked=asked,
+        length=plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps),
+        pictures=len(dataset.pictures),
+        base=base_key(settings.model, model.source, model.dtype),
+        source=str(model.source),
+        notes=tuple(notes),
+    )
+    remembered = None if settings.run.overwrite else read_record(settings.run)
+    if remembered is not None and remembered.asked == asked:
+        if remembered.ended is not None and is_intact(settings.run, remembered.ended):
+            return replace(checked, before=remembered.ended)
+        if remembered.ended is None and not state_file(settings.run).exists():
+            return replace(checked, is_own=True)
+    check_outputs(settings.run)
+    return checked
+
+
+def plan_lines(checked: Sequence[Checked]) -> list[str]:
+    """What will be done, a line a run, and how long all of it is."""
+    lines = []
+    for number, one in enumerate(checked, start=1):
+        state = state_file(one.run.settings.run)
+        what = (
+            "done before" if one.before else "goes on from its state" if state.exists() else "from the start"
+        )
+        same = number > 1 and one.base == checked[number - 2].base
+        lines.append(
+            f"{number}. {one.run.label}: {one.length.steps:,} steps in {one.length.epochs} epochs, "
+            f"{one.pictures} pictures, {'the same base' if same else one.source}, to {one.output}, {what}"
+        )
+    steps = sum(one.length.steps for one in checked if one.before is None)
+    left = sum(one.before is None for one in checked)
+    return [
+        *lines,
+        f"{left} of {len(checked)} runs to do, {steps:,} steps: {_hours(steps)} at one step a second",
+    ]
+
+
+def run_queue(checked: Sequence[Checked], done: Callable[[Path], None]) -> None:
+    """Train the runs in order; ``done`` gets each file of each.
+
+    A run that fails is told and the next begins. Raises ProblemFound in the end if one did; KeyboardInterrupt goes on
+    at once, after the table of what is there.
+    """
+    shelf = Shelf()
+    rows: list[tuple[Checked, Ended | str]] = []
+    try:
+        for number, one in enumerate(checked, start=1):
+            say(f"run {number} of {len(checked)}: {one.run.label}")
+            if one.before is not None:
+                say("done before")
+                rows.append((one, one.before))
+            else:
+                following = [later.base for later in checked[number:] if later.before is None]
+                shelf.wanted = following[0] if following else None
+                rows.append((one, _train(one, shelf)))
+            result = rows[-1][1]
+            for name in result.files if isinstance(result, Ended) else ():
+                done(one.output.with_name(name))
+    finally:
+        for line in table(rows, len(checked)):
+            say(line)
+    failed = sum(isinstance(result, str) for _, result in rows)
+    if failed:
+        raise ProblemFound(f"{failed} of {len(checked)} runs failed; the same command tries them again")
+
+
+def _train(one: Checked, shelf: Shelf) -> Ended | str:
+    """Train one run; how it ended, or the word for the table."""
+    settings, results = one.run.settings, []
+    if one.is_own:
+        settings = replace(settings, run=replace(settings.run, overwrite=True))
+    began = time.monotonic()
+
+    def begin() -> None:
+        write_record(settings.run, Remembered(one.asked))
+
+    def end(files: list[Path]) -> None:
+        results.append(ended(settings.run, files, time.monotonic() - began))
+        write_record(settings.run, Remembered(one.asked, results[0]))
+
+    try:
+        run_training(settings, one.run.print_config(), say, Queued(shelf, begin, end))
+    except Exception as error:  # whatever it is, the other runs have nothing to do with it
+        complain_of(one.run.label, error)
+        shelf.clear()
+        word = "refused" if isinstance(error, ConfigError | InputError) else "failed"
+        return "not written" if isinstance(error, OutputError) else word
+    finally:
+        _free()
+    return results[0]
+
+
+def _free() -> None:
+    """Give back what a run had on the card: its modules hold each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# -------------------------------------------------------------------------------- what came of it
+
+
+def table(rows: Sequence[tuple[Checked, Ended | str]], total: int) -> list[str]:
+    """The runs that were done or tried: loss, validation loss, files, time; those not begun are counted."""
+    cells = [("run", "loss", "validation", "files", "time", "last file")]
+    for one, result in rows:
+        if isinstance(result, str):
+            cells.append((one.run.label, result, "", "", "", ""))
+            continue
+        last = one.output.with_name(list(result.files)[-1])
+        numbers = (_number(result.loss), _number(result.validation), str(len(result.files)))
+        cells.append((one.run.label, *numbers, _hours(result.seconds), str(last)))
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    if total > len(rows):
+        lines.append(f"{total - len(rows)} of {total} runs not finished; the same command goes on there")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _hours(seconds: float) -> str:
+    """Such as 40 s, 3 min, 2.5 h, 12 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
+
+
+def show_plan(checked: Sequence[Checked], *, dry: bool) -> None:
+    """Show what will be done: as the result of a dry run, else as talk, for then each run tells its notes itself."""
+    for one in checked if dry else ():
+        for note in one.notes:
+            say(f"note: {one.run.label}: {note}")
+    for line in plan_lines(checked):
+        if dry:
+            show(line)
+        else:
+            say(line)
