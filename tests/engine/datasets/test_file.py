@@ -114,7 +114,7 @@ WRONG = [
     ),
     ("[[datasets]]\nimage_dir = 'maid'\n" + ONE[13:], "belongs in [[datasets.subsets]], not in [[datasets]]"),
     (ONE + "num_repeats = 0\n", "line 4: datasets[0].subsets[0]: num_repeats: 0 is below 1"),
-    (ONE + "flip_aug = 1\n", "flip_aug: expected true or false, got 1"),
+    (ONE + "flip_aug = 2\n", "flip_aug: expected true or false, got 2"),
     ("[[datasets]]\nbatch_size = 'x'\n" + ONE[13:], "datasets[0]: batch_size: expected a whole number"),
     (ONE + "metadata_file = 'm.json'\n", "metadata_file: captions come from text files"),
     (ONE + "face_crop_aug_range = [1, 2]\n", "use random_crop"),

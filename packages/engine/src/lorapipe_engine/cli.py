@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options
+from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options, whole_names
 from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, print_config, settings_options
 from lorapipe_engine.command.processors import share_processors
@@ -19,6 +19,7 @@ from lorapipe_engine.command.records import write_path
 from lorapipe_engine.command.tool import ToolCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS, TrainSettings
+from lorapipe_engine.settings.programs import Programs
 from lorapipe_engine.settings.refused import FOREIGN
 
 EXAMPLES = """
@@ -36,7 +37,16 @@ MAIN_TELLS = 10.0  # seconds in which the first process tells what is wrong, and
 
 
 class TrainCommand(ToolCommand):
-    """A command that may run in several processes at once: what goes wrong in all of them is told once."""
+    """A command that may run in several processes at once: what goes wrong in all of them is told once. Names of
+    options may be cut short, as in sd-scripts."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words, with the names of options written out."""
+        args, notes = whole_names(args, self)
+        rest = super().parse_args(ctx, args)
+        for note in notes:
+            say(f"note: {note}")
+        return rest
 
     def _tell(self, text: str, *, before: str = "") -> None:
         number = os.environ.get("RANK", "0")
@@ -68,8 +78,14 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
     if print_only and plot_lr is not None:
         raise ConfigError("--print_config and --plot_lr both stop after what they show; give one of them")
     foreign = ForeignOptions(FOREIGN)
-    given_options(foreign)
-    parts, origin = build_settings(PARTS, flags, config_file, foreign)
+    programs = Programs()
+    flags = given_options(foreign, flags)
+    try:
+        parts, origin = build_settings(PARTS, flags, config_file, foreign, programs)
+    finally:
+        # An error may be one of what an option of another program was taken for.
+        for note in (*programs.notes, *foreign.notes):
+            say(f"note: {note}")
     parts, origin = fitted(parts, origin)
     if print_only:
         if is_first:
@@ -77,8 +93,6 @@ def lora_train(config_file: Path | None, print_only: bool, plot_lr: str | None, 
         return
     model, data, network, optimizer, loss, run = parts
     settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
-    for note in foreign.notes:
-        say(f"note: {note}")
     if plot_lr is not None:
         from lorapipe_engine.train.schedules.plot import plot_rates
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.configuration import is_nothing, nearest, place_of
 from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
-from lorapipe_engine.command.options import convert, fields_of, nearest, option, place_of
+from lorapipe_engine.command.options import Field, convert, fields_of, option
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.pictures.images import MOST_REPEATS
 from lorapipe_engine.settings import DataSettings
+from lorapipe_engine.settings.programs import easy_scripts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,8 +204,7 @@ def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str
         field = level.keys.get(key)
         if field is None:
             continue
-        if value is None and field.optional:
-            found[key] = None
+        if _leaves_open(field, value):
             continue
         try:
             found[key] = convert(field, value, "")
@@ -211,6 +212,14 @@ def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str
             reason = str(error).replace(f"{field.name}:", f"{key}:", 1)
             raise ConfigError(f"{source.at(place, key)}: {reason}") from None
     return found
+
+
+def _leaves_open(field: Field, value: Any) -> bool:
+    """Whether a key is there and gives no value. An empty text does, where such a text is what the option begins with:
+    it takes back what stands above."""
+    if field.type is bool:
+        return value is None or value == ""
+    return is_nothing(value) and not (value == "" and field.default == "")
 
 
 def _check_keys(source: _Source, level: _Level, table: Mapping[str, Any], place: str) -> None:
@@ -253,4 +262,6 @@ def _load(path: Path) -> tuple[_Source, dict[str, Any]]:
     found = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_toml(text, str(path))
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must hold general and datasets")
+    if easy_scripts.marks(found):
+        found = easy_scripts.dataset_tables(found)
     return _Source(path, text), found

@@ -33,7 +33,7 @@ from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
-from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run
+from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainable
 from lorapipe_engine.train.processes import join_processes
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
@@ -134,12 +134,8 @@ def check_updates(settings: TrainSettings) -> list[str]:
     """Check optimizer, rates and curve, for whichever family the base will be; returns what the user should know."""
     optimizer = settings.optimizer
     # As many encoders as there are rates: which base it is shows only when it is read.
-    encoders = (
-        ()
-        if settings.network.network_train_unet_only
-        else ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
-    )
-    plan = plan_updates(optimizer, (*encoders, "unet"), planned_steps(settings))
+    encoders = ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
+    plan = plan_updates(optimizer, trainable(settings, (*encoders, "unet")), planned_steps(settings))
     plan.rates_at([1.0])
     check_group_rates(optimizer, read_network_args(settings.network).has_rates)
     notes = [*rate_notes(optimizer, plan.arguments, plan.rates), *schedule_notes(optimizer)]
