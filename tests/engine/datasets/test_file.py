@@ -116,7 +116,7 @@ WRONG = [
     (ONE + "num_repeats = 0\n", "line 4: datasets[0].subsets[0]: num_repeats: 0 is below 1"),
     (ONE + "flip_aug = 2\n", "flip_aug: expected true or false, got 2"),
     ("[[datasets]]\nbatch_size = 'x'\n" + ONE[13:], "datasets[0]: batch_size: expected a whole number"),
-    (ONE + "metadata_file = 'm.json'\n", "metadata_file: captions come from text files"),
+    (ONE + "metadata_file = [1]\n", "metadata_file: expected a"),
     (ONE + "face_crop_aug_range = [1, 2]\n", "use random_crop"),
     ("[general]\n", "has no [[datasets]]"),
     ("[[datasets]]\n", "has no [[datasets.subsets]]"),

@@ -29,6 +29,7 @@ class SubsetKeys:
     is_reg: bool = option(False, "These are regularisation pictures.")
     num_repeats: int = option(1, "How often each picture comes in an epoch.", min=1, max=MOST_REPEATS)
     class_tokens: str | None = option(None, "Caption of pictures that have none.")
+    metadata_file: Path | None = option(None, "JSON file of the pictures' captions and tags.")
 
 
 OWN = {field.name: field for field in fields_of(SubsetKeys)}
@@ -58,12 +59,11 @@ SHARED_KEYS = {
     },
 }
 SUBSET_KEYS = {
-    **{name: OWN[name] for name in ("image_dir", "is_reg")},
+    **{name: OWN[name] for name in ("image_dir", "is_reg", "metadata_file")},
     **{name: _OPTIONS[name] for name in ("alpha_mask", "conditioning_data_dir")},
 }
 # Known, and not taken: why. Values that switch them off are taken in silence.
 REFUSED = {
-    "metadata_file": "captions come from text files; lora-clean writes them from other forms",
     "custom_attributes": "is of no use for a LoRA",
     "face_crop_aug_range": "use random_crop; or cut the pictures around the faces before",
     "caption_extention": "is spelt caption_extension",
@@ -156,6 +156,9 @@ def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], plac
     if values.get("image_dir") is None:
         raise ConfigError(f"{source.at(place)}: image_dir: missing, the folder of the pictures")
     options = _options(data, values)
+    metadata = values.get("metadata_file")
+    if metadata is not None and not metadata.is_file():
+        metadata = source.path.parent / metadata
     masks = values.get("conditioning_data_dir")
     if masks is not None and not data.masked_loss:
         raise ConfigError(
@@ -168,9 +171,10 @@ def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], plac
         options,
         _folder(source, values["image_dir"], f"{place}.image_dir"),
         masks=None if masks is None else _folder(source, masks, f"{place}.conditioning_data_dir"),
-        repeats=values.get("num_repeats", 1),
+        repeats=values.get("num_repeats") or data.dataset_repeats or 1,
         class_tokens=values.get("class_tokens"),
         is_reg=values.get("is_reg", False),
+        metadata=metadata,
     )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
 MOST_REPEATS = 10_000
+_NUMBERED = re.compile(r"(\d+)[\s.-]+(\S.*)", re.DOTALL)
 _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _ORIENTATION = 0x0112
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
@@ -92,10 +93,19 @@ def concept_of(name: str) -> str:
 def _what_to_rename(root: Path, inside: list[Path]) -> str:
     others = [path.name for path in inside if not path.name.startswith(".")]
     if others:
-        return f"rename '{others[0]}' to '10_{others[0]}' (10 is how often its pictures come in an epoch)"
+        repeats, name = _with_repeats(others[0])
+        return f"rename '{others[0]}' to '{repeats}_{name}' ({repeats} is how often its pictures come in an epoch)"
     if find_images(root):
         return f"put its pictures into a folder such as '10_{root.resolve().name}' inside it"
     return "it is empty; put pictures into a folder such as '10_concept' inside it"
+
+
+def _with_repeats(name: str) -> tuple[int, str]:
+    """Repeats and concept that a folder's name should have: its own number, where it begins with one, or 10."""
+    match = _NUMBERED.fullmatch(name)
+    if match and 1 <= int(match[1]) <= MOST_REPEATS:
+        return int(match[1]), match[2]
+    return 10, name
 
 
 def image_size(path: Path) -> tuple[int, int]:

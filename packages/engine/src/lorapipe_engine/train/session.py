@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
-from lorapipe_engine.models.families import get_family
+from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
+from lorapipe_engine.pictures.buckets import FINEST_STEP
 from lorapipe_engine.settings import (
     LossSettings,
     ModelSettings,
@@ -23,7 +25,9 @@ from lorapipe_engine.settings import (
     TrainSettings,
     with_base_defaults,
 )
+from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
+from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -37,8 +41,8 @@ from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainabl
 from lorapipe_engine.train.processes import join_processes
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
-from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
-from lorapipe_engine.train.schedules import schedule_notes
+from lorapipe_engine.train.sample.prompts import Prompt, is_prompt_text, read_prompts
+from lorapipe_engine.train.schedules import length_notes, schedule_notes
 from lorapipe_engine.train.schedules.updates import plan_updates
 
 Say = Callable[[str], None]
@@ -55,9 +59,10 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     if processes.is_main:
         check_writable(settings.run)
         remove_leftovers(settings.run)
-    dataset = scan(settings.data, settings.run.seed)
+    dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
     prompts = sample_prompts(settings)
+    check_samplers(settings, prompts)
     for note in dataset_notes(settings.data, dataset):
         say(f"note: {note}")
     settings = with_file_ranks(settings)
@@ -73,6 +78,8 @@ def run_training(settings: TrainSettings, configuration: str, say: Say) -> list[
     where = f"{model.device}, {'float32' if model.precision == 'no' else model.precision}"
     say(f"base: {model.source} ({family.name}, {PREDICTIONS[prediction].word}) on {where}")
     plan = plan_run(settings, model, dataset, family.train_parts, processes.count)
+    for note in length_notes(plan.updates.schedule):
+        say(f"note: {note}")
     objective = family.objective(settings.loss, prediction)
     for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
         objective.check_sampler(name)
@@ -110,7 +117,9 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
     check_outputs(settings.run)
-    return notes
+    if settings.run.sample_prompts is not None and is_prompt_text(settings.run.sample_prompts):
+        notes.append("sample_prompts is no file: its text is taken as the prompts")
+    return [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
 
 
 def check_caches(settings: TrainSettings) -> None:
@@ -162,6 +171,17 @@ def check_writable(run: RunSettings) -> None:
         ) from error
 
 
+def finest_step(settings: TrainSettings, plan: ModelPlan) -> int:
+    """What the sides of buckets are multiples of at least. The base is asked only where something finer than any
+    family's may be wanted."""
+    data = settings.data
+    coarsest = max(family.bucket_step for family in FAMILIES.values())
+    if data.dataset_config is None and data.bucket_reso_steps >= coarsest:
+        return FINEST_STEP
+    with ExitStack() as stack:
+        return get_family(read_base(resolve(plan.source, plan.dtype), stack).family).bucket_step
+
+
 def with_first_resolution(settings: TrainSettings, dataset: Dataset) -> TrainSettings:
     """The settings with the resolution and batch size of the first dataset, which may come from a dataset file."""
     first = dataset.specs[0]
@@ -175,6 +195,13 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
         return []
     width, height = settings.data.resolution
     return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
+
+
+def check_samplers(settings: TrainSettings, prompts: list[Prompt]) -> None:
+    """Raise ConfigError for a sampler that what is surely trained lacks; the base may ask for another objective."""
+    objective = objective_class(asked_prediction(settings.loss) or EPSILON.name)
+    for prompt in prompts:
+        objective.check_sampler(prompt.sampler)
 
 
 def check_memory(settings: TrainSettings, dataset: Dataset, plan: ModelPlan, say: Say) -> None:
