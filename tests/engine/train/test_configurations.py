@@ -29,10 +29,29 @@ NAMES = sorted({path.name.partition(".")[0] for path in CONFIGS.iterdir()})
 MISTAKES = {
     "c018": "text_encoder_lr1: which encoder is meant differs between programs; use text_encoder_lr with two rates",
 }
-# Those that print, and are refused when they are to train: they contradict themselves.
-CONTRADICTIONS = {"c000": "Prodigy has no argument 'scale_parameter'"}
+# Those that print, and are refused when they are to train: they contradict themselves, ask for what their kind of
+# network has not, or for buckets of 256 pixels that no picture of this test has.
+CONTRADICTIONS = {
+    "c000": "Prodigy has no argument 'scale_parameter'",
+    "c039": "network_dropout: means nothing for ia3",
+    "c040": "network_dropout: means nothing for ia3",
+    "c046": "train_norm=True asks for norm layers",
+    "c052": "smaller than one bucket step of 256",
+    "c069": "dim_from_weights: takes the ranks of network_weights",
+    "c084": "AdamW has no argument 'scale_parameter'",
+    "c090": "smaller than one bucket step of 256",
+}
 # What presets leave to the GUI's other fields.
-LEFT_OPEN = {"c111": ["--base", "WORK/bases/sdxl/sdxl.safetensors", "--train_data_dir", "DATA/img"]}
+LEFT_OPEN = {
+    "c111": [
+        "--base",
+        "WORK/bases/sdxl/sdxl.safetensors",
+        "--train_data_dir",
+        "DATA/img",
+        "--output_dir",
+        "OUT",
+    ]
+}
 IN_SHORT = ("c007", "c003", "c016", "c025", "c027", "c060", "c072", "c114", "c078", "c088", "c106", "c111")
 # An 8-bit optimizer, which needs a card, in its plain form.
 PLAIN = {"adamw8bit": "AdamW", "pagedadamw8bit": "AdamW", "lion8bit": "Lion"}
@@ -145,6 +164,8 @@ def train(name: str, place: Place) -> None:
     if name in CONTRADICTIONS:
         assert (result.exit_code, CONTRADICTIONS[name] in result.stderr) == (2, True), result.stderr
         return
+    if "pip install" in last_line(result):
+        pytest.skip(f"its package is not installed: {last_line(result)}")
     if "is not trained here" in last_line(result):
         pytest.skip(f"a kind of network that is not there yet: {last_line(result)}")
     assert result.exit_code == 0, last_line(result)

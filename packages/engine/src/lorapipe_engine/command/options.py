@@ -233,8 +233,7 @@ def build_settings(
     read.
     """
     fields = {field.name: field for cls in classes for field in fields_of(cls)}
-    aliases = {name: field.name for field in fields.values() for name in _other_names(field)}
-    from_file = read_options(config_file, fields, aliases, foreign, translate) if config_file else {}
+    from_file = read_options(config_file, fields, _aliases(fields), foreign, translate) if config_file else {}
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, field in fields.items():
@@ -242,6 +241,21 @@ def build_settings(
         if field.facts.secret and values[name]:
             remember_secrets([values[name]])
     return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
+
+
+def values_in_file(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """The values that a file gives, by option, each read as its type, so that errors name its place. Raises ConfigError
+    and InputError."""
+    given = read_options(path, fields, _aliases(fields))
+    return {
+        name: _value(fields[name], None, row)[0]
+        for name, row in given.items()
+        if _is_given(fields[name], row.value)
+    }
+
+
+def _aliases(fields: Mapping[str, Field]) -> dict[str, str]:
+    return {name: field.name for field in fields.values() for name in _other_names(field)}
 
 
 def _other_names(field: Field) -> list[str]:
@@ -253,7 +267,9 @@ def _other_names(field: Field) -> list[str]:
 def _value(field: Field, flag: Any, given: Given | None) -> tuple[Any, str]:
     """The value of an option and where it came from."""
     if flag is not None and flag != ():
-        value = convert(field, flag, "") if _is_given(field, flag) else field.default
+        # A GUI writes --vae "" for none. In a tool's own options an empty text is a shell's variable that is not set.
+        is_given = bool(field.facts.flags) or _is_given(field, flag)
+        value = convert(field, flag, "") if is_given else field.default
         return value, "from the command line"
     if given is None or not _is_given(field, given.value):
         return field.default, "default"
