@@ -44,12 +44,8 @@ CONTRADICTIONS = {
 # What presets leave to the GUI's other fields.
 LEFT_OPEN = {
     "c111": [
-        "--base",
-        "WORK/bases/sdxl/sdxl.safetensors",
-        "--train_data_dir",
-        "DATA/img",
-        "--output_dir",
-        "OUT",
+        *("--base", "WORK/bases/sdxl/sdxl.safetensors", "--train_data_dir", "DATA/img"),
+        *("--output_dir", "OUT"),
     ]
 }
 IN_SHORT = ("c007", "c003", "c016", "c025", "c027", "c060", "c072", "c114", "c078", "c088", "c106", "c111")
