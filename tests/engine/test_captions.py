@@ -13,6 +13,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.pictures.captions import (
     CaptionRule,
     When,
+    caption_tags,
     decode_caption,
     fixed_caption,
     join_tags,
@@ -51,7 +52,19 @@ def test_kept_by_a_mark() -> None:
     rule = CaptionRule(shuffle=True, keep_tokens_separator="|||")
     found = split_tags(vary("x, y ||| a, b, c, d ||| z", rule, 3))
     assert (found[:2], found[-1], sorted(found[2:-1])) == (["x", "y"], "z", ["a", "b", "c", "d"])
-    assert vary("x ||| a", CaptionRule(keep_tokens_separator="|||")) == "x  a"
+    assert vary("x ||| a", CaptionRule(keep_tokens_separator="|||")) == "x, a"
+    assert vary("1boy##standing, red", CaptionRule(keep_tokens_separator="##")) == "1boy, standing, red"
+    assert vary("a ## b ## c ## d", CaptionRule(keep_tokens_separator="##")) == "a, b, c, d"
+    assert (
+        vary("one line,  with no mark", CaptionRule(keep_tokens_separator="##")) == "one line,  with no mark"
+    )
+
+
+def test_the_tags_of_a_caption_have_no_marks() -> None:
+    rule = CaptionRule(keep_tokens_separator="##", secondary_separator=";;;")
+    assert caption_tags("1boy##standing, red;;;blue\nmore", rule) == ["1boy", "standing", "red", "blue"]
+    assert caption_tags("a; b", CaptionRule(separator=";")) == ["a", "b"]
+    assert caption_tags("a\nb", CaptionRule(wildcards=True)) == ["a", "b"]
 
 
 def test_dropouts() -> None:

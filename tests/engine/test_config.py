@@ -61,7 +61,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
         ("[a]\nnoizy = true", r"unknown key, did you mean 'noisy'\?"),
         ("[a]\nzzz = 3", r"x\.toml, line 2: a\.zzz: unknown key$"),
         ("[a]\ndepth = 3\n[b]\ndepth = 4", r"x\.toml: depth: given twice, as a\.depth and b\.depth"),
-        ("[a]\nloud = true\n[b]\nnoisy = true", r"loud: given twice, as a\.loud and b\.noisy"),
+        ("[a]\nloud = true\n[b]\nnoisy = false", r"loud: given twice, as a\.loud and b\.noisy"),
         (
             "\n# depth = 1\ndepth = '3x'",
             r"depth: expected a whole number, got '3x' \(from .*x\.toml, line 3\)",
@@ -71,7 +71,6 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
         ("depth = '1_0'", "depth: expected a whole number, got '1_0'"),
         ("depth = 1e999", "depth: expected a whole number, got Infinity"),
         ("rate = '１'", "rate: expected a number, got '１'"),
-        ("place = ''", "place: expected a path, got an empty text"),
         ("place = [1]", r"place: expected a text, got \[1\]"),
         ("words = [[1]]", "words: expected a list of texts"),
         ("size = [512, 0]", "size: 0 is below 1"),
@@ -81,7 +80,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
         ("depth = 10", "depth: 10 is above 9"),
         ("rate = true", "rate: expected a number, got true"),
         ("rate = nan", "rate: nan is not a usable number"),
-        ("loud = 1", "loud: expected true or false, got 1"),
+        ("loud = 2", "loud: expected true or false, got 2"),
         ("kind = 'odd'", "kind: 'odd' is none of plain, fancy"),
         ("size = [1, 2, 3]", "size: expected one number or two"),
         ("depth = ", "not TOML"),
@@ -90,6 +89,53 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_toml(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "value"),
+    [
+        *(("loud = 1", "loud", True), ("loud = 0", "loud", False), ("loud = 'True'", "loud", True)),
+        *(("place = ''", "place", None), ("place = false", "place", None), ("loud = ''", "loud", False)),
+        *(("words = ''", "words", ()), ("words = ['']", "words", ()), ("words = ['', 'a']", "words", ("a",))),
+        *(("rate = false", "rate", 0.5), ("rate = ''", "rate", 0.5)),
+        ("[a]\nloud = true\n[b]\nnoisy = true", "loud", True),
+    ],
+)
+def test_what_is_empty_is_not_given_and_switches_may_be_numbers(
+    tmp_path: Path, text: str, option: str, value: Any
+) -> None:
+    (_, work), _ = from_toml(tmp_path, text)
+    assert getattr(work, option) == value
+
+
+def test_what_is_empty_on_the_command_line_takes_the_file_back(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text("place = 'here'\ndepth = 3\nwords = ['a']\n")
+    flags = {"place": "", "depth": "", "words": ("",)}
+    (shape, work), origin = build_settings(PARTS, flags, path)
+    assert (shape.depth, work.place, work.words) == (None, None, ())
+    assert origin["place"] == "from the command line"
+
+
+def test_a_path_in_double_quotes_says_how_to_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('depth = 3\nplace = "D:\\kohya\\img"\n')
+    with pytest.raises(ConfigError, match=r"write / for each \\, or put it in single quotes: 'D:\\folder'"):
+        build_settings(PARTS, {}, path)
+    path.write_text("depth = \n")
+    with pytest.raises(ConfigError, match=r"line 1, column 9\)$"):
+        build_settings(PARTS, {}, path)
+
+
+def test_a_file_may_be_json(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"shape": {"depth": 3},\n "noisy": true, "place": null}')
+    (shape, work), origin = build_settings(PARTS, {}, path)
+    assert (shape.depth, work.loud, work.place) == (3, True, None)
+    assert origin["loud"] == f"from {path}, line 2"
+    path.write_text("[1]")
+    with pytest.raises(ConfigError, match="expected an object with options as its keys"):
+        build_settings(PARTS, {}, path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -125,11 +171,12 @@ def test_mistakes_in_flags_are_named(flags: dict[str, str], message: str) -> Non
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
+WORDS = st.lists(TEXTS.filter(bool)).map(tuple)  # an empty word is none
 
 
 @given(
     st.builds(Shape, size=st.tuples(WHOLE, WHOLE), depth=st.none() | st.integers(1, 9)),
-    st.builds(Work, rate=st.floats(0, 1e9), words=st.lists(TEXTS).map(tuple), loud=st.booleans(), note=TEXTS),
+    st.builds(Work, rate=st.floats(0, 1e9), words=WORDS, loud=st.booleans(), note=TEXTS),
 )
 def test_what_is_printed_reads_back_the_same(tmp_path_factory: Any, shape: Shape, work: Work) -> None:
     path = tmp_path_factory.mktemp("config") / "x.toml"

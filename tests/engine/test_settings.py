@@ -56,7 +56,88 @@ def test_what_is_printed_is_read_again(tmp_path: Path) -> None:
     assert again == parts
 
 
+def test_of_rates_given_twice_the_last_count() -> None:
+    found = run("--print-config", "--text_encoder_lr", "1e-5", "--text_encoder_lr", "2e-5", "3e-5")
+    assert "text_encoder_lr = [2e-05, 3e-05]" in found.stdout
+    found = run("--print-config", "--optimizer_args", "a=1", "--optimizer_args", "b=2")
+    assert 'optimizer_args = ["a=1", "b=2"]' in found.stdout
+
+
 # ------------------------------------------------------------------------------------- sd-scripts' other options
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--use_8bit_adam"], 'optimizer_type = "AdamW8bit"'),
+        (["--use_lion_optimizer"], 'optimizer_type = "Lion"'),
+        (["--lr_restart_cycles", "3"], "lr_scheduler_num_cycles = 3.0"),
+        (["--caption_extention", ".tags"], 'caption_extension = ".tags"'),
+        (["--network_train_text_encoder_only"], "network_train_text_encoder_only = true"),
+        (["--dataset_repeats", "10"], "dataset_repeats = 10"),
+        (["--metadata_file", "meta.json"], 'in_json = "meta.json"'),
+        (["--stop_text_encoder_training", "50%"], 'stop_text_encoder_training = "50%"'),
+    ],
+)
+def test_options_that_mean_something_here_are_obeyed(words: list[str], line: str, tmp_path: Path) -> None:
+    found = run("--print-config", *words)
+    assert line in found.stdout.splitlines(), found.stderr
+    path = tmp_path / "options.toml"
+    value = words[1] if len(words) > 1 else "1"
+    path.write_text(f"{words[0].removeprefix('--')} = '{value}'\n")
+    found = run("--print-config", "--config_file", str(path))
+    assert line in found.stdout.splitlines(), found.stderr
+
+
+def test_a_tokenizer_of_sd_scripts_cache_is_taken_where_it_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "openai_clip-vit-large-patch14"
+    assert "# tokenizer_dir =" in run("--print-config", "--tokenizer_cache_dir", str(tmp_path)).stdout
+    folder.mkdir()
+    (folder / "vocab.json").write_text("{}")
+    found = run("--print-config", "--tokenizer_cache_dir", str(tmp_path))
+    assert f'tokenizer_dir = "{folder}"'.replace("\\", "\\\\") in found.stdout
+
+
+def test_one_that_contradicts_an_option_is_refused(tmp_path: Path) -> None:
+    found = run("--print-config", "--use_8bit_adam", "--optimizer_type", "Lion")
+    assert found.exit_code == 2
+    assert "use_8bit_adam and optimizer_type Lion exclude each other" in found.stderr
+    path = tmp_path / "options.toml"
+    path.write_text("use_8bit_adam = true\noptimizer_type = 'Lion'\n")
+    found = run("--print-config", "--config_file", str(path))
+    assert found.exit_code == 2
+    assert "optimizer_type: given twice, as optimizer_type and use_8bit_adam" in found.stderr
+
+
+def test_names_may_be_cut_short_where_one_option_begins_so() -> None:
+    found = run("--print-config", "--max_train_epoch", "3", "--max-grad=2")
+    assert "max_train_epochs = 3" in found.stdout
+    assert "max_grad_norm = 2.0" in found.stdout
+    assert "note: --max_train_epoch is taken as --max_train_epochs" in found.stderr
+    found = run("--print-config", "--max_train", "3")
+    assert (found.exit_code, "no option --max_train" in found.stderr) == (2, True)
+
+
+def test_words_for_accelerate_are_named() -> None:
+    found = run("--plot-lr", "--num_cpu_threads_per_process", "2", "--num_processes", "1")
+    assert found.exit_code == 0
+    assert "num_cpu_threads_per_process is not needed: it is accelerate's" in found.stderr
+    found = run("--plot-lr", "--num_processes", "2")
+    assert (found.exit_code, "torchrun" in found.stderr) == (2, True)
+
+
+def test_nothing_is_uploaded_without_a_repository(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text('async_upload = true\nhuggingface_repo_id = ""\nhuggingface_repo_type = "model"\n')
+    found = run("--plot-lr", "--config_file", str(path))
+    assert found.exit_code == 0
+    assert found.stderr.count("note:") == 1
+    assert "async_upload, huggingface_repo_type are not needed: nothing is uploaded" in found.stderr.replace(
+        "huggingface_repo_type, async_upload", "async_upload, huggingface_repo_type"
+    )
+    path.write_text('async_upload = true\nhuggingface_repo_id = "a/b"\n')
+    found = run("--plot-lr", "--config_file", str(path))
+    assert (found.exit_code, "huggingface_repo_id: upload the finished file" in found.stderr) == (2, True)
 
 
 def test_no_option_is_both_taken_and_refused() -> None:
@@ -68,7 +149,7 @@ def test_each_says_why_in_one_line(name: str) -> None:
     row = FOREIGN[name]
     found = run("--plot-lr", f"--{name}", *([] if row.flag else ["7"]))
     assert row.why in found.stderr
-    assert found.exit_code == (0 if row.is_ignored else 2)
+    assert found.exit_code == (0 if row.is_ignored or row.means else 2)
     assert found.stderr.count("\n") == 1
     assert name in found.stderr
 
@@ -87,11 +168,11 @@ def test_a_file_may_hold_them_switched_off(name: str, tmp_path: Path) -> None:
 
 def test_a_file_that_holds_one_switched_on_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "options.toml"
-    path.write_text("[a]\nlearning_rate = 1e-4\nxformers = true\n[b]\nuse_8bit_adam = true\n")
+    path.write_text("[a]\nlearning_rate = 1e-4\nxformers = true\n[b]\ntorch_compile = true\n")
     found = run("--plot-lr", "--config_file", str(path))
     assert found.exit_code == 2
     assert "line 5" in found.stderr
-    assert "--optimizer_type AdamW8bit" in found.stderr
+    assert "the step is not compiled" in found.stderr
 
 
 def test_they_are_not_in_the_help() -> None:

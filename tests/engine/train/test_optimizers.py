@@ -237,7 +237,8 @@ def test_classes_of_pytorch_optimizer() -> None:
         ("torch.nn.Linear", "not an optimizer"),
         ("torch.optim.Nothing", "no class 'Nothing'"),
         ("..", "module.Class"),
-        ("no_such_package.Adam", "pip install no_such_package"),
+        ("no_such_package.Adam", "by its own instructions"),
+        ("LoraEasyCustomOptimizer.none.None_", "LoRA_Easy_Training_Scripts alone"),
     ],
 )
 def test_names_that_are_none(name: str, word: str) -> None:

@@ -101,7 +101,6 @@ def test_adafactor_shows_its_own_rate() -> None:
         (("--max_train_epochs", "3"), "--train_data_dir"),
         (("--lr_scheduler", "cosin"), "did you mean cosine"),
         (("--optimizer_type", "Prodigy", "--unet_lr", "1", "--text_encoder_lr", "0.5"), "must be equal"),
-        (("--lr_warmup_steps", "2000", "--max_train_steps", "100"), "as long as the run"),
     ],
 )
 def test_what_cannot_be_drawn(words: tuple[str, ...], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ from lorapipe_engine.settings import OptimizerSettings  # noqa: E402
 from lorapipe_engine.train.schedules import (  # noqa: E402
     CURVES,
     ScheduleSettings,
+    length_notes,
     rate_multiplier,
     rate_plan,
     schedule_notes,
     schedule_of,
     warmup_steps,
 )
+from lorapipe_engine.train.schedules.updates import plan_updates  # noqa: E402
 
 TOTAL = 100
-PLAIN = [name for name, kind in CURVES.items() if kind.warms_up and name != "cosine_warm_restarts"]
+PLAIN = [name for name, kind in CURVES.items() if kind.warms_up and not name.endswith("warm_restarts")]
 
 
 def values(settings: ScheduleSettings, total: int = TOTAL) -> list[float]:
@@ -327,8 +330,7 @@ def test_warm_up_that_is_neither(value: str) -> None:
     ("settings", "word"),
     [
         (ScheduleSettings(name="cosin", total=10), "cosine"),
-        (ScheduleSettings(name="constant", total=10, warmup=2), "constant_with_warmup"),
-        (ScheduleSettings(name="cosine", total=10, warmup=10), "as long as the run"),
+        (ScheduleSettings(name="constant", total=10, warmup=2), "has no warm-up; leave it out"),
         (ScheduleSettings(name="reduce_lr_on_plateau", total=10), "loss"),
         (ScheduleSettings(name="rex", total=10, arguments={"d": 1.0}), "not in 0..1"),
         (ScheduleSettings(name="cosine", total=10, arguments={"T_0": 5}), "takes none"),
@@ -377,13 +379,60 @@ def test_impossible_classes(name: str, arguments: tuple[str, ...], word: str) ->
 
 def test_a_class_of_a_missing_package_names_it() -> None:
     optimizer = OptimizerSettings(lr_scheduler_type="no_such_package.Schedule")
-    with pytest.raises(MissingExtra, match="pip install no_such_package"):
+    with pytest.raises(MissingExtra, match="by its own instructions"):
         rate_plan(schedule_of(optimizer, 100, 1e-4), [1e-4])
 
 
 def test_adafactors_curve_needs_adafactor() -> None:
     with pytest.raises(ConfigError, match="AdaFactor"):
         schedule_of(OptimizerSettings(lr_scheduler="adafactor"), 100, 1e-4)
+
+
+def test_a_warm_up_longer_than_the_run_is_all_of_it() -> None:
+    schedule = ScheduleSettings(name="cosine", total=4, warmup=100)
+    rates = rate_multiplier(schedule)
+    assert [rates(step) for step in range(4)] == [0.0, 0.01, 0.02, 0.03]
+    assert length_notes(schedule) == [
+        "lr_warmup_steps 100 is as long as the run of 4 steps or longer: the rate only rises, to 3% of what it is to be"
+    ]
+    assert length_notes(ScheduleSettings(name="cosine", total=101, warmup=100)) == []
+
+
+def test_constant_with_a_warm_up_is_the_curve_that_has_one() -> None:
+    optimizer = OptimizerSettings(lr_scheduler="constant", lr_warmup_steps="10")
+    assert schedule_of(optimizer, 100, 1e-4).name == "constant_with_warmup"
+    assert "constant_with_warmup is taken" in schedule_notes(optimizer)[0]
+    bare = OptimizerSettings(lr_scheduler="constant", lr_warmup_steps="0")
+    assert (schedule_of(bare, 100, 1e-4).name, schedule_notes(bare)) == ("constant", [])
+
+
+def test_rex_with_restarts() -> None:
+    """λ by hand: cycles of 4 steps, d = 0.9: (1 - p) / (0.1 + 0.9 (1 - p)), each peak half of the one before."""
+    optimizer = OptimizerSettings(
+        lr_scheduler_type="LoraEasyCustomOptimizer.RexAnnealingWarmRestarts.RexAnnealingWarmRestarts",
+        lr_scheduler_args=("min_lr=1e-5", "gamma=0.5", "d=0.9", "first_cycle_max_steps=4"),
+    )
+    rates = rate_multiplier(schedule_of(optimizer, 8, 1e-4))
+    falling = [1.0, 0.75 / 0.775, 0.5 / 0.55, 0.25 / 0.325]
+    wanted = [0.5**cycle * (0.1 + 0.9 * value) for cycle in (0, 1) for value in falling]
+    assert [rates(step) for step in range(8)] == pytest.approx(wanted)
+
+
+def test_a_class_of_a_gui_alone_is_never_sought_in_the_index() -> None:
+    optimizer = OptimizerSettings(lr_scheduler_type="LoraEasyCustomOptimizer.other.Other")
+    with pytest.raises(ConfigError, match="LoRA_Easy_Training_Scripts alone"):
+        schedule_of(optimizer, 8, 1e-4)
+
+
+def test_text_encoders_may_stop_before_the_end() -> None:
+    optimizer = OptimizerSettings(
+        lr_scheduler="constant", learning_rate=1e-4, stop_text_encoder_training="50%"
+    )
+    plan = plan_updates(optimizer, ("te1", "unet"), 10)
+    rates = plan.rates_at([1e-4, 1e-4], ["te1", "unet"])
+    assert (rates(4), rates(5)) == ([1e-4, 1e-4], [0.0, 1e-4])
+    with pytest.raises(ConfigError, match="moves values at a rate of 0 too"):
+        plan_updates(replace(optimizer, optimizer_type="AdaFactor", learning_rate=None), ("te1", "unet"), 10)
 
 
 def test_the_page_names_every_curve() -> None:

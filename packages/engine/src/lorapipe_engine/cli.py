@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options
+from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options, whole_names
 from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, settings_options
 from lorapipe_engine.command.processors import share_processors
@@ -21,6 +21,7 @@ from lorapipe_engine.command.records import write_path
 from lorapipe_engine.command.tool import ToolCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS
+from lorapipe_engine.settings.programs import Programs
 from lorapipe_engine.settings.refused import FOREIGN
 from lorapipe_engine.settings.several import Run, make_runs, read_varied, require_inputs, sort_words
 
@@ -41,7 +42,16 @@ MAIN_TELLS = 10.0  # seconds in which the first process tells what is wrong, and
 
 
 class TrainCommand(ToolCommand):
-    """A command that may run in several processes at once: what goes wrong in all of them is told once."""
+    """A command that may run in several processes at once: what goes wrong in all of them is told once. Names of
+    options may be cut short, as in sd-scripts."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words, with the names of options written out."""
+        args, notes = whole_names(args, self)
+        rest = super().parse_args(ctx, args)
+        for note in notes:
+            say(f"note: {note}")
+        return rest
 
     def _tell(self, text: str, *, before: str = "") -> None:
         number = os.environ.get("RANK", "0")
@@ -129,14 +139,17 @@ def settings_of(
 ) -> tuple[list[Any], dict[str, str]]:
     """The options of one run, and where each came from; what is of no use is noted, once for all runs (``said``)."""
     foreign = ForeignOptions(FOREIGN)
-    given_options(foreign)
-    parts, origin = build_settings(PARTS, flags, config_file, foreign)
-    parts, origin = fitted(parts, origin)
-    for note in foreign.notes:
-        if note not in said:
-            say(f"note: {note}")
-        said.add(note)
-    return parts, origin
+    programs = Programs()
+    flags = given_options(foreign, flags)
+    try:
+        parts, origin = build_settings(PARTS, flags, config_file, foreign, programs)
+    finally:
+        # An error may be one of what an option of another program was taken for.
+        for note in (*programs.notes, *foreign.notes):
+            if note not in said:
+                say(f"note: {note}")
+            said.add(note)
+    return fitted(parts, origin)
 
 
 def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:

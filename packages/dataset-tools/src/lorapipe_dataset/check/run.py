@@ -15,7 +15,7 @@ from lorapipe_dataset.check.pictures.scan import read_files, scan
 from lorapipe_dataset.check.repairs.fix import apply, check_fixable, undo
 from lorapipe_dataset.check.reports.report import Report, summary, table
 from lorapipe_dataset.check.rules import CHECKS, RULES
-from lorapipe_engine.command.options import nearest
+from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import Record, read_records, write_json
 from lorapipe_engine.command.tool import say, show

@@ -59,7 +59,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-        raise ConfigError(f"{where}: not TOML: {_reason(error)}") from None
+        raise ConfigError(f"{where}: not TOML: {_reason(error)}{_mend(error, text)}") from None
     _check(table, where)
     return table
 
@@ -80,6 +80,15 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return "a number of too many digits" if "digits" in str(error) else str(error)
+
+
+def _mend(error: Exception, text: str) -> str:
+    """What to write where a path of Windows stands in double quotes, in which ``\\`` begins a code."""
+    line = re.search(r"at line (\d+)", str(error))
+    rows = text.split("\n")
+    if line is None or "\\" not in rows[int(line[1]) - 1]:
+        return ""
+    return "; in a path write / for each \\, or put it in single quotes: 'D:\\folder'"
 
 
 def _check_keys(text: str, where: str) -> None:

@@ -1,30 +1,37 @@
 """Options of other programs that a tool knows and has no use for.
 
 Most are refused with what to use in their place. Those that only ask for what happens anyway are accepted with a note,
-so that a command line or a file made for sd-scripts runs. A value that means "off" is always accepted in silence.
+and so are those that stand for options of the tool, so that a command line or a file made for sd-scripts runs. A value
+that means "off" is always accepted in silence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from lorapipe_engine.command.configuration import is_nothing
 from lorapipe_engine.command.options import WordsOption
 from lorapipe_engine.errors import ConfigError
+
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Foreign:
     """An option of another program: ``why`` it is not here; whether it is a ``flag``, whether it is ignored with a note
-    instead of refused, and the values besides nothing and false that mean ``off``."""
+    instead of refused, and the values besides nothing and false that mean ``off``. ``means`` makes the tool's own
+    options from its value, where there are such."""
 
     why: str
     flag: bool = False
     is_ignored: bool = False
     off: tuple[Any, ...] = ()
+    means: Callable[[Any], Options] | None = None
 
 
 def refused(why: str, *names: str, flag: bool = False, off: tuple[Any, ...] = ()) -> dict[str, Foreign]:
@@ -32,32 +39,59 @@ def refused(why: str, *names: str, flag: bool = False, off: tuple[Any, ...] = ()
     return {name: Foreign(why, flag=flag, off=off) for name in names}
 
 
-def ignored(why: str, *names: str, flag: bool = False) -> dict[str, Foreign]:
+def ignored(why: str, *names: str, flag: bool = False, off: tuple[Any, ...] = ()) -> dict[str, Foreign]:
     """Rows of options that are accepted with a note; ``why`` says why nothing has to be done."""
-    return {name: Foreign(why, flag=flag, is_ignored=True) for name in names}
+    return {name: Foreign(why, flag=flag, is_ignored=True, off=off) for name in names}
 
 
-@dataclass
+def obeyed(
+    why: str, name: str, means: Callable[[Any], Options], *, flag: bool = False, off: tuple[Any, ...] = ()
+) -> dict[str, Foreign]:
+    """The row of an option that stands for others here; ``why`` names them in the note."""
+    return {name: Foreign(why, flag=flag, off=off, means=means)}
+
+
 class ForeignOptions:
-    """Judges the options of ``table``; ``notes`` are those that were accepted and do nothing."""
+    """Judges the options of ``table``; ``notes`` tell those that do nothing, and those that stand for others."""
 
-    table: Mapping[str, Foreign]
-    notes: list[str] = field(default_factory=list)
+    def __init__(self, table: Mapping[str, Foreign]) -> None:
+        self.table = table
+        self._unneeded: dict[str, list[str]] = {}
+        self._meant: list[str] = []
 
-    def __call__(self, name: str, value: Any, place: str) -> bool:
-        """Whether the option is one of the table. Raises ConfigError for one that is refused."""
+    def __call__(self, name: str, value: Any, place: str) -> Options | None:
+        """The tool's options that the option means, most often none; None where it is not one of the table.
+
+        Raises ConfigError for one that is refused.
+        """
         row = self.table.get(name)
         if row is None:
-            return False
-        if value in (None, False, "", (), *row.off) or value == []:
-            return True
+            return None
+        if is_nothing(value) or value in row.off or (row.flag and value == 0):
+            return {}
+        where = f"{place}: " if place else ""
+        if row.means is not None:
+            try:
+                options = row.means(value)
+            except ConfigError as error:
+                raise ConfigError(f"{where}{name}: {error}") from None
+            self._meant.append(f"{name}: {row.why}")
+            return options
         if not row.is_ignored:
-            where = f"{place}: " if place else ""
             raise ConfigError(f"{where}{name}: {row.why}")
-        note = f"{name} is not needed: {row.why}"
-        if note not in self.notes:
-            self.notes.append(note)
-        return True
+        names = self._unneeded.setdefault(row.why, [])
+        if name not in names:
+            names.append(name)
+        return {}
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each reason, with the options that it holds for, and one for each that stands for others."""
+        unneeded = [
+            f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not needed: {why}"
+            for why, names in self._unneeded.items()
+        ]
+        return [*unneeded, *self._meant]
 
 
 def foreign_options(table: Mapping[str, Foreign]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -84,15 +118,62 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
         context.meta.setdefault(__name__, []).append((parameter.name, value))
 
 
-def given_options(options: ForeignOptions) -> None:
-    """Judge the options of the command line that is being run. Raises ConfigError for one that is refused."""
+def given_options(options: ForeignOptions, flags: Options) -> dict[str, Any]:
+    """The ``flags`` of the command line that is being run with what its options of other programs mean. Raises
+    ConfigError for one that is refused, or that means another value than a flag gives."""
+    meant = dict(flags)
     for name, value in click.get_current_context().meta.get(__name__, []):
         number = value[0] if isinstance(value, tuple) and len(value) == 1 else value
-        options(name, int(number) if isinstance(number, str) and number.isdigit() else number, "")
+        number = int(number) if isinstance(number, str) and number.isdigit() else number
+        for own, wanted in (options(name, number, "") or {}).items():
+            if meant.get(own) not in (None, (), wanted):
+                raise ConfigError(f"{name} and {own} {meant[own]} exclude each other; leave one of them out")
+            meant[own] = wanted
+    return meant
 
 
 def foreign_notes(table: Mapping[str, Foreign]) -> list[str]:
     """Notes on the options of ``table`` on the command line. Raises ConfigError for one that is refused."""
     options = ForeignOptions(table)
-    given_options(options)
+    given_options(options, {})
     return options.notes
+
+
+def whole_names(words: Sequence[str], command: click.Command) -> tuple[list[str], list[str]]:
+    """The words of a command line without those that start sd-scripts' programs, and with the names of options written
+    out that are cut short, as ``--max_train_epoch``; and a note on each.
+
+    sd-scripts takes the beginning of a name where only one option begins so.
+    """
+    names = {
+        option.lstrip("-").replace("-", "_")
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("--")
+    }
+    written: list[str] = []
+    words, notes = _without_launcher(words)
+    for word in words:
+        typed, sign, value = word.partition("=")
+        name = typed.removeprefix("--").replace("-", "_")
+        begun = [known for known in names if known.startswith(name)]
+        if word.startswith("--") and name and name not in names and len(begun) == 1:
+            notes.append(f"{typed} is taken as --{begun[0]}")
+            typed = f"--{begun[0]}"
+        written.append(f"{typed}{sign}{value}")
+    return written, notes
+
+
+_LAUNCHERS = frozenset({"accelerate", "launch", "python", "python3"})
+_SCRIPT = re.compile(r"(?:.*[/\\])?(?:sdxl_|flux_|sd3_)?train_network\.py")
+
+
+def _without_launcher(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without what starts sd-scripts, and a note that names what was left over."""
+    first = next((place for place, word in enumerate(words) if word not in _LAUNCHERS), len(words))
+    scripts = [word for word in words if _SCRIPT.fullmatch(word)]
+    left_over = [*words[:first], *scripts]
+    if not left_over:
+        return list(words), []
+    rest = [word for word in words[first:] if word not in scripts]
+    return rest, [f"{' '.join(left_over)}: lora-train is the program itself, and needs no launcher"]

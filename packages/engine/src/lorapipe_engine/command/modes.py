@@ -33,11 +33,10 @@ from lorapipe_engine.command.options import (
     Facts,
     Field,
     build_settings,
-    convert,
     fields_of,
     in_section,
     metavar_of,
-    read_options,
+    values_in_file,
 )
 from lorapipe_engine.errors import ConfigError
 
@@ -228,8 +227,7 @@ def _in_file(path: Path | None, modes: Sequence[Mode], config: str | None) -> di
     if path is None:
         return {}
     fields = {name: field for mode in modes for name, field in mode.fields().items() if name != config}
-    rows = read_options(path, fields)
-    return {name: convert(fields[name], value, f" (from {place})") for name, (value, place) in rows.items()}
+    return values_in_file(path, fields)
 
 
 def _mode_of(modes: Sequence[Mode], flags: Flags) -> Mode:

@@ -15,7 +15,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
+from lorapipe_engine.command.configuration import Foreign, Given, Translate, is_nothing, read_options
 from lorapipe_engine.command.masking import MASK, masked, remember_secrets
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError
@@ -114,18 +114,29 @@ def fields_of(cls: type) -> tuple[Field, ...]:
 
 
 class WordsOption(click.Option):
-    """An option that takes every word up to the next option, as ``--optimizer_args a=1 b=2``; it may be repeated."""
+    """An option that takes every word up to the next option, as ``--optimizer_args a=1 b=2``; it may be repeated.
+
+    ``last_counts``: of an option given twice the last counts, as of options that take one value; else the words add up.
+    """
+
+    def __init__(self, *args: Any, last_counts: bool = False, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.last_counts = last_counts
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         super().add_to_parser(parser, ctx)
         for name in self.opts:
             known = parser._long_opt.get(name)
             if known is not None:
-                known.process = _take_words(known.process, parser)
+                known.process = _take_words(known.process, parser, self.name if self.last_counts else None)
 
 
-def _take_words(process: Callable[[Any, Any], None], parser: Any) -> Callable[[Any, Any], None]:
+def _take_words(
+    process: Callable[[Any, Any], None], parser: Any, replaced: str | None
+) -> Callable[[Any, Any], None]:
     def take(value: Any, state: Any) -> None:
+        if replaced is not None:
+            state.opts.pop(replaced, None)
         process(value, state)
         while state.rargs and not any(state.rargs[0].startswith(prefix) for prefix in parser._opt_prefixes):
             process(state.rargs.pop(0), state)
@@ -153,7 +164,8 @@ def settings_options(
             "--config_file",
             type=click.Path(path_type=Path),
             multiple=several,
-            help="TOML file of options; flags override it." + " Each is a run." * several,
+            help="File of options: sd-scripts', kohya_ss', LoRA_Easy_Training_Scripts'; flags override it."
+            + " Each is a run." * several,
         )(function)
 
     return decorate
@@ -174,8 +186,10 @@ def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         names[0] = f"--{field.name}/--{opposite}"
         return click.option(*names, default=None, is_flag=True, help=text + _shown_default(field))
     if field.is_list:
-        metavar = "WORDS" if typing.get_args(field.type)[0] is str else f"{metavar_of(field)} ..."
-        return click.option(*names, cls=WordsOption, multiple=True, default=None, help=text, metavar=metavar)
+        kind = typing.get_args(field.type)[0]
+        metavar = "WORDS" if kind is str else f"{metavar_of(field)} ..."
+        words: dict[str, Any] = {"cls": WordsOption, "multiple": True, "last_counts": kind in (int, float)}
+        return click.option(*names, default=None, help=text, metavar=metavar, **words)
     metavar = "|".join(map(str, field.facts.choices)) if field.facts.choices else metavar_of(field)
     return click.option(*names, default=None, type=str, help=text + _shown_default(field), metavar=metavar)
 
@@ -209,62 +223,43 @@ def build_settings(
     classes: Sequence[type],
     flags: Mapping[str, Any],
     config_file: Path | None = None,
-    foreign: Callable[[str, Any, str], bool] | None = None,
+    foreign: Foreign | None = None,
+    translate: Translate | None = None,
 ) -> tuple[list[Any], dict[str, str]]:
     """Instances of the classes, and for each option where its value came from: "from the command line", "from
     options.toml, line 3" or "default".
 
-    ``foreign`` is asked about every key of the file that is no option, as :func:`read_options` says.
+    ``foreign`` is asked about every key of the file that is no option, ``translate`` about the file as a whole: see
+    :mod:`lorapipe_engine.command.configuration`. What is empty is not given: in the file it leaves the default, on the
+    command line it takes back what the file gives.
 
     Raises ConfigError for an unknown key, a wrong type or a value out of range; InputError for a file that cannot be
     read.
     """
     fields = {field.name: field for cls in classes for field in fields_of(cls)}
-    from_file = read_options(config_file, fields, foreign) if config_file else {}
+    from_file = read_options(config_file, fields, _aliases(fields), foreign, translate) if config_file else {}
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, field in fields.items():
-        given = flags.get(name)
-        if given is not None and given != ():
-            values[name], origin[name] = convert(field, given, ""), "from the command line"
-        elif name in from_file:
-            value, place = from_file[name]
-            values[name], origin[name] = convert(field, value, f" (from {place})"), f"from {place}"
-        else:
-            values[name], origin[name] = field.default, "default"
+        values[name], origin[name] = _value(field, flags.get(name), from_file.get(name))
         if field.facts.secret and values[name]:
             remember_secrets([values[name]])
     return [cls(**{field.name: values[field.name] for field in fields_of(cls)}) for cls in classes], origin
 
 
-def read_options(
-    path: Path, fields: Mapping[str, Field], foreign: Callable[[str, Any, str], bool] | None = None
-) -> dict[str, tuple[Any, str]]:
-    """The options of a TOML file, or a .json one, whatever sections they stand in, each with its place for errors.
+def values_in_file(path: Path, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """The values that a file gives, by option, each read as its type, so that errors name its place. Raises ConfigError
+    and InputError."""
+    given = read_options(path, fields, _aliases(fields))
+    return {
+        name: _value(fields[name], None, row)[0]
+        for name, row in given.items()
+        if _is_given(fields[name], row.value)
+    }
 
-    A key that is no option is left out if ``foreign``, given its name, value and place, says that it is known.
 
-    Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
-    """
-    text = read_text(path)
-    table = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_toml(text, str(path))
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: expected an object with options as its keys")
-    aliases = {name: field.name for field in fields.values() for name in _other_names(field)}
-    found: dict[str, tuple[Any, str]] = {}
-    sections: dict[str, str] = {}
-    for section, key, value in _flatten(table, ""):
-        name = key.replace("-", "_")
-        name = aliases.get(name, name)
-        place = place_of(path, text, key)
-        if name not in fields and foreign is not None and foreign(name, value, place):
-            continue
-        if name not in fields:
-            raise ConfigError(f"{place}: {section}{key}: unknown key{nearest(name, [*fields, *aliases])}")
-        if name in found:
-            raise ConfigError(f"{path}: {name}: given twice, as {sections[name]} and {section}{key}")
-        found[name], sections[name] = (value, place), f"{section}{key}"
-    return found
+def _aliases(fields: Mapping[str, Field]) -> dict[str, str]:
+    return {name: field.name for field in fields.values() for name in _other_names(field)}
 
 
 def _other_names(field: Field) -> list[str]:
@@ -273,32 +268,26 @@ def _other_names(field: Field) -> list[str]:
     return [*spellings, *([field.facts.alias] if field.facts.alias else [])]
 
 
-def place_of(path: Path, text: str, key: str) -> str:
-    """The file, and the line of ``key`` where only one can be meant."""
-    import re
-
-    # In JSON a colon stands behind a key.
-    pattern = re.compile(rf"^[^#=\n]*?(?<![\w-])[\"']?{re.escape(key)}[\"']?[ \t]*[=:]", re.MULTILINE)
-    found = [match.end() for match in pattern.finditer(text)]
-    return f"{path}, line {text.count(chr(10), 0, found[0]) + 1}" if len(found) == 1 else str(path)
-
-
-def _flatten(table: Mapping[str, Any], section: str) -> list[tuple[str, str, Any]]:
-    rows: list[tuple[str, str, Any]] = []
-    for key, value in table.items():
-        if isinstance(value, dict):
-            rows += _flatten(value, f"{section}{key}.")
-        else:
-            rows.append((section, key, value))
-    return rows
+def _value(field: Field, flag: Any, given: Given | None) -> tuple[Any, str]:
+    """The value of an option and where it came from."""
+    if flag is not None and flag != ():
+        # A GUI writes --vae "" for none. In a tool's own options an empty text is a shell's variable that is not set.
+        is_given = bool(field.facts.flags) or _is_given(field, flag)
+        value = convert(field, flag, "") if is_given else field.default
+        return value, "from the command line"
+    if given is None or not _is_given(field, given.value):
+        return field.default, "default"
+    return convert(field, given.value, f" (from {given.place})"), f"from {given.place}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``, did you mean 'x'?`` for a misspelt name, or nothing."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, list(known), 1)
-    return f", did you mean '{close[0]}'?" if close else ""
+def _is_given(field: Field, value: Any) -> bool:
+    """Whether a value of a file or the command line asks for something. An empty text, nothing, and for what is no
+    switch false, stand for an option that is not given."""
+    if field.type is bool:
+        return value is not None and value != ""
+    if isinstance(value, list | tuple):
+        return any(not is_nothing(item) for item in value)
+    return not is_nothing(value)
 
 
 def convert(field: Field, value: Any, where: str) -> Any:
@@ -343,7 +332,7 @@ def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
         return found
     if any(isinstance(item, dict | list) for item in items):
         raise ConfigError(f"{field.label}: expected a list of texts{where}")
-    return tuple(str(item) for item in items)
+    return tuple(str(item) for item in items if item != "")
 
 
 def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
@@ -384,9 +373,15 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
         raise ConfigError(f"{name}: {_shown(text)}: {error}{where}") from None
 
 
+# How programs write switches: the most used GUI for sd-scripts writes 0 and 1.
+_SWITCH = {"true": True, "false": False, "1": True, "0": False}
+
+
 def _truth(name: str, value: Any, where: str) -> bool:
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, bool | str | int):
+        switch = _SWITCH.get(str(value).lower())
+        if switch is not None:
+            return switch
     raise ConfigError(f"{name}: expected true or false, got {_shown(value)}{where}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from lorapipe_engine.datasets.losses import loss_notes
 from lorapipe_engine.datasets.scan import Dataset, Folder
 from lorapipe_engine.pictures.layout import survey
 from lorapipe_engine.settings import DataSettings
@@ -44,11 +45,15 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
     if data.dataset_config is not None:
         unused = [name for name in ("train_data_dir", "reg_data_dir") if getattr(data, name) is not None]
         notes += [f"{name} is not used: dataset_config names the folders" for name in unused]
-    else:
+    elif data.in_json is None:
         roots = [root for root in (data.train_data_dir, data.reg_data_dir) if root is not None]
         notes += [f"{root}: not trained: {line}" for root in roots for line in survey(root).left_out()]
     counts = Counter(picture.dataset for picture in dataset.pictures)
     for number, spec in enumerate(dataset.specs):
+        if spec.asked_step is not None:
+            notes.append(
+                f"bucket_reso_steps {spec.asked_step} is taken as {spec.buckets.step}, the finest that this base has"
+            )
         # A batch that is large for the set takes the same pictures together again and again.
         if spec.batch_size > max(1, counts[number] // 4):
             notes.append(
@@ -57,4 +62,4 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
             )
         if spec.validation_split and not any(row.dataset == number for row in dataset.validation):
             notes.append(f"validation_split {spec.validation_split:g} of {counts[number]} pictures is none")
-    return notes
+    return [*notes, *loss_notes(data, dataset)]

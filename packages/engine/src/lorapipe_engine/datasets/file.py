@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lorapipe_engine.command.configuration import is_nothing, nearest, place_of
 from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
-from lorapipe_engine.command.options import convert, fields_of, nearest, option, place_of
+from lorapipe_engine.command.options import Field, convert, fields_of, option
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.pictures.layout import MOST_REPEATS
 from lorapipe_engine.settings import DataSettings
+from lorapipe_engine.settings.programs import easy_scripts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class SubsetKeys:
     is_reg: bool = option(False, "These are regularisation pictures.")
     num_repeats: int = option(1, "How often each picture comes in an epoch.", min=1, max=MOST_REPEATS)
     class_tokens: str | None = option(None, "Caption of pictures that have none.")
+    metadata_file: Path | None = option(None, "JSON file of the pictures' captions and tags.")
 
 
 OWN = {field.name: field for field in fields_of(SubsetKeys)}
@@ -56,12 +59,11 @@ SHARED_KEYS = {
     },
 }
 SUBSET_KEYS = {
-    **{name: OWN[name] for name in ("image_dir", "is_reg")},
+    **{name: OWN[name] for name in ("image_dir", "is_reg", "metadata_file")},
     **{name: _OPTIONS[name] for name in ("alpha_mask", "conditioning_data_dir")},
 }
 # Known, and not taken: why. Values that switch them off are taken in silence.
 REFUSED = {
-    "metadata_file": "captions come from text files; lora-clean writes them from other forms",
     "custom_attributes": "is of no use for a LoRA",
     "face_crop_aug_range": "use random_crop; or cut the pictures around the faces before",
     "caption_extention": "is spelt caption_extension",
@@ -154,6 +156,9 @@ def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], plac
     if values.get("image_dir") is None:
         raise ConfigError(f"{source.at(place)}: image_dir: missing, the folder of the pictures")
     options = _options(data, values)
+    metadata = values.get("metadata_file")
+    if metadata is not None and not metadata.is_file():
+        metadata = source.path.parent / metadata
     masks = values.get("conditioning_data_dir")
     if masks is not None and not data.masked_loss:
         raise ConfigError(
@@ -166,9 +171,10 @@ def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], plac
         options,
         _folder(source, values["image_dir"], f"{place}.image_dir"),
         masks=None if masks is None else _folder(source, masks, f"{place}.conditioning_data_dir"),
-        repeats=values.get("num_repeats", 1),
+        repeats=values.get("num_repeats") or data.dataset_repeats or 1,
         class_tokens=values.get("class_tokens"),
         is_reg=values.get("is_reg", False),
+        metadata=metadata,
     )
 
 
@@ -202,8 +208,7 @@ def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str
         field = level.keys.get(key)
         if field is None:
             continue
-        if value is None and field.optional:
-            found[key] = None
+        if _leaves_open(field, value):
             continue
         try:
             found[key] = convert(field, value, "")
@@ -211,6 +216,14 @@ def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str
             reason = str(error).replace(f"{field.name}:", f"{key}:", 1)
             raise ConfigError(f"{source.at(place, key)}: {reason}") from None
     return found
+
+
+def _leaves_open(field: Field, value: Any) -> bool:
+    """Whether a key is there and gives no value. An empty text does, where such a text is what the option begins with:
+    it takes back what stands above."""
+    if field.type is bool:
+        return value is None or value == ""
+    return is_nothing(value) and not (value == "" and field.default == "")
 
 
 def _check_keys(source: _Source, level: _Level, table: Mapping[str, Any], place: str) -> None:
@@ -253,4 +266,6 @@ def _load(path: Path) -> tuple[_Source, dict[str, Any]]:
     found = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_toml(text, str(path))
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must hold general and datasets")
+    if easy_scripts.marks(found):
+        found = easy_scripts.dataset_tables(found)
     return _Source(path, text), found

@@ -22,6 +22,8 @@ def dataset_specs(data: DataSettings) -> tuple[DatasetSpec, ...]:
         return read_dataset_file(data.dataset_config, data)
     if data.train_data_dir is None:
         raise ConfigError("train_data_dir: no folder given")
+    if data.in_json is not None:
+        return (dataset_of(data, (_listed_subset(data, data.train_data_dir, data.in_json),)),)
     subsets = _subsets(data, data.train_data_dir, is_reg=False)
     if data.reg_data_dir is not None:
         subsets += _reg_subsets(data, data.reg_data_dir)
@@ -50,6 +52,25 @@ def _subsets(data: DataSettings, root: Path, *, is_reg: bool) -> tuple[Subset, .
             masks=None if is_reg else _masks_of(data, row.path),
         )
         for row in repeat_folders(root)
+    )
+
+
+def _listed_subset(data: DataSettings, folder: Path, metadata: Path) -> Subset:
+    """All of a folder whose pictures a file names."""
+    check_folder(folder)
+    if data.reg_data_dir is not None:
+        raise ConfigError(
+            "in_json: names the pictures that are trained; to have those of reg_data_dir too, give both in a "
+            "dataset_config"
+        )
+    return subset_of(
+        data,
+        folder,
+        repeats=data.dataset_repeats or 1,
+        class_tokens=None,
+        is_reg=False,
+        masks=_masks_of(data, folder),
+        metadata=metadata,
     )
 
 

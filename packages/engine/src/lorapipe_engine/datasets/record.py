@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from lorapipe_engine.datasets.scan import Dataset, Folder
-from lorapipe_engine.pictures.captions import split_tags
+from lorapipe_engine.pictures.captions import caption_tags
 from lorapipe_engine.settings import DataSettings
 
 
@@ -130,6 +130,7 @@ def _tag_frequency(dataset: Dataset, numbers: Collection[int]) -> dict[str, dict
     for picture in dataset.pictures:
         # Words that a link brought from elsewhere are not published.
         if picture.dataset in numbers and not picture.private:
-            tags = (tag.lower() for tag in split_tags(picture.caption))
+            rule = dataset.subset_of(picture).captions
+            tags = (tag.lower() for tag in caption_tags(picture.caption, rule))
             found.setdefault(picture.path.parent.name, Counter()).update(tags)
     return {folder: dict(counts) for folder, counts in found.items()}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.datasets.folders import dataset_specs
+from lorapipe_engine.datasets.listed import read_listed
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.links import LeadsOut, leads_out, within
-from lorapipe_engine.pictures.buckets import BucketRule, Placement, Size, place
+from lorapipe_engine.pictures.buckets import FINEST_STEP, BucketRule, Placement, Size, place
 from lorapipe_engine.pictures.captions import read_caption
 from lorapipe_engine.pictures.images import image_size
 from lorapipe_engine.pictures.layout import CaptionNames, find_images
@@ -40,7 +41,8 @@ class Picture:
 @dataclass(frozen=True)
 class Folder:
     """A subset as it was found: its pictures, those without a caption file, those whose file is empty, and those whose
-    caption came by a link out of the dataset."""
+    caption came by a link out of the dataset. Where a file names the pictures: those of it that are ``missing`` in the
+    folder, and those of the folder that are ``unlisted`` in it."""
 
     subset: Subset
     dataset: int
@@ -48,6 +50,8 @@ class Folder:
     without_caption: int
     empty_captions: int = 0
     private_captions: int = 0
+    missing: int = 0
+    unlisted: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,26 +88,39 @@ class Dataset:
         return sum(row.repeats for row in self.pictures if self.subset_of(row).is_reg == is_reg)
 
 
-def scan(data: DataSettings, seed: int = 0) -> Dataset:
-    """Read folders, captions and sizes (headers only). ``seed`` chooses the validation pictures where none is given.
+@dataclass(frozen=True)
+class _Source:
+    """A subset with its pictures, and their captions where a file names both."""
+
+    dataset: int
+    subset: Subset
+    paths: Sequence[Path]
+    captions: Mapping[Path, str] | None = None
+    missing: int = 0
+    unlisted: int = 0
+
+
+def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP) -> Dataset:
+    """Read folders, captions and sizes (headers only). ``seed`` chooses the validation pictures where none is given;
+    sides of buckets are multiples of ``finest`` pixels at least.
 
     Raises InputError for a folder that is missing, has no ``N_concept`` level or no pictures, a broken picture, or a
     caption that is not UTF-8; ConfigError for options or a dataset file that are wrong.
     """
-    specs = dataset_specs(data)
-    found = [(number, subset, find_images(subset.folder)) for number, subset in _numbered(specs)]
-    for _, subset, paths in found:
-        if not paths and (subset.is_reg or data.dataset_config):
-            raise InputError(f"{subset.folder}: no pictures in it (png, jpg, jpeg, webp, bmp)")
-    if not any(paths for _, subset, paths in found if not subset.is_reg):
+    specs = tuple(spec.with_finest_step(finest) for spec in dataset_specs(data))
+    sources = [_source(number, subset) for number, subset in _numbered(specs)]
+    for source in sources:
+        if not source.paths and (source.subset.is_reg or data.dataset_config):
+            raise InputError(f"{source.subset.folder}: no pictures in it (png, jpg, jpeg, webp, bmp)")
+    if not any(source.paths for source in sources if not source.subset.is_reg):
         raise InputError(f"{data.train_data_dir}: no pictures in its folders (png, jpg, jpeg, webp, bmp)")
     pictures: list[Picture] = []
     folders: list[Folder] = []
-    with progress(total=sum(len(paths) for _, _, paths in found), label="scan", unit="picture") as bar:
-        for number, subset, paths in found:
-            rule = specs[number].buckets
-            root = _root_of(subset.folder, data)
-            folder, rows = _scan_subset(subset, root, paths, rule, number, len(folders), bar)
+    with progress(total=sum(len(row.paths) for row in sources), label="scan", unit="picture") as bar:
+        for source in sources:
+            rule = specs[source.dataset].buckets
+            root = _root_of(source.subset.folder, data)
+            folder, rows = _scan_subset(source, root, rule, len(folders), bar)
             folders.append(folder)
             pictures += rows
     regular = [not row.subset.is_reg for row in folders]
@@ -123,15 +140,19 @@ def _root_of(folder: Path, data: DataSettings) -> Path:
     return next((root for root in named if root is not None and root in folder.parents), folder)
 
 
+def _source(number: int, subset: Subset) -> _Source:
+    """The pictures of a subset: all of its folder, or those that its file names."""
+    if subset.metadata is None:
+        return _Source(number, subset, find_images(subset.folder))
+    captions, missing = read_listed(subset.metadata, subset.folder, subset.captions.separator)
+    unlisted = len(find_images(subset.folder, recursive=True)) - len(captions)
+    return _Source(number, subset, list(captions), captions, missing, unlisted)
+
+
 def _scan_subset(
-    subset: Subset,
-    root: Path,
-    paths: Sequence[Path],
-    rule: BucketRule,
-    dataset: int,
-    number: int,
-    bar: Progress,
+    source: _Source, root: Path, rule: BucketRule, number: int, bar: Progress
 ) -> tuple[Folder, list[Picture]]:
+    subset, paths = source.subset, source.paths
     rows: list[Picture] = []
     bare = empty = 0
     is_linked = leads_out(subset.folder, root) is not None
@@ -139,8 +160,11 @@ def _scan_subset(
     captions = CaptionNames.in_folder(subset.folder, subset.caption_extension)
     masks = {} if subset.masks is None else _masks(subset.masks, paths)
     for path in paths:
-        beside = next((path.with_name(name) for name in captions.of(path.name)), None)
-        text, private = _caption_text(beside, root, is_linked, every_line=subset.captions.wildcards)
+        if source.captions is None:
+            beside = next((path.with_name(name) for name in captions.of(path.name)), None)
+            text, private = _caption_text(beside, root, is_linked, every_line=subset.captions.wildcards)
+        else:
+            text, private = source.captions[path], False
         bare += text is None
         empty += text == ""
         size = image_size(path)
@@ -151,14 +175,18 @@ def _scan_subset(
                 subset.repeats,
                 _place(path, size, rule),
                 size,
-                dataset,
+                source.dataset,
                 number,
                 masks.get(path.stem) and check_mask(masks[path.stem], path, size),
                 private,
             )
         )
         bar.update()
-    return Folder(subset, dataset, len(paths), bare, empty, sum(row.private for row in rows)), rows
+    private_count = sum(row.private for row in rows)
+    folder = Folder(
+        subset, source.dataset, len(paths), bare, empty, private_count, source.missing, source.unlisted
+    )
+    return folder, rows
 
 
 def _masks(folder: Path, pictures: Sequence[Path]) -> dict[str, Path]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lorapipe_engine.pictures.buckets import BucketRule
+from lorapipe_engine.pictures.buckets import FINEST_STEP, BucketRule
 from lorapipe_engine.pictures.captions import CaptionRule
 from lorapipe_engine.settings import DataSettings
 
@@ -17,7 +17,8 @@ class Subset:
     ``repeats``: how often each comes in an epoch; ``class_tokens``: the caption of pictures that have none; ``is_reg``:
     regularisation pictures; ``flip``: half of the time mirrored; ``colour``: hue or gamma shifted now and then;
     ``random_crop``: cut elsewhere each time; ``interpolation``: filter of resizing, None for the usual; ``masks``:
-    folder of their masks; ``alpha_mask``: their transparency is the mask of those that have none there.
+    folder of their masks; ``alpha_mask``: their transparency is the mask of those that have none there; ``metadata``:
+    the JSON file that names the pictures with their captions, in place of text files beside them.
     """
 
     folder: Path
@@ -32,6 +33,7 @@ class Subset:
     interpolation: str | None = None
     masks: Path | None = None
     alpha_mask: bool = False
+    metadata: Path | None = None
 
     @property
     def is_masked(self) -> bool:
@@ -47,13 +49,22 @@ class Subset:
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """Subsets that are trained at one resolution, in batches of one size. ``validation_split``: share of the pictures
-    that is kept from training; ``validation_seed``: chooses which, None for the run's seed."""
+    that is kept from training; ``validation_seed``: chooses which, None for the run's seed. ``asked_step``: what
+    bucket_reso_steps asks for, where the buckets' own is a coarser one."""
 
     subsets: tuple[Subset, ...]
     buckets: BucketRule
     batch_size: int = 1
     validation_split: float = 0.0
     validation_seed: int | None = None
+    asked_step: int | None = None
+
+    def with_finest_step(self, finest: int) -> DatasetSpec:
+        """The dataset with buckets whose sides are multiples of ``finest`` pixels at least, as a family needs it."""
+        asked = self.asked_step or self.buckets.step
+        if self.buckets.step >= finest:
+            return self
+        return replace(self, buckets=replace(self.buckets, step=finest), asked_step=asked)
 
 
 def dataset_of(data: DataSettings, subsets: tuple[Subset, ...]) -> DatasetSpec:
@@ -64,6 +75,7 @@ def dataset_of(data: DataSettings, subsets: tuple[Subset, ...]) -> DatasetSpec:
         batch_size=data.train_batch_size,
         validation_split=data.validation_split,
         validation_seed=data.validation_seed,
+        asked_step=data.bucket_reso_steps if data.bucket_reso_steps < FINEST_STEP else None,
     )
 
 
@@ -75,6 +87,7 @@ def subset_of(
     class_tokens: str | None,
     is_reg: bool,
     masks: Path | None = None,
+    metadata: Path | None = None,
 ) -> Subset:
     """A folder, trained as the options say."""
     return Subset(
@@ -90,6 +103,7 @@ def subset_of(
         interpolation=data.resize_interpolation,
         masks=masks if data.masked_loss else None,
         alpha_mask=data.alpha_mask,
+        metadata=metadata,
     )
 
 
@@ -100,7 +114,7 @@ def bucket_rule(data: DataSettings) -> BucketRule:
         # A small training size needs no second option: the bounds give way to it.
         min_size=min(data.min_bucket_reso, *data.resolution),
         max_size=max(data.max_bucket_reso, *data.resolution),
-        step=data.bucket_reso_steps,
+        step=max(data.bucket_reso_steps, FINEST_STEP),
         no_upscale=data.bucket_no_upscale,
         enabled=data.enable_bucket,
     )

@@ -140,6 +140,8 @@ class Family:
     :mod:`lorapipe_engine.models.predictions`, where its file does not tell; None: files of both kinds do not tell.
     ``rank`` and ``clip_skip`` are what a run takes unasked; ``reads_clip_skip`` False: it means nothing to it.
 
+    ``bucket_step``: sides of pictures are multiples of it, in pixels.
+
     ``base_version``, ``architecture`` and ``implementation`` are the words of the metadata
     (``ss_base_model_version``, ``modelspec.*``) for plain noise prediction, ``v_version`` and ``v_architecture`` those
     for v-prediction, where they differ.
@@ -180,6 +182,7 @@ class Family:
     plain_up_blocks: frozenset[int] = frozenset()
     heads: int | None = None
     activations: tuple[str, ...] = ()
+    bucket_step: int = 8
     spare_text_layers: int = 0
 
     @property

@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
-from lorapipe_tagger.models.labels import LFS_POINTER
 
+LFS_POINTER = "version https://git-lfs"
 MOST_FILES = 1000  # with weights of one network
 _DEEPEST = 200  # messages inside each other
 

@@ -47,4 +47,5 @@ SDXL = Family(
     trainer="lorapipe_engine.train.families.sdxl:StableDiffusionXL",
     ldm_names=True,
     activations=("quick_gelu", "gelu"),
+    bucket_step=32,
 )

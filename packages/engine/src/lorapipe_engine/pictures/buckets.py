@@ -13,6 +13,7 @@ from functools import lru_cache
 from lorapipe_engine.errors import ConfigError
 
 Size = tuple[int, int]
+FINEST_STEP = 8  # pixels: one of latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class BucketRule:
             raise ConfigError(
                 f"resolution: {self.resolution[0]}x{self.resolution[1]} is too small (8 at least)"
             )
-        if self.step < 8 or self.step % 8:
+        if self.step < FINEST_STEP or self.step % FINEST_STEP:
             raise ConfigError(f"bucket_reso_steps: {self.step} is not a multiple of 8")
         if self.enabled and not self.no_upscale:
             if self.min_size > min(self.resolution):

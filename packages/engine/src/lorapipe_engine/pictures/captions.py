@@ -146,11 +146,10 @@ def rewrite_caption(text: str, rule: CaptionRule, draw: random.Random, when: Whe
     lines = text.split("\n") if rule.wildcards else text.split("\n", 1)[:1]
     lines = [" ".join(part for part in (rule.prefix, line, rule.suffix) if part) for line in lines]
     text = _pick_wildcards(draw.choice(lines), draw) if rule.wildcards else lines[0]
-    if rule.shuffle or rule.tag_dropout or rule.warmup_steps:
+    # A mark is never a tag, and ends the tags on both of its sides.
+    is_marked = bool(rule.keep_tokens_separator) and rule.keep_tokens_separator in text
+    if is_marked or rule.shuffle or rule.tag_dropout or rule.warmup_steps:
         text = _vary_tags(text, rule, draw, when)
-    # The mark itself is never a tag.
-    if rule.keep_tokens_separator:
-        text = text.replace(rule.keep_tokens_separator, "")
     if rule.secondary_separator:
         text = text.replace(rule.secondary_separator, rule.separator)
     return text
@@ -161,6 +160,18 @@ def fixed_caption(text: str, rule: CaptionRule) -> str:
     still = replace(rule, shuffle=False, tag_dropout=0.0, warmup_steps=0.0)
     # Of wildcards the first choices of a stream of their own, the same at every time.
     return rewrite_caption(text, still, random.Random(text))
+
+
+def caption_tags(text: str, rule: CaptionRule) -> list[str]:
+    """All tags of a caption as its file has them, with the marks between them taken out: of its first line, with
+    wildcards of all lines."""
+    lines = text.split("\n") if rule.wildcards else text.split("\n", 1)[:1]
+    tags: list[str] = []
+    for line in lines:
+        for mark in (rule.keep_tokens_separator, rule.secondary_separator):
+            line = line.replace(mark, rule.separator) if mark else line
+        tags += split_tags(line, rule.separator)
+    return tags
 
 
 def _vary_tags(text: str, rule: CaptionRule, draw: random.Random, when: When) -> str:
@@ -179,7 +190,9 @@ def _vary_tags(text: str, rule: CaptionRule, draw: random.Random, when: When) ->
 def _fixed_parts(text: str, rule: CaptionRule) -> tuple[list[str], list[str], list[str]]:
     mark = rule.keep_tokens_separator
     if mark and mark in text:
-        pieces = [split_tags(piece, rule.separator) for piece in text.split(mark, 2)]
+        # Of marks behind the second none means anything.
+        texts = [piece.replace(mark, rule.separator) for piece in text.split(mark, 2)]
+        pieces = [split_tags(piece, rule.separator) for piece in texts]
         return pieces[0], pieces[1], pieces[2] if len(pieces) > 2 else []
     tags = split_tags(text, rule.separator)
     return tags[: rule.keep_tokens], tags[rule.keep_tokens :], []

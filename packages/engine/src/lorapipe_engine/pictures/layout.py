@@ -32,6 +32,7 @@ MASK_MARK = "-masklabel"
 MASK_FOLDERS = frozenset({"mask", "masks"})
 MOST_REPEATS = 10_000
 _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
+_NUMBERED = re.compile(r"(\d+)[\s.-]+(\S.*)", re.DOTALL)
 _SIGNATURES = (
     b"\x89PNG\r\n",
     b"\xff\xd8\xff",
@@ -119,11 +120,21 @@ def subfolders(root: Path) -> list[Path]:
 
 def _what_to_rename(root: Path, inside: Sequence[Path]) -> str:
     if inside:
-        name = inside[0].name.removeprefix("0_") if is_switched_off(inside[0].name) else inside[0].name
-        return f"rename '{inside[0].name}' to '10_{name}' (10 is how often its pictures come in an epoch)"
+        repeats, name = _with_repeats(inside[0].name)
+        return f"rename '{inside[0].name}' to '{repeats}_{name}' ({repeats} is how often its pictures come in an epoch)"
     if find_images(root):
         return f"put its pictures into a folder such as '10_{root.resolve().name}' inside it"
     return "it is empty; put pictures into a folder such as '10_concept' inside it"
+
+
+def _with_repeats(name: str) -> tuple[int, str]:
+    """Repeats and concept that a folder's name should have: its own number, where it begins with one, or 10."""
+    if is_switched_off(name):
+        return 10, name.partition("_")[2]
+    match = _NUMBERED.fullmatch(name)
+    if match and 1 <= int(match[1]) <= MOST_REPEATS:
+        return int(match[1]), match[2]
+    return 10, name
 
 
 # -------------------------------------------------------------------------------- files
@@ -365,7 +376,8 @@ def _reason(path: Path, number: RepeatFolder | None, *, numbered: bool, inner: b
     if is_switched_off(path.name):
         return f"in '{path.name}', whose name asks for 0 repeats"
     if numbered and number is None:
-        return f"in '{path.name}', which has no number of repeats in front (rename it to '10_{path.name}')"
+        repeats, name = _with_repeats(path.name)
+        return f"in '{path.name}', which has no number of repeats in front (rename it to '{repeats}_{name}')"
     return None
 
 

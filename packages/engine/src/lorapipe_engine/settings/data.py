@@ -17,12 +17,24 @@ class DataSettings:
     dataset_config: Path | None = option(
         None, "TOML or JSON file of datasets and their subsets, in place of these folders."
     )
+    in_json: Path | None = option(
+        None,
+        "JSON file of captions and tags of train_data_dir's pictures, in place of folders N_concept and text files.",
+        alias="metadata_file",
+    )
+    dataset_repeats: int | None = option(
+        None,
+        "How often each picture comes in an epoch where no folder's name or dataset_config says it.",
+        min=1,
+    )
     resolution: tuple[int, int] = option((512, 512), "Training size: one number, or width,height.")
     train_batch_size: int = option(1, "Pictures a step.", min=1)
     enable_bucket: bool = option(True, "Keep each picture's shape, in buckets of about the wanted area.")
     min_bucket_reso: int = option(256, "Shortest side of a bucket.", min=8)
     max_bucket_reso: int = option(1536, "Longest side of a bucket.", min=8)
-    bucket_reso_steps: int = option(64, "Bucket sides are multiples of this.", min=8)
+    bucket_reso_steps: int = option(
+        64, "Bucket sides are multiples of this (of 8 at the finest, SDXL 32).", min=1
+    )
     bucket_no_upscale: bool = option(False, "Never enlarge a picture.")
     resize_interpolation: str | None = option(
         None,

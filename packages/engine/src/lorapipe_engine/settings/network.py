@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorapipe_engine.command.options import option
+from lorapipe_engine.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +39,10 @@ class NetworkSettings:
         None, "Hold the norm of every module's change under this; 0.9 to 1 if at all.", min=0
     )
     network_train_unet_only: bool = option(False, "Leave the text encoders as they are.")
+    network_train_text_encoder_only: bool = option(False, "Leave the UNet as it is.")
+
+    def __post_init__(self) -> None:
+        if self.network_train_unet_only and self.network_train_text_encoder_only:
+            raise ConfigError(
+                "network_train_unet_only and network_train_text_encoder_only exclude each other; leave one of them out"
+            )

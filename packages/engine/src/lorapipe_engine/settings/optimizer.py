@@ -25,6 +25,11 @@ class OptimizerSettings:
         "to it for Prodigy and DAdapt*), for SDXL 0]",
         min=0,
     )
+    stop_text_encoder_training: str | None = option(
+        None,
+        "Leave the text encoders as they are from here on: steps, or a share of the run as 0.5 or 50%; -1 from the "
+        "first step.",
+    )
     lr_scheduler: str | None = option(
         None,
         "Curve of the rate: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, "

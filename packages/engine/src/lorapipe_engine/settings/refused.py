@@ -1,4 +1,5 @@
-"""sd-scripts' options that this engine has no use for: each is known, and says why or what to use in its place.
+"""sd-scripts' options that this engine has under no such name: each is known, and says what it means here, why it is
+not needed, or what to use in its place.
 
 How they are judged: :mod:`lorapipe_engine.command.foreign`. An option that the engine learns moves from here to its
 settings class.
@@ -6,9 +7,25 @@ settings class.
 
 from __future__ import annotations
 
-from lorapipe_engine.command.foreign import Foreign, ignored, refused
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.command.foreign import Foreign, ignored, obeyed, refused
 
 _ONE_DEVICE = "training runs on one device"
+_CARDS = "is accelerate's; several cards: torchrun --no_python --nproc_per_node N lora-train ..."
+# Where sd-scripts keeps the tokenizer in the folder of its cache.
+_CACHED_TOKENIZERS = ("", "openai_clip-vit-large-patch14")
+
+
+def _tokenizer(value: Any) -> dict[str, Any]:
+    """The tokenizer in sd-scripts' folder of them; nothing where it was not downloaded yet."""
+    for name in _CACHED_TOKENIZERS:
+        folder = Path(str(value)).expanduser() / name
+        if any((folder / file).is_file() for file in ("vocab.json", "tokenizer.json")):
+            return {"tokenizer_dir": str(folder)}
+    return {}
+
 
 FOREIGN: dict[str, Foreign] = {
     # What happens anyway, or is not needed here.
@@ -26,8 +43,26 @@ FOREIGN: dict[str, Foreign] = {
     **ignored("it is a GUI's own, and max_train_epochs is the option", "epoch"),
     **ignored("it is a GUI's own, and noise_offset is the option", "noise_offset_type"),
     # Optimizers.
-    **refused("use --optimizer_type AdamW8bit", "use_8bit_adam", flag=True),
-    **refused("use --optimizer_type Lion", "use_lion_optimizer", flag=True),
+    **obeyed(
+        "taken as optimizer_type AdamW8bit",
+        "use_8bit_adam",
+        lambda _: {"optimizer_type": "AdamW8bit"},
+        flag=True,
+    ),
+    **obeyed(
+        "taken as optimizer_type Lion", "use_lion_optimizer", lambda _: {"optimizer_type": "Lion"}, flag=True
+    ),
+    **obeyed(
+        "taken as lr_scheduler_num_cycles",
+        "lr_restart_cycles",
+        lambda value: {"lr_scheduler_num_cycles": value},
+    ),
+    **refused(
+        "which encoder is meant differs between programs; use text_encoder_lr with two rates, of CLIP-L and of "
+        "OpenCLIP bigG",
+        "text_encoder_lr1",
+        "text_encoder_lr2",
+    ),
     **refused(
         "does nothing for a LoRA, whose gradients are small; leave it out", "fused_backward_pass", flag=True
     ),
@@ -37,17 +72,17 @@ FOREIGN: dict[str, Foreign] = {
         flag=True,
     ),
     **refused("use --optimizer_args", "schedulefree_wrapper_args"),
-    # Networks.
-    **refused("use --unet_lr 0, which leaves the UNet out", "network_train_text_encoder_only", flag=True),
     # Data.
-    **refused("is spelt caption_extension", "caption_extention"),
+    **obeyed("taken as caption_extension", "caption_extention", lambda value: {"caption_extension": value}),
     **refused("use --random_crop; or cut the pictures around the faces before", "face_crop_aug_range"),
     **refused("use --print-config, which writes all options as TOML", "output_config", flag=True),
-    **refused("captions come from text files; lora-clean writes them from other forms", "in_json"),
-    **refused("repeats stand in the folders' names, as 10_name", "dataset_repeats", off=(1,)),
     **refused("classes of one's own are not loaded", "dataset_class"),
     **refused("use lora-check, which shows buckets and captions", "debug_dataset", flag=True),
-    **refused("use --tokenizer_dir, a folder with vocab.json and merges.txt", "tokenizer_cache_dir"),
+    **obeyed(
+        "the tokenizer is taken from there if it is in it (tokenizer_dir names its folder)",
+        "tokenizer_cache_dir",
+        _tokenizer,
+    ),
     # Speed and memory.
     **refused("is for larger models; use --gradient_checkpointing", "blocks_to_swap", off=(0,)),
     **refused("the step is not compiled; leave it out", "torch_compile", flag=True),
@@ -68,21 +103,39 @@ FOREIGN: dict[str, Foreign] = {
     **refused(
         "run the same command again: it goes on where the run stopped", "skip_until_initial_step", flag=True
     ),
-    **refused(
-        "upload the finished file: hf upload OWNER/NAME FILE",
-        "huggingface_repo_id",
+    **refused("upload the finished file: hf upload OWNER/NAME FILE", "huggingface_repo_id"),
+    **ignored(
+        "nothing is uploaded without huggingface_repo_id",
         "huggingface_repo_type",
         "huggingface_path_in_repo",
         "huggingface_token",
         "huggingface_repo_visibility",
     ),
-    **refused(
-        "upload the finished file: hf upload OWNER/NAME FILE",
+    **ignored(
+        "nothing is uploaded without huggingface_repo_id",
         "save_state_to_huggingface",
-        "resume_from_huggingface",
         "async_upload",
         flag=True,
     ),
+    **refused("download the state, and name it with resume", "resume_from_huggingface", flag=True),
+    # Words for accelerate launch, which starts sd-scripts.
+    **ignored(
+        "it is accelerate's; lora-train sets up its own processes and threads",
+        "num_cpu_threads_per_process",
+        "main_process_port",
+        "machine_rank",
+        "dynamo_mode",
+        "gpu_ids",
+        "extra_accelerate_launch_args",
+    ),
+    **ignored(
+        "it is accelerate's; lora-train sets up its own processes and threads",
+        "dynamo_use_fullgraph",
+        "dynamo_use_dynamic",
+        flag=True,
+    ),
+    **refused(_CARDS, "num_processes", "num_machines", off=(1,)),
+    **refused(_CARDS, "multi_gpu", flag=True),
     # Logs.
     **refused("use -q for less, -v for more", "console_log_level", off=("INFO",)),
     **refused("send the messages to a file: lora-train ... 2> FILE", "console_log_file"),

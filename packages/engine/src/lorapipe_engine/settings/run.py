@@ -50,7 +50,10 @@ class RunSettings:
         120.0, "Seconds between states, from which the same command goes on after a crash.", min=0
     )
     seed: int = option(42, "Seed of every random draw.", min=0)
-    sample_prompts: Path | None = option(None, "File of prompts to draw during training.")
+    sample_prompts: str | None = option(
+        None,
+        "File of prompts to draw during training (.txt, .toml, .json), or prompts themselves, a line each.",
+    )
     sample_every_n_epochs: int | None = option(None, "Draw samples after every N epochs.", min=1)
     sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
     sample_at_first: bool = option(False, "Draw samples before the first step.")

@@ -180,7 +180,10 @@ def run_steps(
     """The optimizer steps that are left, with records, samples and saved files between them."""
     run, length = settings.run, plan.length
     parts, processes = PartNorms(stepper.network), stepper.processes
-    rates_at = plan.updates.rates_at([row["base_rate"] for row in stepper.optimizer.param_groups])
+    groups_of_rates = stepper.optimizer.param_groups
+    rates_at = plan.updates.rates_at(
+        [row["base_rate"] for row in groups_of_rates], [row["part"] for row in groups_of_rates]
+    )
     if not state.step:
         results.sample_at_first()
     with progress(total=length.steps, label="train", unit="step") as bar:

@@ -12,7 +12,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.settings import ModelSettings, RunSettings, TrainSettings
-from lorapipe_engine.train.schedules.updates import UpdatePlan, plan_updates
+from lorapipe_engine.train.schedules.updates import UpdatePlan, plan_updates, stops_at_once
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -94,8 +94,14 @@ def plan_run(
     sizes = [size * processes for size in dataset.batch_sizes]
     batches = batches_per_epoch(dataset.buckets, dataset.repeats, sizes)
     length = plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps)
-    trainable = parts[-1:] if settings.network.network_train_unet_only else parts
-    return RunPlan(model, length, plan_updates(settings.optimizer, trainable, length.steps))
+    return RunPlan(model, length, plan_updates(settings.optimizer, trainable(settings, parts), length.steps))
+
+
+def trainable(settings: TrainSettings, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the ``parts`` of a base (the denoiser is the last) those that the options leave to be trained."""
+    if settings.network.network_train_unet_only or stops_at_once(settings.optimizer):
+        return parts[-1:]
+    return parts[:-1] if settings.network.network_train_text_encoder_only else parts
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
-from lorapipe_engine.models.families import get_family
+from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
+from lorapipe_engine.pictures.buckets import FINEST_STEP
 from lorapipe_engine.settings import (
     LossSettings,
     ModelSettings,
@@ -24,8 +26,10 @@ from lorapipe_engine.settings import (
     TrainSettings,
     with_base_defaults,
 )
+from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
+from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -35,14 +39,14 @@ from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
-from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run
+from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainable
 from lorapipe_engine.train.processes import Processes, join_processes
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.claim import claimed
 from lorapipe_engine.train.results.ended import forget_record
 from lorapipe_engine.train.results.outputs import check_outputs, remove_leftovers
-from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
-from lorapipe_engine.train.schedules import schedule_notes
+from lorapipe_engine.train.sample.prompts import Prompt, is_prompt_text, read_prompts
+from lorapipe_engine.train.schedules import length_notes, schedule_notes
 from lorapipe_engine.train.schedules.updates import plan_updates
 
 Say = Callable[[str], None]
@@ -92,9 +96,10 @@ def train_checked(
 ) -> list[Path]:
     """Load the base and train, with an output that no other run has. ``notes``: what was said already."""
     began = time.monotonic()
-    dataset = scan(settings.data, settings.run.seed)
+    dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
     prompts = sample_prompts(settings)
+    check_samplers(settings, prompts)
     for note in dataset_notes(settings.data, dataset):
         say(f"note: {note}")
     settings = with_file_ranks(settings)
@@ -114,6 +119,8 @@ def train_checked(
     where = f"{model.device}, {'float32' if model.precision == 'no' else model.precision}"
     say(f"base: {model.source} ({family.name}, {PREDICTIONS[prediction].word}) on {where}")
     plan = plan_run(settings, model, dataset, family.train_parts, processes.count)
+    for note in length_notes(plan.updates.schedule):
+        say(f"note: {note}")
     objective = family.objective(settings.loss, prediction)
     for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
         objective.check_sampler(name)
@@ -162,7 +169,9 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
-    return notes
+    if settings.run.sample_prompts is not None and is_prompt_text(settings.run.sample_prompts):
+        notes.append("sample_prompts is no file: its text is taken as the prompts")
+    return [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
 
 
 def check_caches(settings: TrainSettings) -> None:
@@ -186,12 +195,8 @@ def check_updates(settings: TrainSettings) -> list[str]:
     """Check optimizer, rates and curve, for whichever family the base will be; returns what the user should know."""
     optimizer = settings.optimizer
     # As many encoders as there are rates: which base it is shows only when it is read.
-    encoders = (
-        ()
-        if settings.network.network_train_unet_only
-        else ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
-    )
-    plan = plan_updates(optimizer, (*encoders, "unet"), planned_steps(settings))
+    encoders = ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
+    plan = plan_updates(optimizer, trainable(settings, (*encoders, "unet")), planned_steps(settings))
     plan.rates_at([1.0])
     check_group_rates(optimizer, read_network_args(settings.network).has_rates)
     notes = [*rate_notes(optimizer, plan.arguments, plan.rates), *schedule_notes(optimizer)]
@@ -218,6 +223,17 @@ def check_writable(run: RunSettings) -> None:
         ) from error
 
 
+def finest_step(settings: TrainSettings, plan: ModelPlan) -> int:
+    """What the sides of buckets are multiples of at least. The base is asked only where something finer than any
+    family's may be wanted."""
+    data = settings.data
+    coarsest = max(family.bucket_step for family in FAMILIES.values())
+    if data.dataset_config is None and data.bucket_reso_steps >= coarsest:
+        return FINEST_STEP
+    with ExitStack() as stack:
+        return get_family(read_base(resolve(plan.source, plan.dtype), stack).family).bucket_step
+
+
 def with_first_resolution(settings: TrainSettings, dataset: Dataset) -> TrainSettings:
     """The settings with the resolution and batch size of the first dataset, which may come from a dataset file."""
     first = dataset.specs[0]
@@ -231,6 +247,13 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
         return []
     width, height = settings.data.resolution
     return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
+
+
+def check_samplers(settings: TrainSettings, prompts: list[Prompt]) -> None:
+    """Raise ConfigError for a sampler that what is surely trained lacks; the base may ask for another objective."""
+    objective = objective_class(asked_prediction(settings.loss) or EPSILON.name)
+    for prompt in prompts:
+        objective.check_sampler(prompt.sampler)
 
 
 def check_memory(settings: TrainSettings, dataset: Dataset, plan: ModelPlan, say: Say) -> None:

@@ -82,7 +82,7 @@ def command(runs: tuple[str, ...], **flags: Any) -> int:
 
 def _check(wanted: CurveSettings) -> None:
     """Raise ConfigError for kinds that are none, and for options that exclude each other."""
-    from lorapipe_engine.command.options import nearest
+    from lorapipe_engine.command.configuration import nearest
 
     for kind in wanted.only:
         if kind not in KINDS:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from lorapipe_engine.command.options import nearest
+from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_inspect.grid.cells import FIELDS, NETWORK, Cell, Value, is_base, plain_name
 from lorapipe_inspect.text import short_names, without_suffix

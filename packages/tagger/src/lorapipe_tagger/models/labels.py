@@ -13,6 +13,7 @@ from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.text import hidden_letter
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
+from lorapipe_engine.models.onnxfile import LFS_POINTER
 
 RATING, GENERAL, CHARACTER = "rating", "general", "character"
 # Danbooru's numbers; 9 is the WD taggers' own.
@@ -51,7 +52,6 @@ CATEGORIES = (
     "year",
 )
 OTHER = "other"
-LFS_POINTER = "version https://git-lfs"
 MOST_BYTES = 64 << 20  # of a list; the longest known has 8 MB
 _SHOWN = 60  # letters of a tag in a message
 

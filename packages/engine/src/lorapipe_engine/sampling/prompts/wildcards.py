@@ -73,7 +73,7 @@ class Wildcards:
         """
         names = [known for known in sorted(self._files) if _fits(known, name)]
         if not names:
-            from lorapipe_engine.command.options import nearest
+            from lorapipe_engine.command.configuration import nearest
 
             hint = nearest(name, self._files) or "; --wildcards names the folder that its .txt file is in"
             raise ConfigError(f"__{name}__: there is no such wildcard{hint}")

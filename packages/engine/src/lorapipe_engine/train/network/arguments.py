@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorapipe_engine.command.options import nearest
+from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.networks import algorithms

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lorapipe_engine.command.options import nearest
+from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.nn.attach import Kind, NetworkPlan, Target

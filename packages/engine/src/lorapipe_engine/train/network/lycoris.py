@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lorapipe_engine.command.options import nearest
+from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.networks import algorithms
 from lorapipe_engine.train.network.preset_file import is_preset_file

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorapipe_engine.command.options import nearest
+from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.networks import algorithms
 from lorapipe_engine.settings import NetworkSettings

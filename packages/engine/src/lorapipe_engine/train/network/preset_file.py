@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
+from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.command.documents import parse_toml, read_text
-from lorapipe_engine.command.options import nearest
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.train.families.base import Family, TargetModule

@@ -19,6 +19,23 @@ _ROWS = (adamw, lion, sgd, adafactor, dadaptation, prodigy, schedule_free)
 
 KINDS: dict[str, OptimizerKind] = {kind.name.lower(): kind for module in _ROWS for kind in module.KINDS}
 
+EASY_PACKAGE = "LoraEasyCustomOptimizer"  # of LoRA_Easy_Training_Scripts; in no package index
+# Packages with optimizers and schedulers, by the name that is imported, as they are installed.
+PACKAGES = {
+    "bitsandbytes": "bitsandbytes",
+    "came_pytorch": "came-pytorch",
+    "cosine_annealing_warmup": "cosine-annealing-warmup",
+    "dadaptation": "dadaptation",
+    "diffusers": "diffusers",
+    "lion_pytorch": "lion-pytorch",
+    "prodigyopt": "prodigyopt",
+    "prodigyplus": "prodigy-plus-schedule-free",
+    "pytorch_optimizer": "pytorch-optimizer",
+    "schedulefree": "schedulefree",
+    "torch_optimizer": "torch-optimizer",
+    "transformers": "transformers",
+}
+
 # Of torch's optimizers those that treat every value alone, so that flat buffers change nothing.
 _ELEMENTWISE = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD", "SGD")
 
@@ -42,6 +59,8 @@ def optimizer_kind(name: str) -> OptimizerKind:
     reason = _REFUSED.get(name.rpartition(".")[2].lower())
     if reason:
         raise ConfigError(f"optimizer_type: {reason}; AdamW is the usual choice")
+    if name.partition(".")[0] == EASY_PACKAGE:
+        return _of_easy_scripts(name)
     if "." in name or ":" in name:
         module, _, attribute = name.replace(":", ".").rpartition(".")
         return _generic(name, module, attribute)
@@ -52,6 +71,26 @@ def optimizer_kind(name: str) -> OptimizerKind:
     near = difflib.get_close_matches(name.lower(), KINDS, 1)
     hint = f"did you mean {KINDS[near[0]].name}?" if near else f"known: {', '.join(known_names())}"
     raise ConfigError(f"optimizer_type: '{name}' is unknown; {hint} (other classes as module.Class)")
+
+
+def _of_easy_scripts(name: str) -> OptimizerKind:
+    """The optimizer that a class of LoRA_Easy_Training_Scripts is, which is in no package index."""
+    own = name.rpartition(".")[2]
+    try:
+        return optimizer_kind(own)
+    except ConfigError:
+        raise ConfigError(
+            f"optimizer_type: {name} is a class of LoRA_Easy_Training_Scripts alone, and no optimizer of that name is "
+            f"known here; AdamW8bit is the usual choice"
+        ) from None
+
+
+def not_importable(option: str, name: str, module: str, error: ImportError) -> MissingExtra:
+    """The error for a class whose package is not there. How to install it is said of packages that are known: another
+    may lie under any name in the index, with anyone's code in it."""
+    package = PACKAGES.get(module.partition(".")[0])
+    mend = f"pip install {package}" if package else "install the package that has it, by its own instructions"
+    return MissingExtra(f"{option}: {name}: cannot import {module} ({error}); if it is not installed: {mend}")
 
 
 def known_names() -> list[str]:
@@ -80,10 +119,7 @@ def _generic(name: str, module: str, attribute: str) -> OptimizerKind:
     try:
         found = getattr(import_module(module), attribute)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise MissingExtra(
-            f"optimizer_type: {name}: cannot import {module} ({error}); if it is not installed: pip install {package}"
-        ) from error
+        raise not_importable("optimizer_type", name, module, error) from error
     except AttributeError as error:
         raise ConfigError(f"optimizer_type: {name}: {module} has no class '{attribute}'") from error
     if not _is_optimizer(found):

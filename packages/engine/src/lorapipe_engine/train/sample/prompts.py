@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,8 @@ from lorapipe_engine.errors import ConfigError, InputError
 
 MOST_STEPS = 1000  # the noise schedule has no more
 MOST_SIDE = 8192  # pixels
+MOST_SHOWN = 60  # letters of a value, in an error
+_SUFFIXES = frozenset({".txt", ".toml", ".json"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,24 +60,42 @@ TABLE_KEYS = {
 }
 
 
-def read_prompts(path: Path, default: Prompt) -> list[Prompt]:
-    """The prompts of a .txt (a line each, ``#`` comments), .toml or .json file; ``default`` fills what is not given.
+def is_prompt_text(given: str) -> bool:
+    """Whether what is given as the file of prompts is no file but prompts, as GUIs keep them: several lines or words,
+    without a suffix of such a file."""
+    lines = given.strip().splitlines()
+    if len(lines) > 1:
+        return True
+    path = Path(given).expanduser()
+    return " " in given.strip() and path.suffix.lower() not in _SUFFIXES and not os.path.lexists(path)
+
+
+def read_prompts(given: str | Path, default: Prompt) -> list[Prompt]:
+    """The prompts of a .txt (a line each, ``#`` comments), .toml or .json file, or of a text that holds such lines;
+    ``default`` fills what is not given.
 
     Raises InputError for a file that cannot be read or is empty, ConfigError for a bad value with its line.
     """
+    if isinstance(given, str) and is_prompt_text(given):
+        return _from_lines(given, "sample_prompts", default)
+    path = Path(given).expanduser()
     text = read_text(path, what="sample_prompts")
     if path.suffix.lower() == ".toml":
         found = _from_toml(text, path, default)
     elif path.suffix.lower() == ".json":
         found = _from_json(text, path, default)
     else:
-        lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
-        found = [
-            parse_line(line, default, f"{path}:{n}") for n, line in lines if line and not line.startswith("#")
-        ]
+        found = _from_lines(text, str(path), default)
     if not found:
         raise InputError(f"sample_prompts: {path} holds no prompt")
     return found
+
+
+def _from_lines(text: str, where: str, default: Prompt) -> list[Prompt]:
+    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1)]
+    return [
+        parse_line(line, default, f"{where}:{n}") for n, line in lines if line and not line.startswith("#")
+    ]
 
 
 def parse_line(line: str, default: Prompt, where: str = "prompt") -> Prompt:
@@ -97,18 +119,22 @@ def parse_line(line: str, default: Prompt, where: str = "prompt") -> Prompt:
 def _from_toml(text: str, path: Path, default: Prompt) -> list[Prompt]:
     table = parse_toml(text, str(path)).get("prompt", {})
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: prompt: must be a table, [prompt]")
+        shown = json.dumps(table, default=str)[:MOST_SHOWN]
+        raise ConfigError(f"{path}: prompt: must be a table, [prompt], not {shown}")
     rows = table.pop("subset", [{}])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path}: prompt.subset: must be tables, each under [[prompt.subset]]")
-    return [_from_table({**table, **row}, default, str(path)) for row in rows]
+    return [
+        _from_table({**table, **row}, default, f"{path}: prompt {number}")
+        for number, row in enumerate(rows, 1)
+    ]
 
 
 def _from_json(text: str, path: Path, default: Prompt) -> list[Prompt]:
     rows = parse_json(text, str(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path}: expected a list of prompts, each a table")
-    return [_from_table(row, default, str(path)) for row in rows]
+    return [_from_table(row, default, f"{path}: prompt {number}") for number, row in enumerate(rows, 1)]
 
 
 def _from_table(row: dict[str, Any], default: Prompt, where: str) -> Prompt:
@@ -119,16 +145,20 @@ def _from_table(row: dict[str, Any], default: Prompt, where: str) -> Prompt:
         name = TABLE_KEYS[key]
         kinds = _KINDS[name]
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise ConfigError(f"{where}: {key}: expected {'a text' if kinds == (str,) else 'a number'}")
+            shown = json.dumps(value, default=str)[:MOST_SHOWN]
+            raise ConfigError(f"{where}: {key}: expected {_NAMES[kinds]}, got {shown}")
         fields[name] = value
     return _checked(replace(default, **fields), where)
 
 
+_NAMES = {(str,): "a text", (int,): "a whole number", (int, float): "a number"}
+
+
 def _checked(prompt: Prompt, where: str) -> Prompt:
     if not 1 <= prompt.steps <= MOST_STEPS:
-        raise ConfigError(f"{where}: steps must be from 1 to {MOST_STEPS}")
+        raise ConfigError(f"{where}: steps must be from 1 to {MOST_STEPS}, not {prompt.steps}")
     if prompt.seed is not None and not 0 <= prompt.seed < 1 << 63:
-        raise ConfigError(f"{where}: the seed must be from 0 to {(1 << 63) - 1}")
+        raise ConfigError(f"{where}: the seed must be from 0 to {(1 << 63) - 1}, not {prompt.seed}")
     if not math.isfinite(prompt.scale):
         raise ConfigError(f"{where}: the scale {prompt.scale} is not a usable number")
     if max(prompt.width, prompt.height) > MOST_SIDE:

@@ -9,6 +9,7 @@ from lorapipe_engine.train.schedules.kinds import ScheduleKind, ScheduleSettings
 from lorapipe_engine.train.schedules.registry import (
     CURVES,
     is_built_in,
+    length_notes,
     rate_multiplier,
     rate_plan,
     schedule_notes,
@@ -20,6 +21,7 @@ __all__ = [
     "ScheduleKind",
     "ScheduleSettings",
     "is_built_in",
+    "length_notes",
     "rate_multiplier",
     "rate_plan",
     "schedule_notes",

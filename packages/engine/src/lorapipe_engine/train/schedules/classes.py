@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from lorapipe_engine.errors import ConfigError, MissingExtra
+from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.train.optimizers.arguments import checked
+from lorapipe_engine.train.optimizers.registry import not_importable
 from lorapipe_engine.train.schedules.kinds import ScheduleSettings
 
 
@@ -58,10 +59,7 @@ def _load(name: str) -> Any:
     try:
         found = getattr(import_module(module), attribute)
     except ImportError as error:
-        raise MissingExtra(
-            f"lr_scheduler_type: {name}: cannot import {module} ({error}); if it is not installed: "
-            f"pip install {module.partition('.')[0]}"
-        ) from error
+        raise not_importable("lr_scheduler_type", name, module, error) from error
     except AttributeError as error:
         near = difflib.get_close_matches(attribute, dir(import_module(module)), 1)
         hint = f", did you mean {near[0]}?" if near else ""

@@ -46,7 +46,7 @@ def plot_rates(settings: TrainSettings, target: str, say: Callable[[str], None])
 def rate_lines(plan: UpdatePlan, total: int) -> list[Line]:
     """A line for each part that is trained; parts of one rate share one."""
     trained = plan.rates.trained
-    rates_at = plan.rates_at([plan.rates.by_part[part] for part in trained])
+    rates_at = plan.rates_at([plan.rates.by_part[part] for part in trained], trained)
     rows = [rates_at(step) for step in range(total)]
     if plan.sets_own_rate:
         factor = rate_plan(replace(plan.schedule, base=1.0), [1.0])

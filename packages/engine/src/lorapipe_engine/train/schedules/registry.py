@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import OptimizerSettings
 from lorapipe_engine.train.optimizers.arguments import checked, parse_arguments, sets_own_rate
-from lorapipe_engine.train.optimizers.registry import optimizer_kind
+from lorapipe_engine.train.optimizers.registry import EASY_PACKAGE, optimizer_kind
 from lorapipe_engine.train.schedules import curves, restarts, stages
 from lorapipe_engine.train.schedules.classes import tabulate
 from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, ScheduleSettings, warmup_steps
@@ -27,20 +27,13 @@ _REFUSED = {
 def rate_multiplier(settings: ScheduleSettings) -> Multiplier:
     """The function λ(t) of a built-in schedule, for t from 0 to total - 1.
 
-    Raises ConfigError for an unknown name, arguments that it does not take, a warm-up on a curve without one or one
-    that is as long as the run.
+    A warm-up that is as long as the run or longer is all of it, and does not get to its end. Raises ConfigError for an
+    unknown name, arguments that it does not take, or a warm-up on a curve without one.
     """
     kind = _kind(settings.name)
     _check_arguments(settings, kind)
     if settings.warmup and not kind.warms_up:
-        instead = (
-            "; use lr_scheduler constant_with_warmup" if settings.name == "constant" else "; leave it out"
-        )
-        raise ConfigError(f"lr_warmup_steps: '{settings.name}' has no warm-up{instead}")
-    if settings.warmup and settings.warmup >= settings.total:
-        raise ConfigError(
-            f"lr_warmup_steps: {settings.warmup} is as long as the run of {settings.total} steps"
-        )
+        raise ConfigError(f"lr_warmup_steps: '{settings.name}' has no warm-up; leave it out")
     return kind.make(settings)
 
 
@@ -91,8 +84,12 @@ def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> S
     """
     arguments = parse_arguments(optimizer.lr_scheduler_args, "lr_scheduler_args")
     name = _name(optimizer, set(arguments))
+    if name in _OF_EASY_SCRIPTS.values():
+        arguments = {_EASY_ARGUMENTS.get(key, key): value for key, value in arguments.items()}
     kind = _kind(name) if is_built_in(name) else None
     warmup = optimizer.lr_warmup_steps
+    if name == "constant" and not _overruled(optimizer) and warmup and warmup_steps(warmup, total):
+        name = "constant_with_warmup"
     if warmup is None or _overruled(optimizer):
         warmup = str(kind.warmup if kind and arguments.get("warmup_steps") is None else 0)
     return ScheduleSettings(
@@ -109,8 +106,26 @@ def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> S
     )
 
 
+def length_notes(schedule: ScheduleSettings) -> list[str]:
+    """What the user should know of a curve over the length of its run; most often nothing."""
+    if not schedule.warmup or schedule.warmup < schedule.total:
+        return []
+    reached = (schedule.total - 1) / schedule.warmup
+    return [
+        f"lr_warmup_steps {schedule.warmup} is as long as the run of {schedule.total} steps or longer: the rate only "
+        f"rises, to {reached:.0%} of what it is to be"
+    ]
+
+
 def schedule_notes(optimizer: OptimizerSettings) -> list[str]:
     """What the user should know of the curve before the run; most often nothing."""
+    warmup = optimizer.lr_warmup_steps
+    if optimizer.lr_scheduler == "constant" and not optimizer.lr_scheduler_type and not _overruled(optimizer):
+        if warmup and warmup_steps(warmup, 10_000):
+            return [
+                "lr_scheduler constant has no warm-up: with lr_warmup_steps constant_with_warmup is taken"
+            ]
+        return []
     asked = optimizer.lr_scheduler_type or optimizer.lr_scheduler
     name = _overruled(optimizer)
     if not name or not asked or asked.partition(":")[0] == name:
@@ -146,8 +161,32 @@ def _name(optimizer: OptimizerSettings, arguments: set[str]) -> str:
     return name
 
 
+# Classes of a GUI for sd-scripts that no package index has -> the built-in that each is.
+_OF_EASY_SCRIPTS = {
+    "RexAnnealingWarmRestarts": "rex_annealing_warm_restarts",
+    "CosineAnnealingWarmRestarts": "cosine_annealing_warmup_restarts",
+}
+# Its names of arguments -> ours.
+_EASY_ARGUMENTS = {"first_cycle_max_steps": "first_cycle_steps", "cycle_multiplier": "cycle_mult"}
+
+
+def _of_easy_scripts(name: str) -> str | None:
+    """The built-in that a class of LoRA_Easy_Training_Scripts is; None for a class of another package."""
+    if name.partition(".")[0] != EASY_PACKAGE:
+        return None
+    known = _OF_EASY_SCRIPTS.get(name.rpartition(".")[2])
+    if known is None:
+        raise ConfigError(
+            f"lr_scheduler_type: {name} is a class of LoRA_Easy_Training_Scripts alone; use lr_scheduler with one of "
+            f"{', '.join(CURVES)}"
+        )
+    return known
+
+
 def _class_name(name: str, arguments: set[str]) -> str:
     """A class's name, or that of the built-in that stands for it."""
+    if easy := _of_easy_scripts(name):
+        return easy
     if name.rpartition(".")[2] != _RESTARTS or name.startswith("pytorch_optimizer"):
         return name
     classic = set(restarts.CLASSIC) - set(restarts.WARM)

@@ -43,6 +43,14 @@ CLASSIC: dict[str, Any] = {
     "warmup_steps": 0.0,
     "gamma": 1.0,
 }
+REX: dict[str, Any] = {
+    "first_cycle_steps": None,
+    "cycle_mult": 1.0,
+    "warmup_steps": None,
+    "gamma": 1.0,
+    "min_lr": 0.0,
+    "d": 0.9,
+}
 
 
 def cosine_warm_restarts(settings: ScheduleSettings) -> Multiplier:
@@ -90,6 +98,36 @@ def cosine_annealing_warmup_restarts(settings: ScheduleSettings) -> Multiplier:
     def multiplier(step: int) -> float:
         cycle, position, size = locate(step, length, ramp, growth)
         return float(floor + (peak * gamma**cycle - floor) * _wave(position, ramp, size))
+
+    return multiplier
+
+
+def rex_annealing_warm_restarts(settings: ScheduleSettings) -> Multiplier:
+    """λ = γ^c · (f + (1 - f) · (1 - p) / ((1 - d) + d(1 - p))) over the progress p of each cycle c, which begins with a
+    ramp of ``warmup_steps`` (the run's warm-up, where it is not given). ``min_lr`` is the floor of the highest rate.
+    Formula of the curve: Chen et al. 2021.
+    """
+    given = {**REX, **settings.arguments}
+    length = (
+        float(max(1, settings.total))
+        if given["first_cycle_steps"] is None
+        else _positive("first_cycle_steps", given["first_cycle_steps"])
+    )
+    own = given["warmup_steps"]
+    ramp = settings.warmup if own is None else _count("warmup_steps", own)
+    growth, d = _positive("cycle_mult", given["cycle_mult"]), _share("d", given["d"])
+    if d == 1:
+        raise ConfigError("lr_scheduler_args: d=1 of rex_annealing_warm_restarts never falls; use constant")
+    floor, gamma = _number("min_lr", given["min_lr"]) / settings.base, _positive("gamma", given["gamma"])
+
+    def multiplier(step: int) -> float:
+        cycle, position, size = locate(step, length, min(ramp, length - 1), growth)
+        if position < ramp:
+            shape = position / ramp
+        else:
+            rest = 1 - (position - ramp) / (size - ramp)
+            shape = rest / ((1 - d) + d * rest)
+        return float(gamma**cycle * (floor + (1 - floor) * shape))
 
     return multiplier
 
@@ -171,6 +209,7 @@ def _share(name: str, value: Any) -> float:
 
 
 KINDS = {
+    "rex_annealing_warm_restarts": ScheduleKind(make=rex_annealing_warm_restarts, arguments=REX, warmup=0.0),
     "cosine_warm_restarts": ScheduleKind(make=cosine_warm_restarts, arguments=WARM),
     "cosine_annealing_warmup_restarts": ScheduleKind(
         make=cosine_annealing_warmup_restarts, arguments=CLASSIC, warms_up=False, warmup=0.0

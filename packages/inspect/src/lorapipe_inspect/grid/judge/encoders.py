@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.errors import InputError, MissingExtra
 from lorapipe_engine.models.onnxfile import check_network
-from lorapipe_engine.pictures.images import find_images
+from lorapipe_engine.pictures.layout import find_images
 from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
 from lorapipe_inspect.grid.cells import Cell
 

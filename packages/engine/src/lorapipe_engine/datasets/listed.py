@@ -1,0 +1,95 @@
+"""The metadata file (``in_json``, ``metadata_file``): captions and tags of many pictures in one JSON file.
+
+It is a table of pictures, ``{"a.png": {"caption": "...", "tags": "..."}}``, or lines of JSON that each name theirs as
+``image_path``. A picture is named by its path, from its folder or whole, with or without its suffix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lorapipe_engine.command.documents import MOST_JSON, parse_json, read_text
+from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.pictures.captions import join_tags
+from lorapipe_engine.pictures.layout import find_images
+
+
+def read_listed(file: Path, folder: Path, separator: str = ",") -> tuple[dict[Path, str], int]:
+    """The captions of a folder's pictures, sorted by path, and how many pictures that the file names are not there.
+
+    A caption with tags becomes one text, with ``separator`` between. Raises ConfigError for a file of another form,
+    InputError where none of its pictures is there.
+    """
+    by_name: dict[str, Path] = {}
+    by_stem: dict[str, Path] = {}
+    for path in find_images(folder, recursive=True):
+        relative = path.relative_to(folder).as_posix()
+        by_name[relative] = path
+        by_stem[relative.removesuffix(path.suffix)] = path
+    captions: dict[Path, str] = {}
+    missing = 0
+    for place, name, row in _rows(file):
+        picture = _picture(name, folder, by_name, by_stem)
+        if picture is None:
+            missing += 1
+            continue
+        if picture in captions:
+            raise ConfigError(f"{place}: {name} is named twice")
+        captions[picture] = _text(row, separator, place)
+    if not captions:
+        raise InputError(
+            f"{file}: none of its {missing} pictures is in {folder}; name the folder that its paths begin in"
+        )
+    return dict(sorted(captions.items())), missing
+
+
+def _rows(file: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The place, the picture's name and the entry of each picture."""
+    text = read_text(file, MOST_JSON, "in_json")
+    if file.suffix.lower() == ".jsonl":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                place = f"{file}:{number}"
+                row = _table(parse_json(line, place), place)
+                name = row.get("image_path")
+                if not isinstance(name, str):
+                    raise ConfigError(f"{place}: image_path: missing, the path of the picture")
+                yield place, name, row
+        return
+    for name, row in _table(parse_json(text, str(file)), str(file)).items():
+        yield f"{file}: {name}", name, _table(row, f"{file}: {name}")
+
+
+def _table(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: must be a table of caption and tags")
+    return value
+
+
+def _picture(
+    name: str, folder: Path, by_name: Mapping[str, Path], by_stem: Mapping[str, Path]
+) -> Path | None:
+    """The picture in the folder that a name means; None where it is not there, or lies elsewhere."""
+    path = Path(name.replace("\\", "/"))
+    if path.is_absolute():
+        try:
+            path = path.relative_to(folder.absolute())
+        except ValueError:
+            return None
+    key = path.as_posix()
+    return by_name.get(key) or by_stem.get(key)
+
+
+def _text(row: Mapping[str, Any], separator: str, place: str) -> str:
+    parts = []
+    for key in ("caption", "tags"):
+        value = row.get(key)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = join_tags(value, separator)
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{place}: {key}: expected a text")
+        if value:
+            parts.append(value.strip())
+    return join_tags(parts, separator)

@@ -1,0 +1,41 @@
+"""Options that do nothing without others: each is told before a run, as what it was given for will not happen."""
+
+from __future__ import annotations
+
+from lorapipe_engine.settings.data import DataSettings
+from lorapipe_engine.settings.loss import LossSettings
+from lorapipe_engine.settings.run import RunSettings
+
+
+def unused_notes(data: DataSettings, loss: LossSettings, run: RunSettings) -> list[str]:
+    """A line for each option that would do nothing, with what it needs."""
+    draws = run.sample_every_n_epochs or run.sample_every_n_steps or run.sample_at_first
+    validates = data.validation_split or data.dataset_config is not None
+    states = run.save_state and run.save_every_n_steps
+    needs = [
+        ("save_last_n_steps", run.save_last_n_steps, run.save_every_n_steps, "save_every_n_steps"),
+        ("save_last_n_steps_state", run.save_last_n_steps_state, states, "save_every_n_steps and save_state"),
+        ("save_last_n_epochs", run.save_last_n_epochs, run.save_every_n_epochs, "save_every_n_epochs"),
+        ("save_last_n_epochs_state", run.save_last_n_epochs_state, run.save_state, "save_state"),
+        ("sample_prompts", run.sample_prompts, draws, "sample_every_n_epochs or sample_every_n_steps"),
+        ("sample_every_n_epochs", run.sample_every_n_epochs, run.sample_prompts, "sample_prompts"),
+        ("sample_every_n_steps", run.sample_every_n_steps, run.sample_prompts, "sample_prompts"),
+        ("sample_at_first", run.sample_at_first, run.sample_prompts, "sample_prompts"),
+        ("validate_every_n_epochs", run.validate_every_n_epochs, validates, "validation_split"),
+        ("validate_every_n_steps", run.validate_every_n_steps, validates, "validation_split"),
+        ("max_validation_steps", run.max_validation_steps, validates, "validation_split"),
+        ("adaptive_noise_scale", loss.adaptive_noise_scale, loss.noise_offset, "noise_offset"),
+        (
+            "noise_offset_random_strength",
+            loss.noise_offset_random_strength,
+            loss.noise_offset,
+            "noise_offset",
+        ),
+        (
+            "ip_noise_gamma_random_strength",
+            loss.ip_noise_gamma_random_strength,
+            loss.ip_noise_gamma,
+            "ip_noise_gamma",
+        ),
+    ]
+    return [f"{name} does nothing without {other}" for name, given, met, other in needs if given and not met]

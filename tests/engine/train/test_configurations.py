@@ -1,0 +1,180 @@
+"""Configurations of real users: each passes ``--print-config`` or is refused with key, reason and mend, and they train.
+
+The files in tests/data/train_configs hold values as people published them; DATA, OUT, WORK and CFG stand for folders.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("diffusers")
+
+from PIL import Image
+
+from lorapipe_engine.cli import lora_train
+from support import tiny
+
+CONFIGS = Path(__file__).parents[2] / "data/train_configs"
+NAMES = sorted({path.name.partition(".")[0] for path in CONFIGS.iterdir()})
+# Mistakes of their authors, which sd-scripts does not take either, and what is said of each.
+MISTAKES = {
+    "c018": "text_encoder_lr1: which encoder is meant differs between programs; use text_encoder_lr with two rates",
+}
+# Those that print, and are refused when they are to train: they contradict themselves, ask for what their kind of
+# network has not, or for buckets of 256 pixels that no picture of this test has.
+CONTRADICTIONS = {
+    "c000": "Prodigy has no argument 'scale_parameter'",
+    "c039": "network_dropout: means nothing for ia3",
+    "c040": "network_dropout: means nothing for ia3",
+    "c046": "train_norm=True asks for norm layers",
+    "c052": "smaller than one bucket step of 256",
+    "c069": "dim_from_weights: takes the ranks of network_weights",
+    "c084": "AdamW has no argument 'scale_parameter'",
+    "c090": "smaller than one bucket step of 256",
+}
+# What presets leave to the GUI's other fields.
+LEFT_OPEN = {
+    "c111": [
+        *("--base", "WORK/bases/sdxl/sdxl.safetensors", "--train_data_dir", "DATA/img"),
+        *("--output_dir", "OUT"),
+    ]
+}
+IN_SHORT = ("c007", "c003", "c016", "c025", "c027", "c060", "c072", "c114", "c078", "c088", "c106", "c111")
+# An 8-bit optimizer, which needs a card, in its plain form.
+PLAIN = {"adamw8bit": "AdamW", "pagedadamw8bit": "AdamW", "lion8bit": "Lion"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder in which the configurations' folders are."""
+
+    root: Path
+
+    def words(self, name: str) -> list[str]:
+        """The command line of a configuration."""
+        words: list[str] = []
+        for form in ("config.toml", "config.json"):
+            if (path := self.root / "CFG" / f"{name}.{form}").exists():
+                words += ["--config_file", str(path.relative_to(self.root))]
+        arguments = self.root / "CFG" / f"{name}.args.json"
+        return [*words, *json.loads(arguments.read_text())] if arguments.exists() else words
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    root = tmp_path_factory.mktemp("configurations")
+    shutil.copytree(CONFIGS, root / "CFG")
+    for path in (root / "CFG").glob("*.toml"):  # sizes of datasets override the command line's
+        path.write_text(re.sub(r"(?m)^resolution = \d+$", "resolution = 64", path.read_text()))
+    tiny.save_checkpoint(tiny.build("sdxl"), root / "WORK/bases/sdxl/sdxl.safetensors")
+    for number, folder in enumerate(
+        ("DATA/img/2_mira girl", "DATA/img/1_style", "DATA/flat", "DATA/reg/1_girl")
+    ):
+        draw(root / folder, number)
+    (root / "WORK/prompts.txt").write_text("mira --w 64 --h 64 --s 1\n")
+    entries = {f"2_mira girl/{index}": {"caption": "mira", "tags": "red, blue"} for index in range(2)}
+    (root / "x").mkdir()
+    (root / "x/meta_lt.json").write_text(json.dumps(entries))
+    return Place(root)
+
+
+def draw(folder: Path, number: int) -> None:
+    """Two pictures with captions."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(number)
+    for index in range(2):
+        pixels = random.integers(0, 255, (80, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text("mira, red hair, smile\n")
+
+
+@pytest.fixture(autouse=True)
+def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(place.root)
+    yield
+    shutil.rmtree(place.root / "OUT", ignore_errors=True)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(lora_train, list(words))
+
+
+def last_line(result: Result) -> str:
+    return result.stderr.strip().splitlines()[-1] if result.stderr.strip() else ""
+
+
+def test_of_all_configurations_only_plain_mistakes_are_refused(place: Place) -> None:
+    refused = {}
+    for name in NAMES:
+        result = run(*place.words(name), "--print-config")
+        if result.exit_code:
+            assert result.exit_code == 2
+            refused[name] = str(result.exception) if result.exception else last_line(result)
+    assert len(NAMES) == 77
+    assert sorted(refused) == sorted(MISTAKES)
+    for name, said in MISTAKES.items():
+        assert said in run(*place.words(name), "--print-config").stderr
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in MISTAKES])
+def test_what_is_printed_of_one_is_the_same_run(name: str, place: Place, tmp_path: Path) -> None:
+    printed = run(*place.words(name), "--print-config").stdout
+    path = tmp_path / "printed.toml"
+    path.write_text(printed)
+    again = run("--config_file", str(path), "--print-config").stdout
+    assert options(again) == options(printed)
+
+
+def options(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def train(name: str, place: Place) -> None:
+    """Train two steps of a configuration, small and without 8-bit optimizers; or see why it cannot be."""
+    words = place.words(name)
+    printed = run(*words, "--print-config").stdout
+    optimizer = next(line for line in options(printed) if line.startswith("optimizer_type")).split('"')[1]
+    small = [
+        "--mixed_precision",
+        "no",
+        "--resolution",
+        "64",
+        "--max_train_steps",
+        "2",
+        "--max_train_epochs",
+        "",
+    ]
+    small += LEFT_OPEN.get(name, [])
+    small += ["--no_full_bf16", "--no_full_fp16", "--log_with", "tensorboard", "--device", "cpu"]
+    plain = PLAIN.get(optimizer.lower())
+    result = run(*words, *small, *(["--optimizer_type", plain] if plain else []))
+    if name in CONTRADICTIONS:
+        assert (result.exit_code, CONTRADICTIONS[name] in result.stderr) == (2, True), result.stderr
+        return
+    if "pip install" in last_line(result):
+        pytest.skip(f"its package is not installed: {last_line(result)}")
+    if "is not trained here" in last_line(result):
+        pytest.skip(f"a kind of network that is not there yet: {last_line(result)}")
+    assert result.exit_code == 0, last_line(result)
+    assert list(place.root.glob("OUT/*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_SHORT)
+def test_a_dozen_train(name: str, place: Place) -> None:
+    train(name, place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*IN_SHORT, *MISTAKES)])
+def test_the_others_train(name: str, place: Place) -> None:
+    train(name, place)
