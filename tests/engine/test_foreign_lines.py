@@ -134,7 +134,7 @@ def test_each_value_has_its_source(tmp_path: Path) -> None:
     ("line", "told"),
     [
         ("network_dims = 4", "network_dims: unknown key, did you mean 'network_dim'?"),
-        ("deepspeed = true", "deepspeed: training runs on one device"),
+        ("deepspeed = true", "deepspeed: neither DDP nor DeepSpeed is used here"),
         ("torch_compile = true", "torch_compile: the step is not compiled"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import Chosen, mode_options, read_mode
+from lorapipe_engine.command.processors import use_one_blas_thread
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
@@ -193,12 +193,6 @@ def _tell(report: Report, output: OutputSettings) -> int:
     elif not output.dry_run:
         write_path(Path(report.output))
     return 0
-
-
-def use_one_blas_thread() -> None:
-    """Ask the BLAS for one thread; tensors are spread over threads instead. Before numpy is imported."""
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
 
 
 def main() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
 
 from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
+from lorapipe_engine.command.processors import use_one_blas_thread
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_resize.settings import FOREIGN, MODES, RankSettings, ResultSettings
 
@@ -43,16 +43,6 @@ def lora_resize(inputs: tuple[str, ...], **flags: Any) -> int:
     result = chosen[ResultSettings]
     words = (*inputs, result.model) if result.model else inputs
     return run(Options(words, chosen[RankSettings], result))
-
-
-def use_one_blas_thread() -> None:
-    """Ask the BLAS for one thread; modules are spread over threads instead.
-
-    On factors two BLAS threads are slower than one: SD 1.5 at dim 64 takes 1.4 s and 2.5 s of CPU with two, 1.0 s
-    and 1.0 s with one. Has to come before numpy is imported; a value that the user set stays.
-    """
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lorapipe_engine.command.foreign import Foreign, ignored, obeyed, refused
 
-_ONE_DEVICE = "training runs on one device"
+_NOT_SPREAD = "neither DDP nor DeepSpeed is used here, each card has the whole base: leave it out"
 _CARDS = "is accelerate's; several cards: torchrun --no_python --nproc_per_node N lora-train ..."
 # Where sd-scripts keeps the tokenizer in the folder of its cache.
 _CACHED_TOKENIZERS = ("", "openai_clip-vit-large-patch14")
@@ -88,13 +88,13 @@ FOREIGN: dict[str, Foreign] = {
     **refused("the step is not compiled; leave it out", "torch_compile", flag=True),
     **refused("the step is not compiled; leave it out", "dynamo_backend", off=("no", "inductor")),
     **refused("use --gradient_checkpointing", "cpu_offload_checkpointing", flag=True),
-    **refused(_ONE_DEVICE, "ddp_timeout"),
-    **refused(_ONE_DEVICE, "ddp_gradient_as_bucket_view", "ddp_static_graph", "deepspeed", flag=True),
-    **refused(_ONE_DEVICE, "zero_stage", off=(2,)),
-    **refused(_ONE_DEVICE, "zero3_init_flag", "zero3_save_16bit_model", flag=True),
-    **refused(_ONE_DEVICE, "fp16_master_weights_and_gradients", flag=True),
-    **refused(_ONE_DEVICE, "offload_optimizer_device", "offload_param_device", off=("none", "cpu")),
-    **refused(_ONE_DEVICE, "offload_optimizer_nvme_path", "offload_param_nvme_path"),
+    **refused(_NOT_SPREAD, "ddp_timeout"),
+    **refused(_NOT_SPREAD, "ddp_gradient_as_bucket_view", "ddp_static_graph", "deepspeed", flag=True),
+    **refused(_NOT_SPREAD, "zero_stage", off=(2,)),
+    **refused(_NOT_SPREAD, "zero3_init_flag", "zero3_save_16bit_model", flag=True),
+    **refused(_NOT_SPREAD, "fp16_master_weights_and_gradients", flag=True),
+    **refused(_NOT_SPREAD, "offload_optimizer_device", "offload_param_device", off=("none", "cpu")),
+    **refused(_NOT_SPREAD, "offload_optimizer_nvme_path", "offload_param_nvme_path"),
     # Saving and going on.
     **refused("use --save_every_n_epochs", "save_n_epoch_ratio"),
     **refused(

@@ -34,9 +34,9 @@ def command(first: str, second: str, modules: bool, as_json: bool) -> int:
     Changes are compared as such, ‖ΔA - ΔB‖/‖ΔA‖ and the cosine between them; factors may differ and do the same. Exit
     code 0 if both change the same (to one part in a million), 1 if not. A or B may be - for standard input.
     """
-    from lorapipe_inspect.blas import use_one_thread
+    from lorapipe_engine.command.processors import use_one_blas_thread
 
-    use_one_thread()
+    use_one_blas_thread()
     from lorapipe_inspect.inputs import read_one
 
     with read_one(first).open() as a, read_one(second).open() as b:

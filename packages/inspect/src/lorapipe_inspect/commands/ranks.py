@@ -29,9 +29,9 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
     A line for each group of modules with one rank and alpha: "used" is the mean rank that holds 99% of the
     change's norm, "dead" counts ranks that do nothing. FILE are files, folders, or - for standard input.
     """
-    from lorapipe_inspect.blas import use_one_thread
+    from lorapipe_engine.command.processors import use_one_blas_thread
 
-    use_one_thread()
+    use_one_blas_thread()
     from lorapipe_engine.networks.describe import describe_network
     from lorapipe_inspect.inputs import each_file
     from lorapipe_inspect.measure.figures import network_figures
