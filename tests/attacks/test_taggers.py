@@ -343,10 +343,7 @@ def test_captions_that_are_links(mode: str, kind: str, tmp_path: Path) -> None:
     assert inside.read_text() == "words inside\n"
     assert not (tmp_path / "none").exists()
     assert b"my secret" not in ended.out + ended.err
-    if mode == "replace":
-        assert ended.code == 0
-        assert not caption.is_symlink()
-    elif kind == "inside":
+    if kind == "inside":
         assert ended.code == 0
         assert caption.read_text().count("words inside") == 1
     else:
@@ -354,4 +351,4 @@ def test_captions_that_are_links(mode: str, kind: str, tmp_path: Path) -> None:
         words = "cannot be read" if kind == "itself" else "a link out of the dataset"
         assert any(f"a.txt: {words}" in line for line in ended.lines), ended.lines
         assert caption.is_symlink()
-    assert not list(pictures.glob(".lorapipe*"))
+    assert not list(pictures.glob(".lorapipe?*"))  # but for what --undo needs

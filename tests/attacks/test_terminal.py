@@ -237,6 +237,31 @@ def test_an_error_of_training(tmp_path: Path) -> None:
     assert "its name asks for 99,999 repeats of each picture, more than 10,000" in ended.lines[0]
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "codes"),
+    [
+        ("lora-grid", ["PICTURES", "--html", "OUT"], (0, 1, 2)),
+        ("lora-grid", ["PICTURES", "--best"], (0, 1, 2)),
+        ("lora-sample", ["--base", "demo", "--prompt", TEXT, "--dry-run"], (0, 2)),
+        ("lora-sample", ["--base", "demo", "--prompt", "a", "--x", f"sampler:{TEXT}", "--dry-run"], (2,)),
+        (
+            "lora-sample",
+            [f"PICTURES/{NAME}*.safetensors", "--base", "demo", "--prompt", "a", "--dry-run"],
+            (2,),
+        ),
+    ],
+)
+def test_pictures_of_plans(
+    command: str, words: Sequence[str], codes: Sequence[int], root: Path, tmp_path: Path
+) -> None:
+    places = {"PICTURES": str(root), "OUT": str(tmp_path / "page.html")}
+    given = [word.replace("PICTURES", places["PICTURES"]).replace("OUT", places["OUT"]) for word in words]
+    ended = run_limited(command, given, memory=0)
+    for line in ended.out.splitlines() if command == "lora-sample" else ():
+        json.loads(line)
+    check(Ended(ended.code, b"" if command == "lora-sample" else ended.out, ended.err), *codes)
+
+
 def test_every_command_is_here() -> None:
     from support.limited import scripts
 
