@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,16 @@ from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.models.bases import demo_base  # noqa: E402
+from lorapipe_engine.nn.base import Adapter  # noqa: E402
 from lorapipe_engine.pictures.parameters import read_stored  # noqa: E402
 from lorapipe_engine.sample_cli import lora_sample  # noqa: E402
 from lorapipe_engine.sampling.infotext import model_hash, network_hash, read_infotext  # noqa: E402
-from support.commands import run  # noqa: E402
+from lorapipe_engine.sampling.shelf import Loaded, NetworkFile  # noqa: E402
+from lorapipe_engine.train.base.load import load_base  # noqa: E402
+from lorapipe_engine.train.families import open_family  # noqa: E402
+from lorapipe_engine.train.sample.networks import Swapper  # noqa: E402
+from lorapipe_engine.train.sample.scheduler import CourseScheduler  # noqa: E402
+from support.commands import TARGETS, run  # noqa: E402
 
 PROMPT = f"{TRIGGER}, (forest:1.3), 1girl"
 FIXED = ("--base", "demo", "--device", "cpu", "--steps", "3", "--json", "--quiet")
@@ -39,8 +49,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     rates = "--unet_lr 0.02 --text_encoder_lr 0.02 --lr_scheduler constant --save_precision float"
     for name, more in (
-        ("one", ()),
-        ("two", ("--network_module", "lycoris.kohya", "--network_args", "algo=lokr")),
+        ("one", ("--network_args", "conv_dim=2")),
+        ("two", ("--network_module", "lycoris.kohya", "--network_args", "algo=lokr", "conv_dim=2")),
     ):
         words = [*fixed.split(), *rates.split(), "--train_data_dir", str(data), "--output_dir", str(out)]
         with pytest.raises(SystemExit) as end:
@@ -223,3 +233,111 @@ def test_other_formats_have_the_parameters(suffix: str, sample: Sampler, tmp_pat
     before = Path(row["path"]).stat().st_mtime_ns
     sample("--seed", 9, "--format", suffix, "-o", tmp_path, prompt=prompt)
     assert Path(row["path"]).stat().st_mtime_ns == before
+
+
+def test_networks_leave_the_base_as_it_was(networks: Path) -> None:
+    family = open_family(load_base(demo_base()))
+    modules = {
+        name: module
+        for part in family.parts.values()
+        for name, module in part.named_modules(prefix=str(id(part)))
+    }
+    weights = {name: tensor.clone() for name, tensor in family.denoiser.state_dict().items()}
+    one, two = (NetworkFile(networks / f"{name}.safetensors", name) for name in ("one", "two"))
+    swapper = Swapper(family)
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = family.text.encode_prompt("a")
+
+    def answer(*rows: Loaded) -> Any:
+        swapper.use(rows)
+        with torch.inference_mode():
+            return family.predict(noisy, torch.tensor([500.0]), text)
+
+    with torch.inference_mode():
+        plain = answer()
+        both = answer(Loaded(one, 0.0, 0.8), Loaded(two, 0.0, 0.5))
+        assert not any(isinstance(module, Adapter) for module in family.text.modules["te1"].modules())
+        turned = answer(Loaded(two, 0.0, 0.5), Loaded(one, 0.0, 0.3, True), Loaded(one, 0.0, 0.5))
+        assert (both - plain).abs().max() > 0.01
+        assert torch.allclose(both, turned, atol=1e-5), (
+            "sums, in any order; the same network twice is its sum"
+        )
+        # On the text encoder alone.
+        assert torch.equal(answer(Loaded(one, 1.0, 0.0)), plain)
+        assert not torch.allclose(family.text.encode_prompt("a").hidden, text.hidden, atol=0.01)
+        assert torch.equal(answer(), plain)
+    now = {
+        name: module
+        for part in family.parts.values()
+        for name, module in part.named_modules(prefix=str(id(part)))
+    }
+    assert now.keys() == modules.keys()
+    assert all(now[name] is module for name, module in modules.items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in family.denoiser.state_dict().items())
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "UniPC"])
+def test_equals_a_pipeline_of_diffusers(
+    sampler: str, sample: Sampler, networks: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    base = load_base(demo_base())
+    pipeline = StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoders[0],
+        tokenizer=CLIPTokenizer.from_pretrained(demo_base().with_name("tokenizer"), model_max_length=77),
+        unet=base.denoiser,
+        scheduler=CourseScheduler(sampler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(str(networks), weight_name="one.safetensors")
+    drawn = pipeline(
+        f"{TRIGGER}, forest",
+        negative_prompt="1boy",
+        height=64,
+        width=64,
+        num_inference_steps=3,
+        guidance_scale=7.0,
+        generator=[torch.Generator("cpu").manual_seed(8)],
+        output_type="np",
+    ).images[0]
+    words = (
+        "--sampler",
+        sampler,
+        "--seed",
+        8,
+        "--negative",
+        "1boy",
+        "--network",
+        networks / "one.safetensors",
+    )
+    (row,) = sample(*words, "-o", tmp_path, prompt=f"{TRIGGER}, forest")
+    assert np.abs(pixels(row) - np.round(drawn * 255)).max() <= 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no such signal")
+def test_an_interrupted_run_leaves_whole_pictures(tmp_path: Path) -> None:
+    module, _, function = TARGETS["lora-sample"].partition(":")
+    code = f"import sys; sys.argv[0] = 'lora-sample'; from {module} import {function} as main; main()"
+    words = [*FIXED, "--prompt", "a", "--y", "seed:1-400", "--batch-size", "2", "-o", str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(60) == 130
+    records = [first, *map(json.loads, rest.splitlines())]
+    assert len(records) < 400
+    # A picture may be there whose record was cut off, but nothing by another name, and all are whole.
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {Path(row["path"]).name for row in records} <= names
+    assert all(name.endswith(".png") for name in names)
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            picture.load()

@@ -23,6 +23,7 @@ from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
+from lorapipe_engine.train.sample.networks import NetworkProblem
 from lorapipe_engine.train.sample.picture import CellPainter, batch_key
 
 LINE_EVERY = 30.0  # seconds
@@ -138,10 +139,8 @@ class _Drawing:
             try:
                 if broken is None:
                     painter.swapper.use(networks)
-            except InputError as error:
-                broken = next((row.file.path for row in networks if str(row.file.path) in str(error)), None)
-                if broken is None:
-                    raise
+            except NetworkProblem as error:
+                broken = error.path
                 self._leave_out(broken, str(error), 0)
             if broken is not None:
                 self.left_out += len(pictures)
@@ -176,14 +175,6 @@ class _Drawing:
             complain(f"{why}; its pictures are left out")
         self.broken[path] = None
         self.left_out += pictures
-
-
-class NetworkProblem(InputError):
-    """A network's file cannot be read. ``path``: which."""
-
-    def __init__(self, path: Path, message: str) -> None:
-        super().__init__(message)
-        self.path = path
 
 
 class _Hashing:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.nn.attach import Network, children_of, detach
 from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.nn.ia3 import Ia3
@@ -16,6 +17,14 @@ from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.apply import attach_file
 
 MOST_READ = 8  # networks that stay in memory for the next swap
+
+
+class NetworkProblem(InputError):
+    """A network cannot be used. ``path``: which."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class Swapper:
@@ -35,7 +44,7 @@ class Swapper:
     def use(self, rows: Iterable[Loaded]) -> None:
         """Have these networks in the model, and no others.
 
-        Raises InputError for a file that is broken, of another family or of an algorithm that cannot be attached; the
+        Raises NetworkProblem for a file that is broken, of another family or an algorithm that is not attached; the
         model is the base by itself then.
         """
         self.clear()
@@ -67,6 +76,8 @@ class Swapper:
                 self._read.pop(next(iter(self._read)))
             try:
                 network = attach_file(self._family, path)
+            except LoraError as error:
+                raise NetworkProblem(path, str(error)) from error
             finally:
                 detach(self._family.parts.values())
             self._read[path] = network
