@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
 from PIL import Image  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
@@ -32,6 +33,7 @@ from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from lorapipe_engine.train.sample.networks import Swapper  # noqa: E402
 from lorapipe_engine.train.sample.scheduler import CourseScheduler  # noqa: E402
+from support import tiny  # noqa: E402
 from support.commands import TARGETS, run  # noqa: E402
 
 PROMPT = f"{TRIGGER}, (forest:1.3), 1girl"
@@ -206,11 +208,12 @@ def test_a_broken_network_among_others(sample: Sampler, networks: Path, tmp_path
     shutil.copytree(networks, folder, ignore=shutil.ignore_patterns("*.json*", "logs"))
     whole = (networks / "one.safetensors").read_bytes()
     (folder / "short.safetensors").write_bytes(whole[: len(whole) // 2])
-    torch_file = {"lora_unet_nowhere.lora_down.weight": torch.zeros(2, 4)}
-    from safetensors.torch import save_file
-
-    torch_file["lora_unet_nowhere.lora_up.weight"] = torch.zeros(4, 2)
-    save_file(torch_file, folder / "wrong.safetensors")
+    xl = {
+        f"{prefix}_text_model_encoder_layers_0_mlp_fc1.lora_{role}.weight": torch.ones(shape)
+        for prefix in ("lora_te1", "lora_te2")
+        for role, shape in (("down", (2, 8)), ("up", (8, 2)))
+    }
+    save_file(xl, folder / "wrong.safetensors")
     rows = sample(
         *(folder / f"{name}.safetensors" for name in ("one", "short", "two", "wrong")),
         *("--seed", 2, "-o", tmp_path / "out"),
@@ -221,7 +224,8 @@ def test_a_broken_network_among_others(sample: Sampler, networks: Path, tmp_path
     complaints = [line for line in sample.said.splitlines() if "error" in line]
     assert len(complaints) == 2
     assert "short.safetensors" in complaints[0] + complaints[1]
-    assert "wrong.safetensors" in complaints[0] + complaints[1]
+    wrong = "wrong.safetensors: is for Stable Diffusion XL, but the base is Stable Diffusion 1.x; its pictures are left"
+    assert any(wrong in line for line in complaints)
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])
@@ -341,3 +345,30 @@ def test_an_interrupted_run_leaves_whole_pictures(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         with Image.open(path) as picture:
             picture.load()
+
+
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_other_families(family: str, sample: Sampler, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    tiny.save_checkpoint(tiny.build(family), base)
+    words = (
+        *("--base", base, "--tokenizer-dir", tiny.write_tokenizer(tmp_path / "tokenizer"), "--size", "64x32"),
+        *(
+            "--seed",
+            1,
+            "--steps",
+            2,
+            "--x",
+            'prompt:a cat,"a BREAK cat","(a:1.5) cat"',
+            "--y",
+            "negative:,bad",
+        ),
+    )
+    rows = sample(*words, "-o", tmp_path / "together", "--batch-size", 6, prompt="")
+    alone = sample(*words, "-o", tmp_path / "alone", "--batch-size", 1, prompt="")
+    assert len(rows) == 6
+    assert pixels(rows[0]).shape[1] == 2 * pixels(rows[0]).shape[0]
+    for one, other in zip(sorted(rows, key=str), sorted(alone, key=str), strict=True):
+        assert distance(one, other) <= 1
+    first = rows[0]
+    assert all(distance(row, first) > 1 for row in rows[1:])
