@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.nn.attach import Network, children_of, detach
 from lorapipe_engine.nn.base import Adapter
-from lorapipe_engine.nn.ia3 import Ia3
 from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.apply import attach_file
@@ -48,20 +48,14 @@ class Swapper:
         model is the base by itself then.
         """
         self.clear()
-        strengths: dict[Path, tuple[float, float]] = {}
-        for row in rows:
-            # The same network twice is one of both strengths together.
-            te, unet = strengths.get(row.file.path, (0.0, 0.0))
-            strengths[row.file.path] = te + row.te, unet + row.unet
-        networks = {path: self._network(path) for path in strengths}
         on_layer: dict[int, list[Adapter]] = {}
-        for path, network in networks.items():
-            for adapter in _at_strength(network, self._family.facts.denoiser, strengths[path]):
+        for row in rows:
+            for adapter in _at_strength(self._network(row.file.path), self._family.facts.denoiser, row):
                 on_layer.setdefault(id(adapter.base), []).append(adapter)
         for key, adapters in on_layer.items():
             parent, name = self._places[key]
             self._changed.append((parent, name, adapters[0].base))
-            setattr(parent, name, _chained(adapters))
+            setattr(parent, name, adapters[0] if len(adapters) == 1 else Together(adapters))
 
     def clear(self) -> None:
         """Have the base by itself."""
@@ -76,7 +70,7 @@ class Swapper:
                 self._read.pop(next(iter(self._read)))
             try:
                 network = attach_file(self._family, path)
-            except LoraError as error:
+            except (LoraError, TypeError) as error:
                 raise NetworkProblem(path, str(error)) from error
             finally:
                 detach(self._family.parts.values())
@@ -85,30 +79,62 @@ class Swapper:
         return self._read[path]
 
 
-def _at_strength(network: Network, denoiser: str, strengths: tuple[float, float]) -> Iterator[Adapter]:
-    """The adapters of a network with their strengths, without those of parts at 0."""
+class Together(nn.Module):
+    """Several adapters of one layer: what the layer gives, and what each by itself would change of it."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        super().__init__()
+        self.base = adapters[0].base
+        self.adapters = nn.ModuleList(_with_base(adapter, self._shared_base()) for adapter in adapters)
+        self._shared: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: some callers look at a layer's dtype or device through it."""
+        return cast(Tensor, self.base.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, if any."""
+        return cast("Tensor | None", self.base.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Works on what the base module takes."""
+        out: Tensor = self.base(x)
+        self._shared = x, out
+        total = out
+        for adapter in self.adapters:
+            total = total + (adapter(x) - out)
+        self._shared = None
+        return total
+
+    def _shared_base(self) -> nn.Module:
+        """The layer as an adapter sees it, which is not evaluated anew for the same x."""
+        layer = copy(self.base)
+
+        def forward(x: Tensor) -> Tensor:
+            if self._shared is not None and self._shared[0] is x:
+                return self._shared[1]
+            out: Tensor = self.base(x)
+            return out
+
+        layer.forward = forward
+        return layer
+
+
+def _at_strength(network: Network, denoiser: str, row: Loaded) -> Iterator[Adapter]:
+    """The adapters of a network with its strengths in a picture, without those of parts at 0."""
     for name, adapter in network.adapters.items():
-        strength = strengths[network.parts[name] == denoiser]
+        strength = row.unet if network.parts[name] == denoiser else row.te
         if strength:
-            adapter.multiplier = strength
-            yield adapter
+            # A copy with the same parameters: a network may be in a picture twice.
+            own = _with_base(adapter, adapter.base)
+            own.multiplier = strength
+            yield own
 
 
-def _chained(adapters: list[Adapter]) -> nn.Module:
-    """The adapters of one layer as one module, each adding its change to what the one within gives.
-
-    (IA)3 scales what its layer gives, so it is next to the layer.
-    """
-    inner, *others = sorted(adapters, key=lambda row: not isinstance(row, Ia3))
-    for adapter in others:
-        inner = _around(adapter, inner)
-    return inner
-
-
-def _around(adapter: Adapter, inner: Adapter) -> Adapter:
-    """A copy of an adapter, with the same parameters, whose base is another adapter of the same layer."""
-    layer = copy(adapter.base)  # its weights and shape, for the adapter to look at
-    layer.forward = inner.forward
-    outer = copy(adapter)
-    outer._modules = {**adapter._modules, "base": layer}
-    return outer
+def _with_base(adapter: Adapter, base: nn.Module) -> Adapter:
+    """A copy of an adapter, with the same parameters, around another module."""
+    own = copy(adapter)
+    own._modules = {**adapter._modules, "base": base}
+    return own
