@@ -52,8 +52,6 @@ def lora_sample(networks: tuple[str, ...], **flags: Any) -> int:
 def _draw(plan: Any, chosen: Any) -> int:
     if find_spec("torch") is None or find_spec("diffusers") is None:
         raise MissingExtra("drawing needs torch and diffusers: pip install 'lorapipe-engine[train]'")
-    if find_spec(DRAWING) is None:
-        raise MissingExtra("this version makes plans and does not draw them yet; add --dry-run")
     with library_imports():
         drawing = import_module(DRAWING)
     return int(drawing.draw_plan(plan, chosen, say))

@@ -18,10 +18,10 @@ from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.bounds import PictureBound
 from lorapipe_engine.pictures.images import has_late_notes
 from lorapipe_engine.pictures.opening import GATE, exif_of, open_picture
+from lorapipe_engine.pictures.parameters import EXIF, USER_COMMENT, read_comment
 
 _NETWORK = re.compile(r"<(?:lora|lyco|lycoris|hypernet):[^<>]*>")
 _END = re.compile(r"^(?:Negative prompt|Steps):", re.MULTILINE)
-_USER_COMMENT, _EXIF = 0x9286, 0x8769
 _DC = "{http://purl.org/dc/elements/1.1/}"
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 _MOST_XMP = 1 << 22  # bytes
@@ -42,7 +42,7 @@ def read_embedded(path: Path, root: Path | None = None) -> str | None:
                 if late:
                     picture.load()
             info: dict[Any, Any] = dict(picture.info)
-            comment = exif.get_ifd(_EXIF).get(_USER_COMMENT)
+            comment = exif.get_ifd(EXIF).get(USER_COMMENT)
     except PictureBound as error:
         raise InputError(f"{path}: {error}") from error
     except (OSError, SyntaxError, ValueError, TypeError, EOFError) as error:
@@ -50,7 +50,7 @@ def read_embedded(path: Path, root: Path | None = None) -> str | None:
     try:
         texts = (
             *(read_xmp(data) for data in _xmp(path, info, root)),
-            read_parameters(info.get("parameters") or _comment(comment)),
+            read_parameters(info.get("parameters") or read_comment(comment)),
             read_graph(info.get("prompt")),
         )
     except TooMuch as error:
@@ -119,20 +119,6 @@ def _follow(graph: Mapping[str, Any], link: Any, seen: set[str]) -> str | None:
         inputs = _inputs(graph.get(name))
         waiting += [inputs[key] for key in reversed(_LINKS) if key in inputs]
     return None
-
-
-def _comment(data: Any) -> str | None:
-    """EXIF's UserComment: eight letters that name the encoding, then text."""
-    if isinstance(data, str):
-        return data
-    if not isinstance(data, bytes) or len(data) <= 8:
-        return None
-    kind, rest = data[:8], data[8:]
-    if not kind.startswith(b"UNICODE"):
-        return rest.decode("utf-8", "replace").strip("\0")
-    # A1111 writes big endian, others little; ASCII letters tell.
-    order = "utf-16-be" if rest[:1] == b"\0" else "utf-16-le"
-    return rest.decode(order, "replace").strip("\0")
 
 
 class TooMuch(InputError):

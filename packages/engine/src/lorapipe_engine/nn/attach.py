@@ -173,7 +173,7 @@ def attach(
 
     Raises ConfigError if nothing is left to train, or for an algorithm that is not trained here.
     """
-    places = {id(child): (parent, name) for parent, name, child in _children(roots)}
+    places = {id(child): (parent, name) for parent, name, child in children_of(roots)}
     adapters: dict[str, Adapter] = {}
     parts: dict[str, str] = {}
     for target in targets:
@@ -194,14 +194,14 @@ def attach(
 def detach(roots: Iterable[nn.Module]) -> int:
     """Take every adapter out again, leaving the frozen modules in their places; returns how many there were."""
     count = 0
-    for parent, name, child in list(_children(roots)):
+    for parent, name, child in list(children_of(roots)):
         if isinstance(child, Adapter):
             setattr(parent, name, child.base)
             count += 1
     return count
 
 
-def _children(roots: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+def children_of(roots: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     for root in roots:
         for parent in root.modules():
             for name, child in parent.named_children():

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from lorapipe_engine.command.records import Record, write_record
-from lorapipe_engine.sampling.cells import cell_record
+from lorapipe_engine.sampling.cells import Placed, cell_record
 from lorapipe_engine.sampling.plan import Plan
 from lorapipe_engine.sampling.values import value_label
 
@@ -44,6 +44,11 @@ def _counted(count: int, what: str) -> str:
 def write_plan(plan: Plan, *, as_json: bool) -> None:
     """A record for each cell to stdout, in the order of the axes: JSON, or on a terminal a line for people."""
     for placed in plan.cells:
-        record = Record(placed.path, cell_record(placed))
-        words = ", ".join(f"{title} {value_label(value)}" for title, value in placed.values.items())
-        write_record(record, jsonl=True if as_json else None, text=f"{placed.path}  {words}")
+        write_cell(placed, as_json=as_json)
+
+
+def write_cell(placed: Placed, *, as_json: bool) -> None:
+    """The record of one cell to stdout, at once."""
+    record = Record(placed.path, cell_record(placed))
+    words = ", ".join(f"{title} {value_label(value)}" for title, value in placed.values.items())
+    write_record(record, jsonl=True if as_json else None, text=f"{placed.path}  {words}")

@@ -87,6 +87,20 @@ class PictureSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """The drawing"""
+
+    batch_size: int = flag(4, "Pictures that are drawn at once.", min=1, max=256)
+    device: str | None = flag(None, "As cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME")
+    tokenizer_dir: Path | None = flag(
+        None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="FOLDER"
+    )
+    overwrite: bool = flag(
+        False, "Replace pictures of other parameters. Those of the same are not drawn again either way."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResultSettings:
     """The result"""
 
@@ -102,6 +116,8 @@ class ResultSettings:
 
 
 MODES = (
-    Mode("a plan of axes", (AxesSettings, ModelSettings, PictureSettings, ResultSettings)),
-    Mode("--probe", (ProbeSettings, ModelSettings, PictureSettings, ResultSettings), by="probe"),
+    Mode("a plan of axes", (AxesSettings, ModelSettings, PictureSettings, DrawSettings, ResultSettings)),
+    Mode(
+        "--probe", (ProbeSettings, ModelSettings, PictureSettings, DrawSettings, ResultSettings), by="probe"
+    ),
 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.prompts.attention import parse_weights
 from lorapipe_engine.train.base.tokenizers import Tokenizer
+from lorapipe_engine.train.families.prompt_chunks import prompt_chunks, weigh_states
 from lorapipe_engine.train.families.text import Conditioning, TextEncoder, Tokens
 
 CHUNK = 75
@@ -170,6 +171,21 @@ class ClipText(TextEncoder):
         self.move_to_device()
         return self._weighted(self._states([ids.to(self.device) for ids in tokens.ids]), tokens)
 
+    def encode_prompt(self, prompt: str, *, is_negative: bool = False) -> Conditioning:  # noqa: ARG002
+        """States (1, 77n, C) of a prompt's n chunks, each with its marks, as A1111 has them; pooled of the first."""
+        ids, factors = [], torch.empty(0)
+        for tokenizer, pad in zip(self.tokenizers, self.pads, strict=True):
+            chunks = prompt_chunks(prompt, tokenizer.encode)
+            bos, eos = tokenizer.bos, tokenizer.eos
+            rows = [chunk_ids(row.ids, 1, bos, eos, eos if pad is None else pad) for row in chunks]
+            ids.append(torch.tensor(rows, dtype=torch.int64, device=self.device))
+            factors = torch.tensor([chunk_weights(row.weights, 1) for row in chunks])
+        states = self.encode(Tokens(tuple(ids)))
+        widths = [int(module.config.hidden_size) for module in self.modules.values()]
+        hidden = weigh_states(states.hidden, factors, widths) if bool((factors != 1).any()) else states.hidden
+        pooled = None if states.pooled is None else states.pooled[:1]
+        return Conditioning(hidden.flatten(0, 1)[None], pooled)
+
     def _states(self, ids: Sequence[Tensor]) -> Conditioning:
         return Conditioning(encode_sd(self.modules["te1"], ids[0], self.clip_skip))
 
@@ -188,6 +204,14 @@ class ClipText(TextEncoder):
 class ClipPair(ClipText):
     """SDXL's two encoders: joined states before the last layer, and the second one's pooled vector. ``clip_skip`` means
     nothing to it."""
+
+    def encode_prompt(self, prompt: str, *, is_negative: bool = False) -> Conditioning:
+        """As of one encoder; an empty negative prompt is zeros, as SDXL was trained with and A1111 has it."""
+        states = super().encode_prompt(prompt)
+        if not is_negative or prompt:
+            return states
+        pooled = None if states.pooled is None else torch.zeros_like(states.pooled)
+        return Conditioning(torch.zeros_like(states.hidden), pooled)
 
     def _states(self, ids: Sequence[Tensor]) -> Conditioning:
         both = list(self.modules.values())

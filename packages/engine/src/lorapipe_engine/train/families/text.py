@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.sampling.prompts.attention import BREAK, parse_prompt
 from lorapipe_engine.train.base.modules import place, weights_key
 
 
@@ -46,6 +48,12 @@ class Conditioning:
         return replace(self, **found)
 
     @classmethod
+    def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """The captions of several, one behind the other; all have the same fields and lengths."""
+        named = [part.named() for part in parts]
+        return cls(**{name: torch.cat([row[name] for row in named]) for name in named[0]})
+
+    @classmethod
     def stacked(cls, rows: Sequence[Conditioning], device: torch.device) -> Conditioning:
         """The states of several captions of :meth:`row`, on a device."""
         named = [row.named() for row in rows]
@@ -61,9 +69,11 @@ class TextEncoder(ABC):
     """The text encoders of a base model, frozen, by the names of their parts ("te1", "te2"), in ``modules``.
 
     ``limit``: tokens of a caption that are read, without the marks around them; ``longer``: the next higher limit that
-    ``max_token_length`` may set, or None.
+    ``max_token_length`` may set, or None. ``clip_skip``: as for :meth:`~.base.Family.make_text`; may be set at any
+    time, and is not read by encoders to which it means nothing.
     """
 
+    clip_skip: int | None = None
     limit: int
     longer: int | None = None
 
@@ -97,6 +107,15 @@ class TextEncoder(ABC):
 
         The tokens may lie on any device.
         """
+
+    def encode_prompt(self, prompt: str, *, is_negative: bool = False) -> Conditioning:  # noqa: ARG002
+        """The states of one prompt for drawing, B = 1, of any length L: weights as ``(red:1.2)``, BREAK begins a chunk.
+
+        Raises ConfigError for BREAK where an encoder has no chunks.
+        """
+        if BREAK in parse_prompt(prompt):
+            raise ConfigError("BREAK: this base's text encoder reads no chunks; leave it out")
+        return self.encode(self.tokenize([prompt], weighted=True))
 
     @property
     def cache_key(self) -> str:

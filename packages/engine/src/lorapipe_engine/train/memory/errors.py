@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from lorapipe_engine.errors import ProblemFound
 from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 
 
 @contextmanager
@@ -17,10 +16,8 @@ def memory_explained(settings: TrainSettings) -> Iterator[None]:
     """Turn torch's out-of-memory errors, of a card and of the CPU, into ProblemFound."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ProblemFound(explain(str(error), settings)) from error
-    except RuntimeError as error:
-        if not re.search(r"out of memory|can't allocate memory|not enough memory", str(error), re.IGNORECASE):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise ProblemFound(explain(str(error), settings)) from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
+from lorapipe_engine.models.families import get_family, network_family
 from lorapipe_engine.nn.attach import Network, NetworkPlan, attach
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.choice import every_target
@@ -21,6 +22,11 @@ def attach_file(family: Family, path: Path, multiplier: float = 1.0) -> Network:
     sizes = file.sizes
     targets = {target.name: target for target in every_target(family)}
     if missing := [name for name in sizes if name not in targets]:
+        of = network_family(
+            {f"{n}.{suffix}": tuple(t.shape) for n, row in file.tensors.items() for suffix, t in row.items()}
+        )
+        if of is not None and of != family.name:
+            raise InputError(f"{path}: is for {get_family(of).title}, but the base is {family.facts.title}")
         raise InputError(
             f"{path}: {len(missing)} modules fit nowhere in the model, first {quote(missing[0])}"
         )

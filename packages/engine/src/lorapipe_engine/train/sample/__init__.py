@@ -1,1 +1,1 @@
-"""Pictures drawn while training."""
+"""Pictures drawn while training, and those of plans."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def draw(
         latents = _denoise(family, objective, rows, [int(s or 0) for s in seeds], sampler)
         with torch.inference_mode():
             pixels = family.decode(latents)  # (B, 3, H, W) in -1..1
-        yield from _to_images(pixels)
+        yield from to_images(pixels)
 
 
 def _batches(prompts: Sequence[Prompt], size: int, sampler: str | None) -> Iterator[list[int]]:
@@ -69,26 +69,41 @@ def _denoise(
     """Latents (B, C, h, w), scaled as the denoiser sees them."""
     first = rows[0]
     walk = objective.sampler(first.sampler or sampler, first.steps)
-    size = family.latent_size(first.width, first.height)
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    noise = torch.stack(
-        [torch.randn(family.latent_channels, *size, generator=generator) for generator in generators]
-    )
-    latents: Tensor = noise.to(family.device) * walk.init_noise_sigma
+    noise = first_noise(family, first.width, first.height, seeded(seeds))
+    latents: Tensor = noise * walk.init_noise_sigma
     texts = [*(row.negative for row in rows), *(row.text for row in rows)]
     conditioning = family.text.encode(family.text.tokenize(texts, weighted=True))
     geometry = family.plain_geometry(len(rows) * 2, first.width, first.height)
-    predict = _guided(family, conditioning, geometry, first.scale)
+    predict = guided(family, conditioning, geometry, first.scale)
     extra = {}
     if "generator" in signature(walk.step).parameters:
-        extra = {"generator": [torch.Generator("cpu").manual_seed(seed + 1) for seed in seeds]}
+        extra = {"generator": seeded([seed + 1 for seed in seeds])}
+    return denoise(walk, predict, latents, **extra)
+
+
+def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A stream of random numbers on the CPU for each picture."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def first_noise(family: Family, width: int, height: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """Unit noise (B, C, h, w) for pictures of width x height pixels, of each picture's own generator."""
+    size = family.latent_size(width, height)
+    noise = [torch.randn(family.latent_channels, *size, generator=generator) for generator in generators]
+    return torch.stack(noise).to(family.device)
+
+
+def denoise(
+    walk: Any, predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, **extra: object
+) -> Tensor:
+    """Latents (B, C, h, w) at the end of a scheduler's steps. ``extra``: for each step."""
     for timestep in walk.timesteps:
         prediction = predict(walk.scale_model_input(latents, timestep), timestep)
         latents = walk.step(prediction, timestep, latents, **extra).prev_sample
     return latents
 
 
-def _guided(
+def guided(
     family: Family, conditioning: Conditioning, geometry: Tensor | None, scale: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Predictions pushed away from the negative prompt: n + scale · (p - n)."""
@@ -103,7 +118,28 @@ def _guided(
     return predict
 
 
-def _to_images(pixels: Tensor) -> Iterator[Image]:
+def guided_apart(
+    family: Family, negative: Conditioning, positive: Conditioning, size: tuple[int, int], scale: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same of texts that may differ in length, one row for each picture of ``size`` (width, height in pixels)."""
+    rows = len(positive.hidden)
+    if negative.hidden.shape == positive.hidden.shape:
+        both = Conditioning.joined([negative, positive])
+        return guided(family, both, family.plain_geometry(rows * 2, *size), scale)
+    geometry = family.plain_geometry(rows, *size)
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        steps = timestep.expand(len(latents))
+        away, towards = (
+            family.predict(latents, steps, text, geometry).float() for text in (negative, positive)
+        )
+        return away + scale * (towards - away)
+
+    return predict
+
+
+def to_images(pixels: Tensor) -> Iterator[Image]:
+    """Pictures of pixels (B, 3, H, W) in -1..1."""
     from PIL import Image as Pictures
 
     values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
