@@ -74,8 +74,8 @@ def lora_merge(inputs: tuple[str, ...], **flags: Any) -> int:
 
 
 def _checkpoint(inputs: tuple[str, ...], target: Path, chosen: Chosen) -> int:
-    from lorapipe_merge.checkpoint.merge import merge_checkpoint
     from lorapipe_merge.inputs import with_default
+    from lorapipe_merge.run import merge_checkpoint
 
     if len(inputs) < 2:
         raise ConfigError("give a base and at least one network: lora-merge BASE LORA:0.8 -o OUT")

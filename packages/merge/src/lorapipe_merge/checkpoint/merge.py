@@ -1,26 +1,22 @@
-"""LoRA into a checkpoint, from top to bottom: match, plan, stream, verify, tell."""
+"""Networks into an open checkpoint, from top to bottom: match, plan, stream, verify, report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from lorapipe_engine.checkpoints.opened import Base, open_base
+from lorapipe_engine.checkpoints.opened import Base
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.files.tensorfile import check_weights_output
-from lorapipe_merge.blocks import BlockWeights, parse_blocks
+from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
 from lorapipe_merge.finite import check_networks
-from lorapipe_merge.inputs import open_networks
 from lorapipe_merge.matching import Applied, check_match, left_out, match
 from lorapipe_merge.recipe import RECIPE_KEY
-from lorapipe_merge.single.tensors import refuse_scaled
-from lorapipe_merge.single.turn import Wishes as Turning
-from lorapipe_merge.single.turn import turn
+from lorapipe_merge.scaled import refuse_scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,47 +30,6 @@ class Wishes:
     verify: bool
     dry_run: bool
     force: bool
-
-
-def merge_checkpoint(
-    base_name: str, networks: Sequence[tuple[str, float]], output: Path, blocks: str | None, wishes: Wishes
-) -> Report:
-    """Merge networks, each with its ratio, into a base, and write the result, unless it is a dry run.
-
-    Raises LoraErrors; whatever happens, nothing that stood there before is changed unless all went well.
-    """
-    with open_base(base_name) as base, open_networks(networks) as applied:
-        weights = parse_blocks(blocks, base.family) if blocks else None
-        if base.folder and output.suffix == ".safetensors":
-            return _merge_to_file(base, applied, output, weights, blocks, wishes)
-        return write_merge(base, applied, output, weights, blocks, wishes)
-
-
-def _merge_to_file(
-    base: Base,
-    applied: Sequence[Applied],
-    output: Path,
-    weights: BlockWeights | None,
-    blocks: str | None,
-    wishes: Wishes,
-) -> Report:
-    """A merge into a folder, written as a single file: first as a folder beside it, which is then turned into one."""
-    if output.is_dir():
-        raise ConfigError(f"{output}: is a folder; name the file, as in -o {output / 'merged.safetensors'}")
-    check_weights_output(output, force=wishes.force)
-    with TemporaryDirectory(prefix=".lorapipe-", suffix=".tmp", dir=output.parent) as work:
-        merged = Path(work, output.stem)
-        report = write_merge(base, applied, merged, weights, blocks, wishes)
-        turned = Turning(
-            metadata=wishes.metadata,
-            allow_nonfinite=wishes.allow_nonfinite,
-            force=wishes.force,
-            dry_run=wishes.dry_run,
-        )
-        done = turn(str(base.path if wishes.dry_run else merged), output, turned)
-    report.output = str(output)
-    report.notes += [f"written as a single file, {done.tensors} tensors", *done.notes]
-    return report
 
 
 def write_merge(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +14,6 @@ from lorapipe_engine.files.tensorfile import WeightFile, quote
 
 Array = NDArray[Any]
 _ITEMS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-# What programs write beside numbers of 8 bits; none of it is a weight.
-_MARKS = re.compile(r"(.*\.)?(scaled_fp8|comfy_quant|scale_input|input_scale)")
-_SCALE = re.compile(r"(.+)\.(?:scale_weight|weight_scale)")
 _PLAIN = "F16"  # what scaled numbers become where no type is asked for
 
 
@@ -145,36 +140,6 @@ def _fitting(part: Part, scale: Array, shape: tuple[int, ...]) -> Array:
     raise InputError(
         f"{part.file.path}: {quote(part.scale)[1:-1]} of shape {scale.shape} does not fit {quote(part.key)[1:-1]}"
     )
-
-
-# -------------------------------------------------------------------------------- scaled numbers of 8 bits
-
-
-def scales_of(file: WeightFile) -> dict[str, str]:
-    """The weights of a file whose numbers are stored divided by a scale, with the scale's name."""
-    found = {}
-    for key in file.tensors:
-        if (match := _SCALE.fullmatch(key)) and (weight := f"{match[1]}.weight") in file.tensors:
-            found[weight] = key
-    return found
-
-
-def is_mark(key: str, scales: Mapping[str, str], keys: Collection[str]) -> bool:
-    """Whether a tensor only says how others are stored."""
-    if key in scales.values():
-        return True
-    match = _MARKS.fullmatch(key)
-    return match is not None and (match[2] == "scaled_fp8" or f"{match[1] or ''}weight" in keys)
-
-
-def refuse_scaled(file: WeightFile) -> None:
-    """Raise InputError for a checkpoint of scaled numbers, whose stored numbers are not its weights."""
-    scales = scales_of(file)
-    if scales or "scaled_fp8" in file.tensors or "_quantization_metadata" in file.metadata:
-        raise InputError(
-            f"{file.path}: keeps scaled numbers of 8 bits ({len(scales)} weights with a scale); make a plain one of it "
-            f"first: lora-merge --models {file.path} --save-precision fp16 -o plain.safetensors"
-        )
 
 
 def position_ids(count: int) -> Made:
