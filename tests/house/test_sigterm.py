@@ -6,6 +6,7 @@ last, and somewhere between.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import runpy
@@ -49,11 +50,13 @@ ROWS = {
     "lora-inspect compat": "net.safetensors second.safetensors",
     "lora-inspect delta": "net.safetensors -o delta.safetensors",
     "lora-inspect check": "net.safetensors",
+    "lora-inspect curves": "run.metrics.jsonl -o curves.svg",
+    "lora-grid": "pictures --html page.html",
     "lora-merge": "--networks net.safetensors second.safetensors -o sum.safetensors",
     "lora-convert": "net.safetensors -o other.safetensors --to diffusers",
     "lora-resize": "net.safetensors -o small.safetensors --new-rank 1",
     "lora-extract": "tuned.safetensors base.safetensors -o made.safetensors --dim 2",
-    "lora-sample": "net.safetensors --base base.safetensors --prompt mina --dry-run",
+    "lora-sample": "--base demo --prompt mina --x steps:2,3 --size 64x64 --device cpu",
     "lora-tag": f"pictures --model {DATA / 'tagger/model'} --no-cache",
 }
 
@@ -73,6 +76,8 @@ def make_world(place: Path) -> Path:
     shutil.copy(DATA / "extract/tuned.safetensors", place)
     shutil.copy(DATA / "merge/sd15_lora_A.safetensors", place / "net.safetensors")
     shutil.copy(DATA / "merge/sd15_lora_B.safetensors", place / "second.safetensors")
+    steps = (json.dumps({"step": step, "loss/average": 1 / step}) for step in range(1, 9))
+    (place / "run.metrics.jsonl").write_text("\n".join(steps) + "\n")
     return place
 
 
