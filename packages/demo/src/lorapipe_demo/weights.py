@@ -14,8 +14,8 @@ from lorapipe_engine.models.bases import demo_base
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Of 255: what rounding may make of a picture. On a card convolutions multiply in TF32 (3 to 4 measured on an H200);
-# a merge that is forgotten changes pictures by tens.
+# Of 255: what rounding may make of a picture, on a card with its many ways to add up a little more. A merge that is
+# forgotten changes pictures by tens.
 LARGEST_STEP, LARGEST_STEP_ON_CARD = 2, 8
 
 
