@@ -27,7 +27,7 @@ NOT_TRAINED = {
     "1 picture loose beside the concepts' folders",
     "1 picture in '0_off', whose name asks for 0 repeats",
     "1 picture in '_5', which has no number of repeats in front (rename it to '10__5')",
-    "1 picture in '5 name', which has no number of repeats in front (rename it to '10_5 name')",
+    "1 picture in '5 name', which has no number of repeats in front (rename it to '5_name')",
     "2 pictures in folders inside a concept's folder",
     "1 picture in a folder of masks",
     "3 pictures in folders that are no part of a dataset (.hidden, @eaDir, __MACOSX)",

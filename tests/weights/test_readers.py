@@ -67,7 +67,7 @@ def pipeline(base: Path, name: str) -> Any:
     modules = load_base(base)
     common: dict[str, Any] = {
         "vae": modules.vae,
-        "unet": modules.unet,
+        "unet": modules.denoiser,
         "text_encoder": modules.text_encoders[0],
         "tokenizer": None,
         "scheduler": diffusers.DDIMScheduler(),

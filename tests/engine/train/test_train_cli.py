@@ -316,7 +316,9 @@ def broken_toml(place: Path, good: Path) -> Words:
 
 def bad_prompts(place: Path, good: Path) -> Words:
     (place / "prompts.txt").write_text("1girl --w wide\n")
-    return command_line(good, place / "out", "--sample_prompts", str(place / "prompts.txt"))
+    return command_line(
+        good, place / "out", "--sample_prompts", str(place / "prompts.txt"), "--sample_every_n_steps", "1"
+    )
 
 
 def two_forms(place: Path, good: Path) -> Words:

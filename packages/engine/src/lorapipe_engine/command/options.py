@@ -332,7 +332,8 @@ def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
         return found
     if any(isinstance(item, dict | list) for item in items):
         raise ConfigError(f"{field.label}: expected a list of texts{where}")
-    return tuple(str(item) for item in items if item != "")
+    # In lora-train's lists an empty text is what a GUI leaves empty; a tool's own options look at it themselves.
+    return tuple(str(item) for item in items if item != "" or field.facts.flags)
 
 
 def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:

@@ -131,7 +131,7 @@ class Rotation(Adapter):
             norm = torch.linalg.vector_norm(blocks - blocks.mT)
             blocks.mul_((limit / norm.clamp(min=limit)) * (factor < 1) + (factor >= 1))
         rescaled = "rescale" in self._parameters
-        for _ in range(4):
+        for _ in range(8):
             now = self.delta().square().sum().sqrt()
             share = ((factor * before).clamp(min=tiny) / now.clamp(min=tiny)).clamp(max=1.0)
             blocks.mul_(share)
