@@ -89,14 +89,12 @@ def look(
     """
     from lorapipe_demo.figures import MERGED, draw_grid_page, draw_series, plan_series, shares
     from lorapipe_demo.judge import Judge
-    from lorapipe_engine.train.plan import choose_device
 
     say("")
     say("drawing ...")
     series = plan_series(networks, small, merged, chosen.grid_every)
     drawn = draw_series(series, device, chosen.steps)
-    kind = choose_device(device).type
-    step = weights.largest_difference(drawn["calls"][:MERGED], drawn["merged"], kind)
+    step = weights.largest_difference(drawn["calls"][:MERGED], drawn["merged"])
     say(f"base + LoRA and merged base: pictures at most {step} of 255 apart")
     figures = shares(drawn, Judge.load())
     path = output_dir / "grid.png"

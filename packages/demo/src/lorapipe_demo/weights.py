@@ -14,9 +14,7 @@ from lorapipe_engine.models.bases import demo_base
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Of 255: what rounding may make of a picture, on a card with its many ways to add up a little more. A merge that is
-# forgotten changes pictures by tens.
-LARGEST_STEP, LARGEST_STEP_ON_CARD = 2, 8
+LARGEST_STEP = 2  # of 255: what rounding may make of a picture
 
 
 def inspect(networks: Sequence[Path]) -> None:
@@ -36,17 +34,16 @@ def merge(network: Path, output: Path) -> Path:
     return Path(run(("lora-merge", str(demo_base()), str(network), *words)).strip())
 
 
-def largest_difference(attached: Sequence[Image], merged: Sequence[Image], kind: str) -> int:
+def largest_difference(attached: Sequence[Image], merged: Sequence[Image]) -> int:
     """The largest step, of 255, between pictures by base and network and the same by the merged base.
 
-    ``kind``: of the device that drew them, such as ``cpu``. Raises ProblemFound where it is more than rounding
-    makes there.
+    Raises ProblemFound where it is more than rounding makes.
     """
     import numpy as np
 
     pairs = zip(attached, merged, strict=True)
     steps = [np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() for one, other in pairs]
     step = int(max(steps))
-    if step > (LARGEST_STEP if kind == "cpu" else LARGEST_STEP_ON_CARD):
+    if step > LARGEST_STEP:
         raise ProblemFound(f"the merged base draws other pictures: {step} of 255 apart")
     return step
