@@ -44,6 +44,11 @@ ON_NETWORKS = (
     "lora-merge --undo NET -o OUT/base.safetensors",
     "lora-merge NET NET -o OUT/base.safetensors",
     "lora-merge --models NET NET -o OUT/both.safetensors",
+    "lora-merge --models NET -o OUT/single.safetensors",
+    "lora-merge --networks NET NET --average mean -o OUT/average.safetensors",
+    "lora-convert NET --to diffusers -o OUT/converted.safetensors",
+    "lora-extract NET NET --dim 2 -o OUT/extracted.safetensors",
+    "lora-sample NET --base NET --prompt mina --dry-run -o OUT/drawn",
 )
 
 
