@@ -10,6 +10,8 @@ import tempfile
 import pytest
 from hypothesis import settings
 
+from lorapipe_engine.command.progress import QUIET
+
 # A busy machine is no fault of the code: how long an example takes is not what these tests ask.
 settings.register_profile("lorapipe", deadline=None)
 settings.load_profile("lorapipe")
@@ -24,6 +26,12 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 # A shell starts what it puts into the background with Ctrl-C ignored, and programs pass that on to their own.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def loud() -> None:
+    """A command that was run quietly in this process says nothing of the next test's otherwise."""
+    QUIET.set(False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
