@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lorapipe_dataset.bucketing import bucket_rule
+from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.settings import DataSettings
 
 GOLDEN: list[dict[str, Any]] = json.loads(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorapipe_dataset.bucketing import batches_per_epoch, bucket_rule
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_engine.command.text import printable
+from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.pictures.buckets import BucketRule, Placement, Size, place
 from lorapipe_engine.settings import DataSettings
 
@@ -137,7 +138,9 @@ def bucket_report(placed: Sequence[Placed], batch_size: int) -> BucketReport:
         _shapes(buckets),
         tuple(one for one in worst if one.placement.loss > 0),
         sum(losses) / max(1, len(losses)),
-        batches_per_epoch([p.placement.bucket for p in placed], [p.repeats for p in placed], batch_size),
+        batches_per_epoch(
+            [(0, p.placement.bucket) for p in placed], [p.repeats for p in placed], [batch_size]
+        ),
         batch_size,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from lorapipe_dataset.bucketing import bucket_rule
 from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped, at_least
 from lorapipe_dataset.check.options import Options
@@ -19,6 +18,7 @@ from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import Record, read_records, write_json
 from lorapipe_engine.command.tool import say, show
+from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write, check_output
 

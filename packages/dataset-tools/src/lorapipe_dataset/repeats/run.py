@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lorapipe_dataset.bucketing import BucketSettings, batches_per_epoch, bucket_rule
+from lorapipe_dataset.bucketing import BucketSettings
 from lorapipe_dataset.repeats.build import build_tree
 from lorapipe_dataset.repeats.numbers import KINDS, target_of
 from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
@@ -28,8 +28,10 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import read_records, write_json, write_path
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import complain, say, show
+from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.pictures.buckets import place
 from lorapipe_engine.pictures.images import image_size
 from lorapipe_engine.pictures.layout import MOST_REPEATS
@@ -159,7 +161,7 @@ def _batches(rows: Sequence[Row], data: DataSettings) -> int:
             except ConfigError as error:
                 raise InputError(f"{picture.path}: {error}") from error
             repeats.append(row.repeats)
-    return batches_per_epoch(buckets, repeats, data.train_batch_size)
+    return batches_per_epoch([(0, bucket) for bucket in buckets], repeats, [data.train_batch_size])
 
 
 # -------------------------------------------------------------------------------- making it
