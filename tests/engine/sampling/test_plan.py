@@ -279,7 +279,7 @@ def test_nothing_is_drawn_without_what_it_needs() -> None:
     [
         ("weight", ["file", "weight"], 25),
         ("seeds", ["file", "seed"], 40),
-        ("leak", ["file", "prompt", "seed"], 60),
+        ("leak", ["file", "prompt", "seed"], 120),
         ("text-encoder", ["file", "prompt", "te"], 75),
         ("headroom", ["weight", "seed", "file"], 180),
         ("resize", ["file", "seed"], 20),
@@ -309,8 +309,12 @@ def test_the_leak_probe_takes_the_trigger_out(networks: Path) -> None:
     kinds = {record["prompt"]: record["kind"] for record in records}
     assert kinds["1girl, mina, smile"] == "trigger"
     assert kinds["1girl, smile"] == "same"
-    assert list(kinds.values()).count("other") == 4
+    assert list(kinds.values()) == [kind for kind in ("trigger", "same", "other") for _ in range(2)]
+    # As many pictures of the concept as lora-grid --best asks for, of every network.
+    asking = [record["file"] for record in records if record["kind"] == "trigger"]
+    assert {name: asking.count(name) for name in asking} == {"None": 8, "mina": 8}
     assert "is not in the prompt" in refused(*words[:-1], "nina")
+    assert "is not in the prompt" in refused(*words[:-1], "smil")
 
 
 def test_the_trigger_probe_draws_with_the_base_alone(networks: Path) -> None:
