@@ -247,6 +247,22 @@ def test_epochs_are_in_the_order_of_training(networks: Path) -> None:
     assert [path.stem for path in expand_files(f"{networks}/mina-*.safetensors", "--x")] == names[:3]
 
 
+def test_a_plan_file_names_folders(tmp_path: Path, networks: Path) -> None:
+    wild = tmp_path / "wild"
+    wild.mkdir()
+    (wild / "place.txt").write_text("beach\n")
+    toml = tmp_path / "p.toml"
+    toml.write_text(
+        f'prompt = "__place__ <lora:mina:0.5>"\noutput_dir = "{tmp_path}/out"\nwildcards = "{wild}"\n'
+        f'lora_dir = ["{networks}"]\n',
+        encoding="utf-8",
+    )
+    (record,), _ = plan("--plan", toml)
+    assert Path(record["path"]).parent == tmp_path / "out"
+    assert record["prompt"].startswith("beach")
+    assert record["networks"][0]["name"] == "mina"
+
+
 def test_a_plan_file_is_overridden_by_the_command_line(tmp_path: Path) -> None:
     toml, json_file = tmp_path / "p.toml", tmp_path / "p.json"
     toml.write_text('prompt = "a, b"\nx = "seed:1-3"\nsheet = ["cfg:5,7"]\nsteps = 30\n', encoding="utf-8")
