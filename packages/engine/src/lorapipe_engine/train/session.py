@@ -30,6 +30,7 @@ from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.choose import Choosing, plan_choosing
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -62,10 +63,18 @@ class Queued:
     on_end: Callable[[list[Path]], None] | None = None
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: its networks in the order saved, and what ``--choose`` is to do with them."""
+
+    files: list[Path]
+    choosing: Choosing | None = None
+
+
 def run_training(
     settings: TrainSettings, configuration: str, say: Say, queued: Queued | None = None
-) -> list[Path]:
-    """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
+) -> Trained:
+    """Train as ``settings`` say. ``configuration`` is kept beside the curves."""
     queued = queued or Queued()
     processes = join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
@@ -93,7 +102,7 @@ def train_checked(
     processes: Processes,
     notes: Sequence[str],
     queued: Queued,
-) -> list[Path]:
+) -> Trained:
     """Load the base and train, with an output that no other run has. ``notes``: what was said already."""
     began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
@@ -127,6 +136,9 @@ def train_checked(
     for note in objective.check(settings.loss, prediction):
         if note not in notes:
             say(f"note: {note}")
+    choosing = None
+    if settings.run.choose and processes.is_main:
+        choosing = plan_choosing(settings, dataset, plan.length, prompts, say)
     from lorapipe_engine.train.data.prepare import long_captions
     from lorapipe_engine.train.loop import train
 
@@ -151,7 +163,7 @@ def train_checked(
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
-    return files
+    return Trained(files, choosing)
 
 
 def check_cheaply(settings: TrainSettings) -> list[str]:
