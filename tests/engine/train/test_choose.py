@@ -62,7 +62,9 @@ def settings_of(run: RunSettings, **model: object) -> TrainSettings:
 
 
 def train(data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    fixed = "--base demo --resolution 64 --max_token_length 75 --device cpu --network_dim 2 --max_train_steps 2 --choose"
+    fixed = (
+        "--base demo --resolution 64 --max_token_length 75 --device cpu --network_dim 2 --max_train_steps 2"
+    )
     code = "from lorapipe_engine.cli import train_main; train_main()"
     places = ["--train_data_dir", str(data), "--output_dir", str(out), "--output_name", "mina"]
     return subprocess.run(
@@ -106,8 +108,8 @@ def test_a_program_that_is_not_there_is_said(
     run = RunSettings(output_dir=tmp_path, choose=True)
     assert choose.plan_choosing(settings_of(run), dataset, Length(3, 3, 4, 12), [], said.append) is None
     assert said == [
-        "note: choose: lora-nothing is not installed beside this Python (pip install 'lorapipe-nothing'), so no epoch will "
-        "be named"
+        "note: choose: lora-nothing is not installed beside this Python (pip install 'lorapipe-nothing'), so no "
+        "epoch will be named"
     ]
 
 
