@@ -195,7 +195,11 @@ def verdict(study: Study, choice: Choice) -> list[str]:
             else "runner-up: none, all others fail a gate"
         )
         lines += _advice(study, choice)
-    failed = [f"does not pass: {name(network)}: {'; '.join(why)}" for network, why in choice.failed.items()]
+    failed = [
+        f"does not pass: {name(network)}: {'; '.join(why)}"
+        for network, why in choice.failed.items()
+        if network not in choice.few
+    ]
     lines += failed[:MOST_FAILED]
     if len(failed) > MOST_FAILED:
         lines.append(f"does not pass: {len(failed) - MOST_FAILED} more")
