@@ -31,29 +31,34 @@ TRAIN_OPTIONS: dict[str, str] = {
 SMALL_RANK = "16"  # half of what was trained
 SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
 EXAM_SIZE = 40  # pictures for each figure
-GRID_CALLS = 4  # rows of the grid that call her
+WEIGHTS = (0.7, 1.0, 1.3)  # rows of the grid
+# By which epochs are compared: pictures that call her, two seeds of a prompt, and as many that do not as tell a leak.
+COMPARED_CALLS, COMPARED_OTHERS = 8, 2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long the demo trains, with which options, in how many steps it draws a picture, and every how many epochs the
-    grid shows one."""
+    """How long the demo trains, with which options, in how many steps it draws a picture, and how many epochs the grid
+    shows."""
 
     epochs: int
     options: Mapping[str, str]
     steps: int
-    grid_every: int = 1
+    shown: int = EPOCHS
 
 
 # The judge says the same of pictures of 10 and of 20 steps (docs/demo-world.md).
-SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 10, grid_every=2)
+SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 10, shown=3)
 FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS)
 
 
 def exam_scenes(seed: int = 77) -> list[Scene]:
-    """Scenes of the character for the figures: clothes, faces and places she was not trained with."""
+    """Scenes of the character for the figures: clothes, faces and places she was not trained with. The first come
+    twice, for another seed of the same.
+    """
     draw = random.Random(seed)
-    return [concept_scene(draw) for _ in range(EXAM_SIZE)]
+    twice = [scene for _ in range(COMPARED_CALLS // 2) for scene in [concept_scene(draw)] * 2]
+    return [*twice, *(concept_scene(draw) for _ in range(EXAM_SIZE - len(twice)))]
 
 
 def with_trigger(scene: Scene) -> str:
