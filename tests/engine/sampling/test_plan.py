@@ -335,8 +335,9 @@ def test_the_leak_probe_takes_the_trigger_out(networks: Path) -> None:
 
 def test_the_trigger_probe_draws_with_the_base_alone(networks: Path) -> None:
     records, _ = plan("--probe", "trigger=mina, mayuri", "--prompt", "TRIGGER, 1girl")
-    assert {record["axes"]["trigger"] for record in records} == {"mina", "mayuri"}
-    assert {record["prompt"] for record in records} == {"mina, 1girl", "mayuri, 1girl"}
+    # The base without a word is what the words are compared with.
+    assert {record["axes"]["trigger"] for record in records} == {"", "mina", "mayuri"}
+    assert {record["prompt"] for record in records} == {", 1girl", "mina, 1girl", "mayuri, 1girl"}
     assert {record["file"] for record in records} == {"None"}
     assert "base alone" in refused("--probe", "trigger=a", networks)
 

@@ -300,6 +300,11 @@ def test_words_that_the_base_half_knows(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == (
         "the base half knows mayuri (green hair, hat); sks (gun); it does not know ohwx, zwx"
     )
+    # What comes without a word is no word's doing, though other words suppress it.
+    bare = word_records(
+        tmp_path, {"": {"no_humans": 1.0}, "ohwx": {"no_humans": 1.0}, "hat": common, "mina": common}
+    )
+    assert run("lora-grid", bare).stdout.splitlines()[-1].endswith("does not know ohwx")
     named = word_records(tmp_path, {"hat": {"hat": 0.9}, "ohwx": common})
     assert "hat (the tagger names it: hat)" in run("lora-grid", named).stdout
     few = word_records(tmp_path, {"mayuri": {"hat": 0.9}, "ohwx": common}, pictures=2)

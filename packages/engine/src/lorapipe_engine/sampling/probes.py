@@ -137,7 +137,7 @@ def _merge(subject: Subject) -> Probe:
 
 
 def _trigger(words: str, subject: Subject) -> Probe:
-    """The base alone, asked for each word: which of them does it know?"""
+    """The base alone, asked for each word and for none: which of them does it know?"""
     names = tuple(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not names:
         raise ConfigError("--probe trigger: give the words to try, as --probe trigger=mina,mayuri")
@@ -146,7 +146,7 @@ def _trigger(words: str, subject: Subject) -> Probe:
     prompt = subject.prompt or PLACEHOLDER
     if PLACEHOLDER not in prompt:
         raise ConfigError(f"--probe trigger: write {PLACEHOLDER} in the prompt where the words are to stand")
-    axis = Axis(KINDS["sr"], names, "--probe", "trigger", search=PLACEHOLDER)
+    axis = Axis(KINDS["sr"], ("", *names), "--probe", "trigger", search=PLACEHOLDER)
     return Probe((axis, _axis("seed:-1--1 [4]")), prompt)
 
 
