@@ -48,7 +48,8 @@ def gates_failed(one: Figures, unasked: float | None) -> list[str]:
     if one.spread is not None and one.spread < constants.LEAST_SPREAD:
         failed.append(f"spread {one.spread:.2f} of the base's, below {constants.LEAST_SPREAD:g}")
     for name, deviations in one.burn.items():
-        if abs(deviations) > constants.MOST_MADS:
+        # Fewer black and white pixels than the base has are no burning.
+        if (deviations if name in constants.RISES else abs(deviations)) > constants.MOST_MADS:
             failed.append(
                 f"{name} {deviations:+.1f} deviations from the base, beyond {constants.MOST_MADS:g}"
             )
