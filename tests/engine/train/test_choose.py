@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,14 @@ from lorapipe_engine.settings import (
 from lorapipe_engine.train import choose
 from lorapipe_engine.train.plan import Length
 from lorapipe_engine.train.results.numbering import planned_networks
+from lorapipe_engine.train.session import check_cheaply
 
-pytestmark = pytest.mark.skipif(
-    find_program("lora-grid") is None, reason="lora-grid is not installed beside this Python"
-)
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(
+        find_program("lora-grid") is None, reason="lora-grid is not installed beside this Python"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,7 @@ def train(data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_the_saved_networks_are_drawn_laid_out_and_compared(data: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{TRIGGER}, 1girl, tea --w 32 --h 40 --s 1 --l 3 --n bad\na red car\n")
@@ -104,13 +110,15 @@ def test_a_program_that_is_not_there_is_said(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "PACKAGES", {"lora-nothing": "lorapipe-nothing"})
-    said: list[str] = []
-    run = RunSettings(output_dir=tmp_path, choose=True)
-    assert choose.plan_choosing(settings_of(run), dataset, Length(3, 3, 4, 12), [], said.append) is None
-    assert said == [
-        "note: choose: lora-nothing is not installed beside this Python (pip install 'lorapipe-nothing'), so no "
-        "epoch will be named"
-    ]
+    settings = settings_of(RunSettings(output_dir=tmp_path, choose=True), device="cpu")
+    told = (
+        "choose: lora-nothing is not installed beside this Python (pip install 'lorapipe-nothing'), so no epoch will "
+        "be named"
+    )
+    settings = replace(settings, network=NetworkSettings())
+    assert told in check_cheaply(settings)
+    assert told not in check_cheaply(replace(settings, run=RunSettings(output_dir=tmp_path)))
+    assert choose.plan_choosing(settings, dataset, Length(3, 3, 4, 12), [], print) is None
 
 
 def test_one_network_and_no_trigger_are_said(dataset: Dataset, tmp_path: Path) -> None:

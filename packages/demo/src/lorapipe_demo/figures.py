@@ -130,8 +130,14 @@ def draw_series(series: Mapping[str, Series], device: str | None, steps: int) ->
             base = row.base or demo_base()
             if base not in painters:
                 painters[base] = Painter(base, device, steps)
-            how = {"in_weights": row.in_weights, "strength": row.strength}
-            drawn[name] = painters[base].draw(row.prompts, row.network, row.seeds, bar.update, **how)
+            drawn[name] = painters[base].draw(
+                row.prompts,
+                row.network,
+                row.seeds,
+                bar.update,
+                in_weights=row.in_weights,
+                strength=row.strength,
+            )
     return drawn
 
 

@@ -77,23 +77,25 @@ class Choosing:
     outputs: Outputs
 
 
+def missing_programs() -> list[str]:
+    """A line for each program that is not installed."""
+    return [
+        f"choose: {name} is not installed beside this Python (pip install '{package}'), so no epoch will be named"
+        for name, package in PACKAGES.items()
+        if find_program(name) is None
+    ]
+
+
 def plan_choosing(
     settings: TrainSettings, dataset: Dataset, length: Length, prompts: Sequence[Prompt], say: Say
 ) -> Choosing | None:
-    """What ``--choose`` will do, told through ``say``, with what is missing; None where nothing can be done.
+    """What ``--choose`` will do, told through ``say``, with what is missing for it; None where a program is.
 
     ``settings`` are whole. Raises OutputError where results of an earlier choice would be replaced unasked.
     """
-    programs: dict[str, Path] = {}
-    for name, package in PACKAGES.items():
-        program = find_program(name)
-        if program is None:
-            say(
-                f"note: choose: {name} is not installed beside this Python (pip install '{package}'), so no epoch will "
-                "be named"
-            )
-            return None
-        programs[name] = program
+    programs = {name: path for name in PACKAGES if (path := find_program(name)) is not None}
+    if len(programs) < len(PACKAGES):
+        return None
     outputs = Outputs.of(settings.run)
     outputs.check(settings.run)
     captions = _captions(dataset)

@@ -30,7 +30,7 @@ from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
-from lorapipe_engine.train.choose import Choosing, plan_choosing
+from lorapipe_engine.train.choose import Choosing, missing_programs, plan_choosing
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -183,6 +183,8 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
         thumbnail_url(settings.run.metadata_thumbnail)
     if settings.run.sample_prompts is not None and is_prompt_text(settings.run.sample_prompts):
         notes.append("sample_prompts is no file: its text is taken as the prompts")
+    if settings.run.choose:
+        notes += missing_programs()
     return [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
 
 
