@@ -145,7 +145,8 @@ def run_queue(checked: Sequence[Checked], done: Callable[[Path], None]) -> None:
         for number, one in enumerate(checked, start=1):
             say(f"run {number} of {len(checked)}: {one.run.label}")
             if one.before is not None:
-                say("done before")
+                chooses = one.run.settings.run.choose
+                say("done before" + (", so its epochs are not drawn again" if chooses else ""))
                 rows.append((one, one.before))
             else:
                 following = [later.base for later in checked[number:] if later.before is None]
