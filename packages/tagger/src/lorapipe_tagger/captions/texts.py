@@ -20,11 +20,11 @@ _ARROWS = ("=>", "->", "\t")
 
 def split_list(texts: Iterable[str]) -> list[str]:
     """Tags in lists with commas; ``\\,`` is a comma in a tag, and a regular expression (``re:``) is taken whole."""
-    found: list[str] = []
+    tags: list[str] = []
     for text in texts:
         parts = [text] if text.startswith(REGEX) else _COMMA.split(text)
-        found += [part.replace("\\,", ",").strip() for part in parts]
-    return [tag for tag in found if tag]
+        tags += [part.replace("\\,", ",").strip() for part in parts]
+    return [tag for tag in tags if tag]
 
 
 def parse_threshold(text: str | None, option: str) -> float | str | None:
@@ -115,13 +115,13 @@ def read_pair_file(path: Path, known: Collection[str] = ()) -> dict[str, list[st
 
 def _read_json(text: str, path: Path) -> dict[str, list[str]]:
     try:
-        found: Any = parse_json(text)
+        table: Any = parse_json(text)
     except NoJson as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(table, dict):
         raise InputError(f'{path}: needs an object of tags, as {{"tag": "other"}}')
     pairs: dict[str, list[str]] = {}
-    for name, value in found.items():
+    for name, value in table.items():
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(one, str) for one in values):
             raise InputError(f"{path}: {name!r} must have a tag or a list of tags")
@@ -131,8 +131,8 @@ def _read_json(text: str, path: Path) -> dict[str, list[str]]:
 
 def _split_pair(text: str, known: Collection[str]) -> tuple[str, str] | None:
     for arrow in _ARROWS:
-        left, found, right = text.partition(arrow)
-        if found and left.strip():
+        left, mark, right = text.partition(arrow)
+        if mark and left.strip():
             return left, right
     places = [at for at, letter in enumerate(text) if letter == "=" and text[:at].strip()]
     for at in places:

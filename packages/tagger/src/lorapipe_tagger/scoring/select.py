@@ -99,8 +99,8 @@ class Selector:
     def passed(self, scores: Scores) -> Mask:
         """Which labels (L,) reach their threshold, ratings and excluded ones left out."""
         # Both sides are float32: 0.35 as a float64 would lie below the float32 0.35.
-        found: Mask = (scores >= self.limits_of(scores)) & ~self.excluded & (scores >= FLOOR)
-        return found
+        mask: Mask = (scores >= self.limits_of(scores)) & ~self.excluded & (scores >= FLOOR)
+        return mask
 
     def select(self, scores: Scores, passed: Mask | None = None) -> Selection:
         """The tags of a picture with scores (L,)."""
