@@ -129,10 +129,10 @@ class Options:
     def inputs_for_undo(self, folders: Iterable[Path]) -> list[Path]:
         """What to name to take a run back: the folders of the command line, else those of the files."""
         named = [Path(word) for word in self.inputs if Path(word).is_dir()]
-        found = list(folders)
-        if named and all(any(one == root or root in one.parents for root in named) for one in found):
+        inputs = list(folders)
+        if named and all(any(one == root or root in one.parents for root in named) for one in inputs):
             return named
-        return found
+        return inputs
 
 
 def _check_encoding(name: str) -> None:
