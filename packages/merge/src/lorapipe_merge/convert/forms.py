@@ -143,7 +143,7 @@ def _plain(
     form: Form, file: WeightFile, target: Target, *, dry: bool, only: str | None
 ) -> dict[str, Encoded]:
     module, scheme = form.module, target.scheme
-    found: dict[str, Encoded] = {}
+    tensors: dict[str, Encoded] = {}
     _check_ranks(form, file)
     kernel = _kernel(form, file, target.family)
     for suffix, key in module.keys.items():
@@ -153,8 +153,8 @@ def _plain(
             new, folded = "diff_b", scale_of(module)
         if suffix != "alpha" and only in (None, new):
             shape = _shape_for(new, file.tensors[key].shape, kernel, scheme, "lora_mid.weight" in module.keys)
-            found[new] = _cast(file, key, shape, folded, target, dry=dry)
-    return _with_alpha(found, form)
+            tensors[new] = _cast(file, key, shape, folded, target, dry=dry)
+    return _with_alpha(tensors, form)
 
 
 def _check_ranks(form: Form, file: WeightFile) -> None:
@@ -223,10 +223,10 @@ def replace_shape(tensor: Encoded, shape: Shape) -> Encoded:
     return Encoded(tensor.dtype, shape, tensor.data)
 
 
-def _with_alpha(found: dict[str, Encoded], form: Form) -> dict[str, Encoded]:
+def _with_alpha(tensors: dict[str, Encoded], form: Form) -> dict[str, Encoded]:
     if form.alpha is not None:
-        found["alpha"] = encode(np.asarray(form.alpha, np.float32), "F32")
-    return found
+        tensors["alpha"] = encode(np.asarray(form.alpha, np.float32), "F32")
+    return tensors
 
 
 def _kept(
@@ -234,19 +234,19 @@ def _kept(
 ) -> dict[str, Encoded]:
     """LyCORIS' algorithms as they are; what PEFT's configuration says of them becomes alphas."""
     module = form.module
-    found: dict[str, Encoded] = {}
+    tensors: dict[str, Encoded] = {}
     configured = module.scale is not None and not target.scheme.config
     for suffix, key in module.keys.items():
         info = file.tensors[key]
         if suffix in FLAGS:
-            found[suffix] = Encoded(info.dtype, info.shape, b"" if dry else file.raw(key))
+            tensors[suffix] = Encoded(info.dtype, info.shape, b"" if dry else file.raw(key))
         elif only in (None, suffix):
             # LoKr without a rank has no place for a strength but its first factor.
             folded = module.scale if configured and suffix == "lokr_w1" and not module.rank else None
-            found[suffix] = _cast(file, key, info.shape, 1.0 if folded is None else folded, target, dry=dry)
+            tensors[suffix] = _cast(file, key, info.shape, 1.0 if folded is None else folded, target, dry=dry)
     if configured and module.rank:
-        found["alpha"] = encode(np.asarray((module.scale or 0.0) * module.rank, np.float32), "F32")
-    return found
+        tensors["alpha"] = encode(np.asarray((module.scale or 0.0) * module.rank, np.float32), "F32")
+    return tensors
 
 
 def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded]:
@@ -275,17 +275,17 @@ def _whole_lokr(
     form: Form, file: WeightFile, target: Target, tensors: Mapping[str, Array]
 ) -> dict[str, Encoded]:
     """LoKr with the core of its second factor multiplied out, and its strength in it."""
-    found = _kept(form, file, target)
+    kept = _kept(form, file, target)
     module = Module(name=module_label(file, form.module), tensors=tensors)
     _, second = lokr_factors(module)
     strength = module.scale(tensors["lokr_w2_b"].shape[0])
-    largest = found["lokr_t2"].dtype
+    largest = kept["lokr_t2"].dtype
     for suffix in ("lokr_t2", "lokr_w2_a", "lokr_w2_b"):
-        found.pop(suffix)
-    found["lokr_w2"] = encode(second * strength, DTYPES.get(target.precision, largest))
+        kept.pop(suffix)
+    kept["lokr_w2"] = encode(second * strength, DTYPES.get(target.precision, largest))
     if "lokr_w1_b" in tensors:  # readers divide the alpha by its rank now
-        found["alpha"] = encode(np.asarray(tensors["lokr_w1_b"].shape[0], np.float32), "F32")
-    return found
+        kept["alpha"] = encode(np.asarray(tensors["lokr_w1_b"].shape[0], np.float32), "F32")
+    return kept
 
 
 def _encoded_factors(
@@ -296,15 +296,15 @@ def _encoded_factors(
     dtype = DTYPES.get(target.precision, kept)
     kernel = down.shape[2:]
     up_shape = (up.shape[0], up.shape[1], *(1 for _ in kernel))
-    found = {
+    encoded = {
         "lora_down.weight": encode(down, dtype),
         "lora_up.weight": replace_shape(encode(flat(up), dtype), up_shape),
     }
     if "dora_scale" in form.module.keys:
         key = form.module.keys["dora_scale"]
         shape = _magnitude_shape(file.tensors[key].shape, kernel, target.scheme)
-        found["dora_scale"] = _cast(file, key, shape, 1.0, target)
-    return _with_alpha(found, form)
+        encoded["dora_scale"] = _cast(file, key, shape, 1.0, target)
+    return _with_alpha(encoded, form)
 
 
 def can_be_lora(module: NetworkModule, file: WeightFile) -> bool:

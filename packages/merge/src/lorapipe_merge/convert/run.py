@@ -282,11 +282,11 @@ def _ranks(
     forms: Sequence[Form], kinds: Mapping[str, tuple[str, tuple[int, ...]]], family: str, scheme: Scheme
 ) -> dict[Layer, int]:
     """The ranks of the factors as they were written."""
-    found = {}
+    ranks = {}
     for form in forms:
         down = kinds.get(scheme.name_of(family, form.layer, "lora_down.weight"))
-        found[form.layer] = down[1][0] if down else form.module.rank or 1
-    return found
+        ranks[form.layer] = down[1][0] if down else form.module.rank or 1
+    return ranks
 
 
 def _maker(

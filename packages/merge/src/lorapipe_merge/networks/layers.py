@@ -60,13 +60,13 @@ def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Laye
     Raises InputError for modules whose change depends on the base model, of no known algorithm, or two of one file
     for one layer, and for tensors that belong to no module.
     """
-    found: dict[str, list[Part]] = {}
+    by_layer: dict[str, list[Part]] = {}
     for network in networks:
         _check_kinds(network)
         _check_others(network)
         for name, part in _parts_of(network, family):
-            found.setdefault(name, []).append(part)
-    return [Layer(name, tuple(parts)) for name, parts in found.items()]
+            by_layer.setdefault(name, []).append(part)
+    return [Layer(name, tuple(parts)) for name, parts in by_layer.items()]
 
 
 def _parts_of(network: Applied, family: str | None) -> Iterator[tuple[str, Part]]:
@@ -141,11 +141,11 @@ def weigh_blocks(
 
 
 def _block(layer: Layer, family: str | None) -> str:
-    found = None if family is None else layer_of(layer.name)
-    if family is None or found is None:
+    place = None if family is None else layer_of(layer.name)
+    if family is None or place is None:
         raise InputError(f"--blocks: {layer.parts[0].source}: it is not known which block {layer.name} is in")
     plain = get_family(family).plain_up_blocks
-    return block_of(found.part, unet_to_ldm(found.path, 2, plain) if found.part == "unet" else None)
+    return block_of(place.part, unet_to_ldm(place.path, 2, plain) if place.part == "unet" else None)
 
 
 def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
