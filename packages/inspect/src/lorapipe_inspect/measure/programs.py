@@ -196,7 +196,7 @@ def _commonest_alphas(network: Network) -> dict[str, float]:
     for module in network.modules.values():
         if module.algorithm == "lora" and module.effective_alpha is not None:
             alphas.setdefault(module.part, Counter())[module.effective_alpha] += 1
-    return {part: found.most_common(1)[0][0] for part, found in alphas.items()}
+    return {part: counts.most_common(1)[0][0] for part, counts in alphas.items()}
 
 
 def _answer(cases: list[_Case], judge: _Judge) -> Answer:
