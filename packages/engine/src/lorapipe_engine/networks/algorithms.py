@@ -160,7 +160,7 @@ def core_suffixes() -> frozenset[str]:
 
 def find_algorithm(suffixes: Collection[str]) -> Algorithm | None:
     """The algorithm of a module with tensors of these suffixes; None where none or more than one fits."""
-    found = [row for row in ALGORITHMS if not row.marks.isdisjoint(suffixes)]
-    if not found and "diff_b" in suffixes:  # a bias alone
-        found = [row for row in ALGORITHMS if row.name == "full"]
-    return found[0] if len(found) == 1 else None
+    rows = [row for row in ALGORITHMS if not row.marks.isdisjoint(suffixes)]
+    if not rows and "diff_b" in suffixes:  # a bias alone
+        rows = [row for row in ALGORITHMS if row.name == "full"]
+    return rows[0] if len(rows) == 1 else None

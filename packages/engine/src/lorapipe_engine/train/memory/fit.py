@@ -38,9 +38,9 @@ def memory_line(
     if wanted * GIB <= free:
         return f"memory: about {wanted:.1f} GiB of {free / GIB:.1f} GiB that are free"
     ways = [
-        f"{way.words}: {found:.1f} GiB"
+        f"{way.words}: {gib:.1f} GiB"
         for way in changes(settings, load)
-        if (found := predict(unet, shapes, way.load).gib) < wanted
+        if (gib := predict(unet, shapes, way.load).gib) < wanted
     ]
     told = (
         f"; {'; '.join(ways)}" if ways else "; nothing is left to change but a smaller base or another card"

@@ -65,10 +65,10 @@ def check_start(network: NetworkSettings) -> None:
 
 def file_names(family: Family) -> dict[str, str]:
     """Every name that a file may have for a layer of the model -> kohya's. Call it before adapters are attached."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for part, path, _ in (*every_layer(family), *every_norm(family)):
-        found |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
-    return found
+        names |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
+    return names
 
 
 def with_sizes_of(
@@ -177,12 +177,12 @@ def merge_into_base(network: NetworkSettings, family: Family) -> list[str]:
 
 def _layers(family: Family) -> dict[str, Any]:
     """Every layer with a weight, by every name that a file may have for it."""
-    found: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for part, root in family.parts.items():
         for path, module in root.named_modules():
             if isinstance(getattr(module, "weight", None), Tensor):
-                found |= dict.fromkeys(lora_names(family.name, part, path), module)
-    return found
+                layers |= dict.fromkeys(lora_names(family.name, part, path), module)
+    return layers
 
 
 @torch.no_grad()
