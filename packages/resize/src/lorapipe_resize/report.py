@@ -9,6 +9,8 @@ from typing import Any
 
 from lorapipe_engine.command.text import printable
 
+DORA = "dora"  # the algorithm of a report whose module has magnitudes
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleReport:

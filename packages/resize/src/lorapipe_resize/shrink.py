@@ -22,7 +22,7 @@ from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
 from lorapipe_engine.networks.read import read_module, scale_of
-from lorapipe_resize.report import ModuleReport
+from lorapipe_resize.report import DORA, ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
 DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
@@ -173,7 +173,7 @@ def _describe(
     lost = decomposed.spectrum.dropped(rank)
     return ModuleReport(
         name=module.name,
-        algorithm="dora" if "dora_scale" in module.keys else decomposed.algorithm,
+        algorithm=DORA if "dora_scale" in module.keys else decomposed.algorithm,
         rank=decomposed.rank,
         new_rank=rank,
         alpha=_alpha_of(decomposed, rank, settings),

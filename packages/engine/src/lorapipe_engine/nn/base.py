@@ -229,7 +229,7 @@ def alike(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
 def adapter_class(name: str) -> type[Adapter]:
     """The class that trains an algorithm of the table. Raises ConfigError where the engine reads it, but does not train
     it."""
-    row = next((row for row in algorithms.ALGORITHMS if row.name == name), None)
+    row = algorithms.algorithm_of(name)
     if row is None or row.adapter is None:
         known = ", ".join(row.name for row in algorithms.ALGORITHMS if row.adapter)
         raise ConfigError(f"'{name}' networks are not trained here; those that are: {known}")

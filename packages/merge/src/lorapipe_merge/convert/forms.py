@@ -22,6 +22,7 @@ from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_r
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
+from lorapipe_engine.networks.algorithms import algorithm_of, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.layers import Layer
 from lorapipe_engine.networks.read import FLAGS, module_label, read_module, scale_of
@@ -61,12 +62,12 @@ def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | No
     suffixes = set(module.keys)
     if scheme.lycoris:
         return None
-    if module.algorithm == "loha" and scheme.config and "dora_scale" not in suffixes:
+    row = algorithm_of(module.algorithm)
+    if row is not None and row.peft and scheme.config and "dora_scale" not in suffixes:
         return None
-    if module.algorithm in ("loha", "lokr"):
-        return f"{module.algorithm} has no form there; --to-lora makes plain factors of it"
-    if module.algorithm != "lora":
-        return f"{module.algorithm} has no form there"
+    if row is None or not row.plain:
+        mend = "; --to-lora makes plain factors of it" if row is not None and row.refits else ""
+        return f"{module.algorithm} has no form there{mend}"
     if extra := suffixes - PLAIN:
         return f"{', '.join(sorted(extra))} has no form there"
     if "lora_up.bias" in suffixes and not scheme.config:
@@ -87,7 +88,7 @@ def plan_form(
     scheme: Scheme, module: NetworkModule, layer: Layer, *, to_lora: bool, alpha: float | None
 ) -> Form:
     """The form of a module. ``alpha``: the one alpha that all modules get, None to keep each one's own."""
-    plain = module.algorithm == "lora"
+    plain = is_plain(module.algorithm)
     form = Form(
         module, layer, rank=module.rank, to_lora=to_lora and not plain and "dora_scale" not in module.keys
     )
@@ -127,7 +128,7 @@ def write_form(
     """
     if is_computed(form, target.scheme):
         return _computed(form, file, target)
-    if form.module.algorithm != "lora":
+    if not is_plain(form.module.algorithm):
         return _kept(form, file, target, dry=dry, only=only)
     return _plain(form, file, target, dry=dry, only=only)
 
@@ -252,9 +253,8 @@ def _kept(
 def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded]:
     label = module_label(file, form.module)
     tensors = read_module(file, form.module)
-    if (
-        not form.to_lora and form.module.algorithm == "lora"
-    ):  # a Tucker core, multiplied into "down": the same rank
+    if not form.to_lora and is_plain(form.module.algorithm):
+        # A Tucker core, multiplied into "down": the same rank.
         up, down = lora_factors(Module(name=label, tensors=tensors))
         return _encoded_factors(form, file, up * form.strength, down, target)
     if not form.to_lora:

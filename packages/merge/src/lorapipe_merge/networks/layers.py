@@ -13,7 +13,7 @@ from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import unet_to_ldm
-from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.kohya_names import kohya_name
 from lorapipe_engine.networks.layers import layer_of
@@ -159,7 +159,7 @@ def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
 def rank_of_first(layer: Layer) -> int | None:
     """The rank that the layer has in the first network that changes it; None where that is no plain LoRA."""
     module = layer.parts[0].module
-    return module.rank if module.algorithm == "lora" else None
+    return module.rank if is_plain(module.algorithm) else None
 
 
 def notes_on(networks: Sequence[Applied]) -> list[str]:

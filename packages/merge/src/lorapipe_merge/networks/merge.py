@@ -24,6 +24,7 @@ from lorapipe_engine.files.tensorfile import (
     write_tensors,
 )
 from lorapipe_engine.files.threads import map_in_threads
+from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule, ranks_for_size
 from lorapipe_merge.blocks import parse_blocks
@@ -185,7 +186,7 @@ def _with_first_rank(first: Applied, wishes: Wishes) -> Wishes:
     settings = wishes.networks
     if settings.way == "concat" or settings.rank is not None or settings.target_size is not None:
         return wishes
-    ranks = [module.rank for module in first.network.modules.values() if module.algorithm == "lora"]
+    ranks = [module.rank for module in first.network.modules.values() if is_plain(module.algorithm)]
     largest = max((rank for rank in ranks if rank), default=None)
     if largest is None:
         raise ConfigError(
