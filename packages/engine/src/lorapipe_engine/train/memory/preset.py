@@ -15,6 +15,7 @@ from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import scan
 from lorapipe_engine.train.memory.fit import changes, load_of, shapes_of, uncounted
 from lorapipe_engine.train.memory.model import GIB, predict
+from lorapipe_engine.train.network.arguments import read_network_args
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 
 KEPT = 0.8  # GiB of a card that the screen and the driver have
@@ -65,7 +66,8 @@ def find_options(
             f"vram: the memory of {other} is not known; leave it out and choose the options by hand"
         )
     unet, shapes = shapes_of(source, dtype)
-    load = load_of(settings, dataset, dtype, sdxl="te2" in shapes)
+    kind = read_network_args(settings.network).kind
+    load = load_of(settings, kind, dataset, dtype, sdxl="te2" in shapes)
     needed = predict(unet, shapes, load).gib
     chosen: dict[str, Any] = {}
     fixed = {*given} if find_spec("bitsandbytes") else {*given, "optimizer_type"}
