@@ -18,7 +18,6 @@ from lorapipe_dataset.clean.captions.words import (
     read_pair_file,
     read_pairs,
     resolve,
-    split_list,
 )
 from lorapipe_dataset.clean.settings import (
     DrySettings,
@@ -35,6 +34,7 @@ from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.tag_lists import split_list
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,21 +10,12 @@ from typing import Any
 
 from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_tagger.scoring.select import REGEX, check_threshold, spelling
+from lorapipe_engine.pictures.tag_lists import COMMA, split_list
+from lorapipe_tagger.scoring.select import check_threshold, spelling
 
 AUTO = "auto"
 OFF = math.inf
-_COMMA = re.compile(r"(?<!\\),")
 _ARROWS = ("=>", "->", "\t")
-
-
-def split_list(texts: Iterable[str]) -> list[str]:
-    """Tags in lists with commas; ``\\,`` is a comma in a tag, and a regular expression (``re:``) is taken whole."""
-    tags: list[str] = []
-    for text in texts:
-        parts = [text] if text.startswith(REGEX) else _COMMA.split(text)
-        tags += [part.replace("\\,", ",").strip() for part in parts]
-    return [tag for tag in tags if tag]
 
 
 def parse_threshold(text: str | None, option: str) -> float | str | None:
@@ -77,7 +68,7 @@ def sd_pairs(text: str) -> list[str]:
     """
     pairs = []
     for piece in re.split(r"(?<!\\);", text) if text else ():
-        parts = _COMMA.split(piece.replace("\\;", ";"))
+        parts = COMMA.split(piece.replace("\\;", ";"))
         if len(parts) != 2 or not parts[0].strip():
             raise ConfigError(f"--tag_replacement {piece!r}: OLD,NEW is needed, with a semicolon to the next")
         old = parts[0].strip().replace("\\,", ",")
@@ -142,7 +133,7 @@ def _split_pair(text: str, known: Collection[str]) -> tuple[str, str] | None:
 
 
 def _split_comma(text: str) -> tuple[str, str] | None:
-    parts = _COMMA.split(text, maxsplit=1)
+    parts = COMMA.split(text, maxsplit=1)
     return (parts[0].replace("\\,", ","), parts[1]) if len(parts) == 2 else None
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.tag_lists import REGEX
 from lorapipe_tagger.models.labels import CHARACTER, GENERAL, RATING, Labels
 from lorapipe_tagger.scoring.session import Scores
 
 # Scores below are taken for nothing, so that cached and fresh ones select alike.
 FLOOR = 0.01
 MCUT_CHARACTER_FLOOR = 0.15
-REGEX = "re:"
 Mask = NDArray[np.bool_]
 
 

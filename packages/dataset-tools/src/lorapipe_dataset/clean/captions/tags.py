@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from lorapipe_dataset.texts.vocabulary import canonical, is_word
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.captions import KEEP_MARK
+from lorapipe_engine.pictures.tag_lists import REGEX
 
-REGEX = "re:"
 MARK = KEEP_MARK
 _MOST_KEYS = 1 << 18
 _ESCAPED = re.compile(r"\\([\\()])")

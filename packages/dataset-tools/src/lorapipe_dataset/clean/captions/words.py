@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lorapipe_dataset.clean.captions.tags import REGEX
 from lorapipe_dataset.texts.vocabulary import canonical
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.pictures.tag_lists import COMMA, split_list
 
-_COMMA = re.compile(r"(?<!\\),")
 _ARROWS = ("=>", "->", "\t")
 # Numbers of Danbooru's categories, as taggers and completion lists have them.
 CATEGORY_NAMES = {
@@ -23,15 +21,6 @@ CATEGORY_NAMES = {
     "9": "rating",
 }
 CATEGORIES = ("general", "character", "copyright", "artist", "meta", "species", "lore", "rating")
-
-
-def split_list(texts: Iterable[str]) -> list[str]:
-    """Tags in lists with commas; ``\\,`` is a comma in a tag, and an expression (``re:``) is taken whole."""
-    tags: list[str] = []
-    for text in texts:
-        pieces = [text] if text.startswith(REGEX) else _COMMA.split(text)
-        tags += [piece.replace("\\,", ",").strip() for piece in pieces]
-    return [tag for tag in tags if tag]
 
 
 def read_list(paths: Iterable[Path]) -> list[str]:
@@ -179,7 +168,7 @@ def _split(text: str, signs: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _split_comma(line: str) -> tuple[str, str] | None:
-    parts = _COMMA.split(line, maxsplit=1)
+    parts = COMMA.split(line, maxsplit=1)
     if len(parts) != 2 or not parts[0].strip():
         return None
     return parts[0].replace("\\,", ",").strip().strip('"'), parts[1].strip().strip('"')
