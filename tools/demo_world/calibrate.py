@@ -208,12 +208,12 @@ def judge(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
     from lorapipe_demo.judge import Judge
 
     answers = Judge.load().look([Image.open(row["path"]) for row in cells])
-    found: dict[str, dict[str, int]] = {}
+    seen: dict[str, dict[str, int]] = {}
     for row, answer in zip(cells, answers, strict=True):
-        counts = found.setdefault(row["file"], {"T": 0, "U": 0, "O": 0})
+        counts = seen.setdefault(row["file"], {"T": 0, "U": 0, "O": 0})
         part = "T" if TRIGGER in row["prompt"] else "U" if row["prompt"] in SCENES else "O"
         counts[part] += answer["character"] == TRIGGER
-    return found
+    return seen
 
 
 # -------------------------------------------------------------------------------- results

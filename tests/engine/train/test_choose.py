@@ -116,8 +116,8 @@ def test_a_program_that_is_not_there_is_said(
         "be named"
     )
     settings = replace(settings, network=NetworkSettings())
-    assert told in check_cheaply(settings)
-    assert told not in check_cheaply(replace(settings, run=RunSettings(output_dir=tmp_path)))
+    assert told in check_cheaply(settings)[1]
+    assert told not in check_cheaply(replace(settings, run=RunSettings(output_dir=tmp_path)))[1]
     assert choose.plan_choosing(settings, dataset, Length(3, 3, 4, 12), [], print) is None
 
 

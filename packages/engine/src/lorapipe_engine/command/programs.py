@@ -38,8 +38,8 @@ def find_program(name: str) -> Path | None:
     folders = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
     folders.append(Path(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))))
     for folder in dict.fromkeys(folders):
-        if found := shutil.which(name, path=str(folder)):
-            return Path(found)
+        if program := shutil.which(name, path=str(folder)):
+            return Path(program)
     return None
 
 
