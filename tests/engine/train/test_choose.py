@@ -73,7 +73,7 @@ def train(data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str
     code = "from lorapipe_engine.cli import train_main; train_main()"
     places = ["--train_data_dir", str(data), "--output_dir", str(out), "--output_name", "mina"]
     return subprocess.run(
-        [sys.executable, "-c", code, *fixed.split(), *places, *words],
+        [sys.executable, "-c", code, *fixed.split(), "--choose", *places, *words],
         capture_output=True,
         text=True,
         check=False,
