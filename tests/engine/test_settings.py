@@ -144,7 +144,23 @@ def test_no_option_is_both_taken_and_refused() -> None:
     assert not OWN & set(FOREIGN)
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+def test_a_rate_for_each_text_encoder_is_one_of_two(tmp_path: Path) -> None:
+    found = run("--print-config", "--text_encoder_lr2=2e-5", "--text_encoder_lr1=1e-5")
+    assert "text_encoder_lr = [1e-05, 2e-05]" in found.stdout
+    assert "note: text_encoder_lr2: taken as value 2 of text_encoder_lr" in found.stderr
+    path = tmp_path / "options.toml"
+    path.write_text("text_encoder_lr2 = 2e-5\ntext_encoder_lr1 = 1e-5\n")
+    assert "text_encoder_lr = [1e-05, 2e-05]" in run("--print-config", "--config_file", str(path)).stdout
+    path.write_text("text_encoder_lr1 = 1e-5\n")
+    for words in (["--text_encoder_lr1", "1e-5"], ["--config_file", str(path)]):
+        found = run("--print-config", *words)
+        assert found.exit_code == 2
+        assert "text_encoder_lr: only one of its values is given, 1e-05" in found.stderr.replace(
+            "1e-5", "1e-05"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if not name.startswith("text_encoder_lr")])
 def test_each_says_why_in_one_line(name: str) -> None:
     row = FOREIGN[name]
     found = run("--plot-lr", f"--{name}", *([] if row.flag else ["7"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.command.foreign import Foreign, ignored, obeyed, refused
+from lorapipe_engine.command.foreign import Foreign, ignored, items_of, obeyed, refused
 
 _NOT_SPREAD = "neither DDP nor DeepSpeed is used here, each card has the whole base: leave it out"
 _CARDS = "is accelerate's; several cards: torchrun --no_python --nproc_per_node N lora-train ..."
@@ -57,12 +57,7 @@ FOREIGN: dict[str, Foreign] = {
         "lr_restart_cycles",
         lambda value: {"lr_scheduler_num_cycles": value},
     ),
-    **refused(
-        "which encoder is meant differs between programs; use text_encoder_lr with two rates, of CLIP-L and of "
-        "OpenCLIP bigG",
-        "text_encoder_lr1",
-        "text_encoder_lr2",
-    ),
+    **items_of("text_encoder_lr", "text_encoder_lr1", "text_encoder_lr2"),
     **refused(
         "does nothing for a LoRA, whose gradients are small; leave it out", "fused_backward_pass", flag=True
     ),
