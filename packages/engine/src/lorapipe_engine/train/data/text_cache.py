@@ -32,8 +32,8 @@ class TextCache:
     """What the text encoders of a family say of captions. ``folder`` None keeps nothing on disk; ``weighted``: captions
     hold weights. The network must not change the encoders. ``inside`` and ``damaged`` as of the cache of latents.
 
-    ``shelf``: where states of an earlier run of the same process may be, of ``made_with``, all that decides them besides
-    the base and the captions.
+    ``shelf``: where states of an earlier run of the same process may be, of ``made_with``, all that decides them
+    besides the base and the captions.
     """
 
     def __init__(
