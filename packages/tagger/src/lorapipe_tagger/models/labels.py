@@ -201,7 +201,9 @@ def _from_json(text: str, path: Path) -> Labels:
 
 
 def _mapping_of(found: Any) -> list[tuple[str, str]]:
-    """(tag, category) by output from cl_tagger's or camie's JSON."""
+    """(tag, category) by output from cl_tagger's, camie's or PixAI's JSON."""
+    if "tags_split" in found:
+        return _parted(found["tags"], found["tags_split"])
     if "dataset_info" in found:
         found = found["dataset_info"]["tag_mapping"]
     if "idx_to_tag" in found:
@@ -212,3 +214,14 @@ def _mapping_of(found: Any) -> list[tuple[str, str]]:
     if sorted(table) != list(range(len(table))):
         raise ValueError("its numbers do not count 0, 1, 2, ...")
     return [table[index] for index in range(len(table))]
+
+
+def _parted(tags: Any, parts: Any) -> list[tuple[str, str]]:
+    """PixAI's ``config.json``: all tags, and how many of each category stand one after another."""
+    categories: list[str] = []
+    for name, count in parts:
+        # What Danbooru calls the artist.
+        categories += ["artist" if name == "style" else str(name)] * int(count)
+    if not isinstance(tags, list) or len(categories) != len(tags):
+        raise ValueError(f"tags_split counts {len(categories)} tags, not those of the list")
+    return list(zip(tags, categories, strict=True))
