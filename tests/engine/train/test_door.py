@@ -197,6 +197,15 @@ def test_prompts_are_read_by_the_captions_rule(tmp_path: Path) -> None:
     assert as_captions(given, scan(data(tmp_path)))[1] is None
 
 
+def test_a_dry_run_tells_what_is_left_out(tmp_path: Path) -> None:
+    draw(tmp_path / "data/1_mira", 2)
+    draw(tmp_path / "data/0_old", 1)
+    done = train(tmp_path, "--dry-run")
+    assert done.exit_code == 0
+    assert f"note: last: {tmp_path / 'data'}: not trained: " in done.stderr
+    assert "0_old" in done.stderr
+
+
 # ---------------------------------------------------------------------------------------------- metadata files
 
 
