@@ -192,7 +192,7 @@ def test_a_killed_run_leaves_whole_captions_and_can_be_taken_back(tmp_path: Path
     """Killed at random moments after the first caption is changed."""
     place = tmp_path / "imgs"
     place.mkdir()
-    for index in range(200):
+    for index in range(60):
         save_picture(place / f"{index:03d}.png", colour=(index, 90, 20))
         (place / f"{index:03d}.txt").write_bytes(b"\xef\xbb\xbfmine\r\n")
     before = {path.name: path.read_bytes() for path in place.iterdir()}
@@ -209,14 +209,13 @@ def test_a_killed_run_leaves_whole_captions_and_can_be_taken_back(tmp_path: Path
     new = {Path(row["path"]).stem: row["caption"] + "\n" for row in told}
     texts = {path.stem: path.read_bytes() for path in place.glob("*.txt")}
     changed = {stem for stem, text in texts.items() if text != b"\xef\xbb\xbfmine\r\n"}
-    print(f"seed {seed}: {len(changed)} of 200 captions changed")
-    assert len(texts) == 200
+    print(f"seed {seed}: {len(changed)} of 60 captions changed")
+    assert len(texts) == 60
     assert set(new) <= changed
-    # What was written and not told yet is a whole caption of the same kind.
-    assert all(texts[stem].decode().startswith(record["caption"].split(",")[0]) for stem in changed)
     assert all(texts[stem] == text.encode() for stem, text in new.items())
-    assert all(texts[stem].endswith(b"\n") for stem in changed)
-    assert (place / "000.txt").read_text() == record["caption"] + "\n"
     undo = subprocess.run([*command[:3], "--undo", str(place)], capture_output=True, text=True, check=False)
     assert undo.returncode == 0, undo.stderr
     assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+    # What was changed is what a whole run gives.
+    subprocess.run([*command, "--existing", "replace"], stdout=subprocess.DEVNULL, check=True)
+    assert all((place / f"{stem}.txt").read_bytes() == texts[stem] for stem in changed)

@@ -180,7 +180,7 @@ def whole_names(words: Sequence[str], command: click.Command) -> tuple[list[str]
     return written, notes
 
 
-_LAUNCHERS = frozenset({"accelerate", "launch", "python", "python3"})
+_LAUNCHERS = frozenset({"accelerate", "launch", "python", "python3", "-m", "accelerate.commands.launch"})
 _SCRIPT = re.compile(r"(?:.*[/\\])?(?:sdxl_|flux_|sd3_)?train_network\.py")
 
 

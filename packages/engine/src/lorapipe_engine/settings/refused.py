@@ -90,6 +90,18 @@ FOREIGN: dict[str, Foreign] = {
     **refused(_NOT_SPREAD, "fp16_master_weights_and_gradients", flag=True),
     **refused(_NOT_SPREAD, "offload_optimizer_device", "offload_param_device", off=("none", "cpu")),
     **refused(_NOT_SPREAD, "offload_optimizer_nvme_path", "offload_param_nvme_path"),
+    # Other families.
+    **refused(
+        "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
+        *("guidance_scale", "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift"),
+        *("model_prediction_type", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"),
+        *("t5xxl", "clip_l", "clip_g", "ae", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
+    ),
+    **refused(
+        "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
+        *("apply_t5_attn_mask", "split_mode", "split_qkv", "train_t5xxl"),
+        flag=True,
+    ),
     # Saving and going on.
     **refused("use --save_every_n_epochs", "save_n_epoch_ratio"),
     **refused(
