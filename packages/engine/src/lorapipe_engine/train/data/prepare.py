@@ -39,7 +39,7 @@ def prepare_data(
     it in the end. ``shelf``: where latents and text states of an earlier run may be.
     """
     shelf = shelf or Shelf()
-    found = [load_data(settings, part, family, say, processes, shelf) for part in parts]
+    sets = [load_data(settings, part, family, say, processes, shelf) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if family.device.type == "cuda":
@@ -58,12 +58,12 @@ def prepare_data(
             shelf=shelf,
             made_with=text_key(settings),
         )
-        for data in found:
+        for data in sets:
             data.use_text(cache, settings.data.text_cache_variants, epochs)
         say_damaged(cache.damaged, say)
         family.text.move_to_cpu()
     family.move_denoiser_to_device()
-    return found
+    return sets
 
 
 def load_data(
