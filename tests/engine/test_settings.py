@@ -183,9 +183,7 @@ def test_a_rate_for_each_text_encoder_is_one_of_two(tmp_path: Path) -> None:
     for words in (["--text_encoder_lr1", "1e-5"], ["--config_file", str(path)]):
         found = run("--print-config", *words)
         assert found.exit_code == 2
-        assert "text_encoder_lr: only one of its values is given, 1e-05" in found.stderr.replace(
-            "1e-5", "1e-05"
-        )
+        assert "text_encoder_lr1: is one of the values of text_encoder_lr" in found.stderr
 
 
 @pytest.mark.parametrize("name", [name for name in FOREIGN if not name.startswith("text_encoder_lr")])

@@ -62,8 +62,8 @@ class Watch:
         """Keep what is said, and note where a run begins."""
         for line in self.process.stderr or ():
             self.lines.append(line)
-            if found := BEGINS.search(line):
-                self.starts.append(Start(int(found[1]), time.perf_counter() - self.began))
+            if begun := BEGINS.search(line):
+                self.starts.append(Start(int(begun[1]), time.perf_counter() - self.began))
 
     def follow(self) -> None:
         """Look every 5 ms until the process ends."""

@@ -34,18 +34,20 @@ class Translate(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One value, counted from 0, of an option that takes several: another program has an option for each."""
+    """One value, counted from 0, of an option that takes several: another program has an option, ``name``, for each."""
 
     number: int
     value: Any
+    name: str
 
 
 def join_items(name: str, items: Iterable[Item]) -> list[Any]:
     """The values of the option ``name``, in order. Raises ConfigError where one of them is missing."""
-    values = {item.number: item.value for item in items}
+    given = list(items)
+    values = {item.number: item.value for item in given}
     if sorted(values) != list(range(len(values))) or len(values) < 2:
         raise ConfigError(
-            f"{name}: only one of its values is given, {next(iter(values.values()))}; give {name}"
+            f"{given[0].name}: is one of the values of {name}, and the other is missing; use {name}"
         )
     return [values[number] for number in sorted(values)]
 

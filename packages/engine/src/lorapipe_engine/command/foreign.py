@@ -55,12 +55,12 @@ def items_of(own: str, *names: str) -> dict[str, Foreign]:
     """Rows of options that each give one value of the tool's option ``own``, in their order."""
     rows: dict[str, Foreign] = {}
     for number, name in enumerate(names):
-        rows |= obeyed(f"taken as value {number + 1} of {own}", name, _item(own, number))
+        rows |= obeyed(f"taken as value {number + 1} of {own}", name, _item(own, number, name))
     return rows
 
 
-def _item(own: str, number: int) -> Callable[[Any], Options]:
-    return lambda value: {own: Item(number, value)}
+def _item(own: str, number: int, name: str) -> Callable[[Any], Options]:
+    return lambda value: {own: Item(number, value, name)}
 
 
 class ForeignOptions:

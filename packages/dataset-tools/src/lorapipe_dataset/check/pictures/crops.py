@@ -84,7 +84,7 @@ def _candidates(known: Sequence[_Sums]) -> dict[int, list[_Candidate]]:
         if float(cells.std()) >= CONTRAST:
             shapes.setdefault(round(SHAPES * math.log2(sums.width / sums.height)), []).append(number)
     parts = {shape: _unit(np.concatenate([wholes[i] for i in rows])) for shape, rows in shapes.items()}
-    found: dict[int, list[_Candidate]] = {}
+    by_part: dict[int, list[_Candidate]] = {}
     with progress(len(known), "parts", "picture") as bar:
         for whole, sums in enumerate(known):
             for shape, rows in shapes.items():
@@ -96,9 +96,9 @@ def _candidates(known: Sequence[_Sums]) -> dict[int, list[_Candidate]]:
                     if rows[column] != whole:
                         at = int(likeness[:, column].argmax())
                         row = _Candidate(float(likeness[at, column]), whole, boxes[at])
-                        found.setdefault(rows[column], []).append(row)
+                        by_part.setdefault(rows[column], []).append(row)
             bar.update()
-    return found
+    return by_part
 
 
 class _Sums:
