@@ -90,7 +90,12 @@ class PictureSettings:
 class DrawSettings:
     """The drawing"""
 
-    batch_size: int = flag(4, "Pictures that are drawn at once.", min=1, max=256)
+    batch_size: int | None = flag(
+        None,
+        "Pictures that are drawn at once.  [default: by a card's free memory; 4 on the CPU]",
+        min=1,
+        max=256,
+    )
     device: str | None = flag(None, "As cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME")
     tokenizer_dir: Path | None = flag(
         None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="FOLDER"
