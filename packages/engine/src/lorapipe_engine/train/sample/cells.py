@@ -26,6 +26,7 @@ from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 from lorapipe_engine.train.sample.batching import batches
+from lorapipe_engine.train.sample.forecast import Forecast
 from lorapipe_engine.train.sample.networks import NetworkProblem
 from lorapipe_engine.train.sample.picture import CellPainter, Drawn
 from lorapipe_engine.train.sample.writing import Writer
@@ -53,6 +54,7 @@ class _Drawing:
         self.texts: dict[Path, str] = {}
         self.cells: dict[Path, list[Placed]] = {}
         self.writer: Writer
+        self.forecast: Forecast
         for placed in plan.cells:
             self.cells.setdefault(placed.path, []).append(placed)
 
@@ -60,6 +62,7 @@ class _Drawing:
         waiting = self._waiting()
         if waiting:
             _make_folder(self.result.output_dir)
+        self.forecast = Forecast([row.cell for row in waiting], self.say)
         groups = [
             (model, list(rows)) for model, rows in groupby(waiting, lambda row: (row.cell.base, row.cell.vae))
         ]
@@ -137,6 +140,7 @@ class _Drawing:
             model.prediction_type or EPSILON.name,
             zero_terminal_snr=model.zero_terminal_snr,
             say=self.say,
+            forecast=self.forecast,
         )
         painter.check(cells)
         return painter

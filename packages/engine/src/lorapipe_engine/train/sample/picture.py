@@ -28,6 +28,7 @@ from lorapipe_engine.train.sample.draw import (
     picture_bytes,
     seeded,
 )
+from lorapipe_engine.train.sample.forecast import Forecast
 from lorapipe_engine.train.sample.graphs import GuidedGraphs
 from lorapipe_engine.train.sample.methods import Noise
 from lorapipe_engine.train.sample.networks import Swapper
@@ -65,7 +66,7 @@ class CellPainter:
     """Draws cells of one base. ``prediction``: a name of :mod:`lorapipe_engine.models.predictions`.
 
     On a CUDA card blocks are fused and evaluations captured; ``say`` is told what does not work of it. ``fused``: fuse
-    blocks, or not, whatever the device is.
+    blocks, or not, whatever the device is. ``forecast`` watches the evaluations.
     Raises ConfigError for a prediction that these samplers are not for.
     """
 
@@ -76,11 +77,13 @@ class CellPainter:
         *,
         zero_terminal_snr: bool,
         say: Say,
+        forecast: Forecast | None = None,
         fused: bool | None = None,
     ) -> None:
         if prediction not in (EPSILON.name, V.name):
             raise ConfigError(f"a base of {prediction} cannot be drawn by A1111's samplers")
         self.family = family
+        self._forecast = forecast
         drawing = None
         self._graphs: GuidedGraphs | None = None
         on_card = family.device.type == "cuda"
@@ -151,6 +154,8 @@ class CellPainter:
         both = [Conditioning.joined(rows) for rows in zip(*texts, strict=True)]
         guidance = Guidance.of(self.family, both, size, [cell.cfg for cell in cells])
         predict = self.predictor(guidance, latents)
+        if self._forecast is not None:
+            predict = self._forecast.watch(predict, cells)
         if latents.is_cuda and SAMPLERS[first.sampler].noise != "sde":
             walk.noise_sampler = _noise_beside(generators, latents)
         return denoise(walk, predict, latents, generator=generators)
