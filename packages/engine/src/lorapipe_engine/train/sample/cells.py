@@ -14,14 +14,15 @@ from lorapipe_engine.command.tool import complain
 from lorapipe_engine.errors import InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
-from lorapipe_engine.models.predictions import EPSILON
+from lorapipe_engine.models.predictions import EPSILON, V
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext
 from lorapipe_engine.sampling.infotext import model_hash, network_hash
 from lorapipe_engine.sampling.plan import Plan
 from lorapipe_engine.sampling.report import write_cell
-from lorapipe_engine.sampling.settings import DrawSettings, ResultSettings
+from lorapipe_engine.sampling.settings import DrawSettings, ModelSettings, ResultSettings
 from lorapipe_engine.train.base.load import load_base
+from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
@@ -49,6 +50,7 @@ class _Drawing:
     def __init__(self, plan: Plan, chosen: Chosen, say: Say) -> None:
         self.plan, self.say = plan, say
         self.asked, self.result = chosen[DrawSettings], chosen[ResultSettings]
+        self.models = chosen[ModelSettings]
         self.broken: dict[Path, None] = {}
         self.left_out = 0
         self.texts: dict[Path, str] = {}
@@ -128,8 +130,7 @@ class _Drawing:
             dtype=dtype,
             tokenizer_dir=self.asked.tokenizer_dir,
         )
-        if model.prediction_type is None:
-            self.say(f"note: {base} does not tell what it predicts; taken as epsilon")
+        prediction, has_no_signal = self._prediction(model)
         family = open_family(model, device=device, dtype=dtype, vae_dtype=DTYPES["no"])
         if not family.facts.reads_clip_skip and any(cell.clip_skip > 1 for cell in cells):
             self.say(
@@ -137,13 +138,25 @@ class _Drawing:
             )
         painter = CellPainter(
             family,
-            model.prediction_type or EPSILON.name,
-            zero_terminal_snr=model.zero_terminal_snr,
+            prediction,
+            zero_terminal_snr=has_no_signal,
             say=self.say,
             forecast=self.forecast,
         )
         painter.check(cells)
         return painter
+
+    def _prediction(self, model: BaseModel) -> tuple[str, bool]:
+        """What the base predicts, and whether it begins without any signal: as asked for, else as its files say."""
+        asked_v, asked_end = self.models.v_prediction, self.models.zero_terminal_snr
+        prediction = model.prediction_type
+        if asked_v is not None:
+            prediction = V.name if asked_v else EPSILON.name
+        elif prediction is None:
+            self.say(
+                f"note: {model.source} does not tell what it predicts; taken as epsilon, --v-prediction changes it"
+            )
+        return prediction or EPSILON.name, model.zero_terminal_snr if asked_end is None else asked_end
 
     def _draw_rows(self, painter: CellPainter, rows: Sequence[Placed], bar: Progress) -> None:
         groups = [(networks, list(group)) for networks, group in groupby(rows, lambda row: row.cell.networks)]
