@@ -88,6 +88,7 @@ class Bench:
 
     def run(self) -> None:
         """Measure all that there is time for."""
+        gc.collect()
         family = self.make()
         self.part("diffusers", partial(self.diffusers, family, compiled=False))
         painter = CellPainter(
@@ -96,7 +97,9 @@ class Bench:
         self.part("ours", partial(self.ours, painter))
         with tempfile.TemporaryDirectory() as folder:
             self.part("grid", partial(self.grid, painter, Path(folder)))
-        del painter, family
+
+    def run_compiled(self) -> None:
+        """What takes long to compile, after all that does not."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -229,33 +232,33 @@ class Bench:
             write_network(folder / f"{number}.safetensors", painter.family, self.model.rank)
             for number in range(SIDE if self.name != "small" else 2)
         ]
-        seeds = range(len(networks))
+        nothing: list[tuple[Loaded, ...]] = [()] * len(networks)
+        found: dict[str, float] = {}
+        # Without networks first: there is no room for them in the layers yet.
+        for what, sets in (("warm", nothing[:1]), ("without", nothing)):
+            found[what] = self.draw_grid(painter, sets, folder)
         new, known = self.swaps(painter, networks)
         row: dict[str, Any] = {"model": self.name, "what": "swap", "rank": self.model.rank}
         show(row | {"new_file_ms": round(new * 1e3, 1), "known_ms": round(known * 1e3, 1)}, self.options.json)
-        nothing: list[tuple[Loaded, ...]] = [()] * len(networks)
-        found: dict[str, float] = {}
-        for what, sets in (
-            ("warm", nothing[:1]),
-            ("without", nothing),
-            ("with, first", [(one,) for one in networks[:1]]),
-            ("with", [(one,) for one in networks]),
-        ):
-            painter.swapper.use(())
-            self.wait()
-            began = time.perf_counter()
-            with Writer() as writer:
-                for place, rows in enumerate(sets):
-                    painter.swapper.use(rows)
-                    cells = [self.cell(seed, rows) for seed in seeds]
-                    for cell, drawn in zip(cells, painter.draw(cells), strict=True):
-                        path = folder / f"{place}-{cell.seed}.png"
-                        writer.add(partial(save, path, drawn), lambda: None)
-            found[what] = time.perf_counter() - began
-        pictures = len(networks) ** 2
-        row = {"model": self.name, "what": f"grid of {pictures} pictures"}
+        alone: list[tuple[Loaded, ...]] = [(one,) for one in networks]
+        for what, sets in (("first network", alone[:1]), ("with", alone)):
+            found[what] = self.draw_grid(painter, sets, folder)
+        row = {"model": self.name, "what": f"grid of {len(networks) ** 2} pictures"}
         row |= {f"{what}_s": round(seconds, 3) for what, seconds in found.items()}
         show(row | {"times": round(found["with"] / found["without"], 3)}, self.options.json)
+
+    def draw_grid(self, painter: CellPainter, sets: Sequence[tuple[Loaded, ...]], folder: Path) -> float:
+        """Seconds of as many seeds as the grid has for each of some sets of networks, PNGs written."""
+        self.wait()
+        began = time.perf_counter()
+        with Writer() as writer:
+            for place, rows in enumerate(sets):
+                painter.swapper.use(rows)
+                cells = [self.cell(seed, rows) for seed in range(SIDE if self.name != "small" else 2)]
+                for cell, drawn in zip(cells, painter.draw(cells), strict=True):
+                    path = folder / f"{place}-{cell.seed}.png"
+                    writer.add(partial(save, path, drawn), lambda: None)
+        return time.perf_counter() - began
 
     def swaps(self, painter: CellPainter, networks: Sequence[Loaded]) -> tuple[float, float]:
         """Median seconds of a swap to a network that is not read yet, and to one that is."""
@@ -400,8 +403,12 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = options.search
     logging.getLogger("diffusers").setLevel(logging.ERROR)  # it warns of casting a VAE
     began = time.monotonic()
-    for name in ["small"] if options.small else options.models or ["sd15", "sdxl"]:
-        Bench(name, options, began).run()
+    names = ["small"] if options.small else options.models or ["sd15", "sdxl"]
+    benches = [Bench(name, options, began) for name in names]
+    for bench in benches:
+        bench.run()
+    for bench in benches:
+        bench.run_compiled()
     return 0
 
 
