@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 from lorapipe_engine.sampling.axes import KINDS, parse_axis
 from lorapipe_engine.sampling.cells import Cell, Hashes, cell_infotext
 from lorapipe_engine.sampling.infotext import read_infotext
@@ -383,3 +384,36 @@ def test_a_cells_parameters_repeat_it(tmp_path: Path) -> None:
         "Lora hashes": "mina: aaaaaaaaaaaa, style: bbbbbbbbbbbb",
         "Version": "lorapipe 0.1.0",
     }
+
+
+# ---------------------------------------------------------------------------------------------- clip skip
+
+
+def network_with(path: Path, metadata: dict[str, str]) -> Path:
+    with open_tensors(NETWORK) as file:
+        tensors = {name: file.read(name) for name in file.tensors}
+    write_tensors(path, tensors, metadata)
+    return path
+
+
+def test_clip_skip_of_the_networks_where_it_is_asked_for(tmp_path: Path) -> None:
+    two = network_with(tmp_path / "two.safetensors", {"ss_clip_skip": "2"})
+    also = network_with(tmp_path / "also.safetensors", {"ss_clip_skip": "2"})
+    silent = network_with(tmp_path / "silent.safetensors", {"ss_clip_skip": "None"})
+    rows, _ = plan(two)
+    assert {row["clip_skip"] for row in rows} == {1}
+    rows, said = plan(two, silent, also, "--network-clip-skip")
+    # The base beside them too, so that it can be compared.
+    assert {row["clip_skip"] for row in rows} == {2}
+    assert "note: clip skip: the networks say 2" in said
+    rows, said = plan(silent, "--network-clip-skip", "--clip-skip", "3")
+    assert {row["clip_skip"] for row in rows} == {3}
+    assert "note: clip skip: no network says one, so 3 is taken" in said
+
+
+def test_clip_skips_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    two = network_with(tmp_path / "two.safetensors", {"ss_clip_skip": "2"})
+    one = network_with(tmp_path / "one.safetensors", {"ss_clip_skip": "1"})
+    said = refused(one, two, "--network-clip-skip")
+    assert "one.safetensors was trained with 1, two.safetensors with 2" in said
+    assert "an axis has the clip skip already" in refused(two, "--network-clip-skip", "--y", "clip skip:1,2")

@@ -53,6 +53,8 @@ class Fixed:
     clip_skip: int
     base: str | None
     vae: str | None
+    v_prediction: bool | None = None
+    zero_terminal_snr: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +289,8 @@ class _Planner:
             clip_skip=fixed.clip_skip,
             base=fixed.base,
             vae=fixed.vae,
+            v_prediction=fixed.v_prediction,
+            zero_terminal_snr=fixed.zero_terminal_snr,
         )
 
     def _loaded(self, draft: _Draft) -> Iterator[Loaded]:

@@ -109,7 +109,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, batch: int, heads: int, ca
     return out.transpose(1, 2).reshape(len(query), -1)
 
 
-def _attend_context(query: Tensor, both: Tensor, batch: int, heads: int) -> Tensor:
+def attend_context(query: Tensor, both: Tensor, batch: int, heads: int) -> Tensor:
     """Attention of rows (B·N, heads·D) on rows [key | value] (B·M, 2·heads·D)."""
     if few_keys(query, len(both) // batch, heads):
         return ops.attend_few(query, both, batch, heads)
@@ -190,7 +190,7 @@ def _block(
     x = linear(attend(q, k, v, batch, block.attn1.heads), out1, x, batch)
     x, q = norm_linear(x, block.norm2, query, batch)
     both = linear(context, keys, samples=batch)
-    x = linear(_attend_context(q, both, batch, block.attn2.heads), out2, x, batch)
+    x = linear(attend_context(q, both, batch, block.attn2.heads), out2, x, batch)
     x = feed_forward(x, block.norm3, first, second, GEGLU, batch, repeated=repeated)
     return x.view(shape)
 
