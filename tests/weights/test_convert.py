@@ -196,6 +196,27 @@ def test_what_a_scheme_cannot_say(extra: Arrays, words: list[str], text: str, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.safetensors"]
 
 
+def test_magnitudes_of_pefts_convolutions_go_by_outputs(tmp_path: Path) -> None:
+    """PEFT's (1, o, 1, 1) are kohya's (o, 1, 1, 1), and not magnitudes by inputs, which kohya has in PEFT's shape."""
+    source, there, back = (DATA / "people/dora_peft_conv_square.safetensors"), tmp_path / "k", tmp_path / "d"
+    for one, scheme, two in ((source, "kohya", there), (there, "diffusers", back)):
+        assert run("lora-convert", one, "--to", scheme, "-o", two, "--verify").returncode == 0
+    with open_weights(source) as old, open_weights(there) as new, open_weights(back) as again:
+        keys = [key for key in old.tensors if key.endswith("magnitude_vector")]
+        assert keys
+        for key in keys:
+            flat = f"lora_{key.removesuffix('.lora_magnitude_vector').replace('.', '_')}.dora_scale"
+            assert new.tensors[flat].shape == (16, 1, 1, 1)
+            assert np.array_equal(new.read(flat).reshape(-1), old.read(key).reshape(-1))
+            assert np.array_equal(again.read(key), old.read(key))
+    base = DATA / "people/sd1_base.safetensors"
+    for name, network in (("one", source), ("two", there)):
+        words = [base, network, "--save-precision", "fp32", "-o", tmp_path / f"{name}.safetensors"]
+        assert run("lora-merge", *words).returncode == 0
+    with open_weights(tmp_path / "one.safetensors") as one, open_weights(tmp_path / "two.safetensors") as two:
+        assert all(np.allclose(one.read(key), two.read(key), atol=1e-6) for key in one.tensors)
+
+
 def test_left_out_on_request(tmp_path: Path) -> None:
     source, output = network(tmp_path, plain() | {"strange.tensor": numbers(3)}), tmp_path / "o.safetensors"
     done = run("lora-convert", source, "--to", "kohya", "--skip", "-o", output, "--json")

@@ -63,6 +63,13 @@ def layer_of(name: str) -> Layer | None:
     return None if path is None else Layer(part, path)
 
 
+def kernel_around(path: str, family: str) -> tuple[int, ...] | None:
+    """The kernel of a layer around attention: (1, 1) in SD 1.x, () where the family's are linear; None for others."""
+    if ".attentions." not in path or not path.endswith((".proj_in", ".proj_out")):
+        return None
+    return (1, 1) if family == "sd1" else ()
+
+
 def _unet_path(flat: str) -> str | None:
     if found := _DIFFUSERS.fullmatch(flat):
         block = f"{found['side']}_blocks.{found['level']}" if found["side"] else "mid_block"

@@ -6,6 +6,7 @@ changes of the bias. What cannot be a network's weights is refused with the name
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,16 @@ def read_module(file: WeightFile, module: NetworkModule) -> dict[str, Array]:
     if "lora_up.bias" in tensors:
         tensors["diff_b"] = tensors.pop("lora_up.bias") * np.float64(scale_of(module))
     return tensors
+
+
+def magnitude_shape(shape: tuple[int, ...], kernel: tuple[int, ...], *, per_output: bool) -> tuple[int, ...]:
+    """The shape of DoRA's magnitudes in kohya's names, which tells outputs from inputs: (o, 1, ...) or (1, i, ...).
+
+    ``shape``: as they are stored. ``per_output``: whether they go by outputs whatever that shape.
+    """
+    size, ones = math.prod(shape), tuple(1 for _ in kernel)
+    per_input = not per_output and len(shape) > 1 and shape[0] == 1 and shape[1] == size
+    return (1, size, *ones) if per_input else (size, 1, *ones)
 
 
 def scale_of(module: NetworkModule) -> float:

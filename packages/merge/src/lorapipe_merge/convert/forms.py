@@ -23,8 +23,8 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.networks.describe import NetworkModule
-from lorapipe_engine.networks.layers import Layer
-from lorapipe_engine.networks.read import FLAGS, module_label, read_module, scale_of
+from lorapipe_engine.networks.layers import Layer, kernel_around
+from lorapipe_engine.networks.read import FLAGS, magnitude_shape, module_label, read_module, scale_of
 from lorapipe_merge.convert.schemes import Scheme
 
 Array = NDArray[Any]
@@ -33,8 +33,6 @@ DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 PLAIN = frozenset(
     {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_up.bias"}
 )
-# Layers around attention are convolutions in SD 1.x alone.
-_LINEAR_AROUND = ("sd2", "sdxl")
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ def _plain(
             # PEFT multiplies this bias by the module's scale; elsewhere it is a change of the layer's bias itself.
             new, folded = "diff_b", scale_of(module)
         if suffix != "alpha" and only in (None, new):
-            shape = _shape_for(new, file.tensors[key].shape, kernel, scheme, "lora_mid.weight" in module.keys)
+            shape = _shape_for(new, file.tensors[key].shape, kernel, module, scheme)
             found[new] = _cast(file, key, shape, folded, target, dry=dry)
     return _with_alpha(found, form)
 
@@ -172,29 +170,30 @@ def _kernel(form: Form, file: WeightFile, family: str) -> Shape:
     """The kernel that the layer's factors are written with; () for a linear layer."""
     module, path = form.module, form.layer.path
     down = file.tensors[module.keys["lora_down.weight"]].shape
-    if path.endswith(("proj_in", "proj_out")) and ".attentions." in path:
-        return () if family in _LINEAR_AROUND else (1, 1)
+    around = kernel_around(path, family)
+    if around is not None:
+        return around
     if len(down) == 4:
         return down[2:]
     return kernel_of(f"unet.{path}" if form.layer.part == "unet" else path, down[1])
 
 
-def _shape_for(suffix: str, shape: Shape, kernel: Shape, scheme: Scheme, tucker: bool) -> Shape:
+def _shape_for(suffix: str, shape: Shape, kernel: Shape, module: NetworkModule, scheme: Scheme) -> Shape:
     if suffix == "lora_up.weight":
         return (shape[0], shape[1], *(1 for _ in kernel))
     if suffix == "lora_down.weight":
-        own = (1, 1) if tucker else kernel
+        own = (1, 1) if "lora_mid.weight" in module.keys else kernel
         return (shape[0], math.prod(shape[1:]) // math.prod(own), *own)
     if suffix == "dora_scale" and math.prod(shape) != 1:
-        return _magnitude_shape(shape, kernel, scheme)
+        return _magnitude_shape(shape, kernel, module, scheme)
     return shape
 
 
-def _magnitude_shape(shape: Shape, kernel: Shape, scheme: Scheme) -> Shape:
-    size = math.prod(shape)
-    per_input = len(shape) > 1 and shape[0] == 1 and shape[1] == size and scheme.lycoris
+def _magnitude_shape(shape: Shape, kernel: Shape, module: NetworkModule, scheme: Scheme) -> Shape:
+    """kohya's shape tells outputs from inputs; elsewhere magnitudes go by outputs, shaped as PEFT has them."""
     if scheme.lycoris:
-        return (1, size, *(1 for _ in kernel)) if per_input else (size, 1, *(1 for _ in kernel))
+        return magnitude_shape(shape, kernel, per_output=module.magnitude_per_output)
+    size = math.prod(shape)
     return (1, size, *(1 for _ in kernel)) if kernel else (size,)
 
 
@@ -302,7 +301,7 @@ def _encoded_factors(
     }
     if "dora_scale" in form.module.keys:
         key = form.module.keys["dora_scale"]
-        shape = _magnitude_shape(file.tensors[key].shape, kernel, target.scheme)
+        shape = _magnitude_shape(file.tensors[key].shape, kernel, form.module, target.scheme)
         found["dora_scale"] = _cast(file, key, shape, 1.0, target)
     return _with_alpha(found, form)
 
