@@ -183,6 +183,14 @@ def test_pefts_own_products(folder: str, tmp_path: Path) -> None:
             ["--to", "kohya"],
             "lora_unet_no_layer: is no layer of Stable Diffusion 1.x",
         ),
+        (
+            {
+                "unet.down_blocks.0.attentions.0.to_kk.lora_A.weight": numbers(2, 8),
+                "unet.down_blocks.0.attentions.0.to_kk.lora_B.weight": numbers(8, 2),
+            },
+            ["--to", "kohya"],
+            "unet.down_blocks.0.attentions.0.to_kk: is no layer of Stable Diffusion 1.x",
+        ),
         ({f"{TO_Q}.dora_scale": numbers(1, 8)}, ["--to", "peft"], "DoRA by inputs has no form there"),
         ({f"{TO_Q}.dora_scale": numbers(8, 1)}, ["--to", "diffusers-old"], "DoRA has no form there"),
     ],

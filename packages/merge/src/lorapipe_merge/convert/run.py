@@ -19,6 +19,7 @@ from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, quote, write_planned
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
+from lorapipe_engine.networks.kohya_names import known_layer, text_encoder_alone
 from lorapipe_engine.networks.layers import Layer, layer_of
 from lorapipe_engine.networks.read import network_path, require_strengths
 from lorapipe_merge.convert.forms import (
@@ -92,6 +93,8 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
         family = _family_of(network, wishes.family)
         forms, skipped = plan(file, network, family, scheme, wishes)
         notes = _notes(file, network, forms, scheme)
+        if wishes.family is None and scheme.alphas:  # the others name the encoder alike in both
+            notes += text_encoder_alone(network)
         if not wishes.dry_run:
             _write(file, network, forms, family, output, scheme, wishes)
         difference = None
@@ -123,10 +126,8 @@ def plan(
         if set(module.keys) <= {ALPHA_SUFFIX}:
             refused.append((module.name, "has an alpha and no factors"))
             continue
-        layer = layer_of(module.name)
+        layer = known_layer(module.name, family)
         reason = "is no layer of " + get_family(family).title if layer is None else None
-        if layer is not None and layer.part not in get_family(family).lora_prefixes:
-            reason = "is no layer of " + get_family(family).title
         as_lora = wishes.to_lora and can_be_lora(module, file)
         reason = reason or (None if as_lora else why_not(scheme, module, file))
         if reason or layer is None:
