@@ -11,8 +11,10 @@ from PIL import Image
 
 from lorapipe_demo import recipe
 from lorapipe_demo.figures import MERGED, Share, draw_grid_page, draw_series, plan_series, shares
+from lorapipe_demo.made import Made
 
 FILES = [Path(f"epoch{number}.safetensors") for number in (1, 2, 3)]
+MADE = Made(Path("small"), Path("merged"))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_how_a_share_is_said() -> None:
 
 
 def test_no_picture_is_drawn_twice() -> None:
-    series = plan_series(FILES, Path("small"), Path("merged"))
+    series = plan_series(FILES, MADE)
     pictures = [
         (row.base, row.network, prompt, seed)
         for row in series.values()
@@ -50,7 +52,7 @@ def test_no_picture_is_drawn_twice() -> None:
 
 def test_a_grid_of_every_second_epoch_ends_with_the_last() -> None:
     files = [Path(f"epoch{number}.safetensors") for number in range(1, 11)]
-    series = plan_series(files, Path("small"), Path("merged"), grid_every=2)
+    series = plan_series(files, MADE, grid_every=2)
     assert [name for name in series if name.startswith("epoch")] == [
         "epoch 2",
         "epoch 4",
@@ -61,9 +63,18 @@ def test_a_grid_of_every_second_epoch_ends_with_the_last() -> None:
     assert series["calls"].network == files[9]
 
 
+def test_the_extracted_network_is_drawn_with_on_request() -> None:
+    series = plan_series(FILES, Made(Path("small"), Path("merged"), Path("extracted")))
+    assert "extracted" not in plan_series(FILES, MADE)
+    assert series["extracted"].network == Path("extracted")
+    assert series["extracted"].prompts == series["small"].prompts
+    assert recipe.FULL.draws_extracted
+    assert not recipe.SHORT.draws_extracted
+
+
 def test_the_grid_shows_the_pictures_that_were_judged() -> None:
     """Every picture in a colour of its own, found again on the page where it belongs."""
-    series = plan_series(FILES, Path("small"), Path("merged"))
+    series = plan_series(FILES, MADE)
     colours: dict[tuple[int, int, int], tuple[str, int]] = {}
     drawn: dict[str, list[Image.Image]] = {}
     for name, row in series.items():
@@ -101,7 +112,7 @@ def test_series_are_drawn_with_the_time_left_and_judged(
     from lorapipe_demo.judge import Judge
 
     monkeypatch.setattr(figures, "LINE_EVERY", 0.0)
-    whole = plan_series(FILES, Path("small"), Path("merged"))["base"]
+    whole = plan_series(FILES, MADE)["base"]
     row = figures.Series(whole.prompts[:3], whole.seeds[:3])
     drawn = draw_series({"base": row}, "cpu", steps=2)
     assert [picture.size for picture in drawn["base"]] == [(64, 64)] * 3

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo import recipe
+from lorapipe_demo.made import Made
 from lorapipe_demo.scene import TRIGGER
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.models.bases import demo_base
@@ -77,9 +78,7 @@ def _solve(rising: Callable[[float], float]) -> float:
     return low
 
 
-def plan_series(
-    networks: Sequence[Path], small: Path, merged: Path, grid_every: int = 1
-) -> dict[str, Series]:
+def plan_series(networks: Sequence[Path], made: Made, grid_every: int = 1) -> dict[str, Series]:
     """Everything that is drawn, by name. Figures, grid and the check of the merged base share pictures.
 
     ``networks``: one for each epoch; ``grid_every``: see :class:`lorapipe_demo.recipe.Recipe`.
@@ -97,11 +96,13 @@ def plan_series(
         "calls": Series(calls, seeds, last, in_weights=False),
         "silent": Series(silent, seeds, last),
         "others": Series(others, seeds, last),
-        "small": Series(calls, seeds, small),
-        "merged": Series(calls[:MERGED], seeds[:MERGED], base=merged),
+        "small": Series(calls, seeds, made.small),
+        "merged": Series(calls[:MERGED], seeds[:MERGED], base=made.merged),
         # The calls of the grid's first column are among the pictures of the base.
         "grid base": Series(prompts[recipe.GRID_CALLS :], row_seeds[recipe.GRID_CALLS :]),
     }
+    if made.extracted is not None:
+        series["extracted"] = Series(calls, seeds, made.extracted)
     for number, network in enumerate(networks[:-1], start=1):
         if (len(networks) - number) % grid_every == 0:
             series[f"epoch {number}"] = Series(prompts, row_seeds, network)
@@ -143,9 +144,12 @@ def shares(drawn: Mapping[str, Sequence[Image]], judge: Judge) -> dict[str, Shar
         "silent": "LoRA, same prompts without the trigger",
         "others": "LoRA, other people",
         "small": f"LoRA at rank {recipe.SMALL_RANK}, with the trigger",
+        "extracted": "LoRA out of the merged base, with the trigger",
     }
     figures = {}
     for name, title in titles.items():
+        if name not in drawn:
+            continue
         answers = judge.look(drawn[name])
         figures[title] = Share(sum(answer["character"] == TRIGGER for answer in answers), len(answers))
     return figures
