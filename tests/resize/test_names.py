@@ -135,11 +135,7 @@ def test_biases_of_factors_are_biases_of_layers(resize: Any, tmp_path: Path) -> 
 def test_layers_around_attention_are_shaped_as_the_bases(
     family: str, ndim: int, stored: int, words: tuple[str, ...], resize: Any, tmp_path: Path
 ) -> None:
-    """SD 2.x and XL have linear layers there, SD 1.x convolutions, whatever a trainer made of them.
-
-    Without new names SD 1.x's stay what they are in the file.
-    """
-    ndim = stored if family == "sd1" and not words else ndim
+    """SD 2.x and XL have linear layers there, SD 1.x convolutions, whatever a trainer made of them."""
     width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[family]
     block = "lora_unet_" + ("input_blocks_4_1" if family == "sdxl" else "down_blocks_0_attentions_0")
     numbers, ones = np.random.default_rng(0), (1,) * (stored - 2)

@@ -25,7 +25,6 @@ from lorapipe_engine.files.tensorfile import (
 )
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
 from lorapipe_engine.networks.kohya_names import names_in_kohya, text_encoder_alone
-from lorapipe_engine.networks.layers import kernel_around, layer_of
 from lorapipe_engine.networks.metadata import with_base_facts, with_hashes
 from lorapipe_engine.networks.ranks import RankRule
 from lorapipe_engine.networks.read import require_strengths, scale_of
@@ -215,7 +214,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
     if not options.result.keep_alphas:
         settings = replace(settings, alpha=_one_alpha(network, settings.rule))
     kohya = names_in_kohya(network) if options.result.names == "kohya" else None
-    settings = replace(settings, kohya=kohya, around=_around(network, renamed=kohya is not None))
+    settings = replace(settings, kohya=kohya, family=_family_of_shapes(network, renamed=kohya is not None))
     modules, others = list(network.modules.values()), network.others
     if settings.target_bytes is not None:
         room = settings.target_bytes - _largest_header(file, modules, settings)
@@ -258,19 +257,13 @@ def _strangers(network: Network) -> list[str]:
     return [f"copied {len(names)} tensors that belong to no module: {', '.join(names[:SHOWN])}{more}"]
 
 
-def _around(network: Network, *, renamed: bool) -> dict[str, tuple[int, ...]]:
-    """The kernels of layers around attention where the base's are known to be others than a file may have.
+def _family_of_shapes(network: Network, *, renamed: bool) -> str | None:
+    """The family whose layers around attention tell the shapes of their factors; None where these stay as they are.
 
-    They are linear in SD 2.x and XL, whatever shape a trainer gave the factors. In SD 1.x they are convolutions, which
-    factors become with kohya's names; under their own names they stay what they are.
+    SD 1.x has convolutions there, as all readers of kohya's names know. Of dotted names other programs know better.
     """
-    if network.family is None:
-        return {}
-    layers = {name: layer_of(name) for name in network.modules}
-    kernels = {name: kernel_around(layer.path, network.family) for name, layer in layers.items() if layer}
-    return {
-        name: kernel for name, kernel in kernels.items() if kernel is not None and (renamed or not kernel)
-    }
+    flat = renamed or not any("." in name for name in network.modules)
+    return network.family if flat or network.family != "sd1" else None
 
 
 def _names(shrunk: Shrunk, network: Network, settings: Settings) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.delta import find_rule, rules
-from lorapipe_engine.delta.spectra import ModuleSpectrum, module_spectrum, spectral_rule
+from lorapipe_engine.delta.spectra import ModuleSpectrum, kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
+from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
 from lorapipe_engine.networks.read import magnitude_shape, read_module, scale_of
 from lorapipe_resize.report import ModuleReport
@@ -41,7 +42,8 @@ class Settings:
     ``decompose`` is the SVD for modules that need a dense one. ``alpha``: what all modules get, the rest of their
     strength in the factors, because diffusers' loader gives every module of a part the commonest one; None: each
     keeps its strength in its own. ``kohya``: names of modules in kohya's scheme, by theirs in the file; None keeps
-    these. ``around``: the kernels that the base has, of layers that may be stored with others.
+    these. ``family``: whose layers tell the shapes of factors around attention, see
+    :func:`~lorapipe_engine.networks.layers.kernel_in`.
     """
 
     rule: RankRule
@@ -53,7 +55,7 @@ class Settings:
     decompose: Callable[[NDArray[Any]], Spectrum] = dense_spectrum
     alpha: float | None = None
     kohya: Mapping[str, str] | None = None
-    around: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    family: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,10 @@ def _decompose(
         raise InputError(f"module {module.name}: its singular values cannot be found ({error})") from error
     if module.scale is not None:  # the new file has no configuration, so its factors hold the strength
         found = replace(found, spectrum=found.spectrum.scaled(found.scale), scale=1.0)
-    if found.kernel in ((), (1, 1)):
-        found = replace(found, kernel=settings.around.get(module.name, found.kernel))
-    return found, ()
+    kernel = found.kernel
+    if settings.kohya is not None and not kernel:  # flattened, which few readers of these names take
+        kernel = kernel_of(module.name, found.spectrum.down.shape[1])
+    return replace(found, kernel=kernel_in(settings.family, module.name, kernel)), ()
 
 
 def _shapes(file: WeightFile, module: NetworkModule) -> dict[str, tuple[int, ...]]:

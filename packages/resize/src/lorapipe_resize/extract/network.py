@@ -21,6 +21,7 @@ from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.kohya_names import canonical, kohya_name
+from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.leading import leading
 from lorapipe_engine.networks.read import module_label, read_module
 from lorapipe_resize.extract.layers import Tensor, tensors_of
@@ -131,7 +132,8 @@ class NetworkSource:
         """The kernel that a module's tensors show, or where they are flattened its name."""
         stored = [self._file.tensors[key].shape[2:] for key in job.module.keys.values()]
         kernels = [shape for shape in stored if len(shape) == 2]
-        return max(kernels) if kernels else kernel_of(job.module.name, job.size[1])
+        kernel = max(kernels) if kernels else kernel_of(job.module.name, job.size[1])
+        return kernel_in(self.family, job.module.name, kernel)
 
     # ---------------------------------------------------------------- the changes
 
