@@ -261,3 +261,43 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     assert output.read_text() == "mine"
     assert run("lora-convert", source, "--to", "kohya", "-n", "-o", output).returncode == 0
     assert output.read_text() == "mine"
+
+
+def test_every_tools_factors_are_shaped_as_the_layers(tmp_path: Path) -> None:
+    """LoHa keeps convolutions flattened; made into plain factors they are what sd-scripts and diffusers load."""
+    conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+    around = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    width = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    for family, context, ones in (("sd1", 768, (1, 1)), ("sd2", 1024, ())):
+        net: Arrays = {
+            f"{width}.lora_up.weight": numbers(8, 2),
+            f"{width}.lora_down.weight": numbers(2, context),
+        }
+        for name, columns in ((conv, 72), (around, 8)):
+            net |= {f"{name}.hada_w{n}_a": numbers(8, 2) for n in (1, 2)}
+            net |= {f"{name}.hada_w{n}_b": numbers(2, columns) for n in (1, 2)}
+        source = tmp_path / f"{family}.safetensors"
+        write_tensors(source, net)
+        commands: list[tuple[str, list[object]]] = [
+            ("lora-convert", [source, "--to", "kohya", "--to-lora"]),
+            ("lora-merge", ["--networks", source]),
+            ("lora-resize", [source, "--new-rank", 4]),
+            ("lora-extract", [source]),
+        ]
+        for command, words in commands:
+            output = tmp_path / f"{family}-{command}.safetensors"
+            assert run(command, *words, "-o", output).returncode == 0
+            with open_weights(output) as file:
+                assert file.tensors[f"{conv}.lora_down.weight"].shape[1:] == (8, 3, 3), command
+                assert len(file.tensors[f"{conv}.lora_up.weight"].shape) == 4, command
+                assert file.tensors[f"{around}.lora_down.weight"].shape[1:] == (8, *ones), command
+
+
+def test_products_have_an_alpha_which_lycoris_asks_for(tmp_path: Path) -> None:
+    for name, make, alpha in (("loha", loha, 2.0), ("lokr", lokr, 1.0)):
+        output = tmp_path / f"{name}-out.safetensors"
+        words = [network(tmp_path, make()), "--to", "kohya", "--family", "sd1", "--verify", "--force"]
+        assert run("lora-convert", *words, "-o", output).returncode == 0
+        with open_weights(output) as file:
+            assert float(file.read(f"{TO_Q}.alpha")) == alpha
+        (tmp_path / "in.safetensors").unlink()

@@ -23,7 +23,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.networks.describe import NetworkModule
-from lorapipe_engine.networks.layers import Layer, kernel_around
+from lorapipe_engine.networks.layers import Layer, kernel_around, kernel_in
 from lorapipe_engine.networks.read import FLAGS, magnitude_shape, module_label, read_module, scale_of
 from lorapipe_merge.convert.schemes import Scheme
 
@@ -175,7 +175,11 @@ def _kernel(form: Form, file: WeightFile, family: str) -> Shape:
         return around
     if len(down) == 4:
         return down[2:]
-    return kernel_of(f"unet.{path}" if form.layer.part == "unet" else path, down[1])
+    return kernel_of(_tree_path(form.layer), down[1])
+
+
+def _tree_path(layer: Layer) -> str:
+    return f"unet.{layer.path}" if layer.part == "unet" else layer.path
 
 
 def _shape_for(suffix: str, shape: Shape, kernel: Shape, module: NetworkModule, scheme: Scheme) -> Shape:
@@ -213,7 +217,9 @@ def _cast(
         return Encoded(dtype, shape, file.raw(key))
     values = file.read(key)
     if folded != 1.0:
-        values = np.multiply(values, folded, dtype=np.float64 if dtype == "F64" else np.float32)
+        wide = np.float64 if dtype == "F64" else np.float32
+        own = values.flags.writeable and values.dtype == wide
+        values = np.multiply(values, folded, out=values if own else None, dtype=wide)
     return replace_shape(encode(values, dtype), shape)
 
 
@@ -245,6 +251,9 @@ def _kept(
             found[suffix] = _cast(file, key, info.shape, 1.0 if folded is None else folded, target, dry=dry)
     if configured and module.rank:
         found["alpha"] = encode(np.asarray((module.scale or 0.0) * module.rank, np.float32), "F32")
+    elif "alpha" not in module.keys and module.algorithm in ("loha", "lokr") and target.scheme.alphas:
+        # LyCORIS cannot read these without one; where LoKr has no rank it counts for nothing.
+        found["alpha"] = encode(np.asarray(module.rank or 1, np.float32), "F32")
     return found
 
 
@@ -265,6 +274,8 @@ def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded
     if alpha is None and (target.scheme.alphas or target.scheme.config):
         alpha = float(rank)
     strength = spectrum.scale * (1.0 if alpha is None else rank / alpha)
+    kernel = spectrum.kernel or kernel_of(_tree_path(form.layer), factors.down.shape[1])
+    spectrum = replace(spectrum, kernel=kernel_in(target.family, form.module.name, kernel))
     down = factors.down.reshape(spectrum.down_shape(rank))
     form = replace(form, alpha=alpha if target.scheme.alphas else None)
     return _encoded_factors(form, file, factors.up * strength, down, target)
@@ -312,6 +323,18 @@ def can_be_lora(module: NetworkModule, file: WeightFile) -> bool:
     return "dora_scale" not in shapes and spectral_rule(module.name, shapes) is not None
 
 
+# Types whose numbers are not finite where all bits of the exponent are set.
+_EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F80_0000),
+}
+
+
 def finite(tensor: Encoded) -> bool:
     """Whether all numbers of a written tensor are finite."""
-    return bool(np.isfinite(decode(tensor.dtype, tensor.data, tensor.shape)).all())
+    if tensor.dtype not in _EXPONENTS:
+        return bool(np.isfinite(decode(tensor.dtype, tensor.data, tensor.shape)).all())
+    kind, exponent = _EXPONENTS[tensor.dtype]
+    bits = np.frombuffer(tensor.data, np.dtype(kind).newbyteorder("<"))
+    return not bits.size or bool(np.bitwise_and(bits, kind(exponent)).max() < exponent)
