@@ -71,9 +71,20 @@ def test_a_line_of_theirs_is_one_of_ours(theirs: list[str], ours: list[str], tmp
         assert all(bytes(first.raw(key)) == bytes(second.raw(key)) for key in first.tensors)
 
 
+def test_block_weights_and_endings() -> None:
+    theirs = ["--models", "a", "b", "--ratios", "1", "2", "--lbws", "1,0", "1,0", "--save_to", "o"]
+    assert translated(theirs) == ["--networks", "a:1", "b:2", "--blocks", "1,0", "--save_to", "o"]
+    for words in (["--output", "o"], ["--output=o"]):
+        own = translated(["--models", "a", "b", "--ratios", ".5", ".5", *words])
+        assert own is not None
+        assert own[-1].endswith("o.safetensors")
+
+
 @pytest.mark.parametrize(
     "words",
     [
+        ["--models", "a", "b", "-o", "x"],
+        ["--models", "a", "b", "--output", "x", "--ratio", "0.3"],
         ["--models", "a", "b", "--ratio", "0.3", "-o", "x"],
         ["--models", "a", "b", "--ratio=0.3", "-o", "x"],
         ["--models", "a", "--ratio", "0.3", "-o", "x"],
@@ -90,6 +101,10 @@ def test_lines_of_ours_stay(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (
+            ["--models", "a", "b", "--ratios", "1", "2", "--lbws", "1,1", "1,0"],
+            "put each network's into it first: lora-merge --networks LORA --blocks 1,1 -o",
+        ),
         (["--models", "a", "b", "--ratios", "1", "2", "3"], "--models has 2 networks and --ratios 3 numbers"),
         (["--sd_model", "c", "--models", "a", "b", "--ratios", "1"], "--models has 2 networks"),
         (
@@ -206,7 +221,9 @@ def test_the_unet_alone(bases: Path) -> None:
     with open_tensors(bases / BASES[0]) as base, open_tensors(bases / "m.safetensors") as merged:
         for key in base.tensors:
             factor = 1.25 if key.startswith("model.diffusion_model.") else 1.0
-            assert np.allclose(merged.read(key), factor * base.read(key).astype(np.float64), rtol=2e-3, atol=1e-4), key
+            assert np.allclose(
+                merged.read(key), factor * base.read(key).astype(np.float64), rtol=2e-3, atol=1e-4
+            ), key
 
 
 @pytest.mark.parametrize(

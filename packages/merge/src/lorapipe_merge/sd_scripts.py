@@ -21,7 +21,8 @@ from lorapipe_engine.errors import ConfigError
 
 _KEY = __name__
 # Options of theirs that stand in the line as they are, with a value and without.
-_KEPT = ("-o", "--save_to", "--save_precision", "--precision", "--device", "--lbws", "--output")
+_KEPT = ("-o", "--save_to", "--save_precision", "--precision", "--device", "--output")
+_VALUED = ("--models", "--ratios", "--ratio", "--lbws", "--sd_model", "--new_rank", "--new_conv_rank")
 # Of merge_models.py alone.
 _MODELS_ONLY = ("--saving_precision", "--unet_only", "--show_skipped")
 _KEPT_FLAGS = (
@@ -91,6 +92,7 @@ def translated(words: Sequence[str]) -> list[str] | None:
     networks = [
         f"{model}:{ratio}" for model, ratio in zip(models, ratios or ["1"] * len(models), strict=True)
     ]
+    kept = [*_blocks(values.get("--lbws", [])), *kept]
     if base:
         return [*base, *networks, *kept]
     ranks = [
@@ -101,6 +103,16 @@ def translated(words: Sequence[str]) -> list[str] | None:
     ]
     shuffle = ["--shuffle", "0"] if "--shuffle" in values else []
     return ["--networks", *networks, *(["--mode", "svd", *ranks] if ranks else []), *shuffle, *kept]
+
+
+def _blocks(weights: Sequence[str]) -> list[str]:
+    """Block weights of all networks. Raises ConfigError where each has its own."""
+    if len(set(weights)) > 1:
+        raise ConfigError(
+            "--lbws: one list of block weights holds for all networks here; put each network's into it first: "
+            f"lora-merge --networks LORA --blocks {weights[0]} -o weighted.safetensors"
+        )
+    return ["--blocks", weights[0]] if weights else []
 
 
 def _is_models_line(words: Sequence[str], ratios: Sequence[str]) -> bool:
@@ -119,6 +131,7 @@ def _models_line(
     precision = [
         word for value in values.get("--saving_precision", []) for word in ("--save_precision", value)
     ]
+    kept = _with_suffix(kept)
     if "--unet_only" not in values:
         shares = (
             [f"{model}:{ratio}" for model, ratio in zip(models, ratios, strict=True)] if ratios else models
@@ -132,6 +145,18 @@ def _models_line(
         )
     rest = ["--ratio", f"{second:g}", "--blocks", "TE=0", "--vae", models[0]]
     return ["--models", *models, *rest, *precision, *kept]
+
+
+def _with_suffix(kept: Sequence[str]) -> list[str]:
+    """The words, with the ending that merge_models.py puts behind a result's name."""
+    words = list(kept)
+    for place, word in enumerate(words):
+        head, equals, value = word.partition("=")
+        if _spelt(head) == "--output":
+            name = value if equals else "".join(words[place + 1 : place + 2])
+            if name and not name.endswith(".safetensors"):
+                words[place if equals else place + 1] += ".safetensors"
+    return words
 
 
 def _read(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str], list[str]]:
@@ -153,7 +178,7 @@ def _read(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str], list[s
         elif head in _KEPT:
             kept.append(word)
             name = "" if equals else "kept"
-        elif head in ("--models", "--ratios", "--ratio", "--sd_model", "--new_rank", "--new_conv_rank"):
+        elif head in _VALUED:
             name = "--ratios" if head == "--ratio" else head
             values.setdefault(name, []).extend([value] if equals else [])
         elif head == "--saving_precision":
