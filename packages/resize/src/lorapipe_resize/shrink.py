@@ -202,7 +202,7 @@ def _new_tensors(
     spectrum = found.spectrum
     if stored and settings.alpha is not None and found.scale * rank != settings.alpha:
         spectrum = spectrum.scaled(found.scale * rank / settings.alpha)
-    exact = spectrum.truncate(rank, settings.balance) if np.any(spectrum.singular) else _zero_change(found)
+    exact = _exact_factors(found, spectrum, rank, settings)
     dtype = _dtype(file, module, settings)
     up, down = encode(exact.up, dtype), encode(exact.down, dtype)
     rounded = Factors(decode(dtype, up.data, up.shape), decode(dtype, down.data, down.shape))
@@ -226,6 +226,16 @@ def _new_tensors(
         tensors[name] = encode(file.read(key) * (scale_of(module) / strength), file.tensors[key].dtype)
     norm = spectrum.norm()
     return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
+
+
+def _exact_factors(found: ModuleSpectrum, spectrum: Spectrum, rank: int, settings: Settings) -> Factors:
+    """The factors of a spectrum with its strength in it, which may be 0 where the change of the factors is not."""
+    if np.any(spectrum.singular):
+        return spectrum.truncate(rank, settings.balance)
+    if not np.any(found.spectrum.singular):
+        return _zero_change(found)
+    kept = found.spectrum.truncate(rank, settings.balance)
+    return Factors(np.zeros_like(kept.up), kept.down)
 
 
 def _stores_alpha(module: NetworkModule) -> bool:

@@ -110,6 +110,25 @@ def _check(file: WeightFile, module: NetworkModule) -> None:
             raise InputError(
                 f"module {module_label(file, module)}: {suffix} holds {dtype}, which is no type of weights"
             )
+    check_magnitudes(file, module)
+
+
+def check_magnitudes(file: WeightFile, module: NetworkModule) -> None:
+    """Raise InputError where DoRA's magnitudes are of another number than the layer's outputs or inputs."""
+    keys = module.keys
+    if not {"dora_scale", "lora_up.weight", "lora_down.weight"} <= keys.keys():
+        return
+    up, down, stored = (
+        file.tensors[keys[suffix]].shape for suffix in ("lora_up.weight", "lora_down.weight", "dora_scale")
+    )
+    wanted = {1, *up[:1]}
+    if not module.magnitude_per_output:  # by inputs, of which a flattened kernel of 3x3 has nine columns each
+        wanted |= {*down[1:2], *(size // 9 for size in down[1:2] if not size % 9)}
+    if len(up) > 1 and len(down) > 1 and math.prod(stored) not in wanted:
+        raise InputError(
+            f"module {module_label(file, module)}: dora_scale {stored} does not fit a layer of {up[0]} outputs and "
+            f"{down[1]} inputs"
+        )
 
 
 def _put_scale(tensors: dict[str, Array], module: NetworkModule) -> None:

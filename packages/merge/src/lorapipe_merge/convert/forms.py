@@ -24,7 +24,14 @@ from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.layers import Layer, kernel_around, kernel_in
-from lorapipe_engine.networks.read import FLAGS, magnitude_shape, module_label, read_module, scale_of
+from lorapipe_engine.networks.read import (
+    FLAGS,
+    check_magnitudes,
+    magnitude_shape,
+    module_label,
+    read_module,
+    scale_of,
+)
 from lorapipe_merge.convert.schemes import Scheme
 
 Array = NDArray[Any]
@@ -57,6 +64,8 @@ def is_exact(strength: float) -> bool:
 def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | None:
     """Why a module cannot be written in a scheme; None if it can."""
     suffixes = set(module.keys)
+    if module.algorithm == "unknown":
+        return "its tensors are not those of one known algorithm"
     if scheme.lycoris:
         return None
     if module.algorithm == "loha" and scheme.config and "dora_scale" not in suffixes:
@@ -164,6 +173,7 @@ def _check_ranks(form: Form, file: WeightFile) -> None:
         raise InputError(
             f"module {module_label(file, form.module)}: lora_up.weight {up} and lora_down.weight {down} do not fit"
         )
+    check_magnitudes(file, form.module)
 
 
 def _kernel(form: Form, file: WeightFile, family: str) -> Shape:
@@ -239,6 +249,7 @@ def _kept(
 ) -> dict[str, Encoded]:
     """LyCORIS' algorithms as they are; what PEFT's configuration says of them becomes alphas."""
     module = form.module
+    _check_products(form, file)
     found: dict[str, Encoded] = {}
     configured = module.scale is not None and not target.scheme.config
     for suffix, key in module.keys.items():
@@ -255,6 +266,23 @@ def _kept(
         # LyCORIS cannot read these without one; where LoKr has no rank it counts for nothing.
         found["alpha"] = encode(np.asarray(module.rank or 1, np.float32), "F32")
     return found
+
+
+def _check_products(form: Form, file: WeightFile) -> None:
+    """Raise InputError for LoHa and LoKr of which a factor is missing, or does not fit the other."""
+    shapes = {suffix: file.tensors[key].shape for suffix, key in form.module.keys.items()}
+    kind = {"loha": "hada", "lokr": "lokr"}.get(form.module.algorithm)
+    for side in (f"{kind}_w1", f"{kind}_w2") if kind else ():
+        if kind == "lokr" and side in shapes:
+            continue
+        one, two, core = (shapes.get(name) for name in (f"{side}_a", f"{side}_b", side.replace("w", "t")))
+        if one is None or two is None:
+            what = f"{side}_{'a' if one is None else 'b'} is missing"
+        elif len(one) != 2 or len(two) < 2 or (one[1] != two[0] if core is None else False):
+            what = f"{side}_a {one} and {side}_b {two} do not fit each other"
+        else:
+            continue
+        raise InputError(f"module {module_label(file, form.module)}: {what}")
 
 
 def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -87,9 +88,10 @@ class Report:
 def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Report:
     """Write the network ``source`` in a scheme. Raises LoraErrors that name the file and the module."""
     path = network_path(source)
-    with open_weights(path) as file:
+    with open_weights(path) as file, _naming(path):
         network = describe_network(file)
         require_strengths(network)
+        _check_alphas(network)
         family = _family_of(network, wishes.family)
         forms, skipped = plan(file, network, family, scheme, wishes)
         notes = _notes(file, network, forms, scheme)
@@ -101,6 +103,23 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
         if wishes.verify and not wishes.dry_run:
             difference = _prove(file, forms, output, scheme)
         return Report(str(source), str(output), scheme.name, len(forms), skipped, notes, difference)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of errors that lack it."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+
+
+def _check_alphas(network: Network) -> None:
+    for module in network.modules.values():
+        if module.alpha is not None and not math.isfinite(module.alpha):
+            raise InputError(
+                f"{network.path}: {quote(module.name)[1:-1]}: its alpha is {module.alpha:g}, no strength"
+            )
 
 
 def _family_of(network: Network, asked: str | None) -> str:

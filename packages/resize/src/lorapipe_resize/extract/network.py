@@ -85,6 +85,15 @@ class NetworkSource:
             _check_base_not_needed(file, modules)
         layers = _layers_by_name(base) if base is not None else {}
         self.jobs: Sequence[NetworkJob] = [self._job(module, base, layers) for module in modules]
+        self._check_unique()
+
+    def _check_unique(self) -> None:
+        seen: dict[str, str] = {}
+        for job in self.jobs:
+            if job.name in seen:
+                one, two = (quote(name)[1:-1] for name in (seen[job.name], job.module.name))
+                raise InputError(f"{self._file.path}: names one layer twice, as {one} and as {two}")
+            seen[job.name] = job.module.name
 
     def _has_matrix(self, module: NetworkModule) -> bool:
         shapes = {suffix: self._file.tensors[key].shape for suffix, key in module.keys.items()}
