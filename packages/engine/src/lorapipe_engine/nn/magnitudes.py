@@ -30,8 +30,11 @@ def squares_of_sum(
 
 
 def _product(factor: Tensor, weight: Tensor) -> Tensor:
-    """``factor`` (r, m) times a frozen weight (m, n), in the factor's dtype. On a card a weight in half precision is not
-    made wide: the factor goes as two numbers of its type, of which the second has what the first rounds away."""
+    """``factor`` (r, m) times a frozen weight (m, n), in the factor's dtype.
+
+    On a card a weight in half precision is not made wide: the factor goes as two numbers of its type, of which the
+    second has what the first rounds away.
+    """
     if not (weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)):
         return factor @ weight.to(factor.dtype)
     high = factor.to(weight.dtype)
