@@ -179,7 +179,7 @@ def test_magnitudes_by_inputs_have_the_same_gradients_in_bf16(algorithm: str, la
         for own in base.parameters():
             own.copy_(own.bfloat16())
     x = x.bfloat16().float()
-    found = []
+    gradients = []
     for dtype in (torch.float32, torch.bfloat16):
         adapter = disturb(make(algorithm, base.to(dtype), dora_wd=True))
         adapter.multiplier = 0.7
@@ -187,9 +187,9 @@ def test_magnitudes_by_inputs_have_the_same_gradients_in_bf16(algorithm: str, la
         torch.manual_seed(3)
         out = adapter(given)
         (out * torch.randn(out.shape).to(dtype)).sum().backward()
-        found.append([given.grad, *(getattr(adapter, role).grad for role in adapter.roles)])
+        gradients.append([given.grad, *(getattr(adapter, role).grad for role in adapter.roles)])
         base.to(torch.float32)
-    for exact, rounded in zip(*found, strict=True):
+    for exact, rounded in zip(*gradients, strict=True):
         assert float((rounded.float() - exact).norm() / exact.norm()) < 0.02
 
 

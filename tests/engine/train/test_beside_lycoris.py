@@ -76,16 +76,16 @@ class Named(nn.Module):
 
 @pytest.fixture(scope="module")
 def family() -> Any:
-    found = open_family(
+    opened = open_family(
         load_base(demo_base()),
         device=torch.device("cpu"),
         dtype=torch.float32,
         max_token_length=75,
         clip_skip=None,
     )
-    for root in found.parts.values():
+    for root in opened.parts.values():
         root.requires_grad_(False).eval()
-    return found
+    return opened
 
 
 @pytest.fixture

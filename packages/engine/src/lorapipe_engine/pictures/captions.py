@@ -10,7 +10,7 @@ import codecs
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,6 +162,22 @@ def fixed_caption(text: str, rule: CaptionRule) -> str:
     return rewrite_caption(text, still, random.Random(text))
 
 
+def prompt_caption(text: str, rules: Iterable[CaptionRule]) -> str:
+    """A prompt as captions of ``rules`` are trained: their marks taken out, of wildcards the same choice at every time.
+
+    Nothing is put before or after it, and all of its lines stay.
+    """
+    for rule in dict.fromkeys(rules):
+        marks = CaptionRule(
+            separator=rule.separator,
+            keep_tokens_separator=rule.keep_tokens_separator,
+            secondary_separator=rule.secondary_separator,
+            wildcards=rule.wildcards,
+        )
+        text = "\n".join(fixed_caption(line, marks) for line in text.split("\n"))
+    return text
+
+
 def caption_tags(text: str, rule: CaptionRule) -> list[str]:
     """All tags of a caption as its file has them, with the marks between them taken out: of its first line, with
     wildcards of all lines."""
@@ -201,6 +217,6 @@ def _fixed_parts(text: str, rule: CaptionRule) -> tuple[list[str], list[str], li
 def _pick_wildcards(line: str, draw: random.Random) -> str:
     # Doubled braces are literal ones; they are put aside while choices are made.
     line = line.replace("{{", "\0").replace("}}", "\1")
-    while found := _BRACES.search(line):
-        line = line[: found.start()] + draw.choice(found.group(1).split("|")) + line[found.end() :]
+    while match := _BRACES.search(line):
+        line = line[: match.start()] + draw.choice(match.group(1).split("|")) + line[match.end() :]
     return line.replace("\0", "{").replace("\1", "}")

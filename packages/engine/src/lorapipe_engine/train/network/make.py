@@ -14,13 +14,12 @@ from lorapipe_engine.nn.attach import Network, attach
 from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.arguments import network_plan, read_network_args
+from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan
 from lorapipe_engine.train.network.choice import choose_layers, every_target
 from lorapipe_engine.train.network.rate_groups import RateGroups
 from lorapipe_engine.train.network.start_from import (
     file_names,
     load_start,
-    merge_into_base,
     read_start,
     with_sizes_of,
 )
@@ -28,17 +27,17 @@ from lorapipe_engine.train.network.start_from import (
 Say = Callable[[str], None]
 
 
-def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, float], say: Say) -> Network:
+def make_network(
+    settings: TrainSettings, args: NetworkArgs, family: Family, rates: Mapping[str, float], say: Say
+) -> Network:
     """Put a network into the parts of the model that have a rate above 0: a fresh one, drawn from the run's seed, or
-    one that goes on from a file. Other files may be merged into the base before.
+    one that goes on from a file.
 
     Raises ConfigError for block-wise options that do not fit the family, InputError for files that do not.
     """
     chosen = settings.network
-    for note in merge_into_base(chosen, family):
-        say(note)
     quantize_base(settings.model, family)
-    plan, args = network_plan(chosen), read_network_args(chosen)
+    plan = network_plan(chosen, args)
     if args.unused:
         say(f"note: network_args: {', '.join(args.unused)} changes nothing here")
     parts = [part for part, rate in rates.items() if rate > 0]
