@@ -184,7 +184,8 @@ def make_network(entry: Entry, work: Workload, family: Family) -> Network:
     settings = NetworkSettings(
         algorithm=entry.algorithm, network_dim=dim, network_alpha=dim / 2, network_args=entry.args(work)
     )
-    plan, args = network_plan(settings), read_network_args(settings)
+    args = read_network_args(settings)
+    plan = network_plan(settings, args)
     choice = choose_layers(plan, args, family, parts_of(work, family))
     return attach(family.parts.values(), choice.targets, choice.plan)
 

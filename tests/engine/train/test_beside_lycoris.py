@@ -114,7 +114,8 @@ def ours(kind: str, family: Any) -> Network:
     settings = NetworkSettings(
         algorithm=algorithm, network_dim=4, network_alpha=2.0, network_args=tuple(words.split())
     )
-    choice = choose_layers(network_plan(settings), read_network_args(settings), family, family.train_parts)
+    args = read_network_args(settings)
+    choice = choose_layers(network_plan(settings, args), args, family, family.train_parts)
     # What our preset "full" has beside the classes.
     ends = ("lora_unet_conv_in", "lora_unet_conv_out", "lora_unet_time_embedding")
     targets = [target for target in choice.targets if not target.name.startswith(ends)]
@@ -185,7 +186,8 @@ def test_we_make_the_same_of_its_file_and_train_on(kind: str, family: Any, tmp_p
         restore(other)
     settings = train_settings(path)
     notes: list[str] = []
-    network = make_network(settings, family, {"te1": 1e-3, "unet": 1e-3}, notes.append)
+    args = read_network_args(settings.network)
+    network = make_network(settings, args, family, {"te1": 1e-3, "unet": 1e-3}, notes.append)
     assert not [note for note in notes if "only" in note], notes
     out = seen(family)
     assert apart(out, wanted) < 1e-4
