@@ -2,6 +2,7 @@
 
     python tools/demo_world/variants.py OUT                            # everything that this machine can do
     python tools/demo_world/variants.py OUT --only AdamW Lion --jobs 1
+    python tools/demo_world/variants.py OUT --algorithms               # each network algorithm
     python tools/demo_world/variants.py OUT --make_v 200 --seeds 3 --minutes 9.5       # on a GPU, within ten minutes
 
 Every variant is the demo's own recipe but for the options that the table names, trained with `lora-train` and looked at
@@ -26,6 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from algorithm_options import ALGORITHMS
 
 FIGURES = ("with the trigger", "without the trigger", "other people")
 
@@ -89,6 +92,8 @@ VARIANTS = (
     ),
     Variant("bf16, saved as float32", {"mixed_precision": "bf16", "save_precision": "float"}, ("cuda",)),
 )
+# Told by --algorithms, in the place of the others.
+OF_ALGORITHMS = tuple(Variant(name, options) for name, options in ALGORITHMS.items())
 # Every other variant is trained in float32 on a card too, so that it differs in one thing.
 PLAIN = {"mixed_precision": "no"}
 
@@ -106,7 +111,8 @@ def main() -> None:
 
         options.dataset = build_dataset(out)
     making = start_v(options) if options.make_v else None
-    chosen = [variant for variant in VARIANTS if not options.only or variant.name in options.only]
+    listed = OF_ALGORITHMS if options.algorithms else VARIANTS
+    chosen = [variant for variant in listed if not options.only or variant.name in options.only]
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
     jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
     rows = run_all(jobs, options, began + options.minutes * 60, making)
@@ -125,6 +131,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument(
         "--only", nargs="*", default=[], help="names of variants; all are: " + "; ".join(NAMES)
+    )
+    parser.add_argument(
+        "--algorithms", action="store_true", help="the network algorithms: " + "; ".join(ALGORITHMS)
     )
     parser.add_argument("--seeds", type=lambda n: range(42, 42 + int(n)), default=range(42, 43), metavar="N")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
@@ -338,7 +347,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def one(options: argparse.Namespace) -> None:
     """Train and look at one variant in this process; its result goes to its folder."""
     name, seed = options.one[0], int(options.one[1])
-    variant = next(row for row in VARIANTS if row.name == name)
+    variant = next(row for row in (*VARIANTS, *OF_ALGORITHMS) if row.name == name)
     folder = folder_of(options.out, (name, seed))
     base = options.v_base if "v_base" in variant.needs else "demo"
     began = time.monotonic()
