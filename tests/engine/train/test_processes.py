@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -214,6 +215,28 @@ def test_when_one_is_killed_the_first_saves_and_the_same_command_goes_on(data: P
     assert whole[0] == 0, whole[2]
     first, last = (load_file(tmp_path / name / "net.safetensors") for name in ("killed", "whole"))
     assert all(torch.equal(first[key], last[key]) for key in first)
+
+
+def test_pictures_are_shared_out_and_none_is_drawn_twice(tmp_path: Path) -> None:
+    """A network that cannot be read is one process's matter: the others draw theirs, and the status is that of all."""
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no network")
+    code = "from lorapipe_engine.sample_cli import sample_main; sample_main()"
+    words = [*TORCHRUN[:5], "--no_python", sys.executable, "-c", code, str(broken), "--base", "demo"]
+    words += ["--prompt", "1girl", "--y", "seed:1,2", "--steps", "1", "--device", "cpu", "--json"]
+    words += ["--output-dir", str(tmp_path / "drawn")]
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"},
+        timeout=TIMEOUT,
+    )
+    assert done.returncode != 0
+    assert "2 of 4 pictures were left out" in done.stderr
+    drawn = sorted(str(path) for path in (tmp_path / "drawn").iterdir())
+    assert len(drawn) == 2
+    assert sorted(json.loads(line)["path"] for line in done.stdout.splitlines()) == drawn
 
 
 def test_what_is_wrong_everywhere_is_told_once(data: Path, tmp_path: Path) -> None:
