@@ -35,7 +35,7 @@ LOOK_EVERY = 5e-5  # seconds between looks whether an exchange is done
 # Seconds that an exchange may go on after SIGTERM. A launcher sends it when a process has ended, and kills after 30 s;
 # a scheduler sends it to all processes, and then the exchange ends as soon as the slowest comes to it.
 GRACE = 8.0
-GONE = "another process of this run has ended; what it tells is the cause"
+GONE = "another process of this run has ended; it or the launcher tells why"
 
 
 class ProcessLost(ProblemFound):
