@@ -2,6 +2,7 @@
 
     python tools/bench/train.py [A B C D E] [--plain] [--steps 30] [--json] [--peer SD_SCRIPTS [--peer-python PYTHON]]
     python tools/bench/train.py --small            tiny models, on a CPU too: for comparing two revisions
+    torchrun --nproc_per_node 2 tools/bench/train.py A    a process a card, the workload's batch each (see cards.py)
 
 A SD1.5 512 px batch 4 dim 64, UNet and text encoder, 225 tokens; B the same at batch 1 with gradient checkpointing;
 C SDXL 1024 px batch 4 dim 32, UNet alone; D the same with checkpointing; E SDXL at batch 1. Nothing is downloaded: the
@@ -30,7 +31,7 @@ from torch import nn
 
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import FORMS, quantize
-from lorapipe_engine.settings import LossSettings, OptimizerSettings
+from lorapipe_engine.settings import LossSettings, ModelSettings, OptimizerSettings, RunSettings
 from lorapipe_engine.train.base.load import BaseModel
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families import open_family
@@ -38,6 +39,7 @@ from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning, Tokens
 from lorapipe_engine.train.loop import accumulate, clip_and_step, update
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
+from lorapipe_engine.train.processes import ALONE, Processes, join_processes
 from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
@@ -75,7 +77,7 @@ WORKLOADS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured."""
+    """What was measured. ``exchange_ms``: the gradients of all cards added up, by itself."""
 
     workload: str
     capture: str
@@ -87,6 +89,9 @@ class Row:
     peak_gib: float
     allocated_gib: float
     startup_s: float
+    cards: int = 1
+    gradient_mb: float = 0.0
+    exchange_ms: float = 0.0
 
 
 class _NoTokenizer:
@@ -199,7 +204,9 @@ def make_lora(work: Workload, family: Family) -> Network:
     return attach(family.parts.values(), targets, NetworkPlan(rank=work.rank, alpha=work.rank / 2))
 
 
-def make_stepper(work: Workload, family: Family, network: Network | None = None) -> Stepper:
+def make_stepper(
+    work: Workload, family: Family, network: Network | None = None, processes: Processes = ALONE
+) -> Stepper:
     """The engine's own stepper, with a LoRA if no other network is in the base."""
     network = network or make_lora(work, family)
     network.train()
@@ -218,18 +225,19 @@ def make_stepper(work: Workload, family: Family, network: Network | None = None)
         max_grad_norm=1.0,
         train_text=work.text,
         half_precision=False,
+        processes=processes,
     )
 
 
-def make_batch(work: Workload, family: Family) -> MicroBatch:
-    """Inputs of one step, seeded."""
+def make_batch(work: Workload, family: Family, processes: int = 1) -> MicroBatch:
+    """Inputs of one step, seeded; a share of the loss of ``processes``."""
     torch.manual_seed(0)
     size = work.size // family.latent_factor
     latents = torch.randn(work.batch, 8, size, size, device=family.device)
     latents[:, 4:] = latents[:, 4:].abs() * 0.1
     ids = torch.randint(0, 49000, (work.batch, work.chunks, 77), device=family.device)
     ids[:, :, -1] = 49407
-    weights = torch.ones(work.batch, device=family.device)
+    weights = torch.full((work.batch,), 1 / processes, device=family.device)
     geometry = family.plain_geometry(work.batch, work.size, work.size)
     if geometry is not None:
         geometry = geometry.to(family.device)
@@ -256,6 +264,7 @@ def measure(
     fused: bool = True,
     profiled: int = 0,
     form: str | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[Row, list[float]]:
     """Time a workload; the losses of its steps too. ``form``: how the frozen weights are kept."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -265,14 +274,14 @@ def measure(
     if form is not None:
         for part in (family.denoiser, *family.text.modules.values()):
             quantize(part, form)
-    stepper = make_stepper(work, family)
+    stepper = make_stepper(work, family, processes=processes)
     family.vae.to("cpu")  # as in a run: pictures are encoded before, and so is text that is not trained
     if not work.text:
         for encoder in family.text.modules.values():
             encoder.to("cpu")
     if fused:
         speed_up(stepper, capture=capture, say=lambda text: print(text, file=sys.stderr))
-    batch = make_batch(work, family)
+    batch = make_batch(work, family, processes.count)
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
@@ -287,15 +296,18 @@ def measure(
         work.name,
         "graph" if stepper.graphs else "plain",
         round(median * 1e3, 2),
-        round(work.batch / median, 2),
+        round(work.batch * processes.count / median, 2),
         round(rate, 1),
         round(rate * 1e12 / FLOOR, 3),
         count_kernels(stepper, batch, profiled, floor * 1e3, median * 1e3)
-        if cuda and (profiled or not stepper.graphs)
+        if cuda and processes.is_main and (profiled or not stepper.graphs)
         else 0,
         round(peak, 2),
         round(allocated, 2),
         round(startup, 1),
+        processes.count,
+        round(sum(group.grad.nbytes for group in stepper.network.groups.values()) / 1e6, 1),
+        round(time_exchange(stepper) * 1e3, 2),
     )
     return row, losses
 
@@ -328,6 +340,20 @@ def wait(device: torch.device) -> None:
     """Until a card has done everything."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def time_exchange(stepper: Stepper) -> float:
+    """Seconds in which the gradients of all processes are added up, nothing else being done; 0 for one process."""
+    if stepper.processes.count == 1:
+        return 0.0
+    times = []
+    for _ in range(20):
+        wait(stepper.family.device)
+        stepper.processes.wait()
+        start = time.perf_counter()
+        stepper.add_up(torch.zeros((), device=stepper.family.device))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float, step: float) -> int:
@@ -386,7 +412,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="pixels, in the place of the workload's own")
     options = parser.parse_args(words)
     names = ["small"] if options.small else options.workloads or list("ABCDE")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = join_processes(ModelSettings(), RunSettings())
+    device = processes.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if processes.count > 1 and len(names) > 1:
+        parser.error("several processes take one workload")
     if len(names) > 1:
         # A process for each, so that none is measured with what another has left on the card.
         chosen = [word for word in (sys.argv[1:] if words is None else words) if word not in names]
@@ -403,9 +432,11 @@ def main(words: Sequence[str] | None = None) -> int:
                 fused=not options.unfused,
                 profiled=options.profile if capture else 0,
                 form=options.quantize,
+                processes=processes,
             )
             kept.append(losses)
-            show(asdict(row), options.json)
+            if processes.is_main:
+                show(asdict(row), options.json)
             if device.type == "cuda":
                 import gc
 

@@ -257,8 +257,7 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
     Raises ProblemFound for a loss that is not finite.
     """
     seed_step(seed, step)
-    share, norm = (value.item() for value in update(stepper, inputs))
-    loss = stepper.processes.whole_loss(share)
+    loss, norm = (value.item() for value in update(stepper, inputs))
     if not torch.isfinite(torch.tensor(loss)):
         raise ProblemFound(
             f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32"
@@ -273,7 +272,7 @@ def update(stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Ten
     """One update from an accumulation group: the loss and the gradient's norm before clipping, both tensors."""
     passes, finish = partial(accumulate, stepper), partial(clip_and_step, stepper)
     if stepper.graphs is None or stepper.trace is not None or not batches:
-        return passes(batches), finish()
+        return finish(passes(batches))
     return stepper.graphs.run(batches, passes, finish, finish_inside=stepper.steps_inside_graph)
 
 
@@ -288,11 +287,13 @@ def accumulate(stepper: Stepper, batches: Sequence[MicroBatch]) -> Tensor:
     return total
 
 
-def clip_and_step(stepper: Stepper) -> Tensor:
-    """Clip the gradients and move the network by them; their norm before clipping."""
+def clip_and_step(stepper: Stepper, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip the gradients of all processes and move the network by them; the loss of all, from this one's ``share``, and
+    the gradients' norm before clipping."""
+    loss = stepper.add_up(share)
     norm = stepper.clip()
     stepper.step()
-    return norm
+    return loss, norm
 
 
 # -------------------------------------------------------------------------------- records

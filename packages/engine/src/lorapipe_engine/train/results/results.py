@@ -42,6 +42,8 @@ class Results:
     """Saves and records while a run goes on; ``files`` are the networks saved and still there, ``replaces`` says
     whether files that are there may be replaced."""
 
+    writes = True
+
     def __init__(
         self,
         settings: TrainSettings,
@@ -213,6 +215,8 @@ class Onlooker(Results):
     """What every process but the first has in place of :class:`Results`: nothing is written or drawn, but at the same
     moments, so that an optimizer that averages puts its weights to and fro alike everywhere.
     """
+
+    writes = False
 
     def _open_log(self, after: int) -> RunLog:  # noqa: ARG002
         return NoLog()

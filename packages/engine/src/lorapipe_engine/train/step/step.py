@@ -91,9 +91,12 @@ class Stepper:
         if self.packs is not None:
             self.packs.finish()
 
+    def add_up(self, share: Tensor) -> Tensor:
+        """Add the gradients up over all processes; the loss of all, from this one's ``share``, a tensor."""
+        return self.processes.add_up_step((group.grad for group in self.network.groups.values()), share)
+
     def clip(self) -> Tensor:
-        """Add the gradients up over all processes and clip them; their norm before clipping, a tensor."""
-        self.processes.add_up(group.grad for group in self.network.groups.values())
+        """Clip the gradients; their norm before clipping, a tensor."""
         if self.network_dtype is not None:
             for group in self.network.groups.values():
                 group.grad.copy_(group.grad.to(self.network_dtype))
