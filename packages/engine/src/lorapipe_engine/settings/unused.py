@@ -24,6 +24,7 @@ def unused_notes(data: DataSettings, loss: LossSettings, run: RunSettings) -> li
         ("validate_every_n_epochs", run.validate_every_n_epochs, validates, "validation_split"),
         ("validate_every_n_steps", run.validate_every_n_steps, validates, "validation_split"),
         ("max_validation_steps", run.max_validation_steps, validates, "validation_split"),
+        ("preserve_apart", loss.preserve_apart, loss.preserve or data.dataset_config, "preserve"),
         ("adaptive_noise_scale", loss.adaptive_noise_scale, loss.noise_offset, "noise_offset"),
         (
             "noise_offset_random_strength",

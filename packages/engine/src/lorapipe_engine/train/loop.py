@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from lorapipe_engine.train.base.shelf import Shelf
 from lorapipe_engine.train.data.examples import Dataset, TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
+from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.make import make_network
 from lorapipe_engine.train.network.part_norms import PartNorms
@@ -47,12 +49,14 @@ from lorapipe_engine.train.results.state import (
 from lorapipe_engine.train.results.summary import summary
 from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.step.forward import seed_step
+from lorapipe_engine.train.step.preserving import Preserving, check_parts
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
 from lorapipe_engine.train.step.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
 
 Say = Callable[[str], None]
+HELD_TAG = "loss/preservation"
 
 
 def train(
@@ -67,6 +71,7 @@ def train(
     processes: Processes = ALONE,
     shelf: Shelf | None = None,
     on_end: Callable[[list[Path]], None] | None = None,
+    preserved: Preserved | None = None,
 ) -> list[Path]:
     """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
@@ -77,11 +82,22 @@ def train(
     """
     length, rates = plan.length, plan.updates.rates
     check_cached_text(settings.data, dataset, rates.trained)
+    if preserved is not None:
+        check_parts(preserved.asked, rates.trained)
     parts = [dataset, validation_part(dataset)]
-    data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf)
+    data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf, preserved)
     network = make_network(settings, family, rates.by_part, say)
     processes.as_main(group.parameter.detach() for group in network.groups.values())
     stepper = make_stepper(settings, plan, network, family, objective, processes)
+    if preserved is not None:
+        stepper.preserving = Preserving(
+            preserved.asked,
+            family,
+            network,
+            objective,
+            apart=settings.loss.preserve_apart,
+            train_text=stepper.train_text,
+        )
     speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
     if stepper.packs is not None and not are_compiled():
         say("note: the first step compiles kernels for this card, which takes half a minute or longer, once")
@@ -213,7 +229,7 @@ def run_steps(
                         run, data, stepper.trace, loss, state, epoch, group, replaces=results.replaces
                     )
                 state.step += 1
-                figures = norm_figures(stepper)
+                figures = {**norm_figures(stepper), **held_figures(stepper)}
                 try:
                     follow(state, loss, length.steps_per_epoch)
                 finally:
@@ -253,13 +269,17 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
     Raises ProblemFound for a loss that is not finite.
     """
     seed_step(seed, step)
-    share, norm = (value.item() for value in update(stepper, inputs))
+    shares, norm = update(stepper, inputs)
+    share, *held = shares.reshape(-1).tolist()
     loss = stepper.processes.whole_loss(share)
-    if not torch.isfinite(torch.tensor(loss)):
+    stepper.held_loss = None
+    if stepper.preserving is not None and stepper.preserving.is_at(step):
+        stepper.held_loss = stepper.processes.whole_loss(held[0] if held else 0.0)
+    if not math.isfinite(loss) or not math.isfinite(stepper.held_loss or 0.0):
         raise ProblemFound(
             f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32"
         )
-    return loss, norm
+    return loss, norm.item()
 
 
 # -------------------------------------------------------------------------------- the update
@@ -274,14 +294,20 @@ def update(stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Ten
 
 
 def accumulate(stepper: Stepper, batches: Sequence[MicroBatch]) -> Tensor:
-    """The gradients of a group of batches, from zero; their loss."""
+    """The gradients of a group of batches, from zero; their loss. With a term that holds the network to the base, (2,):
+    the loss without it, and the term's own."""
     stepper.begin()
     total = torch.zeros((), device=stepper.family.device)
+    held = None
     for batch in batches:
-        loss = stepper.loss_of(batch)
-        stepper.backward(loss)
-        total += loss.detach()
-    return total
+        if batch.held is None:
+            loss = stepper.loss_of(batch)
+            stepper.backward(loss)
+            total += loss.detach()
+        else:
+            own = stepper.hold(batch)
+            held = own if held is None else held + own
+    return total if held is None else held
 
 
 def clip_and_step(stepper: Stepper) -> Tensor:
@@ -299,10 +325,15 @@ def norm_figures(stepper: Stepper) -> dict[str, float]:
     return {} if stepper.norms is None else dict(zip(TAGS, stepper.norms.tolist(), strict=True))
 
 
+def held_figures(stepper: Stepper) -> dict[str, float]:
+    """How far the network was from the base in the last step, by TensorBoard tag; nothing where that was not asked."""
+    return {} if stepper.held_loss is None else {HELD_TAG: stepper.held_loss}
+
+
 def shown_norms(figures: Mapping[str, float]) -> dict[str, str]:
     """The two figures behind the progress bar that tell a burning network: how many modules are held back, and the
     mean norm."""
-    if not figures:
+    if TAGS[0] not in figures:
         return {}
     scaled, mean, _ = (figures[tag] for tag in TAGS)
     return {"keys scaled": f"{scaled:.0f}", "average key norm": f"{mean:.3f}"}

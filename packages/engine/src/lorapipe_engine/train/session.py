@@ -26,11 +26,13 @@ from lorapipe_engine.settings import (
     TrainSettings,
     with_base_defaults,
 )
+from lorapipe_engine.settings.preserve import read_preserve
 from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.data.examples import Dataset, scan
+from lorapipe_engine.train.data.preserved import preserved_in
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
@@ -98,6 +100,9 @@ def train_checked(
     began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
+    preserved, more = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
+    for note in more:
+        say(f"note: {note}")
     prompts = sample_prompts(settings)
     check_samplers(settings, prompts)
     for note in dataset_notes(settings.data, dataset):
@@ -147,6 +152,7 @@ def train_checked(
                 processes,
                 queued.shelf,
                 queued.on_end,
+                preserved,
             )
     finally:
         detach(family.parts.values())
@@ -158,6 +164,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
     """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
     check_caches(settings)
     notes = check_updates(settings)
+    read_preserve(settings.loss.preserve)
     # What the base predicts may show only when it is read; what fits no prediction is refused now.
     prediction = asked_prediction(settings.loss)
     objective = objective_class(prediction or EPSILON.name)

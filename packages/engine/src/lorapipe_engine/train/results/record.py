@@ -174,6 +174,7 @@ def _objective(loss: LossSettings) -> dict[str, Any]:
         "huber_c": loss.huber_c,
         "huber_scale": loss.huber_scale,
         "prior_loss_weight": loss.prior_loss_weight,
+        "preserve": list(loss.preserve) or None,
     }
 
 

@@ -28,6 +28,7 @@ from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.settings.preserve import read_preserve
 from lorapipe_engine.train.base.torchfile import decoded, encoded
 from lorapipe_engine.train.data.examples import Dataset
 
@@ -93,6 +94,9 @@ def purpose(settings: TrainSettings, dataset: Dataset, processes: int = 1) -> di
     }
     options |= {f"run.{name}": getattr(settings.run, name) for name in _RUN_NAMES}
     options["run.processes"] = processes
+    held = read_preserve(settings.loss.preserve)
+    if held is not None and held.file is not None:
+        options["loss.captions of preserve"] = sha256(held.file.read_bytes()).hexdigest()[:16]
     rows = [
         (row.path.name, row.caption, row.repeats, row.size, row.path.stat().st_size, row.dataset, row.subset)
         for row in dataset.pictures
