@@ -76,7 +76,7 @@ TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("shuffle_caption", "keep_tokens", "dataset_dirs", "reg_dataset_dirs", "tag_frequency"),
         ),
         "toml": ("datasets",),
-        "ours": ("preserve",),
+        "ours": ("preserve", "ema_decay", "ema_width"),
     }
 )
 # Left out where there is nothing to say; all other keys are then "None".

@@ -19,13 +19,14 @@ from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.fused.kernels import are_compiled
 from lorapipe_engine.pictures.batches import Batch, epoch_batches
 from lorapipe_engine.pictures.captions import When
-from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.settings import OptimizerSettings, RunSettings, TrainSettings
 from lorapipe_engine.train.base.shelf import Shelf
 from lorapipe_engine.train.data.examples import Dataset, TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network.average import NetworkAverage
 from lorapipe_engine.train.network.make import make_network
 from lorapipe_engine.train.network.part_norms import PartNorms
 from lorapipe_engine.train.network.weight_norms import TAGS, NormLimit
@@ -104,10 +105,23 @@ def train(
     for line in summary(settings, plan, dataset, network, processes.count):
         say(line)
     validation = Validation(kept if dataset.validation else None, stepper, settings.run, settings.run.seed)
-    state, keeper = begin_or_go_on(settings, dataset, stepper, length, say)
+    average = make_average(settings.optimizer, network)
+    state, keeper = begin_or_go_on(settings, dataset, stepper, length, say, average)
     kind = Results if processes.is_main else Onlooker
     with kind(
-        settings, dataset, network, family, objective, plan, prompts, stepper.optimizer, state, keeper.save
+        *(
+            settings,
+            dataset,
+            network,
+            family,
+            objective,
+            plan,
+            prompts,
+            stepper.optimizer,
+            state,
+            keeper.save,
+        ),
+        average,
     ) as results:
         results.log.text("configuration", configuration)
         with processes.leaving(), nothing_lost(results, keeper, state, length, say):
@@ -146,8 +160,20 @@ def make_stepper(
     )
 
 
+def make_average(optimizer: OptimizerSettings, network: Network) -> NetworkAverage | None:
+    """The average that is kept beside the network, if one is asked for."""
+    if optimizer.ema_decay is None and optimizer.ema_width is None:
+        return None
+    return NetworkAverage(network, decay=optimizer.ema_decay, width=optimizer.ema_width)
+
+
 def begin_or_go_on(
-    settings: TrainSettings, dataset: Dataset, stepper: Stepper, length: Length, say: Say
+    settings: TrainSettings,
+    dataset: Dataset,
+    stepper: Stepper,
+    length: Length,
+    say: Say,
+    average: NetworkAverage | None = None,
 ) -> tuple[State, StateKeeper]:
     """Where to start: at the beginning, or where a run with the same options and pictures was stopped.
 
@@ -158,6 +184,7 @@ def begin_or_go_on(
     is_main = stepper.processes.is_main
     given = settings.run.resume
     state = State(began=time.time())
+    kept = Kept(stepper.network, stepper.optimizer, stepper.scaler, average)
     if settings.run.overwrite and given is None:
         if is_main:
             path.unlink(missing_ok=True)  # a link itself, not what it leads to
@@ -166,7 +193,6 @@ def begin_or_go_on(
     own = path.exists() and (given is None or is_of(path, asked))
     if own or given is not None:
         source = path if own or given is None else given
-        kept = Kept(stepper.network, stepper.optimizer, stepper.scaler)
         state, changed = take_up(source, asked, kept, another_length=not own)
         if not own and state.step >= length.steps:
             raise ConfigError(
@@ -178,7 +204,7 @@ def begin_or_go_on(
 
     def save(target: Path) -> None:
         if is_main:
-            save_state(target, state, Kept(stepper.network, stepper.optimizer, stepper.scaler), asked)
+            save_state(target, state, kept, asked)
 
     return state, StateKeeper(path, settings.run.state_interval, save)
 
@@ -229,6 +255,8 @@ def run_steps(
                         run, data, stepper.trace, loss, state, epoch, group, replaces=results.replaces
                     )
                 state.step += 1
+                if results.average is not None:
+                    results.average.after_step(state.step)
                 figures = {**norm_figures(stepper), **held_figures(stepper)}
                 try:
                     follow(state, loss, length.steps_per_epoch)

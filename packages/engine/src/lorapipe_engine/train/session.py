@@ -22,6 +22,7 @@ from lorapipe_engine.pictures.buckets import FINEST_STEP
 from lorapipe_engine.settings import (
     LossSettings,
     ModelSettings,
+    OptimizerSettings,
     RunSettings,
     TrainSettings,
     with_base_defaults,
@@ -40,7 +41,7 @@ from lorapipe_engine.train.network.arguments import network_plan, read_network_a
 from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
-from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
+from lorapipe_engine.train.optimizers import check_group_rates, optimizer_kind, rate_notes
 from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainable
 from lorapipe_engine.train.processes import Processes, join_processes
 from lorapipe_engine.train.results.boards import check_boards
@@ -178,7 +179,7 @@ def check_cheaply(settings: TrainSettings) -> list[str]:
         thumbnail_url(settings.run.metadata_thumbnail)
     if settings.run.sample_prompts is not None and is_prompt_text(settings.run.sample_prompts):
         notes.append("sample_prompts is no file: its text is taken as the prompts")
-    return [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
+    return [*notes, *unused_notes(settings.data, settings.optimizer, settings.loss, settings.run)]
 
 
 def check_caches(settings: TrainSettings) -> None:
@@ -198,9 +199,21 @@ def check_caches(settings: TrainSettings) -> None:
         )
 
 
+def check_average(optimizer: OptimizerSettings) -> None:
+    """Raise ConfigError for two averages, or one of an optimizer that averages by itself."""
+    if optimizer.ema_decay is None and optimizer.ema_width is None:
+        return
+    if optimizer.ema_decay is not None and optimizer.ema_width is not None:
+        raise ConfigError("ema_decay and ema_width are two kinds of average; leave one of them out")
+    if optimizer_kind(optimizer.optimizer_type).averaged:
+        name = "ema_width" if optimizer.ema_decay is None else "ema_decay"
+        raise ConfigError(f"{name}: {optimizer.optimizer_type} averages by itself; leave one of both out")
+
+
 def check_updates(settings: TrainSettings) -> list[str]:
     """Check optimizer, rates and curve, for whichever family the base will be; returns what the user should know."""
     optimizer = settings.optimizer
+    check_average(optimizer)
     # As many encoders as there are rates: which base it is shows only when it is read.
     encoders = ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
     plan = plan_updates(optimizer, trainable(settings, (*encoders, "unet")), planned_steps(settings))

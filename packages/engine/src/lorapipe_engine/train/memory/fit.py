@@ -99,6 +99,7 @@ def load_of(settings: TrainSettings, dataset: Dataset, dtype: torch.dtype, *, sd
         latents=sum(w * h for w, h in sizes) * LATENT_BYTES,
         count=count,
         joined=is_joined(settings),
+        averaged=settings.optimizer.ema_decay is not None or settings.optimizer.ema_width is not None,
     )
 
 

@@ -34,7 +34,8 @@ class Load:
     ``tokens``: of a caption with its marks, where the text encoders are trained, else 0. ``text_there``: whether the
     encoders lie on the card. ``latents``: bytes of cached latents there. ``count``: trained values of the network for
     a weight of a shape; None: LoRA's at ``rank``. ``joined``: rows that hold the network to the base go beside those of
-    the batch, as many (see :mod:`lorapipe_engine.train.step.preserving`).
+    the batch, as many (see :mod:`lorapipe_engine.train.step.preserving`). ``averaged``: an average of the network is
+    kept.
     """
 
     width: int
@@ -49,6 +50,7 @@ class Load:
     latents: float = 0.0
     count: Callable[[tuple[int, ...]], int] | None = None
     joined: bool = False
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def predict(unet: Mapping[str, Any], shapes: Mapping[str, Shapes], load: Load) -
     trained = [shapes["unet"], *(texts.values() if load.tokens else ())]
     network = sum(_trained(row, load) for row in trained)
     # The parameter and its gradient in float32, the optimizer's state, and the copy that the products read.
-    per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + load.weight_bytes
+    per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + load.weight_bytes + 4 * load.averaged
     blocks = list(_unet_blocks(unet, load))
     if load.tokens:
         blocks += [row for found in texts.values() for row in _text_layers(found, load)]

@@ -31,10 +31,11 @@ from lorapipe_engine.settings import RunSettings, TrainSettings
 from lorapipe_engine.settings.preserve import read_preserve
 from lorapipe_engine.train.base.torchfile import decoded, encoded
 from lorapipe_engine.train.data.examples import Dataset
+from lorapipe_engine.train.network.average import NetworkAverage
 
 STATE_KEY = "lorapipe.state"
 SUFFIX = ".state"
-_NETWORK, _OPTIMIZER = "network.", "optimizer."
+_NETWORK, _OPTIMIZER, _AVERAGE = "network.", "optimizer.", "average."
 # Options that may differ: they say where results go and how fast they come, not what they are.
 _FREE: Mapping[str, frozenset[str]] = {
     "model": frozenset({"device", "step_capture", "vram", "ignore_memory"}),
@@ -62,6 +63,7 @@ class Kept:
     network: Network
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: NetworkAverage | None = None
 
 
 @dataclass
@@ -159,6 +161,8 @@ def save_state(path: Path, state: State, kept: Kept, asked: Mapping[str, Any]) -
     tensors: dict[str, Encoded] = {}
     for name, tensor in kept.network.state().items():
         tensors[_NETWORK + name] = encoded(tensor)
+    if kept.average is not None:
+        tensors |= {_AVERAGE + part: encoded(values) for part, values in kept.average.state().items()}
     described = {
         "version": __version__,
         "state": asdict(state),
@@ -210,6 +214,11 @@ def take_up(
         try:
             state = _state(described["state"])
             kept.network.load_state({name: decoded(file, _NETWORK + name) for name in own})
+            if kept.average is not None:
+                averages = [name for name in file.tensors if name.startswith(_AVERAGE)]
+                kept.average.load_state(
+                    {name.removeprefix(_AVERAGE): decoded(file, name) for name in averages}
+                )
             kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
             if described["scaler"]:
                 kept.scaler.load_state_dict(described["scaler"])
