@@ -66,6 +66,11 @@ class RunSettings:
     )
     validate_every_n_steps: int | None = option(None, "Measure it after every N steps.", min=1)
     max_validation_steps: int | None = option(None, "Measure it on so many batches. [default: all]", min=1)
+    early_stop: int | None = option(
+        None,
+        "End when the validation loss was no lower for N measurements; the best network is OUTPUT_NAME-best.",
+        min=1,
+    )
     logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
     log_prefix: str = option("", "Put before the log folder's name.")
     log_with: str = option(

@@ -128,6 +128,8 @@ def train(
             with processes.interrupted_together():
                 run_steps(settings, plan, data, stepper, state, results, keeper, validation)
             results.save_final(state.step, state.epoch)
+            if told := validation.told(state, results):
+                say(told)
         if processes.is_main:
             if on_end is not None:
                 on_end(results.files)
@@ -232,13 +234,15 @@ def run_steps(
         bar.update(state.step)
         # A run that max_train_steps ended inside an epoch has counted that one as finished.
         for epoch in range(min(state.epoch, state.step // length.steps_per_epoch), length.epochs):
+            if validation.is_over(state):
+                break
             state.epoch = epoch
             groups = groups_of(
                 batches_of(data.dataset, run.seed, epoch, processes.count),
                 settings.optimizer.gradient_accumulation_steps,
             )
             for group in islice(groups, state.step - epoch * length.steps_per_epoch, None):
-                if state.step == length.steps:
+                if state.step == length.steps or validation.is_over(state):
                     break
                 write_rates(stepper.optimizer, rates_at(state.step))
                 when = When(epoch, state.step, length.steps)
@@ -268,7 +272,8 @@ def run_steps(
                 keeper.after_step(is_calm(state))
                 processes.stop_if_asked()
             state.epoch = epoch + 1
-            results.after_epoch(state.step, state.epoch, state.loss, last=state.step == length.steps)
+            last = state.step == length.steps or validation.is_over(state)
+            results.after_epoch(state.step, state.epoch, state.loss, last=last)
             validation.after_epoch(state, results)
 
 

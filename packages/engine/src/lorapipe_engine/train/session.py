@@ -44,6 +44,7 @@ from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, optimizer_kind, rate_notes
 from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainable
 from lorapipe_engine.train.processes import Processes, join_processes
+from lorapipe_engine.train.results.best import check_early_stop
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.claim import claimed
 from lorapipe_engine.train.results.ended import forget_record
@@ -101,6 +102,7 @@ def train_checked(
     began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
+    check_early_stop(settings.run.early_stop, dataset)
     preserved, more = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
     for note in more:
         say(f"note: {note}")

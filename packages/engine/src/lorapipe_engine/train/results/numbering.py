@@ -22,6 +22,11 @@ def final_file(folder: Path, name: str, suffix: str = SUFFIX) -> Path:
     return folder / f"{name}{suffix}"
 
 
+def best_file(folder: Path, name: str, suffix: str = SUFFIX) -> Path:
+    """The network of the lowest validation loss: ``name-best.safetensors``."""
+    return folder / f"{name}-best{suffix}"
+
+
 def average_of(path: Path) -> Path:
     """The average beside a result: ``name-000001-ema.safetensors``."""
     return path.with_stem(f"{path.stem}-ema")

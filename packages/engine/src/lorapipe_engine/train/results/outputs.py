@@ -101,7 +101,7 @@ def _is_result(path: Path, name: str) -> bool:
     if not path.name.startswith(name):
         return False
     rest = path.stem.removeprefix(name).removesuffix("-ema")
-    return rest == "" or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
+    return rest in ("", "-best") or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
 
 
 # -------------------------------------------------------------------------------- curves

@@ -24,6 +24,7 @@ from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.results.log import NoLog, RunLog
 from lorapipe_engine.train.results.numbering import (
     average_of,
+    best_file,
     end_state,
     epoch_file,
     final_file,
@@ -141,6 +142,15 @@ class Results:
         if self.run.save_state or self.run.save_state_on_train_end:
             self._save_state(end_state(self.run.output_dir, self.run.output_name))
 
+    @property
+    def best_file(self) -> Path:
+        """Where the network of the lowest validation loss is kept."""
+        return best_file(self.run.output_dir, self.run.output_name, self._suffix)
+
+    def save_best(self, step: int, epoch: int) -> None:
+        """The best network so far, in the place of the one before it."""
+        self._save(self.best_file, step, epoch)
+
     def save_interrupted(self, step: int, epoch: int) -> None:
         """What an interrupted run has learned so far, unless that was nothing."""
         path = self._of_step(step)
@@ -167,7 +177,7 @@ class Results:
             for key, tensor in self.network.file_tensors().items()
         }
         metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch, is_average=is_average)
-        write_network(path, tensors, metadata, force=self.replaces)
+        write_network(path, tensors, metadata, force=self.replaces or path in self.files)
         if path not in self.files:
             self.files.append(path)
 

@@ -69,7 +69,8 @@ class Kept:
 @dataclass
 class State:
     """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds);
-    the losses of the first steps and of late."""
+    the losses of the first steps and of late. Where the run is to stop early: the lowest validation loss with its step
+    and epoch, the step that was measured last, and how many measurements were no lower since."""
 
     step: int = 0
     epoch: int = 0
@@ -77,6 +78,9 @@ class State:
     began: float = 0.0
     first: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+    measured: int = -1
+    worse: int = 0
 
 
 def state_file(run: RunSettings) -> Path:
@@ -232,7 +236,9 @@ def take_up(
 def _state(row: Any) -> State:
     """Where a run was. Raises TypeError, ValueError for what no run has written."""
     state = State(**row)
-    numbers = [state.loss, state.began, *state.first, *state.recent]
+    numbers = [state.loss, state.began, *state.first, *state.recent, *state.best, state.measured, state.worse]
+    if len(state.best) not in (0, 3):
+        raise ValueError("no best network")
     if type(state.step) is not int or type(state.epoch) is not int or not 0 <= state.epoch <= state.step:
         raise ValueError("no step and epoch")
     if not all(isinstance(number, int | float) for number in numbers):
