@@ -17,6 +17,9 @@ from lorapipe_engine.pictures.triggers import has_word, without_words
         ("a photo of mina in a park", "a girl", "a photo of a girl in a park"),
         ("a photo of mina in a park", "", "a photo of in a park"),
         ("minas, luis mina-hat, mina_2", "girl", "minas, luis girl-hat, mina_2"),
+        ("(mina:1.2), solo, (long hair:1.1)", "", "solo, (long hair:1.1)"),
+        ("[mina], solo, :)", "1girl", "[1girl], solo, :)"),
+        ("mina, :), 1.5", "", ":), 1.5"),
         ("mina", "", ""),
         ("", "1girl", ""),
         ("solo,  smile", "1girl", "solo,  smile"),  # nothing to take out: as it is

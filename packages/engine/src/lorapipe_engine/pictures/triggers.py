@@ -12,6 +12,8 @@ from functools import cache
 
 from lorapipe_engine.pictures.captions import split_tags
 
+_EMPTY = re.compile(r"[\W_]*(:\s*[\d.]+)?[\W_]*")  # what is left of a weighted tag that was the word alone
+
 
 def has_word(text: str, word: str) -> bool:
     """Whether a word (or several with blanks between) stands in a text."""
@@ -36,7 +38,8 @@ def _without(text: str, word: str, instead: str, separator: str) -> str:
         if tag.casefold() == word.casefold():
             kept += [new for new in split_tags(instead, separator or ",") if new not in {*others, *kept}]
         else:
-            kept.append(" ".join(_pattern(word).sub(lambda _: instead, tag).split()))
+            less = " ".join(_pattern(word).sub(lambda _: instead, tag).split())
+            kept += [less] if less == tag or not _EMPTY.fullmatch(less) else []
     return (f"{mark} " if mark else separator).join(tag for tag in kept if tag)
 
 
