@@ -96,11 +96,11 @@ def averaged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def change(path: Path) -> dict[str, Tensor]:
     """The dense changes of a file, by module."""
     tensors = load_file(path)
-    found = {}
+    changes = {}
     for name in {key.partition(".")[0] for key in tensors}:
         up, down = (tensors[f"{name}.lora_{side}.weight"].flatten(1).double() for side in ("up", "down"))
-        found[name] = up @ down * float(tensors[f"{name}.alpha"]) / len(down)
-    return found
+        changes[name] = up @ down * float(tensors[f"{name}.alpha"]) / len(down)
+    return changes
 
 
 def test_it_is_what_the_merge_makes_of_all_saves(averaged: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_captured_steps_in_bf16_follow_plain_ones(accumulation: int) -> None:
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_captured_steps_that_hold_to_the_base_follow_plain_ones(accumulation: int, apart: bool) -> None:
     """At one step in two: a shape has a graph with the term and one without."""
-    found = []
+    both = []
     for capture in (False, True):
         stepper = make_stepper(dtype=torch.float32, capture=capture)
         stepper.preserving = Preserving(
@@ -152,13 +152,13 @@ def test_captured_steps_that_hold_to_the_base_follow_plain_ones(accumulation: in
             seed_step(5, step)
             write_rates(stepper.optimizer, [1e-3] * len(stepper.optimizer.param_groups))
             rows += update(stepper, batches)[0].reshape(-1).tolist()
-        found.append(rows)
+        both.append(rows)
         if capture:
             assert stepper.graphs is not None
             assert len(stepper.graphs.shapes) == 2
-    assert len(found[0]) == 30
-    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-9)
-    assert found[0][-2] > 0
+    assert len(both[0]) == 30
+    assert both[1] == pytest.approx(both[0], rel=1e-3, abs=1e-9)
+    assert both[0][-2] > 0
 
 
 @pytest.mark.parametrize("optimizer", ["Lion", "SGD", "Prodigy", "DAdaptAdam", "AdamW8bit"])

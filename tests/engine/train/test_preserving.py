@@ -110,7 +110,7 @@ def by_hand(
     tokens = held.tokens or batch.tokens
     with torch.no_grad():
         answer = predict(frozen, noised, frozen.text.encode(tokens), batch.geometry)
-    groups, found = stepper.network.groups, []
+    groups, gradients = stepper.network.groups, []
     for words, target, mask, weights in (
         (batch.tokens, noised.target, batch.mask, batch.weights),
         (tokens, answer, 1.0, held.weights * weight),
@@ -120,8 +120,8 @@ def by_hand(
         own = predict(family, noised, family.text.encode(words), batch.geometry)
         rows = ((own - target.double()) ** 2 * mask).mean(dim=(1, 2, 3))
         (rows * noised.weights * weights).mean().backward()
-        found.append({part: group.grad.clone() for part, group in groups.items()})
-    return found[0], found[1]
+        gradients.append({part: group.grad.clone() for part, group in groups.items()})
+    return gradients[0], gradients[1]
 
 
 CASES = [

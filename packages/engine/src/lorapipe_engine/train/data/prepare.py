@@ -42,7 +42,7 @@ def prepare_data(
     hold to the base.
     """
     held = [preserved, *[None] * len(parts)]
-    found = [
+    sets = [
         load_data(settings, part, family, say, processes, shelf or Shelf(), own)
         for part, own in zip(parts, held, strict=False)
     ]
@@ -61,12 +61,12 @@ def prepare_data(
             inside=_folder(settings.data),
             processes=processes,
         )
-        for data in found:
+        for data in sets:
             data.use_text(cache, settings.data.text_cache_variants, epochs)
         say_damaged(cache.damaged, say)
         family.text.move_to_cpu()
     family.move_denoiser_to_device()
-    return found
+    return sets
 
 
 def load_data(

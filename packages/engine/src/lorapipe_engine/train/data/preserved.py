@@ -82,13 +82,15 @@ def preserved_in(words: tuple[str, ...], dataset: Dataset, seed: int) -> tuple[P
 def _captions_of(asked: Preserve) -> tuple[str, ...]:
     assert asked.file is not None
     text = read_text(asked.file, what="preserve")
-    found = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not 0 < len(found) <= MOST:
+    captions = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not 0 < len(captions) <= MOST:
         count = (
-            f"has {len(found):,} captions, {MOST:,} are the most" if found else "has no captions, a line each"
+            f"has {len(captions):,} captions, {MOST:,} are the most"
+            if captions
+            else "has no captions, a line each"
         )
         raise ConfigError(f"preserve: {asked.file} {count}")
-    return found
+    return captions
 
 
 def _trigger_notes(asked: Preserve, dataset: Dataset) -> list[str]:
@@ -96,14 +98,14 @@ def _trigger_notes(asked: Preserve, dataset: Dataset) -> list[str]:
     notes = []
     for trigger, _ in asked.swaps:
         own = [row for row in dataset.pictures if not dataset.subset_of(row).is_reg]
-        found = sum(has_word(_whole(row.caption, dataset.subset_of(row).captions), trigger) for row in own)
-        if not found:
+        having = sum(has_word(_whole(row.caption, dataset.subset_of(row).captions), trigger) for row in own)
+        if not having:
             raise ConfigError(
                 f"preserve: no caption has the trigger {trigger!a}; name the word that the captions have"
             )
-        if found < len(own) and len(asked.swaps) == 1:
+        if having < len(own) and len(asked.swaps) == 1:
             notes.append(
-                f"preserve: {len(own) - found} of {len(own)} captions lack the trigger {trigger!a}: they are trained, "
+                f"preserve: {len(own) - having} of {len(own)} captions lack the trigger {trigger!a}: they are trained, "
                 "and held to the base, alike"
             )
     return notes
