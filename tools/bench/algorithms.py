@@ -268,7 +268,8 @@ def demo(options: argparse.Namespace) -> int:
         sys.executable,
         str(VARIANTS),
         str(options.demo),
-        "--algorithms",
+        "--group",
+        "algorithms",
         "--minutes",
         str(options.minutes),
     ]

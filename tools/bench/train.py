@@ -32,8 +32,9 @@ from torch import nn
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import FORMS, quantize
 from lorapipe_engine.settings import LossSettings, ModelSettings, OptimizerSettings, RunSettings
+from lorapipe_engine.settings.preserve import Preserve
 from lorapipe_engine.train.base.load import BaseModel
-from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.data.microbatch import Held, MicroBatch
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning, Tokens
@@ -41,6 +42,7 @@ from lorapipe_engine.train.loop import accumulate, clip_and_step, update
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
 from lorapipe_engine.train.processes import ALONE, Processes, join_processes
 from lorapipe_engine.train.step.forward import seed_step
+from lorapipe_engine.train.step.preserving import Preserving
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
 
@@ -255,6 +257,20 @@ def made_text(work: Workload, family: Family) -> Conditioning | None:
     return Conditioning(hidden, pooled)
 
 
+def hold(work: Workload, family: Family, stepper: Stepper, batch: MicroBatch, way: str) -> MicroBatch:
+    """The batch with captions that are held to the base, and a stepper that does so: "joined" or "apart"."""
+    stepper.preserving = Preserving(
+        Preserve(captions=("",)),
+        family,
+        stepper.network,
+        stepper.objective,
+        apart=way == "apart",
+        train_text=work.text,
+    )
+    tokens = Tokens(tuple(torch.roll(ids, 1, dims=0) for ids in batch.tokens.ids))
+    return replace(batch, held=Held(batch.weights.clone(), tokens, made_text(work, family)))
+
+
 def measure(
     work: Workload,
     *,
@@ -265,8 +281,10 @@ def measure(
     profiled: int = 0,
     form: str | None = None,
     processes: Processes = ALONE,
+    preserve: str | None = None,
 ) -> tuple[Row, list[float]]:
-    """Time a workload; the losses of its steps too. ``form``: how the frozen weights are kept."""
+    """Time a workload; the losses of its steps too. ``form``: how the frozen weights are kept; ``preserve``: see
+    :func:`hold`."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     cuda = device.type == "cuda"
     torch.manual_seed(1)
@@ -282,6 +300,8 @@ def measure(
     if fused:
         speed_up(stepper, capture=capture, say=lambda text: print(text, file=sys.stderr))
     batch = make_batch(work, family, processes.count)
+    if preserve is not None:
+        batch = hold(work, family, stepper, batch, preserve)
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
@@ -327,7 +347,7 @@ def time_steps(stepper: Stepper, batch: MicroBatch, steps: int) -> tuple[list[fl
         start = time.perf_counter()
         seed_step(1, step)
         loss, _ = update(stepper, [batch])
-        losses.append(float(loss))
+        losses.append(float(loss.sum()))
         wait(stepper.family.device)
         if step == STEPS_BEFORE - 1:
             startup = time.perf_counter() - began
@@ -405,6 +425,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--profile", type=int, default=0, metavar="N", help="print the N longest kernels of a step"
     )
     parser.add_argument("--quantize", choices=sorted(FORMS), help="keep the frozen weights so")
+    parser.add_argument("--preserve", choices=("joined", "apart"), help="hold the network to the base too")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peer", type=Path, help="a checkout of sd-scripts to time beside it")
@@ -433,6 +454,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 profiled=options.profile if capture else 0,
                 form=options.quantize,
                 processes=processes,
+                preserve=options.preserve,
             )
             kept.append(losses)
             if processes.is_main:

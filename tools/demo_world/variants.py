@@ -2,8 +2,9 @@
 
     python tools/demo_world/variants.py OUT                            # everything that this machine can do
     python tools/demo_world/variants.py OUT --only AdamW Lion --jobs 1
-    python tools/demo_world/variants.py OUT --algorithms               # each network algorithm
+    python tools/demo_world/variants.py OUT --group algorithms        # each network algorithm
     python tools/demo_world/variants.py OUT --make_v 200 --seeds 3 --minutes 9.5       # on a GPU, within ten minutes
+    python tools/demo_world/variants.py OUT --group preserving --seeds 3               # how the base is kept
 
 Every variant is the demo's own recipe but for the options that the table names, trained with `lora-train` and looked at
 by the demo's judge. OUT/variants.json and OUT/variants.md hold what came of it; a run that failed is in them with its
@@ -36,13 +37,17 @@ FIGURES = ("with the trigger", "without the trigger", "other people")
 @dataclass(frozen=True)
 class Variant:
     """What differs from the recipe; ``""`` takes an option of the recipe away, None gives a flag. ``needs``: a package,
-    or "cuda" or "v_base". ``trigger``: the word that calls her, by default the demo's.
+    or "cuda" or "v_base". ``trigger``: the word that calls her, by default the demo's. ``group``: variants that are run
+    together. ``people``: whether the folders of other people are in the dataset. ``average``: look at the average.
     """
 
     name: str
     options: Mapping[str, str | None] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     trigger: str = ""
+    group: str = "training"
+    people: bool = True
+    average: bool = False
 
 
 def _rate(optimizer: str, unet: str = "", text: str = "") -> dict[str, str | None]:
@@ -92,8 +97,29 @@ VARIANTS = (
     ),
     Variant("bf16, saved as float32", {"mixed_precision": "bf16", "save_precision": "float"}, ("cuda",)),
 )
-# Told by --algorithms, in the place of the others.
-OF_ALGORITHMS = tuple(Variant(name, options) for name, options in ALGORITHMS.items())
+
+
+def _alone(name: str, options: Mapping[str, str | None], *, average: bool = False) -> Variant:
+    """Her pictures alone: how the base is kept without those of others."""
+    return Variant(name, options, group="preserving", people=False, average=average)
+
+
+EMA: dict[str, str | None] = {"ema_decay": "0.98"}
+LESS: dict[str, str | None] = {"preserve": "trigger=mirelune"}
+QUARTER: dict[str, str | None] = {"preserve": "trigger=mirelune every=4"}
+VARIANTS += (
+    Variant("people", group="preserving"),
+    Variant("people, EMA", EMA, group="preserving", average=True),
+    _alone("alone", {}),
+    _alone("held, every step", LESS),
+    _alone("held, one step in two", {"preserve": "trigger=mirelune every=2"}),
+    _alone("held, one step in four", QUARTER),
+    _alone("held, one step in four, weight 4", {"preserve": "trigger=mirelune every=4 weight=4"}),
+    _alone("held, one step in four, EMA", {**QUARTER, **EMA}, average=True),
+    _alone("held, one step in four, 7 epochs", {**QUARTER, "max_train_epochs": "7"}),
+    _alone("held as the empty caption", {"preserve": "caption="}),
+)
+VARIANTS += tuple(Variant(name, options, group="algorithms") for name, options in ALGORITHMS.items())
 # Every other variant is trained in float32 on a card too, so that it differs in one thing.
 PLAIN = {"mixed_precision": "no"}
 
@@ -111,8 +137,11 @@ def main() -> None:
 
         options.dataset = build_dataset(out)
     making = start_v(options) if options.make_v else None
-    listed = OF_ALGORITHMS if options.algorithms else VARIANTS
-    chosen = [variant for variant in listed if not options.only or variant.name in options.only]
+    chosen = [
+        variant
+        for variant in VARIANTS
+        if (variant.name in options.only if options.only else variant.group == options.group)
+    ]
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
     jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
     rows = run_all(jobs, options, began + options.minutes * 60, making)
@@ -133,7 +162,7 @@ def read_options() -> argparse.Namespace:
         "--only", nargs="*", default=[], help="names of variants; all are: " + "; ".join(NAMES)
     )
     parser.add_argument(
-        "--algorithms", action="store_true", help="the network algorithms: " + "; ".join(ALGORITHMS)
+        "--group", default="training", choices=sorted({variant.group for variant in VARIANTS}), help="which"
     )
     parser.add_argument("--seeds", type=lambda n: range(42, 42 + int(n)), default=range(42, 43), metavar="N")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
@@ -347,12 +376,13 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def one(options: argparse.Namespace) -> None:
     """Train and look at one variant in this process; its result goes to its folder."""
     name, seed = options.one[0], int(options.one[1])
-    variant = next(row for row in (*VARIANTS, *OF_ALGORITHMS) if row.name == name)
+    variant = next(row for row in VARIANTS if row.name == name)
     folder = folder_of(options.out, (name, seed))
     base = options.v_base if "v_base" in variant.needs else "demo"
     began = time.monotonic()
     networks = train(variant, seed, base, folder, options)
     seconds = time.monotonic() - began
+    shown = networks[-1].with_stem("net-ema") if variant.average else networks[-1]
     steps = [json.loads(line) for line in (folder / "net.metrics.jsonl").read_text().splitlines()]
     losses = [row["loss/current"] for row in steps]
     size = -(-len(losses) // len(networks))
@@ -365,7 +395,7 @@ def one(options: argparse.Namespace) -> None:
         "losses": losses,
         "epochs": [mean(losses[start : start + size]) for start in range(0, len(losses), size)],
         "rates": {key: value for key, value in steps[-1].items() if key.startswith("lr/")},
-        "figures": look(networks[-1], base, options.device, variant.trigger),
+        "figures": look(shown, base, options.device, variant.trigger),
     }
     (folder / "result.json").write_text(json.dumps(result) + "\n")
 
@@ -376,11 +406,11 @@ def train(
     """The networks of a run of `lora-train`, first epoch first."""
     from lorapipe_demo import recipe
 
-    dataset = (
-        with_word(options.dataset, folder / "dataset", variant.trigger)
-        if variant.trigger
-        else options.dataset
-    )
+    dataset: Path = options.dataset
+    if variant.trigger:
+        dataset = with_word(dataset, folder / "dataset", variant.trigger)
+    if not variant.people:
+        dataset = alone(dataset, folder / "dataset")
     chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, "seed": str(seed), **variant.options}
     words = [
         "--base",
@@ -406,7 +436,8 @@ def train(
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(done.returncode)
-    return [*sorted(folder.glob("net-*.safetensors")), folder / "net.safetensors"]
+    saved = [path for path in sorted(folder.glob("net-*.safetensors")) if "-ema" not in path.stem]
+    return [*saved, folder / "net.safetensors"]
 
 
 def with_word(dataset: Path, copy: Path, word: str) -> Path:
@@ -417,6 +448,17 @@ def with_word(dataset: Path, copy: Path, word: str) -> Path:
     shutil.copytree(dataset, copy)
     for path in copy.rglob("*.txt"):
         path.write_text(path.read_text().replace(TRIGGER, word))
+    return copy
+
+
+def alone(dataset: Path, copy: Path) -> Path:
+    """A copy of the dataset that has her pictures alone."""
+    from lorapipe_demo.scene import TRIGGER
+
+    shutil.rmtree(copy, ignore_errors=True)
+    for folder in dataset.iterdir():
+        if folder.name.partition("_")[2] == TRIGGER:
+            shutil.copytree(folder, copy / folder.name)
     return copy
 
 

@@ -23,7 +23,7 @@ from lorapipe_engine.networks import algorithms  # noqa: E402
 from lorapipe_engine.networks.algorithms import Algorithm  # noqa: E402
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
-from lorapipe_engine.nn.fused import kernels  # noqa: E402
+from lorapipe_engine.nn.fused import kernels, ops  # noqa: E402
 from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
 from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
 from lorapipe_engine.nn.lora import Lora  # noqa: E402
@@ -346,6 +346,57 @@ def test_drawing_uses_the_blocks_own_way() -> None:
         fuse(unet)
         after = unet(*arguments, return_dict=False)[0]
     assert torch.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.usefixtures("subclass")
+@pytest.mark.parametrize("linear", [True, False])
+def test_with_the_network_off_fused_blocks_give_the_base(
+    linear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed layers, others beside them, and blocks that are computed again in a pass with gradients."""
+    unet = make_unet(linear, False)
+    torch.manual_seed(2)
+    arguments = torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 7, 24)
+    with torch.no_grad():
+        base = unet(*arguments, return_dict=False)[0]
+        network = make_network(unet, squashed=lambda name: name.endswith("to_k"))
+        with_it = unet(*arguments, return_dict=False)[0]
+        unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        unet.train()
+        packs = fuse(unet)
+        packs.refresh()
+        used, own = [], ops.group_norm
+        monkeypatch.setattr(ops, "group_norm", lambda *a, **more: used.append(a) or own(*a, **more))
+        with network.off():
+            assert apart(unet(*arguments, return_dict=False)[0], base) < 1e-5
+        assert len(used) > 5
+        used.clear()
+        assert apart(unet(*arguments, return_dict=False)[0], with_it) < 1e-5
+        assert not used
+    assert apart(base, with_it) > 1e-3
+
+
+def test_with_the_network_off_a_fused_text_encoder_is_the_base() -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=100, hidden_act="quick_gelu", **sizes)).eval()
+    encoder.requires_grad_(False)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        base = encoder(input_ids=ids).last_hidden_state
+        targets = [
+            Target("te1", path, module)
+            for path, module in find_targets(encoder, ("CLIPAttention", "CLIPMLP"))
+        ]
+        network = attach([encoder], targets, NetworkPlan(rank=4, alpha=4))
+        for adapter in network.adapters.values():
+            nn.init.normal_(adapter.lora_up, std=0.05)  # type: ignore[arg-type]
+        fuse(nn.Module(), [encoder]).refresh()
+        with network.off():
+            assert apart(encoder(input_ids=ids).last_hidden_state, base) < 1e-5
+        assert apart(encoder(input_ids=ids).last_hidden_state, base) > 1e-3
 
 
 def text_states(

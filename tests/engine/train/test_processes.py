@@ -88,7 +88,9 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_two_processes_make_what_one_makes_with_twice_the_batch(data: Path, tmp_path: Path) -> None:
+    """Also where every second step holds the network to the base."""
     more = "--max_train_epochs 3 --unet_lr 1e-3 --text_encoder_lr 5e-4 --gradient_accumulation_steps 2"
+    more += f" --preserve trigger={TRIGGER} class=boy every=2 weight=3"
     alone = run(ALONE, data, tmp_path / "one", "--train_batch_size", "4", *more.split())
     assert alone[0] == 0, alone[2]
     code, said, told = run(TORCHRUN, data, tmp_path / "two", "--train_batch_size", "2", *more.split())
@@ -100,8 +102,14 @@ def test_two_processes_make_what_one_makes_with_twice_the_batch(data: Path, tmp_
     assert "batch 2 x 2 processes x 2: 1 steps x 3 epochs" in told
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert len(list((tmp_path / "two" / "logs").rglob("*tfevents*"))) == 1
-    rows = (tmp_path / "two" / "net.metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 3
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "net.metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row["step"] for row in two if "loss/preservation" in row] == [1, 3]
+    assert two[2]["loss/preservation"] == pytest.approx(one[2]["loss/preservation"], rel=1e-3)
+    assert two[2]["loss/preservation"] > 0
+    assert len(two) == 3
 
 
 def net_files(epochs: int) -> list[str]:

@@ -21,6 +21,8 @@ def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
     if subset.is_reg:
         used = sum(picture.repeats for picture in dataset.pictures if dataset.subset_of(picture) is subset)
         parts = [f"{row.pictures} regularisation pictures, {used} an epoch"]
+    if subset.is_preserved:
+        parts.append("held to the base's answers")
     if row.without_caption:
         instead = f"'{subset.class_tokens}' is used" if subset.class_tokens else "an empty one is used"
         parts.append(f"{row.without_caption} without a caption ({instead})")

@@ -113,6 +113,7 @@ def _subset(row: Folder) -> dict[str, Any]:
         "image_dir": subset.folder.name,
         "class_tokens": subset.class_tokens,
         "is_reg": subset.is_reg,
+        **({"is_preserved": True} if subset.is_preserved else {}),
     }
 
 

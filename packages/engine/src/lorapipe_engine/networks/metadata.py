@@ -29,7 +29,8 @@ from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V, find_pre
 MODELSPEC_VERSION = "1.0.1"
 STABILITY = "https://github.com/Stability-AI/generative-models"
 
-# Names without "ss_", in the groups and the order in which sd-scripts writes them.
+# Names without "ss_", in the groups and the order in which sd-scripts writes them; behind them "ours", of options that
+# it does not have.
 TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "run": (
@@ -75,11 +76,15 @@ TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("shuffle_caption", "keep_tokens", "dataset_dirs", "reg_dataset_dirs", "tag_frequency"),
         ),
         "toml": ("datasets",),
+        "ours": ("preserve", "ema_decay", "ema_width"),
     }
 )
 # Left out where there is nothing to say; all other keys are then "None".
 OPTIONAL_KEYS = frozenset(
-    {"sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash", *TRAINING_KEYS["toml"]}
+    {
+        *("sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash"),
+        *(*TRAINING_KEYS["toml"], *TRAINING_KEYS["ours"]),
+    }
 )
 # What programs need to apply a network; ``--no_metadata`` keeps these.
 MINIMUM_KEYS = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")

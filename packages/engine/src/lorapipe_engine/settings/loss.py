@@ -38,5 +38,13 @@ class LossSettings:
     huber_c: float = option(0.1, "Huber threshold.", min=0)
     huber_scale: float = option(1.0, "Factor of the Huber threshold.", min=0)
     prior_loss_weight: float = option(1.0, "Weight of the loss of regularisation pictures.", min=0)
+    preserve: tuple[str, ...] = option(
+        (),
+        "Hold the network to the base for other captions: trigger=WORD class=TEXT (the step's own, less the trigger), "
+        "caption=TEXT (or nothing: the empty one) or file=FILE, with weight=1 every=1 unet=1 te=1.",
+    )
+    preserve_apart: bool = option(
+        False, "Compute that after the step's own loss, not with it: half the activations, a little slower."
+    )
     min_timestep: int = option(0, "First timestep.", min=0, max=999)
     max_timestep: int = option(1000, "Timesteps end before this one.", min=1, max=1000)

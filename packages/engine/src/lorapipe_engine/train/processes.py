@@ -74,8 +74,8 @@ class Processes:
             self._finish([torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors])
 
     def add_up_step(self, gradients: Iterable[Tensor], share: Tensor) -> Tensor:
-        """Replace the gradients by their sums over all processes; the loss of the whole batch, a float64 scalar, from
-        this process's ``share``. Whether any was interrupted is told with it.
+        """Replace the gradients by their sums over all processes; the losses of the whole batch, in float64, from
+        this process's ``share``, of one shape in all. Whether any was interrupted is told with it.
 
         Raises ProcessLost where one has ended. Nothing that follows is begun before all is there, so that then network
         and optimizer are what they were.
@@ -85,12 +85,12 @@ class Processes:
         works = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
         asked = [float(number in self._asked) for number in _ENDINGS]
         row = torch.cat(
-            [share.double().reshape(1), torch.tensor(asked, dtype=torch.float64, device=share.device)]
+            [share.double().reshape(-1), torch.tensor(asked, dtype=torch.float64, device=share.device)]
         )
         self._finish([*works, torch.distributed.all_reduce(row, async_op=True)])
-        counts = row.tolist()[1:]
+        counts = row.tolist()[share.numel() :]
         self._agreed = {number for number, count in zip(_ENDINGS, counts, strict=True) if count > 0}
-        return row[0]
+        return row[: share.numel()].reshape(share.shape)
 
     def _finish(self, works: Sequence[Any]) -> None:
         """Wait for exchanges without being deaf to signals. Raises ProcessLost, with nothing left to wait for on the

@@ -6,7 +6,7 @@ Rows are (B·N, C); ``samples`` is B.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,11 @@ Layers = Packed | Own
 def layers_of(*modules: Any) -> Layers:
     """Pack the layers where all of them can be packed."""
     return pack(*modules) if all(can_pack(module) for module in modules) else Own(modules)
+
+
+def frozen(layers: Layers) -> Own:
+    """The same layers, each by itself: those of a network that is off, which a pack cannot leave out."""
+    return layers if isinstance(layers, Own) else Own(cast("list[nn.Module]", layers.layers))
 
 
 def pack(*modules: Any) -> Packed:

@@ -1,5 +1,6 @@
 """Forwards of diffusers' blocks made of the fused steps; each takes the place of a block's own while gradients are
-recorded. Outside of that (drawing samples, measuring) the block's own forward runs.
+recorded, and while the network is off, so that the base's answer is rounded as the network's. Outside of that (drawing
+samples, measuring) the block's own forward runs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.base import Adapter, is_off
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
 from lorapipe_engine.nn.fused.layers import (
@@ -22,6 +23,7 @@ from lorapipe_engine.nn.fused.layers import (
     Layers,
     convolution,
     feed_forward,
+    frozen,
     has_adapter,
     layers_of,
     linear,
@@ -69,7 +71,8 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
     if plain:
         shifts = TimeShifts(plain)
         for module in plain:
-            _replace(module, partial(_resnet, module, shifts))
+            forward = partial(_resnet, module, shifts)
+            _replace(module, forward, forward, _adapter_in(unet))
     for root in others:
         for module in root.modules():
             if type(module).__name__ == "CLIPEncoderLayer":
@@ -87,14 +90,22 @@ def _layers(roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
                 yield module
 
 
-def _replace(module: Any, forward: Forward) -> None:
-    """Use ``forward`` while gradients are recorded."""
+def _replace(module: Any, forward: Forward, alone: Forward | None = None, of: Adapter | None = None) -> None:
+    """Use ``forward`` while gradients are recorded, and ``alone`` while the network is off, of which ``of`` is an
+    adapter."""
     own: Forward = module.forward
 
     def chosen(*args: Any, **more: Any) -> Any:
-        return forward(*args, **more) if torch.is_grad_enabled() else own(*args, **more)
+        if torch.is_grad_enabled():
+            return forward(*args, **more)
+        is_alone = alone is not None and of is not None and is_off(of)
+        return alone(*args, **more) if is_alone and alone is not None else own(*args, **more)
 
     module.forward = chosen
+
+
+def _adapter_in(root: nn.Module) -> Adapter | None:
+    return next((module for module in root.modules() if isinstance(module, Adapter)), None)
 
 
 def _attention() -> AbstractContextManager[None]:
@@ -161,7 +172,8 @@ def _fuse_block(block: Any) -> list[Packed]:
         layers_of(*layers[5:7]),
         *(layers_of(layer) for layer in layers[7:]),
     ]
-    _replace(block, partial(_block, block, slots))
+    alone = partial(_block, block, [frozen(slot) for slot in slots])
+    _replace(block, partial(_block, block, slots), alone, _adapter_in(block))
     object.__setattr__(block, "fused", True)
     return _packed(slots)
 
@@ -197,7 +209,9 @@ def _plain_transformer(model: Any) -> bool:
 
 def _fuse_transformer(model: Any) -> list[Packed]:
     into, out_of = layers_of(model.proj_in), layers_of(model.proj_out)
-    _replace(model, partial(_transformer, model, GroupNorm(model.norm), into, out_of))
+    norm = GroupNorm(model.norm)
+    alone = partial(_transformer, model, norm, frozen(into), frozen(out_of))
+    _replace(model, partial(_transformer, model, norm, into, out_of), alone, _adapter_in(model))
     return _packed([into, out_of])
 
 
@@ -218,7 +232,7 @@ def _transformer(
     x = project(ops.as_rows(normed), into, hidden_states)
     x = x.view(batch, -1, x.shape[1])
     for block in model.transformer_blocks:
-        if model.gradient_checkpointing:
+        if model.gradient_checkpointing and torch.is_grad_enabled():
             whole = partial(block, repeated=True) if hasattr(block, "fused") else block
             x = model._gradient_checkpointing_func(whole, x, None, encoder_hidden_states)
         else:
@@ -249,7 +263,8 @@ def _fuse_text(layer: Any) -> list[Packed]:
     forward = partial(_text_layer, layer, slots, kind)
     # Late releases of transformers compute a layer again in forward, whose place ours takes; others in __call__.
     inside = hasattr(type(layer).forward, "__wrapped__")
-    _replace(layer, partial(_checkpointed, layer, forward) if inside else forward)
+    alone = partial(_text_layer, layer, [frozen(slot) for slot in slots], kind)
+    _replace(layer, partial(_checkpointed, layer, forward) if inside else forward, alone, _adapter_in(layer))
     return _packed(slots)
 
 
@@ -304,7 +319,8 @@ def _resnet(
 def _fuse_trained_resnet(block: Any) -> None:
     for layer in (block.conv1, block.conv2):
         _fuse_base(layer)
-    _replace(block, partial(_trained_resnet, block, GroupNorm(block.norm1), GroupNorm(block.norm2)))
+    forward = partial(_trained_resnet, block, GroupNorm(block.norm1), GroupNorm(block.norm2))
+    _replace(block, forward, forward, _adapter_in(block))
 
 
 def _fuse_base(layer: Any) -> None:

@@ -66,9 +66,15 @@ class RunRecord:
         self._family = family
         self._prediction = prediction
 
-    def metadata(self, tensors: Mapping[str, Encoded], *, step: int, epoch: int) -> dict[str, str]:
-        """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs."""
-        now = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
+    def metadata(
+        self, tensors: Mapping[str, Encoded], *, step: int, epoch: int, is_average: bool = False
+    ) -> dict[str, str]:
+        """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs;
+        ``is_average``: of the average of the network up to there."""
+        now: dict[str, Any] = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
+        if is_average:
+            chosen = self.settings.optimizer
+            now |= {"ema_decay": chosen.ema_decay, "ema_width": chosen.ema_width}
         metadata = training_metadata(self._common | now, minimum=self.settings.run.no_metadata)
         return with_hashes(
             metadata | _model_spec(self.settings, self._family, self._prediction).metadata(), tensors
@@ -174,6 +180,7 @@ def _objective(loss: LossSettings) -> dict[str, Any]:
         "huber_c": loss.huber_c,
         "huber_scale": loss.huber_scale,
         "prior_loss_weight": loss.prior_loss_weight,
+        "preserve": list(loss.preserve) or None,
     }
 
 

@@ -36,16 +36,23 @@ def forward(
     """Draw latents, noise and times, predict, compare. ``text`` replaces encoding the captions; ``time``: this one for
     every row, in the place of drawn ones.
     """
-    # Drawn for the whole batch, of which these rows may be a share, so that shares draw what the whole would.
-    start, total = batch.part or (0, len(batch.latents))
-    rows = slice(start, start + len(batch.latents))
-    latents = family.draw_latents(batch.latents, rows, total)
-    noised = objective.draw(whole_of(latents, rows, total), time).rows(rows)
+    latents, noised = draw(family, objective, batch, time)
     if text is None:
         text = family.text.encode(batch.tokens)
     prediction = family.predict(noised.input, noised.times, text, batch.geometry)
     losses = objective.losses(prediction, noised, batch.mask)
     return Forward(latents, noised, text, prediction, losses)
+
+
+def draw(
+    family: Family, objective: Objective, batch: MicroBatch, time: float | None = None
+) -> tuple[Tensor, Noised]:
+    """The latents of a batch (B, C, h, w), scaled, and what is made of them."""
+    # Drawn for the whole batch, of which these rows may be a share, so that shares draw what the whole would.
+    start, total = batch.part or (0, len(batch.latents))
+    rows = slice(start, start + len(batch.latents))
+    latents = family.draw_latents(batch.latents, rows, total)
+    return latents, objective.draw(whole_of(latents, rows, total), time).rows(rows)
 
 
 def whole_of(latents: Tensor, rows: slice, total: int) -> Tensor:

@@ -18,7 +18,8 @@ from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import gradients_of
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
-from lorapipe_engine.train.step.forward import forward
+from lorapipe_engine.train.step.forward import Forward, forward
+from lorapipe_engine.train.step.preserving import Preserving
 from lorapipe_engine.train.step.trace import Trace
 
 
@@ -55,8 +56,10 @@ class Stepper:
         self.norm_limit = norm_limit
         self.processes = processes
         self.network_dtype = network_dtype
+        self.preserving: Preserving | None = None  # set where steps hold the network to the base
         self._round_values()
         self.norms: Tensor | None = None
+        self.held_loss: float | None = None  # of the last step, whole and without its weight
         self.packs: Packs | None = None  # set where the model's blocks are fused
         self.graphs: StepGraphs | None = None  # set where steps are to be captured
         self.trace: Trace | None = None  # set for the steps that are to be traced
@@ -74,16 +77,43 @@ class Stepper:
 
     def loss_of(self, batch: MicroBatch) -> Tensor:
         """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
+        made = self._forward(batch)
+        weights, loss = self._weigh(batch, made)
+        if self.trace is not None:
+            self.trace.record_pass(batch, made, weights, loss)
+        return loss
+
+    def hold(self, batch: MicroBatch) -> Tensor:
+        """Forward and backward passes of a batch that also holds something to the base: its share of the update's loss,
+        and of the term's without its weight, (2,)."""
+        preserving = self.preserving
+        assert preserving is not None
+        if preserving.is_joined:
+            made, held = preserving.joined(batch)
+            weights, loss = self._weigh(batch, made)
+            self.backward(loss + preserving.weight * held.loss)
+        else:
+            made = self._forward(batch)
+            weights, loss = self._weigh(batch, made)
+            self.backward(loss)
+            held = preserving.alone(batch, made.noised)
+            with preserving.within_parts():
+                self.backward(preserving.weight * held.loss)
+        if self.trace is not None:
+            self.trace.record_pass(batch, made, weights, loss, held)
+        return torch.stack([loss.detach(), held.loss.detach()])
+
+    def _forward(self, batch: MicroBatch) -> Forward:
         text = batch.text
         if text is None and not self.train_text:
             with torch.no_grad():
                 text = self.family.text.encode(batch.tokens)
-        made = forward(self.family, self.objective, batch, text=text)
+        return forward(self.family, self.objective, batch, text=text)
+
+    def _weigh(self, batch: MicroBatch, made: Forward) -> tuple[Tensor, Tensor]:
+        """The weights of the rows' losses, and the batch's share of the update's loss."""
         weights = made.noised.weights * batch.weights
-        loss = (made.losses * weights).mean()
-        if self.trace is not None:
-            self.trace.record_pass(batch, made, weights, loss)
-        return loss
+        return weights, (made.losses * weights).mean()
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass: add the loss's gradients to those of the batches before it."""
