@@ -39,7 +39,15 @@ V = Prediction(
     marks=frozenset({"v_pred"}),
     asked_by=("v_parameterization", True),
 )
-PREDICTIONS: dict[str, Prediction] = {row.name: row for row in (EPSILON, V)}
+# Of a flow model no file of the field's tells; this word is diffusers', and what networks trained here say.
+FLOW = Prediction(
+    name="flow_prediction",
+    word="flow",
+    objective="lorapipe_engine.train.objective.flow:Flow",
+    asked_by=("flow_model", True),
+)
+# Flow is asked first: configurations that ask for it may say that v is not.
+PREDICTIONS: dict[str, Prediction] = {row.name: row for row in (FLOW, EPSILON, V)}
 
 
 def find_prediction(word: str) -> str | None:

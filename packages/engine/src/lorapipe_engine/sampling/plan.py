@@ -13,13 +13,13 @@ from typing import Any
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.axes import KINDS, Axis, Value
-from lorapipe_engine.sampling.bases import check_model, trained_size
+from lorapipe_engine.sampling.bases import NOTHING_TOLD, Told, check_model, says_flow, trained_size
 from lorapipe_engine.sampling.cells import Cell, Placed, Slot
 from lorapipe_engine.sampling.checks import check_number, read_size
 from lorapipe_engine.sampling.prompts.editing import refuse_editing
 from lorapipe_engine.sampling.prompts.tags import refuse_tags, split_tags, tag_notes
 from lorapipe_engine.sampling.prompts.wildcards import Wildcards, draw_prompt
-from lorapipe_engine.sampling.samplers import count_evaluations, find_sampler, true_schedule
+from lorapipe_engine.sampling.samplers import check_flow, count_evaluations, find_sampler, true_schedule
 from lorapipe_engine.sampling.schedules import find_schedule
 from lorapipe_engine.sampling.shelf import (
     NO_NETWORK,
@@ -31,6 +31,7 @@ from lorapipe_engine.sampling.shelf import (
     split_together,
 )
 
+FLOW_SHIFT = 3.0  # as users of SDXL flow models draw
 MOST_CELLS = 100_000
 LARGEST_SEED = 4294967294  # A1111 draws below it
 STRENGTHS = ("weight", "unet", "te")
@@ -38,14 +39,15 @@ STRENGTHS = ("weight", "unet", "te")
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed:
-    """What no axis changes. ``networks``: files with their strengths, in every picture."""
+    """What no axis changes. ``networks``: files with their strengths, in every picture. ``flow_model``: the user says
+    that the base is one."""
 
     prompt: str
     negative: str
     networks: tuple[tuple[Path, float], ...]
     seed: int
     steps: int
-    sampler: str
+    sampler: str | None
     schedule: str
     cfg: float
     eta: float | None
@@ -53,6 +55,8 @@ class Fixed:
     clip_skip: int
     base: str | None
     vae: str | None
+    flow_model: bool = False
+    told: Told = NOTHING_TOLD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,13 +265,20 @@ class _Planner:
         prompt, negative = self._words(draft)
         text, tags = split_tags(prompt, "prompt")
         asked = [Loaded(self.shelf.find(tag.name, "prompt"), tag.te, tag.unet, True) for tag in tags]
-        sampler, old_schedule = find_sampler(fixed.sampler)
+        is_flow = fixed.flow_model or says_flow(fixed.base)
+        sampler, old_schedule = find_sampler(fixed.sampler or ("Euler" if is_flow else "Euler a"))
         count_evaluations(sampler, fixed.steps)
         width, height = read_size(fixed.size or trained_size(fixed.base), "size")
         for model in (fixed.base, fixed.vae):
             if model is not None:
                 check_model(model)
         schedule = true_schedule(sampler, old_schedule or fixed.schedule)
+        shift = fixed.told.flow_shift
+        if is_flow:
+            check_flow(sampler, schedule)
+            shift = FLOW_SHIFT if shift is None else shift
+        elif shift is not None:
+            raise ConfigError("flow_shift: is for flow models; give --flow-model if the base is one")
         eta = fixed.eta
         if eta is not None and sampler.eta is None:
             raise ConfigError(f"eta: {sampler.name} scales no noise; leave it out")
@@ -287,6 +298,7 @@ class _Planner:
             clip_skip=fixed.clip_skip,
             base=fixed.base,
             vae=fixed.vae,
+            told=replace(fixed.told, flow_shift=shift),
         )
 
     def _loaded(self, draft: _Draft) -> Iterator[Loaded]:

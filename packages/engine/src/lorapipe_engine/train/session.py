@@ -30,6 +30,7 @@ from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -124,6 +125,8 @@ def train_checked(
     objective = family.objective(settings.loss, prediction)
     for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
         objective.check_sampler(name)
+    if processes.count > 1 and objective.why_not_shared is not None:
+        raise ConfigError(f"{objective.why_not_shared}; train on one card, or leave it out")
     for note in objective.check(settings.loss, prediction):
         if note not in notes:
             say(f"note: {note}")
@@ -278,6 +281,7 @@ def read_model(model: ModelSettings, plan: ModelPlan) -> BaseModel:
         v2=model.v2 or None,
         dtype=plan.dtype,
         tokenizer_dir=model.tokenizer_dir,
+        vae_form=VaeForm(model.vae_custom_scale, model.vae_custom_shift, model.vae_reflection_padding),
     )
 
 

@@ -60,6 +60,7 @@ class Objective(ABC):
     unless :attr:`why_not_captured` says otherwise.
     """
 
+    latent_factor = 8  # pixels on a side for one latent cell; a family says its own
     samplers: ClassVar[
         tuple[str, ...]
     ]  # names for sample_sampler; the first is the one that is taken unasked
@@ -86,6 +87,11 @@ class Objective(ABC):
     @property
     def why_not_captured(self) -> str | None:
         """Why steps of this objective cannot be captured as a CUDA graph; None if they can."""
+        return None
+
+    @property
+    def why_not_shared(self) -> str | None:
+        """What several processes, which have a share of each batch, cannot compute; None if they can."""
         return None
 
     @abstractmethod

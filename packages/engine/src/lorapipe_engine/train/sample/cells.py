@@ -9,10 +9,10 @@ from pathlib import Path
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.command.tool import complain
-from lorapipe_engine.errors import InputError, LoraError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
-from lorapipe_engine.models.predictions import EPSILON
+from lorapipe_engine.models.predictions import EPSILON, FLOW
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext
 from lorapipe_engine.sampling.infotext import model_hash, network_hash
@@ -21,6 +21,7 @@ from lorapipe_engine.sampling.report import write_cell
 from lorapipe_engine.sampling.settings import DrawSettings, ResultSettings
 from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
+from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 from lorapipe_engine.train.sample.networks import NetworkProblem
@@ -113,22 +114,26 @@ class _Drawing:
     def _open(self, base: str, vae: str | None, cells: Sequence[Cell]) -> CellPainter:
         device = choose_device(self.asked.device)
         dtype = DTYPES[choose_precision(None, device)]
+        told = cells[0].told
         model = load_base(
             resolve_base(base),
             vae=None if vae is None else resolve_base(vae),
             dtype=dtype,
             tokenizer_dir=self.asked.tokenizer_dir,
+            vae_form=VaeForm(told.vae_scale, told.vae_shift, told.vae_reflects),
         )
-        if model.prediction_type is None:
+        is_flow = told.flow_shift is not None
+        if model.prediction_type is None and not is_flow:
             self.say(f"note: {base} does not tell what it predicts; taken as epsilon")
         family = open_family(model, device=device, dtype=dtype, vae_dtype=DTYPES["no"])
         if not family.facts.reads_clip_skip and any(cell.clip_skip > 1 for cell in cells):
             self.say(
                 f"note: clip skip means nothing to {family.facts.title}; its pictures do not differ by it"
             )
-        painter = CellPainter(
-            family, model.prediction_type or EPSILON.name, zero_terminal_snr=model.zero_terminal_snr
-        )
+        if model.prediction_type == FLOW.name and not is_flow:
+            raise ConfigError(f"{base} predicts flow, which its files tell only now; give --flow-model")
+        prediction = FLOW.name if is_flow else model.prediction_type or EPSILON.name
+        painter = CellPainter(family, prediction, zero_terminal_snr=model.zero_terminal_snr)
         painter.check(cells)
         return painter
 

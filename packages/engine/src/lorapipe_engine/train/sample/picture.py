@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.samplers import SAMPLERS
 from lorapipe_engine.train.families.base import Family
@@ -34,7 +34,7 @@ class CellPainter:
     """
 
     def __init__(self, family: Family, prediction: str, *, zero_terminal_snr: bool) -> None:
-        if prediction not in (EPSILON.name, V.name):
+        if prediction not in (EPSILON.name, V.name, FLOW.name):
             raise ConfigError(f"a base of {prediction} cannot be drawn by A1111's samplers")
         self.family = family
         self.swapper = Swapper(family)
@@ -45,7 +45,12 @@ class CellPainter:
     def scheduler(self, cell: Cell) -> CourseScheduler:
         """The steps of a cell's pictures. Raises ConfigError for what cannot be drawn with this base."""
         walk: CourseScheduler = CourseScheduler(
-            cell.sampler, cell.schedule, self._prediction, cell.eta, self._zero_terminal_snr
+            cell.sampler,
+            cell.schedule,
+            self._prediction,
+            cell.eta,
+            self._zero_terminal_snr,
+            cell.told.flow_shift or 1.0,
         )
         walk.set_timesteps(cell.steps, self.family.device)
         return walk
