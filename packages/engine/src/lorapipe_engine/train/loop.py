@@ -49,6 +49,7 @@ from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
+from lorapipe_engine.train.step.time_bins import EVERY
 from lorapipe_engine.train.step.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
 
@@ -152,6 +153,7 @@ def begin_or_go_on(
         source = path if own or given is None else given
         kept = Kept(stepper.network, stepper.optimizer, stepper.scaler)
         state, changed = take_up(source, asked, kept, another_length=not own)
+        stepper.bins.restore(state.times)
         if not own and state.step >= length.steps:
             raise ConfigError(
                 f"resume: {source} was written after step {state.step}, and this run ends at {length.steps}; give more "
@@ -162,6 +164,7 @@ def begin_or_go_on(
 
     def save(target: Path) -> None:
         if is_main:
+            state.times = stepper.bins.sums.tolist()
             save_state(target, state, Kept(stepper.network, stepper.optimizer, stepper.scaler), asked)
 
     return state, StateKeeper(path, settings.run.state_interval, save)
@@ -214,10 +217,14 @@ def run_steps(
                     )
                 state.step += 1
                 figures = norm_figures(stepper)
+                by_time = {}
+                if state.step % EVERY == 0 or state.step == length.steps:
+                    by_time = stepper.bins.take(processes)
                 try:
                     follow(state, loss, length.steps_per_epoch)
                 finally:
-                    results.record(state.step, loss, state.loss, norm, {**figures, **parts.after()})
+                    more = {**figures, **parts.after(), **by_time}
+                    results.record(state.step, loss, state.loss, norm, more)
                 bar.update(1, loss=f"{state.loss:.4f}", **shown_norms(figures))
                 results.after_step(state.step, state.epoch, last=state.step == length.steps)
                 validation.after_step(state, results)

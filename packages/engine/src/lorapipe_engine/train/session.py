@@ -14,7 +14,7 @@ import torch
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
-from lorapipe_engine.models.families import FAMILIES, get_family
+from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import detach
@@ -130,6 +130,12 @@ def train_checked(
     for note in objective.check(settings.loss, prediction):
         if note not in notes:
             say(f"note: {note}")
+    if not any(is_text(part) for part in plan.updates.rates.trained):
+        narrowed = (settings.loss.text_encoder_min_timestep, settings.loss.text_encoder_max_timestep)
+        if narrowed != (0, 1000):
+            say(
+                "note: text_encoder_min_timestep and text_encoder_max_timestep do nothing: no text encoder is trained"
+            )
     from lorapipe_engine.train.data.prepare import long_captions
     from lorapipe_engine.train.loop import train
 

@@ -10,7 +10,7 @@ from lorapipe_engine.pictures.charts import Chart, Line
 from lorapipe_inspect.curves.read import Curve, Run
 
 _DIVERGENCE = "validation loss less the training loss"
-TITLES = ("learning rate", "loss", "validation loss", _DIVERGENCE, "gradient norm")
+TITLES = ("learning rate", "loss", "loss by timestep", "validation loss", _DIVERGENCE, "gradient norm")
 Pick = tuple[Run, str, str]  # a run, its name, a tag
 _EPOCHS = "loss/epoch_average"  # recorded by epoch, beside curves by step
 _FEW = 50  # steps by which a curve is smoothed, at most
@@ -21,6 +21,8 @@ def kind_of(tag: str) -> str | None:
     """What a tag is about; None for tags that are none of the usual ones."""
     if tag.startswith("loss/validation/"):
         return "validation"
+    if tag.startswith("loss/timesteps/"):
+        return "timesteps"
     if tag.startswith("loss/"):
         return None if tag == _EPOCHS else "loss"
     if tag.startswith("lr/"):
@@ -58,6 +60,8 @@ def _of_kind(run: Run, kind: str) -> Iterator[tuple[str, str]]:
     elif kind == "loss":
         known = [tag for tag in ("loss/current", "loss/average") if tag in tags]
         yield from (("loss", tag) for tag in known[:1] or tags)
+    elif kind == "timesteps":
+        yield from (("loss by timestep", tag) for tag in sorted(tags))
     elif kind == "validation":
         yield from ((_DIVERGENCE if tag.endswith("divergence") else "validation loss", tag) for tag in tags)
     else:

@@ -60,6 +60,7 @@ class Objective(ABC):
     unless :attr:`why_not_captured` says otherwise.
     """
 
+    last_time: ClassVar[float] = 1000.0  # times go from 0 to this
     latent_factor = 8  # pixels on a side for one latent cell; a family says its own
     samplers: ClassVar[
         tuple[str, ...]

@@ -66,7 +66,7 @@ class Kept:
 @dataclass
 class State:
     """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds);
-    the losses of the first steps and of late."""
+    the losses of the first steps and of late; sums of losses by timestep since they were recorded last."""
 
     step: int = 0
     epoch: int = 0
@@ -74,6 +74,7 @@ class State:
     began: float = 0.0
     first: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+    times: list[list[float]] = field(default_factory=list)
 
 
 def state_file(run: RunSettings) -> Path:
@@ -219,7 +220,7 @@ def take_up(
 def _state(row: Any) -> State:
     """Where a run was. Raises TypeError, ValueError for what no run has written."""
     state = State(**row)
-    numbers = [state.loss, state.began, *state.first, *state.recent]
+    numbers = [state.loss, state.began, *state.first, *state.recent, *(x for row in state.times for x in row)]
     if type(state.step) is not int or type(state.epoch) is not int or not 0 <= state.epoch <= state.step:
         raise ValueError("no step and epoch")
     if not all(isinstance(number, int | float) for number in numbers):

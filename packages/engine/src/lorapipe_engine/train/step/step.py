@@ -19,6 +19,7 @@ from lorapipe_engine.train.optimizers import gradients_of
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
 from lorapipe_engine.train.step.forward import forward
+from lorapipe_engine.train.step.time_bins import TimeBins
 from lorapipe_engine.train.step.trace import Trace
 
 
@@ -55,6 +56,7 @@ class Stepper:
         self.norm_limit = norm_limit
         self.processes = processes
         self.network_dtype = network_dtype
+        self.bins = TimeBins(objective.last_time, family.device)
         self._round_values()
         self.norms: Tensor | None = None
         self.packs: Packs | None = None  # set where the model's blocks are fused
@@ -79,6 +81,7 @@ class Stepper:
             with torch.no_grad():
                 text = self.family.text.encode(batch.tokens)
         made = forward(self.family, self.objective, batch, text=text)
+        self.bins.add(made.noised.times, made.losses)
         weights = made.noised.weights * batch.weights
         loss = (made.losses * weights).mean()
         if self.trace is not None:
