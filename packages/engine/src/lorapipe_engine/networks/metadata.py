@@ -39,6 +39,7 @@ TIMES = (
     *("flow_uniform_base_pixels", "flow_use_ot", "contrastive_flow_matching", "cfm_lambda"),
     *("text_encoder_min_timestep", "text_encoder_max_timestep"),
 )
+SLIDER = ("slider",)  # the pairs of prompts
 # Names without "ss_", in the groups and the order in which sd-scripts writes them.
 TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -87,13 +88,14 @@ TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("shuffle_caption", "keep_tokens", "dataset_dirs", "reg_dataset_dirs", "tag_frequency"),
         ),
         "toml": ("datasets",),
+        "slider": SLIDER,
     }
 )
 # Left out where there is nothing to say; all other keys are then "None".
 OPTIONAL_KEYS = frozenset(
     {
         *("sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash"),
-        *(*VAE_FORM, *TIMES, *TRAINING_KEYS["toml"]),
+        *(*VAE_FORM, *TIMES, *SLIDER, *TRAINING_KEYS["toml"]),
     }
 )
 # What programs need to apply a network; ``--no_metadata`` keeps these.

@@ -22,6 +22,7 @@ from lorapipe_engine.settings import RunSettings, TrainSettings
 from lorapipe_engine.train.base.shelf import Shelf
 from lorapipe_engine.train.data.examples import Dataset, TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.data.pairs import pair_data
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.make import make_network
@@ -47,6 +48,7 @@ from lorapipe_engine.train.results.state import (
 from lorapipe_engine.train.results.summary import summary
 from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.step.forward import seed_step
+from lorapipe_engine.train.step.slide import Slide
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
 from lorapipe_engine.train.step.time_bins import EVERY
@@ -78,11 +80,20 @@ def train(
     """
     length, rates = plan.length, plan.updates.rates
     check_cached_text(settings.data, dataset, rates.trained)
-    parts = [dataset, validation_part(dataset)]
-    data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf)
+    kept: TrainingData | None = None
+    if dataset.pairs is not None:
+        weighted = settings.data.weighted_captions
+        data: TrainingData = pair_data(
+            dataset, dataset.pairs, family, seed=settings.run.seed, weighted=weighted
+        )
+    else:
+        parts = [dataset, validation_part(dataset)]
+        data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf)
     network = make_network(settings, family, rates.by_part, say)
     processes.as_main(group.parameter.detach() for group in network.groups.values())
     stepper = make_stepper(settings, plan, network, family, objective, processes)
+    if dataset.pairs is not None:
+        stepper.slide = Slide(family, objective, network, dataset.pairs)
     speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
     if stepper.packs is not None and not are_compiled():
         say("note: the first step compiles kernels for this card, which takes half a minute or longer, once")

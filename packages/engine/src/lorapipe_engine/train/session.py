@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lorapipe_engine.datasets.described import dataset_notes
+from lorapipe_engine.datasets.pairs import check_slider
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
 from lorapipe_engine.models.families import FAMILIES, get_family, is_text
@@ -114,6 +115,8 @@ def train_checked(
         )
         prediction = prediction_of(base, settings.loss, say)
         precise = replace(settings, model=replace(settings.model, mixed_precision=model.precision))
+        if dataset.pairs is not None:  # its losses are not weighed
+            precise = replace(precise, loss=replace(precise.loss, min_snr_gamma=0.0))
         settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
         family = open_model(base, settings.model, model)
     settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
@@ -139,6 +142,10 @@ def train_checked(
     from lorapipe_engine.train.data.prepare import long_captions
     from lorapipe_engine.train.loop import train
 
+    for pair in () if dataset.pairs is None else dataset.pairs.rows:
+        for text in (pair.target, pair.positive, pair.negative, pair.neutral):
+            if family.text.count(text) > family.text.limit:
+                say(f"note: slider: the prompt '{text[:40]}...' is cut at {family.text.limit} tokens")
     if warning := long_captions(dataset, family):
         say(f"note: {warning}")
 
@@ -165,6 +172,8 @@ def train_checked(
 
 def check_cheaply(settings: TrainSettings) -> list[str]:
     """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
+    if settings.data.slider is not None:
+        check_slider(settings.data, settings.loss)
     check_caches(settings)
     notes = check_updates(settings)
     # What the base predicts may show only when it is read; what fits no prediction is refused now.

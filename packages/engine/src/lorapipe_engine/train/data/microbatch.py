@@ -18,6 +18,18 @@ Nest = TypeVar("Nest")
 
 
 @dataclass(frozen=True)
+class SliderTexts:
+    """Prompts of a slider's rows beside their target: ``empty`` is no prompt; ``strengths``: of what tells ``positive``
+    from ``negative``, (B,)."""
+
+    positive: Tokens
+    negative: Tokens
+    neutral: Tokens
+    empty: Tokens
+    strengths: Tensor
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """The inputs of one forward pass, on the device.
 
@@ -25,7 +37,8 @@ class MicroBatch:
     sample weights divided by the number of batches of this update, (B,). ``geometry``: SDXL's size and crop numbers
     (B, 6), else None. ``mask``: share of each latent cell that counts, (B, 1, h, w) in 0..1, or None. ``text``: what
     the captions were encoded to before, or None to encode ``tokens``. ``part``: number of the first row and count of
-    rows of the batch that these are a process's share of; None: these are all.
+    rows of the batch that these are a process's share of; None: these are all. ``slider``: what a slider is trained
+    from, whose ``latents`` are zeros.
     """
 
     latents: Tensor
@@ -35,6 +48,7 @@ class MicroBatch:
     mask: Tensor | None = None
     text: Conditioning | None = None
     part: tuple[int, int] | None = None
+    slider: SliderTexts | None = None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -39,7 +39,7 @@ _FREE: Mapping[str, frozenset[str]] = {
     "model": frozenset({"device", "step_capture", "vram", "ignore_memory"}),
     "data": frozenset(
         {
-            *("train_data_dir", "reg_data_dir", "dataset_config"),
+            *("train_data_dir", "reg_data_dir", "dataset_config", "slider"),
             *("cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
             *("max_data_loader_n_workers", "persistent_data_loader_workers"),
         }

@@ -18,7 +18,8 @@ from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import gradients_of
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
-from lorapipe_engine.train.step.forward import forward
+from lorapipe_engine.train.step.forward import Forward, forward
+from lorapipe_engine.train.step.slide import Slide
 from lorapipe_engine.train.step.time_bins import TimeBins
 from lorapipe_engine.train.step.trace import Trace
 
@@ -59,6 +60,7 @@ class Stepper:
         self.bins = TimeBins(objective.last_time, family.device)
         self._round_values()
         self.norms: Tensor | None = None
+        self.slide: Slide | None = None  # set where a slider is trained
         self.packs: Packs | None = None  # set where the model's blocks are fused
         self.graphs: StepGraphs | None = None  # set where steps are to be captured
         self.trace: Trace | None = None  # set for the steps that are to be traced
@@ -76,17 +78,20 @@ class Stepper:
 
     def loss_of(self, batch: MicroBatch) -> Tensor:
         """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
-        text = batch.text
-        if text is None and not self.train_text:
-            with torch.no_grad():
-                text = self.family.text.encode(batch.tokens)
-        made = forward(self.family, self.objective, batch, text=text)
+        made = self._forward(batch) if self.slide is None else self.slide(batch, train_text=self.train_text)
         self.bins.add(made.noised.times, made.losses)
         weights = made.noised.weights * batch.weights
         loss = (made.losses * weights).mean()
         if self.trace is not None:
             self.trace.record_pass(batch, made, weights, loss)
         return loss
+
+    def _forward(self, batch: MicroBatch) -> Forward:
+        text = batch.text
+        if text is None and not self.train_text:
+            with torch.no_grad():
+                text = self.family.text.encode(batch.tokens)
+        return forward(self.family, self.objective, batch, text=text)
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass: add the loss's gradients to those of the batches before it."""
@@ -128,6 +133,8 @@ class Stepper:
         """Why steps cannot be captured as a CUDA graph; None if they can."""
         if self.family.device.type != "cuda":
             return "not on a CUDA device"
+        if self.slide is not None:
+            return "a slider's way to a picture is as long as it is drawn"
         return self.objective.why_not_captured
 
     @property
