@@ -14,12 +14,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("PIL")
 
+from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.errors import ConfigError  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.sample_cli import lora_sample  # noqa: E402
+from lorapipe_engine.sampling.samplers import OF_FLOW  # noqa: E402
 from lorapipe_engine.settings import LossSettings  # noqa: E402
 from lorapipe_engine.train.objective import flow as flow_module  # noqa: E402
 from lorapipe_engine.train.objective.flow import (  # noqa: E402
@@ -31,6 +34,7 @@ from lorapipe_engine.train.objective.flow import (  # noqa: E402
 )
 from lorapipe_engine.train.objective.objective import Noised  # noqa: E402
 from lorapipe_engine.train.objective.times import Draws, flux_mu  # noqa: E402
+from lorapipe_engine.train.sample.scheduler import CourseScheduler  # noqa: E402
 from support.tiny import build, save_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -287,3 +291,61 @@ def test_other_channels_are_refused(place: Path, tmp_path: Path, capsys: pytest.
     assert train(place, "flow", tmp_path, "--vae", tmp_path / "vae") == 2
     error = capsys.readouterr().err
     assert "the VAE makes 16 channels, the UNet reads 4; give a VAE of 4 with --vae" in error
+
+
+# ------------------------------------------------------------------------------------------ pictures by plan
+
+
+def sample(place: Path, base: str, out: Path, *more: object) -> int:
+    words = (
+        f"--base {place}/{base}/base.safetensors --prompt cat --seed 5 --steps 2 --size 64x64 --device cpu"
+    )
+    with pytest.raises(SystemExit) as stop:
+        lora_sample.main([*words.split(), "--output-dir", str(out), "--json", *map(str, more)])
+    return int(stop.value.code or 0)
+
+
+def test_a_flow_base_is_drawn_along_straight_levels(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(place, "flow", tmp_path / "told") == 0
+    (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (row["sampler"], row["flow_shift"]) == ("Euler", 3)
+    with Image.open(tmp_path / "told" / Path(row["path"]).name) as picture:
+        assert "Flow shift: 3" in picture.info["parameters"]
+        pixels = picture.tobytes()
+    # Said by the user of a file that does not, with a VAE of another form: the same way, another picture.
+    assert sample(place, "silent", tmp_path / "asked", "--flow-model") == 0
+    assert (
+        sample(place, "silent", tmp_path / "vae", "--flow-model", "--vae-scale", 0.2, "--vae-reflection") == 0
+    )
+    found = []
+    for line in capsys.readouterr().out.splitlines():
+        with Image.open(json.loads(line)["path"]) as picture:
+            found.append(picture.tobytes())
+    assert found[0] == pixels != found[1]
+
+
+def test_what_a_flow_base_cannot_be_drawn_with(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, word in (
+        (("--sampler", "Euler a"), "give Euler, Heun or LMS"),
+        (("--sampler", "Euler", "--schedule", "Karras"), "--flow-shift moves its steps"),
+    ):
+        assert sample(place, "flow", tmp_path, *more, "--dry-run") == 2
+        assert word in capsys.readouterr().err
+    assert sample(place, "silent", tmp_path, "--flow-shift", 3, "--dry-run") == 2
+    assert "give --flow-model if the base is one" in capsys.readouterr().err
+
+
+def test_samplers_of_a_plan_walk_a_straight_way_exactly() -> None:
+    picture, noise = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    for name in OF_FLOW:
+        walk: Any = CourseScheduler(name, "Automatic", "flow_prediction", None, False, 3.0)
+        walk.set_timesteps(4)
+        assert walk.timesteps[0] == 1000
+        latents = noise * walk.init_noise_sigma
+        for time in walk.timesteps:
+            latents = walk.step(noise - picture, time, walk.scale_model_input(latents, time)).prev_sample
+        torch.testing.assert_close(latents, picture, atol=1e-5, rtol=0)

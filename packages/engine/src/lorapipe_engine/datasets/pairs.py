@@ -114,7 +114,7 @@ def _given(table: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict
     return dict(table)
 
 
-def _set_in_vain(settings: object, used: frozenset[str]) -> str | None:
+def _set_in_vain(settings: DataSettings | LossSettings, used: frozenset[str]) -> str | None:
     """The first option that is set and that a slider does not use."""
     return next(
         (

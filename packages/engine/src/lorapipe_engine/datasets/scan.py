@@ -146,7 +146,9 @@ def pairs_dataset(data: DataSettings, path: Path, finest: int) -> Dataset:
     spec = dataset_of(data, (subset,)).with_finest_step(finest)
     size = data.resolution
     if any(side % finest for side in size):
-        raise ConfigError(f"resolution: {size[0]}x{size[1]} is no multiple of {finest}, as this base needs it")
+        raise ConfigError(
+            f"resolution: {size[0]}x{size[1]} is no multiple of {finest}, as this base needs it"
+        )
     row = Picture(path, "", repeats, Placement(size, size, (0, 0)), size, private=True)
     return Dataset((row,) * count, (Folder(subset, 0, count, 0),), (spec,))
 
