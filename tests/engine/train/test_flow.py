@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("PIL")
 
 from PIL import Image  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
@@ -335,6 +335,12 @@ def test_what_a_flow_base_cannot_be_drawn_with(
     ):
         assert sample(place, "flow", tmp_path, *more, "--dry-run") == 2
         assert word in capsys.readouterr().err
+    network = tmp_path / "mina.safetensors"
+    save_file({"a": torch.zeros(1)}, network, {"modelspec.prediction_type": "flow"})
+    assert sample(place, "silent", tmp_path, network, "--dry-run") == 0
+    assert "mina was trained on a base that predicts flow; give --flow-model" in capsys.readouterr().err
+    assert sample(place, "flow", tmp_path, network, "--dry-run") == 0
+    assert "predicts flow" not in capsys.readouterr().err
     assert sample(place, "silent", tmp_path, "--flow-shift", 3, "--dry-run") == 2
     assert "give --flow-model if the base is one" in capsys.readouterr().err
 

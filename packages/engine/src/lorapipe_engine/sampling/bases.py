@@ -33,9 +33,9 @@ class Told:
 NOTHING_TOLD = Told()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def says_flow(base: str | None) -> bool:
-    """Whether the file or folder of a base says that it predicts flow."""
+    """Whether the file or folder of a base says that it predicts flow, or the file of a network that its base did."""
     path = Path(base or "").expanduser()
     try:
         if path.is_dir():

@@ -19,7 +19,13 @@ from lorapipe_engine.sampling.checks import check_number, read_size
 from lorapipe_engine.sampling.prompts.editing import refuse_editing
 from lorapipe_engine.sampling.prompts.tags import refuse_tags, split_tags, tag_notes
 from lorapipe_engine.sampling.prompts.wildcards import Wildcards, draw_prompt
-from lorapipe_engine.sampling.samplers import check_flow, count_evaluations, find_sampler, true_schedule
+from lorapipe_engine.sampling.samplers import (
+    Sampler,
+    check_flow,
+    count_evaluations,
+    find_sampler,
+    true_schedule,
+)
 from lorapipe_engine.sampling.schedules import find_schedule
 from lorapipe_engine.sampling.shelf import (
     NO_NETWORK,
@@ -273,20 +279,17 @@ class _Planner:
             if model is not None:
                 check_model(model)
         schedule = true_schedule(sampler, old_schedule or fixed.schedule)
-        shift = fixed.told.flow_shift
-        if is_flow:
-            check_flow(sampler, schedule)
-            shift = FLOW_SHIFT if shift is None else shift
-        elif shift is not None:
-            raise ConfigError("flow_shift: is for flow models; give --flow-model if the base is one")
         eta = fixed.eta
         if eta is not None and sampler.eta is None:
             raise ConfigError(f"eta: {sampler.name} scales no noise; leave it out")
+        networks = (*self._loaded(draft), *(row for row in asked if row.te or row.unet))
+        if not is_flow:
+            self._note_flow(networks)
         return Cell(
             prompt=prompt,
             text=text,
             negative=negative,
-            networks=(*self._loaded(draft), *(row for row in asked if row.te or row.unet)),
+            networks=networks,
             seed=fixed.seed,
             steps=fixed.steps,
             sampler=sampler.name,
@@ -298,7 +301,15 @@ class _Planner:
             clip_skip=fixed.clip_skip,
             base=fixed.base,
             vae=fixed.vae,
-            told=replace(fixed.told, flow_shift=shift),
+            told=replace(fixed.told, flow_shift=_flow_shift(fixed, sampler, schedule, is_flow=is_flow)),
+        )
+
+    def _note_flow(self, networks: Sequence[Loaded]) -> None:
+        """Say which networks were trained on flow and are drawn with a base that is taken as none of it."""
+        names = [row.file.name for row in networks if says_flow(str(row.file.path))]
+        self.notes |= dict.fromkeys(
+            f"{name} was trained on a base that predicts flow; give --flow-model if this is one"
+            for name in names
         )
 
     def _loaded(self, draft: _Draft) -> Iterator[Loaded]:
@@ -379,6 +390,20 @@ def _combinations(axes: Sequence[Axis]) -> Iterator[tuple[int, ...]]:
     """Indices of values by axis, the first axis fastest."""
     for row in product(*(range(len(axis.values)) for axis in reversed(axes))):
         yield row[::-1]
+
+
+def _flow_shift(fixed: Fixed, sampler: Sampler, schedule: str, *, is_flow: bool) -> float | None:
+    """The shift of a flow model's levels; None where the base is none.
+
+    Raises ConfigError for a sampler or a schedule that a flow model cannot be drawn with, and a shift without one.
+    """
+    shift = fixed.told.flow_shift
+    if not is_flow and shift is not None:
+        raise ConfigError("flow_shift: is for flow models; give --flow-model if the base is one")
+    if not is_flow:
+        return None
+    check_flow(sampler, schedule)
+    return FLOW_SHIFT if shift is None else shift
 
 
 def _sampler_label(name: str, place: str) -> str:

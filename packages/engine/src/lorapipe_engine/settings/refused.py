@@ -39,6 +39,7 @@ FOREIGN: dict[str, Foreign] = {
     **ignored("the configuration is always kept beside the curves", "log_config", flag=True),
     **ignored("messages are plain text anyway", "console_log_simple", flag=True),
     **ignored("texts are encoded with their batch", "text_encoder_batch_size"),
+    **ignored("a flow model's times always have fractions", "flow_continuous_timesteps", flag=True),
     # Keys that a GUI writes into its files and sd-scripts passes over.
     **ignored("it is a GUI's own, and max_train_epochs is the option", "epoch"),
     **ignored("it is a GUI's own, and noise_offset is the option", "noise_offset_type"),

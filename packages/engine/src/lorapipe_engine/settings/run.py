@@ -57,7 +57,7 @@ class RunSettings:
     sample_every_n_epochs: int | None = option(None, "Draw samples after every N epochs.", min=1)
     sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
     sample_at_first: bool = option(False, "Draw samples before the first step.")
-    sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim]")
+    sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim; flow models: euler]")
     validate_every_n_epochs: int | None = option(
         None,
         "Measure the validation loss after every N epochs. [default: 1, without validate_every_n_steps]",
