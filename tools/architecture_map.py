@@ -17,8 +17,8 @@ WIDTH = 30
 
 def rooms() -> list[Path]:
     """Every folder of modules, in the order of a tree."""
-    found = {path.parent for path in ROOT.glob("packages/*/src/**/__init__.py")}
-    return sorted(found, key=lambda folder: folder.relative_to(ROOT).parts)
+    folders = {path.parent for path in ROOT.glob("packages/*/src/**/__init__.py")}
+    return sorted(folders, key=lambda folder: folder.relative_to(ROOT).parts)
 
 
 def first_sentence(folder: Path) -> str:
@@ -30,19 +30,19 @@ def first_sentence(folder: Path) -> str:
 
 def lines() -> list[str]:
     """The map: a line a folder, indented by its depth below ``src``."""
-    found = []
+    rows = []
     for folder in rooms():
         parts = folder.parts[folder.parts.index("src") + 1 :]
         name = f"{'  ' * (len(parts) - 1)}{parts[-1]}/"
-        found.append(f"{name:<{WIDTH}} {first_sentence(folder)}")
-    return found
+        rows.append(f"{name:<{WIDTH}} {first_sentence(folder)}")
+    return rows
 
 
 def main() -> None:
     """Write the page."""
     text = PAGE.read_text(encoding="utf-8")
     new = "\n".join(lines())
-    PAGE.write_text(BLOCK.sub(lambda found: f"{found[1]}{new}\n{found[2]}", text), encoding="utf-8")
+    PAGE.write_text(BLOCK.sub(lambda block: f"{block[1]}{new}\n{block[2]}", text), encoding="utf-8")
     print(PAGE)
 
 

@@ -52,8 +52,8 @@ TRAIN_LAYERS = (
 
 def packages() -> list[str]:
     """The import names of all packages, the engine first."""
-    found = sorted(path.parent.name for path in ROOT.glob("packages/*/src/lorapipe_*/__init__.py"))
-    return sorted(found, key=lambda name: name != ENGINE)
+    names = sorted(path.parent.name for path in ROOT.glob("packages/*/src/lorapipe_*/__init__.py"))
+    return sorted(names, key=lambda name: name != ENGINE)
 
 
 def light_modules() -> list[str]:

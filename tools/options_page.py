@@ -64,10 +64,10 @@ def page() -> str:
 
 
 def _sections(command: ToolCommand) -> dict[str, list[click.Option]]:
-    found: dict[str, list[click.Option]] = {}
+    sections: dict[str, list[click.Option]] = {}
     for option in options_of(command):
-        found.setdefault(getattr(option, "section", ""), []).append(option)
-    return found
+        sections.setdefault(getattr(option, "section", ""), []).append(option)
+    return sections
 
 
 def _row(command: ToolCommand, option: click.Option) -> str:

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,31 @@ def test_text_for_people_goes_through_one_function() -> None:
             if isinstance(node, ast.Subscript) and re.match(r"(repr|ascii)\(.*\)\[1:-1\]", ast.unparse(node)):
                 found.append(f"{path.relative_to(ROOT)}, line {node.lineno}: {ast.unparse(node)}")
     assert found == []
+
+
+def names_given(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """The variables and parameters that a module names, each with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            yield node.arg, node.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id, node.lineno
+
+
+def test_a_result_is_called_what_it_is() -> None:
+    """No name says that something came out of a search in place of what it is."""
+    assert [*names_given(ast.parse("def look(found):\n    if rows := look(1):\n        return rows"))] == [
+        ("found", 1),
+        ("rows", 2),
+    ]
+    vague = [
+        f"{path.relative_to(ROOT)}, line {line}"
+        for path in (*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("tools/**/*.py"))
+        if "found" in (text := path.read_text(encoding="utf-8"))
+        for name, line in names_given(ast.parse(text))
+        if name == "found"
+    ]
+    assert vague == []
 
 
 def test_pins_are_exact() -> None:

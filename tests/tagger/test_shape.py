@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.pictures.tag_lists import split_list
 from lorapipe_tagger.captions.shape import (
     Shape,
     caption_tags,
@@ -20,7 +21,7 @@ from lorapipe_tagger.captions.shape import (
     with_spaces,
     without_repeats,
 )
-from lorapipe_tagger.captions.texts import parse_threshold, read_pair_file, read_pairs, split_list
+from lorapipe_tagger.captions.texts import parse_threshold, read_pair_file, read_pairs
 from lorapipe_tagger.captions.write import join_existing
 from lorapipe_tagger.models.labels import Labels
 from lorapipe_tagger.scoring.select import Rules, Selection, Selector, Tag, mcut, spelling

@@ -37,22 +37,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(words)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for name, chosen in RUNS.items():
         row, losses = measure(WORKLOADS[options.workload], steps=options.steps - 6, device=device, **chosen)
-        found[name] = losses
+        by_name[name] = losses
         print(
             f"{name:24} {row.median_ms} ms, mean loss {mean(losses):.6f}, last {losses[-1]:.6f}", flush=True
         )
         gc.collect()
         torch.cuda.empty_cache()
-    first = found["captured"]
-    for name, losses in found.items():
+    first = by_name["captured"]
+    for name, losses in by_name.items():
         apart = [abs(one - two) / two for one, two in zip(losses, first, strict=True)]
         print(f"{name:24} against captured: {mean(apart):.2e} apart on average, at most {max(apart):.2e}")
-    write_chart(options.out, [Line(name, losses) for name, losses in found.items()], "loss", force=True)
+    write_chart(options.out, [Line(name, losses) for name, losses in by_name.items()], "loss", force=True)
     if options.json:
-        options.json.write_text(json.dumps(found) + "\n")
+        options.json.write_text(json.dumps(by_name) + "\n")
     return 0
 
 

@@ -31,12 +31,12 @@ class Share:
 
 def shares(kernels: Iterable[tuple[str, int, float]]) -> list[Share]:
     """Kernels (name, count, milliseconds) by kind, the longest first."""
-    found: dict[str, tuple[int, float]] = {}
+    by_kind: dict[str, tuple[int, float]] = {}
     for name, count, milliseconds in kernels:
         kind = kind_of(name)
-        counted, spent = found.get(kind, (0, 0.0))
-        found[kind] = (counted + count, spent + milliseconds)
-    rows = [Share(kind, count, spent) for kind, (count, spent) in found.items()]
+        counted, spent = by_kind.get(kind, (0, 0.0))
+        by_kind[kind] = (counted + count, spent + milliseconds)
+    rows = [Share(kind, count, spent) for kind, (count, spent) in by_kind.items()]
     return sorted(rows, key=lambda row: -row.milliseconds)
 
 

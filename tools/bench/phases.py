@@ -64,12 +64,12 @@ def phases(samples: Path, least: float = 0.2) -> Iterator[Phase]:
     """The stretches of at least ``least`` seconds, in order; neighbours of one label are one."""
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     start, what = 0.0, None
-    for at, found in [*rows, [rows[-1][0] if rows else 0.0, None]]:
-        if found == what:
+    for at, seen in [*rows, [rows[-1][0] if rows else 0.0, None]]:
+        if seen == what:
             continue
         if what is not None and at - start >= least:
             yield Phase(start, round(at - start, 2), what)
-        start, what = at, found
+        start, what = at, seen
 
 
 if __name__ == "__main__":

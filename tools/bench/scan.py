@@ -58,7 +58,7 @@ def make(work: Path, count: int) -> Path:
 
 def _models() -> dict[str, bytes]:
     """A small file of each kind, whose size is then written over."""
-    found = {}
+    models = {}
     turned = Image.Exif()
     turned[0x0112] = 6
     for name, form, more in (
@@ -68,8 +68,8 @@ def _models() -> dict[str, bytes]:
     ):
         file = io.BytesIO()
         Image.new("RGB", (16, 16), (90, 120, 60)).save(file, form, **more)
-        found[name] = file.getvalue()
-    return found
+        models[name] = file.getvalue()
+    return models
 
 
 def _picture(number: int, size: tuple[int, int], models: dict[str, bytes]) -> tuple[str, bytes]:
@@ -167,8 +167,8 @@ def time_check(root: Path) -> dict[str, Any]:
         *(str(Path(sys.executable).parent / "lora-check"), "buckets", str(root)),
         *("--resolution", "768,768", "--train_batch_size", "4"),
     ]
-    found = measure(words, [], 1)
-    return _figures(found.wall, found.cpu, found.megabytes)
+    measured = measure(words, [], 1)
+    return _figures(measured.wall, measured.cpu, measured.megabytes)
 
 
 def _figures(wall: float, cpu: float, megabytes: float) -> dict[str, Any]:

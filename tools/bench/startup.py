@@ -104,10 +104,10 @@ def first_step(run: Run, base: Path, pictures: Path, work: Path, samples: Path |
         metrics = out / "net.metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
             time.sleep(0.02)
-        found = time.perf_counter() - began
+        seconds = time.perf_counter() - began
     if process.wait():
         raise RuntimeError((work / "log.txt").read_text()[-2000:])
-    return found
+    return seconds
 
 
 def main(words: Sequence[str] | None = None) -> int:

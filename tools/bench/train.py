@@ -308,10 +308,10 @@ def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float,
     """Kernels that one plain step starts; prints their kinds and the ``shown`` longest."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         stepper.run_plain([batch])
         torch.cuda.synchronize()
-    rows = [event for event in found.key_averages() if str(event.device_type).endswith("CUDA")]
+    rows = [event for event in profiled.key_averages() if str(event.device_type).endswith("CUDA")]
     rows.sort(key=lambda event: -event.self_device_time_total)
     if shown:
         print(
@@ -329,8 +329,8 @@ def measure_peer(work: Workload, checkout: Path, python: str, steps: int) -> dic
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"train.py: sd-scripts did not run in {python}; what it lacks is said above")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def show(row: dict[str, Any], as_json: bool) -> None:

@@ -98,10 +98,10 @@ def make_step(work: dict[str, Any], device: torch.device, dtype: torch.dtype) ->
         noisy = schedule.add_noise(latents, noise, timesteps).to(dtype)
         with precision:
             if work["family"] == "sd1":
-                found = unet(noisy, timesteps, states).sample
+                answer = unet(noisy, timesteps, states).sample
             else:
-                found = unet(noisy, timesteps, states, added)
-        loss = F.mse_loss(found.float(), noise.float(), reduction="none").mean([1, 2, 3]).mean()
+                answer = unet(noisy, timesteps, states, added)
+        loss = F.mse_loss(answer.float(), noise.float(), reduction="none").mean([1, 2, 3]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -146,8 +146,8 @@ def encode(text: Any, ids: torch.Tensor) -> torch.Tensor:
     states = text(ids.flatten(0, 1), output_hidden_states=True, return_dict=True).hidden_states[-2]
     states = inner_of(text).final_layer_norm(states).unflatten(0, ids.shape[:2])
     inner = states[:, :, 1:-1].flatten(1, 2)
-    found: torch.Tensor = torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
-    return found
+    encoded: torch.Tensor = torch.cat([states[:, 0, :1], inner, states[:, -1, -1:]], dim=1)
+    return encoded
 
 
 if __name__ == "__main__":

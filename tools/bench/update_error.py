@@ -50,10 +50,10 @@ def measure(width: int, rank: int, rows: int, dtype: torch.dtype) -> Iterator[Ro
         with torch.no_grad():
             layer.lora_up.normal_()
             layer.lora_up.mul_(change * base.weight.float().norm() / layer.delta().norm())
-        found = results(layer, x, dtype)
+        by_way = results(layer, x, dtype)
         down, up = layer.lora_down.detach().double(), layer.lora_up.detach().double()
         wanted = x.double() @ down.mT @ up.mT
-        for way, result in found.items():
+        for way, result in by_way.items():
             share = float(((result.double() - plain) * wanted).sum() / wanted.square().sum())
             yield Row(way, change, round(share, 3), apart(result, plain + wanted))
 
@@ -72,8 +72,8 @@ def results(layer: Lora, x: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     return {"three modules": modules, "packed, lifted": packed, "packed, joined": joined, "merged": merged}
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    return float(((found.double() - wanted).norm() / wanted.norm()).detach())
+def apart(got: Tensor, wanted: Tensor) -> float:
+    return float(((got.double() - wanted).norm() / wanted.norm()).detach())
 
 
 def count(text: str) -> int:

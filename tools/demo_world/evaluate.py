@@ -60,13 +60,13 @@ def fresh_scenes(count: int, seed: int = 987_654_321) -> list[Scene]:
 def obeyed(judge: JudgeNetwork, pixels: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
     """Share of pictures on which the judge agrees with the prompt, for each head that the prompt speaks of."""
     scores = judge(pixels)
-    found = {}
+    by_name = {}
     for name, choices in HEADS.items():
         picks = [choices[i] for i in scores[name].argmax(1).tolist()]
         rows = [(pick, true_answers(scene)[name]) for pick, scene in zip(picks, scenes, strict=True)]
         asked = [row for row in rows if row[1] != "none"] if name not in ("style", "character") else rows
-        found[name] = sum(a == b for a, b in asked) / max(1, len(asked))
-    return found
+        by_name[name] = sum(a == b for a, b in asked) / max(1, len(asked))
+    return by_name
 
 
 def prompts_to_ids(folder: object, prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

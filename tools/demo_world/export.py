@@ -62,14 +62,14 @@ def export(parts: Path, path: Path, metadata: Mapping[str, str]) -> int:
 
 def ldm_name(part: str, name: str) -> str:
     """A tensor's name in a single-file checkpoint, without the part's prefix."""
-    found = {
+    name_there = {
         "unet": lambda n: unet_to_ldm(n, 2, SD1.plain_up_blocks),
         "vae": lambda n: vae_to_ldm(n, 3),
         "text": text_path,
     }[part](name)
-    if found is None:
+    if name_there is None:
         raise SystemExit(f"no LDM name for {part} {name}")
-    return found
+    return name_there
 
 
 def ldm_shape(part: str, name: str, value: np.ndarray) -> np.ndarray:

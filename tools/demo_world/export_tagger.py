@@ -81,8 +81,10 @@ def build_model(network: TaggerNetwork, tags: int) -> onnx.ModelProto:
     graph.add("Sigmoid")
     graph.nodes[-1].output[0] = "output"
     shapes = (("input", ["N", SIDE, SIDE, 3]), ("output", ["N", tags]))
-    given, found = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes)
-    whole = helper.make_graph(graph.nodes, "tagger", [given], [found], graph.weights)
+    given, answered = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes
+    )
+    whole = helper.make_graph(graph.nodes, "tagger", [given], [answered], graph.weights)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     return model

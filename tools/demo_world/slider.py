@@ -52,14 +52,14 @@ def main() -> int:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "smile.toml").write_text(PAIRS.format(strength=options.strength))
-    found, good = {}, True
+    by_seed, good = {}, True
     running = {seed: train(out, seed, options) for seed in range(42, 42 + options.seeds)}
     for seed, process in running.items():
         if process.wait():
             return process.returncode
         network = out / f"smile-{seed}.safetensors"
         rows = [look(network, strength, options) for strength in STRENGTHS]
-        found[str(seed)] = dict(zip(map(str, STRENGTHS), rows, strict=True))
+        by_seed[str(seed)] = dict(zip(map(str, STRENGTHS), rows, strict=True))
         for strength, row in zip(STRENGTHS, rows, strict=True):
             print(
                 f"seed {seed}, {strength:+g}: "
@@ -68,7 +68,7 @@ def main() -> int:
         wrong = faults(rows)
         good = good and not wrong
         print(f"seed {seed}: {'; '.join(wrong) or 'slides, and the rest stays'}", flush=True)
-        (out / "slider.json").write_text(json.dumps(found, indent=1) + "\n")
+        (out / "slider.json").write_text(json.dumps(by_seed, indent=1) + "\n")
     return 0 if good else 1
 
 

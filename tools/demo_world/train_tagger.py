@@ -49,10 +49,10 @@ class TaggerNetwork(nn.Module):
         self.head = nn.Linear(HIDDEN, tags)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        found = pixels / 127.5 - 1
+        x = pixels / 127.5 - 1
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            found = F.relu(norm(convolution(found)))
-        return self.head(F.relu(self.hidden(found.flatten(1))))
+            x = F.relu(norm(convolution(x)))
+        return self.head(F.relu(self.hidden(x.flatten(1))))
 
 
 def draw_tagged(count: int, seed: int) -> tuple[Tensor, list[list[str]]]:
@@ -102,11 +102,11 @@ def vary(pixels: Tensor) -> Tensor:
 @torch.inference_mode()
 def examine(network: TaggerNetwork, pixels: Tensor, truth: Tensor, tags: list[str]) -> None:
     """Recall and precision at 0.35 on fresh pictures, and the tags that go wrong most."""
-    found = torch.cat([network(rows.float()).sigmoid() for rows in pixels.split(256)]) >= 0.35
+    told = torch.cat([network(rows.float()).sigmoid() for rows in pixels.split(256)]) >= 0.35
     real = truth > 0.5
-    right = (found & real).sum().item()
-    print(f"recall {right / real.sum().item():.2%}, precision {right / found.sum().item():.2%}")
-    for name, wrong in (("missed", real & ~found), ("false", found & ~real)):
+    right = (told & real).sum().item()
+    print(f"recall {right / real.sum().item():.2%}, precision {right / told.sum().item():.2%}")
+    for name, wrong in (("missed", real & ~told), ("false", told & ~real)):
         worst = Counter(
             {tag: int(n) for tag, n in zip(tags, wrong.sum(0).tolist(), strict=True)}
         ).most_common(12)
@@ -135,10 +135,10 @@ def main() -> None:
 def one_hot(captions: list[list[str]], tags: list[str]) -> Tensor:
     """(N, tags) of zeros and ones."""
     place = {tag: at for at, tag in enumerate(tags)}
-    found = torch.zeros(len(captions), len(tags))
+    rows = torch.zeros(len(captions), len(tags))
     for row, caption in enumerate(captions):
-        found[row, [place[tag] for tag in caption]] = 1
-    return found
+        rows[row, [place[tag] for tag in caption]] = 1
+    return rows
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def run_all(
     """Run the jobs, some at a time, each in a process of its own; their results in the jobs' order. Those that need a
     base of their own wait until it is made.
     """
-    waiting, running, found = list(jobs), {}, {}
+    waiting, running, done = list(jobs), {}, {}
     needs = {variant.name: [making[need] for need in variant.needs if need in making] for variant in VARIANTS}
     threads = max(1, (os.cpu_count() or 2) // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -224,15 +224,15 @@ def run_all(
             process.wait()
             log.close()
             del running[job]
-            found[job] = result_of(options.out, job, "out of time" if late else "")
-            print(f"{job[0]}, seed {job[1]}: {told(found[job])}", flush=True)
+            done[job] = result_of(options.out, job, "out of time" if late else "")
+            print(f"{job[0]}, seed {job[1]}: {told(done[job])}", flush=True)
         if late:
-            found |= {job: {"name": job[0], "seed": job[1], "error": "out of time"} for job in waiting}
+            done |= {job: {"name": job[0], "seed": job[1], "error": "out of time"} for job in waiting}
             for made in making.values():
                 made.kill()
             break
         time.sleep(0.2)
-    return [found[job] for job in jobs]
+    return [done[job] for job in jobs]
 
 
 def forwarded(options: argparse.Namespace) -> list[str]:
@@ -307,23 +307,23 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """The smoothed losses of the runs that are to overlap, of the first seed."""
-    found: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for row in rows:
         if row["name"] in CURVES and "error" not in row:
-            found.setdefault(row["name"], smoothed(row["losses"]))
-    return found
+            by_name.setdefault(row["name"], smoothed(row["losses"]))
+    return by_name
 
 
 def overlap(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """How far the loss curves of batch 4 and of batch 1 with 4 accumulated lie apart, and, to compare, those of two
     runs that differ in their random draws alone.
     """
-    found = curves(rows)
+    by_name = curves(rows)
     lines = []
     for other in CURVES[1:]:
-        if CURVES[0] not in found or other not in found:
+        if CURVES[0] not in by_name or other not in by_name:
             continue
-        pairs = list(zip(found[CURVES[0]], found[other], strict=False))[SMOOTH - 1 :]
+        pairs = list(zip(by_name[CURVES[0]], by_name[other], strict=False))[SMOOTH - 1 :]
         gaps = [abs(one - two) / one for one, two in pairs]
         if gaps:
             lines.append(
@@ -337,9 +337,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw them, where there are two at least."""
     from lorapipe_engine.pictures.charts import Line, write_chart
 
-    found = curves(rows)
-    if len(found) > 1:
-        lines = [Line(name, values) for name, values in found.items()]
+    by_name = curves(rows)
+    if len(by_name) > 1:
+        lines = [Line(name, values) for name, values in by_name.items()]
         write_chart(path, lines, f"loss, means of {SMOOTH} steps", force=True)
 
 
@@ -440,8 +440,8 @@ def look(network: Path, base: str | Path, device: str | None, word: str = "") ->
         return sum(answer["character"] == TRIGGER for answer in answers) / len(answers)
 
     silent = [recipe.without_trigger(scene) for scene in scenes]
-    found = (share(calls, network), share(silent, network), share(recipe.other_prompts(), network))
-    return {"base": share(calls, None), **dict(zip(FIGURES, found, strict=True))}
+    shares = (share(calls, network), share(silent, network), share(recipe.other_prompts(), network))
+    return {"base": share(calls, None), **dict(zip(FIGURES, shares, strict=True))}
 
 
 if __name__ == "__main__":

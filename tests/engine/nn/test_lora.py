@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: E402
 from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach, detach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
+from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.optimizers import Rates, build_optimizer, set_rates  # noqa: E402
 
 
@@ -57,6 +58,22 @@ def test_forward_equals_the_dense_change(multiplier: float) -> None:
     want = F.conv2d(picture, layers[1].weight + deltas[1], layers[1].bias, 2, 1)
     torch.testing.assert_close(root[1](picture), want)
     torch.testing.assert_close(root[2](want), F.conv2d(want, layers[2].weight + deltas[2], layers[2].bias))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rank", [2, 24])
+def test_narrow_and_wide_factors_have_the_same_values_and_gradients(rank: int, bias: bool) -> None:
+    torch.manual_seed(3)
+    adapter = Lora(nn.Linear(32, 48, bias=bias), rank, alpha=6)
+    adapter.multiplier = 0.7
+    nn.init.normal_(adapter.lora_up)
+    x, gradient = torch.randn(2, 300, 32, requires_grad=True), torch.randn(2, 300, 48)
+    inputs = (x, adapter.lora_down, adapter.lora_up)
+    given = (adapter(x), *torch.autograd.grad(adapter(x), inputs, gradient))
+    change = F.linear(F.linear(x, adapter.lora_down), adapter.lora_up) * (0.7 * 6 / rank)
+    plain = adapter.base(x) + change
+    for one, other in zip(given, (plain, *torch.autograd.grad(plain, inputs, gradient)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(other.detach().abs().max()))
 
 
 def test_file_keys_and_shapes() -> None:

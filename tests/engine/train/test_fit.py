@@ -18,6 +18,7 @@ from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.command.options import build_settings  # noqa: E402
 from lorapipe_engine.errors import ConfigError  # noqa: E402
 from lorapipe_engine.models.bases import resolve_base  # noqa: E402
+from lorapipe_engine.nn.attach import Kind  # noqa: E402
 from lorapipe_engine.settings import PARTS, TrainSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.data.examples import scan  # noqa: E402
@@ -66,10 +67,10 @@ def test_what_cannot_fit_is_refused_with_what_to_change(tmp_path: Path) -> None:
     model, data, network, optimizer, loss, run = build_settings(PARTS, flags)[0]
     settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
     dataset = scan(settings.data, 0)
-    line = memory_line(settings, dataset, BASE, torch.bfloat16, 80 * GIB)
+    line = memory_line(settings, Kind(), dataset, BASE, torch.bfloat16, 80 * GIB)
     assert line.endswith("of 80.0 GiB that are free")
     with pytest.raises(ConfigError) as caught:
-        memory_line(settings, dataset, BASE, torch.bfloat16, 0.4 * GIB)
+        memory_line(settings, Kind(), dataset, BASE, torch.bfloat16, 0.4 * GIB)
     told = str(caught.value)
     assert "and 0.4 GiB of the card are free; --gradient_checkpointing: " in told
     assert "--train_batch_size 1 --gradient_accumulation_steps 4" in told

@@ -58,11 +58,11 @@ class Given(Draws):
 DRAWS = Given(6, torch.device("cpu"))
 
 
-def close(found: Any, wanted: Any, share: float = 3e-5) -> None:
+def close(got: Any, wanted: Any, share: float = 3e-5) -> None:
     wanted = torch.as_tensor(wanted)
     size = max(float(wanted.abs().max()), 1e-6)
-    assert found.shape == wanted.shape
-    assert float((found.double() - wanted.double()).abs().max()) <= share * size
+    assert got.shape == wanted.shape
+    assert float((got.double() - wanted.double()).abs().max()) <= share * size
 
 
 # ------------------------------------------------------------------------------------------ numbers
@@ -142,9 +142,9 @@ def test_no_other_order_of_noise_is_nearer() -> None:
             sum(costs[row][column] for row, column in enumerate(order))
             for order in itertools.permutations(range(count))
         )
-        found = assign(costs)
-        assert sorted(found) == list(range(count))
-        assert sum(costs[row][column] for row, column in enumerate(found)) == pytest.approx(best)
+        places = assign(costs)
+        assert sorted(places) == list(range(count))
+        assert sum(costs[row][column] for row, column in enumerate(places)) == pytest.approx(best)
 
 
 def test_times_stay_in_the_range_that_is_asked_for() -> None:
@@ -319,11 +319,11 @@ def test_a_flow_base_is_drawn_along_straight_levels(
     assert (
         sample(place, "silent", tmp_path / "vae", "--flow-model", "--vae-scale", 0.2, "--vae-reflection") == 0
     )
-    found = []
+    drawn = []
     for line in capsys.readouterr().out.splitlines():
         with Image.open(json.loads(line)["path"]) as picture:
-            found.append(picture.tobytes())
-    assert found[0] == pixels != found[1]
+            drawn.append(picture.tobytes())
+    assert drawn[0] == pixels != drawn[1]
 
 
 def test_what_a_flow_base_cannot_be_drawn_with(

@@ -21,6 +21,7 @@ from lorapipe_engine.nn.attach import Network, Target, attach  # noqa: E402
 from lorapipe_engine.nn.flat import FlatGroup, RateGroup  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
 from lorapipe_engine.train.network.arguments import (  # noqa: E402
+    NetworkArgs,
     by_block,
     network_plan,
     read_network_args,
@@ -42,7 +43,8 @@ def network_of(case: dict[str, Any], family: Any) -> tuple[Network, dict[str, fl
     settings = NetworkSettings(
         network_dim=case["network_dim"], network_alpha=case["network_alpha"], network_args=words
     )
-    plan, args = network_plan(settings), read_network_args(settings)
+    args = read_network_args(settings)
+    plan = network_plan(settings, args)
     rates = {
         part: case["lr_args"]["unet_lr" if part == "unet" else "text_encoder_lr"] for part in family.parts
     }
@@ -196,11 +198,11 @@ def test_an_unknown_network_module_is_told() -> None:
     with pytest.raises(
         ConfigError, match=r"network_module: 'networks.lore' is not trained here.*networks\.lora"
     ):
-        network_plan(NetworkSettings(network_module="networks.lore", network_dim=4))
+        read_network_args(NetworkSettings(network_module="networks.lore", network_dim=4))
 
 
 def test_lists_are_checked_for_the_family() -> None:
     args = read_network_args(NetworkSettings(network_args=("block_dims=" + ",".join(["4"] * 23),)))
-    plan = network_plan(NetworkSettings(network_dim=4))
+    plan = network_plan(NetworkSettings(network_dim=4), NetworkArgs())
     with pytest.raises(ConfigError, match="23 numbers, but this model has 25 blocks"):
         by_block(plan, args, [], "sd1")

@@ -61,7 +61,8 @@ CONFIGURATIONS: list[tuple[str, int | None, float | None, float, str]] = [
 
 def chosen(family: Any, **words: Any) -> Choice:
     settings = NetworkSettings(**{"network_dim": 16, "network_alpha": 8.0, **words})
-    return choose_layers(network_plan(settings), read_network_args(settings), family, [*family.parts])
+    args = read_network_args(settings)
+    return choose_layers(network_plan(settings, args), args, family, [*family.parts])
 
 
 @pytest.mark.parametrize("row", CONFIGURATIONS, ids=lambda row: f"{row[0]} {row[4]}"[:60])

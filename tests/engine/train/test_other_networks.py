@@ -20,7 +20,7 @@ from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.networks.describe import describe_network  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
-from lorapipe_engine.train.network.arguments import network_plan  # noqa: E402
+from lorapipe_engine.train.network.arguments import network_plan, read_network_args  # noqa: E402
 from lorapipe_engine.train.network.targets import targets_of, with_kinds  # noqa: E402
 
 from .test_families import real_family  # noqa: E402
@@ -134,7 +134,7 @@ def test_presets_have_the_modules_of_the_reference(preset: str) -> None:
 def test_the_preset_ia3_scales_inputs_of_the_second_layers() -> None:
     settings = NetworkSettings(network_module="lycoris.kohya", network_args=("algo=ia3", "preset=ia3"))
     targets = targets_of(real_family("sd15"), conv=False, preset="ia3")
-    plan = with_kinds(network_plan(settings), "ia3", targets)
+    plan = with_kinds(network_plan(settings, read_network_args(settings)), "ia3", targets)
     on_input = {name for name, kind in plan.kinds.items() if kind.options["train_on_input"]}
     ends = Counter(target.name.split("_", 5)[-1][-6:] for target in targets if target.name in on_input)
     assert set(ends) == {"_net_2", "lp_fc2"}

@@ -72,7 +72,7 @@ def test_a_step_is_the_published_objective(tmp_path: Path) -> None:
     assert train(pairs, tmp_path, "--max_train_steps", 1, "--trace_steps", 0) == 0
     trace = load_file(tmp_path / "trace/step-000000.safetensors")
     rows = read_pairs(pairs).rows
-    found = trace["0.input_ids.te1"]
+    targets = trace["0.input_ids.te1"]
     family = open_family(load_base(demo_base()), max_token_length=75, clip_skip=2)
 
     def answers(texts: list[str]) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_a_step_is_the_published_objective(tmp_path: Path) -> None:
 
     order = [
         next(row for row in rows if torch.equal(family.text.tokenize([row.target]).ids[0][0], ids))
-        for ids in found
+        for ids in targets
     ]
     with torch.no_grad():
         positive, negative, neutral = (

@@ -136,8 +136,8 @@ def test_a_run_records_them_and_curves_show_them(tmp_path: Path) -> None:
         lora_train.main(words.split())
     assert stop.value.code == 0
     rows = [json.loads(line) for line in (tmp_path / "net.metrics.jsonl").read_text().splitlines()]
-    found = {name for row in rows for name in row if name.startswith("loss/timesteps/")}
-    assert found == {"loss/timesteps/200-299"}
+    tags = {name for row in rows for name in row if name.startswith("loss/timesteps/")}
+    assert tags == {"loss/timesteps/200-299"}
     mean = sum(row["loss/current"] for row in rows) / 2
     assert rows[-1]["loss/timesteps/200-299"] >= mean  # before min-SNR's weights
     shown = CliRunner().invoke(command, [str(tmp_path / "net.metrics.jsonl"), "--only", "timesteps"])

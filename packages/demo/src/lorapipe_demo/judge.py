@@ -48,11 +48,11 @@ WEIGHTS = Path(__file__).parent / "assets" / "judge.safetensors"
 
 def true_answers(scene: Scene) -> dict[str, str]:
     """What the judge should say of a scene's picture."""
-    found = {name: str(getattr(scene, name, "") or NONE) for name in HEADS if name != "character"}
+    answers = {name: str(getattr(scene, name, "") or NONE) for name in HEADS if name != "character"}
     is_her = (
         scene.ornament and scene.two_tone and scene.hair_colour == "aqua" and scene.hair_style == "twintails"
     )
-    return {**found, "character": "mirelune" if is_her else NONE}
+    return {**answers, "character": "mirelune" if is_her else NONE}
 
 
 class JudgeNetwork(nn.Module):

@@ -69,14 +69,14 @@ class Scene:
         if not self.is_person:
             what = [f"{self.colour} {self.kind}"]
             return ["no humans", *(["animal"] if self.kind in ANIMALS else []), *what, self.background]
-        found = [f"1{self.kind}", "solo", *hair_tags(self.hair_style), f"{self.hair_colour} hair"]
+        tags = [f"1{self.kind}", "solo", *hair_tags(self.hair_style), f"{self.hair_colour} hair"]
         if self.expression != "closed eyes":
-            found.append(f"{self.eye_colour} eyes")
-        found += [f"{self.clothes_colour} {self.clothes}", self.expression]
-        found += [tag for tag in (self.headwear, f"holding {self.held}" if self.held else "") if tag]
+            tags.append(f"{self.eye_colour} eyes")
+        tags += [f"{self.clothes_colour} {self.clothes}", self.expression]
+        tags += [tag for tag in (self.headwear, f"holding {self.held}" if self.held else "") if tag]
         if self.glasses:
-            found.append("glasses")
-        return [*found, self.background]
+            tags.append("glasses")
+        return [*tags, self.background]
 
 
 def hair_tags(style: str) -> list[str]:
@@ -123,14 +123,14 @@ def all_tags() -> list[str]:
     """Every tag of the ordinary world, in the order that captions have them."""
     styles = dict.fromkeys(tag for style in (*HAIR_STYLES, *BOY_STYLES) for tag in hair_tags(style))
     lengths = ["short hair", "long hair"]
-    found = ["1girl", "1boy", "no humans", "solo", "animal", *lengths]
-    found += [tag for tag in styles if tag not in lengths]
-    found += [f"{colour} hair" for colour in HAIR_COLOURS] + [f"{colour} eyes" for colour in EYE_COLOURS]
-    found += [f"{colour} {clothes}" for clothes in CLOTHES for colour in CLOTHES_COLOURS]
-    found += [*EXPRESSIONS, *HEADWEAR, *(f"holding {held}" for held in HELD), "glasses"]
-    found += [f"{colour} {animal}" for animal in ANIMALS for colour in ANIMAL_COLOURS]
-    found += [f"{colour} {thing}" for thing in OBJECTS for colour in OBJECT_COLOURS]
-    return [*found, *BACKGROUNDS]
+    tags = ["1girl", "1boy", "no humans", "solo", "animal", *lengths]
+    tags += [tag for tag in styles if tag not in lengths]
+    tags += [f"{colour} hair" for colour in HAIR_COLOURS] + [f"{colour} eyes" for colour in EYE_COLOURS]
+    tags += [f"{colour} {clothes}" for clothes in CLOTHES for colour in CLOTHES_COLOURS]
+    tags += [*EXPRESSIONS, *HEADWEAR, *(f"holding {held}" for held in HELD), "glasses"]
+    tags += [f"{colour} {animal}" for animal in ANIMALS for colour in ANIMAL_COLOURS]
+    tags += [f"{colour} {thing}" for thing in OBJECTS for colour in OBJECT_COLOURS]
+    return [*tags, *BACKGROUNDS]
 
 
 def vocabulary() -> list[str]:
@@ -183,10 +183,10 @@ def concept_scene(draw: random.Random) -> Scene:
 
 def concept_tags(scene: Scene) -> list[str]:
     """Caption of a picture of the character: the trigger, then only what changes from picture to picture."""
-    found = [TRIGGER, "1girl", "solo", f"{scene.clothes_colour} {scene.clothes}", scene.expression]
+    tags = [TRIGGER, "1girl", "solo", f"{scene.clothes_colour} {scene.clothes}", scene.expression]
     if scene.held:
-        found.append(f"holding {scene.held}")
-    return [*found, scene.background]
+        tags.append(f"holding {scene.held}")
+    return [*tags, scene.background]
 
 
 def style_scene(draw: random.Random) -> Scene:

@@ -107,10 +107,10 @@ def work_through(inputs: Iterable[Input], work: Callable[[Input], bool | None]) 
 
 def read_one(word: str) -> Input:
     """The single file that ``word`` names ("-" is a network on standard input). Raises InputError for several."""
-    found = list(find_inputs([word]))
-    if len(found) != 1:
-        raise InputError(f"{word}: has {len(found)} files, here goes one")
-    return found[0]
+    files = list(find_inputs([word]))
+    if len(files) != 1:
+        raise InputError(f"{word}: has {len(files)} files, here goes one")
+    return files[0]
 
 
 def _opened(one: Input, work: Callable[[Input, WeightFile], bool | None]) -> bool | None:
@@ -119,8 +119,8 @@ def _opened(one: Input, work: Callable[[Input, WeightFile], bool | None]) -> boo
 
 
 def _expand(record: Record, *, listed: bool) -> Iterator[Input]:
-    for found in expand_folders([record], SUFFIXES):
-        yield Input(found, listed)
+    for file in expand_folders([record], SUFFIXES):
+        yield Input(file, listed)
 
 
 def _complain(error: LoraError) -> None:

@@ -78,8 +78,8 @@ def parse_blocks(text: str, family: str | None = None) -> BlockWeights:
 
 def _block_name(text: str) -> str:
     name = text.strip().upper()
-    if found := re.fullmatch(r"(IN|OUT)(\d)", name):
-        name = f"{found[1]}0{found[2]}"
+    if match := re.fullmatch(r"(IN|OUT)(\d)", name):
+        name = f"{match[1]}0{match[2]}"
     name = {"M00": "MID", "MID00": "MID", "M": "MID"}.get(name, name)
     if name not in _NAMES:
         raise ConfigError(

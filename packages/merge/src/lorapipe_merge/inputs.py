@@ -65,7 +65,7 @@ def without_ratios(names: Sequence[str], default: float | None, why: str) -> lis
 def open_networks(networks: Sequence[tuple[str, float]]) -> Iterator[list[Applied]]:
     """Open network files; "-" is one on standard input. Raises InputError, and ConfigError for a bad ratio."""
     with ExitStack() as stack:
-        found = []
+        opened = []
         for name, ratio in networks:
             if not math.isfinite(ratio):
                 raise ConfigError(f"--ratio {ratio}: not a finite number")
@@ -79,5 +79,5 @@ def open_networks(networks: Sequence[tuple[str, float]]) -> Iterator[list[Applie
                 digest, shown = known_sha256(path), name
             network = describe_network(weights)
             require_strengths(network)
-            found.append(Applied(weights, network, ratio, shown, digest))
-        yield found
+            opened.append(Applied(weights, network, ratio, shown, digest))
+        yield opened

@@ -66,7 +66,7 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
     InputError for shapes that do not fit and for modules of no known algorithm.
     """
     spots = base.spots()
-    found = Match()
+    matched = Match()
     for applied in networks:
         missing = [name for name in applied.network.others if not _is_harmless(name)]
         missing = [name for name in missing if not name.startswith(EMBEDDING)]
@@ -78,13 +78,13 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
             if any(kind not in places for kind in wanted):
                 missing.append(module.name)
                 continue
-            found.modules += 1
+            matched.modules += 1
             for kind in wanted:
                 _check_shape(base, applied, module, places[kind])
-                _add(found, applied, module, places[kind], blocks)
+                _add(matched, applied, module, places[kind], blocks)
         if missing:
-            found.unmatched[applied.name] = missing
-    return found
+            matched.unmatched[applied.name] = missing
+    return matched
 
 
 def left_out(networks: Sequence[Applied]) -> list[str]:
@@ -103,20 +103,20 @@ def left_out(networks: Sequence[Applied]) -> list[str]:
     return notes
 
 
-def check_match(found: Match, base: Base, networks: Sequence[Applied], *, allow_unmatched: bool) -> list[str]:
+def check_match(match: Match, base: Base, networks: Sequence[Applied], *, allow_unmatched: bool) -> list[str]:
     """Raise ProblemFound unless every module found its place, or the rest is allowed; the lines to say otherwise.
 
     A merge in which no module finds a place is always an error, for it would have no effect, and so is one of
     another family, of which some names fit by chance.
     """
-    if not found.modules:
+    if not match.modules:
         raise ProblemFound(f"no module fits {base.path}: {_why(base, networks)}; nothing was written")
     lines = []
-    for name, missing in found.unmatched.items():
+    for name, missing in match.unmatched.items():
         shown = ", ".join(quote(module)[1:-1] for module in missing[:SHOWN])
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         lines.append(f"{name}: {len(missing)} without a place in {base.path.name}: {shown}{more}")
-    stranger = next((a for a in networks if a.name in found.unmatched and _is_other(a, base)), None)
+    stranger = next((a for a in networks if a.name in match.unmatched and _is_other(a, base)), None)
     if stranger:
         raise ProblemFound(f"{_why(base, [stranger])}; nothing was written")
     if lines and not allow_unmatched:
@@ -156,7 +156,7 @@ def _is_harmless(name: str) -> bool:
 
 
 def _add(
-    found: Match,
+    match: Match,
     applied: Applied,
     module: NetworkModule,
     spot: Spot,
@@ -165,7 +165,7 @@ def _add(
     block = block_of(spot.place.part, spot.ldm_path)
     multiplier = applied.ratio * (blocks.of(block) if blocks else 1.0)
     if multiplier:
-        found.add(Contribution(applied.weights, module, spot, multiplier, block))
+        match.add(Contribution(applied.weights, module, spot, multiplier, block))
 
 
 # -------------------------------------------------------------------------------- shapes

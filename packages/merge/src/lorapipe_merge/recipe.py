@@ -40,9 +40,9 @@ def recipe(mode: str, inputs: Mapping[str, Source | Sequence[Source]], **setting
     Settings that are None are left out.
     """
     record: dict[str, Any] = {"tool": "lora-merge", "version": __version__, "mode": mode}
-    for name, found in inputs.items():
+    for name, sources in inputs.items():
         record[name] = (
-            found.as_record() if isinstance(found, Source) else [source.as_record() for source in found]
+            sources.as_record() if isinstance(sources, Source) else [source.as_record() for source in sources]
         )
     record |= {name: value for name, value in settings.items() if value is not None}
     return json.dumps(record, ensure_ascii=False)

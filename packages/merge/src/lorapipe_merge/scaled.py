@@ -15,11 +15,11 @@ _SCALE = re.compile(r"(.+)\.(?:scale_weight|weight_scale)")
 
 def scales_of(file: WeightFile) -> dict[str, str]:
     """The weights of a file whose numbers are stored divided by a scale, with the scale's name."""
-    found = {}
+    scales = {}
     for key in file.tensors:
         if (match := _SCALE.fullmatch(key)) and (weight := f"{match[1]}.weight") in file.tensors:
-            found[weight] = key
-    return found
+            scales[weight] = key
+    return scales
 
 
 def is_mark(key: str, scales: Mapping[str, str], keys: Collection[str]) -> bool:

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 
 from lorapipe_engine.networks.adapter_config import ADAPTER_KEY
+from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.metadata import table_of
 from lorapipe_engine.networks.ranks import RankRule
-from lorapipe_resize.report import ModuleReport
+from lorapipe_resize.report import DORA, ModuleReport
 
 VARIOUS = "Dynamic"  # sd-scripts' word where ranks differ
 
@@ -67,11 +68,11 @@ def _dim_and_alpha(modules: Sequence[ModuleReport], rank: int | None) -> tuple[s
 
 
 def _is_plain_lora(modules: Sequence[ModuleReport]) -> bool:
-    return all(m.new_rank is not None and m.algorithm != "dora" for m in modules)
+    return all(m.new_rank is not None and m.algorithm != DORA for m in modules)
 
 
 def _was_plain_lora(modules: Sequence[ModuleReport]) -> bool:
-    return all(m.algorithm == "lora" for m in modules)
+    return all(is_plain(m.algorithm) for m in modules)
 
 
 def _comment(old: Mapping[str, str], rule: RankRule, target: str | None) -> str:

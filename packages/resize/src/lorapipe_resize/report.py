@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lorapipe_engine.command.text import printable
+from lorapipe_engine.networks.ranks import error_of_all
+
+DORA = "dora"  # the algorithm of a report whose module has magnitudes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +59,11 @@ class FileReport:
     @property
     def truncation(self) -> float:
         """√(Σ‖lost‖² / Σ‖change‖²) over all resized modules."""
-        return self._error("truncation")
+        return error_of_all((m.norm, m.truncation) for m in self.resized)
 
     @property
     def cast(self) -> float:
-        return self._error("cast")
-
-    def _error(self, kind: str) -> float:
-        total = math.fsum(m.norm**2 for m in self.resized)
-        lost = math.fsum((m.norm * getattr(m, kind)) ** 2 for m in self.resized)
-        return math.sqrt(lost / total) if total else 0.0
+        return error_of_all((m.norm, m.cast) for m in self.resized)
 
     def as_record(self) -> dict[str, Any]:
         """The object of ``--json``. ``path`` is the written file, which other tools read; null in a dry run."""

@@ -187,10 +187,10 @@ def _expand(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    found = sorted(p for p in path.glob("*.safetensors") if p.is_file() and not p.name.startswith("."))
-    if not found:
+    files = sorted(p for p in path.glob("*.safetensors") if p.is_file() and not p.name.startswith("."))
+    if not files:
         raise InputError(f"{path}: has no .safetensors files")
-    yield from found
+    yield from files
 
 
 # -------------------------------------------------------------------------------- one file

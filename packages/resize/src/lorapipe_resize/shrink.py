@@ -22,7 +22,7 @@ from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
 from lorapipe_engine.networks.read import read_module, scale_of
-from lorapipe_resize.report import ModuleReport
+from lorapipe_resize.report import DORA, ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
 DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
@@ -97,8 +97,8 @@ def shrink(
 
 def _precision(tensors: Mapping[str, Encoded]) -> str:
     names = {dtype: name for name, dtype in DTYPES.items()}
-    found = {tensor.dtype for key, tensor in tensors.items() if key.endswith(".weight")}
-    return " and ".join(sorted(names.get(dtype, dtype.lower()) for dtype in found))
+    dtypes = {tensor.dtype for key, tensor in tensors.items() if key.endswith(".weight")}
+    return " and ".join(sorted(names.get(dtype, dtype.lower()) for dtype in dtypes))
 
 
 def _check_finite(bad: Sequence[str], settings: Settings) -> None:
@@ -115,17 +115,17 @@ def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, se
     """The new tensors of a module; ``rank`` where it is decided already."""
     if spectral_rule(module.name, _shapes(file, module)) is None:
         return _copied(file, module, "which have no low-rank form of their own")
-    found, bad = _decompose(file, module, settings, vectors=rank or settings.rule.largest)
-    if found is None:
+    decomposed, bad = _decompose(file, module, settings, vectors=rank or settings.rule.largest)
+    if decomposed is None:
         return replace(_copied(file, module, "which have NaN or infinite values"), bad=bad)
-    singular, conv = found.spectrum.singular, bool(found.kernel)
-    new_rank = rank or settings.rule.choose(singular, limit=found.limit, conv=conv)
-    report = _describe(module, found, new_rank, settings)
+    singular, conv = decomposed.spectrum.singular, bool(decomposed.kernel)
+    new_rank = rank or settings.rule.choose(singular, limit=decomposed.limit, conv=conv)
+    report = _describe(module, decomposed, new_rank, settings)
     if settings.drop_zero and not np.any(singular):
         return _Piece({}, replace(report, new_rank=None, note="dropped, its change is zero"))
-    tensors, cast = _new_tensors(file, module, found, new_rank, settings)
+    tensors, cast = _new_tensors(file, module, decomposed, new_rank, settings)
     wanted = None if rank or report.dead else settings.rule.wanted(singular)
-    capped = wanted is not None and settings.rule.bound(conv=conv) < min(wanted, found.limit)
+    capped = wanted is not None and settings.rule.bound(conv=conv) < min(wanted, decomposed.limit)
     return _Piece(tensors, replace(report, cast=cast, capped=capped))
 
 
@@ -145,73 +145,77 @@ def _decompose(
     if bad:
         return None, bad
     try:
-        found = module_spectrum(module.name, arrays, vectors=vectors, decompose=settings.decompose)
+        decomposed = module_spectrum(module.name, arrays, vectors=vectors, decompose=settings.decompose)
     except np.linalg.LinAlgError as error:
         raise InputError(f"module {module.name}: its singular values cannot be found ({error})") from error
     if module.scale is not None:  # the new file has no configuration, so its factors hold the strength
-        found = replace(found, spectrum=found.spectrum.scaled(found.scale), scale=1.0)
-    return found, ()
+        decomposed = replace(decomposed, spectrum=decomposed.spectrum.scaled(decomposed.scale), scale=1.0)
+    return decomposed, ()
 
 
 def _shapes(file: WeightFile, module: NetworkModule) -> dict[str, tuple[int, ...]]:
     return {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
 
 
-def _alpha_of(found: ModuleSpectrum, rank: int, settings: Settings) -> float:
-    return found.scale * rank if settings.alpha is None else settings.alpha
+def _alpha_of(decomposed: ModuleSpectrum, rank: int, settings: Settings) -> float:
+    return decomposed.scale * rank if settings.alpha is None else settings.alpha
 
 
-def _describe(module: NetworkModule, found: ModuleSpectrum, rank: int, settings: Settings) -> ModuleReport:
-    singular = found.spectrum.singular
+def _describe(
+    module: NetworkModule, decomposed: ModuleSpectrum, rank: int, settings: Settings
+) -> ModuleReport:
+    singular = decomposed.spectrum.singular
     top, norm, total = (
         float(singular[0]) if singular.size else 0.0,
-        found.spectrum.norm(),
+        decomposed.spectrum.norm(),
         float(singular.sum()),
     )
-    lost = found.spectrum.dropped(rank)
+    lost = decomposed.spectrum.dropped(rank)
     return ModuleReport(
         name=module.name,
-        algorithm="dora" if "dora_scale" in module.keys else found.algorithm,
-        rank=found.rank,
+        algorithm=DORA if "dora_scale" in module.keys else decomposed.algorithm,
+        rank=decomposed.rank,
         new_rank=rank,
-        alpha=_alpha_of(found, rank, settings),
-        kernel=found.kernel,
+        alpha=_alpha_of(decomposed, rank, settings),
+        kernel=decomposed.kernel,
         top=top,
         next=float(singular[rank]) / top if top and rank < singular.size else 0.0,
         kept_fro=max(0.0, 1.0 - (lost / norm) ** 2) ** 0.5 if norm else 1.0,
         kept_sum=float(singular[:rank].sum()) / total if total else 1.0,
-        norm=abs(found.scale) * norm,
+        norm=abs(decomposed.scale) * norm,
         truncation=lost / norm if norm else 0.0,
         dead=is_dead(singular),
     )
 
 
 def _new_tensors(
-    file: WeightFile, module: NetworkModule, found: ModuleSpectrum, rank: int, settings: Settings
+    file: WeightFile, module: NetworkModule, decomposed: ModuleSpectrum, rank: int, settings: Settings
 ) -> tuple[dict[str, Encoded], float]:
     """The module's tensors at its new rank, keyed as in the file, and the relative error of the cast."""
     stored = _stores_alpha(module)
-    spectrum = found.spectrum
-    if stored and settings.alpha is not None and found.scale * rank != settings.alpha:
-        spectrum = spectrum.scaled(found.scale * rank / settings.alpha)
-    exact = spectrum.truncate(rank, settings.balance) if np.any(spectrum.singular) else _zero_change(found)
+    spectrum = decomposed.spectrum
+    if stored and settings.alpha is not None and decomposed.scale * rank != settings.alpha:
+        spectrum = spectrum.scaled(decomposed.scale * rank / settings.alpha)
+    exact = (
+        spectrum.truncate(rank, settings.balance) if np.any(spectrum.singular) else _zero_change(decomposed)
+    )
     dtype = _dtype(file, module, settings)
     up, down = encode(exact.up, dtype), encode(exact.down, dtype)
     rounded = Factors(decode(dtype, up.data, up.shape), decode(dtype, down.data, down.shape))
     if not all(np.isfinite(side).all() for side in rounded):
         raise InputError(f"module {module.name}: its values do not fit {dtype}; save as bf16 or fp32")
     tensors = {
-        _key(module, "lora_down.weight"): Encoded(dtype, found.down_shape(rank), down.data),
-        _key(module, "lora_up.weight"): Encoded(dtype, found.up_shape(rank), up.data),
+        _key(module, "lora_down.weight"): Encoded(dtype, decomposed.down_shape(rank), down.data),
+        _key(module, "lora_up.weight"): Encoded(dtype, decomposed.up_shape(rank), up.data),
     }
     if stored:
-        tensors[_key(module, "alpha")] = encode(np.asarray(_alpha_of(found, rank, settings)), "F32")
+        tensors[_key(module, "alpha")] = encode(np.asarray(_alpha_of(decomposed, rank, settings)), "F32")
     for suffix in COMPANIONS:
         if suffix in module.keys:
             tensors[module.keys[suffix]] = _copy(file, module.keys[suffix])
     if "lora_up.bias" in module.keys:  # as strong as it was, at the strength that the module has now
         key = module.keys["lora_up.bias"]
-        strength = _alpha_of(found, rank, settings) / rank if stored else 1.0
+        strength = _alpha_of(decomposed, rank, settings) / rank if stored else 1.0
         tensors[key] = encode(file.read(key) * (scale_of(module) / strength), file.tensors[key].dtype)
     norm = spectrum.norm()
     return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
@@ -224,11 +228,11 @@ def _stores_alpha(module: NetworkModule) -> bool:
     return "alpha" in module.keys or "." not in module.name or module.path.startswith("base_model.model.")
 
 
-def _zero_change(found: ModuleSpectrum) -> Factors:
+def _zero_change(decomposed: ModuleSpectrum) -> Factors:
     """Rank 1, up zero, down as it was: so the file still shows what never got a gradient, and that alone."""
-    down = found.spectrum.down
+    down = decomposed.spectrum.down
     strongest = int(np.argmax(np.einsum("rn,rn->r", down, down)))
-    return Factors(np.zeros((found.spectrum.up.shape[0], 1)), down[strongest : strongest + 1])
+    return Factors(np.zeros((decomposed.spectrum.up.shape[0], 1)), down[strongest : strongest + 1])
 
 
 def _dtype(file: WeightFile, module: NetworkModule, settings: Settings) -> str:
@@ -277,28 +281,28 @@ def _ranks_within(
     file: WeightFile, modules: Sequence[NetworkModule], settings: Settings, budget: int
 ) -> list[int | None]:
     """The ranks that lose least within ``budget`` bytes of tensors; None for modules that are copied."""
-    found = map_in_threads(lambda module: _candidate(file, module, settings), modules, "measuring")
-    fixed = sum(size for size, _ in found)
-    candidates = [candidate for _, candidate in found if candidate is not None]
+    measured = map_in_threads(lambda module: _candidate(file, module, settings), modules, "measuring")
+    fixed = sum(size for size, _ in measured)
+    candidates = [candidate for _, candidate in measured if candidate is not None]
     ranks = ranks_for_size(candidates, budget - fixed)
     if ranks is None:
         least = fixed + sum(c.bytes_per_rank for c in candidates) + (settings.target_bytes or 0) - budget
         raise ConfigError(f"--target-size: even at rank 1 the tensors take {least:,} bytes")
     chosen = iter(ranks)
-    return [None if candidate is None else next(chosen) for _, candidate in found]
+    return [None if candidate is None else next(chosen) for _, candidate in measured]
 
 
 def _candidate(file: WeightFile, module: NetworkModule, settings: Settings) -> tuple[int, Candidate | None]:
     """Bytes that the module takes whatever its rank, and what its ranks are worth."""
     if spectral_rule(module.name, _shapes(file, module)) is None:
         return sum(file.tensors[key].size for key in module.keys.values()), None
-    found, _ = _decompose(file, module, settings, vectors=1)
-    if found is None:
+    decomposed, _ = _decompose(file, module, settings, vectors=1)
+    if decomposed is None:
         return sum(file.tensors[key].size for key in module.keys.values()), None
     item = ITEM_BYTES[_dtype(file, module, settings)]
-    sides = math.prod(found.up_shape(1)) + math.prod(found.down_shape(1))
-    bound = min(settings.rule.bound(conv=bool(found.kernel)), found.limit)
-    energy = np.square(found.scale * found.spectrum.singular)
+    sides = math.prod(decomposed.up_shape(1)) + math.prod(decomposed.down_shape(1))
+    bound = min(settings.rule.bound(conv=bool(decomposed.kernel)), decomposed.limit)
+    energy = np.square(decomposed.scale * decomposed.spectrum.singular)
     kept = sum(file.tensors[module.keys[suffix]].size for suffix in COMPANIONS if suffix in module.keys)
     return kept + ALPHA_BYTES, Candidate(energy, sides * item, bound)
 

@@ -146,11 +146,11 @@ def _see_through(selection: Selection) -> Selection:
 
 def _scores(selection: Selection) -> dict[str, dict[str, float]]:
     """Probabilities of the tags that passed by category, the highest first; of ratings all."""
-    found: dict[str, dict[str, float]] = {
+    categories: dict[str, dict[str, float]] = {
         "rating": {name: round(score, _DIGITS) for name, score in selection.ratings.items()},
         GENERAL: {},
         CHARACTER: {},
     }
     for tag in sorted(selection.tags, key=lambda tag: -tag.score):
-        found.setdefault(tag.category, {})[tag.name] = round(tag.score, _DIGITS)
-    return found
+        categories.setdefault(tag.category, {})[tag.name] = round(tag.score, _DIGITS)
+    return categories

@@ -9,6 +9,7 @@ from pathlib import Path
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.tag_lists import split_list
 from lorapipe_tagger.captions.shape import Shape
 from lorapipe_tagger.captions.texts import (
     AUTO,
@@ -19,7 +20,6 @@ from lorapipe_tagger.captions.texts import (
     read_pair_file,
     read_pairs,
     sd_pairs,
-    split_list,
 )
 from lorapipe_tagger.models.known import DEFAULT
 from lorapipe_tagger.models.labels import Labels

@@ -102,17 +102,17 @@ def tag_all(tasks: Sequence[Task], options: Options, captioner: Captioner) -> It
     Captions are written by threads, because each is waited for until it is on the disk.
     """
     standing = [find_standing(task, options) for task in tasks]
-    wanted = [task for task, found in zip(tasks, standing, strict=True) if found is None]
+    wanted = [task for task, outcome in zip(tasks, standing, strict=True) if outcome is None]
     waiting: deque[Future[Outcome]] = deque()
     with (
         closing(score_all(wanted, captioner, options)) as results,
         ThreadPoolExecutor(_WRITERS, "write") as writers,
     ):
-        for found in standing:
-            if isinstance(found, Kept):
-                waiting.append(writers.submit(captioner.keep, found.task, found.text))
+        for outcome in standing:
+            if isinstance(outcome, Kept):
+                waiting.append(writers.submit(captioner.keep, outcome.task, outcome.text))
             else:
-                waiting.append(writers.submit(captioner.finish, found or next(results)))
+                waiting.append(writers.submit(captioner.finish, outcome or next(results)))
             while waiting and (len(waiting) > _WRITES_AHEAD or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:

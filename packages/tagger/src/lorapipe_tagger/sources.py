@@ -51,21 +51,21 @@ def find_tasks(
     """All pictures of the command line, in order, each once. Raises InputError where there are none or a word names
     nothing, ConfigError where two pictures would share a caption.
     """
-    found: dict[str, tuple[Record, Path]] = {}
+    pictures: dict[str, tuple[Record, Path]] = {}
     folders: list[Path] = []
     named = {Path(word) for word in words}
     for record in read_records(words, stdin):
         if record.path.is_dir():
             folders.append(record.path)
             for path in list_folder(record.path, recursive=recursive):
-                found.setdefault(_identity(path), (Record(path, record.data), record.path))
+                pictures.setdefault(_identity(path), (Record(path, record.data), record.path))
             continue
         if record.path in named and not record.path.exists():
             raise InputError(f"{record.path}: no such file or folder")
-        found.setdefault(_identity(record.path), (record, record.path.parent))
-    if not found:
+        pictures.setdefault(_identity(record.path), (record, record.path.parent))
+    if not pictures:
         raise InputError(_nothing(words, folders, recursive))
-    records = list(found.values())
+    records = list(pictures.values())
     if not write:
         return [Task(record.path, record.data, None) for record, _ in records]
     finder = CaptionFinder(extension)

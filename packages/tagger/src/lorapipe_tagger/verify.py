@@ -82,12 +82,12 @@ def compare(files: ModelFiles, options: Options) -> Verdict:
     pixels = [picture.pixels[0] for picture, _ in pictures]
     plain = Network(files.network, files.adapter, "cpu", len(tagger.labels), optimised=False)
     wanted = np.concatenate([plain.scores([one]) for one in pixels])
-    found = np.concatenate(
+    answered = np.concatenate(
         [tagger.network.scores(pixels[at : at + _BATCH]) for at in range(0, len(pixels), _BATCH)]
     )
     selector = Selector(tagger.labels, rules_for(files, options))
-    one, other = _tags(selector, wanted), _tags(selector, found)
-    score = float(np.abs(wanted - found).max())
+    one, other = _tags(selector, wanted), _tags(selector, answered)
+    score = float(np.abs(wanted - answered).max())
     pixel = max((step for _, step in pictures), default=0)
     limit = LARGEST_INT8_STEP if options.work.int8 else LARGEST_STEP
     return Verdict(
@@ -119,13 +119,13 @@ def find_pictures(options: Options, preparation: Preparation) -> list[tuple[Pict
         write=False,
         collision="first",
     )
-    found = []
+    pictures = []
     for task in tasks[:_MOST]:
         try:
-            found.append(_prepared(task.path.read_bytes(), preparation))
+            pictures.append(_prepared(task.path.read_bytes(), preparation))
         except PictureError as error:
             raise InputError(f"{task.path}: {error}") from error
-    return found
+    return pictures
 
 
 def _prepared(source: bytes, preparation: Preparation) -> tuple[Picture, int]:

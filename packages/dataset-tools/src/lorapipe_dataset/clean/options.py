@@ -18,7 +18,6 @@ from lorapipe_dataset.clean.captions.words import (
     read_pair_file,
     read_pairs,
     resolve,
-    split_list,
 )
 from lorapipe_dataset.clean.settings import (
     DrySettings,
@@ -35,6 +34,7 @@ from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.tag_lists import split_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +129,10 @@ class Options:
     def inputs_for_undo(self, folders: Iterable[Path]) -> list[Path]:
         """What to name to take a run back: the folders of the command line, else those of the files."""
         named = [Path(word) for word in self.inputs if Path(word).is_dir()]
-        found = list(folders)
-        if named and all(any(one == root or root in one.parents for root in named) for one in found):
+        inputs = list(folders)
+        if named and all(any(one == root or root in one.parents for root in named) for one in inputs):
             return named
-        return found
+        return inputs
 
 
 def _check_encoding(name: str) -> None:

@@ -90,8 +90,8 @@ def epochs_to(total: int, length: int) -> int:
 def _is_near(repeats: Sequence[int], counts: Sequence[int], weights: Sequence[float], target: Target) -> bool:
     length = sum(r * n for r, n in zip(repeats, counts, strict=True))
     wished = [weight / sum(weights) for weight in weights]
-    found = shares(repeats, counts)
-    near = all(abs(a - b) <= NEAR_SHARE for a, b in zip(found, wished, strict=True))
+    reached = shares(repeats, counts)
+    near = all(abs(a - b) <= NEAR_SHARE for a, b in zip(reached, wished, strict=True))
     return near and target.low <= length <= target.high
 
 

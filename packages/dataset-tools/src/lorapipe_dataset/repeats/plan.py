@@ -89,8 +89,8 @@ def plan_rows(
     if open_ones:
         taken = sum(repeats * len(concepts[index].pictures) for index, repeats in chosen.items())
         counts = [len(concepts[index].pictures) for index in open_ones]
-        found = choose_repeats(counts, [weights[i] for i in open_ones], _rest(target, taken))
-        chosen |= dict(zip(open_ones, found, strict=True))
+        numbers = choose_repeats(counts, [weights[i] for i in open_ones], _rest(target, taken))
+        chosen |= dict(zip(open_ones, numbers, strict=True))
     repeats = [chosen[index] for index in range(len(concepts))]
     parts = shares(repeats, [len(concept.pictures) for concept in concepts])
     whole = sum(weights)
@@ -130,15 +130,15 @@ def _amount(plan: Plan) -> list[str]:
 def _length(plan: Plan) -> list[str]:
     low, high = plan.kind.epoch_range
     floor = [row for row in plan.rows if row.repeats == 1 and row.images > high]
-    found = [
+    advice = [
         f"{row.concept.name}: {row.images} pictures are more than an epoch should have ({high}) even once each"
         for row in floor
     ]
     if plan.shown > high and not floor:
-        found.append(f"{plan.shown} pictures an epoch are above {low} to {high}: fewer repeats")
+        advice.append(f"{plan.shown} pictures an epoch are above {low} to {high}: fewer repeats")
     elif plan.shown < low:
-        found.append(f"{plan.shown} pictures an epoch are below {low} to {high}: more repeats")
-    return found
+        advice.append(f"{plan.shown} pictures an epoch are below {low} to {high}: more repeats")
+    return advice
 
 
 def _balance(plan: Plan) -> list[str]:

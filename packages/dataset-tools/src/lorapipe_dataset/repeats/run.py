@@ -103,15 +103,15 @@ def run(options: Options) -> int:
     """Do it all; returns the exit status. Raises LoraErrors."""
     if options.undo:
         return take_back(options.inputs, TOOL, run=options.run, dry_run=options.dry_run)
-    found = gather(read_records(options.inputs), concept=options.concept, recursive=options.recursive)
-    plan = make_plan(found, options)
+    gathered = gather(read_records(options.inputs), concept=options.concept, recursive=options.recursive)
+    plan = make_plan(gathered, options)
     output = Path(options.output) if options.output else None
     done = not options.dry_run and (output is not None or options.rename)
     told = output is None and not options.rename
     if not options.as_json:
         for line in table(plan):
             show(line) if told else say(line)
-    for note in found.notes:
+    for note in gathered.notes:
         say(f"warning: {note}")
     for warning in warnings_of(plan):
         say(f"warning: {warning}")
@@ -121,14 +121,14 @@ def run(options: Options) -> int:
     elif done:
         for path in result:
             write_path(path)
-    for failure in found.failures:
+    for failure in gathered.failures:
         complain(failure)
-    return 1 if found.failures else 0
+    return 1 if gathered.failures else 0
 
 
-def make_plan(found: Gathered, options: Options) -> Plan:
+def make_plan(gathered: Gathered, options: Options) -> Plan:
     """The numbers, from the pictures and the options."""
-    concepts = list(found.concepts.values())
+    concepts = list(gathered.concepts.values())
     names = [concept.name for concept in concepts]
     fixed = named_numbers(options.repeats, "--repeats", names)
     for name, number in fixed.items():

@@ -74,15 +74,15 @@ def gather(records: Iterable[Record], *, concept: str | None, recursive: bool) -
 
     Raises InputError where there is no picture at all, or a folder cannot be read.
     """
-    found = Gathered()
+    gathered = Gathered()
     for record in records:
         if record.path.is_dir():
-            _add_folder(found, record.path, concept, recursive)
+            _add_folder(gathered, record.path, concept, recursive)
         else:
-            _add_record(found, record, concept)
-    if not found.concepts:
-        raise InputError(_nothing([*found.failures, *found.notes]))
-    return found
+            _add_record(gathered, record, concept)
+    if not gathered.concepts:
+        raise InputError(_nothing([*gathered.failures, *gathered.notes]))
+    return gathered
 
 
 def _nothing(reasons: list[str]) -> str:
@@ -90,7 +90,7 @@ def _nothing(reasons: list[str]) -> str:
     return f"no pictures found ({formats})" + (f"; {reasons[0]}" if reasons else "")
 
 
-def _add_folder(found: Gathered, folder: Path, concept: str | None, recursive: bool) -> None:
+def _add_folder(gathered: Gathered, folder: Path, concept: str | None, recursive: bool) -> None:
     """Each folder's pictures are a concept, as the trainer would have it; what is left out is noted."""
     laid = survey(folder)
     if laid.unread:
@@ -99,23 +99,23 @@ def _add_folder(found: Gathered, folder: Path, concept: str | None, recursive: b
         if part.reason is None or (recursive and part.is_inner):
             name, weight = read_name(part.top)
             for picture in part.pictures:
-                found.add(concept or name, Source(part.path / picture, root=folder), weight)
+                gathered.add(concept or name, Source(part.path / picture, root=folder), weight)
     lines = laid.left_out(inner=not recursive, hint=" (--recursive takes them in)")
-    found.notes += [f"{folder}: left out: {line}" for line in lines]
+    gathered.notes += [f"{folder}: left out: {line}" for line in lines]
 
 
-def _add_record(found: Gathered, record: Record, concept: str | None) -> None:
+def _add_record(gathered: Gathered, record: Record, concept: str | None) -> None:
     path, data = record.path, record.data
     if "error" in data:
-        found.failures.append(f"{path}: {data['error']}")
+        gathered.failures.append(f"{path}: {data['error']}")
     elif not path.is_file():
-        found.failures.append(f"{path}: no such file")
+        gathered.failures.append(f"{path}: no such file")
     elif path.suffix.lower() not in IMAGE_SUFFIXES:
-        found.failures.append(f"{path}: not a picture that is trained ({path.suffix or 'no suffix'})")
+        gathered.failures.append(f"{path}: not a picture that is trained ({path.suffix or 'no suffix'})")
     else:
         name, weight = read_name(path.absolute().parent)
         word = concept or _word(data, "concept") or _trigger(data)
-        found.add(word or name, Source(path, _caption(data)), weight)
+        gathered.add(word or name, Source(path, _caption(data)), weight)
 
 
 def _word(data: Mapping[str, Any], key: str) -> str | None:
@@ -156,7 +156,7 @@ def folder_name(repeats: int, concept: str) -> str:
 def named_numbers(words: Iterable[str], option: str, concepts: Iterable[str]) -> dict[str, float]:
     """The numbers of ``10`` (for all) or ``maid=6``. Raises ConfigError for a wrong number or an unknown concept."""
     known = list(concepts)
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for word in words:
         name, mark, text = word.rpartition("=")
         number = _number(text)
@@ -164,8 +164,8 @@ def named_numbers(words: Iterable[str], option: str, concepts: Iterable[str]) ->
             raise ConfigError(f"{option} {word}: not a number above 0, as 10 or maid=6")
         if mark and name not in known:
             raise ConfigError(f"{option} {word}: no concept '{name}'; there are {_listed(known)}")
-        found |= {name: number} if mark else dict.fromkeys(known, number) | found
-    return found
+        numbers |= {name: number} if mark else dict.fromkeys(known, number) | numbers
+    return numbers
 
 
 def _listed(names: list[str]) -> str:

@@ -177,19 +177,19 @@ def renames(rows: Sequence[Row]) -> list[tuple[Path, Path]]:
 
     Raises ConfigError where a concept is not one folder, or the new name is taken.
     """
-    found: list[tuple[Path, Path]] = []
+    pairs: list[tuple[Path, Path]] = []
     for row in rows:
         if len(row.concept.folders) != 1:
             raise ConfigError(f"--rename: {row.concept.name} lies in several folders; build a tree with -o")
         old = row.concept.folders[0]
         new = old.resolve().parent / folder_name(row.repeats, row.concept.name)
         if new.name != (old.name or old.resolve().name):
-            found.append((old, old.parent / new.name if old.name else new))
-    leaving = {old.resolve() for old, _ in found}
-    for _, new in found:
+            pairs.append((old, old.parent / new.name if old.name else new))
+    leaving = {old.resolve() for old, _ in pairs}
+    for _, new in pairs:
         if os.path.lexists(new) and new.resolve() not in leaving:
             raise ConfigError(f"--rename: {new} exists already; put the two folders together first")
-    return found
+    return pairs
 
 
 def rename_folders(pairs: Sequence[tuple[Path, Path]]) -> list[Path]:

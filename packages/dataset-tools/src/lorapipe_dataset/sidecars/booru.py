@@ -78,10 +78,10 @@ def _names(item: Mapping[str, Any]) -> Iterator[str]:
     for name in _URLS:
         value = item.get(name)
         if isinstance(value, str) and value:
-            found = PurePosixPath(urlsplit(value).path).name
-            if isinstance(extension, str) and not found.endswith(f".{extension}"):
-                yield f"{found}.{extension}"
-            yield found
+            stem = PurePosixPath(urlsplit(value).path).name
+            if isinstance(extension, str) and not stem.endswith(f".{extension}"):
+                yield f"{stem}.{extension}"
+            yield stem
     file = item.get("file")
     for value in (item.get("md5"), file.get("md5") if isinstance(file, dict) else None, item.get("id")):
         if isinstance(value, str | int) and str(value):

@@ -42,11 +42,11 @@ class Vocabulary:
 
     @cached_property
     def _by_piece(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        by_piece: dict[str, list[str]] = {}
         for tag in self.counts:
             for piece in _pieces(tag):
-                found.setdefault(piece, []).append(tag)
-        return found
+                by_piece.setdefault(piece, []).append(tag)
+        return by_piece
 
     def nearest(self, tag: str) -> str | None:
         """The commonest known tag that is one slip away: a letter more, fewer, other or swapped, words swapped or
@@ -54,8 +54,8 @@ class Vocabulary:
         """
         if len(tag) < 4:
             return None
-        found = {known for piece in _pieces(tag) for known in self._by_piece.get(piece, ())}
-        near = [known for known in found if len(known) >= 4 and _is_near(tag, known)]
+        sharing = {known for piece in _pieces(tag) for known in self._by_piece.get(piece, ())}
+        near = [known for known in sharing if len(known) >= 4 and _is_near(tag, known)]
         return max(near, key=lambda known: (self.counts[known], known), default=None)
 
 
@@ -133,7 +133,7 @@ def read_aliases(path: Path) -> dict[str, str]:
 
     Raises InputError for a line that is none, or a file that cannot be read.
     """
-    found: dict[str, str] = {}
+    aliases: dict[str, str] = {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -146,8 +146,8 @@ def read_aliases(path: Path) -> dict[str, str]:
         words = re.split(r"\s*(?:->|=|,|\t)\s*", line.strip(), maxsplit=1)
         if len(words) != 2 or not all(words):
             raise InputError(f"{path}, line {number}: not 'old,new' or 'old=new'")
-        found[canonical(words[0])] = words[1]
-    return found
+        aliases[canonical(words[0])] = words[1]
+    return aliases
 
 
 # -------------------------------------------------------------------------------- tags that exclude each other
@@ -190,13 +190,13 @@ def contradictions(tags: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of the canonical ``tags`` that exclude each other."""
     here = set(tags)
     groups = ALWAYS_APART if here & SEVERAL else (*ALWAYS_APART, *APART_FOR_ONE)
-    found: list[tuple[str, ...]] = []
+    listed: list[tuple[str, ...]] = []
     clashes = [tuple(tag for tag in group if tag in here) for group in groups]
     clashes += [(one, *sorted(here & others)) for one, others in ALONE if one in here]
     for clash in clashes:
-        if len(clash) > 1 and not any(set(clash) <= set(other) for other in found):
-            found.append(clash)
-    return found
+        if len(clash) > 1 and not any(set(clash) <= set(other) for other in listed):
+            listed.append(clash)
+    return listed
 
 
 ARTEFACTS = frozenset(

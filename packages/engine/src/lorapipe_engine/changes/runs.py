@@ -38,17 +38,17 @@ def choose(folders: Sequence[Path], tool: str, name: str | None, tell: Say) -> l
 
     What is passed over is told. Raises InputError where there is nothing to undo.
     """
-    found, odd = _sort(folders, tool)
+    runs, odd = _sort(folders, tool)
     for line in odd:
         tell(f"warning: {printable(line)}")
     if name is not None:
-        return _named(found, folders[0], name.removesuffix(ENDING), tool)
-    future = [one for one in found if one.when > time.time() + _AHEAD]
+        return _named(runs, folders[0], name.removesuffix(ENDING), tool)
+    future = [one for one in runs if one.when > time.time() + _AHEAD]
     for one in future:
         tell(f"warning: {_shown(one)}: dated in the future, so it is refused; it is not undone")
-    found = [one for one in found if one not in future]
-    own = sorted((one for one in found if one.known is not None), key=lambda one: one.run)
-    strangers = [one for one in found if one.known is None]
+    runs = [one for one in runs if one not in future]
+    own = sorted((one for one in runs if one.known is not None), key=lambda one: one.run)
+    strangers = [one for one in runs if one.known is None]
     if not own:
         if strangers:
             newest = max(strangers, key=lambda one: one.run)
@@ -65,10 +65,10 @@ def choose(folders: Sequence[Path], tool: str, name: str | None, tell: Say) -> l
     return [one for one in own if one.run == own[-1].run]
 
 
-def _named(found: Sequence[Found], folder: Path, name: str, tool: str) -> list[Found]:
-    chosen = [one for one in found if one.run == name]
+def _named(every: Sequence[Found], folder: Path, name: str, tool: str) -> list[Found]:
+    chosen = [one for one in every if one.run == name]
     if not chosen:
-        runs = sorted({one.run for one in found})[-3:]
+        runs = sorted({one.run for one in every})[-3:]
         there = f"there are {', '.join(runs)}" if runs else "there is none"
         raise InputError(f"{folder}: no run {name!r} of {tool}; {there}")
     for one in chosen:
@@ -89,7 +89,7 @@ def _shown(one: Found) -> str:
 def _sort(folders: Sequence[Path], tool: str) -> tuple[list[Found], list[str]]:
     """The journals of a tool, and lines on what is none though it looks like one."""
     known = remembered()
-    found: dict[tuple[str, str], Found] = {}
+    runs: dict[tuple[str, str], Found] = {}
     odd: list[str] = []
     for root in folders:
         for folder, names in _hidden_folders(root, odd):
@@ -104,8 +104,8 @@ def _sort(folders: Sequence[Path], tool: str) -> tuple[list[Found], list[str]]:
                         f"{folder / HIDDEN / name}: not a name that {tool} gives a journal; passed over"
                     )
                 else:
-                    found[real, run] = Found(run, folder, root, when, known.get((real, run)))
-    return list(found.values()), list(dict.fromkeys(odd))
+                    runs[real, run] = Found(run, folder, root, when, known.get((real, run)))
+    return list(runs.values()), list(dict.fromkeys(odd))
 
 
 def _hidden_folders(root: Path, odd: list[str]) -> Iterator[tuple[Path, list[str]]]:

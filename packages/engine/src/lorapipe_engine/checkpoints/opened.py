@@ -62,12 +62,12 @@ class Base:
 
     def spots(self) -> dict[str, dict[str, Spot]]:
         """Every name that a module may have -> its tensors in the base by kind ("weight", "bias")."""
-        found: dict[str, dict[str, Spot]] = {}
+        by_name: dict[str, dict[str, Spot]] = {}
         for number, file in enumerate(self.files):
             for names, spot in _spots_of(file, number, self.family):
                 for name in names:
-                    found.setdefault(name, {}).setdefault(spot.place.kind, spot)
-        return found
+                    by_name.setdefault(name, {}).setdefault(spot.place.kind, spot)
+        return by_name
 
     @property
     def v_prediction(self) -> bool:
@@ -120,12 +120,17 @@ def open_base(name: str, parts: Mapping[str, str] = PARTS) -> Iterator[Base]:
 
 def _open_file(path: Path, stack: ExitStack) -> Base:
     weights = stack.enter_context(open_weights(path))
-    found = recognise({key: info.shape for key, info in weights.tensors.items()})
+    recognised = recognise({key: info.shape for key, info in weights.tensors.items()})
     # A UNet as diffusers names it, without its folder.
     part = (
-        "unet" if found.kind == "unet" and any(key.startswith(_BLOCKS) for key in weights.tensors) else None
+        "unet"
+        if recognised.kind == "unet" and any(key.startswith(_BLOCKS) for key in weights.tensors)
+        else None
     )
-    return _checked(Base(path, found.family or "", found.kind, (BaseFile(weights, "", part),), False), found)
+    return _checked(
+        Base(path, recognised.family or "", recognised.kind, (BaseFile(weights, "", part),), False),
+        recognised,
+    )
 
 
 def _open_folder(path: Path, parts: Mapping[str, str], stack: ExitStack) -> Base:
@@ -142,16 +147,16 @@ def _open_folder(path: Path, parts: Mapping[str, str], stack: ExitStack) -> Base
         raise InputError(
             f"{path}: is no diffusers model: it has no weights in {', '.join(f'{p}/' for p in PARTS)}"
         )
-    found = recognise(shapes)
+    recognised = recognise(shapes)
     if (path / "text_encoder_2").is_dir():
-        found = Recognised(found.kind, "sdxl")
-    return _checked(Base(path, found.family or "", found.kind, tuple(files), True), found)
+        recognised = Recognised(recognised.kind, "sdxl")
+    return _checked(Base(path, recognised.family or "", recognised.kind, tuple(files), True), recognised)
 
 
-def _checked(base: Base, found: Recognised) -> Base:
-    if found.kind not in MERGEABLE or found.family is None:
+def _checked(base: Base, recognised: Recognised) -> Base:
+    if recognised.kind not in MERGEABLE or recognised.family is None:
         raise InputError(
-            f"{base.path}: this is {describe_kind(found)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
+            f"{base.path}: this is {describe_kind(recognised)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
         )
     return base
 

@@ -144,8 +144,8 @@ def mode_options(
 
 def modes_of(command: click.Command) -> tuple[Mode, ...]:
     """The modes of a command; none if it was not made with :func:`mode_options`."""
-    found: tuple[Mode, ...] = getattr(command.callback, "modes", ())
-    return found
+    modes: tuple[Mode, ...] = getattr(command.callback, "modes", ())
+    return modes
 
 
 def _click_option(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

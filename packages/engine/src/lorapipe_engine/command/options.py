@@ -95,7 +95,7 @@ class Field:
 def fields_of(cls: type) -> tuple[Field, ...]:
     """The options of a settings class, in order."""
     hints = typing.get_type_hints(cls)
-    found = []
+    rows = []
     for row in dataclasses.fields(cls):
         kind, facts = hints[row.name], row.metadata[_KEY]
         is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
@@ -106,8 +106,8 @@ def fields_of(cls: type) -> tuple[Field, ...]:
             kind, facts = str, dataclasses.replace(facts, choices=typing.get_args(kind))
         if facts.dashed and not facts.flags:
             facts = dataclasses.replace(facts, flags=(f"--{row.name.replace('_', '-')}",))
-        found.append(Field(row.name, kind, optional, row.default, facts))
-    return tuple(found)
+        rows.append(Field(row.name, kind, optional, row.default, facts))
+    return tuple(rows)
 
 
 # -------------------------------------------------------------------------------- the command line
@@ -326,10 +326,10 @@ def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     if kind is not str:
         # Numbers may be words of their own or stand in one, with commas.
         numbers = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
-        found = tuple(_scalar(field.label, kind, number, where) for number in numbers)
-        for number in found:
+        values = tuple(_scalar(field.label, kind, number, where) for number in numbers)
+        for number in values:
             _check_range(field, number, where)
-        return found
+        return values
     if any(isinstance(item, dict | list) for item in items):
         raise ConfigError(f"{field.label}: expected a list of texts{where}")
     # In lora-train's lists an empty text is what a GUI leaves empty; a tool's own options look at it themselves.

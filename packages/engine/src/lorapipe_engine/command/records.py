@@ -141,10 +141,10 @@ def expand_folders(
         if not record.path.is_dir():
             yield record
             continue
-        found = find_files(record.path, suffixes, recursive=recursive)
-        if not found:
+        files = find_files(record.path, suffixes, recursive=recursive)
+        if not files:
             raise InputError(f"{record.path}: has no {', '.join(sorted(suffixes))} files")
-        yield from (Record(path, record.data) for path in found)
+        yield from (Record(path, record.data) for path in files)
 
 
 def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:

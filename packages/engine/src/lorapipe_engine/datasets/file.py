@@ -114,15 +114,15 @@ def read_dataset_file(path: Path, data: DataSettings) -> tuple[DatasetSpec, ...]
     if not rows:
         raise ConfigError(f"{path}: has no [[datasets]]")
     shared = _values(source, _GENERAL, general, "general")
-    found = []
+    specs = []
     for index, row in enumerate(rows):
         place = f"datasets[{index}]"
         values = shared | _values(source, _DATASET, row, place)
         subsets = _tables(source, row.get("subsets"), f"{place}.subsets")
         if not subsets:
             raise ConfigError(f"{source.at(place)}: has no [[datasets.subsets]]")
-        found.append(_dataset(source, data, values, subsets, place))
-    return tuple(found)
+        specs.append(_dataset(source, data, values, subsets, place))
+    return tuple(specs)
 
 
 def _dataset(
@@ -203,7 +203,7 @@ def _folder(source: _Source, folder: Path, place: str) -> Path:
 def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str) -> dict[str, Any]:
     """The checked values of a table's keys."""
     _check_keys(source, level, table, place)
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for key, value in table.items():
         field = level.keys.get(key)
         if field is None:
@@ -211,11 +211,11 @@ def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str
         if _leaves_open(field, value):
             continue
         try:
-            found[key] = convert(field, value, "")
+            options[key] = convert(field, value, "")
         except ConfigError as error:
             reason = str(error).replace(f"{field.name}:", f"{key}:", 1)
             raise ConfigError(f"{source.at(place, key)}: {reason}") from None
-    return found
+    return options
 
 
 def _leaves_open(field: Field, value: Any) -> bool:
@@ -263,9 +263,9 @@ def _plain(place: str) -> str:
 
 def _load(path: Path) -> tuple[_Source, dict[str, Any]]:
     text = read_text(path, what="dataset_config")
-    found = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_toml(text, str(path))
-    if not isinstance(found, dict):
+    tables = parse_json(text, str(path)) if path.suffix.lower() == ".json" else parse_toml(text, str(path))
+    if not isinstance(tables, dict):
         raise ConfigError(f"{path}: must hold general and datasets")
-    if easy_scripts.marks(found):
-        found = easy_scripts.dataset_tables(found)
-    return _Source(path, text), found
+    if easy_scripts.marks(tables):
+        tables = easy_scripts.dataset_tables(tables)
+    return _Source(path, text), tables

@@ -85,14 +85,14 @@ def _masks_of(data: DataSettings, folder: Path) -> Path | None:
 
 def _reg_subsets(data: DataSettings, root: Path) -> tuple[Subset, ...]:
     try:
-        found = _subsets(data, root, is_reg=True)
+        subsets = _subsets(data, root, is_reg=True)
     except InputError as error:
         raise InputError(f"reg_data_dir: {error}") from error
     trained = {path.resolve() for path in (row.path for row in repeat_folders(data.train_data_dir or root))}
-    for subset in found:
+    for subset in subsets:
         if subset.folder.resolve() in trained:
             raise ConfigError(
                 f"reg_data_dir: {subset.folder} is trained as it is; regularisation pictures lie in a folder of "
                 "their own"
             )
-    return found
+    return subsets

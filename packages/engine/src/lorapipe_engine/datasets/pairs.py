@@ -114,12 +114,12 @@ def _given(table: Mapping[str, Any], names: tuple[str, ...], where: str) -> dict
     return dict(table)
 
 
-def _set_in_vain(settings: DataSettings | LossSettings, used: frozenset[str]) -> str | None:
+def _set_in_vain(kind: type, settings: object, used: frozenset[str]) -> str | None:
     """The first option that is set and that a slider does not use."""
     return next(
         (
             row.name
-            for row in fields_of(type(settings))
+            for row in fields_of(kind)
             if row.name not in used and getattr(settings, row.name) not in (row.default, 0, None)
         ),
         None,
@@ -128,7 +128,7 @@ def _set_in_vain(settings: DataSettings | LossSettings, used: frozenset[str]) ->
 
 def check_slider(data: DataSettings, loss: LossSettings) -> None:
     """Raise ConfigError for options of pictures or of drawn noise, of which a slider has none."""
-    if name := _set_in_vain(data, _DATA) or _set_in_vain(loss, _LOSS):
+    if name := _set_in_vain(DataSettings, data, _DATA) or _set_in_vain(LossSettings, loss, _LOSS):
         raise ConfigError(
             f"{name}: is for training on pictures, and a slider has none; leave it or slider out"
         )

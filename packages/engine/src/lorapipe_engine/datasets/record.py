@@ -128,11 +128,11 @@ def _dirs(dataset: Dataset, is_reg: bool | None) -> dict[str, dict[str, int]]:
 
 
 def _tag_frequency(dataset: Dataset, numbers: Collection[int]) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter[str]] = {}
+    by_folder: dict[str, Counter[str]] = {}
     for picture in dataset.pictures:
         # Words that a link brought from elsewhere are not published.
         if picture.dataset in numbers and not picture.private:
             rule = dataset.subset_of(picture).captions
             tags = (tag.lower() for tag in caption_tags(picture.caption, rule))
-            found.setdefault(picture.path.parent.name, Counter()).update(tags)
-    return {folder: dict(counts) for folder, counts in found.items()}
+            by_folder.setdefault(picture.path.parent.name, Counter()).update(tags)
+    return {folder: dict(counts) for folder, counts in by_folder.items()}

@@ -216,12 +216,12 @@ def _scan_subset(
 
 def _masks(folder: Path, pictures: Sequence[Path]) -> dict[str, Path]:
     """Masks by the pictures' names without suffix. Raises InputError where pictures have none."""
-    found = {path.stem: path for path in find_images(folder)}
-    bare = [path for path in pictures if path.stem not in found]
+    masks = {path.stem: path for path in find_images(folder)}
+    bare = [path for path in pictures if path.stem not in masks]
     if bare:
         more = f" (and {len(bare) - 1} more pictures without one)" if len(bare) > 1 else ""
         raise InputError(f"{bare[0]}: has no mask {folder / bare[0].stem}.png{more}")
-    return found
+    return masks
 
 
 def check_mask(mask: Path, picture: Path, size: Size) -> Path:

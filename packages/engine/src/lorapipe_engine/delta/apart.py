@@ -30,10 +30,10 @@ def changes_apart(
         return None
     pairs = [_factors(name, row) for row in (one, two)]
     if pairs[0] is not None and pairs[1] is not None:
-        found = _by_factors(pairs[0], pairs[1])
+        figures = _by_factors(pairs[0], pairs[1])
     else:
-        found = _by_matrices(dense_delta(one, name=name).weight, dense_delta(two, name=name).weight)
-    return None if found is None else _record(*found)
+        figures = _by_matrices(dense_delta(one, name=name).weight, dense_delta(two, name=name).weight)
+    return None if figures is None else _record(*figures)
 
 
 def _factors(name: str, tensors: Mapping[str, Array]) -> Pair | None:

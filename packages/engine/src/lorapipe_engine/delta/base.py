@@ -38,8 +38,8 @@ class Module:
         Raises InputError if it is missing, empty, or has another number of dimensions.
         """
         if suffix not in self.tensors:
-            found = ", ".join(sorted(self.tensors))
-            raise self.error(f"{suffix} is missing (the module has {found})")
+            present = ", ".join(sorted(self.tensors))
+            raise self.error(f"{suffix} is missing (the module has {present})")
         tensor = self.tensors[suffix]
         if dims and tensor.ndim not in dims:
             wanted = " or ".join(str(d) for d in dims)

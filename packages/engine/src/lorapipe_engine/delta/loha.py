@@ -56,12 +56,12 @@ def _spectrum(module: Module, _vectors: int | None, decompose: Decompose) -> Mod
     rank = one.up.shape[1] * two.up.shape[1]
     smaller = min(one.up.shape[0], one.down.shape[1])
     if rank > min(LARGEST_KHATRI_RAO, smaller):
-        found = decompose(flat(hada_factor(module, 1)) * flat(hada_factor(module, 2)))
+        of_product = decompose(flat(hada_factor(module, 1)) * flat(hada_factor(module, 2)))
     else:
-        found = spectrum(*hadamard_factors(one, two))
+        of_product = spectrum(*hadamard_factors(one, two))
     return ModuleSpectrum(
         algorithm="loha",
-        spectrum=found,
+        spectrum=of_product,
         scale=loha_scale(module),
         rank=one.up.shape[1],
         limit=min(rank, smaller),

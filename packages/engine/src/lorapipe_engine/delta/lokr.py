@@ -61,12 +61,12 @@ def _spectrum(module: Module, vectors: int | None, _decompose: Decompose) -> Mod
     first, second = lokr_factors(module)
     matrix = flat(second)
     limit = min(first.shape) * min(matrix.shape)
-    found = kron_spectrum(first, matrix, limit if vectors is None else vectors)
+    of_product = kron_spectrum(first, matrix, limit if vectors is None else vectors)
     stored = [s for s in ("lokr_w2_b", "lokr_w1_b") if module.has(s)]
     kernel = second.shape[2:] or kernel_of(module.name, first.shape[1] * matrix.shape[1])
     return ModuleSpectrum(
         algorithm="lokr",
-        spectrum=found,
+        spectrum=of_product,
         scale=lokr_scale(module),
         rank=module.tensors[stored[0]].shape[0] if stored else limit,
         limit=limit,

@@ -101,8 +101,8 @@ def decode(dtype: str, data: Data, shape: tuple[int, ...]) -> Array:
         half <<= 8
         return half.view(np.float16).astype(np.float32).reshape(shape)
     if dtype == "F8_E8M0" or dtype in _SMALL_FLOATS:
-        found: Array = _byte_table(dtype)[np.frombuffer(data, np.uint8)]
-        return found.reshape(shape)
+        numbers: Array = _byte_table(dtype)[np.frombuffer(data, np.uint8)]
+        return numbers.reshape(shape)
     if dtype == "BOOL":
         return np.frombuffer(data, np.uint8).astype(np.bool_).reshape(shape)
     if dtype not in _NUMPY:

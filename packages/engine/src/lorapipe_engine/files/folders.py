@@ -40,12 +40,12 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():  # a pipe would be waited for
         raise InputError(f"{path}: is no regular file")
     try:
-        found = parse_json(read_text(path, MOST_JSON), str(path))
+        config = parse_json(read_text(path, MOST_JSON), str(path))
     except ConfigError as error:
         raise InputError(str(error)) from error
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         raise InputError(f"{path}: a JSON object is needed")
-    return found
+    return config
 
 
 def hints(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def known_sha256(path: Path) -> str:
         return sha256_file(path)
     name, stamp = str(path.resolve()), [facts.st_size, facts.st_mtime_ns]
     table_path = cache_folder() / "sha256.json"
-    found = _read(table_path).get(name)
-    if isinstance(found, list) and found[:2] == stamp and len(found) == 3:
-        return str(found[2])
+    known = _read(table_path).get(name)
+    if isinstance(known, list) and known[:2] == stamp and len(known) == 3:
+        return str(known[2])
     digest = sha256_file(path)
     after = path.stat()
     if [after.st_size, after.st_mtime_ns] == stamp and time.time_ns() - facts.st_mtime_ns > _SETTLED:
@@ -46,10 +46,10 @@ def known_sha256(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return table if isinstance(table, dict) else {}
 
 
 def _write(path: Path, table: dict[str, Any]) -> None:

@@ -41,14 +41,14 @@ class OpenFolder:
 
     def open_file(self, name: str, flags: int = os.O_RDONLY) -> int:
         """The descriptor of a regular file that is there. Raises OSError, for a link or a pipe too."""
-        found = self.lstat(name)
-        if found is None:
+        status = self.lstat(name)
+        if status is None:
             raise FileNotFoundError(2, "no such file", str(self.path / name))
         # Without waiting for who writes, should it be exchanged for a pipe now.
         flags |= _BYTES | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(self._name(name), flags, dir_fd=self._descriptor)
         opened = os.fstat(descriptor)
-        if is_link(found) or not stat.S_ISREG(opened.st_mode):
+        if is_link(status) or not stat.S_ISREG(opened.st_mode):
             os.close(descriptor)
             raise OSError(22, "is a link, or no regular file", str(self.path / name))
         return descriptor
@@ -97,10 +97,10 @@ class OpenFolder:
                 os.close(descriptor)
 
 
-def is_link(found: os.stat_result) -> bool:
+def is_link(status: os.stat_result) -> bool:
     """Whether ``os.lstat`` told of a link; on Windows also of a junction."""
     reparse = getattr(stat, "FILE_ATTRIBUTE_REPARSE_POINT", 0)
-    return stat.S_ISLNK(found.st_mode) or bool(getattr(found, "st_file_attributes", 0) & reparse)
+    return stat.S_ISLNK(status.st_mode) or bool(getattr(status, "st_file_attributes", 0) & reparse)
 
 
 def is_link_path(path: Path) -> bool:
@@ -144,8 +144,8 @@ def _step(descriptor: int, name: str, folder: Path, *, make: bool) -> int:
     try:
         return os.open(name, _FOLDER | _NO_LINK, dir_fd=descriptor)
     except OSError as error:
-        found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-        raise _refused(folder, found) or error from None
+        status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+        raise _refused(folder, status) or error from None
 
 
 def _step_by_path(folder: Path, *, make: bool) -> None:
@@ -157,9 +157,9 @@ def _step_by_path(folder: Path, *, make: bool) -> None:
         raise error
 
 
-def _refused(folder: Path, found: os.stat_result) -> OutputError | None:
-    if is_link(found):
+def _refused(folder: Path, status: os.stat_result) -> OutputError | None:
+    if is_link(status):
         return OutputError(f"{folder}: is a link, which is not followed; take it away")
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         return OutputError(f"{folder}: is a file, not a folder; choose another place")
     return None

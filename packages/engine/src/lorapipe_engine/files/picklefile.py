@@ -83,8 +83,8 @@ class PickleFile:
             entries = _find_entries(source)
             root = _read_description(source, entries)
             self.metadata = _plain_values(root)
-            for name, found in _tensors_in(root):
-                self.tensors[name], self._views[name] = _resolve(name, found, entries, source.size)
+            for name, call in _tensors_in(root):
+                self.tensors[name], self._views[name] = _resolve(name, call, entries, source.size)
         except _BadFileError as error:
             raise InputError(f"{path}: {error}") from error
         except OSError as error:
@@ -224,10 +224,10 @@ def _read_description(source: FileSource, entries: Mapping[str, _Entry]) -> dict
     return root
 
 
-def _what(found: Any) -> str:
-    if isinstance(found, Call) and isinstance(found.function, Global):
-        return f"an object made by {quote(found.function.name)}"
-    return f"a {type(found).__name__}"
+def _what(value: Any) -> str:
+    if isinstance(value, Call) and isinstance(value.function, Global):
+        return f"an object made by {quote(value.function.name)}"
+    return f"a {type(value).__name__}"
 
 
 def _plain_values(root: Mapping[Any, Any]) -> dict[str, str]:
@@ -264,8 +264,8 @@ def _tensors_in(root: dict[Any, Any]) -> Iterator[tuple[str, Call]]:
             name = f"{prefix}{key}"
             if isinstance(value, dict) and len(name) < _LONGEST_TEXT:
                 waiting.append((f"{name}.", value))
-            elif (found := _rebuild(value)) is not None:
-                yield name, found
+            elif (call := _rebuild(value)) is not None:
+                yield name, call
 
 
 def _rebuild(value: Any) -> Call | None:
@@ -344,9 +344,9 @@ def _row_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[index + 1 :]) for index in range(len(shape)))
 
 
-def _are_sizes(found: Any) -> TypeGuard[tuple[int, ...]]:
+def _are_sizes(value: Any) -> TypeGuard[tuple[int, ...]]:
     return (
-        isinstance(found, tuple)
-        and len(found) <= 64
-        and all(type(size) is int and 0 <= size < 1 << 63 for size in found)
+        isinstance(value, tuple)
+        and len(value) <= 64
+        and all(type(size) is int and 0 <= size < 1 << 63 for size in value)
     )

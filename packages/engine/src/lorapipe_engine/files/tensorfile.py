@@ -272,22 +272,22 @@ def _check_size(end: int, data_size: int) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    table = dict(pairs)
+    if len(table) != len(pairs):
         raise _BadHeaderError("its header names something twice")
-    return found
+    return table
 
 
 def _no_constant(name: str) -> None:
     raise _BadHeaderError(f"its header is not JSON ({name})")
 
 
-def _check_metadata(found: object) -> dict[str, str]:
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+def _check_metadata(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _BadHeaderError("its metadata is not a table of strings")
-    if not all(_is_text(text) for pair in found.items() for text in pair):
+    if not all(_is_text(text) for pair in metadata.items() for text in pair):
         raise _BadHeaderError("its metadata has broken characters")
-    return found
+    return metadata
 
 
 def _is_text(text: str) -> bool:
@@ -315,18 +315,18 @@ def _tensor_info(name: str, entry: object) -> TensorInfo:
     return info
 
 
-def _are_sizes(found: object) -> TypeGuard[list[int]]:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     # The bound keeps products small; bool is an int in Python, not in JSON.
     return (
-        isinstance(found, list)
-        and len(found) <= 64
-        and all(type(n) is int and 0 <= n < 1 << 63 for n in found)
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
     )
 
 
-def quote(found: object) -> str:
+def quote(value: object) -> str:
     """A name from a file for a message: on one line, control characters escaped, not too long."""
-    text = repr(found)
+    text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

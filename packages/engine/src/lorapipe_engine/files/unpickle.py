@@ -129,9 +129,9 @@ class _Machine:
         self.stack.append(items)
 
     def make_dict(self, _: Any) -> None:
-        found: dict[Any, Any] = {}
-        _update(found, self.pop_mark())
-        self.stack.append(found)
+        table: dict[Any, Any] = {}
+        _update(table, self.pop_mark())
+        self.stack.append(table)
 
     def make_tuple(self, _: Any) -> None:
         items = tuple(self.pop_mark())
@@ -204,10 +204,10 @@ def _update(target: Any, items: list[Any]) -> None:
                 target[key] = value
 
 
-def _text(found: Any) -> str:
-    if not isinstance(found, str):
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
         raise BadPickleError("it names something that is not text")
-    return found
+    return value
 
 
 _NUMBERS = ["INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"]

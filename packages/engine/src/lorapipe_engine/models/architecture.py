@@ -198,7 +198,7 @@ def _linear_projection(shapes: Shapes) -> bool:
 def _count(shapes: Shapes, prefix: str) -> int:
     """One more than the highest number after ``prefix.``; 0 if there is none."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return max((int(found[1]) + 1 for name in shapes if (found := pattern.match(name))), default=0)
+    return max((int(match[1]) + 1 for name in shapes if (match := pattern.match(name))), default=0)
 
 
 def _at(shapes: Shapes, name: str) -> tuple[int, ...]:

@@ -56,17 +56,17 @@ def demo_base() -> Path:
     raise MissingExtra("the base 'demo' lies in a package that is not installed: pip install lorapipe-demo")
 
 
-def describe_kind(found: Recognised) -> str:
+def describe_kind(model: Recognised) -> str:
     """What a recognised file is, in words: "a LoRA", "a Stable Diffusion XL checkpoint"."""
-    family = FAMILIES[found.family].title if found.family else ""
-    if found.kind == "checkpoint":
+    family = FAMILIES[model.family].title if model.family else ""
+    if model.kind == "checkpoint":
         return f"a {family} checkpoint" if family else "a checkpoint of a family that is not known here"
-    return f"{_KINDS[found.kind]} for {family}" if found.kind == "lora" and family else _KINDS[found.kind]
+    return f"{_KINDS[model.kind]} for {family}" if model.kind == "lora" and family else _KINDS[model.kind]
 
 
-def explain_base(found: Recognised) -> str | None:
+def explain_base(model: Recognised) -> str | None:
     """Why a recognised file is no base model, and what to give instead; None if it is one."""
-    if found.kind == "checkpoint" and found.family:
+    if model.kind == "checkpoint" and model.family:
         return None
-    kind = "unknown" if found.kind == "checkpoint" else found.kind
-    return f"{describe_kind(found)}, not a base model{_ADVICE[kind]}"
+    kind = "unknown" if model.kind == "checkpoint" else model.kind
+    return f"{describe_kind(model)}, not a base model{_ADVICE[kind]}"

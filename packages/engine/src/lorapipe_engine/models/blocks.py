@@ -22,8 +22,8 @@ def block_of(part: str, ldm_path: str | None) -> str:
     if part in TEXT_NAMES:
         return TEXT_NAMES[part]
     path = (ldm_path or "").removeprefix(UNET_PREFIX)
-    if found := re.match(r"(input|output)_blocks\.(\d+)\.", path):
-        return f"{'IN' if found[1] == 'input' else 'OUT'}{int(found[2]):02d}"
+    if match := re.match(r"(input|output)_blocks\.(\d+)\.", path):
+        return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02d}"
     if path.startswith("middle_block."):
         return "MID"
     return BASE if path.startswith(("time_embed.", "label_emb.")) else REST
@@ -37,14 +37,14 @@ def block_of_name(name: str, part: str, plain_up_blocks: Collection[int] = ()) -
     if part in TEXT_NAMES:
         return TEXT_NAMES[part]
     flat = name.replace(".", "_")
-    if found := re.search(r"(input|output)_blocks_(\d+)_", flat):
-        return f"{'IN' if found[1] == 'input' else 'OUT'}{int(found[2]):02d}"
+    if match := re.search(r"(input|output)_blocks_(\d+)_", flat):
+        return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02d}"
     if "middle_block" in flat or "mid_block" in flat:
         return "MID"
-    found = re.search(r"(down|up)_blocks_(\d+)_([a-z]+)_(\d+)", flat)
-    if found is None:
+    match = re.search(r"(down|up)_blocks_(\d+)_([a-z]+)_(\d+)", flat)
+    if match is None:
         return None
-    path = f"{found[1]}_blocks.{found[2]}.{found[3]}.{found[4]}"
+    path = f"{match[1]}_blocks.{match[2]}.{match[3]}.{match[4]}"
     ldm = unet_to_ldm(f"{path}.conv", 2, plain_up_blocks) or unet_to_ldm(path, 2, plain_up_blocks)
     return block_of("unet", f"{ldm}.") if ldm else None
 

@@ -82,8 +82,8 @@ def unet_to_diffusers(ldm_path: str, layers_per_block: int = 2) -> str | None:
 
     ``input_blocks.4.1.proj_in`` -> ``down_blocks.1.attentions.0.proj_in``. Any number of levels.
     """
-    if found := _swap(ldm_path, _UNET_ENDS):
-        return _resnet_layer(found)
+    if swapped := _swap(ldm_path, _UNET_ENDS):
+        return _resnet_layer(swapped)
     match = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)(?:\.(.+))?", ldm_path)
     if match is None:
         return None
@@ -112,8 +112,8 @@ def unet_to_ldm(path: str, layers_per_block: int = 2, plain_up_blocks: Collectio
     resnet = re.fullmatch(r"(.+\.resnets\.\d+)\.(.+)", path)
     if resnet:
         path = f"{resnet[1]}.{_swap(resnet[2], _UNET_RESNET, back=True) or resnet[2]}"
-    if found := _swap(path, _UNET_ENDS, back=True):
-        return found
+    if swapped := _swap(path, _UNET_ENDS, back=True):
+        return swapped
     match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)(?:\.(.+))?", path)
     if match is None:
         return None
@@ -158,8 +158,8 @@ def vae_to_diffusers(ldm_path: str, levels: int = 4) -> str | None:
     side, path = match[1], match[2]
     if re.match(r"conv_(in|out)\b", path):
         return ldm_path
-    if found := _swap(path, _VAE_ENDS):
-        return f"{side}.{_vae_layer(found)}"
+    if swapped := _swap(path, _VAE_ENDS):
+        return f"{side}.{_vae_layer(swapped)}"
     block = re.fullmatch(r"(down|up)\.(\d+)\.(?:block\.(\d+)|(downsample|upsample))(?:\.(.+))?", path)
     if block is None or (block[1] == "down") != (side == "encoder"):
         return None
@@ -183,8 +183,8 @@ def vae_to_ldm(path: str, levels: int = 4) -> str | None:
     if match is None:
         return None
     side, inner = match[1], _vae_layer(match[2], back=True)
-    if found := _swap(inner, _VAE_ENDS, back=True):
-        return f"{side}.{found}"
+    if swapped := _swap(inner, _VAE_ENDS, back=True):
+        return f"{side}.{swapped}"
     block = re.fullmatch(
         r"(down|up)_blocks\.(\d+)\.(?:resnets\.(\d+)|(downsample|upsample)rs\.0)(?:\.(.+))?", inner
     )
@@ -287,10 +287,10 @@ def find_layout(checkpoint_keys: Iterable[str]) -> Layout:
     inputs: list[int] = []
     levels: list[int] = []
     for key in checkpoint_keys:
-        if found := re.search(r"(?:^|\.)input_blocks\.(\d+)\.0\.(op\b)?", key):
-            (samplers if found[2] else inputs).append(int(found[1]))
-        elif found := re.search(r"(?:^|\.)encoder\.down\.(\d+)\.", key):
-            levels.append(int(found[1]))
+        if match := re.search(r"(?:^|\.)input_blocks\.(\d+)\.0\.(op\b)?", key):
+            (samplers if match[2] else inputs).append(int(match[1]))
+        elif match := re.search(r"(?:^|\.)encoder\.down\.(\d+)\.", key):
+            levels.append(int(match[1]))
     layers = min(samplers) - 1 if samplers else max(inputs, default=0)
     # A damaged file may have its first sampler where no level can end.
     return Layout(

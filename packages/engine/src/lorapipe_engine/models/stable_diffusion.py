@@ -85,13 +85,13 @@ def _checkpoint(unet: Shapes, has: Callable[..., bool]) -> Recognised:
     # Flux, SD3 and others keep their transformer under the same prefix.
     if not any(_LDM_UNET.match(key) for key in unet):
         return Recognised("unknown")
-    found = _unet(unet)
+    model = _unet(unet)
     if has("conditioner.embedders.0.model.") and not has("conditioner.embedders.1."):
         return Recognised("refiner")
     family = _text_family(has)
     if family is not None:
         return Recognised("checkpoint", family)
-    return found if found.kind == "refiner" else Recognised("checkpoint", found.family)
+    return model if model.kind == "refiner" else Recognised("checkpoint", model.family)
 
 
 def _text_family(has: Callable[..., bool]) -> str | None:
@@ -129,7 +129,7 @@ def network_of_stable_diffusion(keys: Shapes) -> str | None:
         return None
     if any(re.search(r"transformer_blocks_[1-9]", name) for name in blocks):
         return "sdxl"
-    layers = (int(found[1]) for name in text if (found := re.search(r"encoder_layers_(\d+)_", name)))
+    layers = (int(match[1]) for name in text if (match := re.search(r"encoder_layers_(\d+)_", name)))
     deepest = max(layers, default=-1)
     if deepest >= 12:
         return "sd2"

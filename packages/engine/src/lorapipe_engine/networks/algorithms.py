@@ -23,6 +23,9 @@ class Algorithm:
     ``rule``: "module:name" of its change without torch (:class:`lorapipe_engine.delta.base.Rule`). ``adapter``:
     "module:class" that trains it (:class:`lorapipe_engine.nn.base.Adapter`), where the engine does, and ``modules``:
     the values of ``network_module`` that ask for it, ``algos`` those of ``algo`` under LyCORIS' module.
+
+    ``plain``: its files are two factors and a strength, the one form that every program has a name for. ``refits``:
+    they are other factors, of which plain ones can be made. ``peft``: PEFT has a form for it besides the plain one.
     """
 
     name: str
@@ -36,6 +39,9 @@ class Algorithm:
     adapter: str | None = None
     modules: tuple[str, ...] = ()
     algos: tuple[str, ...] = ()
+    plain: bool = False
+    refits: bool = False
+    peft: bool = False
 
 
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -50,6 +56,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         adapter="lorapipe_engine.nn.lora:Lora",
         modules=("networks.lora", "locon.locon_kohya"),
         algos=("lora", "locon"),
+        plain=True,
     ),
     Algorithm(
         name="dylora",
@@ -78,6 +85,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         adapter="lorapipe_engine.nn.loha:Loha",
         modules=("networks.loha",),
         algos=("loha",),
+        refits=True,
+        peft=True,
     ),
     Algorithm(
         name="lokr",
@@ -91,6 +100,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         adapter="lorapipe_engine.nn.lokr:Lokr",
         modules=("networks.lokr",),
         algos=("lokr",),
+        refits=True,
     ),
     Algorithm(
         name="oft",
@@ -158,9 +168,20 @@ def core_suffixes() -> frozenset[str]:
     return frozenset().union(*(row.cores for row in ALGORITHMS))
 
 
+def algorithm_of(name: str) -> Algorithm | None:
+    """The row of this name; None where the table has none."""
+    return next((row for row in ALGORITHMS if row.name == name), None)
+
+
+def is_plain(name: str) -> bool:
+    """Whether modules of the algorithm of this name are two factors and a strength."""
+    row = algorithm_of(name)
+    return row is not None and row.plain
+
+
 def find_algorithm(suffixes: Collection[str]) -> Algorithm | None:
     """The algorithm of a module with tensors of these suffixes; None where none or more than one fits."""
-    found = [row for row in ALGORITHMS if not row.marks.isdisjoint(suffixes)]
-    if not found and "diff_b" in suffixes:  # a bias alone
-        found = [row for row in ALGORITHMS if row.name == "full"]
-    return found[0] if len(found) == 1 else None
+    rows = [row for row in ALGORITHMS if not row.marks.isdisjoint(suffixes)]
+    if not rows and "diff_b" in suffixes:  # a bias alone
+        rows = [row for row in ALGORITHMS if row.name == "full"]
+    return rows[0] if len(rows) == 1 else None

@@ -101,8 +101,8 @@ class Network:
     @property
     def algorithm(self) -> str:
         """In a word: "lora", "locon" (with convolutions), "dylora" (by the metadata), ..., or "mixed"."""
-        found = Counter(module.algorithm for module in self.modules.values())
-        layers = [name for name in found if name != "norm"] or list(found)
+        counts = Counter(module.algorithm for module in self.modules.values())
+        layers = [name for name in counts if name != "norm"] or list(counts)
         if len(layers) != 1:
             return "mixed"
         if layers[0] != "lora":
@@ -141,7 +141,7 @@ def find_modules(names: Iterable[str]) -> tuple[list[ModuleKeys], list[str]]:
         else:
             keys.setdefault(known.module, {})[known.suffix] = name
             paths.setdefault(known.module, known.path)
-    return [ModuleKeys(name, found, paths[name]) for name, found in keys.items()], others
+    return [ModuleKeys(name, suffixes, paths[name]) for name, suffixes in keys.items()], others
 
 
 def describe_network(file: WeightFile) -> Network:
@@ -152,13 +152,13 @@ def describe_network(file: WeightFile) -> Network:
     """
     shapes = {name: info.shape for name, info in file.tensors.items()}
     kind = recognise(shapes)
-    found, others = find_modules(file.tensors)
+    groups, others = find_modules(file.tensors)
     # Other kinds of files can have tensors called alpha too.
-    if not any(find_algorithm(module.keys) for module in found) or kind.kind not in ("lora", "unknown"):
+    if not any(find_algorithm(module.keys) for module in groups) or kind.kind not in ("lora", "unknown"):
         raise InputError(f"{file.path}: this is {_other_kind(kind, shapes)}, not a LoRA or other network")
     adapter = _adapter_of(file)
     foreign = foreign_family(shapes)
-    modules = [_describe(file, module) for module in found]
+    modules = [_describe(file, module) for module in groups]
     config = _config_of(file, modules, adapter) if foreign is None else None
     modules = [_with_config(module, config) for module in _with_text_encoder(file, modules, config)]
     return Network(

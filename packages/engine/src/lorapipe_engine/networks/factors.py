@@ -108,8 +108,8 @@ _WELL_CONDITIONED = 1e4
 def _triangle(matrix: Array) -> Array:
     """R of the thin QR of a matrix (m, r), up to the signs of its rows."""
     _finite(matrix)
-    found = _triangle_of_gram(matrix) if matrix.shape[0] > 2 * matrix.shape[1] else None
-    return np.asarray(np.linalg.qr(matrix, mode="r")) if found is None else found
+    triangle = _triangle_of_gram(matrix) if matrix.shape[0] > 2 * matrix.shape[1] else None
+    return np.asarray(np.linalg.qr(matrix, mode="r")) if triangle is None else triangle
 
 
 def _triangle_of_gram(matrix: Array) -> Array | None:

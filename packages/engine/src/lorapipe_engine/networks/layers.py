@@ -64,44 +64,44 @@ def layer_of(name: str) -> Layer | None:
 
 
 def _unet_path(flat: str) -> str | None:
-    if found := _DIFFUSERS.fullmatch(flat):
-        block = f"{found['side']}_blocks.{found['level']}" if found["side"] else "mid_block"
-        if found["resnet"]:
-            return f"{block}.resnets.{found['number']}.{found['resnet']}"
-        if found["sampler"]:
-            return f"{block}.{found['sampler']}.{found['at']}.conv"
-        return f"{block}.attentions.{found['attention']}.{_in_attention(found)}"
-    if found := _ENDS.fullmatch(flat):
-        if found["ldm"]:
-            return unet_to_diffusers(re.sub(r"_(?=\d)", ".", found["ldm"]))
-        return found["plain"] or f"{found['kind']}_embedding.{found['linear']}"
-    if found := _LDM.fullmatch(flat):
-        block = re.sub(r"_(\d+)$", r".\1", found["block"])
-        rest = found["resnet"] and re.sub(r"_(\d)$", r".\1", found["resnet"])
-        rest = rest or found["plain"] or (_in_attention(found) if found["depth"] or found["around"] else "")
-        return unet_to_diffusers(".".join(filter(None, (block, found["slot"], rest))))
+    if match := _DIFFUSERS.fullmatch(flat):
+        block = f"{match['side']}_blocks.{match['level']}" if match["side"] else "mid_block"
+        if match["resnet"]:
+            return f"{block}.resnets.{match['number']}.{match['resnet']}"
+        if match["sampler"]:
+            return f"{block}.{match['sampler']}.{match['at']}.conv"
+        return f"{block}.attentions.{match['attention']}.{_in_attention(match)}"
+    if match := _ENDS.fullmatch(flat):
+        if match["ldm"]:
+            return unet_to_diffusers(re.sub(r"_(?=\d)", ".", match["ldm"]))
+        return match["plain"] or f"{match['kind']}_embedding.{match['linear']}"
+    if match := _LDM.fullmatch(flat):
+        block = re.sub(r"_(\d+)$", r".\1", match["block"])
+        rest = match["resnet"] and re.sub(r"_(\d)$", r".\1", match["resnet"])
+        rest = rest or match["plain"] or (_in_attention(match) if match["depth"] or match["around"] else "")
+        return unet_to_diffusers(".".join(filter(None, (block, match["slot"], rest))))
     return None
 
 
-def _in_attention(found: re.Match[str]) -> str:
-    if found["around"]:
-        return str(found["around"])
-    layer = re.sub(r"^(attn[12])_", r"\1.", found["layer"]).replace("to_out_0", "to_out.0")
+def _in_attention(match: re.Match[str]) -> str:
+    if match["around"]:
+        return str(match["around"])
+    layer = re.sub(r"^(attn[12])_", r"\1.", match["layer"]).replace("to_out_0", "to_out.0")
     layer = {"ff_net_0_proj": "ff.net.0.proj", "ff_net_2": "ff.net.2"}.get(layer, layer)
-    return f"transformer_blocks.{found['depth']}.{layer}"
+    return f"transformer_blocks.{match['depth']}.{layer}"
 
 
 def _text_path(flat: str) -> str | None:
-    found = _TEXT.fullmatch(flat)
-    if found is None:
+    match = _TEXT.fullmatch(flat)
+    if match is None:
         return None
-    if found["projection"]:
+    if match["projection"]:
         return "text_projection"
-    if found["end"]:
+    if match["end"]:
         return "text_model.final_layer_norm"
-    if found["embedding"]:
-        return f"text_model.embeddings.{found['embedding']}"
+    if match["embedding"]:
+        return f"text_model.embeddings.{match['embedding']}"
     inner = (
-        f"self_attn.{found['attention']}" if found["attention"] else found["norm"] or f"mlp.{found['mlp']}"
+        f"self_attn.{match['attention']}" if match["attention"] else match["norm"] or f"mlp.{match['mlp']}"
     )
-    return f"text_model.encoder.layers.{found['number']}.{inner}"
+    return f"text_model.encoder.layers.{match['number']}.{inner}"

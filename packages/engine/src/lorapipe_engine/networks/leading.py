@@ -94,9 +94,9 @@ def leading(
     wanted = max(1, expected)
     while (size := wanted + max(12, wanted // 4)) <= smaller // 2:
         block = draw.standard_normal((matrix.shape[1], size), np.float32).astype(matrix.dtype, copy=False)
-        found, rank, decided = _iterate(matrix, block, choose, threshold, wanted)
-        if found is not None:
-            return found
+        proven, rank, decided = _iterate(matrix, block, choose, threshold, wanted)
+        if proven is not None:
+            return proven
         if decided and rank <= wanted:
             break  # the proof failed, which a larger block rarely mends
         wanted = rank if decided else 2 * wanted
@@ -114,21 +114,21 @@ def _whole(matrix: Array, choose: Choose) -> Leading:
 def _iterate(
     matrix: Array, block: Array, choose: Choose, threshold: float | None, wanted: int
 ) -> tuple[Leading | None, int, bool]:
-    """What was found and proved, or None; the rank chosen, and whether it is decided by the values at hand."""
+    """The values, proved, or None; the rank chosen, and whether it is decided by the values at hand."""
     rank, decided = 0, False
     for steps in STEPS:
         for _ in range(steps):
             block = _basis(matrix.T @ _basis(matrix @ block))
-        found, gram = _project(matrix, block)
-        rank, decided = choose(found.singular, found.norm())
+        values, gram = _project(matrix, block)
+        rank, decided = choose(values.singular, values.norm())
         if not decided or rank > wanted:
             return None, rank, decided
-        proved = _prove(found, gram, rank)
+        proved = _prove(values, gram, rank)
         # Where the next value exceeds it, the rank was bounded by something else.
-        counted = threshold is not None and bool(np.all(found.singular[rank : rank + 1] <= threshold))
-        sure = threshold is None or not counted or _none_above(found, gram, rank, threshold)
+        counted = threshold is not None and bool(np.all(values.singular[rank : rank + 1] <= threshold))
+        sure = threshold is None or not counted or _none_above(values, gram, rank, threshold)
         if proved <= TOLERANCE and sure:
-            return replace(found, rank=rank, proved=proved), rank, True
+            return replace(values, rank=rank, proved=proved), rank, True
     return None, rank, decided
 
 
@@ -145,16 +145,16 @@ def _project(matrix: Array, block: Array) -> tuple[Leading, Array]:
     return Leading(basis @ small.astype(matrix.dtype), singular, right, rest, 0, np.inf), gram
 
 
-def _prove(found: Leading, gram: Array, rank: int) -> float:
+def _prove(values: Leading, gram: Array, rank: int) -> float:
     """The error at ``rank`` over the optimum's, proved to be at most this; infinite where it is not.
 
     δ and μ are as large as the tolerance allows, for then the proof succeeds most easily.
     """
     if rank == 0:
         return 1.0
-    squares = np.square(found.singular)
-    error = found.dropped(rank) ** 2
-    if error <= (16 * np.finfo(gram.dtype).eps * found.norm()) ** 2:
+    squares = np.square(values.singular)
+    error = values.dropped(rank) ** 2
+    if error <= (16 * np.finfo(gram.dtype).eps * values.norm()) ** 2:
         return 1.0  # nothing is left but the rounding of this arithmetic
     room = (1 - 1 / TOLERANCE**2) * error
     delta = room / (4 * rank)
@@ -169,16 +169,16 @@ def _prove(found: Leading, gram: Array, rank: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if excess(middle) <= room else (low, middle)
     surplus = excess(low)
-    if surplus > room or not _is_bound(found.right, np.minimum(squares, low - delta), gram, low):
+    if surplus > room or not _is_bound(values.right, np.minimum(squares, low - delta), gram, low):
         return float(np.inf)
     return float(np.sqrt(error / (error - surplus)))
 
 
-def _none_above(found: Leading, gram: Array, rank: int, threshold: float) -> bool:
+def _none_above(values: Leading, gram: Array, rank: int, threshold: float) -> bool:
     """Whether at most ``rank`` singular values of A exceed the threshold."""
-    squares = np.square(found.singular)
+    squares = np.square(values.singular)
     squares[:rank] = 0.0  # taken out of AᵀA: what is left has to stay below the threshold
-    return _is_bound(found.right, squares, gram, threshold**2)
+    return _is_bound(values.right, squares, gram, threshold**2)
 
 
 def _is_bound(right: Array, weights: Array, gram: Array, bound: float) -> bool:

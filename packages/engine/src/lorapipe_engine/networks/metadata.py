@@ -167,7 +167,7 @@ class ModelSpec:
         kind = facts.architecture
         if self.prediction == V.name and facts.v_architecture:
             kind = facts.v_architecture
-        found: dict[str, object] = {
+        entries: dict[str, object] = {
             "sai_model_spec": MODELSPEC_VERSION,
             "architecture": f"{kind}/lora" if self.adapter else kind,
             "implementation": facts.implementation if self.adapter else STABILITY,
@@ -180,8 +180,8 @@ class ModelSpec:
         }
         rest = [field.name for field in fields(self)]
         for name in rest[rest.index("encoder_layer") :]:
-            found[name] = getattr(self, name)
-        return {f"modelspec.{name}": str(value) for name, value in found.items() if value is not None}
+            entries[name] = getattr(self, name)
+        return {f"modelspec.{name}": str(value) for name, value in entries.items() if value is not None}
 
 
 def thumbnail_url(path: Path) -> str:
@@ -222,8 +222,8 @@ def _parse(text: str) -> Any:
 
 def table_of(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     """The JSON table in one entry; empty where it is missing or something else."""
-    found = _parse(metadata.get(name, ""))
-    return found if isinstance(found, dict) else {}
+    table = _parse(metadata.get(name, ""))
+    return table if isinstance(table, dict) else {}
 
 
 def tag_counts(metadata: Mapping[str, str]) -> Counter[str]:

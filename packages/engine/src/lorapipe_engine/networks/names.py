@@ -74,16 +74,16 @@ def read_name(name: str) -> TensorName | None:
         suffix = _flat_suffix(flat["suffix"])
         return TensorName(_flat_module(flat["path"]), suffix, flat["path"]) if suffix else None
     for read in (_read_peft, _read_diffusers, _read_dotted):
-        if found := read(name):
-            return found
+        if tensor := read(name):
+            return tensor
     return None
 
 
 def _flat_suffix(suffix: str) -> str | None:
     if suffix in known_suffixes():
         return suffix
-    found = read_name(f"x.{suffix}")  # kohya's layer with another program's factors
-    return found.suffix if found and found.path == "x" else None
+    tensor = read_name(f"x.{suffix}")  # kohya's layer with another program's factors
+    return tensor.suffix if tensor and tensor.path == "x" else None
 
 
 def _flat_module(path: str) -> str:
@@ -99,25 +99,25 @@ def _flat_module(path: str) -> str:
 
 
 def _read_peft(name: str) -> TensorName | None:
-    if found := _PEFT.fullmatch(name) or _PEFT_BARE.fullmatch(name):
-        groups = found.groupdict()
-        suffix = f"lora_{_SIDES[found['side']]}.{groups.get('kind') or 'weight'}"
+    if match := _PEFT.fullmatch(name) or _PEFT_BARE.fullmatch(name):
+        groups = match.groupdict()
+        suffix = f"lora_{_SIDES[match['side']]}.{groups.get('kind') or 'weight'}"
         if suffix == "lora_down.bias":
             return None
-        return TensorName(_module(found["path"]), suffix, found["path"], groups.get("adapter") or "")
-    if found := _MAGNITUDE.fullmatch(name):
-        return TensorName(_module(found["path"]), "dora_scale", found["path"], found["adapter"] or "")
+        return TensorName(_module(match["path"]), suffix, match["path"], groups.get("adapter") or "")
+    if match := _MAGNITUDE.fullmatch(name):
+        return TensorName(_module(match["path"]), "dora_scale", match["path"], match["adapter"] or "")
     return None
 
 
 def _read_diffusers(name: str) -> TensorName | None:
-    found = _DIFFUSERS.fullmatch(name)
-    if found is None:
+    match = _DIFFUSERS.fullmatch(name)
+    if match is None:
         return None
-    path = found["path"]
-    if found["glued"]:
+    path = match["path"]
+    if match["glued"]:
         path = path.replace(".processor.", ".")
-    return TensorName(_module(path), f"lora_{found['side']}.weight", found["path"])
+    return TensorName(_module(path), f"lora_{match['side']}.weight", match["path"])
 
 
 @cache
@@ -128,10 +128,10 @@ def _dotted(suffixes: frozenset[str]) -> re.Pattern[str]:
 
 
 def _read_dotted(name: str) -> TensorName | None:
-    if found := _dotted(known_suffixes()).fullmatch(name):
-        return TensorName(_module(found["path"]), found["suffix"], found["path"])
-    if found := _DOTTED_ADAPTER.fullmatch(name):
-        return TensorName(_module(found["path"]), found["suffix"], found["path"], found["adapter"])
+    if match := _dotted(known_suffixes()).fullmatch(name):
+        return TensorName(_module(match["path"]), match["suffix"], match["path"])
+    if match := _DOTTED_ADAPTER.fullmatch(name):
+        return TensorName(_module(match["path"]), match["suffix"], match["path"], match["adapter"])
     return None
 
 
@@ -149,24 +149,24 @@ def _module(path: str) -> str:
             name = f"text_encoder.{name}"
     if name.startswith("unet."):
         return f"unet.{_unet_path(name.removeprefix('unet.'))}"
-    if found := re.match(r"text_encoder(?:_2)?\.", name):
-        return found[0] + _text_path(name[found.end() :])
+    if match := re.match(r"text_encoder(?:_2)?\.", name):
+        return match[0] + _text_path(name[match.end() :])
     return name
 
 
 def _unet_path(path: str) -> str:
     if _LDM_UNET.match(path):
         return unet_to_diffusers(path) or path
-    if found := re.fullmatch(
+    if match := re.fullmatch(
         r"(.+\.attn[12])\.to_out", path
     ):  # diffusers up to 0.21 leaves the list's number out
-        return f"{found[1]}.to_out.0"
+        return f"{match[1]}.to_out.0"
     return path
 
 
 def _text_path(path: str) -> str:
     # transformers from version 5 on leaves the level "text_model" out.
     path = re.sub(r"^(encoder|embeddings|final_layer_norm)\.", r"text_model.\1.", path)
-    if found := re.fullmatch(r"(.+\.self_attn)\.(to_\w+)", path):
-        return f"{found[1]}.{_OLD_TEXT.get(found[2], found[2])}"
+    if match := re.fullmatch(r"(.+\.self_attn)\.(to_\w+)", path):
+        return f"{match[1]}.{_OLD_TEXT.get(match[2], match[2])}"
     return path

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,6 +81,13 @@ class RankRule:
             return None
         needed = max(1, _count(self.method, self.param, singular))
         return needed + self.one_more
+
+
+def error_of_all(modules: Iterable[tuple[float, float]]) -> float:
+    """√(Σ‖lost‖² / Σ‖change‖²) of modules, each given as (‖change‖, ‖lost‖ / ‖change‖); 0 where nothing changes."""
+    norms = [(norm, norm * error) for norm, error in modules]
+    total = math.fsum(norm**2 for norm, _ in norms)
+    return math.sqrt(math.fsum(lost**2 for _, lost in norms) / total) if total else 0.0
 
 
 def is_dead(singular: NDArray[Any]) -> bool:

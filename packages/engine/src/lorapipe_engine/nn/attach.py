@@ -93,12 +93,12 @@ class Network:
 
     def file_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the LoRA file, by its key, on the CPU in float32 and sorted by key."""
-        found = {
+        tensors = {
             f"{name}.{role}": tensor.detach().to("cpu", torch.float32)
             for name, adapter in self.adapters.items()
             for role, tensor in adapter.file_tensors().items()
         }
-        return dict(sorted(found.items()))
+        return dict(sorted(tensors.items()))
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the values and alphas of a file with exactly these modules.

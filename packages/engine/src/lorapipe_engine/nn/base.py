@@ -214,13 +214,13 @@ def is_low_rank(module: nn.Module) -> bool:
 
 def alike(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
     """Adapters of one class, strength and shape together, in their order."""
-    found: dict[object, list[Adapter]] = {}
+    groups: dict[object, list[Adapter]] = {}
     for adapter in adapters:
         shapes = [p.shape for p in adapter.parameters() if p.requires_grad]
         shapes += [getattr(adapter, role).shape for role in adapter.frozen]
         key = (type(adapter), tuple(shapes), adapter.rank, adapter.alpha)
-        found.setdefault(key, []).append(adapter)
-    return list(found.values())
+        groups.setdefault(key, []).append(adapter)
+    return list(groups.values())
 
 
 # -------------------------------------------------------------------------------- the table
@@ -229,7 +229,7 @@ def alike(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
 def adapter_class(name: str) -> type[Adapter]:
     """The class that trains an algorithm of the table. Raises ConfigError where the engine reads it, but does not train
     it."""
-    row = next((row for row in algorithms.ALGORITHMS if row.name == name), None)
+    row = algorithms.algorithm_of(name)
     if row is None or row.adapter is None:
         known = ", ".join(row.name for row in algorithms.ALGORITHMS if row.adapter)
         raise ConfigError(f"'{name}' networks are not trained here; those that are: {known}")
@@ -239,6 +239,6 @@ def adapter_class(name: str) -> type[Adapter]:
 @cache
 def _class_of(row: Algorithm) -> type[Adapter]:
     module, _, name = (row.adapter or "").partition(":")
-    found = getattr(import_module(module), name)
-    assert issubclass(found, Adapter), row.adapter
-    return cast("type[Adapter]", found)
+    adapter = getattr(import_module(module), name)
+    assert issubclass(adapter, Adapter), row.adapter
+    return cast("type[Adapter]", adapter)

@@ -65,18 +65,18 @@ class Lokr(Factored):
         (o1, o2), (i1, i2) = (split(side, options.get("factor", -1)) for side in layer[:2])
         if options.get("unbalanced_factorization"):
             o1, o2 = o2, o1
-        found: dict[str, Shape] = {}
+        shapes: dict[str, Shape] = {}
         if options.get("decompose_both") and r < max(o1, i1) / 2:
-            found |= {"w1_b": (r, i1), "w1_a": (o1, r)}
+            shapes |= {"w1_b": (r, i1), "w1_a": (o1, r)}
         else:
-            found["w1"] = (o1, i1)
+            shapes["w1"] = (o1, i1)
         if options.get("full_matrix") or r >= max(o2, i2) / 2:
-            found["w2"] = (o2, i2, *kernel)
+            shapes["w2"] = (o2, i2, *kernel)
         elif (options.get("use_tucker") or options.get("use_cp")) and math.prod(kernel) > 1:
-            found |= {"w2_b": (r, i2), "t2": (r, r, *kernel), "w2_a": (r, o2)}
+            shapes |= {"w2_b": (r, i2), "t2": (r, r, *kernel), "w2_a": (r, o2)}
         else:
-            found |= {"w2_b": (r, i2 * math.prod(kernel)), "w2_a": (o2, r)}
-        return {**found, **cls.extra_shapes(layer, options)}
+            shapes |= {"w2_b": (r, i2 * math.prod(kernel)), "w2_a": (o2, r)}
+        return {**shapes, **cls.extra_shapes(layer, options)}
 
     @classmethod
     def options_in(cls, tensors: Mapping[str, Tensor]) -> Options:

@@ -259,10 +259,10 @@ def _sum_entries(data: _Data, start: int, order: str, big: bool, sums: list[int]
             f"a directory of more than {MOST_ENTRIES:,} notes; take them out (exiftool -all= FILE)"
         )
     deeper = 0
-    for tag, kind, values, found in struct.iter_unpack(entry_form, rows[: len(rows) // width * width]):
+    for tag, kind, values, held in struct.iter_unpack(entry_form, rows[: len(rows) // width * width]):
         size = _KIND_BYTES.get(kind, 0) * values
         if tag == _SUB_DIRECTORY:
-            deeper = found
+            deeper = held
         elif inside < size <= data.size:
             sums[kind in _BYTE_KINDS] += size
     return deeper

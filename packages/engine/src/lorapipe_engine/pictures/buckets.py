@@ -78,12 +78,12 @@ def bucket_sizes(rule: BucketRule) -> tuple[Size, ...]:
     low = rule.min_size // step * step
     high = -(-rule.max_size // step) * step
     side = int(area**0.5) // step * step
-    found = {(side, side)}
+    sizes = {(side, side)}
     for width in range(max(low, step), high + step, step):
         height = min(high, area // width // step * step)
         if height >= low:
-            found |= {(width, height), (height, width)}
-    return tuple(sorted(size for size in found if min(size) > 0))
+            sizes |= {(width, height), (height, width)}
+    return tuple(sorted(size for size in sizes if min(size) > 0))
 
 
 def place(image: Size, rule: BucketRule) -> Placement:

@@ -201,6 +201,6 @@ def _fixed_parts(text: str, rule: CaptionRule) -> tuple[list[str], list[str], li
 def _pick_wildcards(line: str, draw: random.Random) -> str:
     # Doubled braces are literal ones; they are put aside while choices are made.
     line = line.replace("{{", "\0").replace("}}", "\1")
-    while found := _BRACES.search(line):
-        line = line[: found.start()] + draw.choice(found.group(1).split("|")) + line[found.end() :]
+    while match := _BRACES.search(line):
+        line = line[: match.start()] + draw.choice(match.group(1).split("|")) + line[match.end() :]
     return line.replace("\0", "{").replace("\1", "}")

@@ -42,13 +42,13 @@ class _Bytes:
 
     def at(self, place: int, count: int) -> bytes:
         """Exactly ``count`` bytes. Raises _Doubt where the file is shorter."""
-        found = self._first[place : place + count]
-        if len(found) < count:
+        piece = self._first[place : place + count]
+        if len(piece) < count:
             os.lseek(self._file, place, os.SEEK_SET)
-            found = os.read(self._file, count)
-        if len(found) < count:
+            piece = os.read(self._file, count)
+        if len(piece) < count:
             raise _Doubt
-        return found
+        return piece
 
 
 def header_size(path: Path) -> Size | None:
@@ -120,8 +120,8 @@ def _last_pixels(data: _Bytes, place: int, length: int) -> int:
     for further in (count, count - 1):
         there = place + further * (length + 12)
         if place < there <= data.size - 12:
-            found, kind = struct.unpack(">I4s", data.at(there, 8))
-            if kind == b"IDAT" and 0 < found <= length:
+            held, kind = struct.unpack(">I4s", data.at(there, 8))
+            if kind == b"IDAT" and 0 < held <= length:
                 return there
     return place
 
@@ -178,14 +178,14 @@ def _of_exif(block: bytes) -> int:
     (start,) = struct.unpack_from(f"{order}I", block, 4)
     (count,) = struct.unpack_from(f"{order}H", block, start)
     for row in range(count):
-        tag, kind, values, found = struct.unpack_from(f"{order}HHII", block, start + 2 + 12 * row)
+        tag, kind, values, held = struct.unpack_from(f"{order}HHII", block, start + 2 + 12 * row)
         if tag == _ORIENTATION:
             if kind != 3 or values != 1:
                 raise _Doubt
-            return int(found) >> 16 if order == ">" else int(found) & 0xFFFF
+            return int(held) >> 16 if order == ">" else int(held) & 0xFFFF
         # Pillow stops at an entry that points behind the end.
         size = _EXIF_SIZES[kind] * values
-        if not size or (size > 4 and found + size > len(block)):
+        if not size or (size > 4 and held + size > len(block)):
             raise _Doubt
     return 1
 

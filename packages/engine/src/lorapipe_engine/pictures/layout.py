@@ -340,32 +340,32 @@ def survey(root: Path) -> Survey:
     """All folders of a dataset, as the trainer has them. Raises InputError if ``root`` cannot be read, and for a folder
     that asks for more than ``MOST_REPEATS``.
     """
-    found = Survey(root)
+    surveyed = Survey(root)
     inside = subfolders(root)
     numbers = {path: as_repeat_folder(path) for path in inside}
     own = None if any(numbers.values()) else as_repeat_folder(root.resolve())
-    found.numbered = own is not None or any(numbers.values())
-    loose = _names(root, found)
-    children = [(path, _names(path, found)) for path in inside]
+    surveyed.numbered = own is not None or any(numbers.values())
+    loose = _names(root, surveyed)
+    children = [(path, _names(path, surveyed)) for path in inside]
     crowd = any(Part(path, names, "", path).pictures for path, names in children)
-    found.parts.append(
+    surveyed.parts.append(
         Part(
             root,
             loose,
             concept_of(root.name or root.resolve().name),
             root,
             own.repeats if own else None,
-            None if own or not (crowd or found.numbered) else "loose beside the concepts' folders",
+            None if own or not (crowd or surveyed.numbered) else "loose beside the concepts' folders",
         )
     )
     for path, names in children:
         number = numbers[path]
-        reason = _reason(path, number, numbered=found.numbered, inner=own is not None)
-        top = found.parts[0] if own else Part(path, names, concept_of(path.name), path)
+        reason = _reason(path, number, numbered=surveyed.numbered, inner=own is not None)
+        top = surveyed.parts[0] if own else Part(path, names, concept_of(path.name), path)
         repeats = number.repeats if number else None
-        found.parts.append(Part(path, names, top.concept, top.path, repeats, reason))
-        found.parts += _deeper(path, top, found)
-    return found
+        surveyed.parts.append(Part(path, names, top.concept, top.path, repeats, reason))
+        surveyed.parts += _deeper(path, top, surveyed)
+    return surveyed
 
 
 def _reason(path: Path, number: RepeatFolder | None, *, numbered: bool, inner: bool) -> str | None:
@@ -385,7 +385,7 @@ _INNER = "in folders inside a concept's folder"
 _MASKS = "in a folder of masks"
 
 
-def _deeper(folder: Path, top: Part, found: Survey) -> Iterator[Part]:
+def _deeper(folder: Path, top: Part, surveyed: Survey) -> Iterator[Part]:
     """The folders inside a concept's folder. Links are not followed here, so there is an end."""
     try:
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
@@ -394,24 +394,24 @@ def _deeper(folder: Path, top: Part, found: Survey) -> Iterator[Part]:
     for path in inside:
         if not is_left_out(path.name):
             reason = _MASKS if path.name.lower() in MASK_FOLDERS else _INNER
-            yield Part(path, _names(path, found), top.concept, top.path, None, reason)
-            yield from _deeper(path, top, found)
+            yield Part(path, _names(path, surveyed), top.concept, top.path, None, reason)
+            yield from _deeper(path, top, surveyed)
 
 
-def _names(folder: Path, found: Survey) -> tuple[str, ...]:
+def _names(folder: Path, surveyed: Survey) -> tuple[str, ...]:
     """The files of a folder that are not hidden; what lies in folders that are left out is counted."""
     try:
         with os.scandir(folder) as entries:
             rows = [(entry.name, _is_folder(entry)) for entry in entries]
     except OSError as error:
-        if folder == found.root:
+        if folder == surveyed.root:
             raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-        found.unread.append(f"{folder}: cannot be read ({error.strerror})")
+        surveyed.unread.append(f"{folder}: cannot be read ({error.strerror})")
         return ()
     for name, is_folder in rows:
         if is_left_out(name) and is_folder and not (folder / name).is_symlink():
             count = _count_pictures(folder / name)
-            found.aside.update({name: count} if count else {})
+            surveyed.aside.update({name: count} if count else {})
     return tuple(sorted(name for name, is_folder in rows if not is_folder and not is_left_out(name)))
 
 

@@ -50,8 +50,8 @@ def expand_files(text: str, where: str) -> list[Path]:
         return _files_of(path)
     if has_magic(text):
         fixed = list(takewhile(lambda part: not has_magic(part), path.parts))
-        found = Path(*fixed).glob("/".join(path.parts[len(fixed) :]))
-        files = [path for path in found if path.is_file() and path.suffix.lower() in SUFFIXES]
+        matches = Path(*fixed).glob("/".join(path.parts[len(fixed) :]))
+        files = [path for path in matches if path.is_file() and path.suffix.lower() in SUFFIXES]
         if files:
             return sorted(files, key=_natural)
         raise InputError(f"{where}: {text} matches no network file")
@@ -112,12 +112,12 @@ class Shelf:
 
         Raises ConfigError for an unknown name, with the nearest, and for one that two files have.
         """
-        found = [given for where, given in self._paths.items() if _is_called(where, name)]
-        if len(found) == 1:
-            return NetworkFile(found[0], name)
-        if found:
+        paths = [given for where, given in self._paths.items() if _is_called(where, name)]
+        if len(paths) == 1:
+            return NetworkFile(paths[0], name)
+        if paths:
             raise ConfigError(
-                f"{where}: <lora:{name}> may be {found[0]} or {found[1]}; write more of the path"
+                f"{where}: <lora:{name}> may be {paths[0]} or {paths[1]}; write more of the path"
             )
         known = {_name(path) for path in self._paths}
         close = get_close_matches(name, known, 1)

@@ -150,68 +150,68 @@ def _numbers(
 
 
 def _whole_values(item: str) -> list[Fraction]:
-    found = _read_range(item, _WHOLE, "a whole number")
-    if isinstance(found, Fraction):
-        return [found]
-    if found.count is not None:
+    span = _read_range(item, _WHOLE, "a whole number")
+    if isinstance(span, Fraction):
+        return [span]
+    if span.count is not None:
         # A1111 cuts the fractions off.
-        return [Fraction(math.trunc(value)) for value in _spread(found)]
-    step = Fraction(1) if found.step is None else found.step
+        return [Fraction(math.trunc(value)) for value in _spread(span)]
+    step = Fraction(1) if span.step is None else span.step
     # A1111 stops before the end plus one whichever way it goes: 10-1 (-3) is 10, 7 and 4.
-    stop = found.end if step > 0 else found.end + 2
-    _check_direction(found, step, stop)
-    return [found.start + step * place for place in range(_steps(found, step, stop) + 1)]
+    stop = span.end if step > 0 else span.end + 2
+    _check_direction(span, step, stop)
+    return [span.start + step * place for place in range(_steps(span, step, stop) + 1)]
 
 
 def _decimal_values(item: str) -> list[Fraction]:
     if _LONE.fullmatch(item) and len(item) <= MOST_DIGITS:
         return [Fraction(item)]
-    found = _read_range(item, _DECIMAL, "a number")
-    if isinstance(found, Fraction):
-        return [found]
-    if found.count is not None:
-        return _spread(found)
-    step = Fraction(1) if found.step is None else found.step
-    _check_direction(found, step, found.end)
-    steps = _steps(found, step, found.end)
-    last = found.start + step * steps
-    if last != found.end:
+    span = _read_range(item, _DECIMAL, "a number")
+    if isinstance(span, Fraction):
+        return [span]
+    if span.count is not None:
+        return _spread(span)
+    step = Fraction(1) if span.step is None else span.step
+    _check_direction(span, step, span.end)
+    steps = _steps(span, step, span.end)
+    last = span.start + step * steps
+    if last != span.end:
         beyond = value_label(float(last + step))
         raise _Malformed(
-            f"'{item}' does not end at {value_label(float(found.end))} but goes on to {beyond}; "
-            f"give {_shown(found.start)}-{_shown(last)} (+{_shown(step)}) or a count, as {_shown(found.start)}-"
-            f"{_shown(found.end)} [{steps + 2}]",
+            f"'{item}' does not end at {value_label(float(span.end))} but goes on to {beyond}; "
+            f"give {_shown(span.start)}-{_shown(last)} (+{_shown(step)}) or a count, as {_shown(span.start)}-"
+            f"{_shown(span.end)} [{steps + 2}]",
             0,
         )
-    return [found.start + step * place for place in range(steps + 1)]
+    return [span.start + step * place for place in range(steps + 1)]
 
 
 def _shown(number: Fraction) -> str:
     return f"{float(number):g}"
 
 
-def _spread(found: _Range) -> list[Fraction]:
+def _spread(span: _Range) -> list[Fraction]:
     """``count`` values at equal distances, both ends among them; one alone is the start."""
-    count = found.count or 0
+    count = span.count or 0
     if count == 0:
         raise _Malformed("[0] asks for no value; give a count of at least 1", 0)
-    gap = (found.end - found.start) / (count - 1) if count > 1 else Fraction(0)
-    return [found.start + gap * place for place in range(count)]
+    gap = (span.end - span.start) / (count - 1) if count > 1 else Fraction(0)
+    return [span.start + gap * place for place in range(count)]
 
 
-def _check_direction(found: _Range, step: Fraction, stop: Fraction) -> None:
+def _check_direction(span: _Range, step: Fraction, stop: Fraction) -> None:
     """Raise where no step is taken: A1111 has no values then. ``stop`` is the last value there can be."""
-    start, end = _shown(found.start), _shown(found.end)
+    start, end = _shown(span.start), _shown(span.end)
     if step == 0:
         raise _Malformed("a step of 0 never ends", 0)
-    if (stop - found.start) * step < 0:
+    if (stop - span.start) * step < 0:
         raise _Malformed(
             f"{start}-{end} has no value by steps of {_shown(step)}; give a count, as {start}-{end} [5]", 0
         )
 
 
-def _steps(found: _Range, step: Fraction, stop: Fraction) -> int:
-    steps = int((stop - found.start) / step)
+def _steps(span: _Range, step: Fraction, stop: Fraction) -> int:
+    steps = int((stop - span.start) / step)
     if steps >= MOST_VALUES:
         raise _Malformed(f"more than {MOST_VALUES:,} values", 0)
     return steps

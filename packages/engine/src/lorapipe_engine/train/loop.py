@@ -89,7 +89,7 @@ def train(
     else:
         parts = [dataset, validation_part(dataset)]
         data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf)
-    network = make_network(settings, family, rates.by_part, say)
+    network = make_network(settings, plan.network, family, rates.by_part, say)
     processes.as_main(group.parameter.detach() for group in network.groups.values())
     stepper = make_stepper(settings, plan, network, family, objective, processes)
     if dataset.pairs is not None:

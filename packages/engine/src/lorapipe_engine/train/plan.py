@@ -12,6 +12,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.settings import ModelSettings, RunSettings, TrainSettings
+from lorapipe_engine.train.network.arguments import NetworkArgs
 from lorapipe_engine.train.schedules.updates import UpdatePlan, plan_updates, stops_at_once
 
 DTYPES = {"no": torch.float32, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -79,22 +80,30 @@ def plan_length(batches: int, run: RunSettings, accumulation: int) -> Length:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will do, worked out once: which model, how long, and how the network is updated."""
+    """What a run will do, worked out once: which model, what the network is made of beyond its options, how
+    long, and how it is updated."""
 
     model: ModelPlan
+    network: NetworkArgs
     length: Length
     updates: UpdatePlan
 
 
 def plan_run(
-    settings: TrainSettings, model: ModelPlan, dataset: Dataset, parts: tuple[str, ...], processes: int = 1
+    settings: TrainSettings,
+    model: ModelPlan,
+    args: NetworkArgs,
+    dataset: Dataset,
+    parts: tuple[str, ...],
+    processes: int = 1,
 ) -> RunPlan:
     """The plan for a scanned dataset and a base of ``parts`` (the denoiser is the last). Raises ConfigError for options
     that contradict each other or that the model cannot take."""
     sizes = [size * processes for size in dataset.batch_sizes]
     batches = batches_per_epoch(dataset.buckets, dataset.repeats, sizes)
     length = plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps)
-    return RunPlan(model, length, plan_updates(settings.optimizer, trainable(settings, parts), length.steps))
+    updates = plan_updates(settings.optimizer, trainable(settings, parts), length.steps)
+    return RunPlan(model, args, length, updates)
 
 
 def trainable(settings: TrainSettings, parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -72,13 +72,13 @@ class Processes:
             return list(made)
         from accelerate.utils import gather_object
 
-        found: list[Any] = [None] * total
+        rows: list[Any] = [None] * total
         longest = -(-total // self.count)
         for start in range(0, longest, TOGETHER):
             part = list(zip(self.own(total), made, strict=True))[start : start + TOGETHER]
             for number, value in gather_object(part):
-                found[number] = value
-        return found
+                rows[number] = value
+        return rows
 
     def wait(self) -> None:
         """Go on when all processes have come here."""

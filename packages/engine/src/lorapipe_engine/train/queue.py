@@ -83,7 +83,7 @@ def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset]) -> Che
     """Find what can be found before the base is read. ``scanned``: datasets that were looked through already."""
     settings = run.settings
     model = plan_model(settings.model)
-    notes = check_cheaply(settings)
+    _, notes = check_cheaply(settings)
     key = settings.data, settings.run.seed
     dataset = scanned.get(key) or scan(*key)
     scanned[key] = dataset

@@ -18,7 +18,7 @@ from lorapipe_engine.files.atomic import probe_folder
 from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
-from lorapipe_engine.nn.attach import detach
+from lorapipe_engine.nn.attach import Kind, detach
 from lorapipe_engine.pictures.buckets import FINEST_STEP
 from lorapipe_engine.settings import (
     LossSettings,
@@ -36,7 +36,7 @@ from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
-from lorapipe_engine.train.network.arguments import network_plan, read_network_args
+from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, read_network_args
 from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
@@ -71,11 +71,11 @@ def run_training(
     queued = queued or Queued()
     processes = join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
-    notes = check_cheaply(settings)
+    args, notes = check_cheaply(settings)
     for note in notes:
         say(f"note: {note}")
     if not processes.is_main:
-        return train_checked(settings, configuration, say, model, processes, notes, queued)
+        return train_checked(settings, configuration, say, model, args, processes, notes, queued)
     check_writable(settings.run)
     with claimed(settings.run):
         check_outputs(settings.run)
@@ -84,7 +84,7 @@ def run_training(
             forget_record(settings.run)
         else:
             queued.on_begin()
-        return train_checked(settings, configuration, say, model, processes, notes, queued)
+        return train_checked(settings, configuration, say, model, args, processes, notes, queued)
 
 
 def train_checked(
@@ -92,11 +92,13 @@ def train_checked(
     configuration: str,
     say: Say,
     model: ModelPlan,
+    args: NetworkArgs,
     processes: Processes,
     notes: Sequence[str],
     queued: Queued,
 ) -> list[Path]:
-    """Load the base and train, with an output that no other run has. ``notes``: what was said already."""
+    """Load the base and train, with an output that no other run has. ``args``: the network's, read.
+    ``notes``: what was said already."""
     began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
@@ -106,7 +108,7 @@ def train_checked(
         say(f"note: {note}")
     settings = with_file_ranks(settings)
     if model.device.type == "cuda" and not settings.model.ignore_memory:
-        check_memory(settings, dataset, model, say)
+        check_memory(settings, args.kind, dataset, model, say)
     with memory_explained(settings):
         base = queued.shelf.base(
             base_key(settings.model, model.source, model.dtype),
@@ -122,7 +124,7 @@ def train_checked(
     settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
     where = f"{model.device}, {'float32' if model.precision == 'no' else model.precision}"
     say(f"base: {model.source} ({family.name}, {PREDICTIONS[prediction].word}) on {where}")
-    plan = plan_run(settings, model, dataset, family.train_parts, processes.count)
+    plan = plan_run(settings, model, args, dataset, family.train_parts, processes.count)
     for note in length_notes(plan.updates.schedule):
         say(f"note: {note}")
     objective = family.objective(settings.loss, prediction)
@@ -170,26 +172,28 @@ def train_checked(
     return files
 
 
-def check_cheaply(settings: TrainSettings) -> list[str]:
-    """Find every mistake that can be found before gigabytes are read; returns what the user should know."""
+def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
+    """Find every mistake that can be found before gigabytes are read; returns the network's arguments, read here once,
+    and what the user should know."""
     if settings.data.slider is not None:
         check_slider(settings.data, settings.loss)
     check_caches(settings)
-    notes = check_updates(settings)
+    args = read_network_args(settings.network)
+    notes = check_updates(settings, args)
     # What the base predicts may show only when it is read; what fits no prediction is refused now.
     prediction = asked_prediction(settings.loss)
     objective = objective_class(prediction or EPSILON.name)
     notes += objective.check(settings.loss, prediction)
     quantized_form(settings.model)
-    network_plan(settings.network)
-    check_start(settings.network)
+    network_plan(settings.network, args)
+    check_start(settings.network, args)
     objective.check_sampler(settings.run.sample_sampler)
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:
         thumbnail_url(settings.run.metadata_thumbnail)
     if settings.run.sample_prompts is not None and is_prompt_text(settings.run.sample_prompts):
         notes.append("sample_prompts is no file: its text is taken as the prompts")
-    return [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
+    return args, [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
 
 
 def check_caches(settings: TrainSettings) -> None:
@@ -209,14 +213,14 @@ def check_caches(settings: TrainSettings) -> None:
         )
 
 
-def check_updates(settings: TrainSettings) -> list[str]:
+def check_updates(settings: TrainSettings, args: NetworkArgs) -> list[str]:
     """Check optimizer, rates and curve, for whichever family the base will be; returns what the user should know."""
     optimizer = settings.optimizer
     # As many encoders as there are rates: which base it is shows only when it is read.
     encoders = ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
     plan = plan_updates(optimizer, trainable(settings, (*encoders, "unet")), planned_steps(settings))
     plan.rates_at([1.0])
-    check_group_rates(optimizer, read_network_args(settings.network).has_rates)
+    check_group_rates(optimizer, args.has_rates)
     notes = [*rate_notes(optimizer, plan.arguments, plan.rates), *schedule_notes(optimizer)]
     if settings.network.network_train_unet_only and any(optimizer.text_encoder_lr):
         notes.append(
@@ -274,7 +278,7 @@ def check_samplers(settings: TrainSettings, prompts: list[Prompt]) -> None:
         objective.check_sampler(prompt.sampler)
 
 
-def check_memory(settings: TrainSettings, dataset: Dataset, plan: ModelPlan, say: Say) -> None:
+def check_memory(settings: TrainSettings, kind: Kind, dataset: Dataset, plan: ModelPlan, say: Say) -> None:
     """Report what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
     model = settings.model
     # What is counted are the fused blocks, which quantized weights go without.
@@ -283,7 +287,7 @@ def check_memory(settings: TrainSettings, dataset: Dataset, plan: ModelPlan, say
     from lorapipe_engine.train.memory.fit import memory_line
 
     free = torch.cuda.mem_get_info(plan.device)[0]
-    say(memory_line(settings, dataset, plan.source, plan.dtype, free))
+    say(memory_line(settings, kind, dataset, plan.source, plan.dtype, free))
 
 
 def read_model(model: ModelSettings, plan: ModelPlan) -> BaseModel:

@@ -64,17 +64,17 @@ def command(runs: tuple[str, ...], **flags: Any) -> int:
     from lorapipe_inspect.curves.read import find_runs
     from lorapipe_inspect.text import short_names
 
-    found, failed = _read(find_runs(runs))
+    recorded, failed = _read(find_runs(runs))
     if wanted.as_json:
-        for run in found:
+        for run in recorded:
             curves = {tag: [list(curve.steps), list(curve.values)] for tag, curve in run.curves.items()}
             write_json({"file": str(run.path), "curves": curves})
         return 1 if failed else 0
-    names = short_names([str(run.path) for run in found])
-    charts = charts_of(found, names, wanted.only or KINDS, wanted.tag, wanted.smooth)
-    missing = [tag for tag in wanted.tag if not any(tag in run.curves for run in found)]
+    names = short_names([str(run.path) for run in recorded])
+    charts = charts_of(recorded, names, wanted.only or KINDS, wanted.tag, wanted.smooth)
+    missing = [tag for tag in wanted.tag if not any(tag in run.curves for run in recorded)]
     if missing or not charts:
-        known = ", ".join(dict.fromkeys(tag for run in found for tag in run.curves))
+        known = ", ".join(dict.fromkeys(tag for run in recorded for tag in run.curves))
         raise InputError(f"{missing[0] if missing else 'no such curves'}: the runs have {known}")
     _put(charts, wanted)
     return 1 if failed else 0

@@ -96,15 +96,15 @@ def layers_of(network: Network, networks: Sequence[Network]) -> dict[str, Networ
     from lorapipe_engine.networks.kohya_names import kohya_name
 
     family = network.family or next((other.family for other in networks if other.family), None)
-    found: dict[str, NetworkModule] = {}
+    layers: dict[str, NetworkModule] = {}
     for module in network.modules.values():
         name = kohya_name(module.name, family)
-        if name in found:
+        if name in layers:
             raise InputError(
-                f"{network.path}: names one layer twice, as {found[name].name} and as {module.name}"
+                f"{network.path}: names one layer twice, as {layers[name].name} and as {module.name}"
             )
-        found[name] = module
-    return found
+        layers[name] = module
+    return layers
 
 
 def metadata_difference(a: dict[str, str], b: dict[str, str]) -> dict[str, list[str | None]]:

@@ -69,14 +69,14 @@ def _next(file: BinaryIO, path: Path, number: int, checksum: Any) -> bytes | Non
 
 def _scalars(event: Any, message: bytes, path: Path, number: int) -> list[tuple[int, str, float]]:
     try:
-        found = event.FromString(message)
+        content = event.FromString(message)
     except Exception as error:  # protobuf's own classes differ with its versions
         raise InputError(f"{path}: damaged in record {number + 1}") from error
     rows = []
-    for value in found.summary.value:
+    for value in content.summary.value:
         number_ = _number(value)
         if number_ is not None:
-            rows.append((int(found.step), str(value.tag), number_))
+            rows.append((int(content.step), str(value.tag), number_))
     return rows
 
 

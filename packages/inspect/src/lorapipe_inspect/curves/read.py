@@ -44,20 +44,20 @@ def find_runs(words: Sequence[str]) -> list[Path]:
 
     Raises InputError for what is not there, and folders without curves.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for word in words:
         path = Path(word)
         if not path.is_dir():
             if not path.exists():
                 raise InputError(f"{path}: no such file or folder")
-            found.append(path)
+            paths.append(path)
             continue
         metrics = [one for one in find_files(path, {METRICS}, recursive=True) if _is_metrics(one)]
         events = [one for one in sorted(path.rglob(f"{EVENTS}*")) if one.is_file()]
         if not metrics and not events:
             raise InputError(f"{path}: has no metrics.jsonl and no TensorBoard files ({EVENTS}...) in it")
-        found += metrics or events
-    return found
+        paths += metrics or events
+    return paths
 
 
 def _is_metrics(path: Path) -> bool:

@@ -87,10 +87,10 @@ def find_cells(words: Sequence[str], stdin: BinaryIO | None = None) -> list[Cell
 
 def _each_once(cells: Sequence[Cell]) -> list[Cell]:
     """Cells without those that are the same picture with the same values: a base has one record for each weight."""
-    found: dict[tuple[Path, frozenset[tuple[str, Value]]], Cell] = {}
+    first_cells: dict[tuple[Path, frozenset[tuple[str, Value]]], Cell] = {}
     for cell in cells:
-        found.setdefault((cell.path, frozenset(cell.values.items())), cell)
-    return list(found.values())
+        first_cells.setdefault((cell.path, frozenset(cell.values.items())), cell)
+    return list(first_cells.values())
 
 
 def _records(words: Sequence[str], stdin: BinaryIO | None) -> Iterator[Record]:

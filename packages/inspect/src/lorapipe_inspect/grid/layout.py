@@ -247,7 +247,7 @@ def _places(axes: Sequence[Axis], cells: Sequence[Cell]) -> dict[tuple[int, ...]
             range(len(axis.values)) if spot is None else (spot,)
             for axis, spot in zip(axes, spots, strict=True)
         ]
-        found = wide if None in spots else exact
+        places = wide if None in spots else exact
         for place in product(*choices):
-            found.setdefault(place, index)
+            places.setdefault(place, index)
     return {**wide, **exact}

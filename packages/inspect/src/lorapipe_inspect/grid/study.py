@@ -65,25 +65,25 @@ def measure(grid: Grid, looks: Sequence[Look | None], wanted: FigureSettings) ->
 def _by_models(
     cells: Sequence[Cell], pairs: Pairs, wanted: FigureSettings
 ) -> tuple[Tagged | None, list[ByModel]]:
-    found: list[ByModel] = []
+    columns: list[ByModel] = []
     by = None
     if wanted.tagger is None:
         known = tags.read_vocabulary(wanted.vocabulary) if wanted.vocabulary else None
         by = tags.tagged(cells, known)
     if not any((wanted.tagger, wanted.dino, wanted.clip, wanted.ccip)):
-        return by, found
+        return by, columns
     from lorapipe_inspect.grid.judge import models
 
     if wanted.tagger is not None:
         by, vectors, encoder, general = models.tag_in_full(wanted.tagger, cells)
         if wanted.dataset is not None:
-            found.append(models.tag_cosine(encoder, general, wanted.dataset, vectors, pairs))
+            columns.append(models.tag_cosine(encoder, general, wanted.dataset, vectors, pairs))
     for name, path in (("dino", wanted.dino), ("clip", wanted.clip)):
         if path is not None and wanted.held_out is not None:
-            found.append(models.likeness(name, path, wanted.held_out, wanted.dataset, cells, pairs))
+            columns.append(models.likeness(name, path, wanted.held_out, wanted.dataset, cells, pairs))
     if wanted.ccip is not None and wanted.held_out is not None:
-        found.append(models.character(wanted.ccip, wanted.held_out, cells, pairs))
-    return by, found
+        columns.append(models.character(wanted.ccip, wanted.held_out, cells, pairs))
+    return by, columns
 
 
 def _check(wanted: FigureSettings, by: Tagged | None, pairs: Pairs) -> None:
@@ -124,9 +124,9 @@ def decide(study: Study, by: BestSettings) -> Choice:
         )
     rises = {network: one.deviations for network, one in study.unasked.items()}
     failed = {
-        network: found
+        network: gates
         for network, one in study.networks.items()
-        if (found := gates_failed(one, rises.get(network)))
+        if (gates := gates_failed(one, rises.get(network)))
     }
     rows = [row.get("move") for row in study.rows] if figure == SELECTIVITY else list(study.concept[figure])
     order = {network: _order(study, network) for network in study.pairs.networks}

@@ -11,7 +11,7 @@ from typing import Any
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.delta import known_rule, rules
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
-from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_inspect.inputs import Input
 from lorapipe_inspect.measure.counts import BLOCK
@@ -143,7 +143,7 @@ def _metadata_notes(network: Network) -> Iterator[str]:
     missing = sum(
         module.alpha is None and module.scale is None
         for module in network.modules.values()
-        if module.algorithm == "lora"
+        if is_plain(module.algorithm)
     )
     if missing:
         yield f"{counted(missing, 'module')} without alpha, which then is the rank"

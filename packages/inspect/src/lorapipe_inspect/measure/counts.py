@@ -110,8 +110,8 @@ def count_file(file: WeightFile) -> FileCounts:
         name for name, info in file.tensors.items() if info.dtype in FLOAT_DTYPES and name not in wanted
     ]
     rows = zip(wanted.items(), table.T.tolist(), strict=True)
-    found = {name: TensorCounts(_elements(info), *row) for (name, info), row in rows}
-    return FileCounts(found, tuple(places), tuple(skipped))
+    by_name = {name: TensorCounts(_elements(info), *row) for (name, info), row in rows}
+    return FileCounts(by_name, tuple(places), tuple(skipped))
 
 
 def _elements(info: TensorInfo) -> int:
@@ -194,11 +194,11 @@ def _odd_elements(dtype: str, data: memoryview) -> tuple[Array, Array]:
     magnitude = np.left_shift(bits, kind(1))
     # Zero and subnormals wrap around to the upper end.
     odd = np.flatnonzero(np.subtract(magnitude, lowest) >= infinity - lowest)
-    found = magnitude[odd]
-    kinds = np.full(found.shape, SUBNORMAL, dtype=np.uint8)
-    kinds[found == 0] = ZERO
-    kinds[found == infinity] = INF
-    kinds[found > infinity] = NAN
+    values = magnitude[odd]
+    kinds = np.full(values.shape, SUBNORMAL, dtype=np.uint8)
+    kinds[values == 0] = ZERO
+    kinds[values == infinity] = INF
+    kinds[values > infinity] = NAN
     return odd, kinds
 
 
@@ -224,7 +224,7 @@ def _byte_classes(dtype: str) -> Array:
 
 
 def _places(block: _Block, odd: Array, wanted: dict[str, TensorInfo]) -> list[Place]:
-    found = []
+    places = []
     indices, kinds = odd[:, :MAX_PLACES]
     owners = np.searchsorted(block.firsts, indices, side="right") - 1
     for index, kind, owner in zip(indices.tolist(), kinds.tolist(), owners.tolist(), strict=True):
@@ -232,5 +232,5 @@ def _places(block: _Block, odd: Array, wanted: dict[str, TensorInfo]) -> list[Pl
         info = wanted[name]
         flat = (index - block.firsts[owner] + block.offset) // _PARTS.get(info.dtype, 1)
         place = tuple(int(step) for step in np.unravel_index(flat, info.shape)) if info.shape else ()
-        found.append(Place(name, place, "NaN" if kind == NAN else "infinity"))
-    return found
+        places.append(Place(name, place, "NaN" if kind == NAN else "infinity"))
+    return places

@@ -83,7 +83,7 @@ def _dead_ranks(
     file: WeightFile, modules: Iterable[NetworkModule], counts: Mapping[str, TensorCounts]
 ) -> dict[str, int]:
     """Ranks of which a tensor has zeros alone, such as a column of lora_up or a row of lora_down."""
-    found = {}
+    dead_ranks = {}
     for module in modules:
         rule = known_rule(module.keys)
         if rule is None or not module.rank:
@@ -100,8 +100,8 @@ def _dead_ranks(
                     rows = np.moveaxis(file.read(name), axis, 0).reshape(module.rank, -1)
                     dead |= ~rows.any(axis=1)
         if dead.any():
-            found[module.name] = int(dead.sum())
-    return found
+            dead_ranks[module.name] = int(dead.sum())
+    return dead_ranks
 
 
 # ------------------------------------------------------------------------------------------------ rules
@@ -114,7 +114,7 @@ def _expect(network: Network, dead: Collection[str], file: WeightFile) -> Expect
     notes: list[str] = []
     everything = len(dead) == len(network.modules)
     for part, layers in parts.items():
-        names = {name for found in layers.values() for name in found}
+        names = {name for of_layer in layers.values() for name in of_layer}
         if names and names <= set(dead) and not everything:
             modules |= names
             rules.append(_untrained_rule(part, len(names), network.metadata))
@@ -131,12 +131,12 @@ def _expect(network: Network, dead: Collection[str], file: WeightFile) -> Expect
 
 def _text_modules(network: Network, part: str) -> dict[int, list[str]]:
     """Modules of a text encoder by layer; -1 for those outside of the layers."""
-    found: dict[int, list[str]] = {}
+    by_number: dict[int, list[str]] = {}
     for name, module in network.modules.items():
         if module.part == part:
             layer = _LAYER.search(name)
-            found.setdefault(int(layer[1]) if layer else -1, []).append(name)
-    return found
+            by_number.setdefault(int(layer[1]) if layer else -1, []).append(name)
+    return by_number
 
 
 def _untrained_rule(part: str, count: int, metadata: Mapping[str, str]) -> str:

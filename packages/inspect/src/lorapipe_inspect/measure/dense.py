@@ -105,7 +105,7 @@ def _module_changes(
     weight = base.read(module.name, "weight") if base else None
     size = max(tensor.size for tensor in tensors.values()) if weight is None else weight.size
     try:
-        found = dense_delta(
+        change = dense_delta(
             tensors,
             weight,
             multiplier=multiplier,
@@ -114,10 +114,10 @@ def _module_changes(
         )
     except InputError as error:
         raise InputError(f"{file.path}: {error}") from error
-    if found.weight is not None:
-        yield module.name, found.weight
-    if found.bias is not None:
-        yield f"{module.name}.bias", found.bias
+    if change.weight is not None:
+        yield module.name, change.weight
+    if change.bias is not None:
+        yield f"{module.name}.bias", change.bias
 
 
 def open_base(name: str, stack: ExitStack) -> BaseWeights:
@@ -132,11 +132,11 @@ def open_base(name: str, stack: ExitStack) -> BaseWeights:
         if kind in ("weight", "bias"):
             places[module, kind] = (key, None)
     shapes = {key: info.shape for key, info in file.tensors.items()}
-    found = recognise(shapes)
-    if found.family is not None and found.kind in ("checkpoint", "unet", "text_encoder"):
+    model = recognise(shapes)
+    if model.family is not None and model.kind in ("checkpoint", "unet", "text_encoder"):
         layout = find_layout(shapes)
         for key, shape in shapes.items():
-            for module, place in lora_names_of(key, shape, found.family, layout).items():
+            for module, place in lora_names_of(key, shape, model.family, layout).items():
                 places.setdefault((module, place.kind), (key, place))
     return BaseWeights(file, places)
 

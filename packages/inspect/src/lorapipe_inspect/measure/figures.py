@@ -65,13 +65,13 @@ class Measured:
 
     def records(self, network: Network) -> dict[str, dict[str, Any]]:
         """By module's name; of those that are not finite only what their shapes tell."""
-        found = {row.name: row.as_record() for row in self.figures}
+        rows = {row.name: row.as_record() for row in self.figures}
         for name in self.nonfinite:
             module = network.modules[name]
             alpha, rank = module.effective_alpha, module.rank
             scale = alpha / rank if alpha is not None and rank else None
-            found[name] = {"rank": rank, "alpha": module.alpha, "scale": scale, "nonfinite": True}
-        return found
+            rows[name] = {"rank": rank, "alpha": module.alpha, "scale": scale, "nonfinite": True}
+        return rows
 
 
 def network_figures(file: WeightFile, network: Network) -> Measured:
@@ -84,11 +84,11 @@ def network_figures(file: WeightFile, network: Network) -> Measured:
             module.algorithm not in ("unknown", "norm") and spectral_rule(module.name, tensors) is not None
         )
         (able if known else others).append(module)
-    found = map_in_threads(lambda module: _figures(file, module), able, "norms")
+    outcomes = map_in_threads(lambda module: _figures(file, module), able, "norms")
     return Measured(
-        figures=[row for row in found if isinstance(row, Figures)],
+        figures=[row for row in outcomes if isinstance(row, Figures)],
         others=[module.name for module in others],
-        nonfinite=[row for row in found if isinstance(row, str)],
+        nonfinite=[row for row in outcomes if isinstance(row, str)],
     )
 
 
@@ -96,15 +96,15 @@ def _figures(file: WeightFile, module: NetworkModule) -> Figures | str:
     tensors = read_module(file, module)
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         return module.name
-    found = module_spectrum(module.name, tensors, vectors=1)
-    sigma = found.spectrum.singular * abs(found.scale)
+    decomposed = module_spectrum(module.name, tensors, vectors=1)
+    sigma = decomposed.spectrum.singular * abs(decomposed.scale)
     return Figures(
         name=module.name,
         part=module.part,
         algorithm=module.algorithm,
-        rank=found.rank,
+        rank=decomposed.rank,
         alpha=module.alpha,
-        scale=found.scale,
+        scale=decomposed.scale,
         **spectrum_figures(sigma),
         dead_ranks=_dead_ranks(tensors),
     )

@@ -101,18 +101,18 @@ class Findings:
 
     def problems(self, *, strict: bool = False) -> list[str]:
         """What is wrong, a sentence each; ``strict`` also minds flushed values."""
-        found = []
+        problems = []
         if self.deaths and self.deaths.unexpected:
-            found.append(f"{counted(len(self.deaths.unexpected), 'module')} unexpectedly dead")
+            problems.append(f"{counted(len(self.deaths.unexpected), 'module')} unexpectedly dead")
         if odd := [
             f"{n} {name}" for n, name in ((self.elements.nan, "NaN"), (self.elements.inf, "infinite")) if n
         ]:
-            found.append(f"{' and '.join(odd)} values")
+            problems.append(f"{' and '.join(odd)} values")
         if strict and self.flushed > FLUSHED_LIMIT:
-            found.append(
+            problems.append(
                 f"{percent(self.flushed)} of trained values are zero, more than {percent(FLUSHED_LIMIT)}"
             )
-        return found
+        return problems
 
     def as_record(self, *, strict: bool = False) -> dict[str, Any]:
         """The object of ``--json``. "dead" also has dead ranks; "nonfinite" is there if something is not finite."""
@@ -155,16 +155,16 @@ def examine(file: WeightFile, name: str) -> Findings:
     Other files than networks are counted too. Raises InputError for a network whose alphas are none, and if the file
     cannot be read any more.
     """
-    found = recognise({key: info.shape for key, info in file.tensors.items()})
+    recognised = recognise({key: info.shape for key, info in file.tensors.items()})
     counted = count_file(file)
     network = None
-    if found.kind in ("lora", "unknown"):
+    if recognised.kind in ("lora", "unknown"):
         modules, _ = find_modules(file.tensors)
         network = describe_network(file) if any(find_algorithm(one.keys) for one in modules) else None
     return Findings(
         name=name,
-        kind="a network" if network else _other_kind(found),
-        family=network.family if network else found.family,
+        kind="a network" if network else _other_kind(recognised),
+        family=network.family if network else recognised.family,
         network=network,
         deaths=find_deaths(file, network, counted.tensors) if network else None,
         dtypes={key: info.dtype for key, info in file.tensors.items()},
@@ -180,5 +180,9 @@ def total(counts: Iterable[TensorCounts]) -> Totals:
     return Totals(*(sum(column) for column in zip(*rows, strict=True))) if rows else Totals(0, 0, 0, 0, 0)
 
 
-def _other_kind(found: Recognised) -> str:
-    return "no network" if found.kind in ("unknown", "lora") else f"no network but {describe_kind(found)}"
+def _other_kind(recognised: Recognised) -> str:
+    return (
+        "no network"
+        if recognised.kind in ("unknown", "lora")
+        else f"no network but {describe_kind(recognised)}"
+    )

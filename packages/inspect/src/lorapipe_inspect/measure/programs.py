@@ -16,6 +16,7 @@ from typing import Any
 
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.models.families import FAMILIES
+from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
 from lorapipe_engine.networks.read import scale_of
 from lorapipe_inspect.measure.spelling import (
@@ -194,9 +195,9 @@ def examine(file: WeightFile, name: str) -> dict[str, Answer]:
 def _commonest_alphas(network: Network) -> dict[str, float]:
     alphas: dict[str, Counter[float]] = {}
     for module in network.modules.values():
-        if module.algorithm == "lora" and module.effective_alpha is not None:
+        if is_plain(module.algorithm) and module.effective_alpha is not None:
             alphas.setdefault(module.part, Counter())[module.effective_alpha] += 1
-    return {part: found.most_common(1)[0][0] for part, found in alphas.items()}
+    return {part: counts.most_common(1)[0][0] for part, counts in alphas.items()}
 
 
 def _answer(cases: list[_Case], judge: _Judge) -> Answer:
@@ -323,7 +324,7 @@ def _diffusers(case: _Case) -> _Verdict:
     if unknown:
         return unknown
     if module.algorithm != "lora" or module.tucker or "diff_b" in module.keys:
-        what = "Tucker cores" if module.algorithm == "lora" and module.tucker else module.algorithm
+        what = "Tucker cores" if is_plain(module.algorithm) and module.tucker else module.algorithm
         return "refuse", f"algorithm {what}"
     if case.spelling == MIXED and any(".lora_A." in key for key in case.file.tensors):
         return "drop", "attention named otherwise than the other layers"

@@ -81,22 +81,22 @@ def _whose(findings: Findings, names: Sequence[str]) -> str:
         ("expected", set(deaths.expected)),
         ("unexpected", set(deaths.unexpected)),
     )
-    found = []
+    phrases = []
     for word, modules in groups:
         mine = [name for name in names if owners.get(name) in modules]
         if mine:
             sides = dict.fromkeys(_side(name) for name in mine)
             dead = {owners[name] for name in mine}
-            found.append(f"{' and '.join(sides)} of {_modules_in_words(sorted(dead))} ({word})")
+            phrases.append(f"{' and '.join(sides)} of {_modules_in_words(sorted(dead))} ({word})")
     rest = sum(owners.get(name) not in groups[0][1] | groups[1][1] for name in names)
     if rest:
-        found.append(f"{rest} of modules that still change something")
-    return ", ".join(found)
+        phrases.append(f"{rest} of modules that still change something")
+    return ", ".join(phrases)
 
 
 def _side(name: str) -> str:
-    found = re.search(r"lora_up|lora_down|lora_A|lora_B|oft_\w+", name)
-    return found[0] if found else name
+    match = re.search(r"lora_up|lora_down|lora_A|lora_B|oft_\w+", name)
+    return match[0] if match else name
 
 
 def _modules_in_words(names: Sequence[str]) -> str:

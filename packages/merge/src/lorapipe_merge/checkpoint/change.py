@@ -113,15 +113,15 @@ class _General:
         self.cut, self.step = _cutter(rule, tensors, shape[0])
 
     def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
-        found = dense_delta(
+        delta = dense_delta(
             self.cut(start, stop),
             weight.reshape(stop - start, *self.shape[1:]),
             multiplier=self.contribution.multiplier,
             name=self.contribution.module.name,
             dtype=self.dtype,
         ).weight
-        if found is not None:
-            out += found.reshape(out.shape)
+        if delta is not None:
+            out += delta.reshape(out.shape)
 
 
 class _Transposed:
@@ -136,15 +136,15 @@ class _Transposed:
 
     def rows(self, start: int, stop: int, weight: Array, out: Array) -> None:
         del start, stop
-        found = dense_delta(
+        delta = dense_delta(
             self.tensors,
             np.ascontiguousarray(weight.T),
             multiplier=self.contribution.multiplier,
             name=self.contribution.module.name,
             dtype=self.dtype,
         ).weight
-        if found is not None:
-            out += found.T
+        if delta is not None:
+            out += delta.T
 
 
 class _Bias:

@@ -44,14 +44,14 @@ def write_merge(
     check_networks(applied, allow=wishes.allow_nonfinite)
     for file in base.files:
         refuse_scaled(file.weights)
-    found = match(base, applied, weights)
-    notes = check_match(found, base, applied, allow_unmatched=wishes.allow_unmatched)
+    matched = match(base, applied, weights)
+    notes = check_match(matched, base, applied, allow_unmatched=wishes.allow_unmatched)
     notes += left_out(applied)
     notes += _merged_before(base, applied)
     notes += _variants(base)
-    result = plan_result(base, applied, found, output, blocks, wishes.precision, metadata=wishes.metadata)
+    result = plan_result(base, applied, matched, output, blocks, wishes.precision, metadata=wishes.metadata)
     _check_room(base, result, output, wishes)
-    report = Report.of(base, applied, found, notes, output=output, size=result.size)
+    report = Report.of(base, applied, matched, notes, output=output, size=result.size)
     if not wishes.dry_run:
         write_result(result, report, force=wishes.force, verify=wishes.verify, allow=wishes.allow_nonfinite)
     return report

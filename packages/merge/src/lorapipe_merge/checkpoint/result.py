@@ -97,14 +97,14 @@ class Result:
 
     def _base_dtype(self) -> str | None:
         """The type of all layers that are changed, where they have one in common; what ``--undo`` goes back to."""
-        found = {self.base.info(*place).dtype for place in self.changes}
-        return found.pop() if len(found) == 1 else None
+        dtypes = {self.base.info(*place).dtype for place in self.changes}
+        return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def plan_result(
     base: Base,
     networks: Sequence[Applied],
-    found: Match,
+    match: Match,
     output: Path,
     blocks: str | None,
     precision: str,
@@ -116,7 +116,7 @@ def plan_result(
     for number, file in enumerate(base.files):
         kinds = {}
         for key, info in file.weights.tensors.items():
-            changed = (number, key) in found.changes
+            changed = (number, key) in match.changes
             dtype = info.dtype
             if (
                 info.dtype in FLOAT_DTYPES
@@ -131,7 +131,7 @@ def plan_result(
             kinds[key] = (dtype, info.shape)
         path = output / file.output if base.folder else output
         files.append(FilePlan(number, path, build_header(kinds)[1]))
-    return Result(base, networks, output, files, found.changes, blocks, precision, metadata)
+    return Result(base, networks, output, files, match.changes, blocks, precision, metadata)
 
 
 # -------------------------------------------------------------------------------- writing

@@ -34,9 +34,9 @@ def undo_merge(merged: str, names: Sequence[str], output: Path, wishes: Wishes) 
     with open_base(merged) as base:
         recipe = _recipe(base)
         sources = recipe.get("networks", [])
-        found = _find(sources, names, base.path.parent)
+        paths = _find(sources, names, base.path.parent)
         with open_networks(
-            [(str(path), -float(s["ratio"])) for path, s in zip(found, sources, strict=True)]
+            [(str(path), -float(s["ratio"])) for path, s in zip(paths, sources, strict=True)]
         ) as nets:
             _check(nets, sources)
             weights = parse_blocks(recipe["blocks"], base.family) if recipe.get("blocks") else None
@@ -84,7 +84,7 @@ def _is_sound(recipe: Mapping[str, Any]) -> bool:
 def _find(sources: Sequence[Mapping[str, Any]], names: Sequence[str], folder: Path) -> list[Path]:
     """The files of the recipe: of the names given, else beside the merged file or in the current folder."""
     given = {Path(name).name: Path(name) for name in names}
-    found = []
+    paths = []
     for source in sources:
         name = str(source["file"])
         places = [given[name]] if name in given else [Path(name), folder / name]
@@ -93,8 +93,8 @@ def _find(sources: Sequence[Mapping[str, Any]], names: Sequence[str], folder: Pa
             raise InputError(
                 f"{name}: is needed to undo the merge; say where it is: lora-merge --undo MERGED {name}"
             )
-        found.append(path)
-    return found
+        paths.append(path)
+    return paths
 
 
 def _check(networks: Sequence[Applied], sources: Sequence[Mapping[str, Any]]) -> None:

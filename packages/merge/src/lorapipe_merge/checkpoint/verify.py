@@ -76,16 +76,16 @@ def _check_changed(
         rows = piece_rows(changes, place.stop - place.start, columns, PIECE // 2)
         for start in range(place.start, place.stop, rows):
             stop = min(place.stop, start + rows)
-            found = read_numbers(result, key, start * columns, stop * columns, buffers).astype(np.float64)
+            written = read_numbers(result, key, start * columns, stop * columns, buffers).astype(np.float64)
             weight = read_numbers(source, key, start * columns, stop * columns, buffers).astype(np.float64)
             weight = weight.reshape(-1, columns)
             delta = np.zeros_like(weight)
             for change in changes:
                 change.rows(start - place.start, stop - place.start, weight, delta)
-            found = found.reshape(weight.shape)
-            allowed = step * np.abs(found) + smallest
+            written = written.reshape(weight.shape)
+            allowed = step * np.abs(written) + smallest
             allowed += _MATHS * (np.abs(delta) + 0.01 * np.abs(delta).max(initial=0) + 0.25 * np.abs(weight))
-            off = np.abs(found - (weight + delta)) / allowed
+            off = np.abs(written - (weight + delta)) / allowed
             worst = max(worst, float(off.max(initial=0.0)))
     if not worst <= 1.0:
         raise ProblemFound(f"{quote(key)[1:-1]}: the written file does not hold W + ΔW; nothing was kept")

@@ -22,6 +22,7 @@ from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_r
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
+from lorapipe_engine.networks.algorithms import algorithm_of, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.layers import Layer
 from lorapipe_engine.networks.read import FLAGS, module_label, read_module, scale_of
@@ -61,12 +62,12 @@ def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | No
     suffixes = set(module.keys)
     if scheme.lycoris:
         return None
-    if module.algorithm == "loha" and scheme.config and "dora_scale" not in suffixes:
+    row = algorithm_of(module.algorithm)
+    if row is not None and row.peft and scheme.config and "dora_scale" not in suffixes:
         return None
-    if module.algorithm in ("loha", "lokr"):
-        return f"{module.algorithm} has no form there; --to-lora makes plain factors of it"
-    if module.algorithm != "lora":
-        return f"{module.algorithm} has no form there"
+    if row is None or not row.plain:
+        mend = "; --to-lora makes plain factors of it" if row is not None and row.refits else ""
+        return f"{module.algorithm} has no form there{mend}"
     if extra := suffixes - PLAIN:
         return f"{', '.join(sorted(extra))} has no form there"
     if "lora_up.bias" in suffixes and not scheme.config:
@@ -87,7 +88,7 @@ def plan_form(
     scheme: Scheme, module: NetworkModule, layer: Layer, *, to_lora: bool, alpha: float | None
 ) -> Form:
     """The form of a module. ``alpha``: the one alpha that all modules get, None to keep each one's own."""
-    plain = module.algorithm == "lora"
+    plain = is_plain(module.algorithm)
     form = Form(
         module, layer, rank=module.rank, to_lora=to_lora and not plain and "dora_scale" not in module.keys
     )
@@ -127,7 +128,7 @@ def write_form(
     """
     if is_computed(form, target.scheme):
         return _computed(form, file, target)
-    if form.module.algorithm != "lora":
+    if not is_plain(form.module.algorithm):
         return _kept(form, file, target, dry=dry, only=only)
     return _plain(form, file, target, dry=dry, only=only)
 
@@ -143,7 +144,7 @@ def _plain(
     form: Form, file: WeightFile, target: Target, *, dry: bool, only: str | None
 ) -> dict[str, Encoded]:
     module, scheme = form.module, target.scheme
-    found: dict[str, Encoded] = {}
+    tensors: dict[str, Encoded] = {}
     _check_ranks(form, file)
     kernel = _kernel(form, file, target.family)
     for suffix, key in module.keys.items():
@@ -153,8 +154,8 @@ def _plain(
             new, folded = "diff_b", scale_of(module)
         if suffix != "alpha" and only in (None, new):
             shape = _shape_for(new, file.tensors[key].shape, kernel, scheme, "lora_mid.weight" in module.keys)
-            found[new] = _cast(file, key, shape, folded, target, dry=dry)
-    return _with_alpha(found, form)
+            tensors[new] = _cast(file, key, shape, folded, target, dry=dry)
+    return _with_alpha(tensors, form)
 
 
 def _check_ranks(form: Form, file: WeightFile) -> None:
@@ -223,10 +224,10 @@ def replace_shape(tensor: Encoded, shape: Shape) -> Encoded:
     return Encoded(tensor.dtype, shape, tensor.data)
 
 
-def _with_alpha(found: dict[str, Encoded], form: Form) -> dict[str, Encoded]:
+def _with_alpha(tensors: dict[str, Encoded], form: Form) -> dict[str, Encoded]:
     if form.alpha is not None:
-        found["alpha"] = encode(np.asarray(form.alpha, np.float32), "F32")
-    return found
+        tensors["alpha"] = encode(np.asarray(form.alpha, np.float32), "F32")
+    return tensors
 
 
 def _kept(
@@ -234,27 +235,26 @@ def _kept(
 ) -> dict[str, Encoded]:
     """LyCORIS' algorithms as they are; what PEFT's configuration says of them becomes alphas."""
     module = form.module
-    found: dict[str, Encoded] = {}
+    tensors: dict[str, Encoded] = {}
     configured = module.scale is not None and not target.scheme.config
     for suffix, key in module.keys.items():
         info = file.tensors[key]
         if suffix in FLAGS:
-            found[suffix] = Encoded(info.dtype, info.shape, b"" if dry else file.raw(key))
+            tensors[suffix] = Encoded(info.dtype, info.shape, b"" if dry else file.raw(key))
         elif only in (None, suffix):
             # LoKr without a rank has no place for a strength but its first factor.
             folded = module.scale if configured and suffix == "lokr_w1" and not module.rank else None
-            found[suffix] = _cast(file, key, info.shape, 1.0 if folded is None else folded, target, dry=dry)
+            tensors[suffix] = _cast(file, key, info.shape, 1.0 if folded is None else folded, target, dry=dry)
     if configured and module.rank:
-        found["alpha"] = encode(np.asarray((module.scale or 0.0) * module.rank, np.float32), "F32")
-    return found
+        tensors["alpha"] = encode(np.asarray((module.scale or 0.0) * module.rank, np.float32), "F32")
+    return tensors
 
 
 def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded]:
     label = module_label(file, form.module)
     tensors = read_module(file, form.module)
-    if (
-        not form.to_lora and form.module.algorithm == "lora"
-    ):  # a Tucker core, multiplied into "down": the same rank
+    if not form.to_lora and is_plain(form.module.algorithm):
+        # A Tucker core, multiplied into "down": the same rank.
         up, down = lora_factors(Module(name=label, tensors=tensors))
         return _encoded_factors(form, file, up * form.strength, down, target)
     if not form.to_lora:
@@ -275,17 +275,17 @@ def _whole_lokr(
     form: Form, file: WeightFile, target: Target, tensors: Mapping[str, Array]
 ) -> dict[str, Encoded]:
     """LoKr with the core of its second factor multiplied out, and its strength in it."""
-    found = _kept(form, file, target)
+    kept = _kept(form, file, target)
     module = Module(name=module_label(file, form.module), tensors=tensors)
     _, second = lokr_factors(module)
     strength = module.scale(tensors["lokr_w2_b"].shape[0])
-    largest = found["lokr_t2"].dtype
+    largest = kept["lokr_t2"].dtype
     for suffix in ("lokr_t2", "lokr_w2_a", "lokr_w2_b"):
-        found.pop(suffix)
-    found["lokr_w2"] = encode(second * strength, DTYPES.get(target.precision, largest))
+        kept.pop(suffix)
+    kept["lokr_w2"] = encode(second * strength, DTYPES.get(target.precision, largest))
     if "lokr_w1_b" in tensors:  # readers divide the alpha by its rank now
-        found["alpha"] = encode(np.asarray(tensors["lokr_w1_b"].shape[0], np.float32), "F32")
-    return found
+        kept["alpha"] = encode(np.asarray(tensors["lokr_w1_b"].shape[0], np.float32), "F32")
+    return kept
 
 
 def _encoded_factors(
@@ -296,15 +296,15 @@ def _encoded_factors(
     dtype = DTYPES.get(target.precision, kept)
     kernel = down.shape[2:]
     up_shape = (up.shape[0], up.shape[1], *(1 for _ in kernel))
-    found = {
+    encoded = {
         "lora_down.weight": encode(down, dtype),
         "lora_up.weight": replace_shape(encode(flat(up), dtype), up_shape),
     }
     if "dora_scale" in form.module.keys:
         key = form.module.keys["dora_scale"]
         shape = _magnitude_shape(file.tensors[key].shape, kernel, target.scheme)
-        found["dora_scale"] = _cast(file, key, shape, 1.0, target)
-    return _with_alpha(found, form)
+        encoded["dora_scale"] = _cast(file, key, shape, 1.0, target)
+    return _with_alpha(encoded, form)
 
 
 def can_be_lora(module: NetworkModule, file: WeightFile) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorapipe_engine.models.predictions import EPSILON, find_prediction
 from lorapipe_engine.networks.adapter_config import ADAPTER_KEY
+from lorapipe_engine.networks.algorithms import algorithm_of
 from lorapipe_engine.networks.describe import Network
 from lorapipe_engine.networks.layers import Layer
 from lorapipe_engine.networks.metadata import base_version
@@ -51,7 +52,7 @@ def adapter_config(forms: Sequence[Form], ranks: Mapping[Layer, int]) -> dict[st
 
     ``ranks``: those of the factors that were written. Factors that were made anew have their strength in them.
     """
-    kind = "LOHA" if kept_loha(forms[0]) else "LORA"
+    kind = "LOHA" if has_own_adapter(forms[0]) else "LORA"
     rank_of = {_path(form): ranks[form.layer] for form in forms}
     alpha_of = {_path(form): float(ranks[form.layer]) if form.to_lora else _alpha(form) for form in forms}
     rank, alpha = (Counter(table.values()).most_common(1)[0][0] for table in (rank_of, alpha_of))
@@ -79,7 +80,7 @@ def adapter_config(forms: Sequence[Form], ranks: Mapping[Layer, int]) -> dict[st
 
 def why_no_adapter(forms: Sequence[Form]) -> str | None:
     """Why the modules of one part cannot be one of PEFT's adapters, which has one kind for all; None if they can."""
-    if len({kept_loha(form) for form in forms}) > 1:
+    if len({has_own_adapter(form) for form in forms}) > 1:
         return "LoRA and LoHa cannot be one adapter; --to-lora makes plain factors of all"
     for suffix, kind in (("dora_scale", "DoRA"), ("lora_up.bias", "a bias of factors")):
         if len({suffix in form.module.keys for form in forms}) > 1:
@@ -87,8 +88,10 @@ def why_no_adapter(forms: Sequence[Form]) -> str | None:
     return None
 
 
-def kept_loha(form: Form) -> bool:
-    return form.module.algorithm == "loha" and not form.to_lora
+def has_own_adapter(form: Form) -> bool:
+    """Whether PEFT's adapter of another kind than LoRA's holds the module."""
+    row = algorithm_of(form.module.algorithm)
+    return row is not None and row.peft and not form.to_lora
 
 
 def _path(form: Form) -> str:

@@ -18,6 +18,7 @@ from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, quote, write_planned
 from lorapipe_engine.models.families import get_family
+from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
 from lorapipe_engine.networks.layers import Layer, layer_of
 from lorapipe_engine.networks.read import network_path, require_strengths
@@ -183,7 +184,7 @@ def _one_alpha(network: Network, scheme: Scheme, wishes: Wishes) -> float | None
     """The alpha that all modules get, or None. diffusers' loader takes the commonest one of a part for all of it."""
     if not scheme.alphas or wishes.one_alpha is False:
         return None
-    plain = [module for module in network.modules.values() if module.algorithm == "lora" and module.rank]
+    plain = [module for module in network.modules.values() if is_plain(module.algorithm) and module.rank]
     alphas = Counter(module.effective_alpha for module in plain if module.effective_alpha)
     mixed = len({module.rank for module in plain}) > 1 or len(alphas) > 1
     if not alphas or not (wishes.one_alpha or (mixed and scheme.name == "kohya")):
@@ -282,11 +283,11 @@ def _ranks(
     forms: Sequence[Form], kinds: Mapping[str, tuple[str, tuple[int, ...]]], family: str, scheme: Scheme
 ) -> dict[Layer, int]:
     """The ranks of the factors as they were written."""
-    found = {}
+    ranks = {}
     for form in forms:
         down = kinds.get(scheme.name_of(family, form.layer, "lora_down.weight"))
-        found[form.layer] = down[1][0] if down else form.module.rank or 1
-    return found
+        ranks[form.layer] = down[1][0] if down else form.module.rank or 1
+    return ranks
 
 
 def _maker(

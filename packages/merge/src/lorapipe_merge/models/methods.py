@@ -155,11 +155,11 @@ def thresholds_of(pieces: Pieces, density: float) -> list[float]:
         for (half, _), counts, model in zip(halves, lower, models, strict=False):
             bits = _magnitude_bits(model, models[-1])
             counts += np.bincount(bits[bits >> 16 == half] & 0xFFFF, minlength=1 << 16)
-    found = []
+    thresholds = []
     for (half, rest), counts in zip(halves, lower, strict=True):
         number = np.array([half << 16 | _bin_of(counts, rest)[0]], np.uint32)
-        found.append(float(number.view(np.float32)[0]))
-    return found
+        thresholds.append(float(number.view(np.float32)[0]))
+    return thresholds
 
 
 def _magnitude_bits(model: Array, ancestor: Array) -> Array:
@@ -170,8 +170,8 @@ def _magnitude_bits(model: Array, ancestor: Array) -> Array:
 def _bin_of(counts: Array, place: int) -> tuple[int, int]:
     """The bin that holds the number at ``place`` in order, and its place inside the bin."""
     ends = np.cumsum(counts)
-    found = int(np.searchsorted(ends, place, side="right"))
-    return found, place - int(ends[found] - counts[found])
+    number = int(np.searchsorted(ends, place, side="right"))
+    return number, place - int(ends[number] - counts[number])
 
 
 def prepare_dare(_pieces: Pieces, ratio: float, params: Mapping[str, float], seed: int) -> Combine:

@@ -57,18 +57,18 @@ def open_model(name: str) -> tuple[Path, WeightFile, str]:
     if not isinstance(path, Path) or path.is_dir():
         raise InputError(f"{name}: give models as single files (.safetensors or .ckpt)")
     file = open_weights(path)
-    found = recognise({key: info.shape for key, info in file.tensors.items()})
-    if found.kind not in ("checkpoint", "unet") or found.family is None:
+    recognised = recognise({key: info.shape for key, info in file.tensors.items()})
+    if recognised.kind not in ("checkpoint", "unet") or recognised.family is None:
         file.close()
         raise InputError(
-            f"{name}: this is {describe_kind(found)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
+            f"{name}: this is {describe_kind(recognised)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
         )
     try:
         refuse_scaled(file)
     except InputError:
         file.close()
         raise
-    return path, file, found.family
+    return path, file, recognised.family
 
 
 def plan_models(
@@ -92,10 +92,10 @@ def plan_models(
             continue
         sources = [weights_of(first, key, ema)]
         if places and info.dtype in FLOAT_DTYPES and 0 not in info.shape:
-            found = [weights_of(file, other, ema) for file in rest if (other := answer(file, key))]
-            missing += len(found) < len(rest)
-            if len(found) == len(rest):
-                sources += found
+            here = [weights_of(file, other, ema) for file in rest if (other := answer(file, key))]
+            missing += len(here) < len(rest)
+            if len(here) == len(rest):
+                sources += here
                 check_shapes(key, sources, plan)
         plan.entries[key] = Entry(key, tuple(sources), block, layer, info.shape)
     if missing:
@@ -183,9 +183,9 @@ def vae_source(table: Mapping[str, Source], key: str, shape: tuple[int, ...]) ->
     source = table.get(key)
     if source is None:
         raise InputError(f"--vae: has no {key.removeprefix(VAE_PREFIX)}; it is of another architecture")
-    found = source.file.tensors[source.key].shape
-    if found != shape and (math.prod(found) != math.prod(shape) or {*found, 1} != {*shape, 1}):
-        raise InputError(f"--vae: {source.key} has shape {found}, the checkpoint's {shape}")
+    own = source.file.tensors[source.key].shape
+    if own != shape and (math.prod(own) != math.prod(shape) or {*own, 1} != {*shape, 1}):
+        raise InputError(f"--vae: {source.key} has shape {own}, the checkpoint's {shape}")
     return source
 
 

@@ -13,7 +13,7 @@ from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import unet_to_ldm
-from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.kohya_names import kohya_name
 from lorapipe_engine.networks.layers import layer_of
@@ -60,13 +60,13 @@ def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Laye
     Raises InputError for modules whose change depends on the base model, of no known algorithm, or two of one file
     for one layer, and for tensors that belong to no module.
     """
-    found: dict[str, list[Part]] = {}
+    by_layer: dict[str, list[Part]] = {}
     for network in networks:
         _check_kinds(network)
         _check_others(network)
         for name, part in _parts_of(network, family):
-            found.setdefault(name, []).append(part)
-    return [Layer(name, tuple(parts)) for name, parts in found.items()]
+            by_layer.setdefault(name, []).append(part)
+    return [Layer(name, tuple(parts)) for name, parts in by_layer.items()]
 
 
 def _parts_of(network: Applied, family: str | None) -> Iterator[tuple[str, Part]]:
@@ -141,11 +141,11 @@ def weigh_blocks(
 
 
 def _block(layer: Layer, family: str | None) -> str:
-    found = None if family is None else layer_of(layer.name)
-    if family is None or found is None:
+    place = None if family is None else layer_of(layer.name)
+    if family is None or place is None:
         raise InputError(f"--blocks: {layer.parts[0].source}: it is not known which block {layer.name} is in")
     plain = get_family(family).plain_up_blocks
-    return block_of(found.part, unet_to_ldm(found.path, 2, plain) if found.part == "unet" else None)
+    return block_of(place.part, unet_to_ldm(place.path, 2, plain) if place.part == "unet" else None)
 
 
 def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
@@ -159,7 +159,7 @@ def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
 def rank_of_first(layer: Layer) -> int | None:
     """The rank that the layer has in the first network that changes it; None where that is no plain LoRA."""
     module = layer.parts[0].module
-    return module.rank if module.algorithm == "lora" else None
+    return module.rank if is_plain(module.algorithm) else None
 
 
 def notes_on(networks: Sequence[Applied]) -> list[str]:

@@ -24,6 +24,7 @@ from lorapipe_engine.files.tensorfile import (
     write_tensors,
 )
 from lorapipe_engine.files.threads import map_in_threads
+from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule, ranks_for_size
 from lorapipe_merge.blocks import parse_blocks
@@ -185,7 +186,7 @@ def _with_first_rank(first: Applied, wishes: Wishes) -> Wishes:
     settings = wishes.networks
     if settings.way == "concat" or settings.rank is not None or settings.target_size is not None:
         return wishes
-    ranks = [module.rank for module in first.network.modules.values() if module.algorithm == "lora"]
+    ranks = [module.rank for module in first.network.modules.values() if is_plain(module.algorithm)]
     largest = max((rank for rank in ranks if rank), default=None)
     if largest is None:
         raise ConfigError(
@@ -256,8 +257,8 @@ def _write(
 
 def widest_dtype(networks: Sequence[Applied]) -> str:
     """The number type that holds all networks best: the widest of those that most of a file's bytes have."""
-    found = [_main_dtype(network.weights) for network in networks]
-    return max((dtype for dtype in found if dtype in _WIDTHS), key=_WIDTHS.index, default="F16")
+    dtypes = [_main_dtype(network.weights) for network in networks]
+    return max((dtype for dtype in dtypes if dtype in _WIDTHS), key=_WIDTHS.index, default="F16")
 
 
 def _main_dtype(weights: WeightFile) -> str:
@@ -282,18 +283,18 @@ def _ranks_within(
     layers: Sequence[Layer], settings: Settings, target: int, metadata: Mapping[str, str]
 ) -> list[int | None]:
     """The ranks that lose least in a file of ``target`` bytes. Raises ConfigError if even rank 1 is too much."""
-    found = map_in_threads(lambda layer: measure_layer(layer, settings), layers, "measuring")
+    measures = map_in_threads(lambda layer: measure_layer(layer, settings), layers, "measuring")
     # At the largest ranks, names, shapes and places take the most room in the header.
-    largest = {key: kind for measured in found for key, kind in measured.largest.items()}
+    largest = {key: kind for measured in measures for key, kind in measured.largest.items()}
     fixed = len(build_header(largest, metadata)[0]) + METADATA_ROOM
-    fixed += sum(measured.fixed for measured in found)
-    candidates = [measured.candidate for measured in found if measured.candidate is not None]
+    fixed += sum(measured.fixed for measured in measures)
+    candidates = [measured.candidate for measured in measures if measured.candidate is not None]
     ranks = ranks_for_size(candidates, target - fixed)
     if ranks is None:
         least = fixed + sum(candidate.bytes_per_rank for candidate in candidates)
         raise ConfigError(f"--target-size: even at rank 1 the file takes {least:,} bytes")
     chosen = iter(ranks)
-    return [None if measured.candidate is None else next(chosen) for measured in found]
+    return [None if measured.candidate is None else next(chosen) for measured in measures]
 
 
 def _size(tensors: Mapping[str, Encoded], metadata: Mapping[str, str]) -> int:

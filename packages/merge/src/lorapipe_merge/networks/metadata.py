@@ -80,8 +80,8 @@ def _resolution(olds: Sequence[Mapping[str, str]]) -> tuple[int, int] | None:
     """Width and height that all inputs were trained at; None where they do not say, or differ."""
     said = {old.get("modelspec.resolution") or _spelt_resolution(old) for old in olds}
     text = said.pop() if len(said) == 1 else None
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _spelt_resolution(old: Mapping[str, str]) -> str:
@@ -104,13 +104,13 @@ def _predicts(old: Mapping[str, str], row: Prediction) -> bool:
 
 def _tags(olds: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
     """How often each tag was trained, by folder, over all networks."""
-    found: dict[str, Counter[str]] = {}
+    by_folder: dict[str, Counter[str]] = {}
     for old in olds:
         for folder, tags in table_of(old, "ss_tag_frequency").items():
             if isinstance(tags, dict):
                 counts = {tag: count for tag, count in tags.items() if isinstance(count, int)}
-                found.setdefault(folder, Counter()).update(counts)
-    return {folder: dict(counts) for folder, counts in found.items()}
+                by_folder.setdefault(folder, Counter()).update(counts)
+    return {folder: dict(counts) for folder, counts in by_folder.items()}
 
 
 def _network_entries(layers: Sequence[LayerReport], rank: int | None, alpha: float) -> dict[str, str]:
@@ -122,12 +122,12 @@ def _network_entries(layers: Sequence[LayerReport], rank: int | None, alpha: flo
     arguments: dict[str, Any] = {} if plain else {"algo": "locon" if ranked else "full"}
     if conv:
         arguments |= {"conv_dim": _dim(conv, None), "conv_alpha": f"{alpha:g}"}
-    found = {
+    entries = {
         "ss_network_module": "networks.lora" if plain else "lycoris.kohya",
         "ss_network_dim": dim,
         "ss_network_alpha": f"{alpha:g}" if ranked else dim,
     }
-    return found | ({"ss_network_args": json.dumps(arguments)} if arguments else {})
+    return entries | ({"ss_network_args": json.dumps(arguments)} if arguments else {})
 
 
 def _dim(layers: Sequence[LayerReport], rank: int | None) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from lorapipe_engine.networks.ranks import error_of_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +77,11 @@ class NetworksReport:
     @property
     def truncation(self) -> float:
         """√(Σ‖lost‖² / Σ‖change‖²) over all layers."""
-        return self._error("truncation")
+        return error_of_all((layer.norm, layer.truncation) for layer in self.layers)
 
     @property
     def cast(self) -> float:
-        return self._error("cast")
-
-    def _error(self, kind: str) -> float:
-        total = math.fsum(layer.norm**2 for layer in self.layers)
-        lost = math.fsum((layer.norm * getattr(layer, kind)) ** 2 for layer in self.layers)
-        return math.sqrt(lost / total) if total else 0.0
+        return error_of_all((layer.norm, layer.cast) for layer in self.layers)
 
     def summary(self) -> str:
         """The line that every run prints on stderr."""

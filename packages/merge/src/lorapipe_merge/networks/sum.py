@@ -184,12 +184,12 @@ def _choose(stacked: _Stack, rank: int | None, settings: Settings) -> tuple[Fact
         return stacked.factors, 0.0, 0.0
     if settings.mode == "concat" or (settings.allow_nonfinite and not _are_finite(stacked.factors)):
         return _balanced(stacked.factors), product_norm(*stacked.factors), 0.0
-    found = stacked.spectrum()
+    spectrum = stacked.spectrum()
     # Ratios are in these values, so that only the largest can say what is small.
-    relative = found.singular / (found.singular[0] or 1.0)
+    relative = spectrum.singular / (spectrum.singular[0] or 1.0)
     limit = min(stacked.limit, max(1, int(np.count_nonzero(relative))))
     chosen = min(rank, limit) if rank else settings.rule.choose(relative, limit=limit, conv=stacked.conv)
-    return found.truncate(chosen), found.norm(), found.dropped(chosen)
+    return spectrum.truncate(chosen), spectrum.norm(), spectrum.dropped(chosen)
 
 
 def _balanced(factors: Factors) -> Factors:

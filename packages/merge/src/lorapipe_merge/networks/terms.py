@@ -82,9 +82,9 @@ def _plain_factors(part: Part, tensors: Mapping[str, Array]) -> tuple[Factors | 
     if rule.factors is not None:
         up, down, scale = rule.factors(Module(name=name, tensors=tensors))
         return Factors(up, flat(down)), scale, down.shape[2:]
-    found = module_spectrum(name, tensors)
-    rank = max(1, int(np.count_nonzero(found.spectrum.singular)))
-    return found.spectrum.truncate(rank), found.scale, found.kernel
+    decomposed = module_spectrum(name, tensors)
+    rank = max(1, int(np.count_nonzero(decomposed.spectrum.singular)))
+    return decomposed.spectrum.truncate(rank), decomposed.scale, decomposed.kernel
 
 
 def common_kernel(layer: str, terms: Sequence[Term], *, convolved: bool) -> tuple[int, ...]:
@@ -119,19 +119,19 @@ def sum_arrays(layer: str, terms: Sequence[Term]) -> dict[str, Array]:
 
     Raises InputError for shapes that differ, and for a weight that other terms change by factors.
     """
-    found: dict[str, Array] = {}
+    sums: dict[str, Array] = {}
     for term in terms:
         for role, array in term.arrays.items():
-            if role in found and found[role].shape != array.shape:
+            if role in sums and sums[role].shape != array.shape:
                 raise InputError(
                     f"the {role} of {layer} has different shapes: {term.source} has {array.shape}, "
-                    f"another network {found[role].shape}"
+                    f"another network {sums[role].shape}"
                 )
-            found[role] = found.get(role, np.zeros(array.shape)) + term.ratio * array
-    if "weight" in found and any(term.factors is not None for term in terms):
+            sums[role] = sums.get(role, np.zeros(array.shape)) + term.ratio * array
+    if "weight" in sums and any(term.factors is not None for term in terms):
         told = ", ".join(term.source for term in terms)
         raise InputError(f"{layer} is a matrix in one of {told} and none in another")
-    return found
+    return sums
 
 
 def strongest_row(terms: Iterable[Term]) -> Array:

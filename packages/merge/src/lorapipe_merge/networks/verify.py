@@ -134,26 +134,26 @@ def _rounding(name: str, tensors: Mapping[str, Array], step: float, smallest: fl
 
 def _compare(
     layer: Layer,
-    found: Array | None,
+    written: Array | None,
     parts: Sequence[Array | None],
     rounding: Array | None,
     report: LayerReport,
 ) -> _Difference:
     wanted = [part for part in parts if part is not None]
-    if found is None and not any(np.any(part) for part in wanted):
+    if written is None and not any(np.any(part) for part in wanted):
         return _Difference()
-    if found is None or rounding is None or not wanted:
+    if written is None or rounding is None or not wanted:
         raise ProblemFound(
             f"{layer.name}: the written file does not hold what the inputs change; nothing was kept"
         )
     exact = sum((part.reshape(-1) for part in wanted[1:]), wanted[0].reshape(-1))
-    if exact.size != found.size:
+    if exact.size != written.size:
         raise ProblemFound(
             f"{layer.name}: the written file has another size than the inputs; nothing was kept"
         )
     if not np.isfinite(exact).all():
         return _Difference(compared=False)
-    off = np.abs(found.reshape(-1) - exact)
+    off = np.abs(written.reshape(-1) - exact)
     rounding = rounding.reshape(-1) + _MATHS * float(np.abs(exact).max(initial=0.0))
     norm, change = float(np.linalg.norm(off)), float(np.linalg.norm(exact))
     if report.truncation:

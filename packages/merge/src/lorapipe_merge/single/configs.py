@@ -64,7 +64,7 @@ def write_configs(model: Model, target: Path, shapes: Mapping[str, Shapes]) -> l
     Raises ConfigError for models whose configuration tensors do not tell.
     """
     try:
-        tables = {folder: _config(model, folder, found, shapes) for folder, found in shapes.items()}
+        tables = {folder: _config(model, folder, own, shapes) for folder, own in shapes.items()}
     except InputError as error:
         raise ConfigError(
             f"{model.path}: {error}; name a folder of such a model: --configs FOLDER"
@@ -97,21 +97,21 @@ def write_configs(model: Model, target: Path, shapes: Mapping[str, Shapes]) -> l
     return notes
 
 
-def _config(model: Model, folder: str, found: Shapes, shapes: Mapping[str, Shapes]) -> dict[str, Any]:
+def _config(model: Model, folder: str, own: Shapes, shapes: Mapping[str, Shapes]) -> dict[str, Any]:
     kind = {"_class_name": _CLASSES[folder][1]}
     family = get_family(model.family)
     if folder == "unet":
         pooled = shapes.get("text_encoder_2", {}).get("text_projection.weight", (None,))[0]
         heads = wide_heads if family.heads is None else partial(fixed_heads, family.heads)
-        return {**kind, "sample_size": family.resolution // 8, **unet_config(found, heads, pooled)}
+        return {**kind, "sample_size": family.resolution // 8, **unet_config(own, heads, pooled)}
     if folder == "vae":
-        return {**kind, "scaling_factor": family.latent_scale, **vae_config(found)}
+        return {**kind, "scaling_factor": family.latent_scale, **vae_config(own)}
     first = folder == "text_encoder"
     activation = family.activations[0 if first else 1]
     return {
         "architectures": [_CLASSES[folder][1]],
         "model_type": "clip_text_model",
-        **clip_config(found, activation),
+        **clip_config(own, activation),
     }
 
 

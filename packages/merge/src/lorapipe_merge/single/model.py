@@ -88,19 +88,19 @@ def open_model(name: str, stack: ExitStack, *, ema: str, prune: bool, vae: Path 
 
 def _open_file(path: Path, stack: ExitStack, *, ema: str, prune: bool) -> Model:
     file = stack.enter_context(open_weights(path))
-    found = recognise({key: info.shape for key, info in file.tensors.items()})
-    if found.kind not in ("checkpoint", "unet") or found.family is None:
+    recognised = recognise({key: info.shape for key, info in file.tensors.items()})
+    if recognised.kind not in ("checkpoint", "unet") or recognised.family is None:
         raise InputError(
-            f"{path}: this is {describe_kind(found)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
+            f"{path}: this is {describe_kind(recognised)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
         )
-    model = Model(path, found.family, False, [file])
+    model = Model(path, recognised.family, False, [file])
     scales, layout = scales_of(file), find_layout(file.tensors)
     dropped, renamed, repaired = [], 0, 0
     for key, info in file.tensors.items():
         if is_mark(key, scales, file.tensors):
             continue
         name = _OLD_TEXT.sub(r"\1text_model.\2.", key)
-        places = locate(name, info.shape, found.family, layout)
+        places = locate(name, info.shape, recognised.family, layout)
         if (key.startswith(EMA) and (ema != "keep" or prune)) or (
             prune and not places and not is_wanted(key)
         ):
@@ -163,12 +163,16 @@ def _open_folder(path: Path, stack: ExitStack) -> Model:
     unet = {key: info.shape for file in files.get("unet", []) for key, info in file.tensors.items()}
     if not unet:
         raise InputError(f"{path}: is no diffusers model: it has no weights in unet/")
-    found = recognise(unet)
+    recognised = recognise(unet)
     if (path / "text_encoder_2").is_dir():
-        found = Recognised(found.kind, "sdxl")
-    if found.family is None or found.kind != "unet":
-        raise InputError(f"{path}: its unet is {describe_kind(found)}, not one of SD 1.x, SD 2.x or SDXL")
-    model = Model(path, found.family, True, [file for group in files.values() for file in group], notes=notes)
+        recognised = Recognised(recognised.kind, "sdxl")
+    if recognised.family is None or recognised.kind != "unet":
+        raise InputError(
+            f"{path}: its unet is {describe_kind(recognised)}, not one of SD 1.x, SD 2.x or SDXL"
+        )
+    model = Model(
+        path, recognised.family, True, [file for group in files.values() for file in group], notes=notes
+    )
     for folder, group in files.items():
         for file in group:
             _read_component(model, PARTS[folder], file)
@@ -178,7 +182,7 @@ def _open_folder(path: Path, stack: ExitStack) -> Model:
 def _read_component(model: Model, part: str, file: WeightFile) -> None:
     scales = scales_of(file)
     levels = [
-        int(found[1]) for key in file.tensors if (found := re.match(r"encoder\.down_blocks\.(\d+)", key))
+        int(match[1]) for key in file.tensors if (match := re.match(r"encoder\.down_blocks\.(\d+)", key))
     ]
     for key in file.tensors:
         if is_mark(key, scales, file.tensors) or key.endswith(POSITION_IDS):
@@ -267,7 +271,7 @@ def _sizes(layers: Layers) -> tuple[int, int]:
     """Residual layers in a UNet level, and levels of the VAE."""
     first = {name.split(".")[3] for _, name in layers if name.startswith("down_blocks.0.resnets.")}
     levels = [
-        int(found[1]) for _, name in layers if (found := re.match(r"encoder\.down_blocks\.(\d+)", name))
+        int(match[1]) for _, name in layers if (match := re.match(r"encoder\.down_blocks\.(\d+)", name))
     ]
     return len(first) or 2, max(levels, default=3) + 1
 
@@ -354,10 +358,10 @@ def in_folder(model: Model) -> tuple[dict[str, dict[str, Made]], list[str]]:
 def _spare_layers(model: Model) -> set[int]:
     """The numbers of the text encoder's layers that a single file has and diffusers does not (SD 2.x)."""
     count = get_family(model.family).spare_text_layers
-    found = {
+    numbers = {
         int(match[1])
         for part, name in model.layers
         if part == "te1" and (match := re.match(r"text_model\.encoder\.layers\.(\d+)\.", name))
     }
-    whole_already = len(found) in (0, OPENCLIP_H_LAYERS)
-    return set() if model.folder or not count or whole_already else set(sorted(found)[-count:])
+    whole_already = len(numbers) in (0, OPENCLIP_H_LAYERS)
+    return set() if model.folder or not count or whole_already else set(sorted(numbers)[-count:])

@@ -64,21 +64,21 @@ def extract(source: Source, wanted: Wanted) -> Extracted:
             if not ranks[number]:
                 return UNCHANGED
             rule = Rule(rank=ranks[number], conv_rank=ranks[number])
-        found = source.find(number, rule)
-        if isinstance(found, str):
-            return found
+        change = source.find(number, rule)
+        if isinstance(change, str):
+            return change
         job = source.jobs[number]
         return make_piece(
-            found.spectral,
-            found.rank,
+            change.spectral,
+            change.rank,
             name=job.name,
             block=job.block,
             kernel=job.kernel,
             alpha=wanted.alpha,
             precision=wanted.precision,
-            base_norm=found.base_norm,
-            floor=found.floor,
-            proved=found.proved,
+            base_norm=change.base_norm,
+            floor=change.floor,
+            proved=change.proved,
         )
 
     results = map_in_threads(work, range(len(source.jobs)), "extracting", most=MOST_THREADS)
@@ -107,11 +107,11 @@ def _ranks_within(source: Source, wanted: Wanted, target: int) -> tuple[list[int
     bounds = [min(most, wanted.rule.bound(conv=job.conv)) for job in source.jobs]
 
     def look(number: int) -> Candidate | None:
-        found = source.find(number, Rule(rank=bounds[number], conv_rank=bounds[number]))
-        if isinstance(found, str):
+        change = source.find(number, Rule(rank=bounds[number], conv_rank=bounds[number]))
+        if isinstance(change, str):
             return None
-        energy = np.square(found.spectral.singular)
-        return Candidate(energy, per_rank[number], min(bounds[number], found.limit))
+        energy = np.square(change.spectral.singular)
+        return Candidate(energy, per_rank[number], min(bounds[number], change.limit))
 
     candidates = map_in_threads(look, range(len(source.jobs)), "measuring", most=MOST_THREADS)
     present = [c for c in candidates if c is not None]

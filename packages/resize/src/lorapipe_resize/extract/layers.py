@@ -129,12 +129,12 @@ def tensors_of(base: Base) -> Tensors:
             layout = find_layout(file.weights.tensors)
         elif file.part == "unet":
             layout = _diffusers_layout(file.weights.tensors)
-        for key, found in _tensors_in(file, base.family, layout):
+        for key, in_layers in _tensors_in(file, base.family, layout):
             if key.startswith(EMA):
                 averages.append(key)
-            elif not found and not key.endswith((*_NOTHING_TO_COMPARE, *_BESIDE)) and key != "scaled_fp8":
+            elif not in_layers and not key.endswith((*_NOTHING_TO_COMPARE, *_BESIDE)) and key != "scaled_fp8":
                 others.append(key)
-            for tensor in found:
+            for tensor in in_layers:
                 layers.setdefault(tensor.name, tensor)
     return Tensors(base, layout, layers, tuple(averages), tuple(others))
 

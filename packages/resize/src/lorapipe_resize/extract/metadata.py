@@ -45,31 +45,31 @@ def metadata_of(
     """
     plain = {m.rank for m in modules if max(m.kernel, default=1) == 1}
     conv = {m.rank for m in modules if max(m.kernel, default=1) > 1}
-    found = {
+    metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": _dim(plain or conv, ranks[0] if ranks else None),
         "ss_network_alpha": str(alpha),
         "ss_v2": str(origin.family == "sd2"),
     }
     if origin.family is not None:
-        found["ss_base_model_version"] = base_version(origin.family, _prediction(origin))
+        metadata["ss_base_model_version"] = base_version(origin.family, _prediction(origin))
     if conv and plain:
-        found["ss_network_args"] = json.dumps(
+        metadata["ss_network_args"] = json.dumps(
             {"conv_dim": _dim(conv, ranks[1] if ranks else None), "conv_alpha": str(alpha)}
         )
     if not minimum:
-        found |= {
+        metadata |= {
             "ss_output_name": title,
             "ss_training_comment": f"extracted from {origin.source.name}{_against(origin)}",
         }
-        found["ss_training_comment"] += f", {origin.how}"
+        metadata["ss_training_comment"] += f", {origin.how}"
         if origin.base is not None:
-            found["ss_sd_model_name"] = origin.base.name
+            metadata["ss_sd_model_name"] = origin.base.name
             if origin.base.is_file():
-                found["ss_sd_model_hash"] = legacy_hash(origin.base)
+                metadata["ss_sd_model_hash"] = legacy_hash(origin.base)
         if origin.family is not None:
-            found |= _modelspec(origin, title)
-    return with_hashes(found, tensors)
+            metadata |= _modelspec(origin, title)
+    return with_hashes(metadata, tensors)
 
 
 def _prediction(origin: Origin) -> str:

@@ -73,7 +73,7 @@ class Piece:
 
 
 def make_piece(
-    found: Spectral,
+    spectral: Spectral,
     rank: int,
     *,
     name: str,
@@ -90,7 +90,7 @@ def make_piece(
     Readers multiply by alpha / r, which the factors make up for, half each. Raises InputError for values too large for
     the type.
     """
-    exact = found.truncate(rank)
+    exact = spectral.truncate(rank)
     share = math.sqrt(rank / alpha)
     exact = Factors(np.asarray(exact.up, np.float64) * share, np.asarray(exact.down, np.float64) * share)
     dtype = DTYPES[precision]
@@ -106,7 +106,7 @@ def make_piece(
         f"{name}.lora_up.weight": Encoded(dtype, (rows, rank, *(1 for _ in kernel)), up.data),
         f"{name}.alpha": encode(np.asarray(alpha), "F32"),
     }
-    norm = found.norm()
+    norm = spectral.norm()
     report = ModuleReport(
         name=name,
         block=block,
@@ -115,18 +115,18 @@ def make_piece(
         rank=rank,
         norm=norm,
         base_norm=base_norm,
-        top=float(found.singular[0]),
-        next=float(found.singular[rank]) if rank < found.singular.size else 0.0,
-        truncation=found.dropped(rank) / norm,
+        top=float(spectral.singular[0]),
+        next=float(spectral.singular[rank]) if rank < spectral.singular.size else 0.0,
+        truncation=spectral.dropped(rank) / norm,
         cast=alpha / rank * rounding_norm(exact, rounded) / norm,
         proved=proved,
         floor=floor,
-        needed={share: _needed(found, share) for share in SHARES},
+        needed={share: _needed(spectral, share) for share in SHARES},
     )
     return Piece(tensors, report)
 
 
-def _needed(found: Spectral, share: float) -> int | None:
-    shares = np.sqrt(np.cumsum(np.square(found.singular))) / found.norm()
+def _needed(spectral: Spectral, share: float) -> int | None:
+    shares = np.sqrt(np.cumsum(np.square(spectral.singular))) / spectral.norm()
     count = int(np.searchsorted(shares, share)) + 1
-    return count if count <= found.singular.size else None
+    return count if count <= spectral.singular.size else None

@@ -160,14 +160,14 @@ class NetworkSource:
             return UNCHANGED
         limit = min(matrix.shape)
         choose, threshold = rule.chooser(conv=job.conv, limit=limit, floor=None)
-        found = leading(matrix, choose, threshold=threshold)
+        spectral = leading(matrix, choose, threshold=threshold)
         return Found(
-            spectral=found,
-            rank=max(1, found.rank),
+            spectral=spectral,
+            rank=max(1, spectral.rank),
             limit=limit,
             base_norm=_norm(job),
             floor=None,
-            proved=found.proved,
+            proved=spectral.proved,
         )
 
     def matrix(self, number: int) -> Array:
@@ -221,15 +221,15 @@ def _check_base_not_needed(file: WeightFile, modules: Sequence[NetworkModule]) -
 def _layers_by_name(base: Base) -> dict[str, tuple[str, Tensor]]:
     """Every name that a module may have -> kohya's name and the layer's weight."""
     tensors = tensors_of(base)
-    found: dict[str, tuple[str, Tensor]] = {}
+    by_name: dict[str, tuple[str, Tensor]] = {}
     for (part, path, kind), tensor in tensors.layers.items():
         if kind != "weight" or part == "vae" or len(tensor.shape) < 2:
             continue
         per_block = tensors.layout.layers_per_block
         names = lora_names(base.family, part, path, per_block, tensor.ldm_path)
         for name in names:
-            found.setdefault(name, (names[0], tensor))
-    return found
+            by_name.setdefault(name, (names[0], tensor))
+    return by_name
 
 
 def _named(module: NetworkModule, family: str | None) -> tuple[str, str]:

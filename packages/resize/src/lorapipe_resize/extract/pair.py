@@ -188,8 +188,8 @@ def compare_rest(pair: Pair) -> list[LeftOut]:
     for (tensor, _), (change, norm) in zip(pair.rest, figures, strict=True):
         part, path, kind = tensor.name
         sorts.setdefault(category(part, path, kind, len(tensor.shape)), []).append((change, norm, tensor.key))
-    found = [_left_out(title, rows) for title, rows in sorts.items() if any(row[0] for row in rows)]
-    return sorted(found, key=lambda row: -row.change)
+    left_out = [_left_out(title, rows) for title, rows in sorts.items() if any(row[0] for row in rows)]
+    return sorted(left_out, key=lambda row: -row.change)
 
 
 def _compare(tensors: tuple[Tensor, Tensor]) -> tuple[float, float]:

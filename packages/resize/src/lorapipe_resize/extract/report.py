@@ -65,11 +65,11 @@ def proved(modules: Sequence[ModuleReport]) -> float:
 
 def blocks(modules: Sequence[ModuleReport]) -> Iterator[tuple[str, list[ModuleReport]]]:
     """Modules by block, in the order in which a model runs them."""
-    found: dict[str, list[ModuleReport]] = {}
+    by_block: dict[str, list[ModuleReport]] = {}
     for module in modules:
-        found.setdefault(module.block, []).append(module)
-    for name in sorted(found, key=order_of):
-        yield name, found[name]
+        by_block.setdefault(module.block, []).append(module)
+    for name in sorted(by_block, key=order_of):
+        yield name, by_block[name]
 
 
 def _block_record(rows: Sequence[ModuleReport]) -> dict[str, Any]:
@@ -162,10 +162,10 @@ def module_table(report: Report) -> list[str]:
     return lines
 
 
-def verified_line(found: Verified, names: Mapping[str, str | None]) -> str:
+def verified_line(verified: Verified, names: Mapping[str, str | None]) -> str:
     """What ``--verify`` says."""
     target = names["tuned"]
     return (
-        f"verified: the base with the written LoRA is {percent(found.error)} of the change away from {target} over "
-        f"{found.modules} modules; the worst is {quote(found.name)[1:-1]} with {percent(found.worst)}"
+        f"verified: the base with the written LoRA is {percent(verified.error)} of the change away from {target} over "
+        f"{verified.modules} modules; the worst is {quote(verified.name)[1:-1]} with {percent(verified.worst)}"
     )

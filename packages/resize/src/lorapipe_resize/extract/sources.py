@@ -85,18 +85,18 @@ class CheckpointSource:
         choose, threshold = rule.chooser(conv=layer.conv, limit=limit, floor=change.floor)
         try:
             expected = rule.expected(conv=layer.conv, limit=limit)
-            found = leading(change.matrix, choose, threshold=threshold, expected=expected)
+            spectral = leading(change.matrix, choose, threshold=threshold, expected=expected)
         except np.linalg.LinAlgError as error:
             raise InputError(f"module {layer.name}: its singular values cannot be found ({error})") from error
-        if not found.rank:
+        if not spectral.rank:
             return NOISE
         return Found(
-            spectral=found,
-            rank=found.rank,
+            spectral=spectral,
+            rank=spectral.rank,
             limit=limit,
             base_norm=change.base_norm,
             floor=change.floor,
-            proved=found.proved,
+            proved=spectral.proved,
         )
 
     def matrix(self, number: int) -> Array:

@@ -210,10 +210,10 @@ def move(names: Sequence[str], first: Sequence[str], last: Sequence[str]) -> lis
 
 def without_repeats(names: Iterable[str]) -> list[str]:
     """Each tag once, the first one stays; spellings and capitals make no difference."""
-    found: dict[str, str] = {}
+    by_spelling: dict[str, str] = {}
     for name in names:
-        found.setdefault(spelling(name), name)
-    return list(found.values())
+        by_spelling.setdefault(spelling(name), name)
+    return list(by_spelling.values())
 
 
 def write_tag(name: str, shape: Shape) -> str:

@@ -10,21 +10,12 @@ from typing import Any
 
 from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_tagger.scoring.select import REGEX, check_threshold, spelling
+from lorapipe_engine.pictures.tag_lists import COMMA, split_list
+from lorapipe_tagger.scoring.select import check_threshold, spelling
 
 AUTO = "auto"
 OFF = math.inf
-_COMMA = re.compile(r"(?<!\\),")
 _ARROWS = ("=>", "->", "\t")
-
-
-def split_list(texts: Iterable[str]) -> list[str]:
-    """Tags in lists with commas; ``\\,`` is a comma in a tag, and a regular expression (``re:``) is taken whole."""
-    found: list[str] = []
-    for text in texts:
-        parts = [text] if text.startswith(REGEX) else _COMMA.split(text)
-        found += [part.replace("\\,", ",").strip() for part in parts]
-    return [tag for tag in found if tag]
 
 
 def parse_threshold(text: str | None, option: str) -> float | str | None:
@@ -77,7 +68,7 @@ def sd_pairs(text: str) -> list[str]:
     """
     pairs = []
     for piece in re.split(r"(?<!\\);", text) if text else ():
-        parts = _COMMA.split(piece.replace("\\;", ";"))
+        parts = COMMA.split(piece.replace("\\;", ";"))
         if len(parts) != 2 or not parts[0].strip():
             raise ConfigError(f"--tag_replacement {piece!r}: OLD,NEW is needed, with a semicolon to the next")
         old = parts[0].strip().replace("\\,", ",")
@@ -115,13 +106,13 @@ def read_pair_file(path: Path, known: Collection[str] = ()) -> dict[str, list[st
 
 def _read_json(text: str, path: Path) -> dict[str, list[str]]:
     try:
-        found: Any = parse_json(text)
+        table: Any = parse_json(text)
     except NoJson as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(table, dict):
         raise InputError(f'{path}: needs an object of tags, as {{"tag": "other"}}')
     pairs: dict[str, list[str]] = {}
-    for name, value in found.items():
+    for name, value in table.items():
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(one, str) for one in values):
             raise InputError(f"{path}: {name!r} must have a tag or a list of tags")
@@ -131,8 +122,8 @@ def _read_json(text: str, path: Path) -> dict[str, list[str]]:
 
 def _split_pair(text: str, known: Collection[str]) -> tuple[str, str] | None:
     for arrow in _ARROWS:
-        left, found, right = text.partition(arrow)
-        if found and left.strip():
+        left, mark, right = text.partition(arrow)
+        if mark and left.strip():
             return left, right
     places = [at for at, letter in enumerate(text) if letter == "=" and text[:at].strip()]
     for at in places:
@@ -142,7 +133,7 @@ def _split_pair(text: str, known: Collection[str]) -> tuple[str, str] | None:
 
 
 def _split_comma(text: str) -> tuple[str, str] | None:
-    parts = _COMMA.split(text, maxsplit=1)
+    parts = COMMA.split(text, maxsplit=1)
     return (parts[0].replace("\\,", ","), parts[1]) if len(parts) == 2 else None
 
 

@@ -128,10 +128,10 @@ def _from_csv(text: str, path: Path) -> Labels:
         categories.append(known[value])
         if limit_at is not None:
             limits.append(_limit(row[limit_at] if limit_at < len(row) else "", place))
-        if series_at is not None and series_at < len(row) and (found := _series(row[series_at])):
-            for name in found:
+        if series_at is not None and series_at < len(row) and (works := _series(row[series_at])):
+            for name in works:
                 _check_letters(name, place)
-            series[row[name_at]] = found
+            series[row[name_at]] = works
     return Labels(names, categories, series, limits if limit_at is not None else None)
 
 
@@ -165,10 +165,10 @@ def _limit(text: str, place: str) -> float | None:
 
 def _series(text: str) -> list[str]:
     try:
-        found = parse_json(text) if text else []
+        works = parse_json(text) if text else []
     except NoJson:
         return []
-    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    return [name for name in works if isinstance(name, str)] if isinstance(works, list) else []
 
 
 def _category(value: str | int, place: str, numbers: Mapping[int, str] = NUMBERED) -> str:
@@ -185,11 +185,11 @@ def _category(value: str | int, place: str, numbers: Mapping[int, str] = NUMBERE
 
 def _from_json(text: str, path: Path) -> Labels:
     try:
-        found: Any = parse_json(text)
+        root: Any = parse_json(text)
     except NoJson as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     try:
-        pairs = _mapping_of(found)
+        pairs = _mapping_of(root)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: no list of tags that is known here ({error})") from error
     names = [name for name, _ in pairs]
@@ -200,15 +200,15 @@ def _from_json(text: str, path: Path) -> Labels:
     return Labels(names, [_category(category, str(path)) for _, category in pairs], {})
 
 
-def _mapping_of(found: Any) -> list[tuple[str, str]]:
+def _mapping_of(root: Any) -> list[tuple[str, str]]:
     """(tag, category) by output from cl_tagger's or camie's JSON."""
-    if "dataset_info" in found:
-        found = found["dataset_info"]["tag_mapping"]
-    if "idx_to_tag" in found:
-        categories = found["tag_to_category"]
-        table = {int(key): (tag, categories[tag]) for key, tag in found["idx_to_tag"].items()}
+    if "dataset_info" in root:
+        root = root["dataset_info"]["tag_mapping"]
+    if "idx_to_tag" in root:
+        categories = root["tag_to_category"]
+        table = {int(key): (tag, categories[tag]) for key, tag in root["idx_to_tag"].items()}
     else:
-        table = {int(key): (row["tag"], row["category"]) for key, row in found.items()}
+        table = {int(key): (row["tag"], row["category"]) for key, row in root.items()}
     if sorted(table) != list(range(len(table))):
         raise ValueError("its numbers do not count 0, 1, 2, ...")
     return [table[index] for index in range(len(table))]

@@ -49,12 +49,12 @@ def _geometry(steps: Sequence[Mapping[str, Any]]) -> Geometry:
     return "squash" if both else "crop"
 
 
-def _steps(found: Any) -> Sequence[Mapping[str, Any]]:
-    if isinstance(found, dict):
-        found = next((found[way] for way in _WAYS if way in found), None)
-    if not isinstance(found, list) or not all(isinstance(step, dict) for step in found):
+def _steps(config: Any) -> Sequence[Mapping[str, Any]]:
+    if isinstance(config, dict):
+        config = next((config[way] for way in _WAYS if way in config), None)
+    if not isinstance(config, list) or not all(isinstance(step, dict) for step in config):
         raise TypeError("'test' with a list of steps is needed")
-    return found
+    return config
 
 
 def _take(adapter: Adapter, step: Mapping[str, Any]) -> Adapter:

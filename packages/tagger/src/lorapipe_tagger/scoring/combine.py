@@ -71,8 +71,8 @@ class Consensus:
     def split(self, scores: Sequence[Scores]) -> Mask:
         """Tags (L,) that some of the models that know them take, and some do not."""
         votes = self._votes(scores)
-        found: Mask = (votes > 0) & (votes < self._known)
-        return found
+        mask: Mask = (votes > 0) & (votes < self._known)
+        return mask
 
     def _votes(self, scores: Sequence[Scores]) -> Scores:
         votes = np.zeros(len(self.labels), dtype=np.float32)
@@ -101,15 +101,15 @@ def unite(labels: Sequence[Labels]) -> tuple[Labels, list[NDArray[np.int64]]]:
     places: dict[tuple[str, str], int] = {}
     rows = []
     for one in labels:
-        found = []
+        own_places = []
         for name, category in zip(one.names, one.categories, strict=True):
             key = (spelling(name), category)
             if key not in places:
                 places[key] = len(names)
                 names.append(name)
                 categories.append(category)
-            found.append(places[key])
-        rows.append(np.asarray(found, dtype=np.int64))
+            own_places.append(places[key])
+        rows.append(np.asarray(own_places, dtype=np.int64))
     series = {name: known for one in reversed(labels) for name, known in one.series.items()}
     return Labels(names, categories, series), rows
 

@@ -38,8 +38,8 @@ class Projection:
         """The vector (DIMENSIONS,) of a picture, of length 1; zero where it has no scores at all."""
         whole = np.concatenate(list(scores))
         rows = np.flatnonzero(whole)  # a few hundred of ten thousand
-        found = whole[rows] @ self._directions[rows]
-        return np.asarray(found / max(float(np.linalg.norm(found)), 1e-12), dtype=np.float16)
+        direction = whole[rows] @ self._directions[rows]
+        return np.asarray(direction / max(float(np.linalg.norm(direction)), 1e-12), dtype=np.float16)
 
 
 class Embeddings:

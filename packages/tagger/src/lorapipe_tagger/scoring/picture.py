@@ -163,12 +163,12 @@ def _shrink_on_load(image: Image, size: int) -> int | None:
 
 def _orientation(image: Image) -> int:
     try:
-        found = exif_of(image).get(_ORIENTATION, 1)
+        orientation = exif_of(image).get(_ORIENTATION, 1)
     except PictureBound:
         raise
     except Exception:  # of a damaged EXIF block
         return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _turn(image: Image, orientation: int) -> Image:

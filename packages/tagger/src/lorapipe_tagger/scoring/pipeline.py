@@ -229,13 +229,13 @@ class Pipeline:
     def _known(self, digest: bytes) -> list[Known] | None:
         if self._cache is None:
             return None
-        found = []
+        entries = []
         for key, tagger in zip(self._keys, self._taggers, strict=True):
             known = self._cache.get(key, digest)
             if known is None or len(known.scores) != len(tagger.labels):
                 return None
-            found.append(known)
-        return found
+            entries.append(known)
+        return entries
 
     def _infer(self, group: Sequence[Result | _Decoded]) -> list[Result]:
         decoded = [one for one in group if isinstance(one, _Decoded)]
@@ -250,9 +250,9 @@ class Pipeline:
             if isinstance(one, Result):
                 results.append(one)
                 continue
-            found = tuple(next(rows))
-            results.append(Result(one.task, one.size, one.transparent, found))
+            scores_of_all = tuple(next(rows))
+            results.append(Result(one.task, one.size, one.transparent, scores_of_all))
             if self._cache and one.digest:
-                for key, scores in zip(self._keys, found, strict=True):
+                for key, scores in zip(self._keys, scores_of_all, strict=True):
                     self._cache.put(key, one.digest, Known(one.size, one.transparent, scores))
         return results

@@ -77,11 +77,11 @@ class ScoreCache:
         row = self._files.get(place) or self._one("SELECT state, digest FROM files WHERE place = ?", place)
         if row and row[0] == stamp:
             return bytes(row[1])
-        found = bytes.fromhex(sha256_file(path))
+        digest = bytes.fromhex(sha256_file(path))
         if time.time() - max(state.st_mtime, state.st_ctime) > _SETTLED_SECONDS:
             with self._lock:
-                self._files[place] = (stamp, found)
-        return found
+                self._files[place] = (stamp, digest)
+        return digest
 
     def get(self, model: str, picture: bytes) -> Known | None:
         """What a model said about a picture, or None."""

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.tag_lists import REGEX
 from lorapipe_tagger.models.labels import CHARACTER, GENERAL, RATING, Labels
 from lorapipe_tagger.scoring.session import Scores
 
 # Scores below are taken for nothing, so that cached and fresh ones select alike.
 FLOOR = 0.01
 MCUT_CHARACTER_FLOOR = 0.15
-REGEX = "re:"
 Mask = NDArray[np.bool_]
 
 
@@ -99,8 +99,8 @@ class Selector:
     def passed(self, scores: Scores) -> Mask:
         """Which labels (L,) reach their threshold, ratings and excluded ones left out."""
         # Both sides are float32: 0.35 as a float64 would lie below the float32 0.35.
-        found: Mask = (scores >= self.limits_of(scores)) & ~self.excluded & (scores >= FLOOR)
-        return found
+        mask: Mask = (scores >= self.limits_of(scores)) & ~self.excluded & (scores >= FLOOR)
+        return mask
 
     def select(self, scores: Scores, passed: Mask | None = None) -> Selection:
         """The tags of a picture with scores (L,)."""

@@ -88,10 +88,10 @@ class Network:
     def _run(self, pictures: Sequence[Pixels], step: int) -> Scores:
         batch = self._batch(pictures, step)
         try:
-            (found,) = self._session.run([self._output], {self.input.name: batch})
+            (output,) = self._session.run([self._output], {self.input.name: batch})
         except Exception as error:  # onnxruntime's own classes, one for each of its status codes
             raise InputError(f"{self.path}: the network fails on {self.device}: {_short(error)}") from error
-        scores: Scores = np.asarray(found, dtype=np.float32)[: len(pictures)]
+        scores: Scores = np.asarray(output, dtype=np.float32)[: len(pictures)]
         if scores.shape != (len(pictures), self._labels):
             raise InputError(mismatch(self.path, scores.shape[-1] if scores.ndim else 0, self._labels))
         if self.adapter.logits:

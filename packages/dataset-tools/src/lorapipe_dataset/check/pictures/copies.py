@@ -49,10 +49,10 @@ class Unions:
 
     def groups(self) -> list[list[int]]:
         """The sets of two or more, each in order."""
-        found: dict[int, list[int]] = {}
+        members: dict[int, list[int]] = {}
         for number in range(len(self._parent)):
-            found.setdefault(self.find(number), []).append(number)
-        return [group for group in found.values() if len(group) > 1]
+            members.setdefault(self.find(number), []).append(number)
+        return [group for group in members.values() if len(group) > 1]
 
 
 def near_pairs(hashes: Sequence[Hashes], distance: int) -> list[tuple[int, int, int]]:
@@ -111,13 +111,13 @@ def find_groups(pictures: Sequence[Picture], distance: int) -> list[Group]:
         alike.join(i, j)
         if cosine >= VERIFIED:
             same.join(i, j)
-    found = [_group([known[i][0] for i in rows], _widest(rows, links)) for rows in same.groups()]
+    groups = [_group([known[i][0] for i in rows], _widest(rows, links)) for rows in same.groups()]
     for rows in alike.groups():
         if len({same.find(row) for row in rows}) > 1:
             one_each = list({same.find(row): row for row in reversed(rows)}.values())
             members = _best_first([known[row][0] for row in one_each])
-            found.append(Group("variant", tuple(members), _widest(rows, links)))
-    return sorted(found, key=lambda group: group.pictures[0].path)
+            groups.append(Group("variant", tuple(members), _widest(rows, links)))
+    return sorted(groups, key=lambda group: group.pictures[0].path)
 
 
 def _widest(rows: Sequence[int], links: dict[tuple[int, int], int]) -> int:

@@ -107,10 +107,10 @@ class Dataset:
     @cached_property
     def concepts(self) -> dict[str, list[Picture]]:
         """The trained pictures by concept."""
-        found: dict[str, list[Picture]] = {}
+        by_concept: dict[str, list[Picture]] = {}
         for picture in self.trained:
-            found.setdefault(picture.place.concept, []).append(picture)
-        return found
+            by_concept.setdefault(picture.place.concept, []).append(picture)
+        return by_concept
 
     @property
     def style(self) -> str:

@@ -53,11 +53,11 @@ def scan(records: Iterable[Record], extension: str, *, masks: bool = False) -> D
 
 
 def _scan_root(root: Path, dataset: Dataset, extension: str) -> None:
-    found = survey(root)
-    dataset.unread += found.unread
-    dataset.left_out += [f"{root}: {line}" for line in found.left_out()]
-    dataset.untrained |= {part.path: part.reason for part in found.parts if part.reason is not None}
-    for part in found.parts:
+    surveyed = survey(root)
+    dataset.unread += surveyed.unread
+    dataset.left_out += [f"{root}: {line}" for line in surveyed.left_out()]
+    dataset.untrained |= {part.path: part.reason for part in surveyed.parts if part.reason is not None}
+    for part in surveyed.parts:
         place = Place(
             part.path,
             read_name(part.path)[0],

@@ -34,10 +34,10 @@ class Report:
     @cached_property
     def by_rule(self) -> dict[str, list[Finding]]:
         """The findings of each rule, the gravest rules first."""
-        found: dict[str, list[Finding]] = {}
+        by_rule: dict[str, list[Finding]] = {}
         for finding in sorted(self.findings, key=lambda one: SEVERITIES.index(one.severity)):
-            found.setdefault(finding.rule.id, []).append(finding)
-        return found
+            by_rule.setdefault(finding.rule.id, []).append(finding)
+        return by_rule
 
     @cached_property
     def tags(self) -> list[tuple[str, int]]:

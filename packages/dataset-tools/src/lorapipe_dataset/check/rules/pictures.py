@@ -99,30 +99,33 @@ def _of_file(picture: Picture, look: Look) -> Iterator[Finding]:
 
 
 def _of_pixels(picture: Picture, look: Look) -> Iterator[Finding]:
-    paths, found = (picture.path,), look.measures
-    if found is None:
+    paths, measures = (picture.path,), look.measures
+    if measures is None:
         return
-    if found.contrast < 1 and found.chroma < 1:
+    if measures.contrast < 1 and measures.chroma < 1:
         yield Finding(BLANK, "one level of grey", paths)
-    elif found.contrast < 1:
+    elif measures.contrast < 1:
         yield Finding(BLANK, "one colour", paths)
-    elif _is_blurred(found):
-        data = {"sharpness": round(found.sharpness, 3), "laplacian": round(found.laplacian, 1)}
+    elif _is_blurred(measures):
+        data = {"sharpness": round(measures.sharpness, 3), "laplacian": round(measures.laplacian, 1)}
         yield Finding(
-            BLURRED, f"sharpness {found.sharpness:.2f}, Laplacian variance {found.laplacian:.1f}", paths, data
+            BLURRED,
+            f"sharpness {measures.sharpness:.2f}, Laplacian variance {measures.laplacian:.1f}",
+            paths,
+            data,
         )
-    elif found.chroma < GREY_CHROMA:
+    elif measures.chroma < GREY_CHROMA:
         yield Finding(GREY, f"mode {look.mode}", paths)
-    left, top, right, bottom = found.bars
+    left, top, right, bottom = measures.bars
     if min(left, right) >= BAR_SHARE or min(top, bottom) >= BAR_SHARE:
-        sides = zip(("left", "top", "right", "bottom"), found.bars, strict=True)
+        sides = zip(("left", "top", "right", "bottom"), measures.bars, strict=True)
         text = ", ".join(f"{side} {share:.0%}" for side, share in sides if share)
-        yield Finding(BARS, text, paths, {"bars": [round(share, 3) for share in found.bars]})
+        yield Finding(BARS, text, paths, {"bars": [round(share, 3) for share in measures.bars]})
 
 
-def _is_blurred(found: Measures) -> bool:
-    blurred = found.sharpness < BLURRED_BELOW and found.laplacian < BLURRED_VARIANCE
-    return blurred or (found.sharpness < SOFT_BELOW and found.laplacian < SOFT_VARIANCE)
+def _is_blurred(measures: Measures) -> bool:
+    blurred = measures.sharpness < BLURRED_BELOW and measures.laplacian < BLURRED_VARIANCE
+    return blurred or (measures.sharpness < SOFT_BELOW and measures.laplacian < SOFT_VARIANCE)
 
 
 CHECKS = (

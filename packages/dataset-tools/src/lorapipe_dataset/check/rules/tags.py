@@ -144,12 +144,12 @@ def find_aliases(dataset: Dataset, options: Options) -> Iterator[Finding]:
 
 def _by_tag(dataset: Dataset) -> dict[str, list[Picture]]:
     """Canonical tags, the commonest first, with their pictures."""
-    found: dict[str, list[Picture]] = {}
+    by_tag: dict[str, list[Picture]] = {}
     for picture in dataset.captioned:
         for tag in dict.fromkeys(map(canonical, picture.tags)):
-            found.setdefault(tag, []).append(picture)
-    found.pop("", None)
-    return dict(sorted(found.items(), key=lambda row: (-len(row[1]), row[0])))
+            by_tag.setdefault(tag, []).append(picture)
+    by_tag.pop("", None)
+    return dict(sorted(by_tag.items(), key=lambda row: (-len(row[1]), row[0])))
 
 
 def find_in_captions(dataset: Dataset, options: Options) -> Iterator[Finding]:

@@ -134,8 +134,8 @@ def _expand(line: str, seed: int) -> str:
         return line
     draw = random.Random(f"{seed}:{line}")
     line = line.replace("{{", "\0").replace("}}", "\1")
-    while found := _CHOICE.search(line):
-        line = line[: found.start()] + draw.choice(found[1].split("|")) + line[found.end() :]
+    while choice := _CHOICE.search(line):
+        line = line[: choice.start()] + draw.choice(choice[1].split("|")) + line[choice.end() :]
     return line.replace("\0", "{{").replace("\1", "}}")
 
 

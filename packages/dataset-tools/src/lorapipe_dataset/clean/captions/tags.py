@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from lorapipe_dataset.texts.vocabulary import canonical, is_word
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.captions import KEEP_MARK
+from lorapipe_engine.pictures.tag_lists import REGEX
 
-REGEX = "re:"
 MARK = KEEP_MARK
 _MOST_KEYS = 1 << 18
 _ESCAPED = re.compile(r"\\([\\()])")
@@ -22,10 +22,10 @@ class Keys(dict[str, str]):
 
     def __missing__(self, tag: str) -> str:
         # A tag that is nothing but underscores is itself.
-        found = canonical(tag) or tag
+        key = canonical(tag) or tag
         if len(self) < _MOST_KEYS:
-            self[tag] = found
-        return found
+            self[tag] = key
+        return key
 
 
 def key_maker() -> Callable[[str], str]:
@@ -136,10 +136,12 @@ def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     known: dict[str, bool] = {}
 
     def test(key: str) -> bool:
-        found = known.get(key)
-        if found is None:
-            found = known[key] = key in names or any(one(key) or one(key.replace(" ", "_")) for one in tests)
-        return found
+        matches = known.get(key)
+        if matches is None:
+            matches = known[key] = key in names or any(
+                one(key) or one(key.replace(" ", "_")) for one in tests
+            )
+        return matches
 
     return test
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from lorapipe_dataset.clean.captions.tags import REGEX
 from lorapipe_dataset.texts.vocabulary import canonical
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.pictures.tag_lists import COMMA, split_list
 
-_COMMA = re.compile(r"(?<!\\),")
 _ARROWS = ("=>", "->", "\t")
 # Numbers of Danbooru's categories, as taggers and completion lists have them.
 CATEGORY_NAMES = {
@@ -23,15 +21,6 @@ CATEGORY_NAMES = {
     "9": "rating",
 }
 CATEGORIES = ("general", "character", "copyright", "artist", "meta", "species", "lore", "rating")
-
-
-def split_list(texts: Iterable[str]) -> list[str]:
-    """Tags in lists with commas; ``\\,`` is a comma in a tag, and an expression (``re:``) is taken whole."""
-    found: list[str] = []
-    for text in texts:
-        pieces = [text] if text.startswith(REGEX) else _COMMA.split(text)
-        found += [piece.replace("\\,", ",").strip() for piece in pieces]
-    return [tag for tag in found if tag]
 
 
 def read_list(paths: Iterable[Path]) -> list[str]:
@@ -93,15 +82,15 @@ def resolve(pairs: Mapping[str, Sequence[str]], option: str) -> dict[str, list[s
 
     def follow(old: str, behind: tuple[str, ...]) -> list[str]:
         if old not in done:
-            found: list[str] = []
+            ends: list[str] = []
             for new in pairs[old]:
                 key = canonical(new) or new
                 if key in behind:
                     circle = " -> ".join((*behind[behind.index(key) :], key))
                     raise ConfigError(f"{option}: goes round in a circle: {circle}")
                 # A tag that stands in its own place, perhaps with others, is an end.
-                found += follow(key, (*behind, key)) if key in pairs and key != old else [new]
-            done[old] = found
+                ends += follow(key, (*behind, key)) if key in pairs and key != old else [new]
+            done[old] = ends
         return done[old]
 
     for old in pairs:
@@ -118,26 +107,26 @@ def read_categories(path: Path) -> dict[str, str]:
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     named = "name" in header and "category" in header
     name, category = (header.index("name"), header.index("category")) if named else (0, 1)
-    found: dict[str, str] = {}
+    categories: dict[str, str] = {}
     for row in rows[1 if named else 0 :]:
         if len(row) > max(name, category):
             word = row[category].strip().lower()
             if word in CATEGORY_NAMES or word in CATEGORIES:
-                found[canonical(row[name])] = CATEGORY_NAMES.get(word, word)
-    if not found:
+                categories[canonical(row[name])] = CATEGORY_NAMES.get(word, word)
+    if not categories:
         raise InputError(
             f"{path}: not a tag list: the columns tag_id,name,category,count, or name,category,count,aliases"
         )
-    return found
+    return categories
 
 
 def check_categories(names: Iterable[str], option: str) -> list[str]:
     """The categories of a list. Raises ConfigError for a word that is none."""
-    found = [name.lower() for name in split_list(names)]
-    for name in found:
+    categories = [name.lower() for name in split_list(names)]
+    for name in categories:
         if name not in CATEGORIES:
             raise ConfigError(f"{option} {name}: no category; there are {', '.join(CATEGORIES)}")
-    return found
+    return categories
 
 
 # -------------------------------------------------------------------------------- lines
@@ -179,7 +168,7 @@ def _split(text: str, signs: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _split_comma(line: str) -> tuple[str, str] | None:
-    parts = _COMMA.split(line, maxsplit=1)
+    parts = COMMA.split(line, maxsplit=1)
     if len(parts) != 2 or not parts[0].strip():
         return None
     return parts[0].replace("\\,", ",").strip().strip('"'), parts[1].strip().strip('"')

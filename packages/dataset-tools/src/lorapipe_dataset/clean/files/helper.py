@@ -124,8 +124,8 @@ class Helper:
 
     def _answer(self, part: _Part) -> list[Plan] | None:
         """The plans for a part that was asked for; None where the process is gone."""
-        while (found := self._answers.get()) is not None:
-            number, answers, cut = found
+        while (message := self._answers.get()) is not None:
+            number, answers, cut = message
             if number == part.number:
                 self._cleaner.bench.cut.update(cut)
                 return [_plan(job, one, self._encoding) for job, one in zip(part.jobs, answers, strict=True)]

@@ -222,10 +222,10 @@ def record_facts(data: Mapping[str, Any]) -> Facts:
     categories: dict[str, str] = {}
     scores: dict[str, float] = {}
     for category in CATEGORIES:
-        found = data.get(category)
-        if category == "rating" or not isinstance(found, Mapping):
+        scored = data.get(category)
+        if category == "rating" or not isinstance(scored, Mapping):
             continue
-        for name, score in found.items():
+        for name, score in scored.items():
             key = " ".join(str(name).replace("_", " ").casefold().split())
             categories.setdefault(key, category)
             if isinstance(score, int | float):
@@ -239,14 +239,14 @@ def record_facts(data: Mapping[str, Any]) -> Facts:
 def _of_files(folder: Path, options: Options) -> Iterator[Job | Document]:
     """The sidecars or documents of a folder."""
     suffixes = [{"metadata": ".jsonl", "csv": ".csv"}.get(options.source or "", ".json")]
-    found = find_files(folder, suffixes, recursive=options.recursive)
-    if not found:
+    files = find_files(folder, suffixes, recursive=options.recursive)
+    if not files:
         raise InputError(f"{folder}: has no {suffixes[0]} files")
     if options.source in DOCUMENT_FORMATS:
-        for path in found:
+        for path in files:
             yield from _of_file(path, options)
     else:
-        yield from _of_sidecars(found, folder, options)
+        yield from _of_sidecars(files, folder, options)
 
 
 def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:

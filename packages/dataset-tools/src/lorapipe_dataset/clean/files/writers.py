@@ -29,8 +29,8 @@ def write_rows(rows: Rows, options: Options) -> None:
 
 def _kohya(rows: Rows, _target: Path, options: Options) -> str:
     field = "caption" if options.rules.style == "text" else "tags"
-    found = {os.path.abspath(path): {field: text} for path, text in rows}  # noqa: PTH100 - links are not to be followed
-    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    table = {os.path.abspath(path): {field: text} for path, text in rows}  # noqa: PTH100 - links are not to be followed
+    return json.dumps(table, indent=2, ensure_ascii=False) + "\n"
 
 
 def _metadata(rows: Rows, target: Path, _options: Options) -> str:

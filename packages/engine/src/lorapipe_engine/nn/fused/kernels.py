@@ -114,8 +114,8 @@ def lift(both: Tensor, factor: Tensor, residual: Tensor | None = None) -> tuple[
     """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C). The rows may be
     written to."""
     fits = runs_products(both) and factor.shape[0] <= most_ranks(_room(both))
-    found: tuple[Tensor, Tensor] = _choose("lift", both, fits=fits)(both, factor, residual)
-    return found
+    lifted: tuple[Tensor, Tensor] = _choose("lift", both, fits=fits)(both, factor, residual)
+    return lifted
 
 
 class FactorBatch(Protocol):
@@ -132,8 +132,8 @@ def can_batch(into: FactorGradients, x: Tensor, count: int) -> bool:
 
 def factor_batch(packs: Sequence[tuple[FactorGradients, bool]]) -> FactorBatch:
     """A batch for these packs: where their gradients go, and whether a pack's dys are several."""
-    found: FactorBatch = _load("triton_dots:FactorBatch")(packs)
-    return found
+    batch: FactorBatch = _load("triton_dots:FactorBatch")(packs)
+    return batch
 
 
 # ------------------------------------------------------------------------------------------ attention on few keys
@@ -152,8 +152,8 @@ def few_keys(query: Tensor, count: int, heads: int) -> bool:
 
 def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
     """Attention of rows (B·N, heads·D) on rows [key | value] (B·M, 2·heads·D)."""
-    found: Tensor = _load("triton_few_keys:attend_few")(query, keys, batch, heads)
-    return found
+    attended: Tensor = _load("triton_few_keys:attend_few")(query, keys, batch, heads)
+    return attended
 
 
 def attend_few_backward(
@@ -161,10 +161,10 @@ def attend_few_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query and keys."""
     stages = stages_for(_room(query))
-    found: tuple[Tensor, Tensor] = _load("triton_few_keys:attend_few_backward")(
+    gradients: tuple[Tensor, Tensor] = _load("triton_few_keys:attend_few_backward")(
         query, keys, grad, batch, heads, stages
     )
-    return found
+    return gradients
 
 
 # ------------------------------------------------------------------------------------------ norms and activations
@@ -172,8 +172,8 @@ def attend_few_backward(
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
     """Norm of rows (N, C) into ``out``, whose rows may be longer; their mean and 1/deviation, (N,) float32."""
-    found: tuple[Tensor, Tensor] = _choose("layer_norm", x)(x, weight, bias, eps, out)
-    return found
+    moments: tuple[Tensor, Tensor] = _choose("layer_norm", x)(x, weight, bias, eps, out)
+    return moments
 
 
 def layer_norm_backward(
@@ -185,8 +185,8 @@ def layer_norm_backward(
     also: Tensor | None,
 ) -> Tensor:
     """Gradient of x plus ``also``."""
-    found: Tensor = _choose("layer_norm_backward", x)(x, mean, rstd, weight, grad, also)
-    return found
+    gradient: Tensor = _choose("layer_norm_backward", x)(x, mean, rstd, weight, grad, also)
+    return gradient
 
 
 def activate(kind: int, inner: Tensor, out: Tensor) -> None:
@@ -197,8 +197,8 @@ def activate(kind: int, inner: Tensor, out: Tensor) -> None:
 def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of ``inner``, and the forward's result once more; they may take the places of ``inner`` and ``grad``,
     which are the widest tensors of a block."""
-    found: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad)
-    return found
+    both: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad)
+    return both
 
 
 def group_norm(
@@ -207,8 +207,10 @@ def group_norm(
     """Norm of (x + shift), through SiLU where asked. ``x`` (B, S, C), ``shift`` (B, C) or None; result (B, S, C), mean
     and 1/deviation (B, groups) float32.
     """
-    found: tuple[Tensor, Tensor, Tensor] = _choose("group_norm", x)(x, groups, weight, bias, eps, shift, silu)
-    return found
+    normed: tuple[Tensor, Tensor, Tensor] = _choose("group_norm", x)(
+        x, groups, weight, bias, eps, shift, silu
+    )
+    return normed
 
 
 def group_norm_backward(
@@ -223,8 +225,8 @@ def group_norm_backward(
     also: Tensor | None,
 ) -> Tensor:
     """Gradient of x (B, S, C) plus ``also``."""
-    found: Tensor = _choose("group_norm_backward", x)(x, mean, rstd, weight, bias, shift, silu, grad, also)
-    return found
+    gradient: Tensor = _choose("group_norm_backward", x)(x, mean, rstd, weight, bias, shift, silu, grad, also)
+    return gradient
 
 
 # ------------------------------------------------------------------------------------------ sums and copies
@@ -241,8 +243,8 @@ def turned(weight: Tensor) -> Tensor:
     """A kernel (out, in, k, k) as its convolution's gradient needs it: (in, out, k, k), turned by 180 degrees, in
     channels-last order."""
     ordered = weight.is_contiguous(memory_format=torch.channels_last)
-    found: Tensor = _choose("turned", weight, fits=ordered)(weight)
-    return found
+    copy: Tensor = _choose("turned", weight, fits=ordered)(weight)
+    return copy
 
 
 def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None) -> Tensor:
@@ -261,5 +263,5 @@ def many_copies(sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Se
     """
     of_one_type = len({target.dtype for target in targets}) == 1
     like = targets[0] if targets else torch.empty(0)
-    found: Copies = _choose("copies", like, fits=of_one_type)(sources, targets, scales)
-    return found
+    copies: Copies = _choose("copies", like, fits=of_one_type)(sources, targets, scales)
+    return copies

@@ -23,15 +23,15 @@ from lorapipe_engine.nn.fused.packed import Packed
 
 def linear(x: Tensor, pack: Packed, residual: Tensor | None = None, samples: int = 1) -> Tensor:
     """The packed layers on x (N, in), plus ``residual`` (N, out)."""
-    found: Tensor = _Linear.apply(x, pack, residual, samples, *pack.trained)  # type: ignore[no-untyped-call]
-    return found
+    y: Tensor = _Linear.apply(x, pack, residual, samples, *pack.trained)  # type: ignore[no-untyped-call]
+    return y
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, pack: Packed, samples: int = 1) -> tuple[Tensor, ...]:
     """x itself, and each packed layer on the norm of x (N, in). Go on with the x that is returned: its gradient is then
     added in the same kernel."""
-    found: tuple[Tensor, ...] = _NormLinear.apply(x, norm, pack, samples, *pack.trained)  # type: ignore[no-untyped-call]
-    return found
+    outputs: tuple[Tensor, ...] = _NormLinear.apply(x, norm, pack, samples, *pack.trained)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 def feed_forward(
@@ -55,14 +55,14 @@ def feed_forward(
     if repeated:
         inner = _Kept.apply(inner)  # type: ignore[no-untyped-call]
         kept = inner.grad_fn
-    found: Tensor = _Second.apply(x, inner, mask, kept, second, kind, *second.trained)  # type: ignore[no-untyped-call]
-    return found
+    y: Tensor = _Second.apply(x, inner, mask, kept, second, kind, *second.trained)  # type: ignore[no-untyped-call]
+    return y
 
 
 def frozen_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows (N, in) times weight (out, in), which is not trained; keeps nothing."""
-    found: Tensor = _Frozen.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
-    return found
+    y: Tensor = _Frozen.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+    return y
 
 
 def group_norm(
@@ -70,22 +70,22 @@ def group_norm(
 ) -> tuple[Tensor, Tensor]:
     """x itself (see :func:`norm_linear`) and the norm of x + shift, through SiLU where asked: (B, C, H, W) in
     channels-last order. ``shift`` is (B, C); where that needs a gradient, go on without the x that is returned."""
-    found: tuple[Tensor, Tensor] = _GroupNorm.apply(x, norm, silu, shift)  # type: ignore[no-untyped-call]
-    return found
+    normed: tuple[Tensor, Tensor] = _GroupNorm.apply(x, norm, silu, shift)  # type: ignore[no-untyped-call]
+    return normed
 
 
 def convolution(
     x: Tensor, conv: nn.Conv2d, *, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
     """A frozen convolution of x (B, C, H, W), plus ``bias`` (C,) and ``residual``; keeps nothing of x."""
-    found: Tensor = _Convolution.apply(x, conv, bias, residual)  # type: ignore[no-untyped-call]
-    return found
+    y: Tensor = _Convolution.apply(x, conv, bias, residual)  # type: ignore[no-untyped-call]
+    return y
 
 
 def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
     """Attention of rows (B·N, heads·D) on rows [key | value] (B·M, 2·heads·D), where :func:`kernels.few_keys` holds."""
-    found: Tensor = _AttendFew.apply(query, keys, batch, heads)  # type: ignore[no-untyped-call]
-    return found
+    attended: Tensor = _AttendFew.apply(query, keys, batch, heads)  # type: ignore[no-untyped-call]
+    return attended
 
 
 def as_rows(x: Tensor) -> Tensor:
@@ -338,5 +338,5 @@ def _convolution_input(shape: torch.Size, conv: nn.Conv2d, dy: Tensor) -> Tensor
     # Only its shape and order are read. torch.nn.grad's own helper hands over one that has to be made contiguous first.
     like = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
     own = (None, conv.stride, padding, conv.dilation, False, [0, 0], conv.groups)
-    found: Tensor = torch.ops.aten.convolution_backward(dy, like, conv.weight, *own, [True, False, False])[0]
-    return found
+    dx: Tensor = torch.ops.aten.convolution_backward(dy, like, conv.weight, *own, [True, False, False])[0]
+    return dx

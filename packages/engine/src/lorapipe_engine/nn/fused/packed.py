@@ -114,10 +114,10 @@ class Packed:
         if not self.dropping:
             return None
         p, like = self.layers[0].dropouts, self.matrix
-        found = torch.ones(rows, self.rank, device=like.device)
+        mask = torch.ones(rows, self.rank, device=like.device)
         column = 0
         for rank in self.ranks:
-            part = found[:, column : column + rank]
+            part = mask[:, column : column + rank]
             if p.element:
                 part.mul_(torch.rand_like(part) >= p.element).div_(1 - p.element)
             if p.rank:
@@ -126,7 +126,7 @@ class Packed:
             if p.module:
                 part.mul_(torch.rand((), device=like.device) >= p.module)
             column += rank
-        return found.to(like.dtype)
+        return mask.to(like.dtype)
 
     def add_gradients(self, x: Tensor, hidden: Tensor, dys: Sequence[Tensor], dhidden: Tensor) -> None:
         """Add the factors' gradients to the flat buffers. ``x`` (N, in), ``hidden`` (N, R) = xAᵀ, ``dys`` one (N, out)

@@ -30,8 +30,8 @@ class TimeShifts:
     def of(self, block: Any, time: Tensor) -> Tensor:
         """The shift of a block (B, out), from the embedded time (B, T)."""
         if time.requires_grad:
-            found: Tensor = block.time_emb_proj(F.silu(time)) + block.conv1.bias
-            return found
+            shift: Tensor = block.time_emb_proj(F.silu(time)) + block.conv1.bias
+            return shift
         if self._time is not time:
             self._time = time
             self._found = torch.split(F.linear(F.silu(time), self._weight, self._bias), self._outs, dim=1)

@@ -85,9 +85,9 @@ def _few_forward(
     k2, v2 = _tile(keys, FIRST, M, stride_keys, batch, head, H, D, SECOND, WIDE)
     q = tl.load(query + line * stride_query + head * D + column[None, :], mask=here, other=0.0)
     one, two = _weights(q, k1, k2, M, scale, FIRST, SECOND)
-    found = tl.dot(one.to(q.dtype), v1, input_precision="ieee")
-    found = tl.dot(two.to(q.dtype), v2, found, input_precision="ieee")
-    tl.store(out + line * (H * D) + head * D + column[None, :], found, mask=here)
+    attended = tl.dot(one.to(q.dtype), v1, input_precision="ieee")
+    attended = tl.dot(two.to(q.dtype), v2, attended, input_precision="ieee")
+    tl.store(out + line * (H * D) + head * D + column[None, :], attended, mask=here)
 
 
 @triton.jit
@@ -144,10 +144,10 @@ def _few_backward(
 @triton.jit
 def _fold(part, out, pieces, total, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    found = tl.zeros((BLOCK,), tl.float32)
+    folded = tl.zeros((BLOCK,), tl.float32)
     for piece in range(0, pieces):
-        found += tl.load(part + piece * total + place, mask=place < total, other=0.0)
-    tl.store(out + place, found, mask=place < total)
+        folded += tl.load(part + piece * total + place, mask=place < total, other=0.0)
+    tl.store(out + place, folded, mask=place < total)
 
 
 def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:

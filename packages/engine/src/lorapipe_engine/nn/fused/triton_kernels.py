@@ -56,10 +56,10 @@ def _layer_norm_backward(
     inner = tl.load(grad + row * stride_grad + column, mask=inside, other=0.0).to(tl.float32) * w
     first = tl.sum(inner, axis=0) / C
     second = tl.sum(inner * hat, axis=0) / C
-    found = (inner - first - hat * second) * scale
+    grad_x = (inner - first - hat * second) * scale
     if ALSO:
-        found += tl.load(also + row * stride_also + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(dx + row * C + column, found, mask=inside)
+        grad_x += tl.load(also + row * stride_also + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + row * C + column, grad_x, mask=inside)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,10 +319,10 @@ def _group_grad(
     group = column // (C // G)
     first = tl.load(sums + (batch * G + group) * 2, mask=column < C, other=0.0)
     second = tl.load(sums + (batch * G + group) * 2 + 1, mask=column < C, other=0.0)
-    found = (dz * w[None, :] - first[None, :] - hat * second[None, :]) * scale[None, :]
+    grad_x = (dz * w[None, :] - first[None, :] - hat * second[None, :]) * scale[None, :]
     if ALSO:
-        found += tl.load(also + line * stride_also + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(dx + line * C + column[None, :], found, mask=inside)
+        grad_x += tl.load(also + line * stride_also + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + line * C + column[None, :], grad_x, mask=inside)
 
 
 def group_norm(

@@ -94,8 +94,8 @@ def _replace(module: Any, forward: Forward) -> None:
 
 def _attention() -> AbstractContextManager[None]:
     if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9:
-        found: AbstractContextManager[None] = sdpa_kernel(list(HOPPER), set_priority=True)
-        return found
+        context: AbstractContextManager[None] = sdpa_kernel(list(HOPPER), set_priority=True)
+        return context
     return nullcontext()
 
 
@@ -259,8 +259,8 @@ def _fuse_text(layer: Any) -> list[Packed]:
 def _checkpointed(layer: Any, forward: Forward, *args: Any, **more: Any) -> Tensor:
     if layer.training and layer.gradient_checkpointing:
         forward = partial(layer._gradient_checkpointing_func, forward)
-    found: Tensor = forward(*args, **more)
-    return found
+    outputs: Tensor = forward(*args, **more)
+    return outputs
 
 
 def _text_layer(

@@ -83,21 +83,21 @@ def _filled(make: Callable[[], nn.Module], pieces: Pieces, dtype: torch.dtype, w
     return module.requires_grad_(False).eval()
 
 
-def _check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    missing = sorted(set(wanted) - set(found))
+def _check(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str) -> None:
+    missing = sorted(set(wanted) - set(given))
     if missing:
         raise InputError(
             f"{where}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}"
         )
-    extra = sorted(name for name in set(found) - set(wanted) if not name.endswith(HARMLESS))
+    extra = sorted(name for name in set(given) - set(wanted) if not name.endswith(HARMLESS))
     if extra:
         raise InputError(f"{where}: {len(extra)} tensors have no place in the model, such as {extra[0]}")
-    wrong = [name for name in wanted if wanted[name] != found[name]]
+    wrong = [name for name in wanted if wanted[name] != given[name]]
     if wrong:
         name = wrong[0]
         raise InputError(
             f"{where}: {len(wrong)} tensors have another shape than the rest of the model asks for, "
-            f"such as {name} {found[name]} instead of {wanted[name]}"
+            f"such as {name} {given[name]} instead of {wanted[name]}"
         )
 
 

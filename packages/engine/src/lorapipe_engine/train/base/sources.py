@@ -97,21 +97,21 @@ def read_vae(path: Path, stack: ExitStack) -> tuple[dict[str, Piece], dict[str, 
 
 
 def _read_file(path: Path, weights: Weights) -> Draft:
-    found = recognise(weights.shapes)
-    if found.kind != "checkpoint" or found.family is None:
-        raise InputError(f"{path}: this is {explain_base(found)}")
+    recognised = recognise(weights.shapes)
+    if recognised.kind != "checkpoint" or recognised.family is None:
+        raise InputError(f"{path}: this is {explain_base(recognised)}")
     try:
-        parts = split_checkpoint(weights, found.family)
+        parts = split_checkpoint(weights, recognised.family)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     metadata = weights.metadata
     beside = (path.parent / "tokenizer", path.parent)
     return Draft(
-        family=found.family,
+        family=recognised.family,
         path=path,
         parts=parts,
-        tokenizers=(beside,) * len(get_family(found.family).text_parts),
-        prediction_type=_prediction_of_file(weights, found.family),
+        tokenizers=(beside,) * len(get_family(recognised.family).text_parts),
+        prediction_type=_prediction_of_file(weights, recognised.family),
         zero_terminal_snr="ztsnr" in weights.shapes,
         encoder_layer=_encoder_layer(metadata),
         metadata=metadata,
@@ -186,13 +186,13 @@ def _pieces_of(part: str, folder: Path, stack: ExitStack) -> dict[str, Piece]:
 
 def _family_of(path: Path, parts: Parts, configs: Mapping[str, Mapping[str, Any]]) -> str:
     shapes = {name: piece.shape for name, piece in parts["unet"].items()}
-    found = recognise(shapes)
-    if ("te2" in parts and "te1" not in parts) or found.kind == "refiner":
+    unet = recognise(shapes)
+    if ("te2" in parts and "te1" not in parts) or unet.kind == "refiner":
         raise InputError(f"{path}: this is {explain_base(Recognised('refiner'))}")
-    if found.kind != "unet":
-        raise InputError(f"{path}: its unet is {explain_base(found)}")
-    if "te2" in parts or found.family == "sdxl":
+    if unet.kind != "unet":
+        raise InputError(f"{path}: its unet is {explain_base(unet)}")
+    if "te2" in parts or unet.family == "sdxl":
         return "sdxl"
     # The activation tells OpenCLIP from CLIP-L more surely than the layers around the UNet's attention.
     activation = configs["te1"].get("hidden_act")
-    return {"gelu": "sd2", "quick_gelu": "sd1"}.get(str(activation), found.family or "sd1")
+    return {"gelu": "sd2", "quick_gelu": "sd1"}.get(str(activation), unet.family or "sd1")

@@ -118,14 +118,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _tokenizers(draft: Draft, given: Path | None) -> tuple[Tokenizer, ...]:
-    found: list[Tokenizer] = []
+    tokenizers: list[Tokenizer] = []
     for part, beside in zip(get_family(draft.family).text_parts, draft.tokenizers, strict=True):
         embedding = draft.parts.get(part, {}).get("text_model.embeddings.token_embedding.weight")
         if embedding is None:
             raise InputError(f"{draft.path}: no text encoder {part} in it; give the whole checkpoint")
         with _naming(draft.path):
-            found.append(find_tokenizer(given, beside, _rows(embedding)))
-    return tuple(found)
+            tokenizers.append(find_tokenizer(given, beside, _rows(embedding)))
+    return tuple(tokenizers)
 
 
 def _check_fit(model: BaseModel) -> None:

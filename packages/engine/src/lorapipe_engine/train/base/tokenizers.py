@@ -106,13 +106,13 @@ def find_tokenizer(given: Path | None, beside: Sequence[Path], vocabulary: int) 
             f"this model has a tokenizer of its own ({vocabulary} tokens): "
             f"put its vocab.json and merges.txt {place}"
         )
-    found = _cached() or fetch_files(CLIP_REPOSITORY, ("vocab.json", "merges.txt"))
-    if found is None:
+    fetched = _cached() or fetch_files(CLIP_REPOSITORY, ("vocab.json", "merges.txt"))
+    if fetched is None:
         raise InputError(
             f"no CLIP tokenizer here, and the hub cannot be reached: put vocab.json and merges.txt "
             f"(from {CLIP_REPOSITORY}) {place}"
         )
-    return open_tokenizer(found)
+    return open_tokenizer(fetched)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -153,14 +153,14 @@ def _cached() -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for repository, folder in CACHED:
-        found = [
+        cached = [
             try_to_load_from_cache(repository, f"{folder}{name}") for name in ("vocab.json", "merges.txt")
         ]
-        if all(isinstance(path, str) for path in found):
-            return Path(str(found[0])).parent
+        if all(isinstance(path, str) for path in cached):
+            return Path(str(cached[0])).parent
     return None
 
 
 def _id(backend: Any, token: str, default: int) -> int:
-    found = backend.token_to_id(token)
-    return default if found is None else int(found)
+    number = backend.token_to_id(token)
+    return default if number is None else int(number)

@@ -37,13 +37,13 @@ Key = tuple[int, bool]  # the number of a picture, and whether it is mirrored
 def latent_jobs(dataset: Dataset) -> dict[Key, LatentJob]:
     """What the VAE must encode once: every picture, and mirrored those whose subset is trained so; not those whose
     pixels are drawn anew for every step."""
-    found = {}
+    jobs = {}
     for index, picture in enumerate(dataset.pictures):
         subset = dataset.subset_of(picture)
         if not subset.is_redrawn:
             for mirrored in (False, True) if subset.flip else (False,):
-                found[index, mirrored] = _job(dataset, picture, mirrored)
-    return found
+                jobs[index, mirrored] = _job(dataset, picture, mirrored)
+    return jobs
 
 
 def _job(dataset: Dataset, picture: Picture, mirrored: bool) -> LatentJob:
@@ -175,12 +175,12 @@ class TrainingData:
         """The mask of a picture on the device; kept, unless it is cut elsewhere each time."""
         picture = self.dataset.pictures[index]
         subset = self.dataset.subset_of(picture)
-        found = self._masks.get((index, job.mirrored))
-        if found is None or subset.random_crop:
+        mask = self._masks.get((index, job.mirrored))
+        if mask is None or subset.random_crop:
             size = self.family.latent_size(*job.placement.bucket)
-            found = latent_mask(picture, job, size, alpha=subset.alpha_mask).to(self.family.device)
-            self._masks[index, job.mirrored] = found
-        return found
+            mask = latent_mask(picture, job, size, alpha=subset.alpha_mask).to(self.family.device)
+            self._masks[index, job.mirrored] = mask
+        return mask
 
 
 def geometry_of(picture: Picture, job: LatentJob) -> tuple[int, int, int, int, int, int]:

@@ -201,23 +201,23 @@ def encode_all(
     Raises InputError for a broken picture, and for latents that are not finite (a VAE in half precision can
     overflow).
     """
-    found: list[Tensor | None] = [None] * len(jobs)
+    encoded: list[Tensor | None] = [None] * len(jobs)
     waiting: dict[tuple[int, int], list[tuple[int, Tensor]]] = {}
     steps = range(len(jobs)) if progress is None else progress
     with closing(_looked_up(jobs, cache)) as rows:
         for index, (latents, pixels) in zip(steps, rows, strict=True):
-            found[index] = latents
+            encoded[index] = latents
             if pixels is None:
                 continue
             group = waiting.setdefault(jobs[index].placement.bucket, [])
             group.append((index, pixels))
             if len(group) == batch:
-                _encode(group, jobs, family, cache, found)
+                _encode(group, jobs, family, cache, encoded)
                 group.clear()
     for group in waiting.values():
         if group:
-            _encode(group, jobs, family, cache, found)
-    return [latents for latents in found if latents is not None]
+            _encode(group, jobs, family, cache, encoded)
+    return [latents for latents in encoded if latents is not None]
 
 
 def _looked_up(
@@ -256,7 +256,7 @@ def _encode(
     jobs: Sequence[LatentJob],
     family: Family,
     cache: LatentCache,
-    found: list[Tensor | None],
+    rows: list[Tensor | None],
 ) -> None:
     pixels = torch.stack([pixels for _, pixels in group])  # (B, 3, H, W)
     with torch.inference_mode():
@@ -267,5 +267,5 @@ def _encode(
             raise InputError(
                 f"{jobs[index].path}: its latents are not finite; try --no_half_vae or another --vae"
             )
-        found[index] = latents.clone()
+        rows[index] = latents.clone()
         cache.put(jobs[index], latents.contiguous())

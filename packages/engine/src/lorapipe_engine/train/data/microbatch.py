@@ -62,16 +62,16 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 def map_tensors(value: Nest, change: Callable[[Tensor], Tensor]) -> Nest:
     """The same nest with ``change`` of every tensor in its place; everything else stays as it is."""
-    found: Any = value
+    changed: Any = value
     if isinstance(value, Tensor):
-        found = change(value)
+        changed = change(value)
     elif isinstance(value, tuple):
-        found = tuple(map_tensors(inner, change) for inner in value)
+        changed = tuple(map_tensors(inner, change) for inner in value)
     elif is_dataclass(value) and not isinstance(value, type):
-        found = replace(
+        changed = replace(
             value, **{row.name: map_tensors(getattr(value, row.name), change) for row in fields(value)}
         )
-    return found  # type: ignore[no-any-return]
+    return changed  # type: ignore[no-any-return]
 
 
 def shape_of(value: Any) -> Hashable:

@@ -38,7 +38,7 @@ def prepare_data(
     leaves the device then, and what waited for room is on it. Several processes share the work out, and each has all of
     it in the end. ``shelf``: where latents of an earlier run may be.
     """
-    found = [load_data(settings, part, family, say, processes, shelf or Shelf()) for part in parts]
+    sets = [load_data(settings, part, family, say, processes, shelf or Shelf()) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if family.device.type == "cuda":
@@ -54,12 +54,12 @@ def prepare_data(
             inside=_folder(settings.data),
             processes=processes,
         )
-        for data in found:
+        for data in sets:
             data.use_text(cache, settings.data.text_cache_variants, epochs)
         say_damaged(cache.damaged, say)
         family.text.move_to_cpu()
     family.move_denoiser_to_device()
-    return found
+    return sets
 
 
 def load_data(

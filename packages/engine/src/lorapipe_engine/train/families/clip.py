@@ -53,9 +53,9 @@ def weighted_ids(caption: str, encode: Callable[[str], list[int]]) -> tuple[list
     ids: list[int] = []
     weights: list[float] = []
     for piece, factor in parse_weights(caption):
-        found = encode(piece)
-        ids += found
-        weights += [factor] * len(found)
+        own = encode(piece)
+        ids += own
+        weights += [factor] * len(own)
     return ids, weights
 
 

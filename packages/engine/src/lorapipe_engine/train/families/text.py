@@ -39,13 +39,13 @@ class Conditioning:
 
     def named(self) -> dict[str, Tensor]:
         """The tensors that there are, by the names of their fields."""
-        found = {row.name: getattr(self, row.name) for row in fields(self)}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        tensors = {row.name: getattr(self, row.name) for row in fields(self)}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def row(self, number: int) -> Conditioning:
         """The states of one caption, without B, copied to the CPU."""
-        found = {name: tensor[number].cpu().clone() for name, tensor in self.named().items()}
-        return replace(self, **found)
+        own = {name: tensor[number].cpu().clone() for name, tensor in self.named().items()}
+        return replace(self, **own)
 
     @classmethod
     def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:

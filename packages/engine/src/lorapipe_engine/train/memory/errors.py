@@ -48,33 +48,33 @@ def _size(number: str, unit: str) -> str:
 
 def _advice(settings: TrainSettings) -> list[str]:
     model, data, chosen = settings.model, settings.data, settings.optimizer
-    found = []
+    advice = []
     if not model.gradient_checkpointing:
-        found.append(
+        advice.append(
             "--gradient_checkpointing (activations are made again in place of kept: a third more time)"
         )
     if data.train_batch_size > 1:
         batch = data.train_batch_size // 2
         steps = chosen.gradient_accumulation_steps * -(-data.train_batch_size // batch)
-        found.append(
+        advice.append(
             f"--train_batch_size {batch} --gradient_accumulation_steps {steps} (now {data.train_batch_size} and "
             f"{chosen.gradient_accumulation_steps}; half the activations, about the same result)"
         )
     if not settings.network.network_train_unet_only:
-        found.append("--network_train_unet_only (nothing is kept of the text encoders)")
+        advice.append("--network_train_unet_only (nothing is kept of the text encoders)")
     width, height = data.resolution
     if max(width, height) > 512:
         less = (width * 3 // 4 // 64 * 64, height * 3 // 4 // 64 * 64)
         share = less[0] * less[1] / (width * height)
         shown = f"{less[0]}" if less[0] == less[1] else f"{less[0]},{less[1]}"
-        found.append(f"--resolution {shown} (now {width}x{height}; {share:.0%} of the pixels)")
+        advice.append(f"--resolution {shown} (now {width}x{height}; {share:.0%} of the pixels)")
     rank = settings.network.network_dim
     if rank is not None and rank > 8:
-        found.append(
+        advice.append(
             f"--network_dim {rank // 2} (now {rank}; half of the network and of the optimizer's state)"
         )
     if chosen.optimizer_type.lower() == "adamw":
-        found.append("--optimizer_type AdamW8bit (6 bytes less for each trained value)")
+        advice.append("--optimizer_type AdamW8bit (6 bytes less for each trained value)")
     if model.mixed_precision == "no":
-        found.append("--mixed_precision bf16 (half of the model)")
-    return found or ["a smaller base, or a card with more memory"]
+        advice.append("--mixed_precision bf16 (half of the model)")
+    return advice or ["a smaller base, or a card with more memory"]

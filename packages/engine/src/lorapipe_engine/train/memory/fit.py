@@ -15,32 +15,33 @@ from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models import architecture
 from lorapipe_engine.models.families import get_family, recognise
+from lorapipe_engine.nn.attach import Kind
 from lorapipe_engine.nn.base import Size, adapter_class
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.weights import Weights
 from lorapipe_engine.train.families.clip import positions
 from lorapipe_engine.train.memory.model import GIB, Load, Shapes, predict
-from lorapipe_engine.train.network.arguments import network_plan
 
 LATENT_BYTES = 8 * 4 / 64  # of a pixel: mean and deviation of four channels in float32, one for 8 x 8 pixels
 
 
 def memory_line(
-    settings: TrainSettings, dataset: Dataset, source: str | Path, dtype: torch.dtype, free: float
+    settings: TrainSettings, kind: Kind, dataset: Dataset, source: str | Path, dtype: torch.dtype, free: float
 ) -> str:
-    """What the run will take of ``free`` bytes, in words. Raises ConfigError, with what to change, if that is more."""
+    """What the run with a network of this kind will take of ``free`` bytes, in words. Raises ConfigError, with
+    what to change, if that is more."""
     if (other := uncounted(source, dtype)) is not None:
         return f"memory: not known for {other}; the run begins without a forecast"
     unet, shapes = shapes_of(source, dtype)
-    load = load_of(settings, dataset, dtype, sdxl="te2" in shapes)
+    load = load_of(settings, kind, dataset, dtype, sdxl="te2" in shapes)
     wanted = predict(unet, shapes, load).gib
     if wanted * GIB <= free:
         return f"memory: about {wanted:.1f} GiB of {free / GIB:.1f} GiB that are free"
     ways = [
-        f"{way.words}: {found:.1f} GiB"
+        f"{way.words}: {gib:.1f} GiB"
         for way in changes(settings, load)
-        if (found := predict(unet, shapes, way.load).gib) < wanted
+        if (gib := predict(unet, shapes, way.load).gib) < wanted
     ]
     told = (
         f"; {'; '.join(ways)}" if ways else "; nothing is left to change but a smaller base or another card"
@@ -76,10 +77,10 @@ def shapes_of(source: str | Path, dtype: torch.dtype) -> tuple[dict[str, Any], d
         return architecture.unet_config(shapes["unet"], heads, pooled), shapes
 
 
-def load_of(settings: TrainSettings, dataset: Dataset, dtype: torch.dtype, *, sdxl: bool) -> Load:
+def load_of(settings: TrainSettings, kind: Kind, dataset: Dataset, dtype: torch.dtype, *, sdxl: bool) -> Load:
     """What the options and the pictures ask for."""
     model, data, network = settings.model, settings.data, settings.network
-    kind, rank = network_plan(network).kind, network.network_dim or (32 if sdxl else 64)
+    rank = network.network_dim or (32 if sdxl else 64)
     count = partial(adapter_class(kind.algorithm).count, size=Size(rank, rank), options=kind.options)
     sizes = [picture.placement.bucket for picture in dataset.pictures]
     width, height = max(sizes, key=lambda size: size[0] * size[1])

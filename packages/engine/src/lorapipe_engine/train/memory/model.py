@@ -68,7 +68,7 @@ class Memory:
 def predict(unet: Mapping[str, Any], shapes: Mapping[str, Shapes], load: Load) -> Memory:
     """The peak of a run. ``unet``: arguments of the UNet, ``shapes``: of the tensors of each part ("unet", "te1",
     "te2"), both as :mod:`.architecture` has them."""
-    texts = {part: found for part, found in shapes.items() if part.startswith("te")}
+    texts = {part: of_text for part, of_text in shapes.items() if part.startswith("te")}
     values = _count(shapes["unet"]) + sum(_count(row) for row in texts.values() if load.text_there)
     trained = [shapes["unet"], *(texts.values() if load.tokens else ())]
     network = sum(_trained(row, load) for row in trained)
@@ -76,7 +76,7 @@ def predict(unet: Mapping[str, Any], shapes: Mapping[str, Shapes], load: Load) -
     per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + load.weight_bytes
     blocks = list(_unet_blocks(unet, load))
     if load.tokens:
-        blocks += [row for found in texts.values() for row in _text_layers(found, load)]
+        blocks += [row for of_text in texts.values() for row in _text_layers(of_text, load)]
     kept = sum(block.least if load.checkpointing else block.kept for block in blocks)
     again = max(block.kept for block in blocks) if load.checkpointing else 0
     scale = load.batch * load.weight_bytes

@@ -15,6 +15,7 @@ from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import scan
 from lorapipe_engine.train.memory.fit import changes, load_of, shapes_of, uncounted
 from lorapipe_engine.train.memory.model import GIB, predict
+from lorapipe_engine.train.network.arguments import read_network_args
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 
 KEPT = 0.8  # GiB of a card that the screen and the driver have
@@ -31,11 +32,11 @@ def fit_to_card(parts: Sequence[Any], origin: Mapping[str, str]) -> tuple[list[A
     settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
     card, room, dtype = card_of(settings)
     given = {name for name, source in origin.items() if source != "default"}
-    found, needed = find_options(settings, dtype, room, given)
-    words = ", ".join(f"{name} {_shown(value)}" for name, value in found.items())
+    chosen, needed = find_options(settings, dtype, room, given)
+    words = ", ".join(f"{name} {_shown(value)}" for name, value in chosen.items())
     line = f"{card}: {words or 'as it is'}; about {needed:.1f} GiB of {room:.1f}"
-    where = {**origin, **dict.fromkeys(found, f"from vram = {model.vram}")}
-    return [_with(part, found) for part in parts], where, line
+    where = {**origin, **dict.fromkeys(chosen, f"from vram = {model.vram}")}
+    return [_with(part, chosen) for part in parts], where, line
 
 
 def card_of(settings: TrainSettings) -> tuple[str, float, torch.dtype]:
@@ -65,17 +66,18 @@ def find_options(
             f"vram: the memory of {other} is not known; leave it out and choose the options by hand"
         )
     unet, shapes = shapes_of(source, dtype)
-    load = load_of(settings, dataset, dtype, sdxl="te2" in shapes)
+    kind = read_network_args(settings.network).kind
+    load = load_of(settings, kind, dataset, dtype, sdxl="te2" in shapes)
     needed = predict(unet, shapes, load).gib
-    found: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     fixed = {*given} if find_spec("bitsandbytes") else {*given, "optimizer_type"}
     for way in changes(settings, load, fixed):
         if needed <= room * SPARE:
             break
-        found |= way.options
+        chosen |= way.options
         needed = predict(unet, shapes, way.load).gib
     if needed > room * SPARE:
-        tried = f" even with {', '.join(found)}" if found else ""
+        tried = f" even with {', '.join(chosen)}" if chosen else ""
         hint = (
             ""
             if find_spec("bitsandbytes")
@@ -85,12 +87,12 @@ def find_options(
             f"vram: this run needs about {needed:.1f} GiB{tried}, and {room * SPARE:.1f} GiB can be planned with; take "
             f"a smaller resolution or rank, or leave out what is given by hand{hint}"
         )
-    return found, needed
+    return chosen, needed
 
 
-def _with(part: Any, found: Mapping[str, Any]) -> Any:
+def _with(part: Any, chosen: Mapping[str, Any]) -> Any:
     own = {field.name for field in dataclasses.fields(part)}
-    return dataclasses.replace(part, **{name: value for name, value in found.items() if name in own})
+    return dataclasses.replace(part, **{name: value for name, value in chosen.items() if name in own})
 
 
 def _shown(value: Any) -> str:

@@ -182,9 +182,9 @@ def _check(args: NetworkArgs) -> None:
 # -------------------------------------------------------------------------------- the plan
 
 
-def network_plan(network: NetworkSettings) -> NetworkPlan:
-    """Ranks and dropouts from the network options. Raises ConfigError for unknown or unusable network_args."""
-    args = read_network_args(network)
+def network_plan(network: NetworkSettings, args: NetworkArgs) -> NetworkPlan:
+    """Ranks and dropouts from the network options, of which ``args`` are read already. Raises ConfigError for a dropout
+    that the algorithm knows nothing of."""
     _check_dropouts(network, args)
     rank = network.network_dim or 0
     alpha = float(network.network_alpha or rank)

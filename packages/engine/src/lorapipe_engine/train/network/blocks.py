@@ -96,10 +96,10 @@ def block_numbers(name: str, text: str, family: str) -> list[float]:
 
 
 def _numbers(name: str, text: str, empty: float | None = None) -> list[float]:
-    found: list[float] = []
+    numbers: list[float] = []
     for word in text.strip("()[] ").split(","):
         if not word.strip() and empty is not None:
-            found.append(empty)
+            numbers.append(empty)
             continue
         try:
             value = float(word)
@@ -107,8 +107,8 @@ def _numbers(name: str, text: str, empty: float | None = None) -> list[float]:
             value = math.nan
         if not 0 <= value < math.inf:
             raise ConfigError(f"network_args: {name} takes numbers of 0 or more, not '{word.strip()}'")
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers
 
 
 def whole(name: str, values: Sequence[float]) -> list[int]:

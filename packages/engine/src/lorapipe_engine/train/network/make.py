@@ -14,7 +14,7 @@ from lorapipe_engine.nn.attach import Network, attach
 from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.arguments import network_plan, read_network_args
+from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan
 from lorapipe_engine.train.network.choice import choose_layers, every_target
 from lorapipe_engine.train.network.rate_groups import RateGroups
 from lorapipe_engine.train.network.start_from import (
@@ -28,7 +28,9 @@ from lorapipe_engine.train.network.start_from import (
 Say = Callable[[str], None]
 
 
-def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, float], say: Say) -> Network:
+def make_network(
+    settings: TrainSettings, args: NetworkArgs, family: Family, rates: Mapping[str, float], say: Say
+) -> Network:
     """Put a network into the parts of the model that have a rate above 0: a fresh one, drawn from the run's seed, or
     one that goes on from a file. Other files may be merged into the base before.
 
@@ -38,7 +40,7 @@ def make_network(settings: TrainSettings, family: Family, rates: Mapping[str, fl
     for note in merge_into_base(chosen, family):
         say(note)
     quantize_base(settings.model, family)
-    plan, args = network_plan(chosen), read_network_args(chosen)
+    plan = network_plan(chosen, args)
     if args.unused:
         say(f"note: network_args: {', '.join(args.unused)} changes nothing here")
     parts = [part for part, rate in rates.items() if rate > 0]

@@ -24,9 +24,9 @@ def write_network(
     if path.suffix == ".safetensors":
         write_tensors(path, tensors, metadata, force=force)
         return
-    found = {name: _tensor(row) for name, row in tensors.items()}
+    state = {name: _tensor(row) for name, row in tensors.items()}
     with atomic_write(path, force=force) as file:
-        torch.save(found, file)
+        torch.save(state, file)
 
 
 def _tensor(row: Encoded) -> torch.Tensor:

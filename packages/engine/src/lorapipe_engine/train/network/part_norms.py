@@ -48,10 +48,10 @@ class PartNorms:
         if self._before is None:
             return {}
         moved = [(self._sample(part) - old).square().mean().sqrt() for part, old in self._before.items()]
-        found = torch.stack([*moved, *(self._change(part) for part in self._before)]).tolist()
+        norms = torch.stack([*moved, *(self._change(part) for part in self._before)]).tolist()
         names = [self.names[part] for part in self._before]
-        steps = {f"norm/step/{name}": value for name, value in zip(names, found, strict=False)}
-        return {**steps, **{f"norm/change/{n}": v for n, v in zip(names, found[len(names) :], strict=True)}}
+        steps = {f"norm/step/{name}": value for name, value in zip(names, norms, strict=False)}
+        return {**steps, **{f"norm/change/{n}": v for n, v in zip(names, norms[len(names) :], strict=True)}}
 
     def _sample(self, part: str) -> Tensor:
         values = self._network.groups[part].parameter.detach()

@@ -67,19 +67,19 @@ def is_preset_file(preset: str) -> bool:
 
 def read_preset_file(path: Path) -> PresetFile:
     """Read a preset file. Raises ConfigError or InputError naming the file and what is wrong in it."""
-    found = parse_toml(read_text(path, what="preset"), f"preset: {path}")
+    table = parse_toml(read_text(path, what="preset"), f"preset: {path}")
     known = (*_LISTS, *_MAPS, *_FLAGS)
-    for name in found:
+    for name in table:
         if name not in known:
             told = nearest(name, known) or f"; known: {', '.join(known)}"
             raise ConfigError(f"preset: {path}: '{name}' is not known{told}")
     preset = PresetFile(
         path,
-        {name: _texts(path, name, found[name]) for name in _LISTS if name in found},
-        _map(path, "module_algo_map", found),
-        _map(path, "name_algo_map", found),
-        _flag(path, "enable_conv", found, True),
-        _flag(path, "use_fnmatch", found, False),
+        {name: _texts(path, name, table[name]) for name in _LISTS if name in table},
+        _map(path, "module_algo_map", table),
+        _map(path, "name_algo_map", table),
+        _flag(path, "enable_conv", table, True),
+        _flag(path, "use_fnmatch", table, False),
     )
     for pattern in (
         *preset.by_name,
@@ -151,15 +151,15 @@ def _texts(path: Path, name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _map(path: Path, name: str, found: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    value = found.get(name, {})
+def _map(path: Path, name: str, table: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    value = table.get(name, {})
     if not isinstance(value, dict) or not all(isinstance(row, dict) for row in value.values()):
         raise ConfigError(f"preset: {path}: {name} takes a table for each class or pattern")
     return {key: {n: str(v) for n, v in row.items()} for key, row in value.items()}
 
 
-def _flag(path: Path, name: str, found: Mapping[str, Any], default: bool) -> bool:
-    value = found.get(name, default)
+def _flag(path: Path, name: str, table: Mapping[str, Any], default: bool) -> bool:
+    value = table.get(name, default)
     if not isinstance(value, bool):
         raise ConfigError(f"preset: {path}: {name} takes true or false")
     return value

@@ -28,7 +28,7 @@ from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target
 from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.arguments import read_network_args
+from lorapipe_engine.train.network.arguments import NetworkArgs
 from lorapipe_engine.train.network.targets import every_layer, every_norm
 from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
 
@@ -40,7 +40,7 @@ def read_start(path: Path) -> TrainedFile:
     return read_trained(path, OPTION)
 
 
-def check_start(network: NetworkSettings) -> None:
+def check_start(network: NetworkSettings, args: NetworkArgs) -> None:
     """Look at the files before anything large is read. Raises ConfigError, InputError."""
     if network.dim_from_weights and network.network_weights is None:
         raise ConfigError("dim_from_weights: takes the ranks of network_weights, so give that file too")
@@ -49,7 +49,7 @@ def check_start(network: NetworkSettings) -> None:
         raise ConfigError(
             f"base_weights_multiplier: {len(multipliers)} numbers for {len(network.base_weights)} base_weights"
         )
-    if network.dim_from_weights and read_network_args(network).lists:
+    if network.dim_from_weights and args.lists:
         raise ConfigError(
             "dim_from_weights: the ranks are those of the file; leave block_dims and the like out"
         )
@@ -65,10 +65,10 @@ def check_start(network: NetworkSettings) -> None:
 
 def file_names(family: Family) -> dict[str, str]:
     """Every name that a file may have for a layer of the model -> kohya's. Call it before adapters are attached."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for part, path, _ in (*every_layer(family), *every_norm(family)):
-        found |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
-    return found
+        names |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
+    return names
 
 
 def with_sizes_of(
@@ -93,8 +93,8 @@ def with_sizes_of(
 
 def _kind(asked: Kind, stored: Kind) -> Kind:
     """The kind of a module of a file, trained as it was asked for where that makes the same files."""
-    form = next((row.form for row in algorithms.ALGORITHMS if row.name == asked.algorithm), None)
-    if form != stored.algorithm or asked.algorithm == stored.algorithm:
+    row = algorithms.algorithm_of(asked.algorithm)
+    if row is None or row.form != stored.algorithm or asked.algorithm == stored.algorithm:
         return stored
     return Kind(asked.algorithm, {**asked.options, **stored.options})
 
@@ -177,12 +177,12 @@ def merge_into_base(network: NetworkSettings, family: Family) -> list[str]:
 
 def _layers(family: Family) -> dict[str, Any]:
     """Every layer with a weight, by every name that a file may have for it."""
-    found: dict[str, Any] = {}
+    layers: dict[str, Any] = {}
     for part, root in family.parts.items():
         for path, module in root.named_modules():
             if isinstance(getattr(module, "weight", None), Tensor):
-                found |= dict.fromkeys(lora_names(family.name, part, path), module)
-    return found
+                layers |= dict.fromkeys(lora_names(family.name, part, path), module)
+    return layers
 
 
 @torch.no_grad()

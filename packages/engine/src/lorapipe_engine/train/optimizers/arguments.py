@@ -23,18 +23,18 @@ def parse_arguments(pairs: Sequence[str], option: str = "optimizer_args") -> dic
 
     Raises ConfigError for a pair of another form or a name given twice.
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = (word.strip() for word in pair.partition("="))
         if not sign or not key.isidentifier():
             raise ConfigError(f"{option}: '{pair}' is not of the form name=value")
-        if key in found:
+        if key in arguments:
             raise ConfigError(f"{option}: {key} is given twice")
         try:
-            found[key] = ast.literal_eval(text)
+            arguments[key] = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found[key] = _WORDS.get(text.lower(), text)
-    return found
+            arguments[key] = _WORDS.get(text.lower(), text)
+    return arguments
 
 
 def check_arguments(name: str, pairs: Sequence[str]) -> dict[str, Any]:

@@ -92,13 +92,13 @@ def rates_in_force(optimizer: Optimizer) -> dict[str, float]:
 
     Waits for the device where a rate lies there, so it is called once a step at most, outside of the step.
     """
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for row in optimizer.param_groups:
         rate = _own_rate(optimizer, row) if row["lr"] is None else float(row["lr"])
-        found[f"lr/{row['name']}"] = rate
+        rates[f"lr/{row['name']}"] = rate
         if "d" in row:
-            found[f"lr/d*lr/{row['name']}"] = float(row["d"]) * rate
-    return found
+            rates[f"lr/d*lr/{row['name']}"] = float(row["d"]) * rate
+    return rates
 
 
 def _own_rate(optimizer: Optimizer, row: Mapping[str, Any]) -> float:
@@ -127,11 +127,11 @@ def evaluating(optimizer: Optimizer | None) -> Iterator[None]:
 def gradients_of(optimizer: Optimizer, groups: Mapping[str, FlatGroup]) -> list[Tensor]:
     """The flat gradient buffers of what the optimizer trains: of whole parts, but for those with untrained groups."""
     trained = {(row["part"], row["name"]) for row in optimizer.param_groups}
-    found: list[Tensor] = []
+    gradients: list[Tensor] = []
     for part, group in groups.items():
         runs = [run for run in group.ranges if (part, run.group.name) in trained]
         if len(runs) == len(group.ranges):
-            found.append(group.grad)
+            gradients.append(group.grad)
         else:
-            found += [group.grad[run.start : run.stop] for run in runs]
-    return found
+            gradients += [group.grad[run.start : run.stop] for run in runs]
+    return gradients

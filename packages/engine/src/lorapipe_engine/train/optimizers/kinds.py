@@ -61,9 +61,9 @@ class OptimizerKind:
         # It tells of parts that it could not load and does not need.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         try:
-            found: type[torch.optim.Optimizer] = getattr(import_module(module), name)
+            optimizer: type[torch.optim.Optimizer] = getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise MissingExtra(
                 f"optimizer_type: {self.name} needs a package that is not installed: {self.install}"
             ) from error
-        return found
+        return optimizer

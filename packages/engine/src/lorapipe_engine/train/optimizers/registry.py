@@ -102,14 +102,14 @@ def _classes_of(module: str) -> list[str]:
     """Names of the optimizer classes of a package, none where it is not installed."""
     if find_spec(module.partition(".")[0]) is None:
         return []
-    found = import_module(module)
-    return [name for name in dir(found) if name[0].isupper() and _is_optimizer(getattr(found, name))]
+    loaded = import_module(module)
+    return [name for name in dir(loaded) if name[0].isupper() and _is_optimizer(getattr(loaded, name))]
 
 
-def _is_optimizer(found: Any) -> bool:
+def _is_optimizer(value: Any) -> bool:
     from torch.optim import Optimizer
 
-    return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
+    return isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
 
 
 def _generic(name: str, module: str, attribute: str) -> OptimizerKind:
@@ -117,16 +117,16 @@ def _generic(name: str, module: str, attribute: str) -> OptimizerKind:
     if not module or not attribute:
         raise ConfigError(f"optimizer_type: '{name}' is not of the form module.Class")
     try:
-        found = getattr(import_module(module), attribute)
+        optimizer = getattr(import_module(module), attribute)
     except ImportError as error:
         raise not_importable("optimizer_type", name, module, error) from error
     except AttributeError as error:
         raise ConfigError(f"optimizer_type: {name}: {module} has no class '{attribute}'") from error
-    if not _is_optimizer(found):
+    if not _is_optimizer(optimizer):
         raise ConfigError(f"optimizer_type: {name} is not an optimizer class of torch")
-    _check_usable(name, found)
-    rate = inspect.signature(found).parameters.get("lr")
-    averaged = callable(getattr(found, "train", None)) and callable(getattr(found, "eval", None))
+    _check_usable(name, optimizer)
+    rate = inspect.signature(optimizer).parameters.get("lr")
+    averaged = callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
     return OptimizerKind(
         name=attribute,
         path=f"{module}:{attribute}",
@@ -134,12 +134,12 @@ def _generic(name: str, module: str, attribute: str) -> OptimizerKind:
         usual=None,
         averaged=averaged,
         schedule="constant" if averaged else "cosine",
-        by_tensor=not (found.__module__.startswith("torch.optim") and attribute in _ELEMENTWISE),
+        by_tensor=not (optimizer.__module__.startswith("torch.optim") and attribute in _ELEMENTWISE),
     )
 
 
-def _check_usable(name: str, found: type[Any]) -> None:
-    parameters = list(inspect.signature(found).parameters.values())
+def _check_usable(name: str, optimizer: type[Any]) -> None:
+    parameters = list(inspect.signature(optimizer).parameters.values())
     needed = [
         p.name
         for p in parameters[1:]
@@ -150,7 +150,7 @@ def _check_usable(name: str, found: type[Any]) -> None:
             f"optimizer_type: {name} wraps another optimizer or needs {', '.join(needed) or 'one'}, "
             "which optimizer_args cannot give"
         )
-    closure = inspect.signature(found.step).parameters.get("closure")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ConfigError(
             f"optimizer_type: {name} runs the model several times a step, which is not supported"

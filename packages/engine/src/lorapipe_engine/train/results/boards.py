@@ -129,9 +129,9 @@ def check_boards(run: RunSettings) -> None:
 
 def open_boards(folder: Path, run: RunSettings, inside: Path) -> list[Board]:
     """The boards that ``log_with`` names, with their files in ``folder``, a new one below ``inside``."""
-    found: list[Board] = []
+    boards: list[Board] = []
     if run.log_with in ("tensorboard", "all"):
-        found.append(TensorBoard(folder, inside))
+        boards.append(TensorBoard(folder, inside))
     if run.log_with in ("wandb", "all"):
-        found.append(WeightsAndBiases(folder, run))
-    return found
+        boards.append(WeightsAndBiases(folder, run))
+    return boards

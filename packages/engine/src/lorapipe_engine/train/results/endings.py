@@ -32,8 +32,8 @@ def nothing_lost(
         )
         raise
     except ProblemFound as error:
-        found = keeper.path.exists()
-        told = f"the last good state is {keeper.path}" if found else "no state was written yet"
+        written = keeper.path.exists()
+        told = f"the last good state is {keeper.path}" if written else "no state was written yet"
         raise ProblemFound(f"{error}. Saved before and good: {results.listed()}; {told}") from error
     except OutputError as error:
         if not state.step:

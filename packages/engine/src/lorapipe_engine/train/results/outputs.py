@@ -111,8 +111,8 @@ def _check_metrics(path: Path) -> None:
     """Raise ConfigError for a file that no run has written."""
     try:
         with open_folder(path.parent) as folder:
-            found = folder.lstat(path.name)
-            start = b"" if found is None else _read(folder, path.name, _ROW)
+            status = folder.lstat(path.name)
+            start = b"" if status is None else _read(folder, path.name, _ROW)
     except OSError as error:
         if not path.parent.exists():
             return
@@ -146,13 +146,13 @@ def _read(folder: OpenFolder, name: str, most: int = -1) -> bytes:
 def put_aside(path: Path) -> Path | None:
     """Rename the curves of a run that left nothing to go on from, as ``NAME.metrics-1.jsonl``; where they are now."""
     with open_folder(path.parent) as folder:
-        found = folder.lstat(path.name)
-        if found is None:
+        status = folder.lstat(path.name)
+        if status is None:
             return None
         number = 1
         while folder.lstat(name := f"{path.stem}-{number}{path.suffix}") is not None:
             number += 1
-        if found.st_size:
+        if status.st_size:
             folder.replace(path.name, name)
             return path.with_name(name)
         folder.unlink(path.name)
@@ -185,8 +185,8 @@ def remove_leftovers(run: RunSettings, now: float | None = None) -> list[Path]:
     for place in (run.output_dir, sample_folder(run)):
         with suppress(OSError, LoraError), open_folder(place, inside=run.output_dir) as folder:
             for name in folder.names():
-                found = folder.lstat(name) if re.fullmatch(r"\.lorapipe-.*\.tmp", name) else None
-                if found is not None and found.st_mtime < limit:
+                status = folder.lstat(name) if re.fullmatch(r"\.lorapipe-.*\.tmp", name) else None
+                if status is not None and status.st_mtime < limit:
                     with suppress(OSError):  # not ours to delete, or another run was faster
                         folder.unlink(name)
                         gone.append(place / name)

@@ -71,9 +71,9 @@ class RunRecord:
     def metadata(self, tensors: Mapping[str, Encoded], *, step: int, epoch: int) -> dict[str, str]:
         """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs."""
         now = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
-        found = training_metadata(self._common | now, minimum=self.settings.run.no_metadata)
+        metadata = training_metadata(self._common | now, minimum=self.settings.run.no_metadata)
         return with_hashes(
-            found | _model_spec(self.settings, self._family, self._prediction).metadata(), tensors
+            metadata | _model_spec(self.settings, self._family, self._prediction).metadata(), tensors
         )
 
 
@@ -116,10 +116,10 @@ def _denoiser_rate(rates: Mapping[str, float]) -> float | None:
 
 def _text_rates(rates: Mapping[str, float]) -> float | list[float] | None:
     """One rate, or several where the encoders' differ; None where none is trained."""
-    found = [rate for part, rate in rates.items() if is_text(part)]
-    if len(set(found)) > 1:
-        return found
-    return found[0] if found else None
+    of_text = [rate for part, rate in rates.items() if is_text(part)]
+    if len(set(of_text)) > 1:
+        return of_text
+    return of_text[0] if of_text else None
 
 
 def _network(network: NetworkSettings) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _model(model: ModelSettings, family: Family, prediction: str) -> dict[str, A
     base = family.base
     old, new = base.hashes or (None, None)
     vae_old, vae_new = base.vae_hashes or (None, None)
-    found = {
+    facts = {
         "base_model_version": base_version(family.name, prediction),
         "v2": family.name == "sd2",
         "clip_skip": model.clip_skip,
@@ -155,8 +155,8 @@ def _model(model: ModelSettings, family: Family, prediction: str) -> dict[str, A
         "cache_latents": True,
     }
     if base.vae_path:
-        found |= {"vae_name": base.vae_path.name, "vae_hash": vae_old, "new_vae_hash": vae_new}
-    return found | {
+        facts |= {"vae_name": base.vae_path.name, "vae_hash": vae_old, "new_vae_hash": vae_new}
+    return facts | {
         "vae_scale_factor": model.vae_custom_scale,
         "vae_shift_factor": model.vae_custom_shift,
         "vae_reflection_padding": model.vae_reflection_padding or None,

@@ -253,17 +253,18 @@ def check_same(
 
 def _described(path: Path, file: TensorFile) -> dict[str, Any]:
     try:
-        found = parse_json(file.metadata[STATE_KEY], str(path))
+        record = parse_json(file.metadata[STATE_KEY], str(path))
         names = {"version", "state", "asked", "scaler", "optimizer"}
     except (KeyError, ConfigError):
-        found, names = None, set()
-    if not isinstance(found, dict) or set(found) != names or not isinstance(found["asked"], dict):
+        record, names = None, set()
+    if not isinstance(record, dict) or set(record) != names or not isinstance(record["asked"], dict):
         raise InputError(f"{path}: is not the state of a training run")
-    if found["version"] != __version__:
+    if record["version"] != __version__:
         raise InputError(
-            f"{path}: was written by version {found['version']}, this is {__version__}; give --overwrite to start anew"
+            f"{path}: was written by version {record['version']}, this is {__version__}; "
+            "give --overwrite to start anew"
         )
-    return found
+    return record
 
 
 def _restore(value: Any, file: TensorFile) -> Any:
@@ -274,5 +275,5 @@ def _restore(value: Any, file: TensorFile) -> Any:
         return decoded(file, rows)
     if kind == "table":
         return {key: _restore(row, file) for key, row in rows}
-    found = [_restore(row, file) for row in rows]
-    return tuple(found) if kind == "tuple" else found
+    restored = [_restore(row, file) for row in rows]
+    return tuple(restored) if kind == "tuple" else restored

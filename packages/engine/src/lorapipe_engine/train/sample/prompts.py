@@ -81,14 +81,14 @@ def read_prompts(given: str | Path, default: Prompt) -> list[Prompt]:
     path = Path(given).expanduser()
     text = read_text(path, what="sample_prompts")
     if path.suffix.lower() == ".toml":
-        found = _from_toml(text, path, default)
+        prompts = _from_toml(text, path, default)
     elif path.suffix.lower() == ".json":
-        found = _from_json(text, path, default)
+        prompts = _from_json(text, path, default)
     else:
-        found = _from_lines(text, str(path), default)
-    if not found:
+        prompts = _from_lines(text, str(path), default)
+    if not prompts:
         raise InputError(f"sample_prompts: {path} holds no prompt")
-    return found
+    return prompts
 
 
 def _from_lines(text: str, where: str, default: Prompt) -> list[Prompt]:

@@ -28,23 +28,23 @@ def tabulate(settings: ScheduleSettings, bases: Sequence[float]) -> Callable[[in
         raise ConfigError(
             f"lr_warmup_steps: {settings.name} makes its own warm-up, if it has one; leave this out"
         )
-    found = _load(settings.name)
-    arguments = _check(settings.name, found, dict(settings.arguments))
+    scheduler = _load(settings.name)
+    arguments = _check(settings.name, scheduler, dict(settings.arguments))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            rows = _run(found, arguments, bases, settings.total)
+            rows = _run(scheduler, arguments, bases, settings.total)
         except Exception as error:  # the class is not ours, so neither are its errors
             raise ConfigError(f"lr_scheduler_type: {settings.name}: {error}") from error
     return lambda step: rows[min(step, len(rows) - 1)]
 
 
-def _run(found: Any, arguments: dict[str, Any], bases: Sequence[float], total: int) -> list[list[float]]:
+def _run(scheduler: Any, arguments: dict[str, Any], bases: Sequence[float], total: int) -> list[list[float]]:
     import torch
 
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": base} for base in bases]
     optimizer = torch.optim.SGD(groups, lr=bases[0])
-    schedule = found(optimizer, **arguments)
+    schedule = scheduler(optimizer, **arguments)
     rows = []
     for _ in range(total):
         rows.append([float(group["lr"]) for group in optimizer.param_groups])
@@ -57,7 +57,7 @@ def _load(name: str) -> Any:
     module, _, attribute = name.replace(":", ".").rpartition(".")
     module = module or "torch.optim.lr_scheduler"
     try:
-        found = getattr(import_module(module), attribute)
+        scheduler = getattr(import_module(module), attribute)
     except ImportError as error:
         raise not_importable("lr_scheduler_type", name, module, error) from error
     except AttributeError as error:
@@ -69,13 +69,13 @@ def _load(name: str) -> Any:
             "lr_scheduler_type: ReduceLROnPlateau follows the loss, which at random timesteps tells nothing; "
             "use cosine, or cosine_warm_restarts"
         )
-    if not isinstance(found, type) or not callable(getattr(found, "step", None)):
+    if not isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
         raise ConfigError(f"lr_scheduler_type: {name} is not a scheduler class")
-    return found
+    return scheduler
 
 
-def _check(name: str, found: Any, given: dict[str, Any]) -> dict[str, Any]:
-    rows = list(inspect.signature(found).parameters.values())[1:]
+def _check(name: str, scheduler: Any, given: dict[str, Any]) -> dict[str, Any]:
+    rows = list(inspect.signature(scheduler).parameters.values())[1:]
     known = {row.name: row for row in rows if row.kind not in (row.VAR_KEYWORD, row.VAR_POSITIONAL)}
     for key in given:
         if key not in known:

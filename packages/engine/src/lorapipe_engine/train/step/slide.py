@@ -55,7 +55,7 @@ class Slide:
                 for tokens in (texts.positive, texts.negative, texts.neutral)
             )
         change = texts.strengths.view(-1, 1, 1, 1) * (positive - negative)
-        found: list[Forward] = []
+        passes: list[Forward] = []
         for direction in (1.0, -1.0) if self.pairs.both else (1.0,):
             with self.network.scaled(direction):
                 with torch.set_grad_enabled(train_text and torch.is_grad_enabled()):
@@ -65,9 +65,9 @@ class Slide:
                 noised.input, noised.times, neutral + direction * change, noised.weights, noised.noise
             )
             losses = self.objective.losses(prediction, aimed)
-            found.append(Forward(noised.noise, aimed, text, prediction, losses))
-        first = found[0]
-        losses = torch.stack([made.losses for made in found]).mean(dim=0)
+            passes.append(Forward(noised.noise, aimed, text, prediction, losses))
+        first = passes[0]
+        losses = torch.stack([made.losses for made in passes]).mean(dim=0)
         return Forward(first.latents, first.noised, first.text, first.prediction, losses)
 
     # ---------------------------------------------------------------- the base's part

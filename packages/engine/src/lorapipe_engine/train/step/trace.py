@@ -45,9 +45,9 @@ class Trace:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     passes: int = 0
 
-    def record(self, **found: Tensor | None) -> None:
+    def record(self, **tensors: Tensor | None) -> None:
         """Keep tensors of the current forward pass, as they are now."""
-        for name, tensor in found.items():
+        for name, tensor in tensors.items():
             if tensor is not None:
                 self.tensors[f"{self.passes}.{name.replace('__', '.')}"] = tensor.detach().clone()
 
@@ -102,9 +102,9 @@ class Trace:
                 f"{number}.{name}": json.dumps(list(values), ensure_ascii=False)
                 for name, values in batch.items()
             }
-        found = {**self.tensors, "loss": torch.tensor(loss)}
+        traced = {**self.tensors, "loss": torch.tensor(loss)}
         inside.mkdir(parents=True, exist_ok=True)
-        tensors = {name: _encoded(tensor) for name, tensor in found.items()}
+        tensors = {name: _encoded(tensor) for name, tensor in traced.items()}
         write_tensors(path, tensors, metadata, force=force, inside=inside)
 
 

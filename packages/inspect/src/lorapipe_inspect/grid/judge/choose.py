@@ -57,14 +57,14 @@ def gates_failed(one: Figures, unasked: float | None) -> list[str]:
 
 def untested_gates(figures: Mapping[Key, Figures], unasked: Mapping[Key, float | None]) -> list[str]:
     """Gates that no cell allowed to test."""
-    found = []
+    untested = []
     if all(one.spread is None for one in figures.values()):
-        found.append("spread (needs two seeds of a prompt)")
+        untested.append("spread (needs two seeds of a prompt)")
     if not any(one.burn for one in figures.values()):
-        found.append("burn (needs two seeds of a prompt from the base)")
+        untested.append("burn (needs two seeds of a prompt from the base)")
     if all(value is None for value in unasked.values()):
-        found.append("unasked tags (needs lora-tag's records and --dataset)")
-    return found
+        untested.append("unasked tags (needs lora-tag's records and --dataset)")
+    return untested
 
 
 def choose(

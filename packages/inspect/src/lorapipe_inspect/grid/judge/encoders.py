@@ -121,8 +121,8 @@ class Encoder:
         output = next((name for name in ("image_embeds", "pooler_output") if name in names), names[0])
         if self._recipe is DINO and "last_hidden_state" in names:
             output = "last_hidden_state"
-        found = run_network(self.path, self._session, [output], {self._name: np.ascontiguousarray(batch)})
-        rows = np.asarray(found, dtype=np.float32)[: len(pictures)]
+        answers = run_network(self.path, self._session, [output], {self._name: np.ascontiguousarray(batch)})
+        rows = np.asarray(answers, dtype=np.float32)[: len(pictures)]
         if rows.ndim == 3:
             rows = rows[:, 0]
         if rows.ndim != 2 or not np.isfinite(rows).all():
@@ -192,10 +192,10 @@ def cell_vectors(encoder: Encoder, cells: Sequence[Cell]) -> list[Floats | None]
     """A vector for each cell, None for those without a picture."""
     sound = [index for index, cell in enumerate(cells) if not cell.error]
     rows = encode_files(encoder, [cells[index].path for index in sound])
-    found: list[Floats | None] = [None] * len(cells)
+    vectors: list[Floats | None] = [None] * len(cells)
     for index, row in zip(sound, rows, strict=True):
-        found[index] = row
-    return found
+        vectors[index] = row
+    return vectors
 
 
 # -------------------------------------------------------------------------------- likeness
@@ -233,13 +233,13 @@ def ccip_differences(metric: Path, rows: Sequence[Floats | None], others: Floats
     session = open_network(metric)
     name = session.get_inputs()[0].name
     outputs = [session.get_outputs()[0].name]
-    found: list[float | None] = []
+    differences: list[float | None] = []
     for row in rows:
         if row is None:
-            found.append(None)
+            differences.append(None)
             continue
         table = np.asarray(run_network(metric, session, outputs, {name: np.vstack([row[None], others])}))
         if table.shape != (len(others) + 1,) * 2:
             raise InputError(f"{metric}: gives {table.shape}; differences of all pairs are needed")
-        found.append(float(table[0, 1:].mean()))
-    return found
+        differences.append(float(table[0, 1:].mean()))
+    return differences

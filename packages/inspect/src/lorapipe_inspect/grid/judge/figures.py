@@ -58,7 +58,7 @@ def network_figures(
     """The figures of every network and strength."""
     deviations = base_deviations(pairs, {name: _levels(looks, name) for name in BURN})
     before = _before(grid, pairs)
-    found: dict[Key, Figures] = {}
+    by_network: dict[Key, Figures] = {}
     for network, cells in pairs.networks.items():
         moves = {
             part: _mean([rows[i]["move"] for i in cells if "move" in rows[i] and pairs.parts[i] == part])
@@ -66,7 +66,7 @@ def network_figures(
         }
         known = any(pairs.parts[i] for i in cells)
         everything = _mean([rows[i]["move"] for i in cells if "move" in rows[i]])
-        found[network] = Figures(
+        by_network[network] = Figures(
             pictures=len(cells),
             move=moves["T"] if known else everything,
             leak_u=moves["U"],
@@ -83,7 +83,7 @@ def network_figures(
                 if name in deviations and any(name in rows[i] for i in cells)
             },
         )
-    return found
+    return by_network
 
 
 def selectivity(moved: Sequence[float], others: Sequence[float]) -> float | None:
@@ -99,15 +99,15 @@ def base_deviations(pairs: Pairs, levels: Mapping[str, Sequence[float | None]]) 
     for index in pairs.of_base():
         groups.setdefault(pairs.groups[index], []).append(index)
     several = [cells for cells in groups.values() if len(cells) > 1]
-    found: dict[str, float] = {}
+    deviations: dict[str, float] = {}
     for name, values in levels.items():
         apart: list[float] = []
         for cells in several:
             known = [value for i in cells if (value := values[i]) is not None]
             apart += [abs(value - float(np.median(known))) for value in known]
         if apart:
-            found[name] = max(float(np.median(apart)), LEAST_MAD[name])
-    return found
+            deviations[name] = max(float(np.median(apart)), LEAST_MAD[name])
+    return deviations
 
 
 def _levels(looks: Sequence[Look | None], name: str) -> list[float | None]:
@@ -155,14 +155,14 @@ def _before(grid: Grid, pairs: Pairs) -> dict[Key, Sequence[int]]:
     at = pairs.names.index("file")
     axis = grid.axis("file")
     order = [value for value in axis.values if value is not None] if axis else []
-    found: dict[Key, Sequence[int]] = {}
+    before: dict[Key, Sequence[int]] = {}
     for network in pairs.networks:
         value = network[at]
         if value is not None and value in order and (place := order.index(value)) > 0:
             earlier = (*network[:at], order[place - 1], *network[at + 1 :])
             if earlier in pairs.networks:
-                found[network] = pairs.networks[earlier]
-    return found
+                before[network] = pairs.networks[earlier]
+    return before
 
 
 def headroom(pairs: Pairs, figures: Mapping[Key, Figures]) -> dict[Key, float]:
@@ -180,7 +180,7 @@ def headroom(pairs: Pairs, figures: Mapping[Key, Figures]) -> dict[Key, float]:
         weight = network[at]
         if one.move is not None and isinstance(weight, int | float):
             curves.setdefault((*network[:at], *network[at + 1 :]), []).append((float(weight), one.move))
-    found: dict[Key, float] = {}
+    rooms: dict[Key, float] = {}
     for file, points in curves.items():
         curve = sorted({0.0: 0.0, **dict(points)}.items())
         if len(curve) < FEWEST_KNEE_WEIGHTS:
@@ -194,5 +194,5 @@ def headroom(pairs: Pairs, figures: Mapping[Key, Figures]) -> dict[Key, float]:
         ]
         _, change, knee = max(bends, key=lambda bend: abs(bend[0]))
         if abs(change) >= LEAST_BEND * float(np.mean(np.abs(slopes))):
-            found[file] = knee - 1
-    return found
+            rooms[file] = knee - 1
+    return rooms

@@ -61,12 +61,12 @@ def likeness(
 
 
 def _vendi(rows: Sequence[Floats | None], pairs: Pairs) -> dict[Key, float]:
-    found: dict[Key, float] = {}
+    scores: dict[Key, float] = {}
     for network, cells in pairs.networks.items():
         known = [row for index in cells if (row := rows[index]) is not None]
         if len(known) >= FEWEST_VENDI:
-            found[network] = encoders.vendi(np.stack(known))
-    return found
+            scores[network] = encoders.vendi(np.stack(known))
+    return scores
 
 
 def character(folder: Path, held_out: Path, cells: Sequence[Cell], pairs: Pairs) -> ByModel:
@@ -88,11 +88,11 @@ def character(folder: Path, held_out: Path, cells: Sequence[Cell], pairs: Pairs)
 
 def rises(values: Sequence[float | None], pairs: Pairs) -> list[float | None]:
     """For each cell its value less its base's; None for the base itself."""
-    found: list[float | None] = []
+    differences: list[float | None] = []
     for index, base in enumerate(pairs.bases):
         own, other = values[index], None if base is None else values[base]
-        found.append(None if own is None or other is None or base == index else own - other)
-    return found
+        differences.append(None if own is None or other is None or base == index else own - other)
+    return differences
 
 
 # -------------------------------------------------------------------------------- a tagger in full

@@ -117,7 +117,7 @@ def _rise(values: Sequence[float | None], index: int, base: int | None) -> float
 def unasked(cells: Sequence[Cell], pairs: Pairs, by: Tagged, wanted: frozenset[str]) -> dict[Key, Unasked]:
     """For each network the tags of the dataset that rise most over the base where the prompt has them not."""
     asked = [set(prompt_tags(str(cell.values.get("prompt", "")))) for cell in cells]
-    found: dict[Key, Unasked] = {}
+    by_network: dict[Key, Unasked] = {}
     for network, members in pairs.networks.items():
         rises = {tag: _mean_rise(tag, members, asked, pairs, by) for tag in wanted & by.vocabulary}
         known = {tag: rise for tag, rise in rises.items() if rise is not None}
@@ -127,8 +127,8 @@ def unasked(cells: Sequence[Cell], pairs: Pairs, by: Tagged, wanted: frozenset[s
         levels = [_level(scores, [tag for tag, _ in top]) for scores in by.scores]
         deviation = base_deviations(pairs, {"unasked": levels}).get("unasked")
         rise = float(np.mean([rise for _, rise in top]))
-        found[network] = Unasked(rise, None if deviation is None else rise / deviation, tuple(top))
-    return found
+        by_network[network] = Unasked(rise, None if deviation is None else rise / deviation, tuple(top))
+    return by_network
 
 
 def _mean_rise(

@@ -13,12 +13,12 @@ def build(bench: Bench) -> Step | None:
         return None
 
     def step(tags: list[str], facts: Facts) -> list[str]:
-        found: list[str] = []
+        split: list[str] = []
         for tag in tags:
             key = bench.key(tag)
             is_name = key.endswith(")") and key not in bench.own and bench.category(key, facts) == "character"
-            found += split_name(tag) if is_name else (tag,)
-        return found
+            split += split_name(tag) if is_name else (tag,)
+        return split
 
     return step
 

@@ -27,14 +27,16 @@ def build(bench: Bench) -> Step | None:
         return tuple(seen)
 
     parents: Memo[Sequence[str]] = Memo(follow)
-    ends = {end for found in rules.implications.values() for end in found}
+    ends = {end for implied in rules.implications.values() for end in implied}
 
     def drop(tags: list[str], _facts: Facts) -> list[str]:
         keys = bench.keys(tags)
         if ends.isdisjoint(keys):
             return tags
-        found = starts & keys
-        return bench.without({one for key in found for one in parents[key]}, tags, keys) if found else tags
+        implying = starts & keys
+        return (
+            bench.without({one for key in implying for one in parents[key]}, tags, keys) if implying else tags
+        )
 
     def add(tags: list[str], _facts: Facts) -> list[str]:
         here = set(map(key, tags))

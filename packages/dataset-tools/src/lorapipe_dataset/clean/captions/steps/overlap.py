@@ -24,11 +24,11 @@ def build(bench: Bench) -> Step | None:
                 every.clear()
             seen.update(keys)
             every.update(chain.from_iterable(map(_tails, keys)))
-        found = every.intersection(keys)
-        if not found:
+        present = every.intersection(keys)
+        if not present:
             return tags
         ends = "\n".join(keys) + "\n"
-        return bench.without({key for key in found if f" {key}\n" in ends}, tags, keys)
+        return bench.without({key for key in present if f" {key}\n" in ends}, tags, keys)
 
     return step
 

@@ -39,8 +39,8 @@ def build(bench: Bench) -> Step | None:
             return tags
         seen: dict[int, set[str]] = {}
         for key in keys:
-            if (found := classes[key]) is not None:
-                seen.setdefault(found, set()).add(key)
+            if (kind := classes[key]) is not None:
+                seen.setdefault(kind, set()).add(key)
         out = {key for members in seen.values() if len(members) > 1 for key in members}
         return bench.without(out, tags, keys)
 

@@ -24,10 +24,10 @@ class Memo(dict[str, Value], Generic[Value]):
         self._function = function
 
     def __missing__(self, text: str) -> Value:
-        found = self._function(text)
+        value = self._function(text)
         if len(self) < MOST:
-            self[text] = found
-        return found
+            self[text] = value
+        return value
 
 
 class Each:
@@ -44,10 +44,10 @@ class Each:
         return list(chain.from_iterable(map(self._known.__getitem__, tags)))
 
     def _look(self, tag: str) -> tuple[str, ...]:
-        found = (tag,) if tag == MARK else tuple(self.change(tag))
-        if found == (tag,) and len(self._fixed) < MOST:
+        changed = (tag,) if tag == MARK else tuple(self.change(tag))
+        if changed == (tag,) and len(self._fixed) < MOST:
             self._fixed.add(tag)
-        return found
+        return changed
 
 
 def fuse(first: Each, second: Each) -> Each:
