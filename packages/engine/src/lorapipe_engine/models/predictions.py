@@ -55,6 +55,11 @@ def find_prediction(word: str) -> str | None:
     return next((row.name for row in PREDICTIONS.values() if word in (row.name, row.word)), None)
 
 
+def says_flow(metadata: Mapping[str, str]) -> bool:
+    """Whether a file's metadata say that its model, or that of its network, predicts flow."""
+    return find_prediction(metadata.get("modelspec.prediction_type", "").lower()) == FLOW.name
+
+
 def marked_prediction(tensors: Mapping[str, object]) -> str | None:
     """The name of the row whose mark a checkpoint holds; None without any."""
     return next((row.name for row in PREDICTIONS.values() if not row.marks.isdisjoint(tensors)), None)

@@ -10,9 +10,10 @@ from pathlib import Path
 from lorapipe_engine.errors import LoraError
 from lorapipe_engine.files.folders import read_config
 from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.models import predictions
 from lorapipe_engine.models.bases import DEMO, resolve_base
 from lorapipe_engine.models.families import get_family, recognise
-from lorapipe_engine.models.predictions import FLOW, find_prediction
+from lorapipe_engine.models.predictions import FLOW
 
 DEFAULT_SIDE = 512  # pixels
 DEMO_SIDE = 64
@@ -45,8 +46,7 @@ def says_flow(base: str | None) -> bool:
         if not path.is_file() or path.suffix.lower() != ".safetensors":
             return False
         with open_tensors(path) as file:
-            said = file.metadata.get("modelspec.prediction_type", "").lower()
-            return find_prediction(said) == FLOW.name
+            return predictions.says_flow(file.metadata)
     except LoraError:
         return False  # what is wrong with the file is said when it is loaded
 
