@@ -47,6 +47,13 @@ def test_the_folder_itself_is_taken(tmp_path: Path) -> None:
     assert [row.repeats for row in repeat_folders(tmp_path / "3_cat")] == [3]
 
 
+def test_a_level_further_down_is_named(tmp_path: Path) -> None:
+    for name in ("img/5_mira", "log", "reg/1_girl"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"name .*img in its place, which holds '5_mira'"):
+        repeat_folders(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -126,6 +126,34 @@ def test_words_for_accelerate_are_named() -> None:
     assert (found.exit_code, "torchrun" in found.stderr) == (2, True)
 
 
+def test_what_starts_sd_scripts_is_left_over(tmp_path: Path) -> None:
+    launched = "accelerate launch --num_cpu_threads_per_process 2 ./sdxl_train_network.py"
+    for words in (launched, "python -m accelerate.commands.launch train_network.py"):
+        found = run(*words.split(), "--network_dim", "3", "--print-config")
+        assert "network_dim = 3" in found.stdout, found.stderr
+        assert "lora-train is the program itself, and needs no launcher" in found.stderr
+    found = run("\u2013network_dim", "8")
+    assert (found.exit_code, "begins with a long dash" in found.stderr) == (2, True)
+    assert "write --network_dim" in found.stderr
+
+
+def test_arguments_may_stand_in_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text(
+        'optimizer_args = "betas=(0.9, 0.95) weight_decay=0.1"\nnetwork_args = ["conv_dim=4 conv_alpha=1"]\n'
+    )
+    found = run("--print-config", "--config_file", str(path)).stdout
+    assert 'optimizer_args = ["betas=(0.9, 0.95)", "weight_decay=0.1"]' in found
+    assert 'network_args = ["conv_dim=4", "conv_alpha=1"]' in found
+
+
+def test_options_of_other_families_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text('timestep_sampling = "shift"\n')
+    found = run("--print-config", "--config_file", str(path))
+    assert (found.exit_code, "is of FLUX, SD3 and the like" in found.stderr) == (2, True)
+
+
 def test_nothing_is_uploaded_without_a_repository(tmp_path: Path) -> None:
     path = tmp_path / "options.toml"
     path.write_text('async_upload = true\nhuggingface_repo_id = ""\nhuggingface_repo_type = "model"\n')
@@ -144,7 +172,21 @@ def test_no_option_is_both_taken_and_refused() -> None:
     assert not OWN & set(FOREIGN)
 
 
-@pytest.mark.parametrize("name", FOREIGN)
+def test_a_rate_for_each_text_encoder_is_one_of_two(tmp_path: Path) -> None:
+    found = run("--print-config", "--text_encoder_lr2=2e-5", "--text_encoder_lr1=1e-5")
+    assert "text_encoder_lr = [1e-05, 2e-05]" in found.stdout
+    assert "note: text_encoder_lr2: taken as value 2 of text_encoder_lr" in found.stderr
+    path = tmp_path / "options.toml"
+    path.write_text("text_encoder_lr2 = 2e-5\ntext_encoder_lr1 = 1e-5\n")
+    assert "text_encoder_lr = [1e-05, 2e-05]" in run("--print-config", "--config_file", str(path)).stdout
+    path.write_text("text_encoder_lr1 = 1e-5\n")
+    for words in (["--text_encoder_lr1", "1e-5"], ["--config_file", str(path)]):
+        found = run("--print-config", *words)
+        assert found.exit_code == 2
+        assert "text_encoder_lr1: is one of the values of text_encoder_lr" in found.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in FOREIGN if not name.startswith("text_encoder_lr")])
 def test_each_says_why_in_one_line(name: str) -> None:
     row = FOREIGN[name]
     found = run("--plot-lr", f"--{name}", *([] if row.flag else ["7"]))

@@ -31,7 +31,7 @@ from lorapipe_tagger.models.known import HUB, hub_model
 
 from .making import MODEL, PICTURES
 
-NEWEST = {"z3d"}  # of which no commit is known; a line says so
+NEWEST = {"z3d", "cl-v2", "animetimm"}  # of which no commit is known; a line says so
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -177,6 +177,19 @@ def test_short_names() -> None:
         assert found is not None, word
         assert found.repository == f"SmilingWolf/{name}"
         assert len(found.revision) == 40
+    others = {
+        "pixai": "deepghs/pixai-tagger-v0.9-onnx",
+        "pixai-v1": "Mexes/pixai-tagger-v1.0-onnx-fp32-fp16-int8",
+        "camie": "Camais03/camie-tagger-v2",
+        "camie-v1": "Camais03/camie-tagger",
+        "cl": "cella110n/cl_tagger",
+        "cl_v2": "cella110n/cl_tagger_v2",
+        "animetimm": "animetimm/caformer_b36.dbv4-full",
+    }
+    for word, repository in others.items():
+        found = hub_model(word)
+        assert found is not None
+        assert found.repository == repository
     assert hub_model("nonsense") is None
     deep = hub_model("someone/tagger/sub/folder")
     assert deep is not None

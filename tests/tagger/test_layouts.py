@@ -79,6 +79,7 @@ STYLES = "tag_id,name,category,count\n"
 STYLES += "".join(
     f"{at},{name},{category},1\n" for at, name, category in zip(range(6), NAMES, "013459", strict=True)
 )
+SPLIT = json.dumps({"tags": NAMES, "tags_split": [["general", 3], ["style", 1], ["rating", len(NAMES) - 4]]})
 IPS, OWN = CSV.replace("count\n", "count,ips\n"), CSV.replace("count\n", "count,best_threshold\n")
 MAPPING = json.dumps({at: {"tag": name, "category": "General"} for at, name in enumerate(NAMES)})
 ANIMETIMM_FILES = {"selected_tags.csv": OWN, "preprocess.json": PAD}
@@ -90,6 +91,7 @@ LAYOUTS: dict[str, tuple[dict[str, str], str, bool, bool, str, Any, tuple[Any, A
     "z3d-e621": ({"tags-selected.csv": CSV}, "model.onnx", False, False, "BGR", WHITE, PLAIN),
     "pixai": ({"selected_tags.csv": IPS}, "model.onnx", True, False, "RGB", None, HALF),
     "pixai-v1": ({"selected_tags.csv": STYLES}, "model_fp16.onnx", True, True, "RGB", BLACK, HALF),
+    "pixai-v1 by its own list": ({"config.json": SPLIT}, "model.onnx", True, True, "RGB", BLACK, HALF),
     "cl": ({"tag_mapping.json": MAPPING}, "model_optimized.onnx", True, True, "BGR", WHITE, HALF),
     "cl-v2": ({"model_vocabulary.json": vocabulary()}, "model.onnx", True, True, "RGB", None, HALF),
     "camie": ({CAMIE_DATA: metadata()}, CAMIE, True, True, "RGB", (124, 116, 104), (MEAN, STD)),
@@ -125,7 +127,7 @@ def test_layout(tmp_path: Path, family: str) -> None:
     scale = 1.0 if logits else 1 / 255 if mean is None else 0.5
     probe(tmp_path / network, side, planes=planes, logits=logits, scale=scale)
     found = find_model(str(tmp_path), revision=None, model_dir=None, offline=True)
-    assert found.adapter.name == family
+    assert found.adapter.name == family.partition(" ")[0]
     ready = Network(found.network, found.adapter, "cpu", len(read_labels(found.labels)))
     # All levels above the middle, so that no value is below 0 where no sigmoid comes behind.
     colour = (250, 190, 140) if family == "pixai" else RED

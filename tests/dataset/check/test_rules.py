@@ -60,6 +60,10 @@ def test_broken_pictures(check: Any, folder: Path, clean: Path) -> None:
     texts = {Path(row["paths"][0]).name: row["text"] for row in done.found("unreadable")}
     assert texts == {"0.png": "cut short", "1.png": "empty file", "2.png": "not a picture"}
     assert done.code == 1
+    # They are no part of an epoch.
+    assert "5 pictures that" not in (line := check(clean, "--only", "unreadable").out.splitlines()[0])
+    assert line.endswith(", and 3 pictures that cannot be trained")
+    assert done.json["trained"] == done.json["pictures"] - 3
     # Headers alone still tell the other two.
     assert names(check(clean, *BASE, "--no-look").found("unreadable")) == [["1.png"], ["2.png"]]
 
@@ -457,3 +461,25 @@ def test_library_errors_are_input_errors(clean: Path) -> None:
 
     with pytest.raises(InputError, match="no such folder"):
         scan([Record(clean / "none")], ".txt")
+
+
+# -------------------------------------------------------------------------------- parts
+
+
+def test_pictures_cut_out_of_others(check: Any, folder: Path, clean: Path) -> None:
+    """Of any size and shape, scaled and compressed; not mirrored ones, nor those that have nothing to do with it."""
+    whole = Image.open(folder / "0.png").convert("RGB").resize((600, 480), Image.Resampling.BICUBIC)
+    whole.save(folder / "whole.png")
+    whole.crop((200, 130, 500, 430)).save(folder / "part.png")
+    whole.crop((60, 20, 460, 300)).resize((700, 490)).save(folder / "large.jpg", quality=80)
+    whole.crop((200, 130, 500, 430)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    rows = check(clean, "--json", "--only", "crop").found("crop")
+    found = {Path(row["paths"][0]).name: row for row in rows}
+    assert set(found) == {"part.png", "large.jpg"}
+    assert Path(found["part.png"]["data"]["whole"]).name in ("whole.png", "0.png")
+    expected = [200 / 600, 130 / 480, 500 / 600, 430 / 480]
+    assert found["part.png"]["data"]["box"] == pytest.approx(expected, abs=0.02)
+    assert check(clean, "--json", "--crops").found("crop") == rows
+    assert check(clean, "--json").found("crop") == []  # it takes too long to be done unasked
+    skipped = check(clean, "--json", "--no-look", "--only", "crop").json["skipped"]
+    assert "crop" in {row["rule"] for row in skipped}

@@ -241,17 +241,33 @@ def test_what_stops_a_folder_is_told_once(clean: Clean, imgs: Path) -> None:
     assert snapshot(imgs) == before
 
 
+def test_the_mark_of_the_trainer_is_known_by_any_name(clean: Clean, tmp_path: Path) -> None:
+    words = (tmp_path, "--keep-tokens-separator", "##", "--order", "alphabet", "--trigger", "mira", "--text")
+    for name, text in {"a": "1boy##standing, red, Red", "b": "x ||| b", "c": "z ## c, b;;;a ## k"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    result = clean(*words)
+    assert result.code == 1
+    assert (tmp_path / "a.txt").read_text() == "mira, 1boy ## red, standing"
+    assert (tmp_path / "b.txt").read_text() == "x ||| b"
+    assert "b.txt: holds ||| beside the mark ##" in result.err
+    assert (tmp_path / "c.txt").read_text() == "mira, z ## c, b;;;a ## k"
+    assert "2 of 3 captions have 'mira'" in clean(*words[:3], "--check-trigger", "mira").err
+    assert "signs such as '|||'" in clean(tmp_path, "--keep-tokens-separator", "a, b").err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such signal there")
 @pytest.mark.parametrize("seed", range(int(os.environ.get("LORAPIPE_KILLS", "3"))))
 def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:
-    """Killed at random moments of the writing, with and without the second process; then taken back."""
+    """Killed at random moments after the first caption is changed, with and without the second process; then taken
+    back."""
     count = 6000 if seed % 2 else 2000
     for number in range(count):
         (tmp_path / f"{number}.txt").write_text(f"old, {number}\n")
     before = snapshot(tmp_path)
     words = [*PROGRAM, "-q", str(tmp_path), "--trigger", "new", "--text"]
     process = subprocess.Popen(words)
-    while not any(path.suffix == ".jsonl" for path in (tmp_path / ".lorapipe").glob("*")):
+    first = min(tmp_path.glob("*.txt"), key=lambda path: path.name)
+    while first.read_bytes().startswith(b"old"):
         assert process.poll() is None
         time.sleep(0.001)
     time.sleep(random.Random(seed).uniform(0, 0.3))
@@ -261,6 +277,7 @@ def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:
     new = sum(text == f"new, old, {number}\n" for number, text in texts.items())
     old = sum(text == f"old, {number}\n" for number, text in texts.items())
     assert new + old == count
+    print(f"seed {seed}: {new} of {count} captions changed")
     subprocess.run([*PROGRAM, "-q", "--undo", str(tmp_path)], check=True)
     assert snapshot(tmp_path) == before
     # It can go on, too.

@@ -124,6 +124,25 @@ def test_removed_and_renamed_files_come_back(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.skipif(not hasattr(os, "link"), reason="no hard links there")
+def test_a_file_with_both_names_comes_back(tmp_path: Path) -> None:
+    """A run that was killed between giving a file its new name and taking the old one from it."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode())
+    before = snapshot(tmp_path)
+    with Journal("lora-check").folder(tmp_path) as desk:
+        desk.remove("a")
+        desk.rename("b", "c")
+    (kept,) = (
+        path for path in (tmp_path / HIDDEN).rglob("*") if path.is_file() and path.read_bytes() == b"a"
+    )
+    os.link(kept, tmp_path / "a")
+    os.link(tmp_path / "c", tmp_path / "b")
+    assert undo([tmp_path], "lora-check").failures == []
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / HIDDEN).exists()
+
+
 def test_rename_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     (tmp_path / "b").write_bytes(b"b")

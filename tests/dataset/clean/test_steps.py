@@ -163,4 +163,4 @@ def test_tokens_are_counted_with_a_tokenizer(clean: Callable[..., Any], tmp_path
     assert record(clean, "solo, xyz, b", *options) == "solo, xyz"
     result = clean("-", "--no-txt", "--max-tokens", "2", stdin='{"path": "a.png", "caption": "a, b"}')
     assert "estimated" in result.err
-    assert "1 tags cut by the limits (most often: b)" in result.err
+    assert "1 tag cut by the limits (most often: b)" in result.err

@@ -202,7 +202,12 @@ def test_nothing_is_replaced_without_force(draw: Any, repeats: Any, tmp_path: Pa
     done = repeats(*words, 5, "--force")
     assert (done.code, names(tmp_path / "set")) == (0, ["5_raw"])
     assert (tmp_path / "set/5_raw/mine.txt").read_text() == "mine"
-    assert "1 files from before are still there" in done.err
+    assert "1 file from before is still there" in done.err
+    # Another concept's folder has nothing to do with it.
+    draw("../other/maid", 1)
+    done = repeats(tmp_path / "other", "-o", tmp_path / "set", "--repeats", 2, "--force")
+    assert (done.code, names(tmp_path / "set")) == (0, ["2_maid", "5_raw"])
+    assert "from before" not in done.err
 
 
 def test_a_failure_leaves_no_trace(draw: Any, repeats: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,14 @@ from safetensors.torch import load_file
 pytest.importorskip("diffusers")
 
 from lorapipe_engine.cli import lora_train
-from lorapipe_engine.datasets.described import dataset_notes
+from lorapipe_engine.datasets.described import dataset_notes, folder_lines
 from lorapipe_engine.datasets.record import dataset_record
 from lorapipe_engine.datasets.scan import scan
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.pictures.captions import fixed_caption
 from lorapipe_engine.settings import DataSettings
 from lorapipe_engine.train.sample.prompts import Prompt, read_prompts
+from lorapipe_engine.train.session import as_captions
 
 
 def draw(folder: Path, count: int = 2, caption: str = "mira, red", size: tuple[int, int] = (64, 64)) -> Path:
@@ -169,6 +171,41 @@ def test_steps_finer_than_the_base_has_are_taken_as_its_finest(tmp_path: Path) -
     assert scan(usual, finest=32).specs[0].buckets.step == 64
 
 
+def test_prompts_are_read_by_the_captions_rule(tmp_path: Path) -> None:
+    """A caption that is copied as a prompt is drawn as it is trained, and every time alike."""
+    draw(tmp_path / "1_mira")
+    options = data(
+        tmp_path,
+        keep_tokens_separator="##",
+        secondary_separator=";;;",
+        enable_wildcard=True,
+        caption_prefix="best",
+        shuffle_caption=True,
+    )
+    dataset = scan(options)
+    given = [
+        Prompt(text="1boy##standing, a;;;b, {red|blue} hair", negative="x##y"),
+        Prompt(text="(a, b:1.2)"),
+    ]
+    shown, note = as_captions(given, dataset)
+    assert shown[0].text in ("1boy, standing, a,b, red hair", "1boy, standing, a,b, blue hair")
+    assert (shown[0].negative, shown[1]) == ("x, y", given[1])
+    assert note is not None
+    assert "1 of 2 change" in note
+    assert as_captions(given, dataset) == (shown, note)
+    assert as_captions(given[1:], dataset) == (given[1:], None)
+    assert as_captions(given, scan(data(tmp_path)))[1] is None
+
+
+def test_a_dry_run_tells_what_is_left_out(tmp_path: Path) -> None:
+    draw(tmp_path / "data/1_mira", 2)
+    draw(tmp_path / "data/0_old", 1)
+    done = train(tmp_path, "--dry-run")
+    assert done.exit_code == 0
+    assert f"note: last: {tmp_path / 'data'}: not trained: " in done.stderr
+    assert "0_old" in done.stderr
+
+
 # ---------------------------------------------------------------------------------------------- metadata files
 
 
@@ -192,6 +229,28 @@ def test_captions_may_stand_in_one_file(tmp_path: Path) -> None:
     )
     found = scan(DataSettings(dataset_config=config, resolution=(64, 64), dataset_repeats=7))
     assert [row.repeats for row in found.pictures] == [7, 7]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_what_links_bring_from_elsewhere_is_not_published(tmp_path: Path) -> None:
+    """A set of strangers whose metadata file is a link, and whose names of pictures lead out."""
+    folder, home = draw(tmp_path / "set/flat", 1), draw(tmp_path / "home", 2)
+    (home / "mine.json").write_text(json.dumps({"000": {"caption": "my secret"}}))
+    (folder / "meta.json").symlink_to(home / "mine.json")
+    options = data(folder, in_json=folder / "meta.json")
+    dataset = scan(options)
+    assert [row.caption for row in dataset.pictures] == ["my secret"]
+    assert "secret" not in json.dumps(dataset_record(options, dataset))
+    assert "1 captions are links out of the dataset" in "\n".join(folder_lines(dataset))
+    (folder / "meta.json").unlink()
+    (folder / "deeper").symlink_to(home)
+    names = ["../../home/001.png", str(home / "001.png"), "deeper/001", "deeper/../../../home/001", "000"]
+    (folder / "meta.json").write_text(json.dumps({name: {"caption": name} for name in names}))
+    dataset = scan(options)
+    assert [(row.path, row.caption) for row in dataset.pictures] == [(folder / "000.png", "000")]
+    assert f"{folder / 'meta.json'}: left out: 4 pictures of the file that are not there" in dataset_notes(
+        options, dataset
+    )
 
 
 @pytest.mark.parametrize(

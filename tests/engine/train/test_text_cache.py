@@ -17,7 +17,9 @@ from safetensors.torch import load_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.settings import ModelSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
+from lorapipe_engine.train.base.shelf import Shelf, base_key  # noqa: E402
 from lorapipe_engine.train.data.text_cache import TextCache  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from support import tiny  # noqa: E402
@@ -97,6 +99,23 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(bases: dict[str, P
     assert len(cache) == len(CAPTIONS)
 
 
+def test_a_queue_encodes_the_same_captions_once(bases: dict[str, Path]) -> None:
+    shelf = Shelf(wanted=(key := base_key(ModelSettings(), bases["sdxl"], torch.float32)))
+    found = []
+    for made_with, captions in (("a", CAPTIONS), ("a", CAPTIONS[::-1]), ("b", CAPTIONS), ("a", CAPTIONS[:2])):
+        base = open_family(shelf.base(key, lambda: load_base(bases["sdxl"]), copies_weights=True))
+        encoded: list[int] = []
+        encode = base.text.encode
+        base.text.encode = lambda tokens, e=encode, n=encoded: n.append(len(tokens.ids[0])) or e(tokens)
+        cache = TextCache(base, weighted=False, shelf=shelf, made_with=made_with)
+        cache.prepare(captions)
+        found.append((sum(encoded), cache.take(["cat"])))
+    # Other captions, and the same ones in another way, are encoded anew: which go together is part of the states.
+    assert [count for count, _ in found] == [4, 0, 4, 2]
+    assert torch.equal(found[0][1].hidden, found[1][1].hidden)
+    assert torch.equal(found[0][1].pooled, found[1][1].pooled)
+
+
 # ------------------------------------------------------------------------------------------------- runs
 
 
@@ -135,6 +154,33 @@ def test_training_is_the_same_with_cached_text(
         torch.testing.assert_close(found[1][key], tensor, rtol=1e-3, atol=1e-5)
     assert len(files(tmp_path / "cache/text")) == 4
     assert not files(pictures)
+
+
+def test_cached_text_is_that_of_the_merged_base(
+    bases: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    assert (
+        train(
+            bases["sd1"], pictures, tmp_path / "first", "--text_encoder_lr", "1", "--save_precision", "float"
+        )
+        == 0
+    )
+    only_text = ["--network_train_unet_only", "--base_weights", tmp_path / "first/net.safetensors"]
+    only_text += ["--max_train_epochs", "1"]
+    found = {}
+    for name, more in {"cached": ["--cache_text_encoder_outputs"], "encoded": []}.items():
+        assert (
+            train(
+                bases["sd1"], pictures, tmp_path / name, *only_text, *more, "--base_weights_multiplier", "3"
+            )
+            == 0
+        )
+        rows = (tmp_path / name / "net.metrics.jsonl").read_text().splitlines()
+        found[name] = [json.loads(row)["loss/current"] for row in rows]
+    assert train(bases["sd1"], pictures, tmp_path / "plain", "--network_train_unet_only") == 0
+    rows = (tmp_path / "plain" / "net.metrics.jsonl").read_text().splitlines()
+    assert found["cached"] == pytest.approx(found["encoded"], rel=1e-5)
+    assert json.loads(rows[0])["loss/current"] != pytest.approx(found["cached"][0], rel=1e-5)
 
 
 def test_captions_that_vary_have_several_forms(

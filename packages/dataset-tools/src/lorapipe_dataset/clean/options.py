@@ -166,6 +166,7 @@ def rules_of(chosen: Chosen, algebra: str | None = None) -> Rules:
         style=read.style,
         split=read.split,
         join=read.join,
+        mark=read.keep_tokens_separator,
         lines=form.lines,
         spelling="keep" if form.spaces is None else "spaces" if form.spaces else "underscores",
         escape=form.escape,

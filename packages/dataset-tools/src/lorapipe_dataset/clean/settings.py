@@ -8,6 +8,7 @@ from typing import Literal
 
 from lorapipe_engine.command.foreign import ignored, refused
 from lorapipe_engine.command.modes import Mode, flag
+from lorapipe_engine.pictures.captions import KEEP_MARK
 
 Style = Literal["tags", "text"]
 Lines = Literal["each", "join", "first"]
@@ -65,6 +66,12 @@ class InputSettings:
     style: Style = flag("tags", "Captions are tags, or sentences.")
     split: str = flag(",", "Sign between tags that are read, besides --join.  [default: ,]", metavar="SIGN")
     join: str = flag(", ", "Sign between tags that are written.  [default: ', ']", metavar="TEXT")
+    keep_tokens_separator: str = flag(
+        KEEP_MARK,
+        "The trainer's keep_tokens_separator: what stands before it stays in front.  [default: |||]",
+        metavar="MARK",
+        needs=_OF_TAGS,
+    )
     prefix: str = flag("", "Text in front of every caption.", metavar="TEXT")
     suffix: str = flag("", "Text behind every caption.", metavar="TEXT")
     if_empty: str | None = flag(None, "Caption of those that are empty or missing.", metavar="TEXT")

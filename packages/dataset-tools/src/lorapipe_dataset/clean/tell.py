@@ -18,6 +18,7 @@ from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import complain, say
 
 TOOL = "lora-clean"
+_LETTERS = 60  # of a tag that is named
 _SHOWN = 5  # captions left alone that are named; the others are counted
 
 
@@ -140,8 +141,9 @@ def tell_cut(cut: Counter[str]) -> None:
     """What the limits took away."""
     if cut:
         often = sorted(cut, key=lambda tag: (-cut[tag], tag))[:5]
-        most = ", ".join(map(printable, often))
-        say(f"{TOOL}: {cut.total():,} tags cut by the limits (most often: {most})")
+        most = ", ".join(printable(tag if len(tag) <= _LETTERS else f"{tag[:_LETTERS]}...") for tag in often)
+        count = "1 tag" if cut.total() == 1 else f"{cut.total():,} tags"
+        say(f"{TOOL}: {count} cut by the limits (most often: {most})")
 
 
 def tell_frequency(tags: Counter[str]) -> None:

@@ -229,12 +229,15 @@ def _is_folder(place: Place, name: str) -> bool:
 
 
 def _left_over(output: Place, layout: Layout) -> list[str]:
-    known = {str(item.target) for item in layout.items}
+    """Notes on what else lies in the folders that were added to; other concepts' have nothing to do with it."""
+    known: dict[str, set[str]] = {}
+    for item in layout.items:
+        known.setdefault(item.target.parent.name, set()).add(item.target.name)
     notes = []
-    for folder in output.names():
-        if _is_folder(output, folder) and concept_of(folder) != folder:
-            with output.folder(folder) as place:
-                names = [name for name in place.names() if str(Path(folder, name)) not in known]
-            if names:
-                notes.append(f"{output.show(folder)}: {len(names)} files from before are still there")
+    for folder, own in known.items():
+        with output.folder(folder) as place:
+            count = sum(name not in own for name in place.names())
+        if count:
+            noun = "1 file from before is" if count == 1 else f"{count} files from before are"
+            notes.append(f"{output.show(folder)}: {noun} still there")
     return notes

@@ -226,7 +226,14 @@ class _Desk:
         elif not (self._is_own_folder(entry, facts) or self._is_own_link(entry, place, name, facts)):
             raise LinkRefused(f"{place.show(name)}: no plain file; left alone")
         path = self._folder.show(entry.name)
-        if self._folder.facts(entry.name) is not None:
+        here = self._folder.facts(entry.name)
+        if here is not None and (here.st_ino, here.st_dev) == (facts.st_ino, facts.st_dev):
+            # A file has both names for a moment, in which the run was killed.
+            self._step(f"delete {place.show(name)}")
+            if not self._dry_run:
+                place.unlink(name)
+            return False
+        if here is not None:
             raise OutputError(f"{path}: there is a new file of that name, left alone")
         self._step(f"move {place.show(name)} -> {path}")
         if not self._dry_run:

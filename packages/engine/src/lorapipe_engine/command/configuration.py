@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,26 @@ class Translate(Protocol):
     """Reads a whole file in another program's form; None where it is not in such a form. Raises ConfigError."""
 
     def __call__(self, table: Mapping[str, Any], path: Path) -> list[Entry] | None: ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One value, counted from 0, of an option that takes several: another program has an option, ``name``, for each."""
+
+    number: int
+    value: Any
+    name: str
+
+
+def join_items(name: str, items: Iterable[Item]) -> list[Any]:
+    """The values of the option ``name``, in order. Raises ConfigError where one of them is missing."""
+    given = list(items)
+    values = {item.number: item.value for item in given}
+    if sorted(values) != list(range(len(values))) or len(values) < 2:
+        raise ConfigError(
+            f"{given[0].name}: is one of the values of {name}, and the other is missing; use {name}"
+        )
+    return [values[number] for number in sorted(values)]
 
 
 # Given the name, value and place of a key that is no option: None where it is unknown, else the options that it means.
@@ -78,8 +98,14 @@ def read_options(
         if means is None:
             raise ConfigError(f"{place}: {entry.key}: unknown key{nearest(name, [*known, *aliases])}")
         meant += [(own, Given(value, place, entry.key)) for own, value in means.items()]
+    items: dict[str, list[Given]] = {}
     for name, given in meant:
-        _add(options, name, given, path)
+        if isinstance(given.value, Item):
+            items.setdefault(name, []).append(given)
+        else:
+            _add(options, name, given, path)
+    for name, parts in items.items():
+        _add(options, name, replace(parts[0], value=join_items(name, (part.value for part in parts))), path)
     return options
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.configuration import is_nothing
+from lorapipe_engine.command.configuration import Item, is_nothing, join_items
 from lorapipe_engine.command.options import WordsOption
 from lorapipe_engine.errors import ConfigError
 
@@ -49,6 +49,18 @@ def obeyed(
 ) -> dict[str, Foreign]:
     """The row of an option that stands for others here; ``why`` names them in the note."""
     return {name: Foreign(why, flag=flag, off=off, means=means)}
+
+
+def items_of(own: str, *names: str) -> dict[str, Foreign]:
+    """Rows of options that each give one value of the tool's option ``own``, in their order."""
+    rows: dict[str, Foreign] = {}
+    for number, name in enumerate(names):
+        rows |= obeyed(f"taken as value {number + 1} of {own}", name, _item(own, number, name))
+    return rows
+
+
+def _item(own: str, number: int, name: str) -> Callable[[Any], Options]:
+    return lambda value: {own: Item(number, value, name)}
 
 
 class ForeignOptions:
@@ -122,14 +134,18 @@ def given_options(options: ForeignOptions, flags: Options) -> dict[str, Any]:
     """The ``flags`` of the command line that is being run with what its options of other programs mean. Raises
     ConfigError for one that is refused, or that means another value than a flag gives."""
     meant = dict(flags)
+    items: dict[str, list[Item]] = {}
     for name, value in click.get_current_context().meta.get(__name__, []):
         number = value[0] if isinstance(value, tuple) and len(value) == 1 else value
         number = int(number) if isinstance(number, str) and number.isdigit() else number
         for own, wanted in (options(name, number, "") or {}).items():
             if meant.get(own) not in (None, (), wanted):
                 raise ConfigError(f"{name} and {own} {meant[own]} exclude each other; leave one of them out")
-            meant[own] = wanted
-    return meant
+            if isinstance(wanted, Item):
+                items.setdefault(own, []).append(wanted)
+            else:
+                meant[own] = wanted
+    return meant | {own: tuple(join_items(own, values)) for own, values in items.items()}
 
 
 def foreign_notes(table: Mapping[str, Foreign]) -> list[str]:
@@ -164,7 +180,7 @@ def whole_names(words: Sequence[str], command: click.Command) -> tuple[list[str]
     return written, notes
 
 
-_LAUNCHERS = frozenset({"accelerate", "launch", "python", "python3"})
+_LAUNCHERS = frozenset({"accelerate", "launch", "python", "python3", "-m", "accelerate.commands.launch"})
 _SCRIPT = re.compile(r"(?:.*[/\\])?(?:sdxl_|flux_|sd3_)?train_network\.py")
 
 

@@ -7,7 +7,9 @@ commands print for people goes through :func:`printable`, whoever wrote it.
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Sequence
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
@@ -36,3 +38,16 @@ def hidden_letter(text: str) -> str | None:
     if text.isprintable():
         return None
     return next((letter for letter in text if unicodedata.category(letter) in _HIDDEN), None)
+
+
+_NEXT_PAIR = re.compile(r"\s+(?=[A-Za-z_]\w*\s*=)")
+
+
+def pairs_apart(words: Sequence[str]) -> tuple[str, ...]:
+    """Words ``name=value``, where one word may hold several, as GUIs keep them: ``a=1 b=(2, 3)`` is two."""
+    apart: list[str] = []
+    for word in words:
+        pieces = _NEXT_PAIR.split(word.strip())
+        is_plain = all("=" in piece for piece in pieces) and not any(mark in word for mark in "'\"[{")
+        apart += pieces if is_plain else [word]
+    return tuple(apart)

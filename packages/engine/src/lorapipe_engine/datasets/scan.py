@@ -181,6 +181,7 @@ def _scan_subset(
     rows: list[Picture] = []
     bare = empty = 0
     is_linked = leads_out(subset.folder, root) is not None
+    is_private = subset.metadata is not None and _is_linked_file(subset.metadata, subset.folder)
     # One listing of the folder is far quicker than asking for each file that might be there.
     captions = CaptionNames.in_folder(subset.folder, subset.caption_extension)
     masks = {} if subset.masks is None else _masks(subset.masks, paths)
@@ -189,7 +190,7 @@ def _scan_subset(
             beside = next((path.with_name(name) for name in captions.of(path.name)), None)
             text, private = _caption_text(beside, root, is_linked, every_line=subset.captions.wildcards)
         else:
-            text, private = source.captions[path], False
+            text, private = source.captions[path], is_private
         bare += text is None
         empty += text == ""
         size = image_size(path)
@@ -212,6 +213,11 @@ def _scan_subset(
         subset, source.dataset, len(paths), bare, empty, private_count, source.missing, source.unlisted
     )
     return folder, rows
+
+
+def _is_linked_file(metadata: Path, folder: Path) -> bool:
+    """Whether a file of captions is somebody else's, by a link in a folder of pictures or in its own place."""
+    return leads_out(metadata, folder if folder in metadata.parents else metadata.parent) is not None
 
 
 def _masks(folder: Path, pictures: Sequence[Path]) -> dict[str, Path]:

@@ -114,6 +114,21 @@ class Adapter(nn.Module):
         """The options that the tensors of a file's module show, by suffix."""
         return {}
 
+    def short_rank(self) -> int:
+        """The rank of :meth:`short_form`; 0 where the change has no such form here, or dropouts in its way, or one that
+        costs more than the base's own product."""
+        return 0
+
+    @classmethod
+    def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The changes of N adapters that are :func:`alike` as products of two factors: down (N, R, in), up (N, out, R).
+        Each up · down is a change at strength 1, as ``forward`` has it in training.
+
+        ``values``: their parameters by name, those of all ``rows`` stacked, (N, ...) in float32. Gradients go back to
+        them.
+        """
+        raise NotImplementedError
+
     @property
     def roles(self) -> tuple[str, ...]:
         """Names of the parameters, in the order of :meth:`shapes`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -63,6 +63,21 @@ class DyLora(Lora):
         if isinstance(self.base, nn.Conv2d):
             return out + F.conv2d(hidden, up.to(x.dtype))
         return out + F.linear(hidden, up.to(x.dtype))
+
+    def short_rank(self) -> int:
+        return 0 if self.dropouts.any else self.rank
+
+    @classmethod
+    def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Every adapter draws a block, for all passes until the factors are made again."""
+        like = rows[0]
+        down, up = values["lora_down"].flatten(2), values["lora_up"].flatten(2)
+        drawn = torch.randint(like.rank // like.unit, (len(rows), 1), device=down.device)
+        block = torch.arange(like.rank, device=down.device) // like.unit
+        there, trained = (block <= drawn).to(down.dtype), block == drawn  # (N, r)
+        down = torch.where(trained[:, :, None], down, down.detach())
+        up = torch.where(trained[:, None, :], up, up.detach())
+        return down, up * (there * (like.alpha / like.rank))[:, None, :]
 
 
 def _along(ranks: Tensor, like: Tensor, axis: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import apply_weight, kept_rows, layer_shape, parameter
-from lorapipe_engine.nn.factored import Factored
+from lorapipe_engine.nn.factored import MAGNITUDE, SCALAR, Factored
 from lorapipe_engine.nn.options import flag
 
 
@@ -92,6 +92,18 @@ class Loha(Factored):
         if isinstance(self.base, nn.Conv2d):
             return F.conv2d(hidden, up[:, :, None, None].to(x.dtype))
         return F.linear(hidden, up.to(x.dtype))
+
+    def short_rank(self) -> int:
+        return self.rank**2 if self.is_short and not (self.has(MAGNITUDE) or self.dropouts.any) else 0
+
+    @classmethod
+    def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        like = rows[0]
+        up = torch.einsum("nor,nos->nors", values["w1_a"] * (like.alpha / like.rank), values["w2_a"])
+        down = torch.einsum("nri,nsi->nrsi", values["w1_b"], values["w2_b"])
+        if like.has(SCALAR):
+            up = up * values[SCALAR].view(-1, 1, 1, 1)
+        return down.flatten(1, 2), up.flatten(2)
 
     def _dropped(self, rows: Tensor) -> Tensor:
         if not (self.training and self.dropouts.any):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import apply_weight, kept_rows, layer_shape, parameter
-from lorapipe_engine.nn.factored import Factored
+from lorapipe_engine.nn.factored import MAGNITUDE, SCALAR, Factored
 from lorapipe_engine.nn.options import factor as read_factor
 from lorapipe_engine.nn.options import flag
 
@@ -132,6 +132,32 @@ class Lokr(Factored):
         hidden = apply_weight(self.base, parts, second)
         hidden = hidden.reshape(len(x), -1, *hidden.shape[1:])  # (B, i1, o2, H', W')
         return torch.einsum("pi,bidhw->bpdhw", first, hidden).flatten(1, 2)
+
+    def short_rank(self) -> int:
+        """Of (w1 ⊗ w2_a) · (1 ⊗ w2_b): i1 · r."""
+        if self.has(MAGNITUDE) or self.dropouts.any or "w2_a" not in self._shapes or "t2" in self._shapes:
+            return 0
+        weight = self.weight.flatten(1)
+        rank = self._inputs * self._shapes["w2_b"][0]
+        return rank if rank * sum(weight.shape) <= weight.numel() else 0
+
+    @classmethod
+    def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        like, left, right = rows[0], values["w2_a"], values["w2_b"]
+        first = values["w1"] if "w1" in values else values["w1_a"] @ values["w1_b"]  # (N, o1, i1)
+        if like.has(SCALAR):
+            first = first * values[SCALAR].view(-1, 1, 1)
+        count, each = like._inputs, torch.eye(like._inputs, device=first.device)
+        up = torch.einsum("npi,ndr->npdir", first * like.strength, left)
+        down = torch.einsum("ij,nrm->nirjm", each, right)
+        return down.reshape(len(rows), count * right.shape[1], -1), up.reshape(
+            len(rows), -1, count * left.shape[2]
+        )
+
+    @property
+    def _inputs(self) -> int:
+        """i1, the columns of w1."""
+        return self._shapes["w1" if "w1" in self._shapes else "w1_b"][1]
 
     def _first(self) -> Tensor:
         """w1, (o1, i1)."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Options, Size, is_low_rank
 from lorapipe_engine.nn.change import layer_shape, parameter
-from lorapipe_engine.nn.factored import Factored
+from lorapipe_engine.nn.factored import MAGNITUDE, SCALAR, Factored
 from lorapipe_engine.nn.options import flag
 
 
@@ -206,6 +206,16 @@ class DressedLora(Lora):
         if self.weight.device.type != "meta":
             for own in drawn:
                 nn.init.kaiming_uniform_(own, a=math.sqrt(5))
+
+    def short_rank(self) -> int:
+        return 0 if self.dropouts.any or self.has("lora_mid") or self.has(MAGNITUDE) else self.rank
+
+    @classmethod
+    def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        up = values["lora_up"].flatten(2) * (rows[0].alpha / rows[0].rank)
+        if rows[0].has(SCALAR):
+            up = up * values[SCALAR].view(-1, 1, 1)
+        return values["lora_down"].flatten(2), up
 
     forward = Factored.forward
     scale_ = Factored.scale_

@@ -36,6 +36,14 @@ class LoraFa(Lora):
     def shapes(cls, layer: tuple[int, ...], size: Size, options: Options) -> dict[str, tuple[int, ...]]:  # noqa: ARG003
         return {"lora_up": Lora.shapes(layer, size, {})["lora_up"]}
 
+    def short_rank(self) -> int:
+        return 0 if self.dropouts.any else self.rank
+
+    @classmethod
+    def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        up = values["lora_up"] * (rows[0].alpha / rows[0].rank)
+        return values["lora_down"].flatten(2), up.flatten(2)
+
     def scale_(self, factor: Tensor) -> None:
         self.lora_up.data.mul_(factor)
 

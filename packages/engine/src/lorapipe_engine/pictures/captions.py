@@ -10,7 +10,7 @@ import codecs
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -160,6 +160,22 @@ def fixed_caption(text: str, rule: CaptionRule) -> str:
     still = replace(rule, shuffle=False, tag_dropout=0.0, warmup_steps=0.0)
     # Of wildcards the first choices of a stream of their own, the same at every time.
     return rewrite_caption(text, still, random.Random(text))
+
+
+def prompt_caption(text: str, rules: Iterable[CaptionRule]) -> str:
+    """A prompt as captions of ``rules`` are trained: their marks taken out, of wildcards the same choice at every time.
+
+    Nothing is put before or after it, and all of its lines stay.
+    """
+    for rule in dict.fromkeys(rules):
+        marks = CaptionRule(
+            separator=rule.separator,
+            keep_tokens_separator=rule.keep_tokens_separator,
+            secondary_separator=rule.secondary_separator,
+            wildcards=rule.wildcards,
+        )
+        text = "\n".join(fixed_caption(line, marks) for line in text.split("\n"))
+    return text
 
 
 def caption_tags(text: str, rule: CaptionRule) -> list[str]:

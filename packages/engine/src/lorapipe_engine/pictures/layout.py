@@ -119,6 +119,10 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def _what_to_rename(root: Path, inside: Sequence[Path]) -> str:
+    for folder in inside:  # GUIs make a folder with img, reg, model and log
+        for deeper in folder.iterdir() if os.access(folder, os.R_OK) else ():
+            if concept_of(deeper.name) != deeper.name and deeper.is_dir():
+                return f"name {folder} in its place, which holds '{deeper.name}'"
     if inside:
         repeats, name = _with_repeats(inside[0].name)
         return f"rename '{inside[0].name}' to '{repeats}_{name}' ({repeats} is how often its pictures come in an epoch)"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorapipe_engine.command.options import option
+from lorapipe_engine.command.text import pairs_apart
 from lorapipe_engine.errors import ConfigError
 
 
@@ -42,6 +43,7 @@ class NetworkSettings:
     network_train_text_encoder_only: bool = option(False, "Leave the UNet as it is.")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "network_args", pairs_apart(self.network_args))
         if self.network_train_unet_only and self.network_train_text_encoder_only:
             raise ConfigError(
                 "network_train_unet_only and network_train_text_encoder_only exclude each other; leave one of them out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lorapipe_engine.command.options import option
+from lorapipe_engine.command.text import pairs_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +59,7 @@ class OptimizerSettings:
     )
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 leaves it.", min=0)
     gradient_accumulation_steps: int = option(1, "Batches for one update.", min=1)
+
+    def __post_init__(self) -> None:
+        for name in ("optimizer_args", "lr_scheduler_args"):
+            object.__setattr__(self, name, pairs_apart(getattr(self, name)))

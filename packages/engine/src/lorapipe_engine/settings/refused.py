@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.command.foreign import Foreign, ignored, obeyed, refused
+from lorapipe_engine.command.foreign import Foreign, ignored, items_of, obeyed, refused
 
 _NOT_SPREAD = "neither DDP nor DeepSpeed is used here, each card has the whole base: leave it out"
 _CARDS = "is accelerate's; several cards: torchrun --no_python --nproc_per_node N lora-train ..."
@@ -58,12 +58,7 @@ FOREIGN: dict[str, Foreign] = {
         "lr_restart_cycles",
         lambda value: {"lr_scheduler_num_cycles": value},
     ),
-    **refused(
-        "which encoder is meant differs between programs; use text_encoder_lr with two rates, of CLIP-L and of "
-        "OpenCLIP bigG",
-        "text_encoder_lr1",
-        "text_encoder_lr2",
-    ),
+    **items_of("text_encoder_lr", "text_encoder_lr1", "text_encoder_lr2"),
     **refused(
         "does nothing for a LoRA, whose gradients are small; leave it out", "fused_backward_pass", flag=True
     ),
@@ -96,6 +91,18 @@ FOREIGN: dict[str, Foreign] = {
     **refused(_NOT_SPREAD, "fp16_master_weights_and_gradients", flag=True),
     **refused(_NOT_SPREAD, "offload_optimizer_device", "offload_param_device", off=("none", "cpu")),
     **refused(_NOT_SPREAD, "offload_optimizer_nvme_path", "offload_param_nvme_path"),
+    # Other families.
+    **refused(
+        "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
+        *("guidance_scale", "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift"),
+        *("model_prediction_type", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"),
+        *("t5xxl", "clip_l", "clip_g", "ae", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
+    ),
+    **refused(
+        "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
+        *("apply_t5_attn_mask", "split_mode", "split_qkv", "train_t5xxl"),
+        flag=True,
+    ),
     # Saving and going on.
     **refused("use --save_every_n_epochs", "save_n_epoch_ratio"),
     **refused(

@@ -47,6 +47,9 @@ class Varied:
     flags: tuple[Any, ...]
 
 
+_LONG_DASHES = ("\u2013", "\u2014", "\u2212")
+
+
 def sort_words(words: Sequence[Path]) -> tuple[Path | None, list[Path]]:
     """Words of the command line that are no options: the folder of pictures, if there is one, and files of options.
 
@@ -55,6 +58,9 @@ def sort_words(words: Sequence[Path]) -> tuple[Path | None, list[Path]]:
     folders = [word for word in words if word.is_dir()]
     files = [word for word in words if word not in folders]
     for word in files:
+        if str(word).startswith(_LONG_DASHES):
+            plain = f"--{str(word).lstrip(''.join(_LONG_DASHES))}"
+            raise ConfigError(f"{word}: begins with a long dash, as texts have it; write {plain}")
         if word.suffix.lower() not in (".toml", ".json"):
             what = "is no .toml or .json file of options" if os.path.lexists(word) else "does not exist"
             raise ConfigError(f"{word}: {what}, and no folder of pictures either")

@@ -27,6 +27,7 @@ from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.make import make_network
 from lorapipe_engine.train.network.part_norms import PartNorms
+from lorapipe_engine.train.network.start_from import merge_into_base
 from lorapipe_engine.train.network.weight_norms import TAGS, NormLimit
 from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import build_optimizer, write_rates
@@ -80,6 +81,9 @@ def train(
     """
     length, rates = plan.length, plan.updates.rates
     check_cached_text(settings.data, dataset, rates.trained)
+    # Before captions are encoded, for the text encoders may get their share.
+    for note in merge_into_base(settings.network, family):
+        say(note)
     kept: TrainingData | None = None
     if dataset.pairs is not None:
         weighted = settings.data.weighted_captions

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from lorapipe_engine.command.tool import complain_of, say, show
+from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.scan import Dataset, scan
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.pictures.batches import batches_per_epoch
@@ -31,6 +32,7 @@ from lorapipe_engine.train.results.outputs import check_outputs
 from lorapipe_engine.train.results.state import purpose, state_file
 from lorapipe_engine.train.session import (
     Queued,
+    as_captions,
     check_cheaply,
     run_training,
     sample_prompts,
@@ -87,8 +89,10 @@ def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset]) -> Che
     key = settings.data, settings.run.seed
     dataset = scanned.get(key) or scan(*key)
     scanned[key] = dataset
+    notes += dataset_notes(settings.data, dataset)
     settings = with_first_resolution(settings, dataset)
-    sample_prompts(settings)
+    _, note = as_captions(sample_prompts(settings), dataset)
+    notes += [note] if note else []
     batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
     asked = purpose(settings, dataset)
     checked = Checked(

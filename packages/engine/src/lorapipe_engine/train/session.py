@@ -20,6 +20,7 @@ from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_predi
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import Kind, detach
 from lorapipe_engine.pictures.buckets import FINEST_STEP
+from lorapipe_engine.pictures.captions import prompt_caption
 from lorapipe_engine.settings import (
     LossSettings,
     ModelSettings,
@@ -104,6 +105,9 @@ def train_checked(
     settings = with_first_resolution(settings, dataset)
     prompts = sample_prompts(settings)
     check_samplers(settings, prompts)
+    prompts, note = as_captions(prompts, dataset)
+    if note:
+        say(f"note: {note}")
     for note in dataset_notes(settings.data, dataset):
         say(f"note: {note}")
     settings = with_file_ranks(settings)
@@ -269,6 +273,20 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
         return []
     width, height = settings.data.resolution
     return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
+
+
+def as_captions(prompts: Sequence[Prompt], dataset: Dataset) -> tuple[list[Prompt], str | None]:
+    """The prompts by the captions' rule: a caption that was copied is drawn as it is trained. Notes a change."""
+    rules = [row.subset.captions for row in dataset.folders]
+    shown = [
+        replace(one, text=prompt_caption(one.text, rules), negative=prompt_caption(one.negative, rules))
+        for one in prompts
+    ]
+    changed = [new.text or new.negative for old, new in zip(prompts, shown, strict=True) if old != new]
+    if not changed:
+        return shown, None
+    marks = "marks and wildcards of captions are read in sample prompts too"
+    return shown, f"{marks}: {len(changed)} of {len(prompts)} change, the first to '{changed[0]}'"
 
 
 def check_samplers(settings: TrainSettings, prompts: list[Prompt]) -> None:

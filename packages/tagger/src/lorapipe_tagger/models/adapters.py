@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from lorapipe_engine.errors import InputError
-from lorapipe_tagger.models.labels import CHARACTER, GENERAL
+from lorapipe_tagger.models.labels import CHARACTER, GENERAL, MOST_BYTES
 from lorapipe_tagger.settings import Geometry
 
 Triple = tuple[float, float, float]
@@ -155,6 +155,7 @@ Z3D = Adapter(
 # Tried in this order on a folder. The files of WD, PixAI and animetimm are called alike: the list of tags tells them.
 ADAPTERS: tuple[Adapter, ...] = (CAMIE, CAMIE_1, CL, CL_2, Z3D, WD, PIXAI_1)
 SETTINGS_FILES = ("preprocess.json",)
+_PIXAI_CONFIG = "config.json"
 _PIXAI_COLUMN, _OWN_THRESHOLDS = "ips", "best_threshold"
 # WD's lists have general tags, characters and ratings only.
 _BEYOND_WD = frozenset({"1", "3", "5"})
@@ -171,6 +172,9 @@ def choose_adapter(folder: Path) -> tuple[Adapter, Path, Path]:
         if labels and model:
             return _by_list(adapter, labels), model, labels
     check_no_hydra(folder.resolve().name, folder)
+    config, model = folder / _PIXAI_CONFIG, _first(folder, PIXAI_1.models)
+    if model and _has_tags(config):
+        return PIXAI_1, model, config
     networks = sorted(path.name for path in folder.glob("*.onnx"))
     if networks:
         raise InputError(
@@ -179,6 +183,14 @@ def choose_adapter(folder: Path) -> tuple[Adapter, Path, Path]:
     if _first(folder, WD.labels):
         raise InputError(f"{folder}: has selected_tags.csv but no model.onnx")
     raise InputError(f"{folder}: no tagger in it; it needs model.onnx and selected_tags.csv")
+
+
+def _has_tags(config: Path) -> bool:
+    """Whether a ``config.json``, which models of all kinds have, is PixAI's with the list of tags."""
+    try:
+        return config.stat().st_size <= MOST_BYTES and b'"tags_split"' in config.read_bytes()
+    except OSError:
+        return False
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:

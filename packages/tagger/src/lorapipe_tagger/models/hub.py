@@ -41,6 +41,8 @@ def fetch_model(model: HubModel, *, revision: str | None, model_dir: Path | None
         raise
     except Exception as error:  # of whichever HTTP library this version of the hub's client uses
         why = first_line(error)
+        if type(error).__name__ == "GatedRepoError":
+            why = f"accept its terms at huggingface.co/{model.repository} and log in: hf auth login"
     raise InputError(
         f"{model.repository}: is not on this disk and not to be had from the hub ({why}); "
         f"download its files elsewhere and give their folder as --model"
@@ -84,6 +86,8 @@ def _download(model: HubModel, revision: str, target: Path | None) -> Path:
         present = HfApi().list_repo_files(model.repository, revision=revision)
         inside = [name.removeprefix(prefix) for name in present if name.startswith(prefix)]
         names = [name for name in inside if name.removesuffix(".data") in _WANTED]
+        if "model.onnx" in names:  # of two precisions the first that is taken on a disk
+            names = [name for name in names if name != "model_fp16.onnx"]
         if not _complete(names):
             raise InputError(_not_a_tagger(model, present))
         if revision == "main":

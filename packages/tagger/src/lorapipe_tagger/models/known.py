@@ -47,6 +47,10 @@ HUB: Mapping[str, HubModel] = MappingProxyType(
         "pixai": HubModel(
             repository="deepghs/pixai-tagger-v0.9-onnx", revision="d8cf666911a2c3d10d586d7823259192313c7eb7"
         ),
+        "pixai-v1": HubModel(
+            repository="Mexes/pixai-tagger-v1.0-onnx-fp32-fp16-int8",
+            revision="0800778563144a0e6fdf41ddadd84aae3cb0dbcf",
+        ),
         "cl": HubModel(
             repository="cella110n/cl_tagger",
             revision="0b6e9b4e145b1423bfd1715119074a24a301b471",
@@ -55,6 +59,8 @@ HUB: Mapping[str, HubModel] = MappingProxyType(
         "camie": HubModel(
             repository="Camais03/camie-tagger-v2", revision="7d40c1b85b86ab4f607b2caf26b1b50c99db743e"
         ),
+        "cl-v2": HubModel(repository="cella110n/cl_tagger_v2", folder="v2_01a"),
+        "animetimm": HubModel(repository="animetimm/caformer_b36.dbv4-full"),
         "z3d": HubModel(repository="toynya/Z3D-E621-Convnext"),
         "camie-v1": HubModel(
             repository="Camais03/camie-tagger", revision="9afb19b5e21e7916f599edda74eb373cac63ba24"
@@ -88,6 +94,8 @@ def short_name(word: str) -> str:
     )
     old = re.match(r"(wd14|wd-v1-4|wd-v1\.4|v1\.4|v1-4)-", name)
     name = re.sub(r"^(wd14|wd-v1-4|wd-v1\.4|v1\.4|v1-4|wd)-", "", name)
+    if name in HUB and not old:
+        return name
     if re.search(r"-v1[.-]4$", name):
         name, old = name[:-5], re.match("", "")
     for version in ("v2", "v1") if old else ("v3", "v2", "v1"):

@@ -201,7 +201,9 @@ def _from_json(text: str, path: Path) -> Labels:
 
 
 def _mapping_of(root: Any) -> list[tuple[str, str]]:
-    """(tag, category) by output from cl_tagger's or camie's JSON."""
+    """(tag, category) by output from cl_tagger's, camie's or PixAI's JSON."""
+    if "tags_split" in root:
+        return _parted(root["tags"], root["tags_split"])
     if "dataset_info" in root:
         root = root["dataset_info"]["tag_mapping"]
     if "idx_to_tag" in root:
@@ -212,3 +214,15 @@ def _mapping_of(root: Any) -> list[tuple[str, str]]:
     if sorted(table) != list(range(len(table))):
         raise ValueError("its numbers do not count 0, 1, 2, ...")
     return [table[index] for index in range(len(table))]
+
+
+def _parted(tags: Any, parts: Any) -> list[tuple[str, str]]:
+    """PixAI's ``config.json``: all tags, and how many of each category stand one after another."""
+    counts = [(str(name), int(count)) for name, count in parts]
+    if not isinstance(tags, list) or sum(count for _, count in counts) != len(tags):
+        raise ValueError("tags_split does not count the tags of the list")
+    if any(count < 0 for _, count in counts):
+        raise ValueError("tags_split counts fewer than none")
+    # Styles are what Danbooru calls artists.
+    categories = ["artist" if name == "style" else name for name, count in counts for _ in range(count)]
+    return list(zip(tags, categories, strict=True))

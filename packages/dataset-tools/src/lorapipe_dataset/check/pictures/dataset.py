@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from lorapipe_dataset.check.pictures.hashing import Hashes
+from lorapipe_dataset.check.pictures.hashing import Hashes, Small
 from lorapipe_dataset.check.pictures.measures import Measures
 from lorapipe_dataset.clean.captions.tags import MARK, split_caption
 from lorapipe_engine.pictures.buckets import Size
@@ -18,7 +18,7 @@ class Look:
     """A picture's file and pixels. ``quality`` is a JPEG's (1 to 100), ``turned`` the EXIF orientation (1 upright).
     ``frames`` is None for several that are not counted.
 
-    ``problem`` is set, and ``hashes`` and ``measures`` are not, where the pixels cannot be read.
+    ``problem`` is set, and ``hashes``, ``small`` and ``measures`` are not, where the pixels cannot be read.
     """
 
     format: str = ""
@@ -32,6 +32,7 @@ class Look:
     hashes: Hashes | None = None
     measures: Measures | None = None
     thumbnail: bytes | None = None
+    small: Small | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Picture:
     @cached_property
     def tags(self) -> list[str]:
         return [tag for tag in self.pieces if tag != MARK]
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it can be trained, as far as it was looked at."""
+        return self.problem is None and (self.look is None or self.look.problem is None)
 
     @cached_property
     def pieces(self) -> list[str]:

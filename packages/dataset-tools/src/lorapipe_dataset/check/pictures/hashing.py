@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SIDE = 32
 PATCH = 16
+SMALL = 128  # longest side of the small picture in which parts are looked for
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,25 @@ class Hashes:
     gradient: int
     frequency: int
     patch: bytes
+
+
+@dataclass(frozen=True)
+class Small:
+    """A picture in grey, ``rows`` of bytes one after another, at most :data:`SMALL` pixels a side."""
+
+    width: int
+    height: int
+    rows: bytes
+
+
+def small_of(picture: Image) -> Small:
+    """The small picture of an RGB one."""
+    from PIL import Image
+
+    scale = min(1.0, SMALL / max(picture.size))
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    grey = picture.resize(size, Image.Resampling.BOX, reducing_gap=1.0).convert("L")
+    return Small(*size, grey.tobytes())
 
 
 def hash_picture(picture: Image) -> Hashes:

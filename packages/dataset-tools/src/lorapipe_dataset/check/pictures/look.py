@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_dataset.check.pictures.dataset import Look, Picture
-from lorapipe_dataset.check.pictures.hashing import hash_picture
+from lorapipe_dataset.check.pictures.hashing import hash_picture, small_of
 from lorapipe_dataset.check.pictures.measures import measure
 from lorapipe_dataset.check.pictures.scan import WORKERS
 from lorapipe_engine.pictures.bounds import PictureBound
@@ -106,9 +106,17 @@ def _look(picture: Image, thumbnail: int | None) -> Look:
         turned=turned,
         transparent=transparent,
         hashes=hash_picture(flat),
+        small=small_of(flat),
         measures=measure(flat),
         thumbnail=_thumbnail(flat, thumbnail) if thumbnail else None,
     )
+
+
+def flat_picture(path: Path) -> Image:
+    """A readable picture upright, small, in RGB on white."""
+    with open_picture(path) as picture, GATE.room(picture.width * picture.height):
+        picture.load()
+        return _as_trained(picture)[0]
 
 
 def _as_trained(picture: Image) -> tuple[Image, bool]:

@@ -61,7 +61,7 @@ class Report:
         return {
             "path": str(self.roots[0]) if len(self.roots) == 1 else [str(root) for root in self.roots],
             "pictures": len(self.dataset.pictures),
-            "trained": len(self.dataset.trained),
+            "trained": sum(picture.is_readable for picture in self.dataset.trained),
             "left_out": list(self.dataset.left_out),
             "formats": formats(self.dataset),
             "concepts": concepts(self.dataset),
@@ -97,18 +97,20 @@ def formats(dataset: Dataset) -> dict[str, int]:
 
 
 def concepts(dataset: Dataset) -> list[dict[str, Any]]:
-    """Each concept's pictures, repeats, captions and share of an epoch, by name."""
-    shown = {name: sum(p.place.repeats or 1 for p in group) for name, group in dataset.concepts.items()}
+    """Each concept's pictures that can be read, repeats, captions and share of an epoch, by name."""
+    readable = {name: [one for one in group if one.is_readable] for name, group in dataset.concepts.items()}
+    shown = {name: sum(one.place.repeats or 1 for one in group) for name, group in readable.items()}
+    whole = sum(shown.values())
     return [
         {
             "concept": name,
             "images": len(group),
-            "repeats": sorted({picture.place.repeats or 1 for picture in group}),
+            "repeats": sorted({picture.place.repeats or 1 for picture in dataset.concepts[name]}),
             "captions": sum(bool(picture.caption) for picture in group),
             "shown": shown[name],
-            "share": round(shown[name] / sum(shown.values()), 4),
+            "share": round(shown[name] / whole, 4) if whole else 0.0,
         }
-        for name, group in sorted(dataset.concepts.items())
+        for name, group in sorted(readable.items())
     ]
 
 
@@ -140,8 +142,12 @@ def table(report: Report, *, whole: bool = False) -> Iterator[str]:
 def _overview(report: Report) -> Iterator[str]:
     dataset = report.dataset
     shown = sum(row["shown"] for row in concepts(dataset))
-    counts = _plural(len(dataset.trained), "picture"), _plural(len(dataset.captioned), "caption")
-    yield f"{counts[0]}, {shown} an epoch, {counts[1]}"
+    readable = sum(picture.is_readable for picture in dataset.trained)
+    captions = sum(picture.is_readable for picture in dataset.captioned)
+    counts = _plural(readable, "picture"), _plural(captions, "caption")
+    broken = len(dataset.trained) - readable
+    more = f", and {_plural(broken, 'picture')} that cannot be trained" if broken else ""
+    yield f"{counts[0]}, {shown} an epoch, {counts[1]}{more}"
     for line in dataset.left_out:
         yield printable(f"  not trained: {line}")
     kinds = formats(dataset)

@@ -16,7 +16,7 @@ from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts, Rules
 from lorapipe_dataset.clean.captions.sentences import text_steps
 from lorapipe_dataset.clean.captions.steps import build_steps
 from lorapipe_dataset.clean.captions.steps.step import Bench
-from lorapipe_dataset.clean.captions.tags import expression, join_caption, split_caption, split_raw
+from lorapipe_dataset.clean.captions.tags import MARK, expression, join_caption, split_caption, split_raw
 from lorapipe_engine.errors import ConfigError, LoraError
 
 MOST_ROUNDS = 12
@@ -26,6 +26,10 @@ _GROUP = re.compile(r"(?<!\\)\(([^()]*,[^()]*?)(?<!\\):\s*[+-]?[0-9.]+\)")
 
 class NeverSettles(LoraError):
     """The options change a caption again and again."""
+
+
+class TwoMarks(LoraError):
+    """A caption has the mark that was named and the usual one."""
 
 
 class Cleaner:
@@ -41,7 +45,16 @@ class Cleaner:
         self._prefix = _Affixes(rules)
 
     def clean(self, text: str, facts: Facts = NO_FACTS) -> str:
-        """The clean caption. Raises NeverSettles."""
+        """The clean caption. Raises NeverSettles, and TwoMarks."""
+        own = self.rules.mark
+        if own == MARK or self.rules.style == "text":
+            return self._settle(text, facts)
+        if MARK in text:
+            raise TwoMarks(f"holds {MARK} beside the mark {own}; replace the one by the other first")
+        # Of another mark the one that the steps know is made, and back.
+        return self._settle(text.replace(own, MARK), facts).replace(MARK, own)
+
+    def _settle(self, text: str, facts: Facts) -> str:
         first = text
         for _ in range(MOST_ROUNDS):
             new = self._round(text, facts)
@@ -55,7 +68,8 @@ class Cleaner:
 
     def tags_of(self, text: str) -> list[str]:
         """The tags of a caption's lines, without prefix and suffix."""
-        lines = (self._prefix.take_off(line.strip()) for line in text.splitlines())
+        marked = text if self.rules.mark == MARK else text.replace(self.rules.mark, MARK)
+        lines = (self._prefix.take_off(line.strip()) for line in marked.splitlines())
         return [tag for line in lines for tag in split_caption(line, self._separators)]
 
     def _round(self, text: str, facts: Facts) -> str:

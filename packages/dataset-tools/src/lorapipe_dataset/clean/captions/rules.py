@@ -8,6 +8,7 @@ from typing import Literal
 
 from lorapipe_dataset.clean.settings import Lines, Order, RatingPlace, Style, TriggerPlace
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.captions import KEEP_MARK
 
 Spelling = Literal["keep", "spaces", "underscores"]
 Algebra = Literal["union", "intersect", "subtract"]
@@ -20,12 +21,14 @@ class Rules:
     Keys of the mappings, and the tags in ``implications``, are compared forms (:func:`~.tags.key_maker`).
     ``aliases`` and ``replace``: tag -> tags in its place (none: it goes). ``regexes``: (expression, replacement) on
     each tag, ``phrases`` on the whole caption. ``drop``, ``keep``, ``only``: patterns. ``categories``: key -> category.
-    ``strip_invariant``: share in 0..1. ``count_tokens`` counts a text's tokens.
+    ``strip_invariant``: share in 0..1. ``count_tokens`` counts a text's tokens. ``mark``: the trainer's
+    ``keep_tokens_separator``, behind which what stays in front ends.
     """
 
     style: Style = "tags"
     split: str = ","
     join: str = ", "
+    mark: str = KEEP_MARK
     lines: Lines = "each"
     spelling: Spelling = "keep"
     escape: bool | None = None
@@ -76,6 +79,11 @@ class Rules:
                 raise ConfigError(
                     f"--{name} {getattr(self, name)!r}: one sign between tags, such as ',' or ';', is needed"
                 )
+        mark = self.mark
+        if not mark.strip() or mark != mark.strip() or any(sign in mark for sign in self.separators):
+            raise ConfigError(
+                f"--keep-tokens-separator {mark!r}: signs such as '|||' without a separator in them are needed"
+            )
         given = (self.trigger, self.prefix, self.suffix, *self.add)
         if self.expand_wildcards and any("{" in text for text in given):
             raise ConfigError("--expand-wildcards cannot be with braces in what every caption gets")

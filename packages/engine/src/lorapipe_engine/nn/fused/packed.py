@@ -15,14 +15,15 @@ flat buffers; :meth:`Packs.refresh` copies them in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from lorapipe_engine.nn.base import Dropouts, is_low_rank
+from lorapipe_engine.nn.base import Adapter, Dropouts, is_low_rank
 from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
+from lorapipe_engine.nn.fused.forms import Form, group_forms
 from lorapipe_engine.nn.fused.gradients import FactorGradients
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
@@ -46,14 +47,19 @@ class LowRank(Protocol):
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether a module is a low-rank adapter of exactly the class that says so, on a linear layer or a 1x1 convolution
-    without stride."""
-    if not is_low_rank(module):
+    """Whether a module is a low-rank adapter of exactly the class that says so, or one whose change has a short form, on
+    a linear layer or a 1x1 convolution without stride."""
+    if not (is_low_rank(module) or _has_form(module)):
         return False
     base = module.base
     if isinstance(base, nn.Conv2d):
         return base.kernel_size == (1, 1) and base.stride == (1, 1) and base.groups == 1
     return isinstance(base, nn.Linear)
+
+
+def _has_form(module: nn.Module) -> bool:
+    """A subclass does not inherit a short form, since its forward may be another."""
+    return isinstance(module, Adapter) and "short_form" in vars(type(module)) and module.short_rank() > 0
 
 
 class Packed:
@@ -63,8 +69,8 @@ class Packed:
     ``up`` (out, R) = sB, ``left`` (out + R, in) = [W; A], ``bias`` (out,) or None, ``left_bias`` the same with R zeros.
     """
 
-    def __init__(self, layers: Sequence[LowRank]) -> None:
-        self.layers = list(layers)
+    def __init__(self, layers: Sequence[LowRank | Adapter]) -> None:
+        self.layers = [_low_rank(layer) for layer in layers]
         weights = [layer.weight.detach().flatten(1) for layer in self.layers]
         self.outs = [len(weight) for weight in weights]
         self.ranks = [layer.rank for layer in self.layers]
@@ -152,11 +158,21 @@ class Packed:
         return self._into
 
 
+def _low_rank(layer: LowRank | Adapter) -> LowRank:
+    if isinstance(layer, Adapter) and not is_low_rank(layer):
+        return Form(layer)
+    return cast(LowRank, layer)
+
+
 class Packs:
     """All packs of a network, brought up to date together before each step."""
 
     def __init__(self, packs: Sequence[Packed]) -> None:
         self.packs = list(packs)
+        # First of all: the factors of a form move into the buffers of its group.
+        self._forms = group_forms(
+            [row for pack in self.packs for row in pack.layers if isinstance(row, Form)]
+        )
         sources: list[Tensor] = []
         targets: list[Tensor] = []
         scales: list[float] = []
@@ -173,9 +189,13 @@ class Packs:
     def finish(self) -> None:
         """Bring all gradients of the factors into their buffers, after a backward pass."""
         self._deferred.finish()
+        for group in self._forms:
+            group.pass_on()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the trained factors into the packed matrices, B times its scale."""
         self._deferred.forget()
+        for group in self._forms:
+            group.compute()
         self._copy.run()

@@ -1,4 +1,4 @@
-"""Bases and latents that the next run of a queue uses again, without reading or encoding them anew.
+"""Bases, latents and text states that the next run of a queue uses again, without reading or encoding them anew.
 
 A run changes the modules that it trains on: they are moved, given adapters and fused forwards, quantized, other
 networks are merged into them. So no run gets what is kept: each gets modules of its own, copied from it, which are what
@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from lorapipe_engine.settings import ModelSettings
 from lorapipe_engine.train.base.model import BaseModel
 
 Stamp = tuple[Hashable, ...]
+States = TypeVar("States")
+Thing = TypeVar("Thing")
 
 
 def stamp(path: Path | str | None) -> Stamp:
@@ -49,6 +51,7 @@ class Shelf:
     _key: Stamp | None = None
     _base: BaseModel | None = None
     _latents: dict[Hashable, list[Tensor]] = field(default_factory=dict)
+    _texts: dict[Hashable, list[Any]] = field(default_factory=dict)
 
     def base(self, key: Stamp, load: Callable[[], BaseModel], *, copies_weights: bool) -> BaseModel:
         """The base of ``key``, as ``load`` gives it, for one run to change. ``copies_weights``: the run works on the
@@ -66,17 +69,27 @@ class Shelf:
 
     def latents(self, key: Hashable, encode: Callable[[], list[Tensor]]) -> list[Tensor]:
         """Latents of ``key``, made with the base that was asked for last, as ``encode`` makes them."""
-        latents = self._latents.get(key)
-        if latents is None:
-            latents = encode()
+        return self._kept(self._latents, key, encode)
+
+    def texts(self, key: Hashable, encode: Callable[[], list[States]]) -> list[States]:
+        """Text states of ``key``, made with the base that was asked for last, as ``encode`` makes them."""
+        return self._kept(self._texts, key, encode)
+
+    def _kept(
+        self, kept: dict[Hashable, list[Thing]], key: Hashable, make: Callable[[], list[Thing]]
+    ) -> list[Thing]:
+        things = kept.get(key)
+        if things is None:
+            things = make()
         if self._key == self.wanted:
-            self._latents[key] = latents
-        return latents
+            kept[key] = things
+        return things
 
     def clear(self) -> None:
         """Keep nothing."""
         self._key = self._base = None
         self._latents.clear()
+        self._texts.clear()
 
 
 def _own(base: BaseModel, copies_weights: bool) -> BaseModel:

@@ -36,15 +36,17 @@ def prepare_data(
 
     ``epochs``: of the run, which the cached forms of a caption are taken in turn over. What is not needed any more
     leaves the device then, and what waited for room is on it. Several processes share the work out, and each has all of
-    it in the end. ``shelf``: where latents of an earlier run may be.
+    it in the end. ``shelf``: where latents and text states of an earlier run may be.
     """
-    sets = [load_data(settings, part, family, say, processes, shelf or Shelf()) for part in parts]
+    shelf = shelf or Shelf()
+    sets = [load_data(settings, part, family, say, processes, shelf) for part in parts]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if family.device.type == "cuda":
         torch.cuda.empty_cache()  # what encoding took is in the way of the weights
-    family.text.move_to_device(for_good=not caches_text(settings.data))
-    if caches_text(settings.data):
+    if not caches_text(settings.data):
+        family.text.move_to_device(for_good=True)
+    else:
         cache = TextCache(
             family,
             weighted=settings.data.weighted_captions,
@@ -53,6 +55,8 @@ def prepare_data(
             else None,
             inside=_folder(settings.data),
             processes=processes,
+            shelf=shelf,
+            made_with=text_key(settings),
         )
         for data in sets:
             data.use_text(cache, settings.data.text_cache_variants, epochs)
@@ -102,6 +106,12 @@ def latents_key(jobs: Sequence[LatentJob], family: Family, data: DataSettings) -
     """What decides the latents of pictures besides the base."""
     files = tuple(stamp(path) for path in dict.fromkeys(job.path for job in jobs))
     return tuple(jobs), files, family.vae_dtype, str(family.device), data.vae_batch_size
+
+
+def text_key(settings: TrainSettings) -> Hashable:
+    """What decides the text states of captions besides the base: how it is run, and what was merged into it."""
+    merged = tuple(stamp(path) for path in settings.network.base_weights)
+    return settings.model, merged, settings.network.base_weights_multiplier
 
 
 def say_damaged(paths: Sequence[Path], say: Callable[[str], None]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.errors import LoraError
 from lorapipe_engine.files.tensorfile import write_tensors
+from lorapipe_engine.train.base.shelf import Shelf
 from lorapipe_engine.train.base.torchfile import decoded, encoded
 from lorapipe_engine.train.data.latents import open_entry
 from lorapipe_engine.train.families.base import Family
@@ -29,7 +30,11 @@ TOGETHER = 16  # captions encoded at once
 
 class TextCache:
     """What the text encoders of a family say of captions. ``folder`` None keeps nothing on disk; ``weighted``: captions
-    hold weights. The network must not change the encoders. ``inside`` and ``damaged`` as of the cache of latents."""
+    hold weights. The network must not change the encoders. ``inside`` and ``damaged`` as of the cache of latents.
+
+    ``shelf``: where states of an earlier run of the same process may be, of ``made_with``, all that decides them
+    besides the base and the captions.
+    """
 
     def __init__(
         self,
@@ -39,7 +44,11 @@ class TextCache:
         folder: Path | None = None,
         inside: Path | None = None,
         processes: Processes = ALONE,
+        shelf: Shelf | None = None,
+        made_with: Hashable = None,
     ) -> None:
+        self._shelf = shelf or Shelf()
+        self._made_with = made_with
         self.inside = folder if inside is None else inside
         self.damaged: list[Path] = []
         self.family = family
@@ -57,12 +66,18 @@ class TextCache:
         """Encode captions, or read them from the disk, so that :meth:`take` finds them."""
         wanted = sorted(set(captions) - self._known.keys())
         own = [wanted[number] for number in self._processes.own(len(wanted))]
-        with progress(total=len(own), label="text", unit="caption") as bar:
-            for start in range(0, len(own), TOGETHER):
-                group = own[start : start + TOGETHER]
-                self._prepare(group)
-                bar.update(len(group))
-        made = [self._known[caption] for caption in own]
+
+        def encode() -> list[Conditioning]:
+            with progress(total=len(own), label="text", unit="caption") as bar:
+                for start in range(0, len(own), TOGETHER):
+                    group = own[start : start + TOGETHER]
+                    self._prepare(group)
+                    bar.update(len(group))
+            return [self._known[caption] for caption in own]
+
+        # All or nothing: what is encoded together is part of what comes out, to the last bit. Those on disk stay there.
+        key = (tuple(own), self.weighted, self._made_with)
+        made = self._shelf.texts(key, encode) if self.folder is None else encode()
         self._known |= zip(wanted, self._processes.exchange(made, len(wanted)), strict=True)
 
     def take(self, captions: Sequence[str]) -> Conditioning:
@@ -82,11 +97,15 @@ class TextCache:
                 self._known[caption] = known
         if not missing:
             return
-        with torch.no_grad():
-            states = text.encode(tokens.rows(missing))
+        states = self._encode(tokens.rows(missing))
         for place, row in enumerate(missing):
             self._known[captions[row]] = states.row(place)
             self._write(paths[row], self._known[captions[row]])
+
+    def _encode(self, tokens: Tokens) -> Conditioning:
+        self.family.text.move_to_device()  # not before: where all is known they need not come
+        with torch.no_grad():
+            return self.family.text.encode(tokens)
 
     # ------------------------------------------------------------------------------------------- on disk
 
@@ -126,8 +145,7 @@ class TextCache:
         """Whether they have the form and type of what the encoders give, of finite numbers."""
         if self._form is None:
             text = self.family.text
-            with torch.no_grad():
-                self._form = _form_of(text.encode(text.tokenize([""], weighted=self.weighted)).row(0))
+            self._form = _form_of(self._encode(text.tokenize([""], weighted=self.weighted)).row(0))
         tensors = states.named().values()
         return _form_of(states) == self._form and all(bool(tensor.isfinite().all()) for tensor in tensors)
 

@@ -20,7 +20,6 @@ from lorapipe_engine.train.network.rate_groups import RateGroups
 from lorapipe_engine.train.network.start_from import (
     file_names,
     load_start,
-    merge_into_base,
     read_start,
     with_sizes_of,
 )
@@ -32,13 +31,11 @@ def make_network(
     settings: TrainSettings, args: NetworkArgs, family: Family, rates: Mapping[str, float], say: Say
 ) -> Network:
     """Put a network into the parts of the model that have a rate above 0: a fresh one, drawn from the run's seed, or
-    one that goes on from a file. Other files may be merged into the base before.
+    one that goes on from a file.
 
     Raises ConfigError for block-wise options that do not fit the family, InputError for files that do not.
     """
     chosen = settings.network
-    for note in merge_into_base(chosen, family):
-        say(note)
     quantize_base(settings.model, family)
     plan = network_plan(chosen, args)
     if args.unused:

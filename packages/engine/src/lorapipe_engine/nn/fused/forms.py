@@ -1,0 +1,99 @@
+"""Changes that are no LoRA but equal one: two factors made of an algorithm's own parameters before each step.
+
+LoKr's w1 ⊗ (w2_a · w2_b) is (w1 ⊗ w2_a) · (1 ⊗ w2_b), LoHa's product of products has rank r², DyLoRA is a LoRA with some
+ranks left out. Packed as such they are two short products more in the base's own; what makes the factors of the
+parameters is small, and done for all layers of one shape together. Gradients reach the factors first, and go on to the
+parameters from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lorapipe_engine.nn.base import NO_DROPOUT, Adapter, alike
+
+
+class Form:
+    """An adapter as a LoRA of rank ``adapter.short_rank()`` and scale 1, for a pack: see :class:`.packed.LowRank`.
+
+    ``lora_down`` (R, in), ``lora_up`` (out, R) and their gradients are views of the buffers of a :class:`FormGroup`.
+    """
+
+    dropouts = NO_DROPOUT
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.base = adapter.base
+        self.rank = adapter.short_rank()
+        self.alpha = float(self.rank)
+        weight = adapter.weight.flatten(1)
+        like = next(adapter.parameters())
+        self.lora_down = nn.Parameter(like.new_zeros(self.rank, weight.shape[1]))
+        self.lora_up = nn.Parameter(like.new_zeros(weight.shape[0], self.rank))
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight."""
+        return self.adapter.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, if any."""
+        return self.adapter.bias
+
+
+class FormGroup:
+    """The forms of N adapters that are :func:`alike`: ``down`` (N, R, in), ``up`` (N, out, R), float32."""
+
+    def __init__(self, forms: Sequence[Form]) -> None:
+        self.rows = [form.adapter for form in forms]
+        first = forms[0]
+        self.down = first.lora_down.detach().new_zeros(len(forms), *first.lora_down.shape)
+        self.up = first.lora_up.detach().new_zeros(len(forms), *first.lora_up.shape)
+        self._gradients = (torch.zeros_like(self.down), torch.zeros_like(self.up))
+        for index, form in enumerate(forms):
+            form.lora_down.data, form.lora_up.data = self.down[index], self.up[index]
+            form.lora_down.grad, form.lora_up.grad = (part[index] for part in self._gradients)
+        self._values: dict[str, Tensor] = {}
+        self._made: tuple[Tensor, Tensor] | None = None
+
+    def compute(self) -> None:
+        """Make the factors of the parameters as they are now; their gradients are zero again."""
+        first = self.rows[0]
+        names = [*first.roles, *first.frozen]
+        values = {name: torch.stack([getattr(row, name).detach() for row in self.rows]) for name in names}
+        self._values = {name: values[name].requires_grad_() for name in first.roles}
+        with torch.enable_grad():
+            self._made = type(first).short_form(self.rows, values)
+        for into, made in zip((self.down, self.up), self._made, strict=True):
+            into.copy_(made.detach())
+        self._clear()
+
+    def pass_on(self) -> None:
+        """Add the gradients that the factors have to those of the parameters. May be called after each of several
+        backward passes."""
+        if self._made is None:
+            return
+        values = list(self._values.values())
+        pairs = [pair for pair in zip(self._made, self._gradients, strict=True) if pair[0].requires_grad]
+        made, passed = zip(*pairs, strict=True)
+        gradients = torch.autograd.grad(made, values, passed, retain_graph=True)
+        for name, gradient in zip(self._values, gradients, strict=True):
+            into = [cast(Tensor, getattr(row, name).grad) for row in self.rows]
+            torch._foreach_add_(into, list(gradient.unbind()))
+        self._clear()
+
+    def _clear(self) -> None:
+        for gradient in self._gradients:
+            gradient.zero_()
+
+
+def group_forms(forms: Sequence[Form]) -> list[FormGroup]:
+    """The forms by adapters that are alike, so that each kind is made in a few operations."""
+    of = {id(form.adapter): form for form in forms}
+    rows = alike(form.adapter for form in forms)
+    return [FormGroup([of[id(adapter)] for adapter in group]) for group in rows]
