@@ -94,8 +94,7 @@ FOREIGN: dict[str, Foreign] = {
     # Other families.
     **refused(
         "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
-        *("guidance_scale", "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift"),
-        *("model_prediction_type", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"),
+        *("guidance_scale", "training_shift", "model_prediction_type"),
         *("t5xxl", "clip_l", "clip_g", "ae", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
     ),
     **refused(
