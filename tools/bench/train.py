@@ -28,7 +28,7 @@ import torch
 from kernels import shares, table
 from torch import nn
 
-from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
+from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import FORMS, quantize
 from lorapipe_engine.settings import LossSettings, OptimizerSettings
 from lorapipe_engine.train.base.load import BaseModel
@@ -36,7 +36,7 @@ from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning, Tokens
-from lorapipe_engine.train.loop import update
+from lorapipe_engine.train.loop import accumulate, clip_and_step, update
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
 from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.speed import speed_up
@@ -104,11 +104,8 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
     small = work.name == "small"
     # In the dtype from the start: SDXL in float32 would not go onto a small card.
     with torch.device(device), _default_dtype(dtype):
-        vae = (
-            AutoencoderKL(block_out_channels=(32, 32, 32, 32), norm_num_groups=32)
-            if not small
-            else AutoencoderKL()
-        )
+        # Four blocks, for latents of an eighth of the pictures' sides; what they compute is not timed.
+        vae = AutoencoderKL(block_out_channels=(32, 32, 32, 32), norm_num_groups=32)
         if work.family == "sd1":
             widths = (32, 64) if small else (320, 640, 1280, 1280)
             down = ("CrossAttnDownBlock2D",) * (len(widths) - 1) + ("DownBlock2D",)
@@ -117,10 +114,10 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
                 block_out_channels=widths,
                 down_block_types=down,
                 up_block_types=up,
-                cross_attention_dim=768,
+                cross_attention_dim=TEXT_SMALL["hidden_size"] if small else TEXT_L["hidden_size"],
                 attention_head_dim=8,
             )
-            texts: list[nn.Module] = [CLIPTextModel(CLIPTextConfig(**TEXT_L))]
+            texts: list[nn.Module] = [CLIPTextModel(CLIPTextConfig(**(TEXT_SMALL if small else TEXT_L)))]
         else:
             unet = UNet2DConditionModel(**SDXL_UNET)
             texts = [
@@ -156,6 +153,13 @@ TEXT_L: dict[str, Any] = {
     "num_attention_heads": 12,
     "eos_token_id": 49407,
 }
+TEXT_SMALL: dict[str, Any] = {
+    **TEXT_L,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TEXT_G: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 1280,
@@ -180,15 +184,24 @@ SDXL_UNET: dict[str, Any] = {
 }
 
 
-def make_stepper(work: Workload, family: Family) -> Stepper:
-    """The engine's own stepper with a network on all attention and feed-forward layers."""
-    parts = family.train_parts if work.text else ("unet",)
+def parts_of(work: Workload, family: Family) -> tuple[str, ...]:
+    """The parts that a workload trains."""
+    return tuple(family.train_parts) if work.text else ("unet",)
+
+
+def make_lora(work: Workload, family: Family) -> Network:
+    """A LoRA on all attention and feed-forward layers."""
     targets = [
         Target(part, family.lora_name(part, path), module)
         for part, path, module in family.target_modules()
-        if part in parts
+        if part in parts_of(work, family)
     ]
-    network = attach(family.parts.values(), targets, NetworkPlan(rank=work.rank, alpha=work.rank / 2))
+    return attach(family.parts.values(), targets, NetworkPlan(rank=work.rank, alpha=work.rank / 2))
+
+
+def make_stepper(work: Workload, family: Family, network: Network | None = None) -> Stepper:
+    """The engine's own stepper, with a LoRA if no other network is in the base."""
+    network = network or make_lora(work, family)
     network.train()
     if work.checkpoint:
         family.checkpoint_activations(with_draws=False)
@@ -264,24 +277,7 @@ def measure(
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    losses: list[float] = []
-    times: list[float] = []
-    startup = 0.0
-    for step in range(steps + 6):
-        write_rates(stepper.optimizer, [1e-4] * len(stepper.optimizer.param_groups))
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        seed_step(1, step)
-        loss, _ = update(stepper, [batch])
-        losses.append(float(loss))
-        if cuda:
-            torch.cuda.synchronize()
-        if step == 5:
-            startup = time.perf_counter() - began
-        if step >= 6:
-            times.append(time.perf_counter() - start)
+    times, losses, startup = time_steps(stepper, batch, steps)
     median = statistics.median(times)
     floor = work.tflop * work.batch * 1e12 / FLOOR
     peak = torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0
@@ -304,12 +300,43 @@ def measure(
     return row, losses
 
 
+STEPS_BEFORE = 6  # of which the third is captured
+
+
+def time_steps(stepper: Stepper, batch: MicroBatch, steps: int) -> tuple[list[float], list[float], float]:
+    """Seconds of each step, losses of all steps, and what the steps before took. A step is timed from start to end."""
+    began = time.perf_counter()
+    losses: list[float] = []
+    times: list[float] = []
+    startup = 0.0
+    for step in range(steps + STEPS_BEFORE):
+        write_rates(stepper.optimizer, [1e-4] * len(stepper.optimizer.param_groups))
+        wait(stepper.family.device)
+        start = time.perf_counter()
+        seed_step(1, step)
+        loss, _ = update(stepper, [batch])
+        losses.append(float(loss))
+        wait(stepper.family.device)
+        if step == STEPS_BEFORE - 1:
+            startup = time.perf_counter() - began
+        if step >= STEPS_BEFORE:
+            times.append(time.perf_counter() - start)
+    return times, losses, startup
+
+
+def wait(device: torch.device) -> None:
+    """Until a card has done everything."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float, step: float) -> int:
     """Kernels that one plain step starts; prints their kinds and the ``shown`` longest."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        stepper.run_plain([batch])
+        accumulate(stepper, [batch])
+        clip_and_step(stepper)
         torch.cuda.synchronize()
     rows = [event for event in profiled.key_averages() if str(event.device_type).endswith("CUDA")]
     rows.sort(key=lambda event: -event.self_device_time_total)

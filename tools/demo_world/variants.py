@@ -2,6 +2,7 @@
 
     python tools/demo_world/variants.py OUT                            # everything that this machine can do
     python tools/demo_world/variants.py OUT --only AdamW Lion --jobs 1
+    python tools/demo_world/variants.py OUT --algorithms               # each network algorithm
     python tools/demo_world/variants.py OUT --make_v 200 --seeds 3 --minutes 9.5       # on a GPU, within ten minutes
     python tools/demo_world/variants.py OUT --make_flow 165 --only flow "flow, 20 epochs" AdamW --seeds 3
 
@@ -28,6 +29,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from algorithm_options import ALGORITHMS
 
 FIGURES = ("with the trigger", "without the trigger", "other people")
 
@@ -95,6 +98,8 @@ VARIANTS = (
 )
 # Bases of their own, and what they predict: make_WORD.py makes OUT/demo-WORD.safetensors.
 BASES = {"v_base": "v", "flow_base": "flow"}
+# Told by --algorithms, in the place of the others.
+OF_ALGORITHMS = tuple(Variant(name, options) for name, options in ALGORITHMS.items())
 # Every other variant is trained in float32 on a card too, so that it differs in one thing.
 PLAIN = {"mixed_precision": "no"}
 
@@ -111,10 +116,11 @@ def main() -> None:
         from lorapipe_demo.dataset import build_dataset
 
         options.dataset = build_dataset(out)
+    listed = OF_ALGORITHMS if options.algorithms else VARIANTS
     making = {
         base: start_base(options, word) for base, word in BASES.items() if getattr(options, f"make_{word}")
     }
-    chosen = [variant for variant in VARIANTS if not options.only or variant.name in options.only]
+    chosen = [variant for variant in listed if not options.only or variant.name in options.only]
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
     jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
     rows = run_all(jobs, options, began + options.minutes * 60, making)
@@ -133,6 +139,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument(
         "--only", nargs="*", default=[], help="names of variants; all are: " + "; ".join(NAMES)
+    )
+    parser.add_argument(
+        "--algorithms", action="store_true", help="the network algorithms: " + "; ".join(ALGORITHMS)
     )
     parser.add_argument("--seeds", type=lambda n: range(42, 42 + int(n)), default=range(42, 43), metavar="N")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
@@ -349,7 +358,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def one(options: argparse.Namespace) -> None:
     """Train and look at one variant in this process; its result goes to its folder."""
     name, seed = options.one[0], int(options.one[1])
-    variant = next(row for row in VARIANTS if row.name == name)
+    variant = next(row for row in (*VARIANTS, *OF_ALGORITHMS) if row.name == name)
     folder = folder_of(options.out, (name, seed))
     base = next((getattr(options, need) for need in variant.needs if need in BASES), "demo")
     began = time.monotonic()

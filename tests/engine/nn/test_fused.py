@@ -175,8 +175,10 @@ def test_a_block_that_is_computed_again_drops_the_same() -> None:
     assert apart(once[1], passes(True, fused=True)[1]) > 0.1
 
 
-def test_a_network_on_convolutions_leaves_those_blocks_their_own_way() -> None:
-    own, fused = (passes(True, conv=True, fused=choice) for choice in (False, True))
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_blocks_with_a_network_on_convolutions_are_fused_too(checkpointed: bool) -> None:
+    own = passes(True, conv=True, fused=False)
+    fused = passes(True, conv=True, fused=True, checkpointed=checkpointed)
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
@@ -254,19 +256,28 @@ def test_layers_without_an_adapter_stay_in_a_fused_block() -> None:
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
-def test_trained_norms_are_not_passed_by() -> None:
-    """Fused code reads the frozen norm's weight, so blocks with a trained one keep their own forward."""
+@pytest.mark.parametrize("kinds", [(nn.Linear,), (nn.Linear, nn.Conv2d), ()])
+@pytest.mark.parametrize("inside", ["attentions", "block"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_trained_norms_are_not_passed_by(kinds: tuple[type[nn.Module], ...], inside: str, bias: bool) -> None:
+    """With layers beside them, and alone; without a bias of their own too."""
 
     def found(fused: bool) -> list[Any]:
         unet = make_unet(True, False)
+        if not bias:
+            for module in unet.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.bias = None
         targets = [
             Target("unet", path, module)
             for path, module in unet.named_modules()
-            if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Linear) and "attentions" in path
+            if isinstance(module, (nn.LayerNorm, nn.GroupNorm, *kinds)) and inside in path
         ]
-        norms = {row.name: Kind("norm") for row in targets if not isinstance(row.module, nn.Linear)}
+        norms = {
+            row.name: Kind("norm") for row in targets if isinstance(row.module, nn.LayerNorm | nn.GroupNorm)
+        }
         torch.manual_seed(1)
-        network = attach([unet], targets, NetworkPlan(rank=4, alpha=4, kinds=norms))
+        network = attach([unet], targets, NetworkPlan(rank=4, alpha=4, conv_rank=2, kinds=norms))
         for adapter in network.adapters.values():
             for role in adapter.roles:
                 nn.init.normal_(getattr(adapter, role), std=0.1)

@@ -46,6 +46,7 @@ class Painter:
         seeds: Sequence[int] | None = None,
         each: Callable[[], object] | None = None,
         in_weights: bool = False,
+        strength: float = 1.0,
     ) -> list[Image]:
         """A picture for each prompt and seed (without ``seeds``: 1000, 1001 ...); ``each`` is called after each.
 
@@ -54,7 +55,7 @@ class Painter:
         """
         weights: list[tuple[nn.Parameter, Tensor]] = []
         if network is not None:
-            adapters = attach_file(self.family, network).adapters.values()
+            adapters = attach_file(self.family, network, strength).adapters.values()
             if in_weights:
                 detach(self.family.parts.values())
                 weights = [row for adapter in adapters for row in change_weights(adapter)]

@@ -32,6 +32,7 @@ lora-train --config_file mayuri.toml --plot-lr
 lora-train mayuri.toml nekochan.toml maid.toml
 lora-train mayuri.toml --vary unet_lr=1e-4,2e-4 --vary network_dim=16,32 --dry-run
 lora-train --config_file mayuri.toml --vram 8
+lora-train --config_file mayuri.toml --choose
 lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
 lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
 torchrun --no_python --nproc_per_node 2 lora-train --config_file mayuri.toml
@@ -130,8 +131,13 @@ def lora_train(
     with library_imports():
         from lorapipe_engine.train.session import run_training
 
-    for path in run_training(settings, run.print_config(), say):
+    trained = run_training(settings, run.print_config(), say)
+    for path in trained.files:
         write_path(path)
+    if trained.choosing is not None:
+        from lorapipe_engine.train.choose import choose
+
+        choose(trained.choosing, say)
 
 
 def settings_of(

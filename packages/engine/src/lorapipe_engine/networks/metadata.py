@@ -24,7 +24,7 @@ from lorapipe_engine.files.bytesource import open_source, take
 from lorapipe_engine.files.dtypes import Array, Encoded
 from lorapipe_engine.files.hashes import network_hashes
 from lorapipe_engine.models.families import get_family
-from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V
+from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V, find_prediction
 
 MODELSPEC_VERSION = "1.0.1"
 STABILITY = "https://github.com/Stability-AI/generative-models"
@@ -201,6 +201,17 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Array | Encod
     """The metadata with ``sshs_model_hash`` and ``sshs_legacy_hash`` of a network's tensors."""
     hashes = network_hashes(tensors, metadata)
     return {**metadata, "sshs_model_hash": hashes.model, "sshs_legacy_hash": hashes.legacy}
+
+
+def with_base_facts(metadata: Mapping[str, str], family: str) -> dict[str, str]:
+    """The metadata with what readers of kohya's names look for where it is missing: the kind of base and of network."""
+    prediction = find_prediction(metadata.get("modelspec.prediction_type", "")) or EPSILON.name
+    facts = {
+        "ss_base_model_version": base_version(family, prediction),
+        "ss_v2": str(family == "sd2"),
+        "ss_network_module": "networks.lora",
+    }
+    return {**facts, **metadata}
 
 
 # ------------------------------------------------------------------------------------------------ reading

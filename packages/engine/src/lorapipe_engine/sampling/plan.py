@@ -63,6 +63,8 @@ class Fixed:
     vae: str | None
     flow_model: bool = False
     told: Told = NOTHING_TOLD
+    v_prediction: bool | None = None
+    zero_terminal_snr: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +273,7 @@ class _Planner:
         prompt, negative = self._words(draft)
         text, tags = split_tags(prompt, "prompt")
         asked = [Loaded(self.shelf.find(tag.name, "prompt"), tag.te, tag.unet, True) for tag in tags]
-        is_flow = fixed.flow_model or says_flow(fixed.base)
+        is_flow = fixed.flow_model or (fixed.v_prediction is None and says_flow(fixed.base))
         sampler, old_schedule = find_sampler(fixed.sampler or ("Euler" if is_flow else "Euler a"))
         count_evaluations(sampler, fixed.steps)
         width, height = read_size(fixed.size or trained_size(fixed.base), "size")
@@ -301,6 +303,8 @@ class _Planner:
             clip_skip=fixed.clip_skip,
             base=fixed.base,
             vae=fixed.vae,
+            v_prediction=fixed.v_prediction,
+            zero_terminal_snr=fixed.zero_terminal_snr,
             told=replace(fixed.told, flow_shift=_flow_shift(fixed, sampler, schedule, is_flow=is_flow)),
         )
 
@@ -402,6 +406,10 @@ def _flow_shift(fixed: Fixed, sampler: Sampler, schedule: str, *, is_flow: bool)
         raise ConfigError("flow_shift: is for flow models; give --flow-model if the base is one")
     if not is_flow:
         return None
+    if fixed.v_prediction or fixed.zero_terminal_snr:
+        raise ConfigError(
+            "flow_model: a base predicts flow or v; leave v_prediction and zero_terminal_snr out"
+        )
     check_flow(sampler, schedule)
     return FLOW_SHIFT if shift is None else shift
 

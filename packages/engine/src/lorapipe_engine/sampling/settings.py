@@ -65,6 +65,17 @@ class ModelSettings:
     vae_scale: float | None = flag(None, "Scale of the VAE's latents.  [default: the base's]", min=1e-6)
     vae_shift: float | None = flag(None, "Shift of its latents.  [default: the base's]")
     vae_reflection: bool = flag(False, "The VAE was trained with mirrored edges.")
+    v_prediction: bool | None = flag(
+        None,
+        "The base predicts v, or noise.  [default: what its files say]",
+        *("--v-prediction", "--v-parameterization"),
+        opposite="no-v-prediction",
+    )
+    zero_terminal_snr: bool | None = flag(
+        None,
+        "Begin at pure noise, as some bases of v-prediction are trained.  [default: what its files say]",
+        opposite="no-zero-terminal-snr",
+    )
     network: tuple[str, ...] = flag(
         (), "A network in every picture, with its strength; may be repeated.", metavar="FILE[:WEIGHT]"
     )
@@ -96,13 +107,22 @@ class PictureSettings:
     )
     size: str | None = flag(None, "WIDTHxHEIGHT.  [default: what the base was trained on]", metavar="WxH")
     clip_skip: int = flag(1, "Take the text encoder's N-th layer from the end.", min=1, max=12)
+    network_clip_skip: bool = flag(
+        False,
+        "Take the clip skip that the networks say they were trained with; where they say none, --clip-skip.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawSettings:
     """The drawing"""
 
-    batch_size: int = flag(4, "Pictures that are drawn at once.", min=1, max=256)
+    batch_size: int | None = flag(
+        None,
+        "Pictures that are drawn at once.  [default: by a card's free memory; 4 on the CPU]",
+        min=1,
+        max=256,
+    )
     device: str | None = flag(None, "As cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME")
     tokenizer_dir: Path | None = flag(
         None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="FOLDER"

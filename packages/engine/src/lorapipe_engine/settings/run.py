@@ -58,6 +58,10 @@ class RunSettings:
     sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
     sample_at_first: bool = option(False, "Draw samples before the first step.")
     sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim; flow models: euler]")
+    choose: bool = option(
+        False,
+        "After training, draw the saved epochs with lora-sample, lay them out with lora-grid, and name the best.",
+    )
     validate_every_n_epochs: int | None = option(
         None,
         "Measure the validation loss after every N epochs. [default: 1, without validate_every_n_steps]",

@@ -17,7 +17,12 @@ def unused_notes(data: DataSettings, loss: LossSettings, run: RunSettings) -> li
         ("save_last_n_steps_state", run.save_last_n_steps_state, states, "save_every_n_steps and save_state"),
         ("save_last_n_epochs", run.save_last_n_epochs, run.save_every_n_epochs, "save_every_n_epochs"),
         ("save_last_n_epochs_state", run.save_last_n_epochs_state, run.save_state, "save_state"),
-        ("sample_prompts", run.sample_prompts, draws, "sample_every_n_epochs or sample_every_n_steps"),
+        (
+            "sample_prompts",
+            run.sample_prompts,
+            draws or run.choose,
+            "sample_every_n_epochs, sample_every_n_steps or choose",
+        ),
         ("sample_every_n_epochs", run.sample_every_n_epochs, run.sample_prompts, "sample_prompts"),
         ("sample_every_n_steps", run.sample_every_n_steps, run.sample_prompts, "sample_prompts"),
         ("sample_at_first", run.sample_at_first, run.sample_prompts, "sample_prompts"),

@@ -33,6 +33,7 @@ from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.vae_form import VaeForm
+from lorapipe_engine.train.choose import Choosing, missing_programs, plan_choosing
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
@@ -65,10 +66,18 @@ class Queued:
     on_end: Callable[[list[Path]], None] | None = None
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: its networks in the order saved, and what ``--choose`` is to do with them."""
+
+    files: list[Path]
+    choosing: Choosing | None = None
+
+
 def run_training(
     settings: TrainSettings, configuration: str, say: Say, queued: Queued | None = None
-) -> list[Path]:
-    """Train as ``settings`` say; returns the networks' paths. ``configuration`` is kept beside the curves."""
+) -> Trained:
+    """Train as ``settings`` say. ``configuration`` is kept beside the curves."""
     queued = queued or Queued()
     processes = join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
@@ -97,7 +106,7 @@ def train_checked(
     processes: Processes,
     notes: Sequence[str],
     queued: Queued,
-) -> list[Path]:
+) -> Trained:
     """Load the base and train, with an output that no other run has. ``args``: the network's, read.
     ``notes``: what was said already."""
     began = time.monotonic()
@@ -145,6 +154,9 @@ def train_checked(
             say(
                 "note: text_encoder_min_timestep and text_encoder_max_timestep do nothing: no text encoder is trained"
             )
+    choosing = None
+    if settings.run.choose and processes.is_main:
+        choosing = plan_choosing(settings, dataset, plan.length, prompts, say)
     from lorapipe_engine.train.data.prepare import long_captions
     from lorapipe_engine.train.loop import train
 
@@ -173,7 +185,7 @@ def train_checked(
     finally:
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
-    return files
+    return Trained(files, choosing)
 
 
 def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
@@ -181,6 +193,8 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     and what the user should know."""
     if settings.data.slider is not None:
         check_slider(settings.data, settings.loss)
+        if settings.run.choose:
+            raise ConfigError("choose: draws what captions say, and a slider has none; leave choose out")
     check_caches(settings)
     args = read_network_args(settings.network)
     notes = check_updates(settings, args)
@@ -197,6 +211,8 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
         thumbnail_url(settings.run.metadata_thumbnail)
     if settings.run.sample_prompts is not None and is_prompt_text(settings.run.sample_prompts):
         notes.append("sample_prompts is no file: its text is taken as the prompts")
+    if settings.run.choose:
+        notes += missing_programs()
     return args, [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
 
 

@@ -47,6 +47,10 @@ class Conditioning:
         own = {name: tensor[number].cpu().clone() for name, tensor in self.named().items()}
         return replace(self, **own)
 
+    def rows(self, rows: slice) -> Conditioning:
+        """Some of the captions."""
+        return replace(self, **{name: tensor[rows] for name, tensor in self.named().items()})
+
     @classmethod
     def joined(cls, parts: Sequence[Conditioning]) -> Conditioning:
         """The captions of several, one behind the other; all have the same fields and lengths."""
