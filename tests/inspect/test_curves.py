@@ -228,7 +228,10 @@ def test_a_damaged_events_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--only", "los"], "--only los: none of rate, loss, validation, norms, did you mean 'loss'?"),
+        (
+            ["--only", "los"],
+            "--only los: none of rate, loss, timesteps, validation, norms, did you mean 'loss'?",
+        ),
         (["--tag", "loss/x"], "loss/x: the runs have loss/current"),
         (["--tag", "a", "--only", "loss"], "exclude each other"),
         (["-o", "a.pdf"], "a.pdf: a chart is written as .png or .svg"),

@@ -168,7 +168,7 @@ def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:
 def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
     """The options with those that ``--vram`` stands for, where it is given and base and pictures are known."""
     model, data = parts[0], parts[1]
-    has_data = data.train_data_dir is not None or data.dataset_config is not None
+    has_data = any((data.train_data_dir, data.dataset_config, data.slider))
     if model.vram is None or model.pretrained_model_name_or_path is None or not has_data:
         return parts, origin
     require_training_extra()

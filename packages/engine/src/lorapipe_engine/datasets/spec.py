@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lorapipe_engine.datasets.pairs import Pairs
 from lorapipe_engine.pictures.buckets import FINEST_STEP, BucketRule
 from lorapipe_engine.pictures.captions import CaptionRule
 from lorapipe_engine.settings import DataSettings
@@ -19,7 +20,8 @@ class Subset:
     ``flip``: half of the time mirrored; ``colour``: hue or gamma shifted now and then;
     ``random_crop``: cut elsewhere each time; ``interpolation``: filter of resizing, None for the usual; ``masks``:
     folder of their masks; ``alpha_mask``: their transparency is the mask of those that have none there; ``metadata``:
-    the JSON file that names the pictures with their captions, in place of text files beside them.
+    the JSON file that names the pictures with their captions, in place of text files beside them. ``pairs``: prompts in
+    the place of pictures, of which ``folder`` is the file.
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class Subset:
     masks: Path | None = None
     alpha_mask: bool = False
     metadata: Path | None = None
+    pairs: Pairs | None = None
 
     @property
     def is_masked(self) -> bool:

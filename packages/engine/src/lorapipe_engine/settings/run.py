@@ -58,7 +58,7 @@ class RunSettings:
     sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
     sample_at_first: bool = option(False, "Draw samples before the first step.")
     sample_ema: bool = option(False, "Draw them with the average of ema_decay or ema_width.")
-    sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim]")
+    sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim; flow models: euler]")
     choose: bool = option(
         False,
         "After training, draw the saved epochs with lora-sample, lay them out with lora-grid, and name the best.",

@@ -23,6 +23,7 @@ from lorapipe_engine.settings import OptimizerSettings, RunSettings, TrainSettin
 from lorapipe_engine.train.base.shelf import Shelf
 from lorapipe_engine.train.data.examples import Dataset, TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.data.pairs import pair_data
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.families.base import Family
@@ -52,8 +53,10 @@ from lorapipe_engine.train.results.summary import summary
 from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.step.forward import seed_step
 from lorapipe_engine.train.step.preserving import Preserving, check_parts
+from lorapipe_engine.train.step.slide import Slide
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
+from lorapipe_engine.train.step.time_bins import EVERY
 from lorapipe_engine.train.step.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
 
@@ -89,11 +92,20 @@ def train(
     # Before captions are encoded, for the text encoders may get their share.
     for note in merge_into_base(settings.network, family):
         say(note)
-    parts = [dataset, validation_part(dataset)]
-    data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf, preserved)
+    kept: TrainingData | None = None
+    if dataset.pairs is not None:
+        weighted = settings.data.weighted_captions
+        data: TrainingData = pair_data(
+            dataset, dataset.pairs, family, seed=settings.run.seed, weighted=weighted
+        )
+    else:
+        parts = [dataset, validation_part(dataset)]
+        data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf, preserved)
     network = make_network(settings, plan.network, family, rates.by_part, say)
     processes.as_main(group.parameter.detach() for group in network.groups.values())
     stepper = make_stepper(settings, plan, network, family, objective, processes)
+    if dataset.pairs is not None:
+        stepper.slide = Slide(family, objective, network, dataset.pairs)
     if preserved is not None:
         stepper.preserving = Preserving(
             preserved.asked,
@@ -200,6 +212,7 @@ def begin_or_go_on(
     if own or given is not None:
         source = path if own or given is None else given
         state, changed = take_up(source, asked, kept, another_length=not own)
+        stepper.bins.restore(state.times)
         if not own and state.step >= length.steps:
             raise ConfigError(
                 f"resume: {source} was written after step {state.step}, and this run ends at {length.steps}; give more "
@@ -210,6 +223,7 @@ def begin_or_go_on(
 
     def save(target: Path) -> None:
         if is_main:
+            state.times = stepper.bins.sums.tolist()
             save_state(target, state, kept, asked)
 
     return state, StateKeeper(path, settings.run.state_interval, save)
@@ -266,10 +280,14 @@ def run_steps(
                 if results.average is not None:
                     results.average.after_step(state.step)
                 figures = {**norm_figures(stepper), **held_figures(stepper)}
+                by_time = {}
+                if state.step % EVERY == 0 or state.step == length.steps:
+                    by_time = stepper.bins.take(processes)
                 try:
                     follow(state, loss, length.steps_per_epoch)
                 finally:
-                    results.record(state.step, loss, state.loss, norm, {**figures, **parts.after()})
+                    more = {**figures, **parts.after(), **by_time}
+                    results.record(state.step, loss, state.loss, norm, more)
                 bar.update(1, loss=f"{state.loss:.4f}", **shown_norms(figures))
                 results.after_step(state.step, state.epoch, last=state.step == length.steps)
                 validation.after_step(state, results)

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from lorapipe_engine.datasets.described import dataset_notes
+from lorapipe_engine.datasets.pairs import check_slider
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
-from lorapipe_engine.models.families import FAMILIES, get_family
+from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import Kind, detach
@@ -33,6 +34,7 @@ from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.choose import Choosing, missing_programs, plan_choosing
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.data.preserved import preserved_in
@@ -136,6 +138,8 @@ def train_checked(
         )
         prediction = prediction_of(base, settings.loss, say)
         precise = replace(settings, model=replace(settings.model, mixed_precision=model.precision))
+        if dataset.pairs is not None:  # its losses are not weighed
+            precise = replace(precise, loss=replace(precise.loss, min_snr_gamma=0.0))
         settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
         family = open_model(base, settings.model, model)
     settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
@@ -147,15 +151,27 @@ def train_checked(
     objective = family.objective(settings.loss, prediction)
     for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
         objective.check_sampler(name)
+    if processes.count > 1 and objective.why_not_shared is not None:
+        raise ConfigError(f"{objective.why_not_shared}; train on one card, or leave it out")
     for note in objective.check(settings.loss, prediction):
         if note not in notes:
             say(f"note: {note}")
+    if not any(is_text(part) for part in plan.updates.rates.trained):
+        narrowed = (settings.loss.text_encoder_min_timestep, settings.loss.text_encoder_max_timestep)
+        if narrowed != (0, 1000):
+            say(
+                "note: text_encoder_min_timestep and text_encoder_max_timestep do nothing: no text encoder is trained"
+            )
     choosing = None
     if settings.run.choose and processes.is_main:
         choosing = plan_choosing(settings, dataset, plan.length, prompts, say)
     from lorapipe_engine.train.data.prepare import long_captions
     from lorapipe_engine.train.loop import train
 
+    for pair in () if dataset.pairs is None else dataset.pairs.rows:
+        for text in (pair.target, pair.positive, pair.negative, pair.neutral):
+            if family.text.count(text) > family.text.limit:
+                say(f"note: slider: the prompt '{text[:40]}...' is cut at {family.text.limit} tokens")
     if warning := long_captions(dataset, family):
         say(f"note: {warning}")
 
@@ -184,6 +200,10 @@ def train_checked(
 def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     """Find every mistake that can be found before gigabytes are read; returns the network's arguments, read here once,
     and what the user should know."""
+    if settings.data.slider is not None:
+        check_slider(settings.data, settings.loss)
+        if settings.run.choose:
+            raise ConfigError("choose: draws what captions say, and a slider has none; leave choose out")
     check_caches(settings)
     args = read_network_args(settings.network)
     notes = check_updates(settings, args)
@@ -336,6 +356,7 @@ def read_model(model: ModelSettings, plan: ModelPlan) -> BaseModel:
         v2=model.v2 or None,
         dtype=plan.dtype,
         tokenizer_dir=model.tokenizer_dir,
+        vae_form=VaeForm(model.vae_custom_scale, model.vae_custom_shift, model.vae_reflection_padding),
     )
 
 

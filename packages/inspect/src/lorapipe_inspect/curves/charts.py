@@ -13,7 +13,10 @@ from lorapipe_inspect.curves.read import Curve, Run
 _DIVERGENCE = "validation loss less the training loss"
 _BY_TIME = "validation loss by timestep"
 _HELD = "loss of preservation"
-TITLES = ("learning rate", "loss", _HELD, "validation loss", _BY_TIME, _DIVERGENCE, "gradient norm")
+TITLES = (
+    *("learning rate", "loss", "loss by timestep", _HELD, "validation loss", _BY_TIME, _DIVERGENCE),
+    "gradient norm",
+)
 Pick = tuple[Run, str, str]  # a run, its name, a tag
 _EPOCHS = "loss/epoch_average"  # recorded by epoch, beside curves by step
 _FEW = 50  # steps by which a curve is smoothed, at most
@@ -24,6 +27,8 @@ def kind_of(tag: str) -> str | None:
     """What a tag is about; None for tags that are none of the usual ones."""
     if tag.startswith("loss/validation/"):
         return "validation"
+    if tag.startswith("loss/timesteps/"):
+        return "timesteps"
     if tag.startswith("loss/"):
         return None if tag == _EPOCHS else "loss"
     if tag.startswith("lr/"):
@@ -62,6 +67,8 @@ def _of_kind(run: Run, kind: str) -> Iterator[tuple[str, str]]:
         known = [tag for tag in ("loss/current", "loss/average") if tag in tags]
         yield from (("loss", tag) for tag in known[:1] or tags)
         yield from ((_HELD, tag) for tag in tags if known and tag == "loss/preservation")
+    elif kind == "timesteps":
+        yield from (("loss by timestep", tag) for tag in sorted(tags))
     elif kind == "validation":
         yield from ((_validation_chart(tag), tag) for tag in tags)
     else:

@@ -31,6 +31,18 @@ class Held:
 
 
 @dataclass(frozen=True)
+class SliderTexts:
+    """Prompts of a slider's rows beside their target: ``empty`` is no prompt; ``strengths``: of what tells ``positive``
+    from ``negative``, (B,)."""
+
+    positive: Tokens
+    negative: Tokens
+    neutral: Tokens
+    empty: Tokens
+    strengths: Tensor
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """The inputs of one forward pass, on the device.
 
@@ -39,7 +51,7 @@ class MicroBatch:
     (B, 6), else None. ``mask``: share of each latent cell that counts, (B, 1, h, w) in 0..1, or None. ``text``: what
     the captions were encoded to before, or None to encode ``tokens``. ``part``: number of the first row and count of
     rows of the batch that these are a process's share of; None: these are all. ``held``: what is held to the
-    base in this pass, if anything is.
+    base in this pass, if anything is. ``slider``: what a slider is trained from, whose ``latents`` are zeros.
     """
 
     latents: Tensor
@@ -50,6 +62,7 @@ class MicroBatch:
     text: Conditioning | None = None
     part: tuple[int, int] | None = None
     held: Held | None = None
+    slider: SliderTexts | None = None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from lorapipe_engine.datasets.record import dataset_record
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.networks.metadata import (
+    TIMES,
     ModelSpec,
     base_version,
     thumbnail_url,
@@ -60,6 +61,7 @@ class RunRecord:
             **_network(settings.network),
             **_model(settings.model, family, prediction),
             **_objective(settings.loss),
+            **_times(settings.loss),
             "gradient_checkpointing": settings.model.gradient_checkpointing,
             **dataset_record(settings.data, dataset),
         }
@@ -160,7 +162,11 @@ def _model(model: ModelSettings, family: Family, prediction: str) -> dict[str, A
     }
     if base.vae_path:
         facts |= {"vae_name": base.vae_path.name, "vae_hash": vae_old, "new_vae_hash": vae_new}
-    return facts
+    return facts | {
+        "vae_scale_factor": model.vae_custom_scale,
+        "vae_shift_factor": model.vae_custom_shift,
+        "vae_reflection_padding": model.vae_reflection_padding or None,
+    }
 
 
 def _objective(loss: LossSettings) -> dict[str, Any]:
@@ -181,6 +187,16 @@ def _objective(loss: LossSettings) -> dict[str, Any]:
         "huber_scale": loss.huber_scale,
         "prior_loss_weight": loss.prior_loss_weight,
         "preserve": list(loss.preserve) or None,
+    }
+
+
+def _times(loss: LossSettings) -> dict[str, Any]:
+    """How times are drawn, where that is not the usual way of the field."""
+    usual = LossSettings()
+    return {
+        name: list(value) if isinstance(value := getattr(loss, name), tuple) else value
+        for name in TIMES
+        if getattr(loss, name) != getattr(usual, name)
     }
 
 

@@ -41,7 +41,7 @@ _FREE: Mapping[str, frozenset[str]] = {
     "model": frozenset({"device", "step_capture", "vram", "ignore_memory"}),
     "data": frozenset(
         {
-            *("train_data_dir", "reg_data_dir", "dataset_config"),
+            *("train_data_dir", "reg_data_dir", "dataset_config", "slider"),
             *("cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
             *("max_data_loader_n_workers", "persistent_data_loader_workers"),
         }
@@ -70,7 +70,8 @@ class Kept:
 class State:
     """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds);
     the losses of the first steps and of late. Where the run is to stop early: the lowest validation loss with its step
-    and epoch, the step that was measured last, and how many measurements were no lower since."""
+    and epoch, the step that was measured last, and how many measurements were no lower since. Sums of losses by
+    timestep since they were recorded last."""
 
     step: int = 0
     epoch: int = 0
@@ -81,6 +82,7 @@ class State:
     best: list[float] = field(default_factory=list)
     measured: int = -1
     worse: int = 0
+    times: list[list[float]] = field(default_factory=list)
 
 
 def state_file(run: RunSettings) -> Path:
@@ -236,7 +238,9 @@ def take_up(
 def _state(row: Any) -> State:
     """Where a run was. Raises TypeError, ValueError for what no run has written."""
     state = State(**row)
-    numbers = [state.loss, state.began, *state.first, *state.recent, *state.best, state.measured, state.worse]
+    by_time = [number for sums in state.times for number in sums]
+    early = [*state.best, state.measured, state.worse]
+    numbers = [state.loss, state.began, *state.first, *state.recent, *early, *by_time]
     if len(state.best) not in (0, 3):
         raise ValueError("no best network")
     if type(state.step) is not int or type(state.epoch) is not int or not 0 <= state.epoch <= state.step:

@@ -13,11 +13,12 @@ import torch
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.command.tool import complain
-from lorapipe_engine.errors import InputError, LoraError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
+from lorapipe_engine.sampling.bases import Told
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext
 from lorapipe_engine.sampling.infotext import model_hash, network_hash
 from lorapipe_engine.sampling.plan import Plan
@@ -26,6 +27,7 @@ from lorapipe_engine.sampling.settings import DrawSettings, ModelSettings, Resul
 from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
+from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 from lorapipe_engine.train.processes import Processes, join_sharing, own_device
@@ -140,13 +142,15 @@ class _Drawing:
         count = self.processes.count
         device = choose_device(self.asked.device) if count == 1 else own_device(self.asked.device, count)
         dtype = DTYPES[choose_precision(None, device)]
+        told = cells[0].told
         model = load_base(
             resolve_base(base),
             vae=None if vae is None else resolve_base(vae),
             dtype=dtype,
             tokenizer_dir=self.asked.tokenizer_dir,
+            vae_form=VaeForm(told.vae_scale, told.vae_shift, told.vae_reflects),
         )
-        prediction, has_no_signal = self._prediction(model)
+        prediction, has_no_signal = self._prediction(model, told)
         family = open_family(model, device=device, dtype=dtype, vae_dtype=DTYPES["no"])
         if not family.facts.reads_clip_skip and any(cell.clip_skip > 1 for cell in cells):
             self.say(
@@ -162,12 +166,18 @@ class _Drawing:
         painter.check(cells)
         return painter
 
-    def _prediction(self, model: BaseModel) -> tuple[str, bool]:
+    def _prediction(self, model: BaseModel, told: Told) -> tuple[str, bool]:
         """What the base predicts, and whether it begins without any signal: as asked for, else as its files say."""
+        if told.flow_shift is not None:
+            return FLOW.name, False
         asked_v, asked_end = self.models.v_prediction, self.models.zero_terminal_snr
         prediction = model.prediction_type
         if asked_v is not None:
             prediction = V.name if asked_v else EPSILON.name
+        elif prediction == FLOW.name:
+            raise ConfigError(
+                f"{model.source} predicts flow, which its files tell only now; give --flow-model"
+            )
         elif prediction is None:
             self.say(
                 f"note: {model.source} does not tell what it predicts; taken as epsilon, --v-prediction changes it"

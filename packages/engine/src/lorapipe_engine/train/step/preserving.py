@@ -27,7 +27,7 @@ from lorapipe_engine.train.data.microbatch import Held, MicroBatch
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning, Tokens
 from lorapipe_engine.train.objective.objective import Noised, Objective
-from lorapipe_engine.train.step.forward import Forward, draw
+from lorapipe_engine.train.step.forward import Forward, draw, trained_at
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,12 @@ class Preserving:
         answer = self._answer(batch, held, noised)
         rows = len(latents)
         if held.tokens is None:
-            text = self._text(batch.tokens, batch.text)
+            text = trained_at(self._text(batch.tokens, batch.text), noised.times, self.objective.options)
             own = other = self.family.predict(noised.input, noised.times, text, batch.geometry)
         else:
             text = self._joined_text(batch, held)
             both = torch.cat([noised.input] * 2), torch.cat([noised.times] * 2)
+            text = trained_at(text, both[1], self.objective.options)
             geometry = None if batch.geometry is None else torch.cat([batch.geometry] * 2)
             own, other = torch.split(self.family.predict(*both, text, geometry), rows)
             text = _rows(text, slice(rows))
@@ -95,6 +96,7 @@ class Preserving:
         answer = self._answer(batch, held, noised)
         tokens, states = (batch.tokens, batch.text) if held.tokens is None else (held.tokens, held.text)
         text = _scaled(self._text(tokens, states), self._text_share)
+        text = trained_at(text, noised.times, self.objective.options)
         prediction = self.family.predict(noised.input, noised.times, text, batch.geometry)
         return self._held(held, noised, answer, prediction)
 

@@ -20,6 +20,8 @@ from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
 from lorapipe_engine.train.step.forward import Forward, forward
 from lorapipe_engine.train.step.preserving import Preserving
+from lorapipe_engine.train.step.slide import Slide
+from lorapipe_engine.train.step.time_bins import TimeBins
 from lorapipe_engine.train.step.trace import Trace
 
 
@@ -57,6 +59,8 @@ class Stepper:
         self.processes = processes
         self.network_dtype = network_dtype
         self.preserving: Preserving | None = None  # set where steps hold the network to the base
+        self.slide: Slide | None = None  # set where a slider is trained
+        self.bins = TimeBins(objective.last_time, family.device)
         self._round_values()
         self.norms: Tensor | None = None
         self.held_loss: float | None = None  # of the last step, whole and without its weight
@@ -77,7 +81,7 @@ class Stepper:
 
     def loss_of(self, batch: MicroBatch) -> Tensor:
         """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
-        made = self._forward(batch)
+        made = self._forward(batch) if self.slide is None else self.slide(batch, train_text=self.train_text)
         weights, loss = self._weigh(batch, made)
         if self.trace is not None:
             self.trace.record_pass(batch, made, weights, loss)
@@ -111,7 +115,9 @@ class Stepper:
         return forward(self.family, self.objective, batch, text=text)
 
     def _weigh(self, batch: MicroBatch, made: Forward) -> tuple[Tensor, Tensor]:
-        """The weights of the rows' losses, and the batch's share of the update's loss."""
+        """The weights of the rows' losses, and the batch's share of the update's loss. The losses are counted by
+        timestep."""
+        self.bins.add(made.noised.times, made.losses)
         weights = made.noised.weights * batch.weights
         return weights, (made.losses * weights).mean()
 
@@ -158,6 +164,8 @@ class Stepper:
         """Why steps cannot be captured as a CUDA graph; None if they can."""
         if self.family.device.type != "cuda":
             return "not on a CUDA device"
+        if self.slide is not None:
+            return "a slider's way to a picture is as long as it is drawn"
         return self.objective.why_not_captured
 
     @property

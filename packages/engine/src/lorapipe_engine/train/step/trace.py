@@ -5,7 +5,7 @@ Tensors of the n-th forward pass of the step (n counts the batches of an accumul
 =================== ====================================================================================
 latents             what is trained on, drawn from the VAE's distribution and scaled, (B, C, h, w)
 noise               ε as drawn, with offsets, (B, C, h, w)
-timesteps           (B,) int64
+timesteps           (B,) int64, of flow float32
 noisy_latents       what the denoiser is given, (B, C, h, w)
 input_ids.te1, .te2 token ids of each tokenizer, (B, ...) int64
 text_states         what the denoiser is told, (B, L, C)
