@@ -1,4 +1,4 @@
-"""The factors of a plain LoRA for a fused denoiser: read from its file, checked, on the device in one copy."""
+"""The factors of a plain LoRA for a fused denoiser, checked against their layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOWN, UP = "lora_down.weight", "lora_up.weight"
 
 
 def read_factors(
-    file: TrainedFile, layers: Mapping[str, nn.Module], slots: Slots, device: torch.device
+    file: TrainedFile, layers: Mapping[str, nn.Module], slots: Slots
 ) -> tuple[list[tuple[nn.Module, Factor]] | None, str]:
     """The change of each layer, by the module's name in the file; None, and why, where one is no plain LoRA of a layer
     in ``slots``.
@@ -28,17 +28,12 @@ def read_factors(
             return None, f"{quote(name)} is no plain LoRA"
         if not slots.has(layer):
             return None, f"{quote(name)} changes a layer outside of the fused blocks"
-    shapes = {name: _shapes(file, name, layer) for name, layer in layers.items()}
-    pieces = [file.tensors[name][key].flatten() for name in layers for key in (DOWN, UP)]
-    if not pieces:
-        return [], ""
-    flat = torch.cat(pieces).to(device)
-    parts = iter(torch.split(flat, [len(piece) for piece in pieces]))
-    found: list[tuple[nn.Module, Factor]] = []
+    factors: list[tuple[nn.Module, Factor]] = []
     for name, layer in layers.items():
-        down, up = (next(parts).view(shape) for shape in shapes[name])
-        found.append((layer, Factor(down, up, _scale(file.tensors[name], len(down)))))
-    return found, ""
+        shapes = _shapes(file, name, layer)
+        down, up = (file.tensors[name][k].view(s) for k, s in zip((DOWN, UP), shapes, strict=True))
+        factors.append((layer, Factor(down, up, file.sizes[name].alpha / len(down))))
+    return factors, ""
 
 
 def _shapes(file: TrainedFile, name: str, layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, int]]:
@@ -54,8 +49,3 @@ def _shapes(file: TrainedFile, name: str, layer: nn.Module) -> tuple[tuple[int, 
                 f"{file.path}: {name}: {key} has shape {given}, the model's layer needs {tuple(shape)}"
             )
     return down, up
-
-
-def _scale(tensors: Mapping[str, Tensor], rank: int) -> float:
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else 0.0
-    return (alpha or float(rank)) / rank
