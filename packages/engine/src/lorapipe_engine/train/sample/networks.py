@@ -26,7 +26,7 @@ from lorapipe_engine.train.network.trained_file import (
     read_stored,
     read_trained,
 )
-from lorapipe_engine.train.sample.factors import read_factors
+from lorapipe_engine.train.sample.factors import read_factors, short_factors, without_factors
 
 MOST_READ = 8  # networks that stay in memory for the next swap
 
@@ -45,8 +45,8 @@ class Swapper:
     """Puts sets of networks into a family and takes them out. The base's weights are never written to.
 
     Every network's change is that of the base's own weight, and the changes of several are added. ``drawing``: the
-    denoiser's fused form, whose slots take the factors of plain networks; others stand in the place of the layers that
-    they change, and the denoiser runs unfused with them, which ``say`` is told once for each.
+    denoiser's fused form, whose slots take the factors of networks that have some; others stand in the place of the
+    layers that they change, and the denoiser runs unfused with them, which ``say`` is told once for each.
     """
 
     def __init__(self, family: Family, drawing: Drawing | None = None, say: Say = print) -> None:
@@ -175,7 +175,9 @@ class _Read:
         self.why_not = ""
         if drawing is not None:
             own = {name: row.module for name, row in targets.items() if row.part == family.facts.denoiser}
-            self.factors, self.why_not = read_factors(file, own, drawing.slots)
+            odd = without_factors(file, own)
+            forms = short_factors(self._attach(file, odd).adapters) if odd else {}
+            self.factors, self.why_not = read_factors(file, own, drawing.slots, forms)
         # What will most likely be used; the rest of the file is not kept.
         self.modules(text_alone=self.factors is not None, file=file)
 
