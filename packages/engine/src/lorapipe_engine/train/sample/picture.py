@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.nn.fused.decoder import HalfDecoder
 from lorapipe_engine.nn.fused.drawing import Drawing, fuse_decoder
 from lorapipe_engine.sampling.cells import Cell
@@ -84,7 +84,7 @@ class CellPainter:
         fused: bool | None = None,
         decoding: torch.dtype | None = None,
     ) -> None:
-        if prediction not in (EPSILON.name, V.name):
+        if prediction not in (EPSILON.name, V.name, FLOW.name):
             raise ConfigError(f"a base of {prediction} cannot be drawn by A1111's samplers")
         self.family = family
         self._say = say
@@ -119,7 +119,12 @@ class CellPainter:
     def scheduler(self, cell: Cell) -> CourseScheduler:
         """The steps of a cell's pictures. Raises ConfigError for what cannot be drawn with this base."""
         walk: CourseScheduler = CourseScheduler(
-            cell.sampler, cell.schedule, self._prediction, cell.eta, self._zero_terminal_snr
+            cell.sampler,
+            cell.schedule,
+            self._prediction,
+            cell.eta,
+            self._zero_terminal_snr,
+            cell.told.flow_shift or 1.0,
         )
         walk.set_timesteps(cell.steps, self.family.device)
         return walk
@@ -161,7 +166,7 @@ class CellPainter:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w), scaled as the denoiser sees them -> pixels (B, 3, H, W) in about -1..1."""
         if self._half is not None:
-            pixels = self._half.decode(latents.float() / self.family.latent_scale)
+            pixels = self._half.decode(self.family.unscaled(latents))
             if torch.isfinite(pixels).all():
                 return pixels
             self._say(
