@@ -11,6 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from lorapipe_engine.nn.fused.decoder import HalfDecoder, fits_half  # noqa: E402
 from lorapipe_engine.nn.fused.drawing import fuse_decoder  # noqa: E402
+from lorapipe_engine.train.base.vae_form import VaeForm  # noqa: E402
 from lorapipe_engine.train.sample.draw import picture_bytes  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -47,6 +48,13 @@ def test_fp16_is_within_1_of_float32(vae: Any, fused: bool) -> None:
     half = HalfDecoder(vae, torch.float16)
     if fused:
         fuse_decoder(half)
+    assert farthest(vae, half) <= 1
+
+
+def test_edges_that_are_mirrored_stay_so(vae: Any) -> None:
+    VaeForm(reflects=True).apply(vae)
+    half = HalfDecoder(vae, torch.float16)
+    fuse_decoder(half)
     assert farthest(vae, half) <= 1
 
 
