@@ -220,10 +220,10 @@ class Bench:
         ):
             work()
             torch.cuda.synchronize()
-            with profile(activities=[ProfilerActivity.CUDA]) as found:
+            with profile(activities=[ProfilerActivity.CUDA]) as kernels:
                 work()
                 torch.cuda.synchronize()
-            rows = [event for event in found.key_averages() if str(event.device_type).endswith("CUDA")]
+            rows = [event for event in kernels.key_averages() if str(event.device_type).endswith("CUDA")]
             rows.sort(key=lambda event: -event.self_device_time_total)
             told = ((row.key, row.count, row.self_device_time_total / 1e3) for row in rows)
             print(f"{self.name}: kernels of {what}\n{table(shares(told), least, time_ms)}")
@@ -239,10 +239,10 @@ class Bench:
             for number in range(SIDE if self.name != "small" else 2)
         ]
         nothing: list[tuple[Loaded, ...]] = [()] * len(networks)
-        found: dict[str, float] = {}
+        times: dict[str, float] = {}
         # Without networks first: there is no room for them in the layers yet.
         for what, sets in () if self.options.quick else (("warm", nothing[:1]), ("without", nothing)):
-            found[what] = self.draw_grid(painter, sets, folder)
+            times[what] = self.draw_grid(painter, sets, folder)
         new, known = self.swaps(painter, networks)
         row: dict[str, Any] = {"model": self.name, "what": "swap", "rank": self.model.rank}
         show(row | {"new_file_ms": round(new * 1e3, 1), "known_ms": round(known * 1e3, 1)}, self.options.json)
@@ -250,10 +250,10 @@ class Bench:
             return
         alone: list[tuple[Loaded, ...]] = [(one,) for one in networks]
         for what, sets in (("first network", alone[:1]), ("with", alone)):
-            found[what] = self.draw_grid(painter, sets, folder)
+            times[what] = self.draw_grid(painter, sets, folder)
         row = {"model": self.name, "what": f"grid of {len(networks) ** 2} pictures"}
-        row |= {f"{what}_s": round(seconds, 3) for what, seconds in found.items()}
-        show(row | {"times": round(found["with"] / found["without"], 3)}, self.options.json)
+        row |= {f"{what}_s": round(seconds, 3) for what, seconds in times.items()}
+        show(row | {"times": round(times["with"] / times["without"], 3)}, self.options.json)
 
     def draw_grid(self, painter: CellPainter, sets: Sequence[tuple[Loaded, ...]], folder: Path) -> float:
         """Seconds of as many seeds as the grid has for each of some sets of networks, PNGs written."""
