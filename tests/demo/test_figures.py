@@ -12,8 +12,8 @@ from PIL import Image
 
 from lorapipe_demo import recipe
 from lorapipe_demo.figures import MERGED, Series, Share, draw_series, plan_series, shares, shown_epochs
-from lorapipe_demo.made import Made
 from lorapipe_demo.scene import TRIGGER
+from lorapipe_demo.weights import Made
 
 FILES = [Path(f"epoch{number}.safetensors") for number in (1, 2, 3)]
 MADE = Made(Path("small"), Path("merged"))

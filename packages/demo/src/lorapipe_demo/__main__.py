@@ -17,9 +17,9 @@ import click
 from lorapipe_demo import recipe, weights
 from lorapipe_demo.dataset import build_dataset
 from lorapipe_demo.grid import show_grid, show_seeds
-from lorapipe_demo.made import Made
 from lorapipe_demo.programs import require_tools, run
 from lorapipe_demo.scene import TRIGGER
+from lorapipe_demo.weights import Made
 from lorapipe_engine.cli import require_training_extra
 from lorapipe_engine.command.processors import share_processors
 from lorapipe_engine.command.tool import say, tool_command

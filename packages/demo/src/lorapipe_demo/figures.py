@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo import recipe
-from lorapipe_demo.made import Made
 from lorapipe_demo.scene import TRIGGER
+from lorapipe_demo.weights import Made
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.models.bases import demo_base
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 
 LARGEST_STEP = 2  # of 255: what rounding may make of a picture
 LARGEST_ERROR = 1e-3  # of the trained change: what rounding may make of it on its way through the merged base
+
+
+@dataclass(frozen=True)
+class Made:
+    """A smaller network, the base with the network in it, and the network out of that again where it is drawn with."""
+
+    small: Path
+    merged: Path
+    extracted: Path | None = None
 
 
 def inspect(networks: Sequence[Path]) -> None:
