@@ -17,8 +17,8 @@ from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, settings_options
 from lorapipe_engine.command.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
-from lorapipe_engine.command.records import write_path
-from lorapipe_engine.command.tool import ToolCommand, say, tool_command
+from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.tool import ToolCommand, say, show, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS
 from lorapipe_engine.settings.programs import Programs
@@ -29,6 +29,7 @@ EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
 lora-train --config_file mayuri.toml --network_dim 32
 lora-train --config_file mayuri.toml --plot-lr
+lora-train --doctor --config_file mayuri.toml
 lora-train mayuri.toml nekochan.toml maid.toml
 lora-train mayuri.toml --vary unet_lr=1e-4,2e-4 --vary network_dim=16,32 --dry-run
 lora-train --config_file mayuri.toml --vram 8
@@ -79,6 +80,12 @@ class TrainCommand(ToolCommand):
     metavar="[FILE]",
     help="Draw the curve of the rates and stop: as FILE (.png, .svg), without one in the terminal.",
 )
+@click.option(
+    "--doctor",
+    is_flag=True,
+    help="Tell what on this machine will stop a run with these options, and the mend, and stop.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Tell what --doctor finds as one JSON object.")
 @settings_options(*PARTS, several=True)
 @foreign_options(FOREIGN)
 def lora_train(
@@ -88,8 +95,10 @@ def lora_train(
     dry_run: bool,
     print_only: bool,
     plot_lr: str | None,
+    doctor: bool,
+    as_json: bool,
     **flags: Any,
-) -> None:
+) -> int | None:
     """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
 
     Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. A folder among the
@@ -106,6 +115,12 @@ def lora_train(
         raise ConfigError(f"train_data_dir: given twice, as {flags['train_data_dir']} and {folder}")
     if folder is not None:
         flags["train_data_dir"] = str(folder)
+    if as_json and not doctor:
+        raise ConfigError("--json has a use only with --doctor")
+    if doctor:
+        if vary or dry_run or print_only or plot_lr is not None:
+            raise ConfigError("--doctor looks at the machine for one run; leave the other thing out")
+        return tell_of_machine([*config_file, *files], flags, as_json=as_json)
     said: set[str] = set()
     build = partial(settings_of, said=said)
     runs = make_runs([*config_file, *files], read_varied(vary, flags), flags, build)
@@ -113,18 +128,18 @@ def lora_train(
         train_several(
             runs, dry_run=dry_run, other="--plot_lr" if plot_lr is not None else "--print_config" * print_only
         )
-        return
+        return None
     (run,) = runs
     settings = run.settings
     if print_only:
         if is_first:
             click.echo(run.print_config())
-        return
+        return None
     if plot_lr is not None:
         from lorapipe_engine.train.schedules.plot import plot_rates
 
         click.echo(plot_rates(settings, plot_lr, say))
-        return
+        return None
     require_inputs(settings)
     require_training_extra()
     with library_imports():
@@ -132,6 +147,30 @@ def lora_train(
 
     for path in run_training(settings, run.print_config(), say):
         write_path(path)
+    return None
+
+
+def tell_of_machine(files: Sequence[Path], flags: Mapping[str, Any], *, as_json: bool) -> int:
+    """Tell what ``--doctor`` finds, line by line as it is found, or as one object; returns the exit status."""
+    from lorapipe_engine.doctor.examine import examine
+
+    if len(files) > 1:
+        raise ConfigError(f"--doctor looks at the machine for one run; here are {len(files)}")
+    foreign, programs = ForeignOptions(FOREIGN), Programs()
+    given = given_options(foreign, flags)
+    parts, _ = build_settings(PARTS, given, files[0] if files else None, foreign, programs)
+    model, data, _, optimizer, _, run = parts
+    findings = examine(
+        model, data, optimizer, run, (lambda _: None) if as_json else (lambda one: show(one.line()))
+    )
+    stops = sum(one.state == "stop" for one in findings)
+    if as_json:
+        write_json({"sound": not stops, "findings": [one.record() for one in findings]})
+    elif stops:
+        show(f"{stops} will stop a run")
+    else:
+        show("nothing will stop a run")
+    return 1 if stops else 0
 
 
 def settings_of(
