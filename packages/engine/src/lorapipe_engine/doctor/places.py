@@ -114,13 +114,15 @@ def _windows_memory() -> int | None:
     return int(status.free) if done else None
 
 
-def windows_findings() -> Iterator[Finding]:
+def windows_findings() -> list[Finding]:
     """What torch and long paths need on Windows; nothing elsewhere."""
+    findings = []
     if sys.platform == "win32":
-        yield _visual_cpp()
+        findings.append(_visual_cpp())
         if not _has_long_paths():
             mend = "keep datasets near the drive's root, or set LongPathsEnabled to 1 in the registry"
-            yield Finding("long paths", "note", "paths end at 260 letters", mend)
+            findings.append(Finding("long paths", "note", "paths end at 260 letters", mend))
+    return findings
 
 
 def _visual_cpp() -> Finding:
@@ -136,7 +138,7 @@ def _visual_cpp() -> Finding:
 
 
 def _has_long_paths() -> bool:
-    allowed = sys.platform != "win32"
+    allowed = False
     if sys.platform == "win32":
         import winreg
 
