@@ -14,6 +14,7 @@ from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_dataset.texts.vocabulary import canonical
 
 FEW_TAGS = 3
+MOST_TOKENS = 225  # that training reads of a caption
 SAME_SHARE = 0.10
 GUESS_SHARE = 0.8
 
@@ -67,7 +68,7 @@ TOO_LONG = Rule(
     "too-many-tokens",
     "warning",
     "Captions longer than the text encoder reads",
-    "lora-clean (it can cut at the limit), or --max_token_length 225 in training",
+    "lora-clean --max-tokens N (it leaves out the last tags)",
 )
 MIXED = Rule(
     "mixed-style",
@@ -185,6 +186,8 @@ def find_long(dataset: Dataset, options: Options) -> Iterator[Finding]:
         tokens = count(caption)
         if tokens > options.max_token_length:
             text = f"{'' if exact else 'about '}{tokens} tokens, {options.max_token_length} are read"
+            if options.max_token_length < MOST_TOKENS:
+                text += f" (up to {MOST_TOKENS} with lora-train --max_token_length {MOST_TOKENS})"
             yield Finding(TOO_LONG, text, (picture.path,), {"tokens": tokens, "exact": exact})
 
 
