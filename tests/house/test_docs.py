@@ -114,3 +114,15 @@ def test_the_options_page_is_what_the_commands_declare() -> None:
     assert (ROOT / "docs/options.md").read_text(encoding="utf-8") == TOOL["page"](), (
         "python tools/options_page.py writes it anew"
     )
+
+
+def test_pip_lines_name_what_pip_can_find() -> None:
+    """No index has our packages yet, so they are installed from their folders."""
+    sources = [*PAGES, *ROOT.glob("packages/*/src/**/*.py")]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sources
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"""pip install (-\S+ )*["']?lorapipe-|["']lorapipe-\w+\[""", line)
+    ]
+    assert wrong == []

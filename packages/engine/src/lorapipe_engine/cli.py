@@ -226,13 +226,11 @@ def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[st
 
 def require_training_extra() -> None:
     """Raise MissingExtra, naming the pip command, unless the training packages are installed."""
-    missing = [
-        name
-        for name in ("torch", "diffusers", "transformers", "tensorboard", "PIL")
-        if find_spec(name) is None
-    ]
+    needed = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers"}
+    needed |= {"tensorboard": "tensorboard", "PIL": "pillow"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'lorapipe-engine[train]'")
+        raise MissingExtra(f"training needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def train_main() -> None:
