@@ -30,6 +30,7 @@ lora-train --base animefull.safetensors --train_data_dir dataset --output_dir ou
 lora-train --config_file mayuri.toml --network_dim 32
 lora-train --config_file mayuri.toml --plot-lr
 lora-train --doctor --config_file mayuri.toml
+lora-train --suggest dataset --kind character --vram 12 --base animefull.safetensors > mayuri.toml
 lora-train mayuri.toml nekochan.toml maid.toml
 lora-train mayuri.toml --vary unet_lr=1e-4,2e-4 --vary network_dim=16,32 --dry-run
 lora-train --config_file mayuri.toml --vram 8
@@ -85,6 +86,11 @@ class TrainCommand(ToolCommand):
     is_flag=True,
     help="Tell what on this machine will stop a run with these options, and the mend, and stop.",
 )
+@click.option(
+    "--suggest",
+    is_flag=True,
+    help="Print a configuration for the folder of pictures, with the reason of each value, and stop.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Tell what --doctor finds as one JSON object.")
 @settings_options(*PARTS, several=True)
 @foreign_options(FOREIGN)
@@ -96,6 +102,7 @@ def lora_train(
     print_only: bool,
     plot_lr: str | None,
     doctor: bool,
+    suggest: bool,
     as_json: bool,
     **flags: Any,
 ) -> int | None:
@@ -117,10 +124,15 @@ def lora_train(
         flags["train_data_dir"] = str(folder)
     if as_json and not doctor:
         raise ConfigError("--json has a use only with --doctor")
-    if doctor:
-        if vary or dry_run or print_only or plot_lr is not None:
-            raise ConfigError("--doctor looks at the machine for one run; leave the other thing out")
-        return tell_of_machine([*config_file, *files], flags, as_json=as_json)
+    if doctor or suggest:
+        mode = "--doctor" if doctor else "--suggest"
+        if vary or dry_run or print_only or plot_lr is not None or (doctor and suggest):
+            raise ConfigError(f"{mode} looks at one run and stops; leave the other thing out")
+        one = one_file([*config_file, *files], mode)
+        if doctor:
+            return tell_of_machine(one, flags, as_json=as_json)
+        print_suggestion(one, flags)
+        return None
     said: set[str] = set()
     build = partial(settings_of, said=said)
     runs = make_runs([*config_file, *files], read_varied(vary, flags), flags, build)
@@ -150,15 +162,26 @@ def lora_train(
     return None
 
 
-def tell_of_machine(files: Sequence[Path], flags: Mapping[str, Any], *, as_json: bool) -> int:
+def one_file(files: Sequence[Path], mode: str) -> Path | None:
+    """The file of options of a mode that looks at one run, if there is any. Raises ConfigError for several."""
+    if len(files) > 1:
+        raise ConfigError(f"{mode} looks at one run; here are {len(files)}")
+    return files[0] if files else None
+
+
+def print_suggestion(file: Path | None, flags: Mapping[str, Any]) -> None:
+    """Print what ``--suggest`` makes of the pictures and the options."""
+    from lorapipe_engine.advice.suggest import suggest
+
+    parts, origin = read_settings(flags, file, said=set())
+    click.echo(suggest(parts, origin))
+
+
+def tell_of_machine(file: Path | None, flags: Mapping[str, Any], *, as_json: bool) -> int:
     """Tell what ``--doctor`` finds, line by line as it is found, or as one object; returns the exit status."""
     from lorapipe_engine.doctor.examine import examine
 
-    if len(files) > 1:
-        raise ConfigError(f"--doctor looks at the machine for one run; here are {len(files)}")
-    foreign, programs = ForeignOptions(FOREIGN), Programs()
-    given = given_options(foreign, flags)
-    parts, _ = build_settings(PARTS, given, files[0] if files else None, foreign, programs)
+    parts, _ = read_settings(flags, file, said=set())
     model, data, _, optimizer, _, run = parts
     findings = examine(
         model, data, optimizer, run, (lambda _: None) if as_json else (lambda one: show(one.line()))
@@ -176,6 +199,13 @@ def tell_of_machine(files: Sequence[Path], flags: Mapping[str, Any], *, as_json:
 def settings_of(
     flags: Mapping[str, Any], config_file: Path | None, *, said: set[str]
 ) -> tuple[list[Any], dict[str, str]]:
+    """As :func:`read_settings`, with what ``--vram`` stands for."""
+    return fitted(*read_settings(flags, config_file, said=said))
+
+
+def read_settings(
+    flags: Mapping[str, Any], config_file: Path | None, *, said: set[str]
+) -> tuple[list[Any], dict[str, str]]:
     """The options of one run, and where each came from; what is of no use is noted, once for all runs (``said``)."""
     foreign = ForeignOptions(FOREIGN)
     programs = Programs()
@@ -188,7 +218,7 @@ def settings_of(
             if note not in said:
                 say(f"note: {note}")
             said.add(note)
-    return fitted(parts, origin)
+    return parts, origin
 
 
 def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:

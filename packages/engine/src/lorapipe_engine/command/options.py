@@ -436,12 +436,13 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
             source = origin.get(field.name, "derived")
             # A file's name may hold a line break, which would end the comment.
             lines.append(f"# {field.facts.help} ({printable(source)})")
-            lines.append(_line(field, value))
+            lines.append(toml_line(field, value))
         lines.append("")
     return "\n".join(lines)
 
 
-def _line(field: Field, value: Any) -> str:
+def toml_line(field: Field, value: Any) -> str:
+    """A line of TOML that gives an option this value; a comment where it has none, or is a secret."""
     if value is None:
         return f"# {field.name} ="
     if field.facts.secret:

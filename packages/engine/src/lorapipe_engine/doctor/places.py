@@ -116,7 +116,7 @@ def _windows_memory() -> int | None:
 
 def windows_findings() -> list[Finding]:
     """What torch and long paths need on Windows; nothing elsewhere."""
-    findings = []
+    findings: list[Finding] = []
     if sys.platform == "win32":
         findings.append(_visual_cpp())
         if not _has_long_paths():

@@ -137,7 +137,7 @@ def is_text(caption: str) -> bool:
     if not pieces:
         return False
     spoken = any(
-        _MEDIUM.match(piece) or _ARTICLE.search(piece) and len(piece.split()) >= 5 for piece in pieces
+        _MEDIUM.match(piece) or (_ARTICLE.search(piece) and len(piece.split()) >= 5) for piece in pieces
     )
     return spoken or max(words) >= 8 or (caption.rstrip().endswith(".") and max(words) >= 4)
 

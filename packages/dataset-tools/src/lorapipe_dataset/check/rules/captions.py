@@ -12,6 +12,7 @@ from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, is_text
 from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_dataset.texts.vocabulary import canonical
+from lorapipe_engine.datasets.leading import is_common
 
 FEW_TAGS = 3
 MOST_TOKENS = 225  # that training reads of a caption
@@ -163,10 +164,8 @@ def guess_trigger(dataset: Dataset) -> str | None:
             return concept
     firsts = Counter(picture.tags[0] for picture in captioned if picture.tags)
     word, count = firsts.most_common(1)[0] if firsts else ("", 0)
-    # "1girl" comes first in half of all captions; it is nobody's name.
-    common = canonical(word)[:1].isdigit() or canonical(word) in ("solo", "no humans")
     enough = len(captioned) >= 5 and GUESS_SHARE * len(captioned) <= count
-    return word if enough and not common else None
+    return word if enough and not is_common(word) else None
 
 
 # -------------------------------------------------------------------------------- length and style

@@ -57,8 +57,8 @@ REX: dict[str, Any] = {
 def cosine_warm_restarts(settings: ScheduleSettings) -> Multiplier:
     """The formula at the top. ``T_0`` is L (or ``cycles`` in the run, from num_cycles), ``T_mult`` its growth,
     ``cycle_warmup`` w, ``down_factor`` f, ``decay`` δ, ``gamma_min_lr`` γ (or ``half_life`` of the peak in steps);
-    ``min_lr`` is a rate that the curve does not go below after the warm-up. With ``init_lr_ground`` the warm-up is t / W,
-    whose first step has rate 0.
+    ``min_lr`` is a rate that the curve does not go below after the warm-up. With ``init_lr_ground`` the warm-up is
+    t / W, whose first step has rate 0.
     """
     given = {**WARM, **settings.arguments}
     warmup = (
@@ -201,8 +201,8 @@ def _truth(name: str, value: Any) -> bool:
 def check_guides(arguments: Mapping[str, Any]) -> None:
     """Raise ConfigError where :func:`cosine_warm_restarts` is not the curve of the class that guides install.
 
-    Its ramp after a restart goes from the floor to twice the floor, and jumps to the peak from there, which is a ramp to
-    the peak for a floor of a half alone; and it stretches the ramp with the cycle.
+    Its ramp after a restart goes from the floor to twice the floor, and jumps to the peak from there, which is a ramp
+    to the peak for a floor of a half alone; and it stretches the ramp with the cycle.
     """
     ramp = arguments.get("cycle_warmup", 0)
     if not ramp:
@@ -212,8 +212,8 @@ def check_guides(arguments: Mapping[str, Any]) -> None:
         if value != same:
             raise ConfigError(
                 f"lr_scheduler_args: with cycle_warmup={ramp} and {name}={value} the class {CLASS} has a curve with "
-                f"jumps, which is not built in; give {name}={same}, or --lr_scheduler cosine_warm_restarts, whose ramps "
-                "end at the peak"
+                f"jumps, which is not built in; give {name}={same}, or --lr_scheduler cosine_warm_restarts, whose "
+                "ramps end at the peak"
             )
 
 
