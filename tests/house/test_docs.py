@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from lorapipe_engine.command.shared import further_names
 from lorapipe_engine.command.tool import ToolCommand
 from lorapipe_engine.train.sample.prompts import LETTERS
 
@@ -38,7 +39,12 @@ def spellings(command: ToolCommand, *, hidden: bool = True) -> set[str]:
     """All names of all options; hidden ones are those of sd-scripts, which pages may name too."""
     options = [param for param in command.params if isinstance(param, click.Option)]
     shown = [option for option in options if hidden or not option.hidden]
-    return {plain(name) for option in shown for name in (*option.opts, *option.secondary_opts)} | {"help"}
+    further = {plain(name) for name, _ in further_names(command.params)}
+    return (
+        {plain(name) for option in shown for name in (*option.opts, *option.secondary_opts)}
+        | further
+        | {"help"}
+    )
 
 
 def command_lines(text: str) -> Iterator[tuple[str, list[str]]]:
