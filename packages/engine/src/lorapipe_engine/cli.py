@@ -17,7 +17,7 @@ from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, settings_options
 from lorapipe_engine.command.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
-from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.records import write_file_text, write_json, write_path
 from lorapipe_engine.command.tool import ToolCommand, say, show, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS
@@ -145,7 +145,7 @@ def lora_train(
     settings = run.settings
     if print_only:
         if is_first:
-            click.echo(run.print_config())
+            write_file_text(run.print_config())
         return None
     if plot_lr is not None:
         from lorapipe_engine.train.schedules.plot import plot_rates
@@ -174,7 +174,7 @@ def print_suggestion(file: Path | None, flags: Mapping[str, Any]) -> None:
     from lorapipe_engine.advice.suggest import suggest
 
     parts, origin = read_settings(flags, file, said=set())
-    click.echo(suggest(parts, origin))
+    write_file_text(suggest(parts, origin))
 
 
 def tell_of_machine(file: Path | None, flags: Mapping[str, Any], *, as_json: bool) -> int:

@@ -274,7 +274,7 @@ class ShapeSettings:
     escape: bool = flag(False, "Write brackets as \\( and \\), as prompts want them.")
     separator: str = flag(
         ", ",
-        "What is written between two tags of a caption.  [default: ', ']",
+        "What is written between two tags.  [default: ', ']",
         "--separator",
         "--caption-separator",
         metavar="TEXT",

@@ -6,6 +6,7 @@ status. Options may be written with dashes or underscores.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -98,6 +99,7 @@ class ToolCommand(click.Command):
     def _run(self, words: Sequence[str] | None, extra: dict[str, Any]) -> int:
         VERBOSE.set(False)
         QUIET.set(False)
+        _show_all_letters()
         extra.setdefault("prog_name", self.name)
         extra["standalone_mode"] = False
         try:
@@ -328,6 +330,12 @@ def _reader_has_gone(error: BaseException) -> bool:
     if isinstance(error, BrokenPipeError):
         return True
     return os.name == "nt" and isinstance(error, OSError) and error.errno == EINVAL and not error.filename
+
+
+def _show_all_letters() -> None:
+    """Let stdout show letters that its code page lacks by their numbers, as stderr does, instead of failing there."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush_stdout() -> None:
