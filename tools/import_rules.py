@@ -36,7 +36,7 @@ ENGINE_LAYERS = (
 TRAIN_LAYERS = (
     "queue",
     "session",
-    "loop | memory",
+    "loop | memory | choose",
     "validation",
     "results",
     "sample",

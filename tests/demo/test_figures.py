@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from lorapipe_demo import recipe
-from lorapipe_demo.figures import MERGED, Share, draw_grid_page, draw_series, plan_series, shares
+from lorapipe_demo.figures import MERGED, Series, Share, draw_series, plan_series, shares, shown_epochs
+from lorapipe_demo.made import Made
+from lorapipe_demo.scene import TRIGGER
 
 FILES = [Path(f"epoch{number}.safetensors") for number in (1, 2, 3)]
+MADE = Made(Path("small"), Path("merged"))
 
 
 @pytest.mark.parametrize(
@@ -36,59 +40,83 @@ def test_how_a_share_is_said() -> None:
 
 
 def test_no_picture_is_drawn_twice() -> None:
-    series = plan_series(FILES, Path("small"), Path("merged"))
+    series = plan_series(FILES, MADE, 3)
     pictures = [
-        (row.base, row.network, prompt, seed)
+        (row.base, row.network, row.strength, prompt, seed)
         for row in series.values()
         for prompt, seed in zip(row.prompts, row.seeds, strict=True)
     ]
     assert len(set(pictures)) == len(pictures)
-    columns = len(FILES) + 1
-    # Five figures, the check of the merged base, and of the grid what no figure has.
-    assert len(pictures) == 5 * recipe.EXAM_SIZE + MERGED + 3 + 7 * (columns - 2)
+    # Five figures and the check of the merged base; what no figure has: two weights of three epochs, the pictures by
+    # which the first two are compared with the last, and the base of those that do not call her.
+    compared = recipe.COMPARED_CALLS + 2 * recipe.COMPARED_OTHERS
+    assert len(pictures) == 5 * recipe.EXAM_SIZE + MERGED + 2 * 3 + 2 * compared + 4
 
 
-def test_a_grid_of_every_second_epoch_ends_with_the_last() -> None:
+def test_the_epochs_that_are_shown_end_with_the_last() -> None:
+    assert shown_epochs(10, 3) == [3, 6, 10]
+    assert shown_epochs(6, 3) == [2, 4, 6]
+    assert shown_epochs(2, 3) == [1, 2]
     files = [Path(f"epoch{number}.safetensors") for number in range(1, 11)]
-    series = plan_series(files, Path("small"), Path("merged"), grid_every=2)
-    assert [name for name in series if name.startswith("epoch")] == [
-        "epoch 2",
-        "epoch 4",
+    series = plan_series(files, MADE, 3)
+    assert [name for name, row in series.items() if name.startswith("epoch") and row.strength == 1] == [
+        "epoch 3",
         "epoch 6",
-        "epoch 8",
     ]
-    assert series["epoch 4"].network == files[3]
-    assert series["calls"].network == files[9]
+    assert series["epoch 6"].network == files[5]
+    assert series["epoch 10, weight 1.3"].network == series["calls"].network == files[9]
 
 
-def test_the_grid_shows_the_pictures_that_were_judged() -> None:
-    """Every picture in a colour of its own, found again on the page where it belongs."""
-    series = plan_series(FILES, Path("small"), Path("merged"))
-    colours: dict[tuple[int, int, int], tuple[str, int]] = {}
-    drawn: dict[str, list[Image.Image]] = {}
-    for name, row in series.items():
-        drawn[name] = []
-        for place in range(len(row.prompts)):
-            number = len(colours)
-            colour = (number, 255 - number, 7)
-            colours[colour] = (name, place)
-            drawn[name].append(Image.new("RGB", (64, 64), colour))
-    page = draw_grid_page(series, drawn, {"a figure": Share(1, 2)}, len(FILES))
-    found = [
-        [colours.get(page.getpixel((190 + 118 * column + 56, 30 + 118 * row + 56))) for column in range(4)]  # type: ignore[call-overload]
-        for row in range(7)
-    ]
-    assert found[0] == [("base", 0), ("epoch 1", 0), ("epoch 2", 0), ("calls", 0)]
-    assert found[3] == [("base", 3), ("epoch 1", 3), ("epoch 2", 3), ("calls", 3)]
-    assert found[4] == [("grid base", 0), ("epoch 1", 4), ("epoch 2", 4), ("silent", 0)]
-    assert found[6] == [("grid base", 2), ("epoch 1", 6), ("epoch 2", 6), ("others", 1)]
-    for name in ("grid base", "epoch 1"):
-        first = 4 if name == "grid base" else 0
-        for place, prompt in enumerate(series[name].prompts):
-            column = found[first + place][3]
-            assert column is not None
-            assert series[column[0]].prompts[column[1]] == prompt
-            assert series[column[0]].seeds[column[1]] == series[name].seeds[place]
+def test_the_extracted_network_is_drawn_with_on_request() -> None:
+    series = plan_series(FILES, Made(Path("small"), Path("merged"), Path("extracted")), 3)
+    assert "extracted" not in plan_series(FILES, MADE, 3)
+    assert series["extracted"].network == Path("extracted")
+    assert series["extracted"].prompts == series["small"].prompts
+    assert recipe.FULL.draws_extracted
+    assert not recipe.SHORT.draws_extracted
+
+
+def test_the_grid_shows_the_pictures_that_were_judged_and_names_an_epoch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of stand-ins by which the last epoch is the best."""
+    from lorapipe_demo.grid import show_grid
+
+    series = plan_series(FILES, MADE, 3)
+    drawn = {name: [stand_in(row, prompt, seed) for prompt, seed in zip(row.prompts, row.seeds, strict=True)]
+             for name, row in series.items()}  # fmt: skip
+    path = show_grid(series, drawn, 10, tmp_path)
+    said = capsys.readouterr().err
+    assert "take epoch3, weight 1: selectivity" in said
+    assert "not compared, for too few pictures: epoch1, weight 0.7" in said
+    assert "needs two seeds" not in said
+    with Image.open(path) as sheet:
+        assert sheet.width > 4 * 128
+        assert sheet.height > 3 * 128
+    lines = (tmp_path / "cells" / "grid.jsonl").read_text().splitlines()
+    cells = {(cell["file"], cell.get("weight")): cell for cell in map(json.loads, lines)}
+    assert set(cells) == {
+        ("None", None),
+        *((file.stem, weight) for file in FILES for weight in recipe.WEIGHTS),
+    }
+    with Image.open(tmp_path / "cells" / cells["epoch3", 1.0]["path"]) as picture:
+        assert picture.size == (128, 128)
+        assert picture.getpixel((64, 64)) == drawn["calls"][0].getpixel((32, 32))
+        assert "<lora:epoch3:1>" in picture.info["parameters"]
+    assert "epoch1" in (tmp_path / "grid.html").read_text()
+
+
+def stand_in(row: Series, prompt: str, seed: int) -> Image.Image:
+    """A dark square on grey at a place of its own for each seed; a network moves it, the later the further if she is
+    called.
+    """
+    name = "" if row.network is None else row.network.stem
+    epoch = int(name[-1]) if name[-1:].isdigit() else 3 * bool(name)
+    way = round(6 * epoch * row.strength) if TRIGGER in prompt else 2 * bool(name)
+    picture = Image.new("RGB", (64, 64), (170, 170, 170))
+    at = 4 + 2 * (seed % 10) + way
+    picture.paste((60, 60, 60), (at, 12, at + 20, 44))
+    return picture
 
 
 @pytest.mark.torch
@@ -101,7 +129,7 @@ def test_series_are_drawn_with_the_time_left_and_judged(
     from lorapipe_demo.judge import Judge
 
     monkeypatch.setattr(figures, "LINE_EVERY", 0.0)
-    whole = plan_series(FILES, Path("small"), Path("merged"))["base"]
+    whole = plan_series(FILES, MADE, 3)["base"]
     row = figures.Series(whole.prompts[:3], whole.seeds[:3])
     drawn = draw_series({"base": row}, "cpu", steps=2)
     assert [picture.size for picture in drawn["base"]] == [(64, 64)] * 3

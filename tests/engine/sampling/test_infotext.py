@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import write_tensors
 from lorapipe_engine.sampling.infotext import (
     DEFAULTS,
+    MOST_LETTERS,
     lora_hashes,
     model_hash,
     network_hash,
@@ -96,8 +96,14 @@ def test_a_text_that_is_no_parameters_is_a_prompt() -> None:
     assert info.prompt == "Steps: 20, Seed: 1"
     assert info.value("RNG") == "GPU"
     assert info.value("Seed") is None
-    with pytest.raises(InputError, match="not read"):
-        read_infotext("a" * 2_000_000)
+    assert len(read_infotext("a" * 2_000_000).prompt) == MOST_LETTERS
+    long = "a\n" + "Steps: 20, " * 2000
+    assert not read_infotext(long).pairs
+
+
+def test_sizes_are_told_as_they_were_written() -> None:
+    info = read_infotext("a\nSteps: 20, Seed: 1, Size: 512x768")
+    assert (info.written("Size"), info.written("Seed"), info.written("RNG")) == ("512x768", "1", None)
 
 
 def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:

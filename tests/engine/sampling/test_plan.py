@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 from lorapipe_engine.sampling.axes import KINDS, parse_axis
 from lorapipe_engine.sampling.cells import Cell, Hashes, cell_infotext
 from lorapipe_engine.sampling.infotext import read_infotext
@@ -247,6 +248,22 @@ def test_epochs_are_in_the_order_of_training(networks: Path) -> None:
     assert [path.stem for path in expand_files(f"{networks}/mina-*.safetensors", "--x")] == names[:3]
 
 
+def test_a_plan_file_names_folders(tmp_path: Path, networks: Path) -> None:
+    wild = tmp_path / "wild"
+    wild.mkdir()
+    (wild / "place.txt").write_text("beach\n")
+    toml = tmp_path / "p.toml"
+    toml.write_text(
+        f'prompt = "__place__ <lora:mina:0.5>"\noutput_dir = "{tmp_path}/out"\nwildcards = "{wild}"\n'
+        f'lora_dir = ["{networks}"]\n',
+        encoding="utf-8",
+    )
+    (record,), _ = plan("--plan", toml)
+    assert Path(record["path"]).parent == tmp_path / "out"
+    assert record["prompt"].startswith("beach")
+    assert record["networks"][0]["name"] == "mina"
+
+
 def test_a_plan_file_is_overridden_by_the_command_line(tmp_path: Path) -> None:
     toml, json_file = tmp_path / "p.toml", tmp_path / "p.json"
     toml.write_text('prompt = "a, b"\nx = "seed:1-3"\nsheet = ["cfg:5,7"]\nsteps = 30\n', encoding="utf-8")
@@ -279,7 +296,7 @@ def test_nothing_is_drawn_without_what_it_needs() -> None:
     [
         ("weight", ["file", "weight"], 25),
         ("seeds", ["file", "seed"], 40),
-        ("leak", ["file", "prompt", "seed"], 60),
+        ("leak", ["file", "prompt", "seed"], 120),
         ("text-encoder", ["file", "prompt", "te"], 75),
         ("headroom", ["weight", "seed", "file"], 180),
         ("resize", ["file", "seed"], 20),
@@ -309,14 +326,19 @@ def test_the_leak_probe_takes_the_trigger_out(networks: Path) -> None:
     kinds = {record["prompt"]: record["kind"] for record in records}
     assert kinds["1girl, mina, smile"] == "trigger"
     assert kinds["1girl, smile"] == "same"
-    assert list(kinds.values()).count("other") == 4
+    assert list(kinds.values()) == [kind for kind in ("trigger", "same", "other") for _ in range(2)]
+    # As many pictures of the concept as lora-grid --best asks for, of every network.
+    asking = [record["file"] for record in records if record["kind"] == "trigger"]
+    assert {name: asking.count(name) for name in asking} == {"None": 8, "mina": 8}
     assert "is not in the prompt" in refused(*words[:-1], "nina")
+    assert "is not in the prompt" in refused(*words[:-1], "smil")
 
 
 def test_the_trigger_probe_draws_with_the_base_alone(networks: Path) -> None:
     records, _ = plan("--probe", "trigger=mina, mayuri", "--prompt", "TRIGGER, 1girl")
-    assert {record["axes"]["trigger"] for record in records} == {"mina", "mayuri"}
-    assert {record["prompt"] for record in records} == {"mina, 1girl", "mayuri, 1girl"}
+    # The base without a word is what the words are compared with.
+    assert {record["axes"]["trigger"] for record in records} == {"", "mina", "mayuri"}
+    assert {record["prompt"] for record in records} == {", 1girl", "mina, 1girl", "mayuri, 1girl"}
     assert {record["file"] for record in records} == {"None"}
     assert "base alone" in refused("--probe", "trigger=a", networks)
 
@@ -362,3 +384,36 @@ def test_a_cells_parameters_repeat_it(tmp_path: Path) -> None:
         "Lora hashes": "mina: aaaaaaaaaaaa, style: bbbbbbbbbbbb",
         "Version": "lorapipe 0.1.0",
     }
+
+
+# ---------------------------------------------------------------------------------------------- clip skip
+
+
+def network_with(path: Path, metadata: dict[str, str]) -> Path:
+    with open_tensors(NETWORK) as file:
+        tensors = {name: file.read(name) for name in file.tensors}
+    write_tensors(path, tensors, metadata)
+    return path
+
+
+def test_clip_skip_of_the_networks_where_it_is_asked_for(tmp_path: Path) -> None:
+    two = network_with(tmp_path / "two.safetensors", {"ss_clip_skip": "2"})
+    also = network_with(tmp_path / "also.safetensors", {"ss_clip_skip": "2"})
+    silent = network_with(tmp_path / "silent.safetensors", {"ss_clip_skip": "None"})
+    rows, _ = plan(two)
+    assert {row["clip_skip"] for row in rows} == {1}
+    rows, said = plan(two, silent, also, "--network-clip-skip")
+    # The base beside them too, so that it can be compared.
+    assert {row["clip_skip"] for row in rows} == {2}
+    assert "note: clip skip: the networks say 2" in said
+    rows, said = plan(silent, "--network-clip-skip", "--clip-skip", "3")
+    assert {row["clip_skip"] for row in rows} == {3}
+    assert "note: clip skip: no network says one, so 3 is taken" in said
+
+
+def test_clip_skips_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    two = network_with(tmp_path / "two.safetensors", {"ss_clip_skip": "2"})
+    one = network_with(tmp_path / "one.safetensors", {"ss_clip_skip": "1"})
+    said = refused(one, two, "--network-clip-skip")
+    assert "one.safetensors was trained with 1, two.safetensors with 2" in said
+    assert "an axis has the clip skip already" in refused(two, "--network-clip-skip", "--y", "clip skip:1,2")

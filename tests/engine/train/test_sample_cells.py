@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -226,6 +227,59 @@ def test_a_broken_network_among_others(sample: Sampler, networks: Path, tmp_path
     assert "short.safetensors" in complaints[0] + complaints[1]
     wrong = "wrong.safetensors: is for Stable Diffusion XL, but the base is Stable Diffusion 1.x; its pictures are left"
     assert any(wrong in line for line in complaints)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_whole_pictures(sample: Sampler, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))  # a picture takes some 8,000 bytes
+    try:
+        rows = sample("--y", "seed:1-8", "-o", tmp_path, status=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert rows == []
+    (complaint,) = sample.said.splitlines()
+    assert complaint.startswith(f"lora-sample: error: {tmp_path / '00000-1.png'}: cannot be written: ")
+    assert list(tmp_path.iterdir()) == []
+    assert len(sample("--y", "seed:1-8", "-o", tmp_path)) == 8
+
+
+def test_time_and_memory_are_said(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    loud = [word for word in FIXED if word != "--quiet"]
+    with pytest.raises(SystemExit):
+        lora_sample.main([*loud, "--prompt", PROMPT, "--y", "seed:1-3", "-o", str(tmp_path)])
+    said = capfd.readouterr().err
+    assert re.search(r"^about \d+ (s|min) for 3 pictures, in \d+\.\d GiB$", said, re.MULTILINE), said
+
+
+def test_what_a_base_predicts_is_its_file_s_or_asked_for(sample: Sampler, tmp_path: Path) -> None:
+    made = tiny.build("sd1")
+    marks = {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}
+    marked = tiny.save_checkpoint(made, tmp_path / "marked.safetensors", **marks)
+    plain = tiny.save_checkpoint(made, tmp_path / "plain.safetensors")
+    fixed = ("--tokenizer-dir", tmp_path / "tokenizer", "--size", "64x64", "--seed", 1)
+    asked = ("--v-prediction", "--zero-terminal-snr")
+    (by_file,) = sample(*fixed, "--base", marked, "-o", tmp_path / "a")
+    (by_words,) = sample(*fixed, "--base", plain, *asked, "-o", tmp_path / "b")
+    (without,) = sample(*fixed, "--base", plain, "-o", tmp_path / "c")
+    (denied,) = sample(
+        *fixed, "--base", marked, "--no-v-prediction", "--no-zero-terminal-snr", "-o", tmp_path / "d"
+    )
+    assert distance(by_file, by_words) == 0 < distance(by_file, without)
+    assert distance(denied, without) == 0
+    info = read_infotext(read_stored(Path(by_words["path"])) or "")
+    assert info.value("Prediction") == "v"
+    assert info.value("Noise Schedule") == "Zero Terminal SNR"
+    sample(*fixed, "--base", plain, "--zero-terminal-snr", "-o", tmp_path / "e", status=2)
+    assert "a base that predicts noise cannot begin at zero terminal SNR" in sample.said
+
+
+def test_cells_of_other_guidance_share_a_batch(sample: Sampler, tmp_path: Path) -> None:
+    words = ("--seed", 2, "--x", "cfg:1,4,9")
+    alone = sample(*words, "-o", tmp_path / "alone", "--batch-size", "1")
+    together = sample(*words, "-o", tmp_path / "together", "--batch-size", "3")
+    assert all(distance(one, other) <= 1 for one, other in zip(alone, together, strict=True))
+    assert distance(alone[0], alone[2]) > 5
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])

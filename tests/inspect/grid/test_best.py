@@ -161,6 +161,24 @@ def test_a_cell_that_is_missing_takes_its_seed_from_all(three: Path, tmp_path: P
     assert (status, record["best"]["pictures"]) == (1, 7)
 
 
+def test_networks_of_a_few_pictures_leave_the_choice_to_the_others(tmp_path: Path) -> None:
+    """A row of weights for one prompt and seed beside the pictures by which epochs are compared."""
+    listed = write_records(tmp_path, Plan(THREE))
+    row = write_records(tmp_path / "row", Plan(THREE, (0.7, 1.3), seeds=(0,), parts=("T",)))
+    more = [json.loads(line) for line in row.read_text().splitlines() if '"file": null' not in line]
+    rows = [json.dumps(one | {"path": f"row/{one['path']}"}) + "\n" for one in more]
+    listed.write_text(listed.read_text() + "".join(rows))
+    record, _, status = best(listed, "--trigger", TRIGGER)
+    assert (status, record["best"]["name"], record["best"]["pictures"]) == (0, "mina-000004, weight 1", 8)
+    assert sorted(record["best"]["few"]) == sorted(
+        f"{name}, weight {weight}" for name in THREE for weight in (0.7, 1.3)
+    )
+    assert any(
+        line.startswith("not compared, for too few pictures: mina-000002, weight 0.7;")
+        for line in record["lines"]
+    )
+
+
 def test_ties_go_to_the_earliest_and_the_weight_nearest_1() -> None:
     lucks = [float(luck) for luck in np.random.default_rng(1).normal(0, 0.1, 12)]
     names = [(f"e{epoch}", weight) for epoch in (1, 2, 3) for weight in (0.7, 1.0, 1.3)]
@@ -282,6 +300,11 @@ def test_words_that_the_base_half_knows(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == (
         "the base half knows mayuri (green hair, hat); sks (gun); it does not know ohwx, zwx"
     )
+    # What comes without a word is no word's doing, though other words suppress it.
+    bare = word_records(
+        tmp_path, {"": {"no_humans": 1.0}, "ohwx": {"no_humans": 1.0}, "hat": common, "mina": common}
+    )
+    assert run("lora-grid", bare).stdout.splitlines()[-1].endswith("does not know ohwx")
     named = word_records(tmp_path, {"hat": {"hat": 0.9}, "ohwx": common})
     assert "hat (the tagger names it: hat)" in run("lora-grid", named).stdout
     few = word_records(tmp_path, {"mayuri": {"hat": 0.9}, "ohwx": common}, pictures=2)

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.sampling.infotext import read_infotext
+from lorapipe_engine.sampling.prompts.tags import split_known_tags
 from lorapipe_inspect.grid.cells import find_cells
-from lorapipe_inspect.grid.infotext import read_infotext, split_tags
 from lorapipe_inspect.grid.layout import Grid, lay_out
 from lorapipe_inspect.text import short_names
 from support.cells import GOOD, UNDERCOOKED, Plan, infotext, write_folder, write_records
@@ -42,10 +43,11 @@ def folder(tmp_path: Path) -> Path:
 
 def test_parameters_are_read_as_they_are_written() -> None:
     info = read_infotext(infotext("T", "mina-000002", 0.7, 5, 48))
-    assert info.prompt == "mina, 1girl, green hair, park"
+    prompt, tags = split_known_tags(info.prompt)
+    assert prompt == "mina, 1girl, green hair, park"
     assert info.negative == "lowres, bad anatomy"
     assert info.pairs["Seed"] == "5"
-    assert [(tag.name, tag.te, tag.unet) for tag in info.tags] == [("mina-000002", 0.7, 0.7)]
+    assert [(tag.name, tag.te, tag.unet) for tag in tags] == [("mina-000002", 0.7, 0.7)]
 
 
 def test_quoted_values_and_short_last_lines() -> None:
@@ -61,12 +63,12 @@ def test_quoted_values_and_short_last_lines() -> None:
 )
 def test_texts_that_would_take_long(text: str) -> None:
     began = time.perf_counter()
-    assert read_infotext(text).tags == ()
+    assert split_known_tags(read_infotext(text).prompt)[1] == ()
     assert time.perf_counter() - began < 5
 
 
 def test_strengths_of_tags() -> None:
-    text, tags = split_tags("a <lora:x:0.5:0.25>, <lora:y>, <lora:z:te=1:unet=0.5>, <lora:w:zz>")
+    text, tags = split_known_tags("a <lora:x:0.5:0.25>, <lora:y>, <lora:z:te=1:unet=0.5>, <lora:w:zz>")
     assert [(tag.name, tag.te, tag.unet) for tag in tags] == [("x", 0.5, 0.25), ("y", 1, 1), ("z", 1, 0.5)]
     assert "<lora:w:zz>" in text  # no number, so no network
 

@@ -1,4 +1,4 @@
-"""What the network learned: pictures, the judge's figures of them with their intervals, and the grid."""
+"""What the network learned: the pictures that are drawn, and the judge's figures of them with their intervals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo import recipe
+from lorapipe_demo.made import Made
 from lorapipe_demo.scene import TRIGGER
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.models.bases import demo_base
@@ -28,7 +29,7 @@ MERGED = 8  # pictures that the merged base is compared by
 class Series:
     """Pictures to draw: a prompt and a seed each, with a network or none, by the demo's base or another file.
 
-    ``in_weights``: see :meth:`lorapipe_demo.sampling.Painter.draw`.
+    ``in_weights`` and ``strength``: see :meth:`lorapipe_demo.sampling.Painter.draw`.
     """
 
     prompts: Sequence[str]
@@ -36,6 +37,7 @@ class Series:
     network: Path | None = None
     base: Path | None = None
     in_weights: bool = True
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,44 +79,46 @@ def _solve(rising: Callable[[float], float]) -> float:
     return low
 
 
-def plan_series(
-    networks: Sequence[Path], small: Path, merged: Path, grid_every: int = 1
-) -> dict[str, Series]:
+def shown_epochs(epochs: int, shown: int) -> list[int]:
+    """The epochs that the grid shows, counted from 1: at equal distances, the last among them."""
+    count = min(epochs, shown)
+    return [place * epochs // count for place in range(1, count + 1)]
+
+
+def plan_series(networks: Sequence[Path], made: Made, shown: int) -> dict[str, Series]:
     """Everything that is drawn, by name. Figures, grid and the check of the merged base share pictures.
 
-    ``networks``: one for each epoch; ``grid_every``: see :class:`lorapipe_demo.recipe.Recipe`.
+    ``networks``: one for each epoch; ``shown``: see :class:`lorapipe_demo.recipe.Recipe`.
     """
     scenes = recipe.exam_scenes()
     calls = [recipe.with_trigger(scene) for scene in scenes]
     silent = [recipe.without_trigger(scene) for scene in scenes]
     others, seeds = recipe.other_prompts(), [FIRST_SEED + index for index in range(recipe.EXAM_SIZE)]
     last = networks[-1]
-    rows = _grid_rows(calls, silent, others)
-    prompts, row_seeds = list(rows), [FIRST_SEED + place for _, place in rows.values()]
+    few = recipe.COMPARED_OTHERS
+    rest, rest_seeds = [*silent[:few], *others[:few]], [*seeds[:few], *seeds[:few]]
+    compared = [*calls[: recipe.COMPARED_CALLS], *rest], [*seeds[: recipe.COMPARED_CALLS], *rest_seeds]
     series = {
         "base": Series(calls, seeds),
         # With adapters beside the layers, as in training: the merged base is compared with these.
         "calls": Series(calls, seeds, last, in_weights=False),
         "silent": Series(silent, seeds, last),
         "others": Series(others, seeds, last),
-        "small": Series(calls, seeds, small),
-        "merged": Series(calls[:MERGED], seeds[:MERGED], base=merged),
-        # The calls of the grid's first column are among the pictures of the base.
-        "grid base": Series(prompts[recipe.GRID_CALLS :], row_seeds[recipe.GRID_CALLS :]),
+        "small": Series(calls, seeds, made.small),
+        "merged": Series(calls[:MERGED], seeds[:MERGED], base=made.merged),
+        "base, others": Series(rest, rest_seeds),
     }
-    for number, network in enumerate(networks[:-1], start=1):
-        if (len(networks) - number) % grid_every == 0:
-            series[f"epoch {number}"] = Series(prompts, row_seeds, network)
+    if made.extracted is not None:
+        series["extracted"] = Series(calls, seeds, made.extracted)
+    for epoch in shown_epochs(len(networks), shown):
+        network = networks[epoch - 1]
+        if network != last:
+            series[f"epoch {epoch}"] = Series(*compared, network)
+        for weight in recipe.WEIGHTS:
+            if weight != 1:
+                row = Series(calls[:1], seeds[:1], network, strength=weight)
+                series[f"epoch {epoch}, weight {weight:g}"] = row
     return series
-
-
-def _grid_rows(
-    calls: Sequence[str], silent: Sequence[str], others: Sequence[str]
-) -> dict[str, tuple[str, int]]:
-    """The prompts of the grid's rows: of which series each is, and its place there."""
-    rows = {prompt: ("calls", place) for place, prompt in enumerate(calls[: recipe.GRID_CALLS])}
-    rows[silent[0]] = ("silent", 0)
-    return rows | {prompt: ("others", place) for place, prompt in enumerate(others[:2])}
 
 
 def draw_series(series: Mapping[str, Series], device: str | None, steps: int) -> dict[str, list[Image]]:
@@ -130,7 +134,12 @@ def draw_series(series: Mapping[str, Series], device: str | None, steps: int) ->
             if base not in painters:
                 painters[base] = Painter(base, device, steps)
             drawn[name] = painters[base].draw(
-                row.prompts, row.network, row.seeds, each=bar.update, in_weights=row.in_weights
+                row.prompts,
+                row.network,
+                row.seeds,
+                bar.update,
+                in_weights=row.in_weights,
+                strength=row.strength,
             )
     return drawn
 
@@ -143,28 +152,12 @@ def shares(drawn: Mapping[str, Sequence[Image]], judge: Judge) -> dict[str, Shar
         "silent": "LoRA, same prompts without the trigger",
         "others": "LoRA, other people",
         "small": f"LoRA at rank {recipe.SMALL_RANK}, with the trigger",
+        "extracted": "LoRA out of the merged base, with the trigger",
     }
     figures = {}
     for name, title in titles.items():
+        if name not in drawn:
+            continue
         answers = judge.look(drawn[name])
         figures[title] = Share(sum(answer["character"] == TRIGGER for answer in answers), len(answers))
     return figures
-
-
-def draw_grid_page(
-    series: Mapping[str, Series],
-    drawn: Mapping[str, Sequence[Image]],
-    figures: Mapping[str, Share],
-    epochs_in_all: int,
-) -> Image:
-    """The grid: the base and the epochs that were drawn as columns, prompts as rows."""
-    from lorapipe_demo.grid import draw_grid
-
-    rows = _grid_rows(*(series[name].prompts for name in ("calls", "silent", "others")))
-    epochs = [name for name in series if name.startswith("epoch ")]
-    columns = [[*drawn["base"][: recipe.GRID_CALLS], *drawn["grid base"]]]
-    columns += [list(drawn[name]) for name in epochs]
-    columns.append([drawn[name][place] for name, place in rows.values()])
-    names = ["base", *epochs, f"epoch {epochs_in_all}"]
-    notes = [f"{name}: {share}" for name, share in figures.items()]
-    return draw_grid([list(row) for row in zip(*columns, strict=True)], names, list(rows), notes)

@@ -19,7 +19,10 @@ TOOLS = {
     "lora-repeats": ("lorapipe_dataset.repeats.cli", "main"),
     "lora-check": ("lorapipe_dataset.check.cli", "main"),
     "lora-train": ("lorapipe_engine.cli", "train_main"),
+    "lora-sample": ("lorapipe_engine.sample_cli", "sample_main"),
+    "lora-grid": ("lorapipe_inspect.grid.cli", "main"),
     "lora-inspect": ("lorapipe_inspect.cli", "main"),
+    "lora-extract": ("lorapipe_resize.extract.cli", "main"),
     "lora-resize": ("lorapipe_resize.cli", "main"),
     "lora-merge": ("lorapipe_merge.cli", "main"),
 }
@@ -37,16 +40,16 @@ def require_tools() -> None:
         )
 
 
-def run(*pipe: Sequence[str], folder: Path | None = None) -> str:
+def run(*pipe: Sequence[str], folder: Path | None = None, allowed: Sequence[int] = (0,)) -> str:
     """Run commands in ``folder``, each with the one before as its standard input; what the last writes to stdout.
 
-    The line is told first. Raises ProblemFound if one of them fails.
+    The line is told first. Raises ProblemFound if one of them ends with another status than those ``allowed``.
     """
     say("")
     say(f"$ {' | '.join(map(_line, pipe))}")
     started: list[subprocess.Popen[str]] = []
     try:
-        return _output_of(pipe, folder, started)
+        return _output_of(pipe, folder, allowed, started)
     except BaseException:
         # An interrupt of this process alone, or SIGTERM, does not reach them.
         for process in started:
@@ -57,7 +60,10 @@ def run(*pipe: Sequence[str], folder: Path | None = None) -> str:
 
 
 def _output_of(
-    pipe: Sequence[Sequence[str]], folder: Path | None, started: list[subprocess.Popen[str]]
+    pipe: Sequence[Sequence[str]],
+    folder: Path | None,
+    allowed: Sequence[int],
+    started: list[subprocess.Popen[str]],
 ) -> str:
     """What the last of the commands writes; each is put in ``started`` as it starts."""
     before: IO[str] | int = subprocess.DEVNULL
@@ -71,7 +77,7 @@ def _output_of(
         before = process.stdout or subprocess.DEVNULL
     output, _ = started[-1].communicate()
     for command, process in zip(pipe, started, strict=True):
-        if process.wait():
+        if process.wait() not in allowed:
             raise ProblemFound(f"{command[0]} failed with exit status {process.returncode}")
     return output
 

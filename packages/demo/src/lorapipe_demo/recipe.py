@@ -14,6 +14,7 @@ OTHERS, OTHER_REPEATS = 40, "2"  # of ordinary people, so that only the trigger 
 HER_OWN = ("*hair*", "*eyes", "twintails", "double bun", "bob cut", "ponytail")
 KEPT = "closed eyes"  # a face, which changes
 RESOLUTION = "64"
+RANK, CONV_RANK = "32", "8"
 EPOCHS = 10
 
 # sd-scripts' names; the same as one would type. Layers of convolutions and captions that are left out at times make the
@@ -22,8 +23,8 @@ TRAIN_OPTIONS: dict[str, str] = {
     "resolution": RESOLUTION,
     "max_token_length": "75",
     "train_batch_size": "4",
-    "network_dim": "32",
-    "network_args": "conv_dim=8",
+    "network_dim": RANK,
+    "network_args": f"conv_dim={CONV_RANK}",
     "unet_lr": "2.5e-3",
     "text_encoder_lr": "2e-3",
     "caption_dropout_rate": "0.05",
@@ -31,29 +32,35 @@ TRAIN_OPTIONS: dict[str, str] = {
 SMALL_RANK = "16"  # half of what was trained
 SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
 EXAM_SIZE = 40  # pictures for each figure
-GRID_CALLS = 4  # rows of the grid that call her
+WEIGHTS = (0.7, 1.0, 1.3)  # rows of the grid
+# By which epochs are compared: pictures that call her, two seeds of a prompt, and as many that do not as tell a leak.
+COMPARED_CALLS, COMPARED_OTHERS = 8, 2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long the demo trains, with which options, in how many steps it draws a picture, and every how many epochs the
-    grid shows one."""
+    """How long the demo trains, with which options, in how many steps it draws a picture, how many epochs the grid
+    shows, and whether the network that was extracted again is drawn with too."""
 
     epochs: int
     options: Mapping[str, str]
     steps: int
-    grid_every: int = 1
+    shown: int = EPOCHS
+    draws_extracted: bool = False
 
 
 # The judge says the same of pictures of 10 and of 20 steps (docs/demo-world.md).
-SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 10, grid_every=2)
-FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS)
+SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 10, shown=3)
+FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS, draws_extracted=True)
 
 
 def exam_scenes(seed: int = 77) -> list[Scene]:
-    """Scenes of the character for the figures: clothes, faces and places she was not trained with."""
+    """Scenes of the character for the figures: clothes, faces and places she was not trained with. The first come
+    twice, for another seed of the same.
+    """
     draw = random.Random(seed)
-    return [concept_scene(draw) for _ in range(EXAM_SIZE)]
+    twice = [scene for _ in range(COMPARED_CALLS // 2) for scene in [concept_scene(draw)] * 2]
+    return [*twice, *(concept_scene(draw) for _ in range(EXAM_SIZE - len(twice)))]
 
 
 def with_trigger(scene: Scene) -> str:

@@ -46,6 +46,7 @@ class Painter:
         seeds: Sequence[int] | None = None,
         each: Callable[[], object] | None = None,
         in_weights: bool = False,
+        strength: float = 1.0,
     ) -> list[Image]:
         """A picture for each prompt and seed (without ``seeds``: 1000, 1001 ...); ``each`` is called after each.
 
@@ -54,7 +55,7 @@ class Painter:
         """
         weights: list[tuple[nn.Parameter, Tensor]] = []
         if network is not None:
-            adapters = attach_file(self.family, network).adapters.values()
+            adapters = attach_file(self.family, network, strength).adapters.values()
             if in_weights:
                 detach(self.family.parts.values())
                 weights = [row for adapter in adapters for row in change_weights(adapter)]
@@ -64,7 +65,9 @@ class Painter:
                 for text, seed in zip(prompts, seeds or range(1000, 1000 + len(prompts)), strict=True)
             ]
             pictures = []
-            for picture in draw(self.family, self.objective, rows, sampler=SAMPLER, batch_size=20):
+            # A flow base has a sampler of its own.
+            sampler = SAMPLER if SAMPLER in self.objective.samplers else None
+            for picture in draw(self.family, self.objective, rows, sampler=sampler, batch_size=20):
                 pictures.append(picture)
                 if each is not None:
                     each()

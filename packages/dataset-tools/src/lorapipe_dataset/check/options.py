@@ -35,6 +35,7 @@ class Options:
     tags_file: Path | None = None
     aliases: Path | None = None
     distance: int = 6
+    crops: bool = False
     only: Sequence[str] = ()
     ignore: Sequence[str] = ()
     look: bool = True

@@ -35,6 +35,7 @@ class RuleSettings:
     caption_extension: str = flag(".txt", "Suffix of captions.", metavar="TEXT")
     look: bool = flag(True, "Decode the pictures, or read headers only.", opposite="no-look")
     distance: int = flag(6, "Bits of 64 in which near-duplicates may differ.", min=0, max=16, needs="look")
+    crops: bool = flag(False, "Look for pictures cut out of others too: 10 s for 200 pictures.", needs="look")
     ignore: tuple[str, ...] = flag((), "Leave this rule out (may be repeated).", metavar="RULE")
     as_json: bool = flag(False, "Print the report as one JSON object.", "--json")
 

@@ -355,6 +355,8 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
         return _whole(name, value, where)
     if kind is float:
         return _number(name, value, where)
+    if kind is Path and isinstance(value, Path):
+        return value  # of a file of options, read before
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ConfigError(f"{name}: expected a text, got {_shown(value)}{where}")
     text = str(value)

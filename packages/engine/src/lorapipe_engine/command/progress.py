@@ -74,12 +74,12 @@ class _Lines:
             return
         self._told = now
         left = (now - self._began) / self._done * (self._total - self._done)
-        line = f"{self._label}: {self._done} of {self._total} {self._unit}, {_duration(left)} left"
+        line = f"{self._label}: {self._done} of {self._total} {self._unit}, {duration(left)} left"
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Such as 40 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.pictures.opening import exif_of, open_picture
+from lorapipe_engine.pictures.images import has_late_notes
+from lorapipe_engine.pictures.opening import GATE, exif_of, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,13 +44,21 @@ def save_with_parameters(picture: Image, file: BinaryIO, suffix: str, text: str)
 def read_stored(path: Path) -> str | None:
     """The parameters in a picture's file; None where it has none or is no picture that can be read."""
     try:
-        with open_picture(path) as picture:
-            text = picture.info.get("parameters")
-            if isinstance(text, str):
-                return text
-            return read_comment(exif_of(picture, late=False).get_ifd(EXIF).get(USER_COMMENT))
+        return parameters_of(path)
     except (OSError, SyntaxError, ValueError, TypeError, EOFError):
         return None
+
+
+def parameters_of(path: Path) -> str | None:
+    """The parameters in a picture's file, None where it has none. Raises what Pillow raises for a broken one."""
+    with open_picture(path) as picture:
+        if picture.format == "PNG" and "parameters" not in picture.info and has_late_notes(path):
+            with GATE.room(picture.width * picture.height):
+                picture.load()
+        text = picture.info.get("parameters")
+        if isinstance(text, str):
+            return text
+        return read_comment(exif_of(picture, late=False).get_ifd(EXIF).get(USER_COMMENT))
 
 
 def read_comment(data: Any) -> str | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.axes import Axis, parse_axis
+from lorapipe_engine.sampling.bases import Told
+from lorapipe_engine.sampling.clip_skip import networks_clip_skip
 from lorapipe_engine.sampling.plan import Fixed, Plan, Wishes, file_axis, make_plan, with_base_weight
 from lorapipe_engine.sampling.probes import Probe, Subject, read_probe
 from lorapipe_engine.sampling.prompts.wildcards import Wildcards
@@ -46,6 +49,10 @@ def plan_of(chosen: Chosen, words: Sequence[str]) -> Plan:
         clip_skip=pictures.clip_skip,
         base=models.base,
         vae=models.vae,
+        flow_model=models.flow_model,
+        told=Told(models.flow_shift, models.vae_scale, models.vae_shift, models.vae_reflection),
+        v_prediction=models.v_prediction,
+        zero_terminal_snr=models.zero_terminal_snr,
     )
     wishes = Wishes(
         wildcards=Wildcards(pictures.wildcards),
@@ -56,8 +63,14 @@ def plan_of(chosen: Chosen, words: Sequence[str]) -> Plan:
         suffix=f".{result.image_format}",
         kinds=probe.kinds,
     )
-    plan = make_plan(probe.axes, fixed, wishes)
-    return Plan(plan.axes, plan.cells, (*probe.notes, *plan.notes))
+    plan, notes = make_plan(probe.axes, fixed, wishes), probe.notes
+    if pictures.network_clip_skip:
+        skip = networks_clip_skip(plan)
+        if skip is not None:
+            plan = make_plan(probe.axes, replace(fixed, clip_skip=skip), wishes)
+        told = f"the networks say {skip}" if skip else f"no network says one, so {fixed.clip_skip} is taken"
+        notes = (*notes, f"clip skip: {told}")
+    return Plan(plan.axes, plan.cells, (*notes, *plan.notes))
 
 
 def _axes_of(asked: AxesSettings, words: Sequence[str], models: ModelSettings) -> tuple[Axis, ...]:

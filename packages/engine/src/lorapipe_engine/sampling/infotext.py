@@ -13,11 +13,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.hashes import data_hash
 
@@ -46,8 +46,8 @@ LAST = ("Lora hashes", "TI hashes", "Script", *_AXES, "Version")
 # What A1111 takes for a parameter that is missing.
 DEFAULTS: Mapping[str, str] = MappingProxyType({"Clip skip": "1", "RNG": "GPU", "Schedule type": "Automatic"})
 FEWEST_PAIRS = 3
-MOST_LETTERS = 1 << 20  # of a text
-MOST_LINE = 1 << 13  # letters of the last line, whose reading takes their square
+MOST_LETTERS = 1 << 20  # of a text; what comes behind them is not looked at
+MOST_LINE = 1 << 14  # letters of the last line, whose reading may take their square
 MODEL_DIGITS = 10
 NETWORK_DIGITS = 12
 
@@ -68,6 +68,11 @@ class Infotext:
         """The text of a parameter, A1111's default where it is missing."""
         return self.pairs.get(key, DEFAULTS.get(key))
 
+    def written(self, key: str) -> str | None:
+        """The text of a parameter as it was written, sizes as WxH; None where it is missing."""
+        sides = self.pairs.get(f"{key}-1"), self.pairs.get(f"{key}-2")
+        return f"{sides[0]}x{sides[1]}" if None not in sides else self.pairs.get(key)
+
 
 def write_infotext(prompt: str, negative: str, pairs: Mapping[str, Any]) -> str:
     """The text for a picture. ``pairs`` in any order; None is left out, numbers are written as Python prints them."""
@@ -84,22 +89,26 @@ def write_infotext(prompt: str, negative: str, pairs: Mapping[str, Any]) -> str:
 def read_infotext(text: str) -> Infotext:
     """Read the parameters of a picture, as A1111 reads what is pasted: every line is trimmed, empty values are lost.
 
-    Raises InputError for a text that is longer than any program writes.
+    A text of another kind is a prompt with nothing else, and so is a last line that is longer than any program writes.
+    Nothing is an error.
     """
-    *lines, last = text.strip().split("\n")
-    if len(text) > MOST_LETTERS or len(last) > MOST_LINE:
-        raise InputError(f"parameters of more than {MOST_LINE:,} letters in a line are not read")
-    pairs = _PAIR.findall(last)
+    *lines, last = text.strip()[:MOST_LETTERS].split("\n")
+    pairs = _PAIR.findall(last) if len(last) <= MOST_LINE else []
     if len(pairs) < FEWEST_PAIRS:
         lines, pairs = [*lines, last], []
-    texts = {False: "", True: ""}
-    is_negative = False
+    prompt: list[str] = []
+    negative: list[str] = []
+    part = prompt
     for line in map(str.strip, lines):
         if line.startswith(_NEGATIVE):
-            is_negative = True
-            line = line.removeprefix(_NEGATIVE).strip()
-        texts[is_negative] += line if texts[is_negative] == "" else f"\n{line}"
-    return Infotext(texts[False], texts[True], MappingProxyType(_values(pairs)))
+            part, line = negative, line.removeprefix(_NEGATIVE).strip()
+        part.append(line)
+    return Infotext(_joined(prompt), _joined(negative), MappingProxyType(_values(pairs)))
+
+
+def _joined(lines: Sequence[str]) -> str:
+    """Lines as one text, which empty ones in front do not make longer."""
+    return "\n".join(dropwhile(lambda line: not line, lines))
 
 
 def lora_hashes(networks: Sequence[tuple[str, str]]) -> str | None:

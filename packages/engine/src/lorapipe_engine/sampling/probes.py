@@ -21,12 +21,8 @@ BACKGROUNDS = (
     "{outdoors, forest|beach, ocean|city street, night|classroom|kitchen, indoors|snow, mountain|flower field|"
     "simple background}"
 )
-OTHERS = (
-    "a landscape with mountains, no humans",
-    "1boy, armor, standing",
-    "a red car on a street",
-    "a cup of tea",
-)
+OTHERS = ("a landscape with mountains, no humans", "1boy, armor, standing")
+ELSEWHERE = "outdoors, rain"
 OUTSIDE = ("wearing a red hat", "holding an umbrella", "sitting on a chair", "in the rain")
 PLACEHOLDER = "TRIGGER"
 
@@ -100,12 +96,19 @@ def _seeds(subject: Subject) -> Probe:
 def _leak(subject: Subject) -> Probe:
     if not subject.trigger:
         raise ConfigError("--probe leak: give the network's --trigger, to be left out of the prompt")
-    if subject.trigger not in subject.prompt:
+    if not whole_words(subject.trigger).search(subject.prompt):
         raise ConfigError(f"--probe leak: the --trigger '{subject.trigger}' is not in the prompt")
-    without = _tidied(subject.prompt.replace(subject.trigger, ""))
-    rows = [(subject.prompt, "trigger"), (without, "same"), *((text, "other") for text in OTHERS)]
-    prompts, kinds = _prompts(rows)
-    return Probe((_files(subject), prompts, _axis("seed:-1--1 [2]")), subject.prompt, kinds)
+    asking = [subject.prompt, f"{subject.prompt}, {ELSEWHERE}"]
+    silent = [without_words(prompt, subject.trigger) for prompt in asking]
+    # Two prompts of each kind and four seeds: eight pictures of the concept, which lora-grid --best asks for.
+    prompts, kinds = _prompts(kinds_of(asking, silent, OTHERS))
+    return Probe((_files(subject), prompts, _axis("seed:-1--1 [4]")), subject.prompt, kinds)
+
+
+def kinds_of(asking: Sequence[str], silent: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """Prompts, each with its kind."""
+    kinds = (("trigger", asking), ("same", silent), ("other", others))
+    return [(prompt, kind) for kind, prompts in kinds for prompt in prompts]
 
 
 def _text_encoder(subject: Subject) -> Probe:
@@ -134,7 +137,7 @@ def _merge(subject: Subject) -> Probe:
 
 
 def _trigger(words: str, subject: Subject) -> Probe:
-    """The base alone, asked for each word: which of them does it know?"""
+    """The base alone, asked for each word and for none: which of them does it know?"""
     names = tuple(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
     if not names:
         raise ConfigError("--probe trigger: give the words to try, as --probe trigger=mina,mayuri")
@@ -143,13 +146,18 @@ def _trigger(words: str, subject: Subject) -> Probe:
     prompt = subject.prompt or PLACEHOLDER
     if PLACEHOLDER not in prompt:
         raise ConfigError(f"--probe trigger: write {PLACEHOLDER} in the prompt where the words are to stand")
-    axis = Axis(KINDS["sr"], names, "--probe", "trigger", search=PLACEHOLDER)
+    axis = Axis(KINDS["sr"], ("", *names), "--probe", "trigger", search=PLACEHOLDER)
     return Probe((axis, _axis("seed:-1--1 [4]")), prompt)
 
 
-def _tidied(prompt: str) -> str:
-    """A prompt from which words were taken: no empty places between commas."""
-    return re.sub(r"(?:\s*,\s*){2,}", ", ", prompt).strip(" ,")
+def without_words(prompt: str, words: str) -> str:
+    """A prompt from which words are taken: no empty places are left between commas."""
+    return re.sub(r"(?:\s*,\s*){2,}", ", ", whole_words(words).sub("", prompt)).strip(" ,")
+
+
+def whole_words(words: str) -> re.Pattern[str]:
+    """What finds words in a prompt, and not as a part of longer ones."""
+    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
 
 
 _PROBES: Mapping[str, Callable[[Subject], Probe]] = MappingProxyType(

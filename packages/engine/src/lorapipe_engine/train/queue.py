@@ -20,6 +20,7 @@ from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.settings import DataSettings
 from lorapipe_engine.settings.several import Run
 from lorapipe_engine.train.base.shelf import Shelf, Stamp, base_key
+from lorapipe_engine.train.choose import choose
 from lorapipe_engine.train.plan import Length, plan_length, plan_model
 from lorapipe_engine.train.results.ended import (
     Ended,
@@ -66,7 +67,10 @@ class Checked:
 def check_runs(runs: Sequence[Run]) -> list[Checked]:
     """Check all runs. Raises ConfigError where some cannot begin, after each was told."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("several runs in a row train in one process; give a launcher one run")
+        raise ConfigError(
+            "several runs in a row train in one process; give a launcher one run, or start a command for each card: "
+            "CUDA_VISIBLE_DEVICES=0 lora-train a.toml"
+        )
     scanned: dict[tuple[DataSettings, int], Dataset] = {}
     checked, refused = [], 0
     for run in runs:
@@ -146,16 +150,18 @@ def run_queue(checked: Sequence[Checked], done: Callable[[Path], None]) -> None:
     """
     shelf = Shelf()
     rows: list[tuple[Checked, Ended | str]] = []
+    unnamed: list[str] = []
     try:
         for number, one in enumerate(checked, start=1):
             say(f"run {number} of {len(checked)}: {one.run.label}")
             if one.before is not None:
-                say("done before")
+                chooses = one.run.settings.run.choose
+                say("done before" + (", so its epochs are not drawn again" if chooses else ""))
                 rows.append((one, one.before))
             else:
                 following = [later.base for later in checked[number:] if later.before is None]
                 shelf.wanted = following[0] if following else None
-                rows.append((one, _train(one, shelf)))
+                rows.append((one, _train(one, shelf, unnamed)))
             result = rows[-1][1]
             for name in result.files if isinstance(result, Ended) else ():
                 done(one.output.with_name(name))
@@ -165,10 +171,14 @@ def run_queue(checked: Sequence[Checked], done: Callable[[Path], None]) -> None:
     failed = sum(isinstance(result, str) for _, result in rows)
     if failed:
         raise ProblemFound(f"{failed} of {len(checked)} runs failed; the same command tries them again")
+    if unnamed:
+        raise ProblemFound(
+            f"all runs are trained, but of {len(unnamed)} no epoch is named: {', '.join(unnamed)}"
+        )
 
 
-def _train(one: Checked, shelf: Shelf) -> Ended | str:
-    """Train one run; how it ended, or the word for the table."""
+def _train(one: Checked, shelf: Shelf, unnamed: list[str]) -> Ended | str:
+    """Train one run; how it ended, or the word for the table. ``unnamed`` gets runs whose choice of an epoch failed."""
     settings, results = one.run.settings, []
     if one.is_own:
         settings = replace(settings, run=replace(settings.run, overwrite=True))
@@ -182,7 +192,7 @@ def _train(one: Checked, shelf: Shelf) -> Ended | str:
         write_record(settings.run, Remembered(one.asked, results[0]))
 
     try:
-        run_training(settings, one.run.print_config(), say, Queued(shelf, begin, end))
+        trained = run_training(settings, one.run.print_config(), say, Queued(shelf, begin, end))
     except Exception as error:  # whatever it is, the other runs have nothing to do with it
         complain_of(one.run.label, error)
         shelf.clear()
@@ -190,6 +200,12 @@ def _train(one: Checked, shelf: Shelf) -> Ended | str:
         return "not written" if isinstance(error, OutputError) else word
     finally:
         _free()
+    if trained.choosing is not None:
+        try:
+            choose(trained.choosing, say)
+        except LoraError as error:  # the networks are there
+            complain_of(one.run.label, error)
+            unnamed.append(one.run.label)
     return results[0]
 
 

@@ -18,7 +18,9 @@ from typing import Any, BinaryIO
 
 from lorapipe_engine.command.records import STREAM, Record, find_files, read_list, read_records
 from lorapipe_engine.errors import InputError
-from lorapipe_inspect.grid.infotext import Infotext, Tag, infotext_of, read_infotext, split_tags
+from lorapipe_engine.pictures.parameters import parameters_of
+from lorapipe_engine.sampling.infotext import Infotext, read_infotext
+from lorapipe_engine.sampling.prompts.tags import Tag, split_known_tags
 
 Value = str | float
 
@@ -139,16 +141,16 @@ def _cell(record: Record) -> Cell:
     if error is None:
         stored, error = _stored(record.path)
         text = text or stored
-    info = read_infotext(text) if text else Infotext()
+    info = read_infotext(text)
     axes = data.get("axes")
     own = axes if isinstance(axes, Mapping) else {}
     values = {**_from_infotext(info), **_from_fields(data)}
     values |= {
         plain_name(str(name)): value for name, raw in own.items() if (value := _value(raw)) is not None
     }
-    tags: tuple[Tag, ...] | None = info.tags
+    tags: tuple[Tag, ...] | None = split_known_tags(info.prompt)[1]
     if isinstance(values.get("prompt"), str):
-        values["prompt"], in_prompt = split_tags(str(values["prompt"]))
+        values["prompt"], in_prompt = split_known_tags(str(values["prompt"]))
         tags = in_prompt if "prompt" in data or "prompt" in own else tags
     if "file" in data or "file" in map(plain_name, map(str, own)) or any(name in data for name in NETWORK):
         tags = None  # the record says it itself
@@ -169,7 +171,7 @@ def _cell(record: Record) -> Cell:
 def _stored(path: Path) -> tuple[str, str | None]:
     """The parameters in a picture, and why it cannot be read."""
     try:
-        return infotext_of(path), None
+        return parameters_of(path) or "", None
     except FileNotFoundError:
         return "", "there is no such file"
     except Exception as error:  # Pillow raises whatever its readers meet
@@ -186,20 +188,21 @@ def _reason(error: Exception) -> str:
 
 def _from_infotext(info: Infotext) -> dict[str, Value]:
     values: dict[str, Value] = {
-        name: info.pairs[key]
+        name: text
         for name, keys in FIELDS.items()
         for key in keys
-        if key[0].isupper() and key in info.pairs
+        if key[0].isupper() and (text := info.written(key)) is not None
     }
     # As the extension for additional networks writes its slots.
-    model = info.pairs.get("AddNet Model 1")
+    model = info.written("AddNet Model 1")
     if model:
         values["file"] = model
         weights = [info.pairs.get(f"AddNet Weight {part} 1", "1") for part in "AB"]
         values |= (
             {"weight": weights[0]} if weights[0] == weights[1] else {"unet": weights[0], "te": weights[1]}
         )
-    if info.prompt:
+    # A prompt of nothing but networks is none, as that of the base beside it.
+    if split_known_tags(info.prompt)[0]:
         values["prompt"] = info.prompt
     if info.negative:
         values["negative"] = info.negative

@@ -21,7 +21,7 @@ _PATHS = ("file", "base", "vae")
 MOST_PLACES = 50_000  # of columns and rows together
 PICTURE = "picture"  # an axis for cells that nothing else tells apart
 _NUMBER = re.compile(r"(\d+)")
-_EPOCH = re.compile(r"(?:-|_|-e|_epoch)?(\d{4,6})$")
+_EPOCH = re.compile(r"(?:-|_|-e|_epoch|-step)?(\d{4,8})$")
 # Files are columns and weights rows, where both are axes; then what people compare most.
 _ORDER = ("file", "weight", "unet", "te", "trigger", "seed", "prompt", *FIELDS)
 

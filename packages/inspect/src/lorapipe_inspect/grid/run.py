@@ -234,6 +234,7 @@ def _record(grid: Grid, study: Study, choice: Choice | None, told: Sequence[str]
             "failed": {name_of(study, one): list(reasons) for one, reasons in choice.failed.items()},
             "untested": list(choice.untested),
             "pictures": choice.pictures,
+            "few": [name_of(study, one) for one in choice.few],
         }
     record["lines"] = list(told)
     return record

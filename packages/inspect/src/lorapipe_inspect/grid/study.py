@@ -20,6 +20,7 @@ from lorapipe_inspect.grid.settings import BestSettings, FigureSettings
 
 # Of those that were asked for, the first that is there decides.
 MOST_FAILED = 12  # networks that the verdict names with their gates
+MOST_NAMED = 5  # networks in a line of such
 PREFERRED = ("recall", "ccip", "dino", "clip", "tags")
 
 
@@ -184,26 +185,37 @@ def verdict(study: Study, choice: Choice) -> list[str]:
             f"90 % interval of the highest: {low:.3g} to {high:.3g}, {choice.pictures} pictures of the concept each"
         )
     if len(choice.ties) > 1:
-        shown = ", ".join(map(name, choice.ties[1:6]))
-        lines.append(f"cannot be told apart from it: {shown}{' ...' if len(choice.ties) > 6 else ''}")
+        shown = "; ".join(map(name, choice.ties[1 : 1 + MOST_NAMED]))
+        more = " ..." if len(choice.ties) > 1 + MOST_NAMED else ""
+        lines.append(f"cannot be told apart from it: {shown}{more}")
     if choice.network is not None:
         lines.append(
             f"runner-up: {name(choice.runner_up)}, {choice.figure} {value(choice.runner_up)}"
             if choice.runner_up
             else "runner-up: none, all others fail a gate"
         )
-        lines += _advice(study, choice.network)
-    failed = [f"does not pass: {name(network)}: {'; '.join(why)}" for network, why in choice.failed.items()]
+        lines += _advice(study, choice)
+    failed = [
+        f"does not pass: {name(network)}: {'; '.join(why)}"
+        for network, why in choice.failed.items()
+        if network not in choice.few
+    ]
     lines += failed[:MOST_FAILED]
     if len(failed) > MOST_FAILED:
         lines.append(f"does not pass: {len(failed) - MOST_FAILED} more")
+    if choice.few:
+        shown = "; ".join(map(name, choice.few[:MOST_NAMED]))
+        more = f" and {len(choice.few) - MOST_NAMED} more" if len(choice.few) > MOST_NAMED else ""
+        lines.append(f"not compared, for too few pictures: {shown}{more}")
     lines += [f"not tested: {gate}" for gate in choice.untested]
     return [*lines, *study.notes]
 
 
-def _advice(study: Study, network: Key) -> list[str]:
-    places = [_order(study, one) for one in study.pairs.networks]
-    place, weight = _order(study, network)
+def _advice(study: Study, choice: Choice) -> list[str]:
+    if choice.network is None:
+        return []
+    places = [_order(study, one) for one in study.pairs.networks if one not in choice.few]
+    place, weight = _order(study, choice.network)
     epochs, weights = {one for one, _ in places}, {one for _, one in places}
     lines = []
     if len(epochs) > 1 and place == max(epochs) and len(weights) > 1 and weight == max(weights):

@@ -15,6 +15,7 @@ from lorapipe_engine.errors import ConfigError
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")
 _KINDS = ("lora", "lyco")
+_SHORT_TAG = re.compile(r"<(lora|lyco):([^<>]{1,500})>")  # whose search takes no longer than the text
 _UNCLOSED = re.compile(r"<(?:lora|lyco):[^>]*$", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?")
 _PARTS = ("te", "unet")
@@ -50,6 +51,25 @@ def split_tags(prompt: str, where: str) -> tuple[str, tuple[Tag, ...]]:
     """
     tags = tuple(_read_tag(match[0], match[1], match[2], where) for match in _TAG.finditer(prompt))
     return _TAG.sub("", prompt), tags
+
+
+def split_known_tags(prompt: str) -> tuple[str, tuple[Tag, ...]]:
+    """The prompt of a picture that is there already without its tags of networks, and these; one that would be refused
+    stays in the text. Spaces and a comma that the tags leave go with them.
+    """
+    tags: list[Tag] = []
+
+    def take(match: re.Match[str]) -> str:
+        try:
+            tags.append(_read_tag(match[0], match[1], match[2], "prompt"))
+        except ConfigError:
+            return match[0]
+        return ""
+
+    text = _SHORT_TAG.sub(take, prompt)
+    if tags:
+        text = re.sub(r"[ \t]{2,}", " ", text).strip().rstrip(",")
+    return text.strip(), tuple(tags)
 
 
 def tag_notes(prompt: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor
@@ -26,7 +27,10 @@ def brownian_noise(x: Tensor, low: float, high: float, seeds: Sequence[int]) -> 
     trees = [torchsde.BrownianTree(low, start, high, entropy=seed) for seed in seeds]
 
     def noise(sigma: float, following: float) -> Tensor:
-        change = torch.cat([tree(following, sigma) for tree in trees])
+        with catch_warnings():
+            # torchsde rounds the ends of its path, and warns of a last sigma that lies a rounding beyond.
+            simplefilter("ignore", UserWarning)
+            change = torch.cat([tree(following, sigma) for tree in trees])
         unit: Tensor = (change * -((sigma - following) ** -0.5)).to(x)
         return unit
 

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+
+import torch
 
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.command.tool import complain
-from lorapipe_engine.errors import InputError, LoraError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
-from lorapipe_engine.models.predictions import EPSILON
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
+from lorapipe_engine.sampling.bases import Told
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext
 from lorapipe_engine.sampling.infotext import model_hash, network_hash
 from lorapipe_engine.sampling.plan import Plan
 from lorapipe_engine.sampling.report import write_cell
-from lorapipe_engine.sampling.settings import DrawSettings, ResultSettings
+from lorapipe_engine.sampling.settings import DrawSettings, ModelSettings, ResultSettings
 from lorapipe_engine.train.base.load import load_base
+from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
+from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
+from lorapipe_engine.train.processes import Processes, join_sharing, own_device
+from lorapipe_engine.train.sample.batching import batches
+from lorapipe_engine.train.sample.forecast import Forecast
 from lorapipe_engine.train.sample.networks import NetworkProblem
-from lorapipe_engine.train.sample.picture import CellPainter, batch_key
+from lorapipe_engine.train.sample.picture import CellPainter, Drawn
+from lorapipe_engine.train.sample.writing import Writer
 
 LINE_EVERY = 30.0  # seconds
 
@@ -36,43 +47,60 @@ def draw_plan(plan: Plan, chosen: Chosen, say: Say) -> int:
 
     Cells of a network or a base that cannot be used are left out, which is said, and the status is 1. Raises
     OutputError where a picture of other parameters is in the way, and InputError where the only base cannot be used.
+    Of several processes each draws its own run of the pictures, and the status is that of all.
     """
-    return _Drawing(plan, chosen, say).run()
+    processes = join_sharing()
+    drawing = _Drawing(plan, chosen, say, processes)
+    drawing.run()
+    left_out = torch.tensor(drawing.left_out)
+    processes.add_up(
+        [left_out]
+    )  # a launcher ends the others when one process ends with another status than 0
+    if left_out:
+        say(f"{int(left_out):,} of {len(plan.pictures):,} pictures were left out")
+    return int(left_out > 0)
 
 
 class _Drawing:
-    def __init__(self, plan: Plan, chosen: Chosen, say: Say) -> None:
-        self.plan, self.say = plan, say
+    def __init__(self, plan: Plan, chosen: Chosen, say: Say, processes: Processes) -> None:
+        self.say, self.processes = say, processes
+        # One run of them each, so that few processes load the same network or base.
+        own = processes.rows(len(plan.pictures))
+        self.pictures = plan.pictures[own.start : own.stop]
+        self.has_one_base = len({(row.cell.base, row.cell.vae) for row in plan.pictures}) == 1
         self.asked, self.result = chosen[DrawSettings], chosen[ResultSettings]
+        self.models = chosen[ModelSettings]
         self.broken: dict[Path, None] = {}
         self.left_out = 0
         self.texts: dict[Path, str] = {}
         self.cells: dict[Path, list[Placed]] = {}
+        self.writer: Writer
+        self.forecast: Forecast
         for placed in plan.cells:
             self.cells.setdefault(placed.path, []).append(placed)
 
-    def run(self) -> int:
+    def run(self) -> None:
         waiting = self._waiting()
         if waiting:
             _make_folder(self.result.output_dir)
+        self.forecast = Forecast([row.cell for row in waiting], self.say)
         groups = [
             (model, list(rows)) for model, rows in groupby(waiting, lambda row: (row.cell.base, row.cell.vae))
         ]
-        with progress(len(waiting), "drawing", "pictures", LINE_EVERY) as bar:
+        with progress(len(waiting), "drawing", "pictures", LINE_EVERY) as bar, Writer() as self.writer:
             for (base, vae), rows in groups:
                 try:
                     painter = self._open(base or "", vae, [row.cell for row in rows])
                 except LoraError as error:
-                    if len(groups) == 1:
+                    # What only this process cannot draw must not end the others.
+                    if len(groups) == 1 and (self.processes.count == 1 or self.has_one_base):
                         raise
                     complain(f"{error}; {len(rows)} pictures of this base are left out")
                     self.left_out += len(rows)
                     continue
                 self._draw_rows(painter, rows, bar)
+                self.writer.finish()
                 del painter
-        if self.left_out:
-            self.say(f"{self.left_out:,} of {len(self.plan.pictures):,} pictures were left out")
-        return 1 if self.left_out else 0
 
     # ---------------------------------------------------------------- what is there
 
@@ -81,7 +109,7 @@ class _Drawing:
         hashes = _Hashing()
         waiting: list[Placed] = []
         there: list[Placed] = []
-        for placed in self.plan.pictures:
+        for placed in self.pictures:
             try:
                 text = cell_infotext(placed.cell, hashes.of(placed.cell))
             except NetworkProblem as error:
@@ -95,7 +123,7 @@ class _Drawing:
             elif self._may_replace(placed.path):
                 waiting.append(placed)
         if there:
-            self.say(f"{len(there):,} of {len(self.plan.pictures):,} pictures are there already")
+            self.say(f"{len(there):,} of {len(self.pictures):,} pictures are there already")
         for placed in there:
             self._record(placed.path)
         return waiting
@@ -111,30 +139,54 @@ class _Drawing:
     # ---------------------------------------------------------------- drawing
 
     def _open(self, base: str, vae: str | None, cells: Sequence[Cell]) -> CellPainter:
-        device = choose_device(self.asked.device)
+        count = self.processes.count
+        device = choose_device(self.asked.device) if count == 1 else own_device(self.asked.device, count)
         dtype = DTYPES[choose_precision(None, device)]
+        told = cells[0].told
         model = load_base(
             resolve_base(base),
             vae=None if vae is None else resolve_base(vae),
             dtype=dtype,
             tokenizer_dir=self.asked.tokenizer_dir,
+            vae_form=VaeForm(told.vae_scale, told.vae_shift, told.vae_reflects),
         )
-        if model.prediction_type is None:
-            self.say(f"note: {base} does not tell what it predicts; taken as epsilon")
+        prediction, has_no_signal = self._prediction(model, told)
         family = open_family(model, device=device, dtype=dtype, vae_dtype=DTYPES["no"])
         if not family.facts.reads_clip_skip and any(cell.clip_skip > 1 for cell in cells):
             self.say(
                 f"note: clip skip means nothing to {family.facts.title}; its pictures do not differ by it"
             )
         painter = CellPainter(
-            family, model.prediction_type or EPSILON.name, zero_terminal_snr=model.zero_terminal_snr
+            family,
+            prediction,
+            zero_terminal_snr=has_no_signal,
+            say=self.say,
+            forecast=self.forecast,
         )
         painter.check(cells)
         return painter
 
+    def _prediction(self, model: BaseModel, told: Told) -> tuple[str, bool]:
+        """What the base predicts, and whether it begins without any signal: as asked for, else as its files say."""
+        if told.flow_shift is not None:
+            return FLOW.name, False
+        asked_v, asked_end = self.models.v_prediction, self.models.zero_terminal_snr
+        prediction = model.prediction_type
+        if asked_v is not None:
+            prediction = V.name if asked_v else EPSILON.name
+        elif prediction == FLOW.name:
+            raise ConfigError(
+                f"{model.source} predicts flow, which its files tell only now; give --flow-model"
+            )
+        elif prediction is None:
+            self.say(
+                f"note: {model.source} does not tell what it predicts; taken as epsilon, --v-prediction changes it"
+            )
+        return prediction or EPSILON.name, model.zero_terminal_snr if asked_end is None else asked_end
+
     def _draw_rows(self, painter: CellPainter, rows: Sequence[Placed], bar: Progress) -> None:
-        for networks, group in groupby(rows, lambda row: row.cell.networks):
-            pictures = list(group)
+        groups = [(networks, list(group)) for networks, group in groupby(rows, lambda row: row.cell.networks)]
+        for (networks, pictures), (following, _) in zip(groups, [*groups[1:], ((), [])], strict=True):
             broken = next((row.file.path for row in networks if row.file.path in self.broken), None)
             try:
                 if broken is None:
@@ -142,28 +194,50 @@ class _Drawing:
             except NetworkProblem as error:
                 broken = error.path
                 self._leave_out(broken, str(error), 0)
+            painter.swapper.expect(row.file.path for row in following)
             if broken is not None:
                 self.left_out += len(pictures)
                 bar.update(len(pictures))
                 continue
-            for batch in _batches(pictures, self.asked.batch_size):
+            for batch in batches(pictures, self.asked.batch_size, painter.family):
                 self._draw_batch(painter, batch, bar)
         painter.swapper.clear()
 
     def _draw_batch(self, painter: CellPainter, batch: Sequence[Placed], bar: Progress) -> None:
+        """Draw pictures, fewer at once where memory runs out and the number was not asked for."""
+        drawn = painter.draw([row.cell for row in batch])
+        rest = list(batch)
         try:
-            for placed, picture in zip(batch, painter.draw([row.cell for row in batch]), strict=True):
-                with atomic_write(placed.path, force=self.asked.overwrite, wait=False) as file:
-                    save_with_parameters(picture, file, placed.path.suffix, self.texts[placed.path])
-                bar.update()
-                self._record(placed.path)
+            while rest:
+                picture, path = next(drawn), rest[0].path
+                self.writer.add(partial(self._write, path, picture), partial(self._done, path, bar))
+                rest.pop(0)
+            return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            smaller = "--batch-size 1" if len(batch) > 1 else "a smaller --size"
-            raise ProblemFound(
-                f"memory ran out with {len(batch)} pictures at once: try {smaller}; pictures that are done are kept"
-            ) from error
+            if len(batch) == 1 or self.asked.batch_size is not None:
+                smaller = "--batch-size 1" if len(batch) > 1 else "a smaller --size"
+                raise ProblemFound(
+                    f"memory ran out with {len(batch)} pictures at once: try {smaller}; pictures that are done are "
+                    "kept"
+                ) from error
+        # Outside of the handler, whose traceback keeps what was made.
+        fewer = len(batch) // 2
+        self.asked = replace(self.asked, batch_size=fewer)
+        self.say(f"note: memory ran out with {len(batch)} pictures at once; {fewer} are drawn from here on")
+        del drawn
+        painter.free_memory()
+        for smaller_batch in batches(rest, fewer, painter.family):
+            self._draw_batch(painter, smaller_batch, bar)
+
+    def _write(self, path: Path, drawn: Drawn) -> None:
+        with atomic_write(path, force=self.asked.overwrite, wait=False) as file:
+            save_with_parameters(drawn.image(), file, path.suffix, self.texts[path])
+
+    def _done(self, path: Path, bar: Progress) -> None:
+        bar.update()
+        self._record(path)
 
     def _record(self, path: Path) -> None:
         for placed in self.cells[path]:
@@ -208,16 +282,6 @@ class _Hashing:
                 raise NetworkProblem(path, str(known))
             digits[path] = known
         return digits
-
-
-def _batches(pictures: Sequence[Placed], size: int) -> Iterator[list[Placed]]:
-    """Pictures of one set of networks that can be drawn together, in their order as far as that goes."""
-    alike: dict[tuple[object, ...], list[Placed]] = {}
-    for placed in pictures:
-        alike.setdefault(batch_key(placed.cell), []).append(placed)
-    for rows in alike.values():
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size]
 
 
 def _make_folder(folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,8 @@ from lorapipe_engine.train.sample.prompts import Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Predict = Callable[[Tensor, Tensor], Tensor]  # of latents (B, C, h, w) at a time: a prediction
 
 
 def draw(
@@ -73,8 +77,9 @@ def _denoise(
     latents: Tensor = noise * walk.init_noise_sigma
     texts = [*(row.negative for row in rows), *(row.text for row in rows)]
     conditioning = family.text.encode(family.text.tokenize(texts, weighted=True))
-    geometry = family.plain_geometry(len(rows) * 2, first.width, first.height)
-    predict = guided(family, conditioning, geometry, first.scale)
+    halves = [conditioning.rows(slice(0, len(rows))), conditioning.rows(slice(len(rows), None))]
+    guidance = Guidance.of(family, halves, (first.width, first.height), [row.scale for row in rows])
+    predict = partial(evaluate_guided, family, guidance)
     extra = {}
     if "generator" in signature(walk.step).parameters:
         extra = {"generator": seeded([seed + 1 for seed in seeds])}
@@ -93,9 +98,7 @@ def first_noise(family: Family, width: int, height: int, generators: Sequence[to
     return torch.stack(noise).to(family.device)
 
 
-def denoise(
-    walk: Any, predict: Callable[[Tensor, Tensor], Tensor], latents: Tensor, **extra: object
-) -> Tensor:
+def denoise(walk: Any, predict: Predict, latents: Tensor, **extra: object) -> Tensor:
     """Latents (B, C, h, w) at the end of a scheduler's steps. ``extra``: for each step."""
     for timestep in walk.timesteps:
         prediction = predict(walk.scale_model_input(latents, timestep), timestep)
@@ -103,45 +106,52 @@ def denoise(
     return latents
 
 
-def guided(
-    family: Family, conditioning: Conditioning, geometry: Tensor | None, scale: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Predictions pushed away from the negative prompt: n + scale · (p - n)."""
+@dataclass(frozen=True)
+class Guidance:
+    """What guided evaluations of a batch of B pictures are told.
 
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        doubled = torch.cat([latents, latents])
-        steps = timestep.expand(len(doubled))
-        both = family.predict(doubled, steps, conditioning, geometry).float()
-        negative, positive = both.chunk(2)
-        return negative + scale * (positive - negative)
+    ``texts``: negative and positive in one of 2·B rows, or one after the other, of B rows each, where they differ in
+    length; ``geometry``: of as many rows. ``scale`` (B, 1, 1, 1): 0 is the negative prompt's answer, 1 the positive's.
+    """
 
-    return predict
+    texts: tuple[Conditioning, ...]
+    geometry: Tensor | None
+    scale: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        family: Family,
+        texts: Sequence[Conditioning],
+        size: tuple[int, int],
+        scales: Sequence[float],
+    ) -> Guidance:
+        """For pictures of ``size`` (width, height in pixels). ``texts``: the negative and the positive one."""
+        negative, positive = texts
+        if negative.hidden.shape == positive.hidden.shape:
+            texts = [Conditioning.joined(texts)]
+        scale = torch.tensor(scales, dtype=torch.float32, device=family.device).view(-1, 1, 1, 1)
+        return cls(tuple(texts), family.plain_geometry(len(texts[0].hidden), *size), scale)
 
 
-def guided_apart(
-    family: Family, negative: Conditioning, positive: Conditioning, size: tuple[int, int], scale: float
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same of texts that may differ in length, one row for each picture of ``size`` (width, height in pixels)."""
-    rows = len(positive.hidden)
-    if negative.hidden.shape == positive.hidden.shape:
-        both = Conditioning.joined([negative, positive])
-        return guided(family, both, family.plain_geometry(rows * 2, *size), scale)
-    geometry = family.plain_geometry(rows, *size)
+def evaluate_guided(family: Family, guidance: Guidance, latents: Tensor, time: Tensor) -> Tensor:
+    """Predictions (B, C, h, w) pushed away from the negative prompt, n + scale · (p - n), at one ``time``."""
+    rows = torch.cat([latents] * (2 // len(guidance.texts)))
+    times = time.expand(len(rows))
+    parts = [family.predict(rows, times, text, guidance.geometry).float() for text in guidance.texts]
+    away, towards = torch.cat(parts).chunk(2)
+    return away + guidance.scale * (towards - away)
 
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        steps = timestep.expand(len(latents))
-        away, towards = (
-            family.predict(latents, steps, text, geometry).float() for text in (negative, positive)
-        )
-        return away + scale * (towards - away)
 
-    return predict
+def picture_bytes(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in -1..1 -> bytes (B, H, W, 3), on the same device."""
+    values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return values.permute(0, 2, 3, 1).contiguous()
 
 
 def to_images(pixels: Tensor) -> Iterator[Image]:
     """Pictures of pixels (B, 3, H, W) in -1..1."""
     from PIL import Image as Pictures
 
-    values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-    for row in values.permute(0, 2, 3, 1).numpy():
+    for row in picture_bytes(pixels).cpu().numpy():
         yield Pictures.fromarray(row)

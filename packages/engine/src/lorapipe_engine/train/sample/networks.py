@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.nn.attach import Network, children_of, detach
+from lorapipe_engine.nn.attach import Network, Target, children_of, detach
 from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.fused.drawing import Drawing
+from lorapipe_engine.nn.fused.slots import Factor
 from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.apply import attach_file
+from lorapipe_engine.train.network.apply import attach_modules, fitting_targets
+from lorapipe_engine.train.network.choice import every_target
+from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
+from lorapipe_engine.train.sample.factors import read_factors
 
 MOST_READ = 8  # networks that stay in memory for the next swap
+
+Say = Callable[[str], None]
 
 
 class NetworkProblem(InputError):
@@ -30,16 +39,21 @@ class NetworkProblem(InputError):
 class Swapper:
     """Puts sets of networks into a family and takes them out. The base's weights are never written to.
 
-    Every network's change is that of the base's own weight, and the changes of several are added.
+    Every network's change is that of the base's own weight, and the changes of several are added. ``drawing``: the
+    denoiser's fused form, whose slots take the factors of plain networks; others stand in the place of the layers that
+    they change, and the denoiser runs unfused with them, which ``say`` is told once for each.
     """
 
-    def __init__(self, family: Family) -> None:
-        self._family = family
+    def __init__(self, family: Family, drawing: Drawing | None = None, say: Say = print) -> None:
+        self._family, self._drawing, self._say = family, drawing, say
         self._places = {
             id(child): (parent, name) for parent, name, child in children_of(family.parts.values())
         }
-        self._read: dict[Path, Network] = {}
+        self._read: dict[Path, _Read] = {}
         self._changed: list[tuple[nn.Module, str, nn.Module]] = []
+        self._told: set[Path] = set()
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: dict[Path, Future[TrainedFile]] = {}
 
     def use(self, rows: Iterable[Loaded]) -> None:
         """Have these networks in the model, and no others.
@@ -47,36 +61,129 @@ class Swapper:
         Raises NetworkProblem for a file that is broken, of another family or an algorithm that is not attached; the
         model is the base by itself then.
         """
-        self.clear()
-        on_layer: dict[int, list[Adapter]] = {}
-        for row in rows:
-            for adapter in _at_strength(self._network(row.file.path), self._family.facts.denoiser, row):
-                on_layer.setdefault(id(adapter.base), []).append(adapter)
-        for key, adapters in on_layer.items():
-            parent, name = self._places[key]
-            self._changed.append((parent, name, adapters[0].base))
-            setattr(parent, name, adapters[0] if len(adapters) == 1 else Together(adapters))
+        rows = list(rows)
+        self._take_out()
+        try:
+            read = [self._network(row.file.path) for row in rows]
+        except NetworkProblem:
+            self.clear()
+            raise
+        drawing = self._drawing
+        if drawing is not None:
+            drawing.active = self._fill(drawing, rows, read)
+        is_fused = drawing is not None and drawing.active
+        adapters: list[Adapter] = []
+        for row, network in zip(rows, read, strict=True):
+            modules = network.modules(text_alone=is_fused)
+            adapters += _at_strength(modules, self._family.facts.denoiser, row)
+        self._put_in(adapters)
 
     def clear(self) -> None:
         """Have the base by itself."""
+        self._take_out()
+        if self._drawing is not None:
+            self._drawing.slots.fill(())
+            self._drawing.active = True
+
+    def changes_text(self, path: Path) -> bool:
+        """Whether a network that is in the model has a part in the text encoders."""
+        return self._network(path).changes_text
+
+    def expect(self, paths: Iterable[Path]) -> None:
+        """Begin to read files that will be used next, beside what the caller does."""
+        self._reader = self._reader or ThreadPoolExecutor(1, "networks")
+        for path in paths:
+            if path not in self._read and path not in self._ahead:
+                self._ahead[path] = self._reader.submit(read_trained, path)
+
+    def _fill(self, drawing: Drawing, rows: Sequence[Loaded], read: Sequence[_Read]) -> bool:
+        """Whether the networks are in the denoiser's slots."""
+        changes: list[tuple[nn.Module, Factor]] = []
+        for row, network in zip(rows, read, strict=True):
+            if not row.unet:
+                continue
+            if network.factors is None:
+                if row.file.path not in self._told:
+                    self._told.add(row.file.path)
+                    self._say(f"note: {row.file.path}: {network.why_not}; its pictures are drawn unfused")
+                return False
+            changes += [
+                (layer, Factor(own.down, own.up, own.scale * row.unet)) for layer, own in network.factors
+            ]
+        drawing.slots.fill(changes)
+        return True
+
+    def _take_out(self) -> None:
         for parent, name, module in self._changed:
             setattr(parent, name, module)
         self._changed.clear()
 
-    def _network(self, path: Path) -> Network:
+    def _put_in(self, adapters: Sequence[Adapter]) -> None:
+        on_layer: dict[int, list[Adapter]] = {}
+        for adapter in adapters:
+            on_layer.setdefault(id(adapter.base), []).append(adapter)
+        for key, alike in on_layer.items():
+            parent, name = self._places[key]
+            self._changed.append((parent, name, alike[0].base))
+            setattr(parent, name, alike[0] if len(alike) == 1 else Together(alike))
+
+    @cached_property
+    def _targets(self) -> dict[str, Target]:
+        """Every layer that a file may have a change for, by the module's name."""
+        return {target.name: target for target in every_target(self._family)}
+
+    def _network(self, path: Path) -> _Read:
         """A network that is read and not in the model."""
         if path not in self._read:
             while len(self._read) >= MOST_READ:
                 self._read.pop(next(iter(self._read)))
+            ahead = self._ahead.pop(path, None)
             try:
-                network = attach_file(self._family, path)
+                file = read_trained(path) if ahead is None else ahead.result()
+                targets = fitting_targets(self._family, file, self._targets)
+                self._read[path] = _Read(self._family, file, targets, self._drawing)
             except (LoraError, TypeError) as error:
                 raise NetworkProblem(path, str(error)) from error
-            finally:
-                detach(self._family.parts.values())
-            self._read[path] = network
         self._read[path] = self._read.pop(path)  # the last to be dropped
         return self._read[path]
+
+
+class _Read:
+    """A network in memory. ``factors``: of the denoiser's layers; None where ``why_not`` says what is in the way, or
+    where nothing is fused.
+
+    Raises InputError where a module does not fit its layer.
+    """
+
+    def __init__(
+        self, family: Family, file: TrainedFile, targets: dict[str, Target], drawing: Drawing | None
+    ) -> None:
+        self._family, self._path, self._targets = family, file.path, targets
+        self._of_text = [name for name, row in targets.items() if row.part != family.facts.denoiser]
+        self._attached: dict[bool, Network | None] = {}
+        self.changes_text = bool(self._of_text)
+        self.factors: list[tuple[nn.Module, Factor]] | None = None
+        self.why_not = ""
+        if drawing is not None:
+            own = {name: row.module for name, row in targets.items() if row.part == family.facts.denoiser}
+            self.factors, self.why_not = read_factors(file, own, drawing.slots, family.device)
+        # What will most likely be used; the rest of the file is not kept.
+        self.modules(text_alone=self.factors is not None, file=file)
+
+    def modules(self, *, text_alone: bool, file: TrainedFile | None = None) -> Network | None:
+        """All of it as modules, or what is of text encoders, out of the model; None where there is nothing."""
+        if text_alone not in self._attached:
+            names = self._of_text if text_alone else list(self._targets)
+            self._attached[text_alone] = (
+                self._attach(file or read_trained(self._path), names) if names else None
+            )
+        return self._attached[text_alone]
+
+    def _attach(self, file: TrainedFile, names: Sequence[str]) -> Network:
+        try:
+            return attach_modules(self._family, file, self._targets, names)
+        finally:
+            detach(self._family.parts.values())
 
 
 class Together(nn.Module):
@@ -122,8 +229,10 @@ class Together(nn.Module):
         return layer
 
 
-def _at_strength(network: Network, denoiser: str, row: Loaded) -> Iterator[Adapter]:
+def _at_strength(network: Network | None, denoiser: str, row: Loaded) -> Iterator[Adapter]:
     """The adapters of a network with its strengths in a picture, without those of parts at 0."""
+    if network is None:
+        return
     for name, adapter in network.adapters.items():
         strength = row.unet if network.parts[name] == denoiser else row.te
         if strength:

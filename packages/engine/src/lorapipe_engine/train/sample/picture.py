@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
+from lorapipe_engine.nn.fused.drawing import Drawing, fuse_decoder
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.samplers import SAMPLERS
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
 from lorapipe_engine.train.sample.brownian import brownian_noise
 from lorapipe_engine.train.sample.course import Prediction
-from lorapipe_engine.train.sample.draw import denoise, first_noise, guided_apart, seeded, to_images
+from lorapipe_engine.train.sample.draw import (
+    Guidance,
+    Predict,
+    denoise,
+    evaluate_guided,
+    first_noise,
+    picture_bytes,
+    seeded,
+)
+from lorapipe_engine.train.sample.forecast import Forecast
+from lorapipe_engine.train.sample.graphs import GuidedGraphs
+from lorapipe_engine.train.sample.methods import Noise
 from lorapipe_engine.train.sample.networks import Swapper
 from lorapipe_engine.train.sample.scheduler import CourseScheduler
 
@@ -26,26 +39,84 @@ if TYPE_CHECKING:
 
 MOST_TEXTS = 256  # whose states are kept
 
+Say = Callable[[str], None]
+
+
+class Drawn:
+    """A picture on its way from the device."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values  # (H, W, 3) bytes
+        self._event: Any = None
+        if values.is_cuda:
+            self._values = values.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def image(self) -> Image:
+        """The picture, once it is there; from any thread."""
+        from PIL import Image as Pictures
+
+        if self._event is not None:
+            self._event.synchronize()
+        return Pictures.fromarray(self._values.numpy())
+
 
 class CellPainter:
     """Draws cells of one base. ``prediction``: a name of :mod:`lorapipe_engine.models.predictions`.
 
+    On a CUDA card blocks are fused and evaluations captured; ``say`` is told what does not work of it. ``fused``: fuse
+    blocks, or not, whatever the device is. ``forecast`` watches the evaluations.
     Raises ConfigError for a prediction that these samplers are not for.
     """
 
-    def __init__(self, family: Family, prediction: str, *, zero_terminal_snr: bool) -> None:
-        if prediction not in (EPSILON.name, V.name):
+    def __init__(
+        self,
+        family: Family,
+        prediction: str,
+        *,
+        zero_terminal_snr: bool,
+        say: Say,
+        forecast: Forecast | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        if prediction not in (EPSILON.name, V.name, FLOW.name):
             raise ConfigError(f"a base of {prediction} cannot be drawn by A1111's samplers")
         self.family = family
-        self.swapper = Swapper(family)
+        self._forecast = forecast
+        drawing = None
+        self._graphs: GuidedGraphs | None = None
+        on_card = family.device.type == "cuda"
+        if on_card if fused is None else fused:
+            drawing = Drawing(family.denoiser)
+            fuse_decoder(family.vae)
+            self._graphs = GuidedGraphs(family, drawing, say, capture=on_card)
+        self._drawing = drawing
+        self.swapper = Swapper(family, drawing, say)
         self._prediction = cast(Prediction, prediction)
         self._zero_terminal_snr = zero_terminal_snr
         self._texts: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
 
+    @property
+    def recorded(self) -> int:
+        """How many kinds of batches are captured."""
+        return 0 if self._graphs is None else self._graphs.recorded
+
+    def free_memory(self) -> None:
+        """Give back what is kept for the next batches."""
+        if self._graphs is not None:
+            self._graphs.forget()
+            torch.cuda.empty_cache()
+
     def scheduler(self, cell: Cell) -> CourseScheduler:
         """The steps of a cell's pictures. Raises ConfigError for what cannot be drawn with this base."""
         walk: CourseScheduler = CourseScheduler(
-            cell.sampler, cell.schedule, self._prediction, cell.eta, self._zero_terminal_snr
+            cell.sampler,
+            cell.schedule,
+            self._prediction,
+            cell.eta,
+            self._zero_terminal_snr,
+            cell.told.flow_shift or 1.0,
         )
         walk.set_timesteps(cell.steps, self.family.device)
         return walk
@@ -63,7 +134,7 @@ class CellPainter:
             self.family.text.encode_prompt("")
 
     @torch.inference_mode()
-    def draw(self, cells: Sequence[Cell]) -> Iterator[Image]:
+    def draw(self, cells: Sequence[Cell]) -> Iterator[Drawn]:
         """The pictures of cells that may share a batch (:func:`batch_key`), in order, with the networks in use."""
         texts = [(self._text(cell, is_negative=True), self._text(cell)) for cell in cells]
         alike: dict[tuple[int, ...], list[int]] = {}
@@ -76,7 +147,7 @@ class CellPainter:
             latents.update(zip(rows, drawn, strict=True))
         for index in range(len(cells)):
             # One by one: a batch's pixels take more memory than its latents did in all the steps.
-            yield from to_images(self.family.decode(latents[index][None]))
+            yield Drawn(picture_bytes(self.family.decode(latents[index][None]))[0])
 
     def _denoise(self, cells: Sequence[Cell], texts: Sequence[tuple[Conditioning, Conditioning]]) -> Tensor:
         first = cells[0]
@@ -85,12 +156,27 @@ class CellPainter:
         generators = seeded([cell.seed for cell in cells])
         size = first.width, first.height
         latents = first_noise(self.family, *size, generators) * walk.init_noise_sigma
-        negative, positive = (Conditioning.joined(rows) for rows in zip(*texts, strict=True))
-        predict = guided_apart(self.family, negative, positive, size, first.cfg)
+        both = [Conditioning.joined(rows) for rows in zip(*texts, strict=True)]
+        guidance = Guidance.of(self.family, both, size, [cell.cfg for cell in cells])
+        predict = self.predictor(guidance, latents)
+        if self._forecast is not None:
+            predict = self._forecast.watch(predict, cells)
+        if latents.is_cuda and SAMPLERS[first.sampler].noise != "sde":
+            walk.noise_sampler = _noise_beside(generators, latents)
         return denoise(walk, predict, latents, generator=generators)
 
+    def predictor(self, guidance: Guidance, latents: Tensor) -> Predict:
+        """Guided evaluations of one batch, in the fastest way that works with the networks in use."""
+        if self._graphs is not None and self._drawing is not None and self._drawing.active:
+            return self._graphs.predictor(guidance, latents)
+        return partial(evaluate_guided, self.family, guidance)
+
     def _text(self, cell: Cell, *, is_negative: bool = False) -> Conditioning:
-        networks = tuple((row.file.path, row.te) for row in cell.networks if row.te)
+        networks = tuple(
+            (row.file.path, row.te)
+            for row in cell.networks
+            if row.te and self.swapper.changes_text(row.file.path)
+        )
         text = cell.negative if is_negative else cell.text
         key = (cell.clip_skip, networks, text, is_negative)
         if key not in self._texts:
@@ -104,4 +190,14 @@ class CellPainter:
 
 def batch_key(cell: Cell) -> tuple[object, ...]:
     """What cells of one batch have in common, beside base and networks."""
-    return cell.width, cell.height, cell.steps, cell.sampler, cell.schedule, cell.cfg, cell.eta
+    return cell.width, cell.height, cell.steps, cell.sampler, cell.schedule, cell.eta
+
+
+def _noise_beside(generators: Sequence[torch.Generator], like: Tensor) -> Noise:
+    """The numbers that the generators give, brought to a card without waiting for it."""
+
+    def draw(_sigma: float, _following: float) -> Tensor:
+        rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+        return torch.stack(rows).pin_memory().to(like.device, non_blocking=True)
+
+    return draw

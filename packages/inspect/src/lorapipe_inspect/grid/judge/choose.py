@@ -6,7 +6,7 @@ tell apart are ties, of which the earliest is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,8 @@ class Choice:
     """What was chosen. ``network`` is None where the cells cannot tell, for the ``reason``.
 
     ``interval``: of the highest figure, by bootstrap. ``ties``: networks that cannot be told from the highest, the
-    chosen one first. ``failed``: the gates that a network did not pass. ``untested``: gates that had no cells.
+    chosen one first. ``failed``: the gates that a network did not pass. ``untested``: gates that had no cells. ``few``:
+    networks that take no part, for others have enough pictures and they have few.
     """
 
     figure: str
@@ -38,6 +39,7 @@ class Choice:
     failed: Mapping[Key, Sequence[str]] = field(default_factory=dict)
     untested: Sequence[str] = ()
     pictures: int = 0
+    few: Sequence[Key] = ()
 
 
 def gates_failed(one: Figures, unasked: float | None) -> list[str]:
@@ -46,7 +48,8 @@ def gates_failed(one: Figures, unasked: float | None) -> list[str]:
     if one.spread is not None and one.spread < constants.LEAST_SPREAD:
         failed.append(f"spread {one.spread:.2f} of the base's, below {constants.LEAST_SPREAD:g}")
     for name, deviations in one.burn.items():
-        if abs(deviations) > constants.MOST_MADS:
+        # Fewer black and white pixels than the base has are no burning.
+        if (deviations if name in constants.RISES else abs(deviations)) > constants.MOST_MADS:
             failed.append(
                 f"{name} {deviations:+.1f} deviations from the base, beyond {constants.MOST_MADS:g}"
             )
@@ -79,16 +82,17 @@ def choose(
 
     For ``selectivity`` the rows are moves, and cells without the trigger are the other half of the ratio; for any other
     figure they are what is averaged. ``order``: for each network its place (epochs from the earliest) and weight.
-    Networks are compared on the prompts and seeds that all of them have.
+    Networks are compared on the prompts and seeds that all of them have; those with few pictures leave it to
+    the others, where there are some.
     """
-    shared = _shared_keys(pairs, rows)
-    samples = {
-        network: _samples(pairs, rows, cells, shared, figure) for network, cells in pairs.networks.items()
-    }
+    few = _with_few(pairs, rows, figure)
+    compared = {network: cells for network, cells in pairs.networks.items() if network not in few}
+    shared = _shared_keys(pairs, rows, compared.values())
+    samples = {network: _samples(pairs, rows, cells, shared, figure) for network, cells in compared.items()}
     values = {network: _value(one) for network, one in samples.items()}
     counts = [len(moved) for moved, _ in samples.values()]
     pictures = min(counts, default=0)
-    told = {"values": values, "failed": failed, "untested": untested, "pictures": pictures}
+    told = {"values": values, "failed": failed, "untested": untested, "pictures": pictures, "few": few}
     if pictures < constants.FEWEST_PICTURES:
         reason = (
             f"{pictures} pictures of the concept for each network, fewer than {constants.FEWEST_PICTURES}"
@@ -112,9 +116,25 @@ def choose(
 Sample = tuple[NDArray[np.float64], NDArray[np.float64] | None]
 
 
-def _shared_keys(pairs: Pairs, rows: Sequence[float | None]) -> set[Key]:
-    """Prompts and seeds for which every network has a figure."""
-    sets = [{pairs.keys[i] for i in cells if rows[i] is not None} for cells in pairs.networks.values()]
+def _with_few(pairs: Pairs, rows: Sequence[float | None], figure: str) -> list[Key]:
+    """Networks with fewer pictures of the concept than it takes, and with less than half of what others have: those of
+    another sheet of the grid. A network that lacks a picture or two stays."""
+    counts = {
+        network: len(_samples(pairs, rows, cells, set(pairs.keys), figure)[0])
+        for network, cells in pairs.networks.items()
+    }
+    most = max(counts.values(), default=0)
+    least = min(constants.FEWEST_PICTURES, most / 2)
+    return (
+        [network for network, count in counts.items() if count < least]
+        if most >= constants.FEWEST_PICTURES
+        else []
+    )
+
+
+def _shared_keys(pairs: Pairs, rows: Sequence[float | None], networks: Collection[Sequence[int]]) -> set[Key]:
+    """Prompts and seeds for which every one of ``networks``, given by their cells, has a figure."""
+    sets = [{pairs.keys[i] for i in cells if rows[i] is not None} for cells in networks]
     return set.intersection(*sets) if sets else set()
 
 

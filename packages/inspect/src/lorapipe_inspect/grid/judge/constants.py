@@ -14,6 +14,8 @@ LEAST_SPREAD = 0.5  # of the base's spread over seeds; untested
 MOST_MADS = 3.0  # median absolute deviations of the base over seeds; untested
 # Deviations below these count as these: a base whose pictures are alike would let nothing pass. Untested.
 LEAST_MAD = {"chroma": 1.0, "clipped": 0.01, "edges": 0.5, "unasked": 0.02}
+# What only a rise of is too much: the demo's good networks draw fewer black and white pixels than its base.
+RISES = ("clipped",)
 
 # The choice.
 FEWEST_PICTURES = 8  # of the concept, for each network; seeds jump in composition

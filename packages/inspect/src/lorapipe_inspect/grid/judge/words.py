@@ -17,8 +17,8 @@ _MOST_TAGS = 4
 
 @dataclass(frozen=True)
 class Word:
-    """A candidate. ``brought``: tags that its pictures have and the others' have not, with the rise of their mean
-    probability, 0..1. ``seen``: pictures that a tagger has looked at.
+    """A candidate, "" for no word at all. ``brought``: tags that its pictures have and the others' have not, nor those
+    without a word, with the rise of their mean probability, 0..1. ``seen``: pictures that a tagger has looked at.
     """
 
     word: str
@@ -44,12 +44,14 @@ def known_words(cells: Sequence[Cell]) -> list[Word]:
 def _word(word: str, pictures: dict[str, list[dict[str, float]]]) -> Word:
     own = pictures[word]
     # Each other word has one voice: two that bring the same thing do not hide it from a third.
-    others = [seen for other, seen in pictures.items() if other != word and seen]
+    others = [seen for other, seen in pictures.items() if other not in (word, "") and seen]
+    bare = pictures.get("", []) if word else []
     brought = []
     for tag in sorted({tag for scores in own for tag in scores}):
         here = float(np.mean([scores.get(tag, 0.0) for scores in own]))
         there = [float(np.mean([scores.get(tag, 0.0) for scores in seen])) for seen in others]
-        rise = here - (float(np.median(there)) if there else 0.0)
+        without = float(np.mean([scores.get(tag, 0.0) for scores in bare])) if bare else 0.0
+        rise = here - max(float(np.median(there)) if there else 0.0, without)
         if rise >= BROUGHT:
             brought.append((tag, rise))
     return Word(word, len(own), sorted(brought, key=lambda row: (-row[1], row[0])))
@@ -65,9 +67,9 @@ def lines_of(words: Sequence[Word]) -> list[str]:
         parts.append(f"the base half knows {'; '.join(map(_with_tags, known))}")
     if free:
         parts.append(f"{'it' if known else 'the base'} does not know {', '.join(free)}")
-    few = [one for one in words if one.seen < FEWEST_OF_A_WORD]
+    few = [one for one in words if one.seen < FEWEST_OF_A_WORD and one.word]
     if few:
-        shown = ", ".join(f"{one.word or '(none)'} ({one.seen})" for one in few)
+        shown = ", ".join(f"{one.word} ({one.seen})" for one in few)
         parts.append(f"cannot tell with fewer than {FEWEST_OF_A_WORD} pictures of a word: {shown}")
     return ["; ".join(parts)]
 

@@ -1,0 +1,59 @@
+"""Other commands of the house, run as programs: found beside this Python, never imported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorapipe_engine.command.progress import QUIET
+
+# What a launcher tells the processes of one run; a program that one of them starts is none of these.
+_LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GROUP_RANK",
+)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a program wrote to stdout, and its exit status. Its stderr went to ours."""
+
+    output: str
+    status: int
+
+
+def find_program(name: str) -> Path | None:
+    """The program of this name that was installed for this Python, as pip puts it; None where there is none."""
+    folders = [Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))]
+    folders.append(Path(sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))))
+    for folder in dict.fromkeys(folders):
+        if program := shutil.which(name, path=str(folder)):
+            return Path(program)
+    return None
+
+
+def run_program(program: Path, words: Sequence[str]) -> Ran:
+    """Run a program with its words until it ends; quiet where we are. It ends with us where we are interrupted."""
+    environment = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
+    quiet = ["--quiet"] if QUIET.get() else []
+    done = subprocess.run(
+        [str(program), *words, *quiet],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    return Ran(done.stdout, done.returncode)

@@ -1,0 +1,195 @@
+"""``lora-train --choose``: the saved networks drawn and laid out by the programs beside this Python, and what is said
+before when that cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("lorapipe_demo")
+
+from lorapipe_demo.concept import draw_concept
+from lorapipe_demo.scene import TRIGGER
+from lorapipe_engine.command.programs import find_program, run_program
+from lorapipe_engine.datasets.scan import Dataset, scan
+from lorapipe_engine.errors import OutputError
+from lorapipe_engine.settings import (
+    DataSettings,
+    LossSettings,
+    ModelSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    RunSettings,
+    TrainSettings,
+)
+from lorapipe_engine.train import choose
+from lorapipe_engine.train.plan import Length
+from lorapipe_engine.train.results.numbering import planned_networks
+from lorapipe_engine.train.session import check_cheaply
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(
+        find_program("lora-grid") is None, reason="lora-grid is not installed beside this Python"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    draw_concept(root, TRIGGER, pictures=3, repeats=1, seed=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(data: Path) -> Dataset:
+    return scan(DataSettings(train_data_dir=data, resolution=(64, 64)), 1)
+
+
+def settings_of(run: RunSettings, **model: object) -> TrainSettings:
+    return TrainSettings(
+        model=ModelSettings(pretrained_model_name_or_path="demo", clip_skip=2, **model),  # type: ignore[arg-type]
+        data=DataSettings(resolution=(64, 72)),
+        network=NetworkSettings(
+            base_weights=(Path("a.safetensors"), Path("b.safetensors")), base_weights_multiplier=(0.5,)
+        ),
+        optimizer=OptimizerSettings(),
+        loss=LossSettings(),
+        run=run,
+    )
+
+
+def train(data: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    fixed = (
+        "--base demo --resolution 64 --max_token_length 75 --device cpu --network_dim 2 --max_train_steps 2"
+    )
+    code = "from lorapipe_engine.cli import train_main; train_main()"
+    places = ["--train_data_dir", str(data), "--output_dir", str(out), "--output_name", "mina"]
+    return subprocess.run(
+        [sys.executable, "-c", code, *fixed.split(), "--choose", *places, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_saved_networks_are_drawn_laid_out_and_compared(data: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{TRIGGER}, 1girl, tea --w 32 --h 40 --s 1 --l 3 --n bad\na red car\n")
+    done = train(data, tmp_path / "out", "--save_every_n_steps", "1", "--sample_prompts", str(prompts))
+    assert done.returncode == 0, done.stderr
+    # stdout has the networks and nothing else.
+    names = ["mina-step00000001.safetensors", "mina.safetensors"]
+    assert [Path(line).name for line in done.stdout.splitlines()] == names
+    before, _, after = done.stderr.partition("trained in")
+    assert f"choose: the trigger is '{TRIGGER}', in 3 of 3 captions an epoch" in before
+    assert "sample_prompts does nothing" not in before
+    # Two steps change next to nothing, and that is what is said.
+    assert "cannot tell: all 2 that pass the gates lie within the interval of the highest" in after
+    assert "8 pictures of the concept each" in after
+    out = tmp_path / "out"
+    assert (out / "mina-choose.png").stat().st_size > 1000
+    page = (out / "mina-choose.html").read_text()
+    assert "mina-step00000001" in page
+    cells = [json.loads(line) for line in (out / "mina-choose" / "cells.jsonl").read_text().splitlines()]
+    assert {cell["file"] for cell in cells} == {"None", "mina-step00000001", "mina"}
+    told = ("size", "steps", "cfg", "negative", "clip_skip", "base")
+    assert {tuple(cell[name] for name in told) for cell in cells} == {("32x40", 1, 3.0, "bad", 2, "demo")}
+    assert {cell["prompt"] for cell in cells} == {f"{TRIGGER}, 1girl, tea", "1girl, tea", "a red car"}
+
+
+def test_a_program_that_is_not_there_is_said(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "PACKAGES", {"lora-nothing": "lorapipe-nothing"})
+    settings = settings_of(RunSettings(output_dir=tmp_path, choose=True), device="cpu")
+    told = (
+        "choose: lora-nothing is not installed beside this Python (pip install 'lorapipe-nothing'), so no epoch will "
+        "be named"
+    )
+    settings = replace(settings, network=NetworkSettings())
+    assert told in check_cheaply(settings)[1]
+    assert told not in check_cheaply(replace(settings, run=RunSettings(output_dir=tmp_path)))[1]
+    assert choose.plan_choosing(settings, dataset, Length(3, 3, 4, 12), [], print) is None
+
+
+def test_one_network_and_no_trigger_are_said(dataset: Dataset, tmp_path: Path) -> None:
+    said: list[str] = []
+    run = RunSettings(
+        output_dir=tmp_path, choose=True, save_every_n_epochs=None, metadata_trigger_phrase=TRIGGER
+    )
+    planned = choose.plan_choosing(settings_of(run), dataset, Length(3, 3, 4, 12), [], said.append)
+    assert planned is not None
+    assert "--best" not in planned.layout
+    assert "one network will be saved" in said[-1]
+    bare = Dataset(dataset.pictures[:1], dataset.folders, dataset.specs)
+    other = [Dataset(tuple(type(row)(row.path, "1girl, solo", 1, row.placement, row.size) for row in bare.pictures),
+                     bare.folders, bare.specs)]  # fmt: skip
+    planned = choose.plan_choosing(
+        settings_of(RunSettings(output_dir=tmp_path)), other[0], Length(3, 3, 4, 12), [], said.append
+    )
+    assert planned is not None
+    assert "--best" not in planned.layout
+    assert "no word is common enough" in said[-1]
+
+
+def test_what_lora_sample_is_told(dataset: Dataset, tmp_path: Path) -> None:
+    run = RunSettings(output_dir=tmp_path, output_name="mina", sample_sampler="euler_a", overwrite=True)
+    planned = choose.plan_choosing(
+        settings_of(run, vae="v.pt"), dataset, Length(3, 3, 30, 90), [], list[str]().append
+    )
+    assert planned is not None
+    for line in (
+        'base = "demo"', 'vae = "v.pt"', "clip_skip = 2", 'size = "64x72"', 'sampler = "euler_a"', "overwrite = true",
+        'network = ["a.safetensors:0.5", "b.safetensors:1"]', 'sheet = ["seed:-1--1 [4]"]',
+    ):  # fmt: skip
+        assert line in planned.plan.splitlines()
+    assert "--force" in planned.layout
+    assert len(planned.networks) == 30
+    (tmp_path / "mina-choose.html").touch()
+    with pytest.raises(OutputError, match=r"mina-choose\.html exists already; give --overwrite"):
+        choose.plan_choosing(
+            settings_of(RunSettings(output_dir=tmp_path, output_name="mina")),
+            dataset,
+            Length(3, 3, 4, 12),
+            [],
+            print,
+        )
+
+
+def test_networks_that_a_run_leaves() -> None:
+    def names(run: RunSettings, epochs: int, steps: int) -> list[str]:
+        return [path.stem for path in planned_networks(run, epochs, 10, steps)]
+
+    assert names(RunSettings(output_name="a"), 3, 30) == ["a-000001", "a-000002", "a"]
+    assert names(RunSettings(output_name="a"), 3, 25) == ["a-000001", "a-000002", "a"]
+    assert names(RunSettings(output_name="a", save_every_n_epochs=2, save_last_n_epochs=1), 9, 90) == [
+        "a-000008",
+        "a",
+    ]
+    both = RunSettings(output_name="a", save_every_n_epochs=2, save_every_n_steps=15, save_last_n_steps=15)
+    assert names(both, 4, 40) == ["a-step00000015", "a-000002", "a-step00000030", "a"]
+
+
+def test_of_many_networks_some_are_left_out_and_the_last_is_not() -> None:
+    paths = [Path(f"{number}.safetensors") for number in range(1, 26)]
+    drawn = choose._thinned(paths)
+    assert [path.stem for path in drawn] == ["2", "5", "7", "10", "12", "15", "17", "20", "22", "25"]
+    assert choose._thinned(paths[:3]) == paths[:3]
+
+
+def test_a_program_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as one of a launcher's processes."""
+    monkeypatch.setenv("RANK", "1")
+    code = "import os; print('RANK' in os.environ); raise SystemExit(3)"
+    ran = run_program(Path(sys.executable), ["-c", code])
+    assert (ran.output, ran.status) == ("False\n", 3)
+    assert find_program("lora-nothing") is None

@@ -1,0 +1,110 @@
+"""Drawing on a CUDA device: fused blocks and captured evaluations give the pictures of the library's own blocks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tools" / "bench"))
+
+from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # noqa: E402
+
+from lorapipe_engine.models.predictions import EPSILON  # noqa: E402
+from lorapipe_engine.sampling.cells import Cell  # noqa: E402
+from lorapipe_engine.sampling.shelf import Loaded  # noqa: E402
+from lorapipe_engine.train.sample.picture import CellPainter  # noqa: E402
+from support.drawn import cell_of, write_network  # noqa: E402
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.torch,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions() -> Iterator[None]:
+    """Products of all digits: the default ones of convolutions differ with the batch."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def make_painter(dtype: Any = torch.float32, *, fused: bool, say: Any = pytest.fail) -> CellPainter:
+    torch.manual_seed(1)
+    family = make_family(WORKLOADS["small"], torch.device("cuda"), dtype)
+    family.vae.float()
+    family.vae_dtype = torch.float32
+    return CellPainter(family, EPSILON.name, zero_terminal_snr=False, fused=fused, say=say)
+
+
+def pictures(painter: CellPainter, rows: Sequence[Loaded], cells: Sequence[Cell]) -> list[Any]:
+    painter.swapper.use(rows)
+    drawn = list(painter.draw([replace(cell, networks=tuple(rows)) for cell in cells]))
+    return [torch.tensor(list(picture.image().tobytes())).int() for picture in drawn]
+
+
+def farthest(some: Sequence[Any], others: Sequence[Any]) -> int:
+    return max(int((one - other).abs().max()) for one, other in zip(some, others, strict=True))
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "Euler", "DPM++ 2M"])
+def test_captured_pictures_are_those_of_plain_evaluations(sampler: str, tmp_path: Path) -> None:
+    plain, fast = make_painter(fused=False), make_painter(fused=True)
+    cells = [cell_of(seed, cfg=3.0 + seed, sampler=sampler) for seed in range(3)]
+    networks = [
+        write_network(tmp_path / f"{rank}.safetensors", plain.family, rank=rank, seed=rank, conv=conv)
+        for rank, conv in ((4, False), (12, False), (20, True))
+    ]
+    for rows in ((), networks[:1], networks[1:2], networks[2:], networks[:1], networks, ()):
+        for _ in range(2):  # the second time from a graph alone
+            assert farthest(pictures(plain, rows, cells), pictures(fast, rows, cells)) <= 1
+    assert fast.recorded == 1, "one kind of batch, and the last room for networks"
+
+
+def test_networks_are_swapped_without_another_graph(tmp_path: Path) -> None:
+    fast = make_painter(fused=True)
+    networks = [
+        write_network(tmp_path / f"{seed}.safetensors", fast.family, rank=8, seed=seed) for seed in range(3)
+    ]
+    cells = [cell_of(seed) for seed in range(2)]
+    first = [pictures(fast, [row], cells) for row in networks]
+    graphs = fast.recorded
+    again = [pictures(fast, [row], cells) for row in networks]
+    assert fast.recorded == graphs == 1
+    assert all(farthest(some, others) == 0 for some, others in zip(first, again, strict=True))
+    assert farthest(first[0], first[1]) > 5
+
+
+def test_a_cell_in_a_batch_of_8_is_that_cell_alone() -> None:
+    fast = make_painter(fused=True)
+    cells = [cell_of(seed, "a BREAK cat" if seed % 3 == 0 else "a cat") for seed in range(8)]
+    together = pictures(fast, (), cells)
+    assert farthest(together, [pictures(fast, (), [cell])[0] for cell in cells]) <= 1
+
+
+def test_bf16_follows_the_library() -> None:
+    plain, fast = (make_painter(torch.bfloat16, fused=fused) for fused in (False, True))
+    cells = [cell_of(seed) for seed in range(4)]
+    some, others = pictures(plain, (), cells), pictures(fast, (), cells)
+    mean = sum(float((one - other).abs().float().mean()) for one, other in zip(some, others, strict=True)) / 4
+    assert mean < 4  # of 255
+
+
+def test_what_is_outside_of_the_blocks_is_drawn_unfused(tmp_path: Path) -> None:
+    said: list[str] = []
+    plain, fast = make_painter(fused=False), make_painter(fused=True, say=said.append)
+    ends = write_network(tmp_path / "ends.safetensors", plain.family, rank=2, seed=1, first=True)
+    cells = [cell_of(seed) for seed in range(2)]
+    for rows in ([ends], [], [ends]):
+        assert farthest(pictures(plain, rows, cells), pictures(fast, rows, cells)) <= 1
+    assert len(said) == 1
