@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
-from lorapipe_dataset.check.pictures.dataset import is_text
 from lorapipe_dataset.check.rules import RULES
 from lorapipe_engine.errors import InputError
 
@@ -204,36 +203,6 @@ def test_captions_unlike_the_others(check: Any, folder: Path, clean: Path) -> No
     assert [(row["text"]) for row in done.found("few-tags")] == ["2 tags"]
     assert names(done.found("same-caption")) == [["2.png", "3.png", "4.png"]]
     assert "30%" in done.found("same-caption")[0]["text"]
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "pencil art of a man fishing, beard",
-        "photo of friend_name, smiling, outdoors",
-        "mayu is sitting under a tree in the rain, night, cat",
-    ],
-)
-def test_sentences_as_people_write_them_are_seen_among_tags(
-    check: Any, folder: Path, clean: Path, caption: str
-) -> None:
-    for number in range(10):
-        (folder / f"{number}.txt").write_text(f"mayu, cat, night, picture number {number}, hand on own hip")
-    (folder / "0.txt").write_text(caption)
-    assert names(check(clean, *BASE).found("mixed-style")) == [["0.png"]]
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "heart of string, art deco",
-        "hand on own hip, looking at viewer",
-        "pixel art, portrait",
-        "looking to the side, on the floor",
-    ],
-)
-def test_tags_of_several_words_are_tags(caption: str) -> None:
-    assert not is_text(caption)
 
 
 # -------------------------------------------------------------------------------- tags

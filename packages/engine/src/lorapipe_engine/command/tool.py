@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 from lorapipe_engine import __version__
-from lorapipe_engine.command.importing import leave_current_folder
+from lorapipe_engine.command.libraries import leave_current_folder
 from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.shared import add_names, shown_names
