@@ -243,6 +243,10 @@ def test_the_base_decides_resolution_and_rank(
     family = get_family("sd1")
     assert options["resolution"] == [family.resolution, family.resolution]
     assert "SD 1.x is taken here" not in text
+    assert options["text_encoder_lr"] == [5e-5]
+    unknown, text = suggested(capsys, str(plain), "--kind", "character")
+    assert "SD 1.x is taken here" in text
+    assert "text_encoder_lr" not in unknown
     assert "files of 72 MiB in half precision" in text
 
 

@@ -125,7 +125,11 @@ def of_model(case: Case) -> Iterator[Suggestion]:
 
 def of_pictures(case: Case) -> Iterator[Suggestion]:
     side = case.family.resolution if case.family else 512
-    known = f"what {case.family.title} was trained at" if case.family else "what SD 1.x was trained at"
+    known = (
+        f"what {case.family.title} was trained at"
+        if case.family
+        else "what SD 1.x was trained at (SD 2.x 768, SDXL 1024)"
+    )
     yield Suggestion(
         "resolution", (side, side), f"{known}; more costs time by the area, and shows more detail"
     )
@@ -194,7 +198,9 @@ def of_optimizer(case: Case) -> Iterator[Suggestion]:
     if "optimizer_type" in case.given and not name.startswith("adamw"):
         return
     yield Suggestion("unet_lr", 1e-4, "AdamW's usual rate; the first thing to lower if the network burns")
-    if case.family is not None and len(case.family.text_parts) > 1:
+    if case.family is None:
+        pass  # what is decided for the base when it is read suits it better
+    elif len(case.family.text_parts) > 1:
         yield Suggestion(
             "network_train_unet_only", True, "SDXL's text encoders know the words, and burn first"
         )
