@@ -125,11 +125,8 @@ def of_model(case: Case) -> Iterator[Suggestion]:
 
 def of_pictures(case: Case) -> Iterator[Suggestion]:
     side = case.family.resolution if case.family else 512
-    known = (
-        f"what {case.family.title} was trained at"
-        if case.family
-        else "what SD 1.x was trained at (SD 2.x 768, SDXL 1024)"
-    )
+    known = f"what {case.family.title if case.family else 'SD 1.x'} was trained at"
+    known += "" if case.family else " (SD 2.x 768, SDXL 1024)"
     yield Suggestion(
         "resolution", (side, side), f"{known}; more costs time by the area, and shows more detail"
     )
@@ -140,7 +137,7 @@ def of_pictures(case: Case) -> Iterator[Suggestion]:
             True,
             f"{small} of {case.count} pictures are smaller; enlarged ones teach blur",
         )
-    room = BATCHES.get(case.vram or "", 2)
+    room = batch_room(case)
     batch = max(1, min(room, case.count // 4))
     why = "as much as the card takes" if batch == room else f"a quarter of {case.count} pictures at most"
     yield Suggestion("train_batch_size", batch, why)
@@ -198,16 +195,7 @@ def of_optimizer(case: Case) -> Iterator[Suggestion]:
     if "optimizer_type" in case.given and not name.startswith("adamw"):
         return
     yield Suggestion("unet_lr", 1e-4, "AdamW's usual rate; the first thing to lower if the network burns")
-    if case.family is None:
-        pass  # what is decided for the base when it is read suits it better
-    elif len(case.family.text_parts) > 1:
-        yield Suggestion(
-            "network_train_unet_only", True, "SDXL's text encoders know the words, and burn first"
-        )
-    else:
-        yield Suggestion(
-            "text_encoder_lr", (5e-5,), "half: the encoder has a third of the values and burns first"
-        )
+    yield from of_text_encoders(case.family)
     if case.kind.name == "style":
         yield Suggestion("lr_scheduler", "cosine_warm_restarts", "a long run learns again after each restart")
         yield Suggestion(
@@ -217,6 +205,19 @@ def of_optimizer(case: Case) -> Iterator[Suggestion]:
         )
     else:
         yield Suggestion("lr_scheduler", "cosine", "falls to nothing, so the last epochs settle")
+
+
+def of_text_encoders(family: Family | None) -> Iterator[Suggestion]:
+    if family is None:
+        return  # what is decided for the base when it is read suits it better
+    if len(family.text_parts) > 1:
+        yield Suggestion(
+            "network_train_unet_only", True, "SDXL's text encoders know the words, and burn first"
+        )
+    else:
+        yield Suggestion(
+            "text_encoder_lr", (5e-5,), "half: the encoder has a third of the values and burns first"
+        )
 
 
 def of_loss(case: Case) -> Iterator[Suggestion]:
@@ -253,6 +254,12 @@ ROWS: tuple[Callable[[Case], Iterator[Suggestion]], ...] = (
 )
 
 
+def batch_room(case: Case) -> int:
+    """Pictures that a step has room for: half as many of SDXL's size."""
+    room = BATCHES.get(case.vram or "", 2)
+    return max(1, room // 2) if case.family is not None and case.family.resolution > 768 else room
+
+
 def epochs(case: Case) -> int:
     """How many epochs show as many pictures as the kind takes."""
     return max(1, round(case.kind.total / case.per_epoch))
@@ -260,9 +267,7 @@ def epochs(case: Case) -> int:
 
 def steps(case: Case) -> int:
     """Updates of the whole run, nearly."""
-    batch = int(
-        case.given.get("train_batch_size") or max(1, min(BATCHES.get(case.vram or "", 2), case.count // 4))
-    )
+    batch = int(case.given.get("train_batch_size") or max(1, min(batch_room(case), case.count // 4)))
     return max(1, epochs(case) * case.per_epoch // batch)
 
 
@@ -303,7 +308,10 @@ def heading(case: Case) -> list[str]:
 def written(rows: Sequence[Suggestion], given: Mapping[str, Any], lines: Sequence[str]) -> str:
     """The suggestions and what the user gave, as a file that ``--config_file`` reads."""
     wanted = {row.name: row for row in rows}
-    wanted |= {name: Suggestion(name, value, "as you gave it") for name, value in given.items()}
+    for name, value in given.items():
+        row = wanted.get(name)
+        why = f": {row.reason}" if row is not None and row.value == value else ""
+        wanted[name] = Suggestion(name, value, f"as you gave it{why}")
     text = [f"# {printable(line)}" for line in lines]
     for part in PARTS:
         own = [field for field in fields_of(part) if field.name in wanted]
