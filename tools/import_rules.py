@@ -25,6 +25,7 @@ ON_REQUEST = ("lorapipe_resize.device -> torch",)
 ENGINE_LAYERS = (
     "cli | sample_cli",
     "train",
+    "doctor | advice",
     "nn | delta | datasets | sampling",
     "networks | settings | checkpoints",
     "pictures | models | changes",

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from lorapipe_engine.command.group import ToolGroup
+from lorapipe_engine.command.shared import SHARED, shown_names
 from lorapipe_engine.command.tool import ToolCommand
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +53,7 @@ def options_of(command: ToolCommand) -> list[click.Option]:
 
 def page() -> str:
     """The text of the page."""
-    lines = [HEAD]
+    lines = [HEAD, *_shared()]
     for command in commands():
         lines += [f"## {command.name}", ""]
         for title, options in _sections(command).items():
@@ -61,6 +62,13 @@ def page() -> str:
             lines += [_row(command, option) for option in options]
             lines.append("")
     return "\n".join(lines)
+
+
+def _shared() -> list[str]:
+    """The table of the options that tools share."""
+    rows = [f"| {', '.join(f'`{name}`' for name in row.names)} | {row.meaning} |" for row in SHARED]
+    told = "Options that several tools have mean one thing, and each tool that has one takes all its names:"
+    return [told, "", "| option | |", "| --- | --- |", *rows, ""]
 
 
 def _sections(command: ToolCommand) -> dict[str, list[click.Option]]:
@@ -73,7 +81,8 @@ def _sections(command: ToolCommand) -> dict[str, list[click.Option]]:
 def _row(command: ToolCommand, option: click.Option) -> str:
     record = option.get_help_record(click.Context(command))
     assert record is not None  # hidden options are left out
-    names, text = (" ".join(part.split()).replace("|", "\\|") for part in record)
+    shown = shown_names(record[0], option), record[1]
+    names, text = (" ".join(part.split()).replace("|", "\\|") for part in shown)
     return f"| `{names}` | {text.replace('*', chr(92) + '*')} |"
 
 

@@ -33,7 +33,7 @@ def test_demo_is_the_packaged_checkpoint_unless_a_file_has_that_name(
 
 def test_demo_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lorapipe_engine.models.bases.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match="pip install lorapipe-demo"):
+    with pytest.raises(MissingExtra, match=r"pip install \./packages/demo in the repository"):
         resolve_base("demo")
 
 

@@ -172,7 +172,12 @@ def values_of(field: Field) -> st.SearchStrategy[Any]:
 
 FIELDS = {field.name: field for part in PARTS for field in fields_of(part)}
 GIVEN = st.fixed_dictionaries(
-    {}, optional={name: values_of(field) for name, field in FIELDS.items() if name != "output_name"}
+    {},
+    optional={
+        name: values_of(field)
+        for name, field in FIELDS.items()
+        if name != "output_name" and not field.facts.secret  # a secret is not printed
+    },
 )
 
 

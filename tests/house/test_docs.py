@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from lorapipe_engine.command.shared import further_names
 from lorapipe_engine.command.tool import ToolCommand
 from lorapipe_engine.train.sample.prompts import LETTERS
 
@@ -42,7 +43,12 @@ def spellings(command: ToolCommand, *, hidden: bool = True) -> set[str]:
     """All names of all options; hidden ones are those of sd-scripts, which pages may name too."""
     options = [param for param in command.params if isinstance(param, click.Option)]
     shown = [option for option in options if hidden or not option.hidden]
-    return {plain(name) for option in shown for name in (*option.opts, *option.secondary_opts)} | {"help"}
+    further = {plain(name) for name, _ in further_names(command.params)}
+    return (
+        {plain(name) for option in shown for name in (*option.opts, *option.secondary_opts)}
+        | further
+        | {"help"}
+    )
 
 
 def command_lines(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -118,3 +124,15 @@ def test_the_options_page_is_what_the_commands_declare() -> None:
     assert (ROOT / "docs/options.md").read_text(encoding="utf-8") == TOOL["page"](), (
         "python tools/options_page.py writes it anew"
     )
+
+
+def test_pip_lines_name_what_pip_can_find() -> None:
+    """No index has our packages yet, so they are installed from their folders."""
+    sources = [*PAGES, *ROOT.glob("packages/*/src/**/*.py")]
+    wrong = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sources
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"""pip install (-\S+ )*["']?lorapipe-|["']lorapipe-\w+\[""", line)
+    ]
+    assert wrong == []

@@ -17,6 +17,7 @@ def test_golden_hashes(data: Path, inspect: Any) -> None:
     path = data / "sample.safetensors"
     record = json.loads(inspect("hash", path, "--json").out)
     assert record == {
+        "path": str(path),
         "file": str(path),
         "sha256": expected["file_sha256"],
         "autov2": expected["file_sha256"][:10],
@@ -26,9 +27,9 @@ def test_golden_hashes(data: Path, inspect: Any) -> None:
         "stored": None,
     }
     piped = json.loads(inspect("hash", "-", "--json", stdin=path.read_bytes()).out)
-    assert piped == record | {"file": "-"}
+    assert piped == record | {"path": "-", "file": "-"}
     lines = inspect("hash", path).lines
-    assert [line.split()[-1] for line in lines[1:]] == [record[name] for name in list(record)[1:-1]]
+    assert [line.split()[-1] for line in lines[1:]] == [record[name] for name in list(record)[2:-1]]
 
 
 def test_long_file(inspect: Any, tmp_path: Path) -> None:

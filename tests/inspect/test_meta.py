@@ -151,7 +151,7 @@ def test_several_files_and_streams(network: Path, inspect: Any, shell: Any, tmp_
     done = inspect("meta", network, other, "ss_network_dim")
     assert done.lines == [f"{network}: 4", f"{other}: 4"]
     done = shell("lora-inspect meta 'my net.safetensors' --strip -o - | lora-inspect meta - --json")
-    assert json.loads(done.stdout) == {"file": "-", "metadata": {}}
+    assert json.loads(done.stdout) == {"path": "-", "file": "-", "metadata": {}}
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_golden_counts(data: Path, inspect: Any) -> None:
 
 def test_the_object_has_the_fields_of_the_specification(data: Path, inspect: Any) -> None:
     record = zeros_of(inspect, data / "sample.safetensors")
-    fields = "file family algo dtypes modules tensors guide_count dead elements verdict nonfinite"
+    fields = "path file family algo dtypes modules tensors guide_count dead elements verdict nonfinite"
     assert set(record) == set(fields.split())
     assert {"expected", "unexpected", "rule"} < set(record["dead"])
     assert set(record["dtypes"]) == {"F32", "BF16", "F16"}
@@ -221,7 +221,7 @@ def test_other_weights_are_counted_too(inspect: Any, data: Path) -> None:
 def test_network_through_a_pipe(data: Path, inspect: Any) -> None:
     sample = data / "sample.safetensors"
     piped = json.loads(inspect("zeros", "-", "--json", stdin=sample.read_bytes()).out)
-    assert piped == zeros_of(inspect, sample) | {"file": "-"}
+    assert piped == zeros_of(inspect, sample) | {"path": "-", "file": "-"}
 
 
 def test_the_pipe_of_the_guide(write: Any, shell: Any, tmp_path: Path) -> None:

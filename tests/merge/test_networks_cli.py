@@ -135,3 +135,18 @@ def test_options_without_a_use(options: list[object], told: str, words: list[obj
     assert done.returncode == 2
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_offset_noise_of_two_networks_is_told(data: Path, merge: Run, tmp_path: Path) -> None:
+    for name, offsets in (("both", ("0.1", "0.05")), ("one", ("0.1", "None"))):
+        for letter, offset in zip("AB", offsets, strict=True):
+            with open_tensors(data / f"sd15_lora_{letter}.safetensors") as file:
+                tensors = {key: file.read(key) for key in file.tensors}
+                metadata = {**file.metadata, "ss_noise_offset": offset}
+            write_tensors(tmp_path / f"{name}_{letter}.safetensors", tensors, metadata)
+        inputs = [f"{name}_A.safetensors", f"{name}_B.safetensors"]
+        done = merge("--networks", *inputs, "-o", f"{name}.safetensors")
+        assert done.returncode == 0, done.stderr
+        told = "note: both_A.safetensors, both_B.safetensors were trained with noise_offset" in done.stderr
+        assert told is (name == "both")
+        assert done.stderr.count("noise_offset") == int(told)

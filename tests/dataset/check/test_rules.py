@@ -183,7 +183,12 @@ def test_long_captions(check: Any, folder: Path, clean: Path) -> None:
     (finding,) = done.found("too-many-tokens")
     assert (Path(finding["paths"][0]).name, finding["data"]["exact"]) == ("0.png", True)
     done = check(clean, *BASE, "--tokenizer-dir", tokenizer, "--max-token-length", 75)
-    assert len(done.found("too-many-tokens")) == 2
+    findings = done.found("too-many-tokens")
+    assert len(findings) == 2
+    # What is advised is not what is set already.
+    assert all("with lora-train --max_token_length 225" in row["text"] for row in findings)
+    assert "--max_token_length" not in finding["text"]
+    assert "225" not in RULES["too-many-tokens"].fix
     done = check(clean, *BASE, "--tokenizer-dir", clean)
     assert (done.code, "vocab.json and merges.txt are needed" in done.err) == (2, True)
 

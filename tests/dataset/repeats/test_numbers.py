@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorapipe_dataset.repeats.numbers import (
-    KINDS,
     Target,
     choose_repeats,
     epochs_to,
@@ -15,6 +14,7 @@ from lorapipe_dataset.repeats.numbers import (
     shares,
     target_of,
 )
+from lorapipe_engine.datasets.kinds import KINDS
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,8 @@ def test_a_program_that_is_not_there_is_said(
     monkeypatch.setattr(choose, "PACKAGES", {"lora-nothing": "lorapipe-nothing"})
     settings = settings_of(RunSettings(output_dir=tmp_path, choose=True), device="cpu")
     told = (
-        "choose: lora-nothing is not installed beside this Python (pip install 'lorapipe-nothing'), so no epoch will "
-        "be named"
+        "choose: lora-nothing is not installed beside this Python (pip install 'lorapipe-nothing' in the repository), "
+        "so no epoch will be named"
     )
     settings = replace(settings, network=NetworkSettings())
     assert told in check_cheaply(settings)[1]

@@ -379,7 +379,9 @@ def test_notes_about_rates(settings: OptimizerSettings, words: tuple[str, ...] |
 def test_a_low_alpha_is_noted_for_estimating_optimizers_only() -> None:
     assert alpha_note(KINDS["adamw"], 1, 64) is None
     assert alpha_note(KINDS["prodigy"], 16, 64) is None
-    assert "d_coef" in str(alpha_note(KINDS["prodigy"], 8, 64))
+    assert str(alpha_note(KINDS["prodigy"], 8, 64)).endswith("raise alpha, or lower d_coef")
+    # DAdaptAdam has no d_coef.
+    assert "lower learning_rate" in str(alpha_note(KINDS["dadaptadam"], 8, 64))
 
 
 def test_the_page_names_every_optimizer() -> None:

@@ -245,9 +245,30 @@ def test_the_guides_class_is_built_in() -> None:
         ),
     )
     curve = rate_multiplier(schedule_of(optimizer, 2196, 1e-4))
-    assert curve(99) == curve(100) == 1.0
-    assert curve(49) == 0.5
+    # From 0 to 1 over the warm-up, from which cycles are counted.
+    assert (curve(0), curve(50), curve(100)) == (0.0, 0.5, 1.0)
     assert curve(100 + 549) == pytest.approx(0.5 * 0.99915**549)
+    assert curve(100 + 549 + 50) == pytest.approx(0.99915**599)
+
+
+def test_the_ground_is_one_step_without_a_warm_up() -> None:
+    arguments = {"T_0": 50, "init_lr_ground": True}
+    curve = rate_multiplier(ScheduleSettings(name="cosine_warm_restarts", total=100, arguments=arguments))
+    assert curve(0) == 0.0
+    assert curve(1) > 0.99
+
+
+@pytest.mark.parametrize("more", ["down_factor=0.3", "down_factor=0", "T_mult=2"])
+def test_the_guides_class_is_refused_where_its_curve_jumps(more: str) -> None:
+    words = {"down_factor": "0.5", "T_0": "100", "cycle_warmup": "10", **dict([more.split("=")])}
+    given = tuple(f"{name}={value}" for name, value in words.items())
+    by_class = OptimizerSettings(
+        lr_scheduler_type="cosine_annealing_warmup.CosineAnnealingWarmupRestarts", lr_scheduler_args=given
+    )
+    with pytest.raises(ConfigError, match="cosine_warm_restarts, whose ramps end at the peak"):
+        schedule_of(by_class, 400, 1e-4)
+    ours = OptimizerSettings(lr_scheduler="cosine_warm_restarts", lr_scheduler_args=given)
+    assert rate_multiplier(schedule_of(ours, 400, 1e-4))(399) > 0
 
 
 # ------------------------------------------------------------------------------------------------ classes
@@ -398,10 +419,15 @@ def test_a_warm_up_longer_than_the_run_is_all_of_it() -> None:
     assert length_notes(ScheduleSettings(name="cosine", total=101, warmup=100)) == []
 
 
-def test_constant_with_a_warm_up_is_the_curve_that_has_one() -> None:
+def test_constant_passes_over_a_warm_up_and_says_so() -> None:
     optimizer = OptimizerSettings(lr_scheduler="constant", lr_warmup_steps="10")
-    assert schedule_of(optimizer, 100, 1e-4).name == "constant_with_warmup"
-    assert "constant_with_warmup is taken" in schedule_notes(optimizer)[0]
+    schedule = schedule_of(optimizer, 100, 1e-4)
+    assert (schedule.name, schedule.warmup, rate_multiplier(schedule)(0)) == ("constant", 0, 1.0)
+    (note,) = schedule_notes(optimizer)
+    assert note.startswith("lr_warmup_steps 10 is passed over")
+    assert "constant_with_warmup has one" in note
+    with pytest.raises(ConfigError, match="neither a count of steps nor a share"):
+        schedule_of(OptimizerSettings(lr_scheduler="constant", lr_warmup_steps="ten"), 100, 1e-4)
     bare = OptimizerSettings(lr_scheduler="constant", lr_warmup_steps="0")
     assert (schedule_of(bare, 100, 1e-4).name, schedule_notes(bare)) == ("constant", [])
 

@@ -33,8 +33,11 @@ def require_tools() -> None:
     modules = dict.fromkeys(module.partition(".")[0] for module, _ in TOOLS.values())
     missing = [module.replace("_", "-") for module in modules if find_spec(module) is None]
     if missing:
-        packages = " ".join(missing).replace("lorapipe-dataset", "lorapipe-dataset-tools")
-        raise MissingExtra(f"the demo runs tools that are not installed: pip install {packages}")
+        folders = " ".join(name.replace("lorapipe-", "./packages/") for name in missing)
+        folders = folders.replace("dataset", "dataset-tools")
+        raise MissingExtra(
+            f"the demo runs tools that are not installed: pip install {folders} in the repository"
+        )
 
 
 def run(*pipe: Sequence[str], folder: Path | None = None, allowed: Sequence[int] = (0,)) -> str:

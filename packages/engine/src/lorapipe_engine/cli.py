@@ -16,8 +16,8 @@ from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, settings_options
 from lorapipe_engine.command.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
-from lorapipe_engine.command.records import write_path
-from lorapipe_engine.command.tool import LaunchedCommand, say, tool_command
+from lorapipe_engine.command.records import write_file_text, write_json, write_path
+from lorapipe_engine.command.tool import LaunchedCommand, say, show, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS
 from lorapipe_engine.settings.programs import Programs
@@ -28,6 +28,8 @@ EXAMPLES = """
 lora-train --base animefull.safetensors --train_data_dir dataset --output_dir out --output_name mayuri
 lora-train --config_file mayuri.toml --network_dim 32
 lora-train --config_file mayuri.toml --plot-lr
+lora-train --doctor --config_file mayuri.toml
+lora-train --suggest dataset --kind character --vram 12 --base animefull.safetensors > mayuri.toml
 lora-train mayuri.toml nekochan.toml maid.toml
 lora-train mayuri.toml --vary unet_lr=1e-4,2e-4 --vary network_dim=16,32 --dry-run
 lora-train --config_file mayuri.toml --vram 8
@@ -68,6 +70,17 @@ class TrainCommand(LaunchedCommand):
     metavar="[FILE]",
     help="Draw the curve of the rates and stop: as FILE (.png, .svg), without one in the terminal.",
 )
+@click.option(
+    "--doctor",
+    is_flag=True,
+    help="Tell what on this machine will stop a run with these options, and the mend, and stop.",
+)
+@click.option(
+    "--suggest",
+    is_flag=True,
+    help="Print a configuration for the folder of pictures, with the reason of each value, and stop.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Tell what --doctor finds as one JSON object.")
 @settings_options(*PARTS, several=True)
 @foreign_options(FOREIGN)
 def lora_train(
@@ -77,8 +90,11 @@ def lora_train(
     dry_run: bool,
     print_only: bool,
     plot_lr: str | None,
+    doctor: bool,
+    suggest: bool,
+    as_json: bool,
     **flags: Any,
-) -> None:
+) -> int | None:
     """Train a LoRA for SD 1.x, SD 2.x or SDXL on a folder of N_concept folders.
 
     Options are sd-scripts', with dashes or underscores, on the command line or in a TOML file. A folder among the
@@ -95,6 +111,17 @@ def lora_train(
         raise ConfigError(f"train_data_dir: given twice, as {flags['train_data_dir']} and {folder}")
     if folder is not None:
         flags["train_data_dir"] = str(folder)
+    if as_json and not doctor:
+        raise ConfigError("--json has a use only with --doctor")
+    if doctor or suggest:
+        mode = "--doctor" if doctor else "--suggest"
+        if vary or dry_run or print_only or plot_lr is not None or (doctor and suggest):
+            raise ConfigError(f"{mode} looks at one run and stops; leave the other thing out")
+        one = one_file([*config_file, *files], mode)
+        if doctor:
+            return tell_of_machine(one, flags, as_json=as_json)
+        print_suggestion(one, flags)
+        return None
     said: set[str] = set()
     build = partial(settings_of, said=said)
     runs = make_runs([*config_file, *files], read_varied(vary, flags), flags, build)
@@ -102,18 +129,18 @@ def lora_train(
         train_several(
             runs, dry_run=dry_run, other="--plot_lr" if plot_lr is not None else "--print_config" * print_only
         )
-        return
+        return None
     (run,) = runs
     settings = run.settings
     if print_only:
         if is_first:
-            click.echo(run.print_config())
-        return
+            write_file_text(run.print_config())
+        return None
     if plot_lr is not None:
         from lorapipe_engine.train.schedules.plot import plot_rates
 
         click.echo(plot_rates(settings, plot_lr, say))
-        return
+        return None
     require_inputs(settings)
     require_training_extra()
     with library_imports():
@@ -126,9 +153,51 @@ def lora_train(
         from lorapipe_engine.train.choose import choose
 
         choose(trained.choosing, say)
+    return None
+
+
+def one_file(files: Sequence[Path], mode: str) -> Path | None:
+    """The file of options of a mode that looks at one run, if there is any. Raises ConfigError for several."""
+    if len(files) > 1:
+        raise ConfigError(f"{mode} looks at one run; here are {len(files)}")
+    return files[0] if files else None
+
+
+def print_suggestion(file: Path | None, flags: Mapping[str, Any]) -> None:
+    """Print what ``--suggest`` makes of the pictures and the options."""
+    from lorapipe_engine.advice.suggest import suggest
+
+    parts, origin = read_settings(flags, file, said=set())
+    write_file_text(suggest(parts, origin))
+
+
+def tell_of_machine(file: Path | None, flags: Mapping[str, Any], *, as_json: bool) -> int:
+    """Tell what ``--doctor`` finds, line by line as it is found, or as one object; returns the exit status."""
+    from lorapipe_engine.doctor.examine import examine
+
+    parts, _ = read_settings(flags, file, said=set())
+    model, data, _, optimizer, _, run = parts
+    findings = examine(
+        model, data, optimizer, run, (lambda _: None) if as_json else (lambda one: show(one.line()))
+    )
+    stops = sum(one.state == "stop" for one in findings)
+    if as_json:
+        write_json({"sound": not stops, "findings": [one.record() for one in findings]})
+    elif stops:
+        show(f"{stops} will stop a run")
+    else:
+        show("nothing will stop a run")
+    return 1 if stops else 0
 
 
 def settings_of(
+    flags: Mapping[str, Any], config_file: Path | None, *, said: set[str]
+) -> tuple[list[Any], dict[str, str]]:
+    """As :func:`read_settings`, with what ``--vram`` stands for."""
+    return fitted(*read_settings(flags, config_file, said=said))
+
+
+def read_settings(
     flags: Mapping[str, Any], config_file: Path | None, *, said: set[str]
 ) -> tuple[list[Any], dict[str, str]]:
     """The options of one run, and where each came from; what is of no use is noted, once for all runs (``said``)."""
@@ -143,7 +212,7 @@ def settings_of(
             if note not in said:
                 say(f"note: {note}")
             said.add(note)
-    return fitted(parts, origin)
+    return parts, origin
 
 
 def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:
@@ -181,13 +250,11 @@ def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[st
 
 def require_training_extra() -> None:
     """Raise MissingExtra, naming the pip command, unless the training packages are installed."""
-    missing = [
-        name
-        for name in ("torch", "diffusers", "transformers", "tensorboard", "PIL")
-        if find_spec(name) is None
-    ]
+    needed = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers"}
+    needed |= {"tensorboard": "tensorboard", "PIL": "pillow"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        raise MissingExtra(f"training needs {', '.join(missing)}: pip install 'lorapipe-engine[train]'")
+        raise MissingExtra(f"training needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def train_main() -> None:

@@ -58,7 +58,7 @@ def lora_sample(networks: tuple[str, ...], **flags: Any) -> int:
 
 def _draw(plan: Any, chosen: Any) -> int:
     if find_spec("torch") is None or find_spec("diffusers") is None:
-        raise MissingExtra("drawing needs torch and diffusers: pip install 'lorapipe-engine[train]'")
+        raise MissingExtra("drawing needs torch and diffusers: pip install torch diffusers transformers")
     with library_imports():
         drawing = import_module(DRAWING)
     return int(drawing.draw_plan(plan, chosen, say))

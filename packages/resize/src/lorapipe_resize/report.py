@@ -40,6 +40,26 @@ class ModuleReport:
     note: str = ""
 
 
+SAFE_RANK = 32
+MOST_ERROR = 0.2  # of the change
+
+
+def loss_advice(modules: Sequence[ModuleReport]) -> list[str]:
+    """A line where the ranks are lower than what keeps a sound network sound, and one where much of it is lost."""
+    smaller = [m for m in modules if m.new_rank is not None and m.new_rank < (m.rank or 0)]
+    highest = max((m.new_rank or 0 for m in smaller), default=SAFE_RANK)
+    lines = []
+    if highest < SAFE_RANK <= max(m.rank or 0 for m in smaller):
+        lines.append(
+            f"rank {highest} is below {SAFE_RANK}, from which on detail is lost; 8 to 24 help a network that is burnt, "
+            "and cost a sound one most"
+        )
+    error = error_of_all((m.norm, m.truncation) for m in smaller)
+    if error > MOST_ERROR:
+        lines.append(f"{error:.0%} of the change is lost, which shows in pictures; a higher rank keeps more")
+    return lines
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
     """One file: its modules, notes on what was not resized, and sizes in bytes."""

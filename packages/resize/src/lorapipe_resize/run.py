@@ -30,7 +30,7 @@ from lorapipe_engine.networks.ranks import RankRule
 from lorapipe_engine.networks.read import require_strengths, scale_of
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
-from lorapipe_resize.report import FileReport, summary, table
+from lorapipe_resize.report import FileReport, loss_advice, summary, table
 from lorapipe_resize.settings import RankSettings, ResultSettings
 from lorapipe_resize.shrink import Settings, Shrunk, shrink
 
@@ -234,7 +234,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=[*shrunk.notes, *strangers, *_names(shrunk, network, settings)],
+        notes=[*shrunk.notes, *strangers, *_names(shrunk, network, settings), *loss_advice(shrunk.modules)],
     )
 
 

@@ -273,7 +273,11 @@ class ShapeSettings:
     )
     escape: bool = flag(False, "Write brackets as \\( and \\), as prompts want them.")
     separator: str = flag(
-        ", ", "Sign between tags.  [default: ', ']", "--separator", "--caption-separator", metavar="TEXT"
+        ", ",
+        "What is written between two tags.  [default: ', ']",
+        "--separator",
+        "--caption-separator",
+        metavar="TEXT",
     )
     transparent_tag: bool = flag(
         False, "Tag real transparency as transparent background, not white background."

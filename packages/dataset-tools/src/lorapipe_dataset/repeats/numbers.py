@@ -10,30 +10,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorapipe_engine.datasets.kinds import Kind
+
 NEAR_SHARE = 0.05  # how far a share may be off before other vectors of repeats are looked at
 LENGTH_WEIGHT = 0.1  # how much the epoch's length counts beside the shares
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What is trained, and the numbers that go with it: pictures shown in an epoch and in all, pictures in the set."""
-
-    name: str
-    epoch: int
-    epoch_range: tuple[int, int]
-    total: int
-    total_range: tuple[int, int]
-    pictures: tuple[int, int] | None
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("character", 400, (300, 500), 4000, (2000, 7000), (50, 100)),
-        Kind("style", 500, (400, 600), 10000, (8000, 12000), (75, 150)),
-        Kind("concept", 400, (200, 600), 4000, (2000, 7000), None),
-    )
-}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorapipe_dataset.repeats.numbers import Kind, Target, choose_repeats, epochs_to, shares
+from lorapipe_dataset.repeats.numbers import Target, choose_repeats, epochs_to, shares
 from lorapipe_dataset.repeats.sources import Concept, folder_name
 from lorapipe_engine.command.text import printable
+from lorapipe_engine.datasets.kinds import Kind
 from lorapipe_engine.errors import ConfigError
 
 FAR_SHARE = 0.10  # a share this far from its wish is told

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorapipe_dataset.bucketing import BucketSettings
 from lorapipe_dataset.repeats.build import build_tree
-from lorapipe_dataset.repeats.numbers import KINDS, target_of
+from lorapipe_dataset.repeats.numbers import target_of
 from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
 from lorapipe_dataset.repeats.settings import (
     DrySettings,
@@ -28,6 +28,7 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import read_records, write_json, write_path
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import complain, say, show
+from lorapipe_engine.datasets.kinds import KINDS
 from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.atomic import atomic_write

@@ -1,14 +1,17 @@
-"""How torch, diffusers and transformers are imported: quickly, and without what they would load for nothing."""
+"""What is imported, and how: never a module of the current folder, which may be a stranger's; torch, diffusers and
+transformers quickly, and without what they would load for nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib.util import find_spec
+from pathlib import Path
 
 # Packages that diffusers and transformers load where they find them, seconds each, for ways that nothing here takes:
 # weights quantized by diffusers, LoRA by PEFT, and measures of generated text.
@@ -48,3 +51,29 @@ def uncollected() -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
+
+
+_OWN = Path(__file__).resolve().parents[2]
+
+
+def leave_current_folder() -> None:
+    """Take the current folder off the places that modules are imported from.
+
+    ``python -m`` and an empty part of PYTHONPATH put it there. A folder that PYTHONPATH names whole stays, and so does
+    that of this package.
+    """
+    try:
+        here = Path.cwd().resolve()
+    except OSError:  # it was deleted
+        return
+    named = {
+        Path(word).resolve() for word in os.environ.get("PYTHONPATH", "").split(os.pathsep) if _whole(word)
+    }
+    if here in named or here == _OWN:
+        sys.path[:] = [entry for entry in sys.path if _whole(entry)]
+        return
+    sys.path[:] = [entry for entry in sys.path if _whole(entry) and Path(entry).resolve() != here]
+
+
+def _whole(entry: str) -> bool:
+    return Path(entry).is_absolute()

@@ -364,6 +364,10 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
         return text
     if not text:
         raise ConfigError(f"{name}: expected a path, got an empty text{where}")
+    if text[1:2] == ":" and not text.isprintable():
+        raise ConfigError(
+            f"{name}: {printable(text[:200])} was read with a \\ as an escape{where}; write / for each \\ in a path"
+        )
     try:
         usable = b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -438,12 +442,13 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
             source = origin.get(field.name, "derived")
             # A file's name may hold a line break, which would end the comment.
             lines.append(f"# {field.facts.help} ({printable(source)})")
-            lines.append(_line(field, value))
+            lines.append(toml_line(field, value))
         lines.append("")
     return "\n".join(lines)
 
 
-def _line(field: Field, value: Any) -> str:
+def toml_line(field: Field, value: Any) -> str:
+    """A line of TOML that gives an option this value; a comment where it has none, or is a secret."""
     if value is None:
         return f"# {field.name} ="
     if field.facts.secret:

@@ -249,6 +249,14 @@ def write_json(value: Any, *, err: bool = False) -> None:
     click.echo(line.encode(), err=err)
 
 
+def write_file_text(text: str) -> None:
+    """Write the text of a file to stdout: in UTF-8 where a file or a program takes it, as the terminal has it else."""
+    if sys.stdout.isatty():
+        click.echo(text)
+    else:
+        click.echo(text.encode("utf-8", "surrogateescape"))
+
+
 def write_path(path: Path) -> None:
     """Write the path of a result to stdout: as :func:`format_path` has it in a pipe, for people on a terminal."""
     line = printable(path) if sys.stdout.isatty() else format_path(path)

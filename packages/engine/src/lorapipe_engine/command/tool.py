@@ -6,6 +6,7 @@ status. Options may be written with dashes or underscores.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -20,9 +21,10 @@ from typing import Any
 import click
 
 from lorapipe_engine import __version__
-from lorapipe_engine.command.importing import leave_current_folder
+from lorapipe_engine.command.libraries import leave_current_folder
 from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.shared import add_names, shown_names
 from lorapipe_engine.command.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.errors import LoraError
@@ -51,17 +53,28 @@ class ToolCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             row = param.get_help_record(ctx) if isinstance(param, click.Option) else None
-            if row is not None:
+            if row is not None and isinstance(param, click.Option):
+                row = shown_names(row[0], param), row[1]
                 sections.setdefault(getattr(param, "section", "Options"), []).append(row)
         sections["Options"] = sections.pop("Options", [])
         for title, rows in sections.items():
             with formatter.section(title if title == "Options" or len(sections) > 1 else "Options"):
                 formatter.write_dl(rows)
 
-    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def make_parser(self, ctx: click.Context) -> Any:
+        """Click's parser, which takes all names of options that tools share."""
+        parser = super().make_parser(ctx)
+        add_names(parser, self.get_params(ctx))
+        return parser
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What the tool does, and at once how it is called."""
+        super().format_help_text(ctx, formatter)
         if self.examples:
             with formatter.section("Examples"):
                 formatter.write(_indented(self.examples))
+
+    def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
             formatter.write(_indented(EXIT_CODES))
 
@@ -88,6 +101,7 @@ class ToolCommand(click.Command):
     def _run(self, words: Sequence[str] | None, extra: dict[str, Any]) -> int:
         VERBOSE.set(False)
         QUIET.set(False)
+        _show_all_letters()
         extra.setdefault("prog_name", self.name)
         extra["standalone_mode"] = False
         try:
@@ -329,6 +343,12 @@ def _reader_has_gone(error: BaseException) -> bool:
     if isinstance(error, BrokenPipeError):
         return True
     return os.name == "nt" and isinstance(error, OSError) and error.errno == EINVAL and not error.filename
+
+
+def _show_all_letters() -> None:
+    """Let stdout show letters that its code page lacks by their numbers, as stderr does, instead of failing there."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush_stdout() -> None:

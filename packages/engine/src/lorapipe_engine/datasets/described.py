@@ -60,12 +60,6 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
             notes.append(
                 f"bucket_reso_steps {spec.asked_step} is taken as {spec.buckets.step}, the finest that this base has"
             )
-        # A batch that is large for the set takes the same pictures together again and again.
-        if spec.batch_size > max(1, counts[number] // 4):
-            notes.append(
-                f"train_batch_size {spec.batch_size} is large for {counts[number]} pictures; "
-                "a quarter of them or fewer trains better"
-            )
         if spec.validation_split and not any(row.dataset == number for row in dataset.validation):
             notes.append(f"validation_split {spec.validation_split:g} of {counts[number]} pictures is none")
     return [*notes, *loss_notes(data, dataset)]

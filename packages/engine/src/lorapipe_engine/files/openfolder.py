@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from lorapipe_engine.errors import OutputError
 _RELATIVE = {os.open, os.mkdir, os.stat, os.unlink, os.rename, os.link} <= os.supports_dir_fd
 # O_PATH: a folder may be written to without being listed.
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+PAUSES: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()  # seconds between tries
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _BYTES = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | _NO_LINK
 
@@ -61,6 +63,15 @@ class OpenFolder:
 
     def replace(self, old: str, new: str) -> None:
         """Rename; what has the new name is replaced, a link too."""
+        for wait in PAUSES:
+            # Windows refuses while a virus scanner or an indexer has the file open, for a moment most often.
+            with suppress(PermissionError):
+                self._replace(old, new)
+                return
+            time.sleep(wait)
+        self._replace(old, new)
+
+    def _replace(self, old: str, new: str) -> None:
         os.replace(self._name(old), self._name(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
     def link(self, old: str, new: str) -> None:

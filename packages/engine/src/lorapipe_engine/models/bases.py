@@ -53,7 +53,9 @@ def demo_base() -> Path:
         path = Path(place, "assets", "demo.safetensors")
         if path.is_file():
             return path
-    raise MissingExtra("the base 'demo' lies in a package that is not installed: pip install lorapipe-demo")
+    raise MissingExtra(
+        "the base 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
+    )
 
 
 def describe_kind(model: Recognised) -> str:

@@ -32,14 +32,27 @@ class LossSettings:
     adaptive_noise_scale: float | None = option(None, "Offset grows with the picture's mean.")
     multires_noise_iterations: int = option(0, "Levels of multi-resolution noise.", min=0)
     multires_noise_discount: float = option(0.3, "How much each level counts.", min=0, max=1)
-    ip_noise_gamma: float | None = option(None, "Input perturbation.", min=0)
-    ip_noise_gamma_random_strength: bool = option(False, "Draw its strength anew each step.")
-    loss_type: str = option("l2", "Loss.", choices=("l2", "l1", "huber", "smooth_l1"))
-    huber_schedule: str = option(
-        "snr", "Huber threshold's curve.", choices=("snr", "exponential", "constant")
+    ip_noise_gamma: float | None = option(
+        None,
+        "Add so much more noise to what the model sees than to what it should answer; 0.05 to 0.1 if at all.",
+        min=0,
     )
-    huber_c: float = option(0.1, "Huber threshold.", min=0)
-    huber_scale: float = option(1.0, "Factor of the Huber threshold.", min=0)
+    ip_noise_gamma_random_strength: bool = option(
+        False, "Draw the strength of ip_noise_gamma anew each step."
+    )
+    loss_type: str = option(
+        "l2",
+        "How errors count: l2 by their square, l1 plainly, huber and smooth_l1 large ones less, so that odd pictures "
+        "weigh less.",
+        choices=("l2", "l1", "huber", "smooth_l1"),
+    )
+    huber_schedule: str = option(
+        "snr",
+        "How the size from which errors are large changes over the timesteps, for huber and smooth_l1.",
+        choices=("snr", "exponential", "constant"),
+    )
+    huber_c: float = option(0.1, "The size from which errors are large, for huber and smooth_l1.", min=0)
+    huber_scale: float = option(1.0, "Factor of that size.", min=0)
     prior_loss_weight: float = option(1.0, "Weight of the loss of regularisation pictures.", min=0)
     preserve: tuple[str, ...] = option(
         (),

@@ -39,6 +39,11 @@ class RunSettings:
     save_last_n_steps_state: int | None = option(
         None, "Keep only states of the last N steps. [default: save_last_n_steps]", min=1
     )
+    kind: str | None = option(
+        None,
+        "What is trained: the run's length is judged by it, and --suggest chooses by it.",
+        choices=("character", "style", "concept"),
+    )
     max_train_epochs: int | None = option(None, "Length in epochs; goes before max_train_steps.", min=1)
     max_train_steps: int = option(1600, "Length in optimizer steps.", min=1)
     resume: Path | None = option(

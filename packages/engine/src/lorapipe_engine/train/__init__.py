@@ -1,4 +1,4 @@
-"""Training: needs torch, diffusers and transformers (``pip install lorapipe-engine[train]``)."""
+"""Training: needs torch, diffusers and transformers (the extra ``train``)."""
 
 import os
 import sys

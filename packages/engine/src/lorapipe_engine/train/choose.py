@@ -30,7 +30,7 @@ from lorapipe_engine.train.sample.prompts import Prompt
 
 MOST_NETWORKS = 10  # that are drawn; of more, some are left out evenly
 SHEET_SIDE = 384  # pixels of a cell on sheet and page, at most
-PACKAGES = {"lora-sample": "lorapipe-engine[train]", "lora-grid": "lorapipe-inspect[grid]"}
+PACKAGES = {"lora-sample": "./packages/engine[train]", "lora-grid": "./packages/inspect[grid]"}
 
 Say = Callable[[str], None]
 
@@ -80,7 +80,8 @@ class Choosing:
 def missing_programs() -> list[str]:
     """A line for each program that is not installed."""
     return [
-        f"choose: {name} is not installed beside this Python (pip install '{package}'), so no epoch will be named"
+        f"choose: {name} is not installed beside this Python (pip install '{package}' in the repository), so no epoch "
+        "will be named"
         for name, package in PACKAGES.items()
         if find_program(name) is None
     ]

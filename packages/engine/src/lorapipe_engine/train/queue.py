@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lorapipe_engine.advice.advice import Planned, advice
 from lorapipe_engine.command.tool import complain_of, say, show
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.scan import Dataset, scan
@@ -98,11 +99,13 @@ def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset]) -> Che
     _, note = as_captions(sample_prompts(settings), dataset)
     notes += [note] if note else []
     batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
+    length = plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps)
+    notes += advice(Planned(settings=settings, dataset=dataset, steps=length.steps))
     asked = purpose(settings, dataset)
     checked = Checked(
         run=run,
         asked=asked,
-        length=plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps),
+        length=length,
         pictures=len(dataset.pictures),
         base=base_key(settings.model, model.source, model.dtype),
         source=str(model.source),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lorapipe_engine.advice.advice import Planned, advice
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.pairs import check_slider
 from lorapipe_engine.errors import ConfigError, OutputError
@@ -146,7 +147,8 @@ def train_checked(
     where = f"{model.device}, {'float32' if model.precision == 'no' else model.precision}"
     say(f"base: {model.source} ({family.name}, {PREDICTIONS[prediction].word}) on {where}")
     plan = plan_run(settings, model, args, dataset, family.train_parts, processes.count)
-    for note in length_notes(plan.updates.schedule):
+    planned = Planned(settings=settings, dataset=dataset, steps=plan.length.steps, processes=processes.count)
+    for note in (*length_notes(plan.updates.schedule), *advice(planned)):
         say(f"note: {note}")
     objective = family.objective(settings.loss, prediction)
     for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):

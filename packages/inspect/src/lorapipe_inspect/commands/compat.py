@@ -38,7 +38,9 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
         answers = examine(file, one.name)
         if as_json:
             programs = {name: answer.as_record() for name, answer in answers.items()}
-            click.echo(json.dumps({"file": one.name, **facts.as_record(), "programs": programs}))
+            click.echo(
+                json.dumps({"path": one.name, "file": one.name, **facts.as_record(), "programs": programs})
+            )
         else:
             show(f"{printable(one.name)}: {facts.in_words()}")
             for name, answer in answers.items():

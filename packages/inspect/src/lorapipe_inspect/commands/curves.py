@@ -68,7 +68,7 @@ def command(runs: tuple[str, ...], **flags: Any) -> int:
     if wanted.as_json:
         for run in recorded:
             curves = {tag: [list(curve.steps), list(curve.values)] for tag, curve in run.curves.items()}
-            write_json({"file": str(run.path), "curves": curves})
+            write_json({"path": str(run.path), "file": str(run.path), "curves": curves})
         return 1 if failed else 0
     names = short_names([str(run.path) for run in recorded])
     charts = charts_of(recorded, names, wanted.only or KINDS, wanted.tag, wanted.smooth)

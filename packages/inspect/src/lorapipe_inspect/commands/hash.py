@@ -64,6 +64,7 @@ def hash_record(one: Input) -> dict[str, Any]:
     else:
         metadata, whole, data, legacy = _file_hashes(one)
     return {
+        "path": one.name,
         "file": one.name,
         "sha256": whole,
         "autov2": whole[:10],

@@ -48,6 +48,7 @@ def command(inputs: tuple[str, ...], modules: bool, as_json: bool) -> int:
 def tensor_record(one: Input, file: WeightFile) -> dict[str, Any]:
     """The file's tensors; sizes in bytes."""
     return {
+        "path": one.name,
         "file": one.name,
         "bytes": sum(info.size for info in file.tensors.values()),
         "tensors": [_tensor(name, info) for name, info in file.tensors.items()],
@@ -81,6 +82,7 @@ def module_record(one: Input, file: WeightFile) -> dict[str, Any]:
 
     network = describe_network(file)
     return {
+        "path": one.name,
         "file": one.name,
         "family": network.family,
         "foreign": network.foreign,

@@ -135,7 +135,7 @@ def show_files(files: Sequence[str], keys: Sequence[str], *, tags: bool, top: in
                 if keys
                 else record(metadata)
             )
-            click.echo(json.dumps({"file": one.name, **chosen}))
+            click.echo(json.dumps({"path": one.name, "file": one.name, **chosen}))
             return True
         if keys:
             values = key_record(one.name, metadata, keys)["metadata"]

@@ -45,6 +45,7 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
         figures = measured.figures
         check_some(figures, one.name)
         record = {
+            "path": one.name,
             "file": one.name,
             "family": network.family,
             "algo": network.algorithm,

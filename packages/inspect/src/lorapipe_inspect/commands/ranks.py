@@ -43,6 +43,7 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
         for row in measured.figures:
             groups[row.rank, row.alpha, bool(network.modules[row.name].kernel)].append(row)
         record = {
+            "path": one.name,
             "file": one.name,
             "algo": network.algorithm,
             "groups": [_group(*key, rows) for key, rows in sorted(groups.items(), key=_by_size)],

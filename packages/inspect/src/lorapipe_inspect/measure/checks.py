@@ -37,6 +37,7 @@ class CheckResult:
         network = self.findings.network
         zeros = self.findings.as_record()
         return {
+            "path": self.findings.name,
             "file": self.findings.name,
             "container": self.container,
             "bytes": self.size,

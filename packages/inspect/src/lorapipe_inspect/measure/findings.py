@@ -118,6 +118,7 @@ class Findings:
         """The object of ``--json``. "dead" also has dead ranks; "nonfinite" is there if something is not finite."""
         deaths = self.deaths
         record: dict[str, Any] = {
+            "path": self.name,
             "file": self.name,
             "family": self.family,
             "algo": self.network.algorithm if self.network else None,

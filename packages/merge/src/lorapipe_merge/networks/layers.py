@@ -162,9 +162,29 @@ def rank_of_first(layer: Layer) -> int | None:
     return module.rank if is_plain(module.algorithm) else None
 
 
+def _offset_twice(networks: Sequence[Applied]) -> list[str]:
+    """A line where several networks were trained with offset noise: what each does to brightness adds up."""
+    offset = [
+        network.name for network in networks if _number(network.network.metadata.get("ss_noise_offset"))
+    ]
+    if len(offset) < 2:
+        return []
+    return [
+        f"{', '.join(offset)} were trained with noise_offset: their shifts of brightness add up and burn pictures; "
+        "merge one of them, or at lower ratios"
+    ]
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
+
+
 def notes_on(networks: Sequence[Applied]) -> list[str]:
     """What is in the files and will not be in the result, or not as it was."""
-    notes = left_out(networks)
+    notes = [*left_out(networks), *_offset_twice(networks)]
     for network in networks:
         kinds = Counter(
             module.algorithm for module in network.network.modules.values() if _becomes_lora(module)

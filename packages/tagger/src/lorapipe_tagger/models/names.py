@@ -54,7 +54,9 @@ def demo_model() -> Path:
         path = Path(place, "assets", "tagger")
         if path.is_dir():
             return path
-    raise MissingExtra("the model 'demo' lies in a package that is not installed: pip install lorapipe-demo")
+    raise MissingExtra(
+        "the model 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
+    )
 
 
 def _from_folder(folder: Path, name: str, balanced: float | None = None) -> ModelFiles:

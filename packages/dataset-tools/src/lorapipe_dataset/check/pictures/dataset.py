@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -129,7 +130,21 @@ class Dataset:
 
 
 def is_text(caption: str) -> bool:
-    """Whether a caption is a sentence rather than tags: a long piece between commas, or a full stop at the end."""
+    """Whether a caption is a sentence rather than tags: a long piece between commas, a full stop at the end, or a piece
+    that says it as people do, "photo of Ann" or "pencil art of a man fishing"."""
     pieces = split_tags(caption)
     words = [len(piece.split()) for piece in pieces]
-    return bool(pieces) and (max(words) >= 8 or (caption.rstrip().endswith(".") and max(words) >= 4))
+    if not pieces:
+        return False
+    spoken = any(
+        _MEDIUM.match(piece) or (_ARTICLE.search(piece) and len(piece.split()) >= 5) for piece in pieces
+    )
+    return spoken or max(words) >= 8 or (caption.rstrip().endswith(".") and max(words) >= 4)
+
+
+# Tags name a medium alone, and have an article in short ones only, as "looking to the side".
+_ARTICLE = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
+_MEDIUM = re.compile(
+    r"(\S+ ){0,2}(photo|photograph|picture|image|drawing|painting|art|artwork|sketch|illustration|portrait|render) of ",
+    re.IGNORECASE,
+)

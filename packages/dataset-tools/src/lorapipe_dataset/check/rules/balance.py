@@ -8,7 +8,7 @@ from lorapipe_dataset.check.buckets import Placed, Unplaced, bucket_report, plac
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.pictures.dataset import Dataset
-from lorapipe_dataset.repeats.numbers import KINDS
+from lorapipe_engine.datasets.kinds import KINDS
 
 MUCH_CUT = 0.15
 LOPSIDED = 0.25  # fewer of one orientation than this share of the other

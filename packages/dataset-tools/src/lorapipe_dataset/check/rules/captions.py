@@ -12,8 +12,10 @@ from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, is_text
 from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_dataset.texts.vocabulary import canonical
+from lorapipe_engine.datasets.leading import is_common
 
 FEW_TAGS = 3
+MOST_TOKENS = 225  # that training reads of a caption
 SAME_SHARE = 0.10
 GUESS_SHARE = 0.8
 
@@ -67,7 +69,7 @@ TOO_LONG = Rule(
     "too-many-tokens",
     "warning",
     "Captions longer than the text encoder reads",
-    "lora-clean (it can cut at the limit), or --max_token_length 225 in training",
+    "lora-clean --max-tokens N (it leaves out the last tags)",
 )
 MIXED = Rule(
     "mixed-style",
@@ -162,10 +164,8 @@ def guess_trigger(dataset: Dataset) -> str | None:
             return concept
     firsts = Counter(picture.tags[0] for picture in captioned if picture.tags)
     word, count = firsts.most_common(1)[0] if firsts else ("", 0)
-    # "1girl" comes first in half of all captions; it is nobody's name.
-    common = canonical(word)[:1].isdigit() or canonical(word) in ("solo", "no humans")
     enough = len(captioned) >= 5 and GUESS_SHARE * len(captioned) <= count
-    return word if enough and not common else None
+    return word if enough and not is_common(word) else None
 
 
 # -------------------------------------------------------------------------------- length and style
@@ -185,6 +185,8 @@ def find_long(dataset: Dataset, options: Options) -> Iterator[Finding]:
         tokens = count(caption)
         if tokens > options.max_token_length:
             text = f"{'' if exact else 'about '}{tokens} tokens, {options.max_token_length} are read"
+            if options.max_token_length < MOST_TOKENS:
+                text += f" (up to {MOST_TOKENS} with lora-train --max_token_length {MOST_TOKENS})"
             yield Finding(TOO_LONG, text, (picture.path,), {"tokens": tokens, "exact": exact})
 
 

@@ -12,21 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.models.clip_tokenizer import CACHED, CLIP_REPOSITORY, TOKENIZER_FILES
 from lorapipe_engine.train.base.hub import fetch_files, first_line
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_VOCABULARY = 49408
-CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
-# Where the same two files may already lie in the hub's cache, as (repository, folder).
-CACHED = (
-    (CLIP_REPOSITORY, ""),
-    ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer/"),
-    ("runwayml/stable-diffusion-v1-5", "tokenizer/"),
-    ("stabilityai/stable-diffusion-2-1", "tokenizer/"),
-    ("stabilityai/stable-diffusion-2-1-base", "tokenizer/"),
-    ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer/"),
-    ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", ""),
-)
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -106,7 +96,7 @@ def find_tokenizer(given: Path | None, beside: Sequence[Path], vocabulary: int) 
             f"this model has a tokenizer of its own ({vocabulary} tokens): "
             f"put its vocab.json and merges.txt {place}"
         )
-    fetched = _cached() or fetch_files(CLIP_REPOSITORY, ("vocab.json", "merges.txt"))
+    fetched = _cached() or fetch_files(CLIP_REPOSITORY, TOKENIZER_FILES)
     if fetched is None:
         raise InputError(
             f"no CLIP tokenizer here, and the hub cannot be reached: put vocab.json and merges.txt "
@@ -153,9 +143,7 @@ def _cached() -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for repository, folder in CACHED:
-        cached = [
-            try_to_load_from_cache(repository, f"{folder}{name}") for name in ("vocab.json", "merges.txt")
-        ]
+        cached = [try_to_load_from_cache(repository, f"{folder}{name}") for name in TOKENIZER_FILES]
         if all(isinstance(path, str) for path in cached):
             return Path(str(cached[0])).parent
     return None

@@ -81,7 +81,7 @@ def find_options(
         hint = (
             ""
             if find_spec("bitsandbytes")
-            else " (pip install 'lorapipe-engine[8bit]' brings AdamW8bit, which takes less)"
+            else " (pip install bitsandbytes brings AdamW8bit, which takes less)"
         )
         raise ConfigError(
             f"vram: this run needs about {needed:.1f} GiB{tried}, and {room * SPARE:.1f} GiB can be planned with; take "

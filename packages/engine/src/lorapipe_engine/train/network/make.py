@@ -87,7 +87,7 @@ def quantized_form(model: ModelSettings) -> str | None:
             "quantize_base and fp8_base: the base is kept in one form only; leave one of the two out"
         )
     if model.quantize_base == "nf4" and find_spec("bitsandbytes") is None:
-        raise MissingExtra("quantize_base nf4 needs bitsandbytes: pip install 'lorapipe-engine[8bit]'")
+        raise MissingExtra("quantize_base nf4 needs bitsandbytes: pip install bitsandbytes")
     return model.quantize_base
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lorapipe_engine.train.optimizers.kinds import OptimizerKind
 
-BITSANDBYTES = "pip install 'lorapipe-engine[8bit]' (bitsandbytes)"
+BITSANDBYTES = "pip install bitsandbytes"
 
 KINDS = (
     OptimizerKind(

@@ -13,7 +13,7 @@ from lorapipe_engine.errors import MissingExtra
 if TYPE_CHECKING:
     import torch
 
-TRAIN_EXTRA = "pip install 'lorapipe-engine[train]'"
+PORTED = "pip install pytorch-optimizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class OptimizerKind:
     on_cuda: Mapping[str, Any] = field(default_factory=dict)
     tensor_rate: bool = False
     by_tensor: bool = False
-    install: str = TRAIN_EXTRA
+    install: str = PORTED
 
     def load(self) -> type[torch.optim.Optimizer]:
         """Import the class. Raises MissingExtra with the pip command."""

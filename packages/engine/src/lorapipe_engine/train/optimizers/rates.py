@@ -115,8 +115,13 @@ def _meant(kind: OptimizerKind, rate: float) -> str:
 def alpha_note(kind: OptimizerKind, alpha: float, rank: int) -> str | None:
     """A note where a low alpha makes an estimating optimizer overshoot, else None."""
     if kind.one_rate and alpha * 4 < rank:
+        lower = (
+            "d_coef"
+            if kind.name.startswith("Prodigy")
+            else "learning_rate, which its estimate is multiplied with"
+        )
         return (
             f"network_alpha {alpha:g} is less than a quarter of network_dim {rank}: {kind.name} may pick too large a "
-            "rate; raise alpha, or lower d_coef"
+            f"rate; raise alpha, or lower {lower}"
         )
     return None

@@ -10,6 +10,7 @@ from types import TracebackType
 
 import torch
 
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import encode
 from lorapipe_engine.nn.attach import Network
@@ -36,6 +37,7 @@ from lorapipe_engine.train.results.outputs import sample_folder
 from lorapipe_engine.train.results.record import RunRecord
 from lorapipe_engine.train.results.state import SUFFIX as STATE
 from lorapipe_engine.train.results.state import State
+from lorapipe_engine.train.results.underflow import underflow_note
 from lorapipe_engine.train.sample.draw import draw
 from lorapipe_engine.train.sample.prompts import Prompt
 
@@ -74,6 +76,7 @@ class Results:
         self.optimizer = optimizer
         self.files: list[Path] = []
         self.samples: list[Path] = []
+        self._told_of_underflow = False
         self.plan = plan
         # What is there when a run goes on is its own.
         self.replaces = self.run.overwrite or bool(state.step)
@@ -173,11 +176,15 @@ class Results:
 
     def _write(self, path: Path, step: int, epoch: int, *, is_average: bool = False) -> None:
         kind = PRECISION_NAMES[self.settings.run.save_precision or self.record_of_run.default_precision]
+        values = {key: tensor.numpy() for key, tensor in self.network.file_tensors().items()}
         tensors = {
             # A rank-sized scale such as 11.1 would not survive half precision.
-            key: encode(tensor.numpy(), "F32" if key.endswith(".alpha") else kind)
-            for key, tensor in self.network.file_tensors().items()
+            key: encode(array, "F32" if key.endswith(".alpha") else kind)
+            for key, array in values.items()
         }
+        if kind == "F16" and not self._told_of_underflow and (note := underflow_note(values.values())):
+            self._told_of_underflow = True
+            say(f"note: {note}")
         metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch, is_average=is_average)
         write_network(path, tensors, metadata, force=self.replaces or path in self.files)
         if path not in self.files:

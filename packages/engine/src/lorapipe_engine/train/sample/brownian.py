@@ -21,9 +21,7 @@ def brownian_noise(x: Tensor, low: float, high: float, seeds: Sequence[int]) -> 
     try:
         import torchsde
     except ImportError:
-        raise MissingExtra(
-            "SDE samplers need torchsde: pip install 'lorapipe-engine[sampling]', or take DPM++ 2M"
-        ) from None
+        raise MissingExtra("SDE samplers need torchsde: pip install torchsde, or take DPM++ 2M") from None
     rows = x if len(seeds) == 1 else x[:1]
     start = torch.zeros(rows.shape, dtype=torch.float32)
     trees = [torchsde.BrownianTree(low, start, high, entropy=seed) for seed in seeds]

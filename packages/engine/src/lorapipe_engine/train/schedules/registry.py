@@ -16,7 +16,7 @@ from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, Sche
 CURVES: dict[str, ScheduleKind] = {**curves.KINDS, **stages.KINDS, **restarts.KINDS}
 
 # The class that guides install for warm restarts, and its two sets of arguments, are built in.
-_RESTARTS = "CosineAnnealingWarmupRestarts"
+_RESTARTS = restarts.CLASS
 _REFUSED = {
     "reduce_lr_on_plateau": "follows the loss, which at random timesteps tells nothing",
     "greedy": "follows the loss, which at random timesteps tells nothing",
@@ -87,10 +87,13 @@ def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> S
     if name in _OF_EASY_SCRIPTS.values():
         arguments = {_EASY_ARGUMENTS.get(key, key): value for key, value in arguments.items()}
     kind = _kind(name) if is_built_in(name) else None
+    if name == "cosine_warm_restarts" and _names_class(optimizer):
+        restarts.check_guides(arguments)
     warmup = optimizer.lr_warmup_steps
-    if name == "constant" and not _overruled(optimizer) and warmup and warmup_steps(warmup, total):
-        name = "constant_with_warmup"
-    if warmup is None or _overruled(optimizer):
+    passed_over = name == "constant" and warmup is not None
+    if passed_over:
+        warmup_steps(str(warmup), total)  # what is no count is refused all the same
+    if warmup is None or passed_over or _overruled(optimizer):
         warmup = str(kind.warmup if kind and arguments.get("warmup_steps") is None else 0)
     return ScheduleSettings(
         name=name,
@@ -123,7 +126,8 @@ def schedule_notes(optimizer: OptimizerSettings) -> list[str]:
     if optimizer.lr_scheduler == "constant" and not optimizer.lr_scheduler_type and not _overruled(optimizer):
         if warmup and warmup_steps(warmup, 10_000):
             return [
-                "lr_scheduler constant has no warm-up: with lr_warmup_steps constant_with_warmup is taken"
+                f"lr_warmup_steps {warmup} is passed over: lr_scheduler constant has no warm-up; "
+                "constant_with_warmup has one"
             ]
         return []
     asked = optimizer.lr_scheduler_type or optimizer.lr_scheduler
@@ -168,6 +172,12 @@ _OF_EASY_SCRIPTS = {
 }
 # Its names of arguments -> ours.
 _EASY_ARGUMENTS = {"first_cycle_max_steps": "first_cycle_steps", "cycle_multiplier": "cycle_mult"}
+
+
+def _names_class(optimizer: OptimizerSettings) -> bool:
+    """Whether the curve was asked for by the name of a class."""
+    asked = optimizer.lr_scheduler_type or optimizer.lr_scheduler or ""
+    return asked.rpartition(".")[2] == _RESTARTS
 
 
 def _of_easy_scripts(name: str) -> str | None:

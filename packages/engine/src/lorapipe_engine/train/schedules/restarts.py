@@ -22,6 +22,7 @@ from typing import Any
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, ScheduleSettings
 
+CLASS = "CosineAnnealingWarmupRestarts"
 WARM: dict[str, Any] = {
     "cycles": None,
     "T_0": None,
@@ -33,7 +34,7 @@ WARM: dict[str, Any] = {
     "gamma_min_lr": 1.0,
     "half_life": None,
     "min_lr": 0.0,
-    "init_lr_ground": True,
+    "init_lr_ground": False,
 }
 CLASSIC: dict[str, Any] = {
     "first_cycle_steps": None,
@@ -56,7 +57,8 @@ REX: dict[str, Any] = {
 def cosine_warm_restarts(settings: ScheduleSettings) -> Multiplier:
     """The formula at the top. ``T_0`` is L (or ``cycles`` in the run, from num_cycles), ``T_mult`` its growth,
     ``cycle_warmup`` w, ``down_factor`` f, ``decay`` δ, ``gamma_min_lr`` γ (or ``half_life`` of the peak in steps);
-    ``min_lr`` is a rate that the curve does not go below after the warm-up.
+    ``min_lr`` is a rate that the curve does not go below after the warm-up. With ``init_lr_ground`` the warm-up is
+    t / W, whose first step has rate 0.
     """
     given = {**WARM, **settings.arguments}
     warmup = (
@@ -67,10 +69,13 @@ def cosine_warm_restarts(settings: ScheduleSettings) -> Multiplier:
     gamma = _gamma(given)
     decay, down = _share("decay", given["decay"]), _share("down_factor", given["down_factor"])
     floor = _number("min_lr", given["min_lr"]) / settings.base
+    first = 0 if _truth("init_lr_ground", given["init_lr_ground"]) else 1
 
     def multiplier(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return (step + first) / warmup
+        if step == 0 and not first:
+            return 0.0
         past = step - warmup
         cycle, position, size = locate(past, length, ramp, growth)
         rise = ramp if cycle else 0.0
@@ -185,6 +190,31 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"lr_scheduler_args: {name} takes a number, not '{value}'")
     return float(value)
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"lr_scheduler_args: {name} takes True or False, not '{value}'")
+    return value
+
+
+def check_guides(arguments: Mapping[str, Any]) -> None:
+    """Raise ConfigError where :func:`cosine_warm_restarts` is not the curve of the class that guides install.
+
+    Its ramp after a restart goes from the floor to twice the floor, and jumps to the peak from there, which is a ramp
+    to the peak for a floor of a half alone; and it stretches the ramp with the cycle.
+    """
+    ramp = arguments.get("cycle_warmup", 0)
+    if not ramp:
+        return
+    for name, same, known in (("down_factor", 0.5, 0.0), ("T_mult", 1, 1)):
+        value = arguments.get(name, known)
+        if value != same:
+            raise ConfigError(
+                f"lr_scheduler_args: with cycle_warmup={ramp} and {name}={value} the class {CLASS} has a curve with "
+                f"jumps, which is not built in; give {name}={same}, or --lr_scheduler cosine_warm_restarts, whose "
+                "ramps end at the peak"
+            )
 
 
 def _count(name: str, value: Any) -> int:

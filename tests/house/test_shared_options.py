@@ -1,0 +1,159 @@
+"""One word for one thing: what an option is called in one tool, it is called in all, and it means the same."""
+
+from __future__ import annotations
+
+import runpy
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import pytest
+
+from lorapipe_engine.command.shared import OLD_LETTERS, SHARED, further_names, plain, shown_names
+from lorapipe_engine.command.tool import ToolCommand
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = runpy.run_path(str(ROOT / "tools/options_page.py"))
+COMMANDS: dict[str, ToolCommand] = {str(command.name): command for command in TOOL["commands"]()}
+# Of each row of the table, by its first long name, the commands that have it.
+HAVE = {
+    "--output": {
+        *(
+            "lora-clean",
+            "lora-repeats",
+            "lora-train",
+            "lora-sample",
+            "lora-grid",
+            "lora-merge",
+            "lora-convert",
+        ),
+        *(
+            "lora-resize",
+            "lora-extract",
+            "lora-tag",
+            "lora-inspect meta",
+            "lora-inspect delta",
+            "lora-inspect curves",
+        ),
+    },
+    "--force": {
+        *("lora-clean", "lora-repeats", "lora-check", "lora-train", "lora-sample", "lora-grid", "lora-merge"),
+        *(
+            "lora-convert",
+            "lora-resize",
+            "lora-extract",
+            "lora-tag",
+            "lora-inspect meta",
+            "lora-inspect delta",
+        ),
+        "lora-inspect curves",
+    },
+    "--json": {*COMMANDS} - {"lora-inspect delta"},
+    "--recursive": {"lora-clean", "lora-repeats", "lora-tag"},
+    "--dry-run": {
+        *(
+            "lora-clean",
+            "lora-repeats",
+            "lora-check",
+            "lora-train",
+            "lora-sample",
+            "lora-merge",
+            "lora-convert",
+        ),
+        *("lora-resize", "lora-extract", "lora-tag", "lora-inspect delta"),
+    },
+    "--ext": {"lora-clean", "lora-repeats", "lora-check", "lora-train", "lora-tag"},
+    "--drop": {"lora-clean", "lora-tag"},
+    "--drop-file": {"lora-clean", "lora-tag"},
+    "--overlap": {"lora-clean", "lora-tag"},
+    "--tokenizer-dir": {"lora-clean", "lora-check", "lora-train", "lora-sample"},
+    "--max-tokens": {"lora-clean", "lora-check", "lora-train"},
+}
+
+
+def first_long(names: tuple[str, ...]) -> str:
+    return next(name for name in names if name.startswith("--"))
+
+
+def taken(command: ToolCommand) -> dict[str, object]:
+    """What the command's parser makes of each spelling: the option that it belongs to."""
+    with click.Context(command, **command.context_settings) as ctx:
+        parser = command.make_parser(ctx)
+    return {name: option.obj for name, option in {**parser._short_opt, **parser._long_opt}.items()}
+
+
+PARSED = {name: taken(command) for name, command in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("row", SHARED, ids=lambda row: first_long(row.names))
+def test_every_tool_takes_all_names_of_a_shared_option(row: object) -> None:
+    names = [plain(name) for name in row.names]  # type: ignore[attr-defined]
+    having = set()
+    for command, options in PARSED.items():
+        long = [name for name in names if name.startswith("--")]
+        if any(name in options for name in long):
+            having.add(command)
+            own = {id(options[name]) for name in long}
+            assert len(own) == 1, f"{command}: {names} are several options"
+            # A letter may be older than the table.
+            letters = [name for name in names if not name.startswith("--") and name not in OLD_LETTERS]
+            assert all(id(options[name]) in own for name in letters), command
+    assert having == HAVE[first_long(row.names)]  # type: ignore[attr-defined]
+
+
+def test_a_letter_that_is_shown_means_one_thing() -> None:
+    meanings: dict[str, set[str]] = defaultdict(set)
+    for command in COMMANDS.values():
+        with click.Context(command, **command.context_settings) as ctx:
+            for param in command.get_params(ctx):
+                record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+                if record is None or not isinstance(param, click.Option):
+                    continue
+                shown = shown_names(record[0], param)
+                letters = [
+                    word for word in shown.replace(",", " ").split() if len(word) == 2 and word[0] == "-"
+                ]
+                row = next(
+                    (row for row in SHARED if set(map(plain, row.names)) & set(map(plain, param.opts))), None
+                )
+                for letter in letters:
+                    meanings[letter].add(first_long(row.names) if row else str(param.name))
+    assert {letter: names for letter, names in meanings.items() if len(names) > 1} == {}
+    assert meanings["-r"] == {"--recursive"}
+
+
+@pytest.mark.parametrize("name", ["lora-merge", "lora-resize", "lora-extract"])
+def test_an_old_letter_is_taken_where_it_was(name: str) -> None:
+    assert PARSED[name]["-r"] is PARSED[name]["--rank"]
+    assert "-r," not in help_of(name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_first_and_headings(name: str) -> None:
+    command, text = COMMANDS[name], help_of(name)
+    options = [one for one in TOOL["options_of"](command) if getattr(one, "section", "")]
+    sections = {one.section for one in options}
+    if command.examples:
+        first = min(text.index(f"\n{title}:") for title in {*sections, "Options"} if f"\n{title}:" in text)
+        assert text.index("\nExamples:") < first
+    # Of more than two dozen none stands without a heading but those of what is shown and done instead.
+    loose = [one for one in TOOL["options_of"](command) if not getattr(one, "section", "")]
+    assert len(loose) <= 24
+
+
+def help_of(name: str) -> str:
+    command = COMMANDS[name]
+    with click.Context(command, info_name=name, **command.context_settings) as ctx:
+        return command.get_help(ctx)
+
+
+def test_further_names_are_taken_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "1_a").mkdir()
+    (tmp_path / "1_a" / "a.caption").write_text("red hat, hat, cat")
+    with pytest.raises(SystemExit) as ended:
+        COMMANDS["lora-clean"].main(
+            [str(tmp_path / "1_a"), "--caption_extension", ".caption", "--exclude", "cat", "--drop-overlap"]
+        )
+    assert ended.value.code == 0
+    assert (tmp_path / "1_a" / "a.caption").read_text() == "red hat"
+    assert ("--json", "--jsonl") in list(further_names(COMMANDS["lora-clean"].params))
