@@ -22,12 +22,16 @@ def summary(
     length = plan.length
     return [
         *folder_lines(dataset),
-        f"{sum(dataset.repeats)} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {sizes}"
-        f"{together}: {length.steps_per_epoch} steps x {length.epochs} epochs = {length.steps} steps",
+        f"{_counted(sum(dataset.repeats), 'picture')} an epoch in {_counted(len(set(dataset.buckets)), 'bucket')}, "
+        f"batch {sizes}{together}: {_counted(length.steps_per_epoch, 'step')} an epoch, {length.in_words()}",
         f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
         f"{network.count():,} values",
         *_updates(plan.updates, settings.network),
     ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _updates(plan: UpdatePlan, network: NetworkSettings) -> list[str]:
