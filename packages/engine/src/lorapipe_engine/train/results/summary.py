@@ -20,9 +20,10 @@ def summary(
     together += f" x {accumulation}" if accumulation > 1 else ""
     sizes = ", ".join(map(str, dict.fromkeys(dataset.batch_sizes)))
     length = plan.length
+    row = "picture" if dataset.pairs is None else "row of prompts"
     return [
         *folder_lines(dataset),
-        f"{_counted(sum(dataset.repeats), 'picture')} an epoch in {_counted(len(set(dataset.buckets)), 'bucket')}, "
+        f"{_counted(sum(dataset.repeats), row)} an epoch in {_counted(len(set(dataset.buckets)), 'bucket')}, "
         f"batch {sizes}{together}: {_counted(length.steps_per_epoch, 'step')} an epoch, {length.in_words()}",
         f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
         f"{network.count():,} values",
@@ -31,7 +32,8 @@ def summary(
 
 
 def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    first, _, rest = noun.partition(" ")
+    return f"{number} {first}{'' if number == 1 else 's'}{rest and ' ' + rest}"
 
 
 def _updates(plan: UpdatePlan, network: NetworkSettings) -> list[str]:
