@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -13,11 +15,12 @@ pytest.importorskip("torch")
 pytest.importorskip("pty")
 
 from lorapipe_demo.concept import draw_concept
+from lorapipe_demo.recipe import FULL
 from lorapipe_engine.models.bases import demo_base
 from support.pages import REASONS, Block, blocks_of, missing_line, run_in_terminal, shortened
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("guide", "ru/guide"))]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("guide",))]
 TRAIN = (
     "lora-train --base demo --train_data_dir dataset --output_dir run --output_name mirelune --network_dim 8 "
     "--train_batch_size 4 --max_train_steps 8 --save_every_n_epochs 1 --seed 1"
@@ -35,14 +38,20 @@ def make_home(home: Path) -> None:
     done = run_in_terminal(TRAIN, home, home)
     assert done.status == 0, done.lines
     shutil.copy(home / "run/mirelune.safetensors", home / "mirelune.safetensors")
-    done = run_in_terminal("lora-resize mirelune.safetensors -o style.safetensors --new-rank 4 -q", home, home)
+    done = run_in_terminal(
+        "lora-resize mirelune.safetensors -o style.safetensors --new-rank 4 -q", home, home
+    )
     assert done.status == 0, done.lines
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One for all processes of a run of the tests: who comes first makes it, the others wait."""
-    common = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.getbasetemp()
+    common = (
+        tmp_path_factory.getbasetemp().parent
+        if "PYTEST_XDIST_WORKER" in os.environ
+        else tmp_path_factory.getbasetemp()
+    )
     made, making = common / "pages-home", common / "pages-home.making"
     try:
         making.mkdir()
@@ -65,9 +74,14 @@ def faults(block: Block, folder: Path) -> list[str]:
         fails = any(" error: " in line for line in command.printed)
         wanted = int(block.marks.get("ends with", 0))
         if (done.status == 0) == fails if fails else done.status != wanted:
-            told.append(f"line {command.line}: {command.text}: ended with {done.status}\n" + "\n".join(done.lines[-8:]))
+            told.append(
+                f"line {command.line}: {command.text}: ended with {done.status}\n"
+                + "\n".join(done.lines[-8:])
+            )
         elif (line := missing_line(command.printed, done.lines)) is not None:
-            told.append(f"line {command.line}: {command.text}: not printed: {line}\n" + "\n".join(done.lines[:40]))
+            told.append(
+                f"line {command.line}: {command.text}: not printed: {line}\n" + "\n".join(done.lines[:40])
+            )
     return told
 
 
@@ -84,10 +98,46 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, home: Path, tmp_path:
     assert not told, "\n".join(told)
 
 
+def test_the_russian_guide_has_the_commands_of_the_english_one() -> None:
+    """So what was run of one was run of the other."""
+    english, russian = (
+        [
+            (b.marks, [c.text for c in b.commands], [c.printed for c in b.commands])
+            for b in blocks_of(ROOT / "docs" / page)
+        ]
+        for page in ("guide.md", "ru/guide.md")
+    )
+    assert english == russian
+    assert len(english) > 20
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_not_run_says_why(page: str) -> None:
     marks = [block.marks["not run"] for block in blocks_of(ROOT / page) if "not run" in block.marks]
     assert [mark for mark in marks if not mark.startswith(REASONS)] == []
+
+
+def test_each_row_of_the_guide_has_a_test_that_exists_or_says_why_it_is_not_ours() -> None:
+    lines = (ROOT / "docs/guide-rows.md").read_text(encoding="utf-8").splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("| G")]
+    assert [row[0].strip() for row in rows] == [f"G{number}" for number in range(1, 127)]
+    for number, _, answer, test in rows:
+        held = test.strip(" `-")
+        assert (ROOT / "tests" / held).is_file() if held else "not ours: " in answer, number
+
+
+def test_the_demos_training_by_hand_is_the_demos() -> None:
+    """README shows the command; what it says is what the recipe has."""
+    (line,) = (
+        line
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if "demo-run/dataset --base demo" in line and "conv_dim" in line
+    )
+    words = shlex.split(line)
+    given = {word.removeprefix("--"): words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
+    wanted = {**FULL.options, "max_train_epochs": str(FULL.epochs)}
+    own = {name: value for name, value in given.items() if name not in ("base", "output_dir", "output_name")}
+    assert own == {name: value for name, value in wanted.items() if name != "resolution"}
 
 
 def test_words_are_compared_and_figures_are_not() -> None:

@@ -42,6 +42,7 @@ _FENCE = re.compile(r"^```(\w*)\s*$")
 _MARK = re.compile(r"^<!-- (not run|run with|ends with): (.+?) -->$")
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
 _HASH = re.compile(r"\b[0-9a-f]{8,}\b")
+_BAR = re.compile(r"^.*?\d+(it)? \[\d\d:\d\d.*?\]|^\d+it \[.*?\]")
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 LIMIT = 240.0  # seconds
 
@@ -169,7 +170,9 @@ def _environment(home: Path) -> dict[str, str]:
 def _shown(text: str) -> list[str]:
     """The lines that stay on the terminal: what a bar wrote over is gone."""
     lines = _CONTROL.sub("", text.replace("\r\n", "\n")).split("\n")
-    return [line for line in (one.rpartition("\r")[2].rstrip() for one in lines) if line]
+    # A line that is written while a bar stands there follows it in the same row.
+    rows = (_BAR.sub("", one.rpartition("\r")[2]).rstrip() for one in lines)
+    return [row for row in rows if row]
 
 
 def masked(line: str) -> str:
@@ -185,7 +188,9 @@ def missing_line(printed: tuple[str, ...], lines: list[str]) -> str | None:
         if line.strip() == "...":
             anywhere = True
         elif line.strip():
-            pattern = re.compile(".*".join(re.escape(masked(part)) for part in line.split("...")).replace(r"\ .*", ".*"))
+            pattern = re.compile(
+                ".*".join(re.escape(masked(part)) for part in line.split("...")).replace(r"\ .*", ".*")
+            )
             places = range(at, len(actual)) if anywhere else range(at, min(at + 1, len(actual)))
             place = next((n for n in places if pattern.fullmatch(actual[n])), None)
             if place is None:
