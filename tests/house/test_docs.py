@@ -26,7 +26,12 @@ OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 SPAN = re.compile(r"`([^`\n]+)`")
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Other people's programs, with the options that the pages show.
-OTHER_PROGRAMS = {"tensorboard": {"--logdir"}, "torchrun": {"--nproc_per_node"}, "pip": {"--upgrade"}}
+OTHER_PROGRAMS = {
+    "tensorboard": {"--logdir"},
+    "torchrun": {"--nproc_per_node"},
+    "pip": {"--upgrade"},
+    "activate": {"--system-site-packages"},
+}
 
 
 def plain(option: str) -> str:

@@ -20,7 +20,27 @@ from lorapipe_engine.models.bases import demo_base
 from support.pages import REASONS, Block, blocks_of, missing_line, run_in_terminal, shortened
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("guide",))]
+PAGES = [
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            *(
+                "guide",
+                "merge",
+                "resize",
+                "convert",
+                "extract",
+                "inspect",
+                "grid",
+                "sampling",
+                "tagging",
+                "cleaning",
+            ),
+            *("repeats", "checking"),
+        )
+    ),
+]
 TRAIN = (
     "lora-train --base demo --train_data_dir dataset --output_dir run --output_name mirelune --network_dim 8 "
     "--train_batch_size 4 --max_train_steps 8 --save_every_n_epochs 1 --seed 1"
@@ -38,10 +58,19 @@ def make_home(home: Path) -> None:
     done = run_in_terminal(TRAIN, home, home)
     assert done.status == 0, done.lines
     shutil.copy(home / "run/mirelune.safetensors", home / "mirelune.safetensors")
-    done = run_in_terminal(
-        "lora-resize mirelune.safetensors -o style.safetensors --new-rank 4 -q", home, home
-    )
+    for name in ("maid", "nekochan"):
+        (home / "pictures" / name).mkdir(parents=True, exist_ok=True)
+    for number in range(92):
+        os.link(
+            home / "imgs/000.png",
+            home / "pictures" / ("maid" if number < 16 else "nekochan") / f"{number}.png",
+        )
+    # The networks of the pages on files: SD 1.5's layers, dim 64; a broken one; one of convolutions.
+    script = ROOT / "tools/bench/make_weights.py"
+    done = run_in_terminal(f"python {script} style.safetensors lora sd1 64 0 0", home, home)
     assert done.status == 0, done.lines
+    shutil.copy(ROOT / "tests/data/inspect/sample.safetensors", home)
+    shutil.copy(ROOT / "tests/data/formats/sd1/kohya.safetensors", home / "mina.safetensors")
 
 
 @pytest.fixture(scope="module")
