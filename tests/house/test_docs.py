@@ -28,7 +28,7 @@ BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Other people's programs, with the options that the pages show.
 OTHER_PROGRAMS = {
     "tensorboard": {"--logdir"},
-    "torchrun": {"--nproc_per_node"},
+    "torchrun": {"--nproc_per_node", "--standalone"},
     "pip": {"--upgrade"},
     "activate": {"--system-site-packages"},
 }

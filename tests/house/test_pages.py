@@ -48,7 +48,7 @@ TRAIN = (
 
 
 def make_home(home: Path) -> None:
-    """What pages speak of: bare pictures, a dataset of them, a network that was trained for eight steps, and the base."""
+    """What pages speak of: bare pictures, a dataset of them, a network trained for eight steps, and the base."""
     draw_concept(home, "mirelune", pictures=8, repeats=2, seed=1)
     (home / "2_mirelune").rename(home / "imgs")
     shutil.copytree(home / "imgs", home / "dataset/2_mirelune")

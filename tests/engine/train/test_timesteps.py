@@ -19,7 +19,7 @@ from lorapipe_engine.train.families.text import Conditioning  # noqa: E402
 from lorapipe_engine.train.objective.diffusion import Diffusion  # noqa: E402
 from lorapipe_engine.train.objective.flow import Flow  # noqa: E402
 from lorapipe_engine.train.processes import ALONE  # noqa: E402
-from lorapipe_engine.train.step.forward import held  # noqa: E402
+from lorapipe_engine.train.step.forward import trained_at  # noqa: E402
 from lorapipe_engine.train.step.time_bins import TimeBins  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -98,7 +98,7 @@ def test_text_encoders_learn_from_their_own_range_alone() -> None:
     leaf = torch.randn(3, 2, 4, requires_grad=True)
     pooled = torch.randn(3, 5, requires_grad=True)
     options = LossSettings(text_encoder_min_timestep=300, text_encoder_max_timestep=600)
-    text = held(Conditioning(leaf * 1, pooled * 1), torch.tensor([299, 300, 600]), options)
+    text = trained_at(Conditioning(leaf * 1, pooled * 1), torch.tensor([299, 300, 600]), options)
     assert torch.equal(text.hidden, leaf)
     assert text.pooled is not None
     (text.hidden.sum() + text.pooled.sum()).backward()
@@ -107,7 +107,7 @@ def test_text_encoders_learn_from_their_own_range_alone() -> None:
     assert leaf.grad.sum((1, 2)).tolist() == [0, 8, 0]
     assert pooled.grad.sum(1).tolist() == [0, 5, 0]
     whole = Conditioning(leaf)
-    assert held(whole, torch.tensor([1, 2, 3]), LossSettings()) is whole
+    assert trained_at(whole, torch.tensor([1, 2, 3]), LossSettings()) is whole
 
 
 def test_losses_are_added_up_by_tenths() -> None:
