@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("pty")
 
 from lorapipe_demo.concept import draw_concept
-from lorapipe_demo.recipe import FULL
+from lorapipe_demo.recipe import SHORT
 from lorapipe_engine.models.bases import demo_base
 from support.pages import REASONS, Block, blocks_of, missing_line, run_in_terminal, shortened
 
@@ -162,9 +161,8 @@ def test_the_demos_training_by_hand_is_the_demos() -> None:
         for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
         if "demo-run/dataset --base demo" in line and "conv_dim" in line
     )
-    words = shlex.split(line)
-    given = {word.removeprefix("--"): words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
-    wanted = {**FULL.options, "max_train_epochs": str(FULL.epochs)}
+    given = {name: value for name, _, value in (option.partition(" ") for option in line.split(" --")[1:])}
+    wanted = {**SHORT.options, "max_train_epochs": str(SHORT.epochs)}
     own = {name: value for name, value in given.items() if name not in ("base", "output_dir", "output_name")}
     assert own == {name: value for name, value in wanted.items() if name != "resolution"}
 

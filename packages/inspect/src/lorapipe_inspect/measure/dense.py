@@ -63,7 +63,9 @@ def write_deltas(
     dry_run: bool,
     force: bool,
 ) -> int:
-    """Write the changes of all modules; how many there are. ``output``: None where nothing is written. Raises InputError naming the module that has none."""
+    """Write the changes of all modules; how many there are. ``output``: None where nothing is written.
+
+    Raises InputError naming the module that has none."""
     network = describe_network(network_file)
     with ExitStack() as stack:
         base = open_base(base_name, stack) if base_name else None
