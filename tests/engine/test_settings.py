@@ -13,6 +13,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import PARTS, OptimizerSettings
 from lorapipe_engine.settings.refused import FOREIGN
 
+BASES = Path(__file__).parents[1] / "data/merge"
 OWN = {field.name for part in PARTS for field in fields_of(part)}
 
 
@@ -227,3 +228,13 @@ def test_several_notes_and_the_run_goes_on() -> None:
     found = run("--plot-lr", "--xformers", "--lowram")
     assert found.exit_code == 0
     assert found.stderr.count("is not needed") == 2
+
+
+def test_the_size_is_the_bases_own_unless_it_is_said() -> None:
+    found = run("--print-config", "--base", "demo").stdout
+    assert "(the base's own)\nresolution = [64, 64]" in found
+    found = run("--print-config", "--base", "demo", "--resolution", "512").stdout
+    assert "resolution = [512, 512]" in found
+    for name, side in (("sd15", 512), ("sd21", 768), ("sdxl", 1024)):
+        base = BASES / f"{name}_base_fp16.safetensors"
+        assert f"resolution = [{side}, {side}]" in run("--print-config", "--base", str(base)).stdout

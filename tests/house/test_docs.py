@@ -20,7 +20,7 @@ TOOL = runpy.run_path(str(ROOT / "tools/options_page.py"))
 COMMANDS: dict[str, ToolCommand] = {str(command.name): command for command in TOOL["commands"]()}
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(ROOT.glob("packages/*/README.md")),
 ]
 OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
@@ -31,6 +31,7 @@ OTHER_PROGRAMS = {
     "tensorboard": {"--logdir"},
     "torchrun": {"--nproc_per_node", "--standalone"},
     "pip": {"--upgrade"},
+    "activate": {"--system-site-packages"},
 }
 
 

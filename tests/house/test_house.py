@@ -189,7 +189,16 @@ def test_pins_are_exact() -> None:
 
 
 def test_docs_are_linked_and_their_pictures_exist() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", ["bench/make_weights.py", "bench/tag_files.py", "demo_world/export.py"])
+def test_a_script_that_takes_words_shows_its_help(name: str, tmp_path: Path) -> None:
+    """``--help`` is no name of a file to it."""
+    script = [sys.executable, str(ROOT / "tools" / name), "--help"]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (0, "", [])
+    assert Path(name).name in done.stdout

@@ -124,3 +124,10 @@ def test_text(tmp_path: Path) -> None:
     assert (
         "mend: lora-convert 'a b.safetensors' --to kohya --one-alpha -o converted.safetensors" in done.stdout
     )
+
+
+def test_one_word_for_one_algorithm() -> None:
+    path = FORMATS / "sd1" / "kohya.safetensors"
+    said = [run("lora-inspect", word, path).stdout.splitlines()[0] for word in ("compat", "check", "ranks")]
+    assert [" locon," in line for line in said] == [True] * 3
+    assert "convolutions" not in said[0]

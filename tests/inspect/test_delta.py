@@ -123,3 +123,6 @@ def test_refusals(tmp_path: Path) -> None:
     assert out.read_text() == "old"
     assert delta(network, "-o", tmp_path / "new.safetensors", "--dry-run").returncode == 0
     assert not (tmp_path / "new.safetensors").exists()
+    assert "changes at 1" in delta(network, "-n").stderr
+    done = delta(network)
+    assert (done.returncode, "give the file to write" in done.stderr) == (2, True)

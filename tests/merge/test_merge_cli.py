@@ -17,6 +17,7 @@ import pytest
 
 from lorapipe_engine.files.dtypes import Array, encode
 from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from lorapipe_merge.cli import EXAMPLES
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 BASE, LORA = "sd15_base_fp16.safetensors", "sd15_lora_A.safetensors"
@@ -210,7 +211,7 @@ def test_a_diffusers_folder(merge: Run, data: Path, tmp_path: Path) -> None:
     text = tensors(tmp_path / "merged" / "text_encoder" / "model.safetensors")
     for key, (part, name) in names.items():
         assert single[key] == (unet if part == "unet" else text)[name], key
-    refused(merge("model", data / LORA, "-o", "merged"), 2, "exists already")
+    refused(merge("model", data / LORA, "-o", "merged"), 1, "exists already")
 
 
 # -------------------------------------------------------------------------------- interrupted
@@ -292,3 +293,15 @@ def test_memory_stays_small(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert int(done.stdout.split()[-1]) < 150_000
+
+
+@pytest.mark.parametrize("words", [[BASE, LORA], ["--networks", LORA, LORA], ["--models", BASE, BASE]])
+def test_a_dry_run_needs_no_name(words: list[str], merge: Run, data: Path, tmp_path: Path) -> None:
+    done = merge(*(word if word.startswith("-") else data / word for word in words), "--dry-run")
+    assert (done.returncode, list(tmp_path.iterdir())) == (0, []), done.stderr
+
+
+def test_the_help_shows_a_merge_that_can_be_taken_back() -> None:
+    lines = [line for line in EXAMPLES.splitlines() if "m32" in line]
+    assert "--save-precision fp32" in lines[0]
+    assert lines[1].startswith("lora-merge --undo m32.safetensors")

@@ -108,6 +108,9 @@ def _write_noise(path: Path, shapes: dict[str, Shape]) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit()
     target, kind, model, *numbers = sys.argv[1:]
     if kind == "lora":
         write_lora(Path(target), model, *map(int, numbers))

@@ -79,4 +79,7 @@ def ldm_shape(part: str, name: str, value: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit()
     main()

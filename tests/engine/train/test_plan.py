@@ -55,3 +55,16 @@ def test_older_files_to_remove() -> None:
     assert [stale_epoch(e, 2, 2) for e in (2, 4, 6, 8)] == [None, None, 2, 4]
     assert stale_step(300, 100, 150) == 100
     assert stale_step(100, 100, None) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (8, "8 steps in 2 epochs"),
+        (4, "4 steps in 1 epoch"),
+        (6, "6 steps in 1.5 epochs"),
+        (1, "1 step in 0.25 epochs"),
+    ],
+)
+def test_a_length_that_ends_within_an_epoch_says_so(steps: int, words: str) -> None:
+    assert plan_length(4, RunSettings(max_train_steps=steps), 1).in_words() == words

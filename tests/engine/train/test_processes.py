@@ -99,7 +99,7 @@ def test_two_processes_make_what_one_makes_with_twice_the_batch(data: Path, tmp_
     # One of the two talks and writes.
     assert said.splitlines() == [str(tmp_path / "two" / name) for name in net_files(3)]
     assert told.count("base: ") == 1
-    assert "batch 2 x 2 processes x 2: 1 steps x 3 epochs" in told
+    assert "batch 2 x 2 processes x 2: 1 step an epoch, 3 steps in 3 epochs" in told
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert len(list((tmp_path / "two" / "logs").rglob("*tfevents*"))) == 1
     one, two = (

@@ -354,7 +354,7 @@ BAD: list[tuple[Callable[[Path, Path], Words], int, tuple[str, ...]]] = [
     (unknown_option, 2, ("--netwrok_dim", "--network_dim")),
     (bad_number, 2, ("max_train_steps", "many")),
     (negative_number, 2, ("train_batch_size", "-1")),
-    (done_before, 2, ("last-000003.safetensors", "--overwrite")),
+    (done_before, 1, ("last-000003.safetensors", "--overwrite")),
     (unknown_key, 2, ("network_dmi", "network_dim")),
     (broken_toml, 2, ("run.toml",)),
     (bad_prompts, 2, ("prompts.txt:1", "wide")),

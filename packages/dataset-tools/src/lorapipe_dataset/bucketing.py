@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from lorapipe_engine.command.options import option
 from lorapipe_engine.settings import DataSettings
 
 
@@ -19,7 +20,7 @@ def _same(name: str) -> Any:
 class BucketSettings:
     """Buckets, as lora-train has them"""
 
-    resolution: tuple[int, int] = _same("resolution")
+    resolution: tuple[int, int] = option((512, 512), "Training size: one number, or width,height.")
     train_batch_size: int = _same("train_batch_size")
     enable_bucket: bool = _same("enable_bucket")
     min_bucket_reso: int = _same("min_bucket_reso")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_file_text, write_json, write_path
 from lorapipe_engine.command.tool import LaunchedCommand, say, show, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
+from lorapipe_engine.sampling.bases import trained_size
 from lorapipe_engine.settings import PARTS
 from lorapipe_engine.settings.programs import Programs
 from lorapipe_engine.settings.refused import FOREIGN
@@ -35,7 +37,7 @@ lora-train mayuri.toml --vary unet_lr=1e-4,2e-4 --vary network_dim=16,32 --dry-r
 lora-train --config_file mayuri.toml --vram 8
 lora-train --config_file mayuri.toml --choose
 lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
-lora-train --base demo --train_data_dir dataset --resolution 64 --max_train_epochs 4 --output_dir out
+lora-train --base demo --train_data_dir dataset --max_train_epochs 4 --output_dir out
 torchrun --no_python --nproc_per_node 2 lora-train --config_file mayuri.toml
 """
 
@@ -193,8 +195,8 @@ def tell_of_machine(file: Path | None, flags: Mapping[str, Any], *, as_json: boo
 def settings_of(
     flags: Mapping[str, Any], config_file: Path | None, *, said: set[str]
 ) -> tuple[list[Any], dict[str, str]]:
-    """As :func:`read_settings`, with what ``--vram`` stands for."""
-    return fitted(*read_settings(flags, config_file, said=said))
+    """As :func:`read_settings`, with the base's own size where none is given, and what ``--vram`` stands for."""
+    return fitted(*sized(*read_settings(flags, config_file, said=said)))
 
 
 def read_settings(
@@ -232,6 +234,16 @@ def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:
     show_plan(checked, dry=dry_run)
     if not dry_run:
         run_queue(checked, write_path)
+
+
+def sized(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
+    """The options with the size that the base was trained on, where none is given."""
+    base, data = parts[0].pretrained_model_name_or_path, parts[1]
+    if base is None or data.resolution is not None:
+        return parts, origin
+    width, height = map(int, trained_size(base).split("x"))
+    parts = [parts[0], replace(data, resolution=(width, height)), *parts[2:]]
+    return parts, {**origin, "resolution": "the base's own"}
 
 
 def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:

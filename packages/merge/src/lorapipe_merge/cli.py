@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ EXAMPLES = """
 lora-merge base.safetensors mina.safetensors --ratio 0.8 -o merged.safetensors
 lora-merge base.safetensors mina.safetensors:0.8 style.safetensors:0.5 -o merged.safetensors --verify
 lora-merge base.safetensors style.safetensors --blocks IN04=0.5,MID=0,TE=0 -o merged.safetensors
-lora-merge --undo merged.safetensors -o base-again.safetensors
+lora-merge base.safetensors mina.safetensors --save-precision fp32 -o m32.safetensors
+lora-merge --undo m32.safetensors -o base-again.safetensors
 lora-merge --networks mina.safetensors:0.7 style.safetensors:0.5 -o both.safetensors
 lora-merge --networks mina.safetensors style.safetensors --mode svd --new-rank 32 -o both.safetensors --verify
 lora-merge --networks run-0000*.safetensors --average ema:0.8 -o averaged.safetensors
@@ -61,6 +63,11 @@ def lora_merge(inputs: tuple[str, ...], **flags: Any) -> int:
         notes.append(f"sd-scripts' line, here: {line}")
     chosen = read_mode(MODES, flags)
     output = chosen[OutputSettings]
+    if output.output is None and output.dry_run:
+        # What is not written has a name that stands in nothing's way.
+        output = replace(output, output="merged.safetensors", force=True)
+        parts = tuple(output if isinstance(part, OutputSettings) else part for part in chosen.parts)
+        chosen = replace(chosen, parts=parts)
     if output.output is None:
         raise ConfigError("give the file to write: -o merged.safetensors")
     if output.save_precision and output.merge_precision:

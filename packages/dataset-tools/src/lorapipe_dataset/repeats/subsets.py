@@ -31,7 +31,7 @@ def dataset_toml(rows: Sequence[Row], data: DataSettings, extension: str) -> str
         f"caption_extension = {_quoted(extension)}",
         "",
         "[[datasets]]",
-        f"resolution = [{data.resolution[0]}, {data.resolution[1]}]",
+        f"resolution = [{data.size[0]}, {data.size[1]}]",
         f"batch_size = {data.train_batch_size}",
         f"enable_bucket = {str(data.enable_bucket).lower()}",
         f"min_bucket_reso = {data.min_bucket_reso}",

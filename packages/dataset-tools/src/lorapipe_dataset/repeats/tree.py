@@ -175,7 +175,7 @@ def _check_room(parent: Path, layout: Layout, mode: Mode) -> None:
 def renames(rows: Sequence[Row]) -> list[tuple[Path, Path]]:
     """Old and new path of each concept's folder that has another number now.
 
-    Raises ConfigError where a concept is not one folder, or the new name is taken.
+    Raises ConfigError where a concept is not one folder, OutputError where the new name is taken.
     """
     pairs: list[tuple[Path, Path]] = []
     for row in rows:
@@ -188,7 +188,7 @@ def renames(rows: Sequence[Row]) -> list[tuple[Path, Path]]:
     leaving = {old.resolve() for old, _ in pairs}
     for _, new in pairs:
         if os.path.lexists(new) and new.resolve() not in leaving:
-            raise ConfigError(f"--rename: {new} exists already; put the two folders together first")
+            raise OutputError(f"--rename: {new} exists already; put the two folders together first")
     return pairs
 
 

@@ -144,7 +144,7 @@ def pairs_dataset(data: DataSettings, path: Path, finest: int) -> Dataset:
     repeats = data.dataset_repeats or -(-ROWS_AN_EPOCH * data.train_batch_size // count)
     subset = Subset(folder=path, repeats=repeats, pairs=pairs)
     spec = dataset_of(data, (subset,)).with_finest_step(finest)
-    size = data.resolution
+    size = data.size
     if any(side % finest for side in size):
         raise ConfigError(
             f"resolution: {size[0]}x{size[1]} is no multiple of {finest}, as this base needs it"

@@ -117,10 +117,10 @@ def subset_of(
 def bucket_rule(data: DataSettings) -> BucketRule:
     """The bucket rule that the options describe."""
     return BucketRule(
-        resolution=data.resolution,
+        resolution=data.size,
         # A small training size needs no second option: the bounds give way to it.
-        min_size=min(data.min_bucket_reso, *data.resolution),
-        max_size=max(data.max_bucket_reso, *data.resolution),
+        min_size=min(data.min_bucket_reso, *data.size),
+        max_size=max(data.max_bucket_reso, *data.size),
         step=max(data.bucket_reso_steps, FINEST_STEP),
         no_upscale=data.bucket_no_upscale,
         enabled=data.enable_bucket,

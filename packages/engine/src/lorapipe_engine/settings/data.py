@@ -30,7 +30,10 @@ class DataSettings:
         "How often each picture comes in an epoch where no folder's name or dataset_config says it.",
         min=1,
     )
-    resolution: tuple[int, int] = option((512, 512), "Training size: one number, or width,height.")
+    resolution: tuple[int, int] | None = option(
+        None,
+        "Training size: one number, or width,height. [default: the base's own: 512, 768 or 1024; demo: 64]",
+    )
     train_batch_size: int = option(1, "Pictures a step.", min=1)
     enable_bucket: bool = option(True, "Keep each picture's shape, in buckets of about the wanted area.")
     min_bucket_reso: int = option(256, "Shortest side of a bucket.", min=8)
@@ -90,3 +93,8 @@ class DataSettings:
     vae_batch_size: int = option(1, "Pictures encoded at once.", min=1)
     max_data_loader_n_workers: int = option(0, "Not needed (latents stay in memory); accepted.", min=0)
     persistent_data_loader_workers: bool = option(False, "Not needed; accepted.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels that are trained at; 512 x 512 where neither the user nor the base says it."""
+        return self.resolution or (512, 512)

@@ -148,7 +148,7 @@ def _plan_file(
     settings: TrainSettings, asked: Prompts, first: Prompt | None, outputs: Outputs, say: Say
 ) -> str:
     """The plan as TOML. ``first``: the user's own prompt, whose size, steps and guidance count."""
-    model, width, height = settings.model, *settings.data.resolution
+    model, width, height = settings.model, *settings.data.size
     values: dict[str, Any] = {
         "base": model.pretrained_model_name_or_path,
         "vae": model.vae,

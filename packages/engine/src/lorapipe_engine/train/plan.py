@@ -68,6 +68,11 @@ class Length:
     epochs: int
     steps: int
 
+    def in_words(self) -> str:
+        """ "8 steps in 2 epochs", "6 steps in 1.5 epochs", "1 step in 1 epoch"."""
+        epochs = f"{self.steps / self.steps_per_epoch:.3g}"
+        return f"{self.steps:,} step{'' if self.steps == 1 else 's'} in {epochs} epoch{'' if epochs == '1' else 's'}"
+
 
 def plan_length(batches: int, run: RunSettings, accumulation: int) -> Length:
     """Epochs override steps; the last epoch may be cut by ``max_train_steps``."""

@@ -131,7 +131,7 @@ def plan_lines(checked: Sequence[Checked]) -> list[str]:
         )
         same = number > 1 and one.base == checked[number - 2].base
         lines.append(
-            f"{number}. {one.run.label}: {one.length.steps:,} steps in {one.length.epochs} epochs, "
+            f"{number}. {one.run.label}: {one.length.in_words()}, "
             f"{one.pictures} pictures, {'the same base' if same else one.source}, to {one.output}, {what}"
         )
     steps = sum(one.length.steps for one in checked if one.before is None)

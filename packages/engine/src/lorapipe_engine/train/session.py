@@ -311,7 +311,7 @@ def sample_prompts(settings: TrainSettings) -> list[Prompt]:
     """The prompts of the prompt file, at the training size unless they say otherwise."""
     if settings.run.sample_prompts is None:
         return []
-    width, height = settings.data.resolution
+    width, height = settings.data.size
     return read_prompts(settings.run.sample_prompts, Prompt(text="", width=width, height=height))
 
 

@@ -8,6 +8,7 @@ import click
 
 from lorapipe_engine.command.records import write_path
 from lorapipe_engine.command.tool import say, tool_command
+from lorapipe_engine.errors import ConfigError
 
 EXAMPLES = """
 lora-inspect delta mina.safetensors -o delta.safetensors
@@ -17,7 +18,7 @@ lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o 
 
 @tool_command("lora-inspect delta", examples=EXAMPLES)
 @click.argument("network", metavar="FILE")
-@click.option("-o", "--output", required=True, metavar="OUT", help="The file to write.")
+@click.option("-o", "--output", metavar="OUT", help="The file to write.")
 @click.option("--base", metavar="BASE", help="A checkpoint, or a file of MODULE.weight and MODULE.bias.")
 @click.option("--multiplier", type=float, default=1.0, show_default=True, help="Strength of the network.")
 @click.option(
@@ -32,7 +33,7 @@ lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o 
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 def command(
     network: str,
-    output: str,
+    output: str | None,
     base: str | None,
     multiplier: float,
     precision: str,
@@ -46,14 +47,17 @@ def command(
     the shape of convolutions whose factors are stored flat. FILE may be - for a network on standard input. The path of
     OUT goes to stdout.
     """
+    if not output and not dry_run:
+        raise ConfigError("give the file to write: -o delta.safetensors, or -n to write nothing")
+    target = Path(output) if output else None
     from lorapipe_inspect.inputs import read_one
     from lorapipe_inspect.measure.dense import write_deltas
 
     with read_one(network).open() as file:
         count = write_deltas(
-            file, base, Path(output), multiplier=multiplier, precision=precision, dry_run=dry_run, force=force
+            file, base, target, multiplier=multiplier, precision=precision, dry_run=dry_run, force=force
         )
     say(f"{network}: {count} changes at {multiplier:g}")
-    if not dry_run:
-        write_path(Path(output))
+    if target is not None and not dry_run:
+        write_path(target)
     return 0

@@ -56,21 +56,23 @@ class BaseWeights:
 def write_deltas(
     network_file: WeightFile,
     base_name: str | None,
-    output: Path,
+    output: Path | None,
     *,
     multiplier: float,
     precision: str,
     dry_run: bool,
     force: bool,
 ) -> int:
-    """Write the changes of all modules; how many there are. Raises InputError naming the module that has none."""
+    """Write the changes of all modules; how many there are. ``output``: None where nothing is written.
+
+    Raises InputError naming the module that has none."""
     network = describe_network(network_file)
     with ExitStack() as stack:
         base = open_base(base_name, stack) if base_name else None
         _check_base(network, base)
         changes = compute(network_file, network, base, multiplier)
         dtype = PRECISIONS[precision]
-        if dry_run:
+        if dry_run or output is None:
             return sum(1 for _ in changes)
         check_weights_output(output, force=force)
         names = [name + end for name in network.modules for end in ("", ".bias")]

@@ -70,13 +70,11 @@ class Facts:
     def in_words(self) -> str:
         """The facts in a line."""
         family = FAMILIES[self.family].title if self.family else self.foreign or "family unknown"
-        extras = [
-            name
-            for name, there in (("DoRA", self.dora), ("Tucker", self.tucker), ("convolutions", self.conv))
-            if there
-        ]
+        extras = [name for name, there in (("DoRA", self.dora), ("Tucker", self.tucker)) if there]
+        # One word with every subcommand: LoRA with convolutions is "locon".
+        algorithms = "+".join("locon" if name == "lora" and self.conv else name for name in self.algorithms)
         names = " and ".join(self.schemes)
-        parts = [family, "+".join(self.algorithms), *extras, f"names of {names}", ", ".join(self.dtypes)]
+        parts = [family, algorithms, *extras, f"names of {names}", ", ".join(self.dtypes)]
         if self.missing_alpha:
             parts.append(f"{self.missing_alpha} modules without alpha")
         return ", ".join(parts)

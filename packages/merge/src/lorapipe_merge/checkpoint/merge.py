@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorapipe_engine.checkpoints.opened import Base
-from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.files.tensorfile import check_weights_output
 from lorapipe_merge.blocks import BlockWeights
@@ -99,7 +99,7 @@ def _check_room(base: Base, result: Result, output: Path, wishes: Wishes) -> Non
             raise ConfigError(f"{output}: is the base itself; give --force to replace it, or another -o")
     if base.folder:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise InputError(f"{output}: exists already; a diffusers model needs a new folder")
+            raise OutputError(f"{output}: exists already; a diffusers model needs a new folder")
         check_output(output.parent / f".{output.name}", force=True, size=result.size)
         return
     if output.is_dir():

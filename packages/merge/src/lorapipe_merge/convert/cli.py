@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def lora_convert(source: str, **flags: Any) -> int:
     form, result = chosen[FormSettings], chosen[ResultSettings]
     if form.scheme is None:
         raise ConfigError("give the names to write: --to kohya, diffusers, peft, ...")
+    if result.output is None and result.dry_run:
+        result = replace(result, output="converted.safetensors", force=True)
     if result.output is None:
         raise ConfigError("give the file to write: -o converted.safetensors")
     from lorapipe_merge.convert.run import Wishes, convert

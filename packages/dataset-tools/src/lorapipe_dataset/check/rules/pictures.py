@@ -60,7 +60,7 @@ BARS = Rule("bars", "warning", "Flat bars at the edges", "crop them away")
 
 def find_small(dataset: Dataset, options: Options) -> Iterator[Finding]:
     """Pictures that training has to enlarge, or that have less than the wanted area."""
-    width, height = options.data.resolution
+    width, height = options.data.size
     for placed in place_all(dataset, options.data):
         if not isinstance(placed, Placed):
             continue

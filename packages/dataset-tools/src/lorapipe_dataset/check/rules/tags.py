@@ -48,7 +48,7 @@ CONTRADICTION = Rule(
 )
 INVARIANT = Rule(
     "invariant-tag",
-    "info",
+    "warning",
     "Tags in 80 % of a concept's captions or more",
     "what always belongs to the character is learned by the trigger when the tag goes (--fix removes it); "
     "keep what should stay changeable",
@@ -181,7 +181,7 @@ def find_artefacts(dataset: Dataset, _options: Options) -> Iterator[Finding]:
 def find_invariant(dataset: Dataset, options: Options) -> Iterator[Finding]:
     """Tags that nearly all captions of a concept have."""
     guessed = canonical(guess_trigger(dataset) or "") if options.trigger is None else ""
-    milder: Severity | None = None if options.kind != "character" else "warning"
+    milder: Severity | None = None if options.kind == "character" else "info"
     for concept, pictures in dataset.concepts.items():
         captioned = [picture for picture in pictures if picture.caption]
         if len(captioned) < ENOUGH:

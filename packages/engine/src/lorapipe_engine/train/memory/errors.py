@@ -64,7 +64,7 @@ def _advice(settings: TrainSettings) -> list[str]:
         )
     if not settings.network.network_train_unet_only:
         advice.append("--network_train_unet_only (nothing is kept of the text encoders)")
-    width, height = data.resolution
+    width, height = data.size
     if max(width, height) > 512:
         less = (width * 3 // 4 // 64 * 64, height * 3 // 4 // 64 * 64)
         share = less[0] * less[1] / (width * height)

@@ -59,7 +59,7 @@ def check_outputs(run: RunSettings) -> None:
     if state_file(run).exists() or run.resume is not None:
         return
     for path in _earlier(run):
-        raise ConfigError(
+        raise OutputError(
             f"{path} exists from an earlier run; choose another --output_name or --output_dir, or give --overwrite"
         )
 

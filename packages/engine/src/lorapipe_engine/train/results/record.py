@@ -209,7 +209,7 @@ def _model_spec(settings: TrainSettings, family: Family, prediction: str) -> Mod
         title=run.metadata_title or run.output_name,
         date=datetime.now().astimezone(),
         prediction=prediction,
-        resolution=settings.data.resolution,
+        resolution=settings.data.size,
         timesteps=timesteps if timesteps != (0, 1000) else None,
         encoder_layer=settings.model.clip_skip,
         author=run.metadata_author,

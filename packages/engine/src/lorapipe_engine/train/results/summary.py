@@ -20,15 +20,20 @@ def summary(
     together += f" x {accumulation}" if accumulation > 1 else ""
     sizes = ", ".join(map(str, dict.fromkeys(dataset.batch_sizes)))
     length = plan.length
-    rows = "pictures" if dataset.pairs is None else "rows of prompts"
+    row = "picture" if dataset.pairs is None else "row of prompts"
     return [
         *folder_lines(dataset),
-        f"{sum(dataset.repeats)} {rows} an epoch in {len(set(dataset.buckets))} buckets, batch {sizes}"
-        f"{together}: {length.steps_per_epoch} steps x {length.epochs} epochs = {length.steps} steps",
+        f"{_counted(sum(dataset.repeats), row)} an epoch in {_counted(len(set(dataset.buckets)), 'bucket')}, "
+        f"batch {sizes}{together}: {_counted(length.steps_per_epoch, 'step')} an epoch, {length.in_words()}",
         f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
         f"{network.count():,} values",
         *_updates(plan.updates, settings.network),
     ]
+
+
+def _counted(number: int, noun: str) -> str:
+    first, _, rest = noun.partition(" ")
+    return f"{number} {first}{'' if number == 1 else 's'}{rest and ' ' + rest}"
 
 
 def _updates(plan: UpdatePlan, network: NetworkSettings) -> list[str]:
