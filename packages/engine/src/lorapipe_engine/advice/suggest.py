@@ -5,7 +5,7 @@ Only what is worth saying is in it; everything else stays at its default. What t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,8 @@ from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import get_family, recognise
 from lorapipe_engine.models.family import Family
 from lorapipe_engine.pictures.captions import split_tags
-from lorapipe_engine.settings import PARTS, DataSettings
+from lorapipe_engine.sampling.bases import trained_size
+from lorapipe_engine.settings import PARTS
 
 # Values of a network for one rank, attention layers alone: UNet, text encoders. Counted from the families' layers; a
 # value takes two bytes in a file. SDXL's text encoders are not trained unasked.
@@ -41,14 +42,15 @@ class Suggestion:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What suggestions are made from: the kind, the family if the base is known, the card, the pictures, and which
-    options the user gave, with their values."""
+    """What suggestions are made from: the kind, the family if the base is known, the card, the pictures, which
+    options the user gave, with their values, and the training size in pixels."""
 
     kind: Kind
     family: Family | None
     vram: str | None
     dataset: Dataset
     given: Mapping[str, Any]
+    size: tuple[int, int]
 
     @property
     def per_epoch(self) -> int:
@@ -82,8 +84,10 @@ def suggest(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
         for field in fields_of(part.__class__)
         if origin.get(field.name, "default") != "default"
     }
-    dataset = scan(with_resolution(data, family, given), run.seed)
-    case = Case(kind=KINDS[run.kind], family=family, vram=model.vram, dataset=dataset, given=given)
+    width, height = map(int, trained_size(model.pretrained_model_name_or_path).split("x"))
+    size = data.resolution or (width, height)
+    dataset = scan(replace(data, resolution=size), run.seed)
+    case = Case(kind=KINDS[run.kind], family=family, vram=model.vram, dataset=dataset, given=given, size=size)
     return written(list(suggestions(case)), given, heading(case))
 
 
@@ -97,13 +101,6 @@ def family_of(base: str | None) -> Family | None:
     with open_tensors(place) as file:
         name = recognise({key: tensor.shape for key, tensor in file.tensors.items()}).family
     return get_family(name) if name else None
-
-
-def with_resolution(data: DataSettings, family: Family | None, given: Collection[str]) -> DataSettings:
-    """The options at the family's resolution where none was given."""
-    if family is None or "resolution" in given:
-        return data
-    return replace(data, resolution=(family.resolution, family.resolution))
 
 
 # -------------------------------------------------------------------------------- what is suggested
@@ -124,13 +121,13 @@ def of_model(case: Case) -> Iterator[Suggestion]:
 
 
 def of_pictures(case: Case) -> Iterator[Suggestion]:
-    side = case.family.resolution if case.family else 512
-    known = f"what {case.family.title if case.family else 'SD 1.x'} was trained at"
+    width, height = case.size
+    known = f"what {'the base' if case.family else 'SD 1.x'} was trained at"
     known += "" if case.family else " (SD 2.x 768, SDXL 1024)"
     yield Suggestion(
-        "resolution", (side, side), f"{known}; more costs time by the area, and shows more detail"
+        "resolution", (width, height), f"{known}; more costs time by the area, and shows more detail"
     )
-    small = sum(picture.size[0] * picture.size[1] < side * side for picture in case.dataset.pictures)
+    small = sum(picture.size[0] * picture.size[1] < width * height for picture in case.dataset.pictures)
     if small:
         yield Suggestion(
             "bucket_no_upscale",
