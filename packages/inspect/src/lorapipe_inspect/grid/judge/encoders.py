@@ -1,12 +1,12 @@
 """Pictures as vectors, by ONNX files that the user has: DINO, CLIP, CCIP, and a WD tagger in full.
 
-What goes in is each model's own recipe: DINO and CLIP the middle square of the picture, CCIP the whole of it squeezed
-to a square, the tagger the whole of it on a white square with channels in the order BGR and levels 0..255.
+What goes in is each model's own recipe: DINO, CLIP and others the middle square of the picture, CCIP the whole of
+it squeezed to a square, the tagger the whole of it on a white square with channels in the order BGR and levels 0..255.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,9 @@ def _on_white(picture: Image, side: int) -> Image:
 DINO = Recipe(224, _middle, _IMAGENET)
 CLIP = Recipe(224, _middle, _OPENAI)
 CCIP = Recipe(384, _squeezed, _OPENAI)
+PLAIN = Recipe(224, _middle, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
 WD = Recipe(448, _on_white, None)
+RECIPES: Mapping[str, Recipe] = {"dino": DINO, "clip": CLIP, "encoder": PLAIN}
 
 
 class Encoder:
@@ -218,6 +220,15 @@ def nearest_cosine(rows: Iterable[Floats | None], others: Floats) -> list[float 
     """For each vector its highest cosine to any of the others, -1..1."""
     known = unit(others)
     return [None if row is None else float((known @ unit(row)).max()) for row in rows]
+
+
+def own_cosine(rows: Floats) -> float | None:
+    """The mean cosine of vectors to each other, -1..1; None for fewer than two."""
+    count = len(rows)
+    if count < 2:
+        return None
+    whole = unit(rows).astype(np.float64).sum(axis=0)
+    return float((whole @ whole - count) / (count * (count - 1)))
 
 
 def vendi(rows: Floats) -> float:
