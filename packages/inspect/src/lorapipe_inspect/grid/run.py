@@ -150,6 +150,7 @@ def shown_figures(study: Study) -> list[Any]:
         Shown("ccip", "CCIP", "likeness to held-out pictures, more than the base's", 3),
         Shown("dino", "DINO", "mean cosine to held-out pictures, more than the base's", 3),
         Shown("clip", "CLIP", "mean cosine to held-out pictures, more than the base's", 3),
+        Shown("clip_t", "CLIP-T", "cosine to the prompt, more than the base's", 3),
         Shown("encoder", "encoder", "mean cosine to held-out pictures, more than the base's", 3),
         Shown("tags", "tags", "cosine of the tags to the dataset's mean, more than the base's", 3),
         Shown("chroma", "chroma", "mean chroma, more than the base's", 1),

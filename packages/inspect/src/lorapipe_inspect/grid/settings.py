@@ -57,7 +57,12 @@ class FigureSettings:
         None, "The tags that the records' tagger has: its selected_tags.csv.", metavar="CSV"
     )
     dino: Path | None = flag(None, "DINOv2 as ONNX.", metavar="FILE.onnx", needs="held_out")
-    clip: Path | None = flag(None, "CLIP's picture half as ONNX.", metavar="FILE.onnx", needs="held_out")
+    clip: Path | None = flag(
+        None,
+        "CLIP as ONNX: its picture half, or both (then CLIP-T too).",
+        metavar="FILE.onnx",
+        needs="held_out",
+    )
     ccip: Path | None = flag(
         None, "CCIP's folder (model_feat.onnx, model_metrics.onnx).", metavar="DIR", needs="held_out"
     )

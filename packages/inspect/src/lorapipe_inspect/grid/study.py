@@ -23,6 +23,7 @@ MOST_NAMED = 5  # networks in a line of such
 # Of those that were asked for, the first that is there decides. Pictures go before tags: these see nothing of a
 # character that the tagger has no tag for.
 PREFERRED = ("ccip", "dino", "clip", "encoder", "recall", "tags")
+COLUMNS = (*PREFERRED, "clip_t")  # the last tells obedience to the prompt, not the concept
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _by_models(
             columns.append(models.tag_cosine(encoder, general, wanted.dataset, vectors, pairs))
     for name, path in encoders:
         if path is not None and wanted.held_out is not None:
-            columns.append(models.likeness(name, path, wanted.held_out, wanted.dataset, cells, pairs))
+            columns += models.likeness(name, path, wanted.held_out, wanted.dataset, cells, pairs)
     if wanted.ccip is not None and wanted.held_out is not None:
         columns.append(models.character(wanted.ccip, wanted.held_out, cells, pairs))
     return by, columns
@@ -278,7 +279,7 @@ def table(study: Study, order: Callable[[Key], Any] | None = None) -> list[str]:
     head = (
         f"{'':<{wide}}{'move':>7}{'select':>8}{'leak U':>8}{'leak O':>8}{'step':>7}{'spread':>8}{'burn':>7}"
     )
-    more = [name for name in PREFERRED if name in study.concept]
+    more = [name for name in COLUMNS if name in study.concept]
     head += "".join(f"{name:>8}" for name in more) + (f"{'unasked':>9}" if study.unasked else "")
     lines = [head]
     for network in sorted(study.networks, key=order or (lambda one: _order(study, one))):

@@ -12,7 +12,7 @@ import numpy as np
 
 from lorapipe_engine.errors import InputError, MissingExtra
 from lorapipe_inspect.grid.cells import Cell
-from lorapipe_inspect.grid.judge import encoders
+from lorapipe_inspect.grid.judge import encoders, texts
 from lorapipe_inspect.grid.judge.constants import CCIP_SAME, FEWEST_VENDI, LEAST_ROOM
 from lorapipe_inspect.grid.judge.encoders import Encoder, Floats
 from lorapipe_inspect.grid.judge.pairs import Key, Pairs
@@ -41,9 +41,9 @@ class ByModel:
 
 def likeness(
     name: str, path: Path, held_out: Path, dataset: Path | None, cells: Sequence[Cell], pairs: Pairs
-) -> ByModel:
-    """DINO-I, CLIP-I or another encoder's: the mean cosine of each cell to held-out pictures of the concept. Raises
-    InputError, MissingExtra.
+) -> list[ByModel]:
+    """DINO-I, CLIP-I or another encoder's: the mean cosine of each cell to held-out pictures. And CLIP-T,
+    the cosine to its own prompt, of a CLIP with both halves and a tokenizer. Raises InputError, MissingExtra.
     """
     encoder = Encoder(_file_of(path), encoders.RECIPES[name])
     kept = encoders.encode_files(encoder, encoders.folder_pictures(held_out))
@@ -65,7 +65,16 @@ def likeness(
         )
     risen = rises(values, pairs)
     own = ways(values, risen, pairs, encoders.own_cosine(kept))
-    return ByModel(name, values, risen, notes, _vendi(rows, pairs), own)
+    figures = [ByModel(name, values, risen, notes, _vendi(rows, pairs), own)]
+    if name == "clip" and encoder.reads_words:
+        if texts.tokenizer_of(path) is None:
+            notes.append(
+                f"clip: no {texts.TOKENIZER} beside {path.name}, so pictures are not compared with prompts"
+            )
+        else:
+            to_prompts = texts.likeness_to_prompts(encoder, cells, rows)
+            figures.append(ByModel(texts.NAME, to_prompts, rises(to_prompts, pairs)))
+    return figures
 
 
 def _file_of(path: Path) -> Path:
