@@ -14,9 +14,11 @@ from PIL import Image
 from lorapipe_demo import recipe
 from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.figures import MERGED, Series, Share, draw_series, plan_series, shares, shown_epochs
+from lorapipe_demo.made import Made
 from lorapipe_demo.scene import TRIGGER, concept_scene, random_person
 
 FILES = [Path(f"epoch{number}.safetensors") for number in (1, 2, 3)]
+MADE = Made(Path("small"), Path("merged"))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_how_a_share_is_said() -> None:
 
 
 def test_no_picture_is_drawn_twice() -> None:
-    series = plan_series(FILES, Path("small"), Path("merged"), 3)
+    series = plan_series(FILES, MADE, 3)
     pictures = [
         (row.base, row.network, row.strength, prompt, seed)
         for row in series.values()
@@ -58,7 +60,7 @@ def test_the_epochs_that_are_shown_end_with_the_last() -> None:
     assert shown_epochs(6, 3) == [2, 4, 6]
     assert shown_epochs(2, 3) == [1, 2]
     files = [Path(f"epoch{number}.safetensors") for number in range(1, 11)]
-    series = plan_series(files, Path("small"), Path("merged"), 3)
+    series = plan_series(files, MADE, 3)
     assert [name for name, row in series.items() if name.startswith("epoch") and row.strength == 1] == [
         "epoch 3",
         "epoch 6",
@@ -67,13 +69,22 @@ def test_the_epochs_that_are_shown_end_with_the_last() -> None:
     assert series["epoch 10, weight 1.3"].network == series["calls"].network == files[9]
 
 
+def test_the_extracted_network_is_drawn_with_on_request() -> None:
+    series = plan_series(FILES, Made(Path("small"), Path("merged"), Path("extracted")), 3)
+    assert "extracted" not in plan_series(FILES, MADE, 3)
+    assert series["extracted"].network == Path("extracted")
+    assert series["extracted"].prompts == series["small"].prompts
+    assert recipe.FULL.draws_extracted
+    assert not recipe.SHORT.draws_extracted
+
+
 def test_the_grid_shows_the_pictures_that_were_judged_and_names_an_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of stand-ins by which the last epoch is the best."""
     from lorapipe_demo.grid import show_grid
 
-    series = plan_series(FILES, Path("small"), Path("merged"), 3)
+    series = plan_series(FILES, MADE, 3)
     drawn = {name: [stand_in(row, prompt, seed) for prompt, seed in zip(row.prompts, row.seeds, strict=True)]
              for name, row in series.items()}  # fmt: skip
     path = show_grid(series, drawn, 10, tmp_path)
@@ -119,7 +130,7 @@ def test_series_are_drawn_with_the_time_left_and_judged(
     from lorapipe_demo.judge import Judge
 
     monkeypatch.setattr(figures, "LINE_EVERY", 0.0)
-    whole = plan_series(FILES, Path("small"), Path("merged"), 3)["base"]
+    whole = plan_series(FILES, MADE, 3)["base"]
     row = figures.Series(whole.prompts[:3], whole.seeds[:3])
     drawn = draw_series({"base": row}, "cpu", steps=2)
     assert [picture.size for picture in drawn["base"]] == [(64, 64)] * 3

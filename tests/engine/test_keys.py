@@ -184,8 +184,10 @@ def test_every_naming_of_a_layer_is_accepted() -> None:
     key = "model.diffusion_model.input_blocks.4.1.proj_in.weight"
     sdxl, sd1 = (list(keys.lora_names_of(key, (8, 8), family)) for family in ("sdxl", "sd1"))
     ldm, diffusers = "lora_unet_input_blocks_4_1_proj_in", "lora_unet_down_blocks_1_attentions_0_proj_in"
-    assert sdxl == [ldm, diffusers, "unet.down_blocks.1.attentions.0.proj_in"]
-    assert sd1 == [diffusers, ldm, "unet.down_blocks.1.attentions.0.proj_in"]
+    peft = "unet.down_blocks.1.attentions.0.proj_in"
+    of_oft = [name.replace("lora_unet", "oft_unet") for name in (ldm, diffusers)]
+    assert sdxl == [ldm, diffusers, peft, *of_oft]
+    assert sd1 == [diffusers, ldm, peft, *of_oft]
     text = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     assert list(keys.lora_names_of(text, (8, 8), "sd1")) == [
         "lora_te_text_model_encoder_layers_0_mlp_fc1",

@@ -19,7 +19,10 @@ from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 from lorapipe_engine.networks.metadata import (
     MINIMUM_KEYS,
     OPTIONAL_KEYS,
+    SLIDER,
+    TIMES,
     TRAINING_KEYS,
+    VAE_FORM,
     ModelSpec,
     base_version,
     parse_metadata,
@@ -58,7 +61,7 @@ def test_values_are_spelt_as_python_does_and_tables_as_json() -> None:
 
 def test_every_key_is_there_whatever_is_known() -> None:
     names = [name for group in TRAINING_KEYS.values() for name in group]
-    assert len(names) == len(set(names)) == 88
+    assert len(names) == len(set(names)) == 88 + len((*VAE_FORM, *TIMES, *SLIDER))
     assert list(training_metadata({})) == [f"ss_{name}" for name in names if name not in OPTIONAL_KEYS]
     assert set(training_metadata({}).values()) == {"None"}
     assert "ss_vae_hash" in training_metadata({"vae_hash": "ab"})

@@ -149,7 +149,7 @@ def test_arguments_may_stand_in_one_text(tmp_path: Path) -> None:
 
 def test_options_of_other_families_are_named(tmp_path: Path) -> None:
     path = tmp_path / "options.toml"
-    path.write_text('timestep_sampling = "shift"\n')
+    path.write_text("guidance_scale = 3.5\n")
     found = run("--print-config", "--config_file", str(path))
     assert (found.exit_code, "is of FLUX, SD3 and the like" in found.stderr) == (2, True)
 

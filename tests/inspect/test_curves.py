@@ -75,6 +75,22 @@ def test_in_the_terminal(tmp_path: Path) -> None:
     assert only.splitlines()[:2] == ["loss", "loss/current"]
 
 
+def test_losses_beside_the_loss_have_charts_of_their_own(tmp_path: Path) -> None:
+    """The term of preservation, at one step in two, and the validation loss at each of its timesteps."""
+    rows = rows_of(40)
+    for row in rows[::2]:
+        row["loss/preservation"] = 0.01 / row["step"]
+    for row in rows[9::10]:
+        row |= {f"loss/validation/epoch_at_{time}": time / 1e4 for time in (200, 800)}
+        row["loss/validation/epoch_divergence"] = 0.1
+    done = run("lora-inspect", "curves", write_metrics(tmp_path / "mina.metrics.jsonl", rows))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    titles = ["loss", "loss of preservation", "validation loss", "validation loss by timestep"]
+    assert [line for line in lines if line in titles] == titles
+    assert {"epoch_at_200", "epoch_at_800"} <= set(done.stdout.split())
+
+
 def test_both_kinds_of_files_say_the_same(tmp_path: Path) -> None:
     rows = rows_of(30)
     metrics = read_run(write_metrics(tmp_path / "metrics.jsonl", rows))
@@ -212,7 +228,10 @@ def test_a_damaged_events_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--only", "los"], "--only los: none of rate, loss, validation, norms, did you mean 'loss'?"),
+        (
+            ["--only", "los"],
+            "--only los: none of rate, loss, timesteps, validation, norms, did you mean 'loss'?",
+        ),
         (["--tag", "loss/x"], "loss/x: the runs have loss/current"),
         (["--tag", "a", "--only", "loss"], "exclude each other"),
         (["-o", "a.pdf"], "a.pdf: a chart is written as .png or .svg"),

@@ -199,7 +199,11 @@ def test_old_text_names_and_missing_tensors(
         (["a.safetensors", "b.safetensors", "--method", "tie"], 2, "tie"),
         (["a.safetensors", "sdxl.safetensors"], 2, "cannot be merged"),
         (["a.safetensors:0.3", "b.safetensors"], 2, "the share of the second model; say it with --ratio"),
-        (["a.safetensors", "b.safetensors:0.3", "--method", "average"], 2, "gives all models the same share"),
+        (
+            ["a.safetensors", "b.safetensors:0.3", "--method", "average"],
+            2,
+            "give every model a ratio of its own",
+        ),
         (
             ["a.safetensors", "b.safetensors", "--method", "average", "--blocks", "MID=1"],
             2,

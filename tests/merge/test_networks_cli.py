@@ -45,6 +45,18 @@ def test_concat_is_the_default(words: list[object], merge: Run, tmp_path: Path) 
     assert {module.alpha for module in network.modules.values()} == {7.0}
 
 
+def test_networks_of_flow_stay_of_flow(data: Path, words: list[object], merge: Run, tmp_path: Path) -> None:
+    with open_tensors(data / "sd15_lora_A.safetensors") as file:
+        tensors = {name: file.read(name) for name in file.tensors}
+        write_tensors(
+            tmp_path / "flow.safetensors", tensors, {**file.metadata, "modelspec.prediction_type": "flow"}
+        )
+    done = merge("--networks", "flow.safetensors:0.7", words[1], "-o", "OUT.safetensors")
+    assert done.returncode == 0, done.stderr
+    with open_tensors(tmp_path / "OUT.safetensors") as file:
+        assert file.metadata["modelspec.prediction_type"] == "flow"
+
+
 def test_a_family_for_another_model(data: Path, words: list[object], merge: Run, tmp_path: Path) -> None:
     done = merge("--networks", words[0], data / "sdxl_lora_A.safetensors", "-o", "OUT.safetensors")
     assert done.returncode == 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 from lorapipe_merge.sd_scripts import translated
 from support.commands import run
 
@@ -69,9 +71,20 @@ def test_a_line_of_theirs_is_one_of_ours(theirs: list[str], ours: list[str], tmp
         assert all(bytes(first.raw(key)) == bytes(second.raw(key)) for key in first.tensors)
 
 
+def test_block_weights_and_endings() -> None:
+    theirs = ["--models", "a", "b", "--ratios", "1", "2", "--lbws", "1,0", "1,0", "--save_to", "o"]
+    assert translated(theirs) == ["--networks", "a:1", "b:2", "--blocks", "1,0", "--save_to", "o"]
+    for words in (["--output", "o"], ["--output=o"]):
+        own = translated(["--models", "a", "b", "--ratios", ".5", ".5", *words])
+        assert own is not None
+        assert own[-1].endswith("o.safetensors")
+
+
 @pytest.mark.parametrize(
     "words",
     [
+        ["--models", "a", "b", "-o", "x"],
+        ["--models", "a", "b", "--output", "x", "--ratio", "0.3"],
         ["--models", "a", "b", "--ratio", "0.3", "-o", "x"],
         ["--models", "a", "b", "--ratio=0.3", "-o", "x"],
         ["--models", "a", "--ratio", "0.3", "-o", "x"],
@@ -88,6 +101,10 @@ def test_lines_of_ours_stay(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (
+            ["--models", "a", "b", "--ratios", "1", "2", "--lbws", "1,1", "1,0"],
+            "put each network's into it first: lora-merge --networks LORA --blocks 1,1 -o",
+        ),
         (["--models", "a", "b", "--ratios", "1", "2", "3"], "--models has 2 networks and --ratios 3 numbers"),
         (["--sd_model", "c", "--models", "a", "b", "--ratios", "1"], "--models has 2 networks"),
         (
@@ -152,3 +169,89 @@ def test_no_weights_under_another_formats_name(
     assert "would hold safetensors under another format's name; call it o.safetensors" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+BASES = ["sd1_base.safetensors", "other.safetensors", "third.safetensors"]
+
+
+@pytest.fixture
+def bases(tmp_path: Path) -> Path:
+    """Three checkpoints of one shape, of different numbers."""
+    with open_tensors(PEOPLE / BASES[0]) as file:
+        for factor, name in enumerate(BASES, start=1):
+            scaled = {
+                key: (file.read(key) * (factor if info.dtype == "F16" else 1)).astype(file.read(key).dtype)
+                for key, info in file.tensors.items()
+            }
+            write_tensors(tmp_path / name, scaled, file.metadata)
+    return tmp_path
+
+
+def test_several_ratios_of_checkpoints(bases: Path) -> None:
+    """merge_models.py's line: each model times its ratio."""
+    words = ["--models", *BASES, "--output", "m.safetensors", "--ratios", "0.5", "0.3", "0.2"]
+    done = run("lora-merge", *words, "--device", "cuda", "--saving_precision", "float", cwd=bases)
+    assert done.returncode == 0, done.stderr
+    assert "--method average --save_precision float --output m.safetensors" in done.stderr
+    assert "ratios 0.5 0.3 0.2" in done.stderr
+    equal = ["--models", *BASES, "--output", "e.safetensors", "--saving_precision", "float", "--show_skipped"]
+    assert run("lora-merge", *equal, cwd=bases).returncode == 0
+    with open_tensors(bases / BASES[0]) as base:
+        for name, factor in (("m.safetensors", 0.5 + 2 * 0.3 + 3 * 0.2), ("e.safetensors", 2.0)):
+            with open_tensors(bases / name) as merged:
+                key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+                assert merged.tensors[key].dtype == "F32"
+                assert np.allclose(merged.read(key), factor * base.read(key).astype(np.float64), rtol=2e-3)
+    with open_tensors(bases / "m.safetensors") as merged:
+        recipe = json.loads(merged.metadata["lora_merge.recipe"])
+    assert [model["ratio"] for model in recipe["models"]] == [0.5, 0.3, 0.2]
+
+
+def test_ratios_whose_sum_is_not_1_are_said(bases: Path) -> None:
+    words = ["--models", *(f"{name}:0.5" for name in BASES), "--method", "average", "-o", "m.safetensors"]
+    done = run("lora-merge", *words, cwd=bases)
+    assert done.returncode == 0, done.stderr
+    assert "note: the ratios' sum is 1.5" in done.stderr
+
+
+def test_the_unet_alone(bases: Path) -> None:
+    words = ["--models", *BASES[:2], "--output", "m.safetensors", "--ratios", "0.75", "0.25", "--unet_only"]
+    done = run("lora-merge", *words, "--saving_precision", "fp16", cwd=bases)
+    assert done.returncode == 0, done.stderr
+    with open_tensors(bases / BASES[0]) as base, open_tensors(bases / "m.safetensors") as merged:
+        for key in base.tensors:
+            factor = 1.25 if key.startswith("model.diffusion_model.") else 1.0
+            assert np.allclose(
+                merged.read(key), factor * base.read(key).astype(np.float64), rtol=2e-3, atol=1e-4
+            ), key
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["--models", "a", "b", "--output", "o", "--ratios", "1", "2", "3"],
+            "has 2 checkpoints and --ratios 3",
+        ),
+        (["--models", "a", "b", "c", "--output", "o", "--unet_only"], "is done for two models"),
+        (
+            ["--models", "a", "b", "--output", "o", "--unet_only", "--ratios", "1", "1"],
+            "is done for two models",
+        ),
+        (
+            ["--models", "a", "b", "--output", "o", "--ratios", "1", "1", "--lbw", "1"],
+            "--lbw: is no option of sd-scripts' merge_models.py",
+        ),
+    ],
+)
+def test_lines_of_merge_models_with_faults(words: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        translated(words)
+
+
+def test_an_average_has_all_ratios_or_none(bases: Path) -> None:
+    done = run(
+        "lora-merge", "--models", f"{BASES[0]}:1", BASES[1], "--method", "average", "-o", "m", cwd=bases
+    )
+    assert done.returncode == 2
+    assert "give every model a ratio of its own, or none" in done.stderr

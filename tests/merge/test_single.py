@@ -114,6 +114,16 @@ def test_programs_load_the_folder(family: str, tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_of_a_flow_model_says_so(tmp_path: Path) -> None:
+    from lorapipe_engine.train.base.load import load_base
+
+    said = {"modelspec.prediction_type": "flow"}
+    single = tiny.save_checkpoint(tiny.build("sd1"), tmp_path / "single.safetensors", said)
+    assert "predicts flow" in turn(single, "-o", tmp_path / "ours")
+    tiny.write_tokenizer(tmp_path / "ours/tokenizer")
+    assert load_base(tmp_path / "ours").prediction_type == "flow_prediction"
+
+
 def test_configurations_of_another_folder(tmp_path: Path) -> None:
     made = tiny.build("sd1")
     single = tiny.save_checkpoint(made, tmp_path / "single.safetensors")

@@ -11,6 +11,7 @@ TARGETS = {
     "lora-merge": "lorapipe_merge.cli:main",
     "lora-sample": "lorapipe_engine.sample_cli:sample_main",
     "lora-resize": "lorapipe_resize.cli:main",
+    "lora-extract": "lorapipe_resize.extract.cli:main",
     "lora-inspect": "lorapipe_inspect.cli:main",
     "lora-grid": "lorapipe_inspect.grid.cli:main",
     "lora-tag": "lorapipe_tagger.cli:main",

@@ -183,6 +183,14 @@ def test_pefts_own_products(folder: str, tmp_path: Path) -> None:
             ["--to", "kohya"],
             "lora_unet_no_layer: is no layer of Stable Diffusion 1.x",
         ),
+        (
+            {
+                "unet.down_blocks.0.attentions.0.to_kk.lora_A.weight": numbers(2, 8),
+                "unet.down_blocks.0.attentions.0.to_kk.lora_B.weight": numbers(8, 2),
+            },
+            ["--to", "kohya"],
+            "unet.down_blocks.0.attentions.0.to_kk: is no layer of Stable Diffusion 1.x",
+        ),
         ({f"{TO_Q}.dora_scale": numbers(1, 8)}, ["--to", "peft"], "DoRA by inputs has no form there"),
         ({f"{TO_Q}.dora_scale": numbers(8, 1)}, ["--to", "diffusers-old"], "DoRA has no form there"),
     ],
@@ -194,6 +202,27 @@ def test_what_a_scheme_cannot_say(extra: Arrays, words: list[str], text: str, tm
     assert text in done.stderr
     assert "nothing was written" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.safetensors"]
+
+
+def test_magnitudes_of_pefts_convolutions_go_by_outputs(tmp_path: Path) -> None:
+    """PEFT's (1, o, 1, 1) are kohya's (o, 1, 1, 1), and not magnitudes by inputs, which kohya has in PEFT's shape."""
+    source, there, back = (DATA / "people/dora_peft_conv_square.safetensors"), tmp_path / "k", tmp_path / "d"
+    for one, scheme, two in ((source, "kohya", there), (there, "diffusers", back)):
+        assert run("lora-convert", one, "--to", scheme, "-o", two, "--verify").returncode == 0
+    with open_weights(source) as old, open_weights(there) as new, open_weights(back) as again:
+        keys = [key for key in old.tensors if key.endswith("magnitude_vector")]
+        assert keys
+        for key in keys:
+            flat = f"lora_{key.removesuffix('.lora_magnitude_vector').replace('.', '_')}.dora_scale"
+            assert new.tensors[flat].shape == (16, 1, 1, 1)
+            assert np.array_equal(new.read(flat).reshape(-1), old.read(key).reshape(-1))
+            assert np.array_equal(again.read(key), old.read(key))
+    base = DATA / "people/sd1_base.safetensors"
+    for name, network in (("one", source), ("two", there)):
+        words = [base, network, "--save-precision", "fp32", "-o", tmp_path / f"{name}.safetensors"]
+        assert run("lora-merge", *words).returncode == 0
+    with open_weights(tmp_path / "one.safetensors") as one, open_weights(tmp_path / "two.safetensors") as two:
+        assert all(np.allclose(one.read(key), two.read(key), atol=1e-6) for key in one.tensors)
 
 
 def test_left_out_on_request(tmp_path: Path) -> None:
@@ -232,3 +261,43 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     assert output.read_text() == "mine"
     assert run("lora-convert", source, "--to", "kohya", "-n", "-o", output).returncode == 0
     assert output.read_text() == "mine"
+
+
+def test_every_tools_factors_are_shaped_as_the_layers(tmp_path: Path) -> None:
+    """LoHa keeps convolutions flattened; made into plain factors they are what sd-scripts and diffusers load."""
+    conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+    around = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    width = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    for family, context, ones in (("sd1", 768, (1, 1)), ("sd2", 1024, ())):
+        net: Arrays = {
+            f"{width}.lora_up.weight": numbers(8, 2),
+            f"{width}.lora_down.weight": numbers(2, context),
+        }
+        for name, columns in ((conv, 72), (around, 8)):
+            net |= {f"{name}.hada_w{n}_a": numbers(8, 2) for n in (1, 2)}
+            net |= {f"{name}.hada_w{n}_b": numbers(2, columns) for n in (1, 2)}
+        source = tmp_path / f"{family}.safetensors"
+        write_tensors(source, net)
+        commands: list[tuple[str, list[object]]] = [
+            ("lora-convert", [source, "--to", "kohya", "--to-lora"]),
+            ("lora-merge", ["--networks", source]),
+            ("lora-resize", [source, "--new-rank", 4]),
+            ("lora-extract", [source]),
+        ]
+        for command, words in commands:
+            output = tmp_path / f"{family}-{command}.safetensors"
+            assert run(command, *words, "-o", output).returncode == 0
+            with open_weights(output) as file:
+                assert file.tensors[f"{conv}.lora_down.weight"].shape[1:] == (8, 3, 3), command
+                assert len(file.tensors[f"{conv}.lora_up.weight"].shape) == 4, command
+                assert file.tensors[f"{around}.lora_down.weight"].shape[1:] == (8, *ones), command
+
+
+def test_products_have_an_alpha_which_lycoris_asks_for(tmp_path: Path) -> None:
+    for name, make, alpha in (("loha", loha, 2.0), ("lokr", lokr, 1.0)):
+        output = tmp_path / f"{name}-out.safetensors"
+        words = [network(tmp_path, make()), "--to", "kohya", "--family", "sd1", "--verify", "--force"]
+        assert run("lora-convert", *words, "-o", output).returncode == 0
+        with open_weights(output) as file:
+            assert float(file.read(f"{TO_Q}.alpha")) == alpha
+        (tmp_path / "in.safetensors").unlink()

@@ -2,6 +2,7 @@
 
     python tools/bench/train.py [A B C D E] [--plain] [--steps 30] [--json] [--peer SD_SCRIPTS [--peer-python PYTHON]]
     python tools/bench/train.py --small            tiny models, on a CPU too: for comparing two revisions
+    torchrun --nproc_per_node 2 tools/bench/train.py A    a process a card, the workload's batch each (see cards.py)
 
 A SD1.5 512 px batch 4 dim 64, UNet and text encoder, 225 tokens; B the same at batch 1 with gradient checkpointing;
 C SDXL 1024 px batch 4 dim 32, UNet alone; D the same with checkpointing; E SDXL at batch 1. Nothing is downloaded: the
@@ -28,17 +29,20 @@ import torch
 from kernels import shares, table
 from torch import nn
 
-from lorapipe_engine.nn.attach import NetworkPlan, Target, attach
+from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import FORMS, quantize
-from lorapipe_engine.settings import LossSettings, OptimizerSettings
+from lorapipe_engine.settings import LossSettings, ModelSettings, OptimizerSettings, RunSettings
+from lorapipe_engine.settings.preserve import Preserve
 from lorapipe_engine.train.base.load import BaseModel
-from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.data.microbatch import Held, MicroBatch
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning, Tokens
-from lorapipe_engine.train.loop import update
+from lorapipe_engine.train.loop import accumulate, clip_and_step, update
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates
+from lorapipe_engine.train.processes import ALONE, Processes, join_processes
 from lorapipe_engine.train.step.forward import seed_step
+from lorapipe_engine.train.step.preserving import Preserving
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
 
@@ -75,7 +79,7 @@ WORKLOADS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured."""
+    """What was measured. ``exchange_ms``: the gradients of all cards added up, by itself."""
 
     workload: str
     capture: str
@@ -87,6 +91,9 @@ class Row:
     peak_gib: float
     allocated_gib: float
     startup_s: float
+    cards: int = 1
+    gradient_mb: float = 0.0
+    exchange_ms: float = 0.0
 
 
 class _NoTokenizer:
@@ -104,11 +111,8 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
     small = work.name == "small"
     # In the dtype from the start: SDXL in float32 would not go onto a small card.
     with torch.device(device), _default_dtype(dtype):
-        vae = (
-            AutoencoderKL(block_out_channels=(32, 32, 32, 32), norm_num_groups=32)
-            if not small
-            else AutoencoderKL()
-        )
+        # Four blocks, for latents of an eighth of the pictures' sides; what they compute is not timed.
+        vae = AutoencoderKL(block_out_channels=(32, 32, 32, 32), norm_num_groups=32)
         if work.family == "sd1":
             widths = (32, 64) if small else (320, 640, 1280, 1280)
             down = ("CrossAttnDownBlock2D",) * (len(widths) - 1) + ("DownBlock2D",)
@@ -117,10 +121,10 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
                 block_out_channels=widths,
                 down_block_types=down,
                 up_block_types=up,
-                cross_attention_dim=768,
+                cross_attention_dim=TEXT_SMALL["hidden_size"] if small else TEXT_L["hidden_size"],
                 attention_head_dim=8,
             )
-            texts: list[nn.Module] = [CLIPTextModel(CLIPTextConfig(**TEXT_L))]
+            texts: list[nn.Module] = [CLIPTextModel(CLIPTextConfig(**(TEXT_SMALL if small else TEXT_L)))]
         else:
             unet = UNet2DConditionModel(**SDXL_UNET)
             texts = [
@@ -156,6 +160,13 @@ TEXT_L: dict[str, Any] = {
     "num_attention_heads": 12,
     "eos_token_id": 49407,
 }
+TEXT_SMALL: dict[str, Any] = {
+    **TEXT_L,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 TEXT_G: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 1280,
@@ -180,15 +191,26 @@ SDXL_UNET: dict[str, Any] = {
 }
 
 
-def make_stepper(work: Workload, family: Family) -> Stepper:
-    """The engine's own stepper with a network on all attention and feed-forward layers."""
-    parts = family.train_parts if work.text else ("unet",)
+def parts_of(work: Workload, family: Family) -> tuple[str, ...]:
+    """The parts that a workload trains."""
+    return tuple(family.train_parts) if work.text else ("unet",)
+
+
+def make_lora(work: Workload, family: Family) -> Network:
+    """A LoRA on all attention and feed-forward layers."""
     targets = [
         Target(part, family.lora_name(part, path), module)
         for part, path, module in family.target_modules()
-        if part in parts
+        if part in parts_of(work, family)
     ]
-    network = attach(family.parts.values(), targets, NetworkPlan(rank=work.rank, alpha=work.rank / 2))
+    return attach(family.parts.values(), targets, NetworkPlan(rank=work.rank, alpha=work.rank / 2))
+
+
+def make_stepper(
+    work: Workload, family: Family, network: Network | None = None, processes: Processes = ALONE
+) -> Stepper:
+    """The engine's own stepper, with a LoRA if no other network is in the base."""
+    network = network or make_lora(work, family)
     network.train()
     if work.checkpoint:
         family.checkpoint_activations(with_draws=False)
@@ -205,18 +227,19 @@ def make_stepper(work: Workload, family: Family) -> Stepper:
         max_grad_norm=1.0,
         train_text=work.text,
         half_precision=False,
+        processes=processes,
     )
 
 
-def make_batch(work: Workload, family: Family) -> MicroBatch:
-    """Inputs of one step, seeded."""
+def make_batch(work: Workload, family: Family, processes: int = 1) -> MicroBatch:
+    """Inputs of one step, seeded; a share of the loss of ``processes``."""
     torch.manual_seed(0)
     size = work.size // family.latent_factor
     latents = torch.randn(work.batch, 8, size, size, device=family.device)
     latents[:, 4:] = latents[:, 4:].abs() * 0.1
     ids = torch.randint(0, 49000, (work.batch, work.chunks, 77), device=family.device)
     ids[:, :, -1] = 49407
-    weights = torch.ones(work.batch, device=family.device)
+    weights = torch.full((work.batch,), 1 / processes, device=family.device)
     geometry = family.plain_geometry(work.batch, work.size, work.size)
     if geometry is not None:
         geometry = geometry.to(family.device)
@@ -234,6 +257,20 @@ def made_text(work: Workload, family: Family) -> Conditioning | None:
     return Conditioning(hidden, pooled)
 
 
+def hold(work: Workload, family: Family, stepper: Stepper, batch: MicroBatch, way: str) -> MicroBatch:
+    """The batch with captions that are held to the base, and a stepper that does so: "joined" or "apart"."""
+    stepper.preserving = Preserving(
+        Preserve(captions=("",)),
+        family,
+        stepper.network,
+        stepper.objective,
+        apart=way == "apart",
+        train_text=work.text,
+    )
+    tokens = Tokens(tuple(torch.roll(ids, 1, dims=0) for ids in batch.tokens.ids))
+    return replace(batch, held=Held(batch.weights.clone(), tokens, made_text(work, family)))
+
+
 def measure(
     work: Workload,
     *,
@@ -243,8 +280,11 @@ def measure(
     fused: bool = True,
     profiled: int = 0,
     form: str | None = None,
+    processes: Processes = ALONE,
+    preserve: str | None = None,
 ) -> tuple[Row, list[float]]:
-    """Time a workload; the losses of its steps too. ``form``: how the frozen weights are kept."""
+    """Time a workload; the losses of its steps too. ``form``: how the frozen weights are kept; ``preserve``: see
+    :func:`hold`."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     cuda = device.type == "cuda"
     torch.manual_seed(1)
@@ -252,36 +292,21 @@ def measure(
     if form is not None:
         for part in (family.denoiser, *family.text.modules.values()):
             quantize(part, form)
-    stepper = make_stepper(work, family)
+    stepper = make_stepper(work, family, processes=processes)
     family.vae.to("cpu")  # as in a run: pictures are encoded before, and so is text that is not trained
     if not work.text:
         for encoder in family.text.modules.values():
             encoder.to("cpu")
     if fused:
         speed_up(stepper, capture=capture, say=lambda text: print(text, file=sys.stderr))
-    batch = make_batch(work, family)
+    batch = make_batch(work, family, processes.count)
+    if preserve is not None:
+        batch = hold(work, family, stepper, batch, preserve)
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    losses: list[float] = []
-    times: list[float] = []
-    startup = 0.0
-    for step in range(steps + 6):
-        write_rates(stepper.optimizer, [1e-4] * len(stepper.optimizer.param_groups))
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        seed_step(1, step)
-        loss, _ = update(stepper, [batch])
-        losses.append(float(loss))
-        if cuda:
-            torch.cuda.synchronize()
-        if step == 5:
-            startup = time.perf_counter() - began
-        if step >= 6:
-            times.append(time.perf_counter() - start)
+    times, losses, startup = time_steps(stepper, batch, steps)
     median = statistics.median(times)
     floor = work.tflop * work.batch * 1e12 / FLOOR
     peak = torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0
@@ -291,17 +316,64 @@ def measure(
         work.name,
         "graph" if stepper.graphs else "plain",
         round(median * 1e3, 2),
-        round(work.batch / median, 2),
+        round(work.batch * processes.count / median, 2),
         round(rate, 1),
         round(rate * 1e12 / FLOOR, 3),
         count_kernels(stepper, batch, profiled, floor * 1e3, median * 1e3)
-        if cuda and (profiled or not stepper.graphs)
+        if cuda and processes.is_main and (profiled or not stepper.graphs)
         else 0,
         round(peak, 2),
         round(allocated, 2),
         round(startup, 1),
+        processes.count,
+        round(sum(group.grad.nbytes for group in stepper.network.groups.values()) / 1e6, 1),
+        round(time_exchange(stepper) * 1e3, 2),
     )
     return row, losses
+
+
+STEPS_BEFORE = 6  # of which the third is captured
+
+
+def time_steps(stepper: Stepper, batch: MicroBatch, steps: int) -> tuple[list[float], list[float], float]:
+    """Seconds of each step, losses of all steps, and what the steps before took. A step is timed from start to end."""
+    began = time.perf_counter()
+    losses: list[float] = []
+    times: list[float] = []
+    startup = 0.0
+    for step in range(steps + STEPS_BEFORE):
+        write_rates(stepper.optimizer, [1e-4] * len(stepper.optimizer.param_groups))
+        wait(stepper.family.device)
+        start = time.perf_counter()
+        seed_step(1, step)
+        loss, _ = update(stepper, [batch])
+        losses.append(float(loss.sum()))
+        wait(stepper.family.device)
+        if step == STEPS_BEFORE - 1:
+            startup = time.perf_counter() - began
+        if step >= STEPS_BEFORE:
+            times.append(time.perf_counter() - start)
+    return times, losses, startup
+
+
+def wait(device: torch.device) -> None:
+    """Until a card has done everything."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def time_exchange(stepper: Stepper) -> float:
+    """Seconds in which the gradients of all processes are added up, nothing else being done; 0 for one process."""
+    if stepper.processes.count == 1:
+        return 0.0
+    times = []
+    for _ in range(20):
+        wait(stepper.family.device)
+        stepper.processes.wait()
+        start = time.perf_counter()
+        stepper.add_up(torch.zeros((), device=stepper.family.device))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float, step: float) -> int:
@@ -309,7 +381,8 @@ def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float,
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        stepper.run_plain([batch])
+        accumulate(stepper, [batch])
+        clip_and_step(stepper)
         torch.cuda.synchronize()
     rows = [event for event in profiled.key_averages() if str(event.device_type).endswith("CUDA")]
     rows.sort(key=lambda event: -event.self_device_time_total)
@@ -352,6 +425,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--profile", type=int, default=0, metavar="N", help="print the N longest kernels of a step"
     )
     parser.add_argument("--quantize", choices=sorted(FORMS), help="keep the frozen weights so")
+    parser.add_argument("--preserve", choices=("joined", "apart"), help="hold the network to the base too")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peer", type=Path, help="a checkout of sd-scripts to time beside it")
@@ -359,7 +433,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, help="pixels, in the place of the workload's own")
     options = parser.parse_args(words)
     names = ["small"] if options.small else options.workloads or list("ABCDE")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = join_processes(ModelSettings(), RunSettings())
+    device = processes.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if processes.count > 1 and len(names) > 1:
+        parser.error("several processes take one workload")
     if len(names) > 1:
         # A process for each, so that none is measured with what another has left on the card.
         chosen = [word for word in (sys.argv[1:] if words is None else words) if word not in names]
@@ -376,9 +453,12 @@ def main(words: Sequence[str] | None = None) -> int:
                 fused=not options.unfused,
                 profiled=options.profile if capture else 0,
                 form=options.quantize,
+                processes=processes,
+                preserve=options.preserve,
             )
             kept.append(losses)
-            show(asdict(row), options.json)
+            if processes.is_main:
+                show(asdict(row), options.json)
             if device.type == "cuda":
                 import gc
 

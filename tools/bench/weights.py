@@ -1,6 +1,6 @@
-"""Times lora-inspect, lora-resize, lora-extract and lora-merge on files of real SD 1.5 and SDXL shapes.
+"""Times lora-inspect, lora-resize, lora-extract, lora-convert and lora-merge on files of real SD 1.5 and SDXL shapes.
 
-    python tools/bench/weights.py [resize] [merge] [networks] [inspect] [extract] [--work DIR] [--repeat 5]
+    python tools/bench/weights.py [resize] [merge] [networks] [inspect] [extract] [convert] [--work DIR] [--repeat 5]
                                   [--peer SD_SCRIPTS]
 
 Beside each job stands ``cp`` of its largest file in the same run; on another machine compare the ratios, not
@@ -23,7 +23,7 @@ from typing import Any
 from measuring import Job, measure
 from weights_files import Files
 
-PARTS = ("inspect", "resize", "merge", "networks", "extract")
+PARTS = ("inspect", "resize", "merge", "networks", "extract", "convert")
 
 
 def run_job(job: Job, work: Path, repeat: int, peer: Path | None) -> dict[str, Any]:

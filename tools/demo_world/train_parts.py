@@ -185,7 +185,10 @@ class Denoiser(torch.nn.Module):
 
 
 class DenoiserTrainer:
-    """One step as a function of nothing but tensors, replayed as a CUDA graph where there is a GPU."""
+    """One step as a function of nothing but tensors, replayed as a CUDA graph where there is a GPU.
+
+    ``prediction``: "epsilon", "v" or "flow", what the UNet learns to answer.
+    """
 
     def __init__(
         self,
@@ -194,10 +197,9 @@ class DenoiserTrainer:
         empty: Tensor,
         vocabulary: int,
         batch: int,
-        *,
-        v_prediction: bool = False,
+        prediction: str = "epsilon",
     ) -> None:
-        self.v_prediction = v_prediction
+        self.prediction = prediction
         self.latents, self.ids, self.empty, self.batch = latents, ids, empty, batch
         self.device = latents.device
         self.model = Denoiser(vocabulary).to(self.device)
@@ -226,14 +228,10 @@ class DenoiserTrainer:
         ids = torch.where(torch.rand(count, 1, device=device) < 0.1, self.empty, ids)
         clean = self.latents[pick].float()
         noise = torch.randn_like(clean)
-        steps = torch.randint(0, 1000, (count,), device=device)
-        bar = self.alpha_bar[steps].view(-1, 1, 1, 1)
+        noisy, steps, target, weight = self.shown(clean, noise)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             second_last = torch.rand(count, device=device) < 0.7
-            predicted = self.model(bar.sqrt() * clean + (1 - bar).sqrt() * noise, steps, ids, second_last)
-        snr = bar.view(-1) / (1 - bar.view(-1))
-        target = bar.sqrt() * noise - (1 - bar).sqrt() * clean if self.v_prediction else noise
-        weight = snr.clamp(max=5) / (snr + 1 if self.v_prediction else snr)
+            predicted = self.model(noisy, steps, ids, second_last)
         loss = ((predicted.float() - target).square().mean(dim=(1, 2, 3)) * weight).mean()
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
@@ -244,6 +242,21 @@ class DenoiserTrainer:
         torch._foreach_mul_(ahead, 1 - self.decay)
         torch._foreach_add_(mean, ahead)
         self.loss.copy_(loss.detach())
+
+    def shown(self, clean: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the UNet is shown and when, what it should answer, and the weight of each row."""
+        count = len(clean)
+        if self.prediction == "flow":
+            share = torch.sigmoid(torch.randn(count, device=self.device))
+            sigma = share.view(-1, 1, 1, 1)
+            return (1 - sigma) * clean + sigma * noise, 1000 * share, noise - clean, torch.ones_like(share)
+        steps = torch.randint(0, 1000, (count,), device=self.device)
+        bar = self.alpha_bar[steps].view(-1, 1, 1, 1)
+        snr = bar.view(-1) / (1 - bar.view(-1))
+        is_v = self.prediction == "v"
+        target = bar.sqrt() * noise - (1 - bar).sqrt() * clean if is_v else noise
+        weight = snr.clamp(max=5) / (snr + 1 if is_v else snr)
+        return bar.sqrt() * clean + (1 - bar).sqrt() * noise, steps, target, weight
 
     def capture(self) -> Callable[[], None]:
         """The step as a graph."""

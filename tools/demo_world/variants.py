@@ -2,12 +2,16 @@
 
     python tools/demo_world/variants.py OUT                            # everything that this machine can do
     python tools/demo_world/variants.py OUT --only AdamW Lion --jobs 1
+    python tools/demo_world/variants.py OUT --group algorithms        # each network algorithm
     python tools/demo_world/variants.py OUT --make_v 200 --seeds 3 --minutes 9.5       # on a GPU, within ten minutes
+    python tools/demo_world/variants.py OUT --group preserving --seeds 3               # how the base is kept
+    python tools/demo_world/variants.py OUT --make_flow 165 --only flow "flow, 20 epochs" AdamW --seeds 3
 
 Every variant is the demo's own recipe but for the options that the table names, trained with `lora-train` and looked at
 by the demo's judge. OUT/variants.json and OUT/variants.md hold what came of it; a run that failed is in them with its
-last line. OUT/variants.png shows the loss of batch 4 and of batch 1 with 4 accumulated. A v-prediction base comes from
-`make_v.py`: one that is there (--v_base), or one made beside the other runs (--make_v).
+last line. OUT/variants.png shows the loss of batch 4 and of batch 1 with 4 accumulated. A base that predicts
+v or flow comes from `make_v.py` or `make_flow.py`: one that is there (--v_base), or one made beside the other runs
+(--make_v).
 """
 
 from __future__ import annotations
@@ -27,19 +31,25 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from algorithm_options import ALGORITHMS
+
 FIGURES = ("with the trigger", "without the trigger", "other people")
 
 
 @dataclass(frozen=True)
 class Variant:
     """What differs from the recipe; ``""`` takes an option of the recipe away, None gives a flag. ``needs``: a package,
-    or "cuda" or "v_base". ``trigger``: the word that calls her, by default the demo's.
+    "cuda", or one of BASES. ``trigger``: the word that calls her, by default the demo's. ``group``: variants that are
+    run together. ``people``: whether the folders of other people are in the dataset. ``average``: look at the average.
     """
 
     name: str
     options: Mapping[str, str | None] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     trigger: str = ""
+    group: str = "training"
+    people: bool = True
+    average: bool = False
 
 
 def _rate(optimizer: str, unet: str = "", text: str = "") -> dict[str, str | None]:
@@ -65,6 +75,8 @@ VARIANTS = (
     Variant("DAdaptAdam", _rate("DAdaptAdam"), ("pytorch_optimizer",)),
     Variant("Prodigy", _rate("Prodigy"), ("pytorch_optimizer",)),
     Variant("v-prediction, 20 epochs", {"v_parameterization": None, "max_train_epochs": "20"}, ("v_base",)),
+    Variant("flow", {}, ("flow_base",)),
+    Variant("flow, 20 epochs", {"max_train_epochs": "20"}, ("flow_base",)),
     Variant("UNet only", UNET_ONLY),
     Variant("UNet only, cached text", CACHED),
     Variant("UNet only, a known word", UNET_ONLY, trigger=KNOWN_WORD),
@@ -89,6 +101,31 @@ VARIANTS = (
     ),
     Variant("bf16, saved as float32", {"mixed_precision": "bf16", "save_precision": "float"}, ("cuda",)),
 )
+# Bases of their own, and what they predict: make_WORD.py makes OUT/demo-WORD.safetensors.
+BASES = {"v_base": "v", "flow_base": "flow"}
+
+
+def _alone(name: str, options: Mapping[str, str | None], *, average: bool = False) -> Variant:
+    """Her pictures alone: how the base is kept without those of others."""
+    return Variant(name, options, group="preserving", people=False, average=average)
+
+
+EMA: dict[str, str | None] = {"ema_decay": "0.98"}
+LESS: dict[str, str | None] = {"preserve": "trigger=mirelune"}
+QUARTER: dict[str, str | None] = {"preserve": "trigger=mirelune every=4"}
+VARIANTS += (
+    Variant("people", group="preserving"),
+    Variant("people, EMA", EMA, group="preserving", average=True),
+    _alone("alone", {}),
+    _alone("held, every step", LESS),
+    _alone("held, one step in two", {"preserve": "trigger=mirelune every=2"}),
+    _alone("held, one step in four", QUARTER),
+    _alone("held, one step in four, weight 4", {"preserve": "trigger=mirelune every=4 weight=4"}),
+    _alone("held, one step in four, EMA", {**QUARTER, **EMA}, average=True),
+    _alone("held, one step in four, 7 epochs", {**QUARTER, "max_train_epochs": "7"}),
+    _alone("held as the empty caption", {"preserve": "caption="}),
+)
+VARIANTS += tuple(Variant(name, options, group="algorithms") for name, options in ALGORITHMS.items())
 # Every other variant is trained in float32 on a card too, so that it differs in one thing.
 PLAIN = {"mixed_precision": "no"}
 
@@ -105,8 +142,14 @@ def main() -> None:
         from lorapipe_demo.dataset import build_dataset
 
         options.dataset = build_dataset(out)
-    making = start_v(options) if options.make_v else None
-    chosen = [variant for variant in VARIANTS if not options.only or variant.name in options.only]
+    making = {
+        base: start_base(options, word) for base, word in BASES.items() if getattr(options, f"make_{word}")
+    }
+    chosen = [
+        variant
+        for variant in VARIANTS
+        if (variant.name in options.only if options.only else variant.group == options.group)
+    ]
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
     jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
     rows = run_all(jobs, options, began + options.minutes * 60, making)
@@ -126,14 +169,18 @@ def read_options() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", default=[], help="names of variants; all are: " + "; ".join(NAMES)
     )
+    parser.add_argument(
+        "--group", default="training", choices=sorted({variant.group for variant in VARIANTS}), help="which"
+    )
     parser.add_argument("--seeds", type=lambda n: range(42, 42 + int(n)), default=range(42, 43), metavar="N")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--device", default=None, help="cuda or cpu")
     parser.add_argument("--epochs", type=int, default=None, help="instead of the recipe's")
-    parser.add_argument("--v_base", type=Path, default=None, help="a demo base that predicts v (make_v.py)")
-    parser.add_argument(
-        "--make_v", type=int, default=0, metavar="SECONDS", help="make one, training for so long"
-    )
+    for word in BASES.values():
+        told = f"a demo base that predicts {word} (make_{word}.py)"
+        parser.add_argument(f"--{word}_base", type=Path, default=None, help=told)
+        told = "make one, training for so long"
+        parser.add_argument(f"--make_{word}", type=int, default=0, metavar="SECONDS", help=told)
     parser.add_argument("--dataset", type=Path, default=None, help="instead of the demo's own")
     parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is stopped")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
@@ -151,24 +198,26 @@ def lacking(variant: Variant, options: argparse.Namespace) -> str | None:
         if need == "cuda":
             if not torch.cuda.is_available() or options.device == "cpu":
                 return "needs a CUDA card"
-        elif need == "v_base":
-            if options.v_base is None:
-                return "needs --v_base or --make_v"
+        elif need in BASES:
+            if getattr(options, need) is None:
+                return f"needs --{need} or --make_{BASES[need]}"
         elif find_spec(need) is None:
             return f"needs the package {need}"
     return None
 
 
-def start_v(options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Begin to make a v-prediction base; ``options.v_base`` is where it is going to be."""
-    folder: Path = options.out / "v"
+def start_base(options: argparse.Namespace, word: str) -> subprocess.Popen[bytes]:
+    """Begin to make a base that predicts ``word``; ``options.v_base`` or the like is where it is going to be."""
+    folder: Path = options.out / word
     folder.mkdir(parents=True, exist_ok=True)
-    options.v_base = folder / "demo-v.safetensors"
-    options.v_base.unlink(missing_ok=True)
-    script = Path(__file__).with_name("make_v.py")
+    path = folder / f"demo-{word}.safetensors"
+    path.unlink(missing_ok=True)
+    setattr(options, f"{word}_base", path)
+    script = Path(__file__).with_name(f"make_{word}.py")
+    seconds = getattr(options, f"make_{word}")
     small = ["--pictures", "500", "--batch", "16"] if options.device == "cpu" else []
     with (folder / "log.txt").open("w") as log:
-        words = [sys.executable, str(script), str(folder), "--seconds", str(options.make_v), *small]
+        words = [sys.executable, str(script), str(folder), "--seconds", str(seconds), *small]
         return subprocess.Popen(words, stdout=log, stderr=log)
 
 
@@ -187,18 +236,18 @@ def run_all(
     jobs: Sequence[tuple[str, int]],
     options: argparse.Namespace,
     end: float,
-    making: subprocess.Popen[bytes] | None = None,
+    making: Mapping[str, subprocess.Popen[bytes]] = {},
 ) -> list[dict[str, Any]]:
-    """Run the jobs, some at a time, each in a process of its own; their results in the jobs' order. Those that need the
-    v-prediction base wait until it is made.
+    """Run the jobs, some at a time, each in a process of its own; their results in the jobs' order. Those that need a
+    base of their own wait until it is made.
     """
     waiting, running, done = list(jobs), {}, {}
-    of_v = {variant.name for variant in VARIANTS if "v_base" in variant.needs}
+    needs = {variant.name: [making[need] for need in variant.needs if need in making] for variant in VARIANTS}
     threads = max(1, (os.cpu_count() or 2) // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     while waiting or running:
         late = time.monotonic() > end
-        ready = [job for job in waiting if job[0] not in of_v or making is None or making.poll() is not None]
+        ready = [job for job in waiting if all(made.poll() is not None for made in needs[job[0]])]
         while ready and len(running) < options.jobs and not late:
             job = ready.pop(0)
             waiting.remove(job)
@@ -217,8 +266,8 @@ def run_all(
             print(f"{job[0]}, seed {job[1]}: {told(done[job])}", flush=True)
         if late:
             done |= {job: {"name": job[0], "seed": job[1], "error": "out of time"} for job in waiting}
-            if making is not None:
-                making.kill()
+            for made in making.values():
+                made.kill()
             break
         time.sleep(0.2)
     return [done[job] for job in jobs]
@@ -226,7 +275,7 @@ def run_all(
 
 def forwarded(options: argparse.Namespace) -> list[str]:
     words = [str(options.out)]
-    for name in ("device", "epochs", "v_base", "dataset"):
+    for name in ("device", "epochs", *BASES, "dataset"):
         if getattr(options, name) is not None:
             words += [f"--{name}", str(getattr(options, name))]
     return words
@@ -340,11 +389,13 @@ def one(options: argparse.Namespace) -> None:
     name, seed = options.one[0], int(options.one[1])
     variant = next(row for row in VARIANTS if row.name == name)
     folder = folder_of(options.out, (name, seed))
-    base = options.v_base if "v_base" in variant.needs else "demo"
+    base = next((getattr(options, need) for need in variant.needs if need in BASES), "demo")
     began = time.monotonic()
     networks = train(variant, seed, base, folder, options)
     seconds = time.monotonic() - began
-    steps = [json.loads(line) for line in (folder / "net.metrics.jsonl").read_text().splitlines()]
+    shown = networks[-1].with_stem("net-ema") if variant.average else networks[-1]
+    rows = [json.loads(line) for line in (folder / "net.metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss/current" in row]
     losses = [row["loss/current"] for row in steps]
     size = -(-len(losses) // len(networks))
     result = {
@@ -356,7 +407,7 @@ def one(options: argparse.Namespace) -> None:
         "losses": losses,
         "epochs": [mean(losses[start : start + size]) for start in range(0, len(losses), size)],
         "rates": {key: value for key, value in steps[-1].items() if key.startswith("lr/")},
-        "figures": look(networks[-1], base, options.device, variant.trigger),
+        "figures": look(shown, base, options.device, variant.trigger),
     }
     (folder / "result.json").write_text(json.dumps(result) + "\n")
 
@@ -367,11 +418,11 @@ def train(
     """The networks of a run of `lora-train`, first epoch first."""
     from lorapipe_demo import recipe
 
-    dataset = (
-        with_word(options.dataset, folder / "dataset", variant.trigger)
-        if variant.trigger
-        else options.dataset
-    )
+    dataset: Path = options.dataset
+    if variant.trigger:
+        dataset = with_word(dataset, folder / "dataset", variant.trigger)
+    if not variant.people:
+        dataset = alone(dataset, folder / "dataset")
     chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, "seed": str(seed), **variant.options}
     words = [
         "--base",
@@ -397,7 +448,8 @@ def train(
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(done.returncode)
-    return [*sorted(folder.glob("net-*.safetensors")), folder / "net.safetensors"]
+    saved = [path for path in sorted(folder.glob("net-*.safetensors")) if "-ema" not in path.stem]
+    return [*saved, folder / "net.safetensors"]
 
 
 def with_word(dataset: Path, copy: Path, word: str) -> Path:
@@ -408,6 +460,17 @@ def with_word(dataset: Path, copy: Path, word: str) -> Path:
     shutil.copytree(dataset, copy)
     for path in copy.rglob("*.txt"):
         path.write_text(path.read_text().replace(TRIGGER, word))
+    return copy
+
+
+def alone(dataset: Path, copy: Path) -> Path:
+    """A copy of the dataset that has her pictures alone."""
+    from lorapipe_demo.scene import TRIGGER
+
+    shutil.rmtree(copy, ignore_errors=True)
+    for folder in dataset.iterdir():
+        if folder.name.partition("_")[2] == TRIGGER:
+            shutil.copytree(folder, copy / folder.name)
     return copy
 
 

@@ -125,6 +125,7 @@ WRONG = [
     ("general = 3\n" + ONE, "general: must be a table"),
     (ONE + ONE[13:], "maid is the folder of datasets[0].subsets[0] already"),
     (ONE + "is_reg = true\n", "has regularisation pictures only"),
+    (ONE + "is_preserved = true\n", "every subset is_preserved"),
     ("[[datasets]]\nresolution = 4\n" + ONE[13:], "datasets[0]: resolution: 4x4 is too small"),
     (ONE + "conditioning_data_dir = 'nekochan'\n", "--masked_loss"),
     ("x = = 1\n", "not TOML"),

@@ -23,7 +23,7 @@ from lorapipe_engine.networks import algorithms  # noqa: E402
 from lorapipe_engine.networks.algorithms import Algorithm  # noqa: E402
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
-from lorapipe_engine.nn.fused import kernels  # noqa: E402
+from lorapipe_engine.nn.fused import kernels, ops  # noqa: E402
 from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
 from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
 from lorapipe_engine.nn.lora import Lora  # noqa: E402
@@ -175,8 +175,10 @@ def test_a_block_that_is_computed_again_drops_the_same() -> None:
     assert apart(once[1], passes(True, fused=True)[1]) > 0.1
 
 
-def test_a_network_on_convolutions_leaves_those_blocks_their_own_way() -> None:
-    own, fused = (passes(True, conv=True, fused=choice) for choice in (False, True))
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_blocks_with_a_network_on_convolutions_are_fused_too(checkpointed: bool) -> None:
+    own = passes(True, conv=True, fused=False)
+    fused = passes(True, conv=True, fused=True, checkpointed=checkpointed)
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
@@ -254,19 +256,28 @@ def test_layers_without_an_adapter_stay_in_a_fused_block() -> None:
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
-def test_trained_norms_are_not_passed_by() -> None:
-    """Fused code reads the frozen norm's weight, so blocks with a trained one keep their own forward."""
+@pytest.mark.parametrize("kinds", [(nn.Linear,), (nn.Linear, nn.Conv2d), ()])
+@pytest.mark.parametrize("inside", ["attentions", "block"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_trained_norms_are_not_passed_by(kinds: tuple[type[nn.Module], ...], inside: str, bias: bool) -> None:
+    """With layers beside them, and alone; without a bias of their own too."""
 
     def found(fused: bool) -> list[Any]:
         unet = make_unet(True, False)
+        if not bias:
+            for module in unet.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.bias = None
         targets = [
             Target("unet", path, module)
             for path, module in unet.named_modules()
-            if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Linear) and "attentions" in path
+            if isinstance(module, (nn.LayerNorm, nn.GroupNorm, *kinds)) and inside in path
         ]
-        norms = {row.name: Kind("norm") for row in targets if not isinstance(row.module, nn.Linear)}
+        norms = {
+            row.name: Kind("norm") for row in targets if isinstance(row.module, nn.LayerNorm | nn.GroupNorm)
+        }
         torch.manual_seed(1)
-        network = attach([unet], targets, NetworkPlan(rank=4, alpha=4, kinds=norms))
+        network = attach([unet], targets, NetworkPlan(rank=4, alpha=4, conv_rank=2, kinds=norms))
         for adapter in network.adapters.values():
             for role in adapter.roles:
                 nn.init.normal_(getattr(adapter, role), std=0.1)
@@ -335,6 +346,57 @@ def test_drawing_uses_the_blocks_own_way() -> None:
         fuse(unet)
         after = unet(*arguments, return_dict=False)[0]
     assert torch.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.usefixtures("subclass")
+@pytest.mark.parametrize("linear", [True, False])
+def test_with_the_network_off_fused_blocks_give_the_base(
+    linear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed layers, others beside them, and blocks that are computed again in a pass with gradients."""
+    unet = make_unet(linear, False)
+    torch.manual_seed(2)
+    arguments = torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 7, 24)
+    with torch.no_grad():
+        base = unet(*arguments, return_dict=False)[0]
+        network = make_network(unet, squashed=lambda name: name.endswith("to_k"))
+        with_it = unet(*arguments, return_dict=False)[0]
+        unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+        unet.train()
+        packs = fuse(unet)
+        packs.refresh()
+        used, own = [], ops.group_norm
+        monkeypatch.setattr(ops, "group_norm", lambda *a, **more: used.append(a) or own(*a, **more))
+        with network.off():
+            assert apart(unet(*arguments, return_dict=False)[0], base) < 1e-5
+        assert len(used) > 5
+        used.clear()
+        assert apart(unet(*arguments, return_dict=False)[0], with_it) < 1e-5
+        assert not used
+    assert apart(base, with_it) > 1e-3
+
+
+def test_with_the_network_off_a_fused_text_encoder_is_the_base() -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=100, hidden_act="quick_gelu", **sizes)).eval()
+    encoder.requires_grad_(False)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        base = encoder(input_ids=ids).last_hidden_state
+        targets = [
+            Target("te1", path, module)
+            for path, module in find_targets(encoder, ("CLIPAttention", "CLIPMLP"))
+        ]
+        network = attach([encoder], targets, NetworkPlan(rank=4, alpha=4))
+        for adapter in network.adapters.values():
+            nn.init.normal_(adapter.lora_up, std=0.05)  # type: ignore[arg-type]
+        fuse(nn.Module(), [encoder]).refresh()
+        with network.off():
+            assert apart(encoder(input_ids=ids).last_hidden_state, base) < 1e-5
+        assert apart(encoder(input_ids=ids).last_hidden_state, base) > 1e-3
 
 
 def text_states(

@@ -141,6 +141,58 @@ def test_small_magnitudes_have_an_effect_in_bf16(by_output: bool) -> None:
         torch.testing.assert_close(seen[1].float(), 0.0005 * seen[0].float(), rtol=0.05, atol=1e-4)
 
 
+@pytest.mark.parametrize("by_output", [False, True])
+@pytest.mark.parametrize("layer", ["linear", "conv", "strided 1x1"])
+@pytest.mark.parametrize("scalar", [False, True])
+def test_norms_under_a_lora_are_those_of_the_dense_sum(by_output: bool, layer: str, scalar: bool) -> None:
+    base: nn.Module = nn.Linear(24, 16)
+    if layer != "linear":
+        base = nn.Conv2d(12, 20, 3, padding=1) if layer == "conv" else nn.Conv2d(12, 20, 1, stride=2)
+    adapter = disturb(make("lora", base, dora_wd=True, wd_on_output=by_output, use_scalar=scalar)).double()
+    axis = 0 if by_output else 1
+
+    def dense() -> Any:
+        rest = [d for d in range(adapter.weight.dim()) if d != axis]
+        return (adapter.weight + adapter.inner_delta()).square().sum(rest, keepdim=True).sqrt()
+
+    for _ in range(2):
+        norms = adapter.magnitude / adapter._ratio() - torch.finfo(torch.float32).eps
+        torch.testing.assert_close(norms, dense(), rtol=1e-9, atol=0)
+        with torch.no_grad():  # another weight: what is kept of it is measured anew
+            adapter.weight.mul_(2)
+    if layer == "linear":  # a change that takes a whole column or row away leaves no norm below 0
+        whole = make(
+            "lora", nn.Linear(4, 4, bias=False), rank=4, alpha=4.0, dora_wd=True, wd_on_output=by_output
+        )
+        with torch.no_grad():
+            whole.lora_up.copy_(torch.eye(4))
+            whole.lora_down.copy_(-whole.weight)
+        assert torch.isfinite(whole._ratio()).all()
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv"])
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+def test_magnitudes_by_inputs_have_the_same_gradients_in_bf16(algorithm: str, layer: str) -> None:
+    base = nn.Linear(64, 48) if layer == "linear" else nn.Conv2d(32, 24, 3, padding=1)
+    x = torch.randn(2, 50, 64) if layer == "linear" else torch.randn(2, 32, 7, 7)
+    with torch.no_grad():
+        for own in base.parameters():
+            own.copy_(own.bfloat16())
+    x = x.bfloat16().float()
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        adapter = disturb(make(algorithm, base.to(dtype), dora_wd=True))
+        adapter.multiplier = 0.7
+        given = x.to(dtype).clone().requires_grad_()
+        torch.manual_seed(3)
+        out = adapter(given)
+        (out * torch.randn(out.shape).to(dtype)).sum().backward()
+        gradients.append([given.grad, *(getattr(adapter, role).grad for role in adapter.roles)])
+        base.to(torch.float32)
+    for exact, rounded in zip(*gradients, strict=True):
+        assert float((rounded.float() - exact).norm() / exact.norm()) < 0.02
+
+
 def test_dylora_trains_one_block_under_those_that_are_left_out() -> None:
     base = nn.Linear(24, 16)
     adapter = make("dylora", base, rank=6, alpha=3.0, unit=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,12 +20,14 @@ from train import WORKLOADS, make_family  # type: ignore[import-not-found]  # no
 
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.settings import LossSettings, OptimizerSettings  # noqa: E402
-from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
+from lorapipe_engine.settings.preserve import Preserve  # noqa: E402
+from lorapipe_engine.train.data.microbatch import Held, MicroBatch  # noqa: E402
 from lorapipe_engine.train.families.text import Tokens  # noqa: E402
 from lorapipe_engine.train.loop import accumulate, update  # noqa: E402
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
 from lorapipe_engine.train.step.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
 from lorapipe_engine.train.step.forward import seed_step  # noqa: E402
+from lorapipe_engine.train.step.preserving import Preserving  # noqa: E402
 from lorapipe_engine.train.step.speed import speed_up  # noqa: E402
 from lorapipe_engine.train.step.step import Stepper  # noqa: E402
 
@@ -123,6 +126,39 @@ def test_captured_steps_in_bf16_follow_plain_ones(accumulation: int) -> None:
     assert captured[:20] == pytest.approx(plain[:20], rel=2e-3)
     assert captured == pytest.approx(plain, rel=5e-3)
     assert mean(captured) == pytest.approx(mean(plain), rel=1e-3)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_captured_steps_that_hold_to_the_base_follow_plain_ones(accumulation: int, apart: bool) -> None:
+    """At one step in two: a shape has a graph with the term and one without."""
+    both = []
+    for capture in (False, True):
+        stepper = make_stepper(dtype=torch.float32, capture=capture)
+        stepper.preserving = Preserving(
+            Preserve(captions=("",), every=2, te=0.5),
+            stepper.family,
+            stepper.network,
+            stepper.objective,
+            apart=apart,
+            train_text=True,
+        )
+        rows = []
+        for step in range(20):
+            batches = [batch_of(stepper, SHAPES[0], 1 / accumulation) for _ in range(accumulation)]
+            if stepper.preserving.is_at(step):
+                tokens = Tokens(tuple(ids.flip(0) for ids in batches[0].tokens.ids))
+                batches = [replace(batch, held=Held(batch.weights, tokens)) for batch in batches]
+            seed_step(5, step)
+            write_rates(stepper.optimizer, [1e-3] * len(stepper.optimizer.param_groups))
+            rows += update(stepper, batches)[0].reshape(-1).tolist()
+        both.append(rows)
+        if capture:
+            assert stepper.graphs is not None
+            assert len(stepper.graphs.shapes) == 2
+    assert len(both[0]) == 30
+    assert both[1] == pytest.approx(both[0], rel=1e-3, abs=1e-9)
+    assert both[0][-2] > 0
 
 
 @pytest.mark.parametrize("optimizer", ["Lion", "SGD", "Prodigy", "DAdaptAdam", "AdamW8bit"])

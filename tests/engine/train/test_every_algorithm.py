@@ -31,7 +31,8 @@ pytestmark = pytest.mark.torch
 FIXED = (
     "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "
     "--network_dim 4 --network_alpha 2 --lr_scheduler constant --state_interval 0 "
-    "--gradient_accumulation_steps 2 --gradient_checkpointing"
+    "--gradient_accumulation_steps 2 --gradient_checkpointing "
+    f"--preserve trigger={TRIGGER} every=2"  # the first of two steps holds the network to the base too
 )
 RATES = ["--unet_lr", "0.02", "--text_encoder_lr", "0.02", "--max_train_steps", "2"]
 LYCORIS = ["--network_module", "lycoris.kohya", "--network_args"]

@@ -38,7 +38,7 @@ def gib(load: Load) -> float:
     "more",
     [
         *({"width": 576}, {"height": 768}, {"batch": 3}, {"rank": 32}, {"weight_bytes": 4}, {"tokens": 154}),
-        {"latents": 1e6},
+        *({"latents": 1e6}, {"joined": True}, {"averaged": True}),
     ],
 )
 def test_more_takes_more(more: dict[str, int]) -> None:
@@ -51,6 +51,10 @@ def test_more_takes_more(more: dict[str, int]) -> None:
 )
 def test_less_takes_less(less: dict[str, int]) -> None:
     assert gib(replace(LOAD, **less)) < gib(LOAD)
+
+
+def test_rows_that_hold_the_network_to_the_base_take_what_a_batch_twice_as_large_does() -> None:
+    assert gib(replace(LOAD, joined=True)) == gib(replace(LOAD, batch=2 * LOAD.batch))
 
 
 def test_weights_are_those_that_are_loaded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -87,7 +88,9 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_two_processes_make_what_one_makes_with_twice_the_batch(data: Path, tmp_path: Path) -> None:
+    """Also where every second step holds the network to the base."""
     more = "--max_train_epochs 3 --unet_lr 1e-3 --text_encoder_lr 5e-4 --gradient_accumulation_steps 2"
+    more += f" --preserve trigger={TRIGGER} class=boy every=2 weight=3"
     alone = run(ALONE, data, tmp_path / "one", "--train_batch_size", "4", *more.split())
     assert alone[0] == 0, alone[2]
     code, said, told = run(TORCHRUN, data, tmp_path / "two", "--train_batch_size", "2", *more.split())
@@ -99,8 +102,14 @@ def test_two_processes_make_what_one_makes_with_twice_the_batch(data: Path, tmp_
     assert "batch 2 x 2 processes x 2: 1 steps x 3 epochs" in told
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert len(list((tmp_path / "two" / "logs").rglob("*tfevents*"))) == 1
-    rows = (tmp_path / "two" / "net.metrics.jsonl").read_text().splitlines()
-    assert len(rows) == 3
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "net.metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row["step"] for row in two if "loss/preservation" in row] == [1, 3]
+    assert two[2]["loss/preservation"] == pytest.approx(one[2]["loss/preservation"], rel=1e-3)
+    assert two[2]["loss/preservation"] > 0
+    assert len(two) == 3
 
 
 def net_files(epochs: int) -> list[str]:
@@ -164,6 +173,78 @@ def test_terminated_together_they_save_once(data: Path, tmp_path: Path) -> None:
     assert "lora-train: terminated" in told
     assert (tmp_path / "net.state").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def children_of(launcher: int) -> list[int]:
+    """The launcher's processes in order of their ranks."""
+    ranks = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher:
+                words = (folder / "environ").read_bytes().split(b"\0")
+                ranks[next(word for word in words if word.startswith(b"RANK="))] = int(folder.name)
+        except (OSError, StopIteration):
+            continue
+    return [pid for _, pid in sorted(ranks.items())]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_when_one_is_killed_the_first_saves_and_the_same_command_goes_on(data: Path, tmp_path: Path) -> None:
+    words = [
+        "--max_train_epochs",
+        "8",
+        "--unet_lr",
+        "1e-3",
+        "--network_train_unet_only",
+        "--train_batch_size",
+        "2",
+    ]
+    killed = start(TORCHRUN, data, tmp_path / "killed", *words)
+    metrics = tmp_path / "killed" / "net.metrics.jsonl"
+    until = time.monotonic() + TIMEOUT
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+        assert killed.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    _, second = children_of(killed.pid)
+    os.kill(second, signal.SIGKILL)
+    _, told = killed.communicate(timeout=TIMEOUT)
+    assert killed.returncode != 0
+    (line,) = [line for line in told.splitlines() if "lora-train: " in line]
+    assert line.startswith("lora-train: error: another process of this run has ended; ")
+    assert "the same command goes on from there; saved: " in line
+    again = run(TORCHRUN, data, tmp_path / "killed", *words)
+    assert again[0] == 0, again[2]
+    assert "going on after step" in again[2]
+    whole = run(TORCHRUN, data, tmp_path / "whole", *words)
+    assert whole[0] == 0, whole[2]
+    first, last = (load_file(tmp_path / name / "net.safetensors") for name in ("killed", "whole"))
+    assert all(torch.equal(first[key], last[key]) for key in first)
+
+
+def test_pictures_are_shared_out_and_none_is_drawn_twice(tmp_path: Path) -> None:
+    """A network that cannot be read is one process's matter: the others draw theirs, and the status is that of all."""
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no network")
+    code = "from lorapipe_engine.sample_cli import sample_main; sample_main()"
+    words = [*TORCHRUN[:5], "--no_python", sys.executable, "-c", code, str(broken), "--base", "demo"]
+    words += ["--prompt", "1girl", "--y", "seed:1,2", "--steps", "1", "--device", "cpu", "--json"]
+    words += ["--output-dir", str(tmp_path / "drawn")]
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"},
+        timeout=TIMEOUT,
+    )
+    assert done.returncode != 0
+    assert "2 of 4 pictures were left out" in done.stderr
+    drawn = sorted(str(path) for path in (tmp_path / "drawn").iterdir())
+    assert len(drawn) == 2
+    assert sorted(json.loads(line)["path"] for line in done.stdout.splitlines()) == drawn
 
 
 def test_what_is_wrong_everywhere_is_told_once(data: Path, tmp_path: Path) -> None:

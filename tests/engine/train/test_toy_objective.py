@@ -1,4 +1,4 @@
-"""A new objective is one class and one row: here rectified flow, which no other file knows, by the command line."""
+"""A new objective is one class and one row: here flow without options, which no other file knows."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Flow(Objective):
 
 @pytest.fixture
 def _row(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = Prediction(name="flow_for_tests", word="flow", objective=f"{__name__}:Flow")
+    row = Prediction(name="flow_for_tests", word="toyflow", objective=f"{__name__}:Flow")
     monkeypatch.setitem(PREDICTIONS, row.name, row)
     DRAWN.clear()
 
@@ -79,7 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base that says that it predicts flow, one that says epsilon, and pictures."""
     root = tmp_path_factory.mktemp("toy")
     tiny = build("sd1")
-    for word in ("flow", "epsilon"):
+    for word in ("toyflow", "epsilon"):
         save_checkpoint(tiny, root / word / "base.safetensors", {"modelspec.prediction_type": word})
     draw_concept(root / "pictures", "mirelune", pictures=4, repeats=1, seed=1)
     (root / "prompts.txt").write_text("a red cat --w 64 --h 64 --s 3 --d 1\n")
@@ -100,7 +100,7 @@ def train(place: Path, word: str, out: Path, *more: object) -> int:
 def test_an_objective_trains_is_validated_and_draws(place: Path, tmp_path: Path) -> None:
     draws = ("--sample_prompts", place / "prompts.txt", "--sample_every_n_steps", 2)
     measures = ("--validation_split", 0.25, "--validate_every_n_steps", 2, "--trace_steps", 0)
-    assert train(place, "flow", tmp_path, "--max_train_steps", 2, *draws, *measures) == 0
+    assert train(place, "toyflow", tmp_path, "--max_train_steps", 2, *draws, *measures) == 0
     # Two steps at times of their own, then the kept picture at four fixed ones.
     assert [len(row.times) for row in DRAWN] == [1] * 6
     assert [round(float(row.times[0]), 3) for row in DRAWN[2:]] == [0.2, 0.4, 0.6, 0.8]
@@ -112,13 +112,13 @@ def test_an_objective_trains_is_validated_and_draws(place: Path, tmp_path: Path)
     assert [row["step"] for row in rows if "loss/validation/step_average" in row] == [2]
     assert len(list((tmp_path / "sample").glob("*.png"))) == 1
     with open_tensors(tmp_path / "net.safetensors") as file:
-        assert file.metadata["modelspec.prediction_type"] == "flow"
+        assert file.metadata["modelspec.prediction_type"] == "toyflow"
 
 
 @pytest.mark.usefixtures("_row")
 def test_another_objective_learns_another_network(place: Path, tmp_path: Path) -> None:
     networks = []
-    for word in ("flow", "epsilon"):
+    for word in ("toyflow", "epsilon"):
         assert train(place, word, tmp_path / word, "--max_train_steps", 2) == 0
         networks.append(load_file(tmp_path / word / "net.safetensors"))
     one, other = networks
@@ -129,11 +129,11 @@ def test_another_objective_learns_another_network(place: Path, tmp_path: Path) -
 @pytest.mark.usefixtures("_row")
 def test_a_run_goes_on_as_if_it_had_not_stopped(place: Path, tmp_path: Path) -> None:
     steady = ("--lr_scheduler", "constant")
-    assert train(place, "flow", tmp_path / "whole", "--max_train_steps", 4, *steady) == 0
+    assert train(place, "toyflow", tmp_path / "whole", "--max_train_steps", 4, *steady) == 0
     half = tmp_path / "half"
-    assert train(place, "flow", half, "--max_train_steps", 2, "--save_state_on_train_end", *steady) == 0
+    assert train(place, "toyflow", half, "--max_train_steps", 2, "--save_state_on_train_end", *steady) == 0
     state = half / "net-end.state"
-    assert train(place, "flow", tmp_path / "rest", "--max_train_steps", 4, "--resume", state, *steady) == 0
+    assert train(place, "toyflow", tmp_path / "rest", "--max_train_steps", 4, "--resume", state, *steady) == 0
     one, other = (load_file(tmp_path / name / "net.safetensors") for name in ("whole", "rest"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -143,6 +143,6 @@ def test_a_sampler_that_the_objective_lacks_is_refused_before_training(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "prompts.txt").write_text("cat --ss ddim\n")
-    assert train(place, "flow", tmp_path, "--sample_prompts", tmp_path / "prompts.txt") == 2
+    assert train(place, "toyflow", tmp_path, "--sample_prompts", tmp_path / "prompts.txt") == 2
     assert "'ddim' is unknown; one of straight" in capsys.readouterr().err
     assert DRAWN == []

@@ -85,7 +85,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(data: Path, out: Path, *more: object) -> Path:
+def train(data: Path, out: Path, *more: object, code: int = 0) -> Path:
     words = "--base demo --resolution 64 --device cpu --network_dim 2 --max_token_length 75 --output_name net --quiet"
     words += " --save_precision float --learning_rate 1e-2 --network_dropout 0.2 --shuffle_caption --flip_aug"
     words += " --max_train_epochs 2 --multires_noise_iterations 2 --gradient_accumulation_steps 2"
@@ -93,7 +93,7 @@ def train(data: Path, out: Path, *more: object) -> Path:
         lora_train.main(
             [*words.split(), "--train_data_dir", str(data), "--output_dir", str(out), *map(str, more)]
         )
-    assert stop.value.code == 0
+    assert stop.value.code == code
     return out
 
 
@@ -132,6 +132,73 @@ def test_a_network_that_learns_nothing_has_a_flat_curve(pictures: Path, tmp_path
     assert one == two > 0
     board = list((out / "logs").glob("*/network_train/events.out.tfevents.*"))
     assert b"loss/validation/epoch_divergence" in board[0].read_bytes()
+
+
+def test_the_curve_of_every_timestep_means_the_whole(pictures: Path, tmp_path: Path) -> None:
+    out = train(pictures, tmp_path, *SPLIT)
+    rows = [json.loads(line) for line in (out / "net.metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss/validation/epoch_average" in row]
+    for row in rows:
+        parts = [row[f"loss/validation/epoch_at_{time}"] for time in (200, 400, 600, 800)]
+        assert sum(parts) / 4 == pytest.approx(row["loss/validation/epoch_average"], rel=1e-5)
+        assert len(set(parts)) == 4
+
+
+def test_it_stops_where_nothing_gets_better(
+    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that learns nothing is at its best after the first epoch. Stopped by hand before, it ends the same."""
+    from lorapipe_engine.train import loop
+
+    words = [*SPLIT, "--unet_lr", "1e-30", "--text_encoder_lr", "1e-30", "--max_train_epochs", "9"]
+    words += ["--early_stop", "2", "--state_interval", "0"]
+    out = train(pictures, tmp_path / "calm", *words)
+    assert [step for step, _ in curve(out, "epoch")] == [3, 6, 9]
+    names = sorted(path.name for path in out.glob("*.safetensors"))
+    kinds = ("-000001", "-000002", "-000003", "-best", "")
+    assert names == [f"net{kind}.safetensors" for kind in kinds]
+    best, first = load_file(out / "net-best.safetensors"), load_file(out / "net-000001.safetensors")
+    assert all(torch.equal(best[key], first[key]) for key in best)
+    with open_tensors(out / "net-best.safetensors") as file:
+        assert (file.metadata["ss_epoch"], file.metadata["ss_steps"]) == ("1", "3")
+    assert not (out / "net.state").exists()
+    real, count = loop.take_step, 0
+
+    def step(*args: object, **more: object) -> object:
+        nonlocal count
+        count += 1
+        if count > 7:
+            raise KeyboardInterrupt
+        return real(*args, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", step)
+        train(pictures, tmp_path / "again", *words, code=130)
+    again = train(pictures, tmp_path / "again", *words)
+    assert curve(again, "epoch") == curve(out, "epoch")
+    assert "net-best.safetensors" in capfd.readouterr().out
+
+
+def test_the_best_is_the_lowest_of_all(pictures: Path, tmp_path: Path) -> None:
+    out = train(
+        pictures, tmp_path, *SPLIT, "--early_stop", "9", "--max_train_epochs", "4", "--network_dropout", "0"
+    )
+    losses = [loss for _, loss in curve(out, "epoch")]
+    epoch = losses.index(min(losses)) + 1
+    saved = out / ("net.safetensors" if epoch == 4 else f"net-{epoch:06d}.safetensors")
+    best, same = load_file(out / "net-best.safetensors"), load_file(saved)
+    assert all(torch.equal(best[key], same[key]) for key in best)
+
+
+def test_stopping_early_needs_something_to_measure_with(
+    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(pictures, tmp_path, "--early_stop", "2", code=2)
+    told = capfd.readouterr().err
+    assert told.startswith(
+        "lora-train: error: early_stop: goes by the validation loss, and no picture is kept"
+    )
+    assert told.count("\n") == 1
 
 
 def test_only_so_many_batches(pictures: Path, tmp_path: Path) -> None:

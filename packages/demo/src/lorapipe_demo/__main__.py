@@ -17,6 +17,7 @@ import click
 from lorapipe_demo import recipe, weights
 from lorapipe_demo.dataset import build_dataset
 from lorapipe_demo.grid import show_grid, show_seeds
+from lorapipe_demo.made import Made
 from lorapipe_demo.programs import require_tools, run
 from lorapipe_demo.scene import TRIGGER
 from lorapipe_engine.cli import require_training_extra
@@ -40,13 +41,14 @@ python -m lorapipe_demo --full
 @click.option(
     "--full",
     is_flag=True,
-    help="Draw every epoch, in twice as many steps, and with eight seeds and backgrounds.",
+    help="Draw every epoch, in twice as many steps, with eight seeds and backgrounds, and the extracted network.",
 )
 def demo(output_dir: Path, device: str | None, full: bool) -> None:
     """Make a dataset of bare pictures, train a LoRA of a drawn character with it, draw its epochs and name one.
 
-    The network is then looked into, made smaller, and merged into its base, and both results are drawn with. The
-    path of the grid of epochs and weights goes to stdout. What an earlier demo left in the folder is replaced.
+    The network is then looked into, made smaller, and merged into its base, and both results are drawn with. It is
+    extracted from the merged base again and compared with what was trained. The path of the grid of epochs and weights
+    goes to stdout. What an earlier demo left in the folder is replaced.
     """
     require_training_extra()
     require_tools()
@@ -59,8 +61,10 @@ def demo(output_dir: Path, device: str | None, full: bool) -> None:
     weights.inspect(networks)
     small = weights.resize(networks[-1], output_dir / "small.safetensors")
     merged = weights.merge(networks[-1], output_dir / "merged.safetensors")
+    extracted = weights.extract(merged, networks[-1], output_dir / "extracted.safetensors")
     times["tools on networks"] = time.monotonic()
-    path = look(networks, small, merged, output_dir, chosen, device)
+    made = Made(small, merged, extracted if chosen.draws_extracted else None)
+    path = look(networks, made, output_dir, chosen, device)
     if full:
         show_seeds(networks, chosen.steps, device, output_dir)
     times["drawing"] = time.monotonic()
@@ -80,8 +84,7 @@ def train(dataset: Path, output_dir: Path, chosen: recipe.Recipe, device: str | 
 
 def look(
     networks: Sequence[Path],
-    small: Path,
-    merged: Path,
+    made: Made,
     output_dir: Path,
     chosen: recipe.Recipe,
     device: str | None,
@@ -95,7 +98,7 @@ def look(
 
     say("")
     say("drawing ...")
-    series = plan_series(networks, small, merged, chosen.shown)
+    series = plan_series(networks, made, chosen.shown)
     drawn = draw_series(series, device, chosen.steps)
     step = weights.largest_difference(drawn["calls"][:MERGED], drawn["merged"])
     say(f"base + LoRA and merged base: pictures at most {step} of 255 apart")

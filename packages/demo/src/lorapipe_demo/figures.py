@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorapipe_demo import recipe
+from lorapipe_demo.made import Made
 from lorapipe_demo.scene import TRIGGER
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.models.bases import demo_base
@@ -84,7 +85,7 @@ def shown_epochs(epochs: int, shown: int) -> list[int]:
     return [place * epochs // count for place in range(1, count + 1)]
 
 
-def plan_series(networks: Sequence[Path], small: Path, merged: Path, shown: int) -> dict[str, Series]:
+def plan_series(networks: Sequence[Path], made: Made, shown: int) -> dict[str, Series]:
     """Everything that is drawn, by name. Figures, grid and the check of the merged base share pictures.
 
     ``networks``: one for each epoch; ``shown``: see :class:`lorapipe_demo.recipe.Recipe`.
@@ -103,10 +104,12 @@ def plan_series(networks: Sequence[Path], small: Path, merged: Path, shown: int)
         "calls": Series(calls, seeds, last, in_weights=False),
         "silent": Series(silent, seeds, last),
         "others": Series(others, seeds, last),
-        "small": Series(calls, seeds, small),
-        "merged": Series(calls[:MERGED], seeds[:MERGED], base=merged),
+        "small": Series(calls, seeds, made.small),
+        "merged": Series(calls[:MERGED], seeds[:MERGED], base=made.merged),
         "base, others": Series(rest, rest_seeds),
     }
+    if made.extracted is not None:
+        series["extracted"] = Series(calls, seeds, made.extracted)
     for epoch in shown_epochs(len(networks), shown):
         network = networks[epoch - 1]
         if network != last:
@@ -149,9 +152,12 @@ def shares(drawn: Mapping[str, Sequence[Image]], judge: Judge) -> dict[str, Shar
         "silent": "LoRA, same prompts without the trigger",
         "others": "LoRA, other people",
         "small": f"LoRA at rank {recipe.SMALL_RANK}, with the trigger",
+        "extracted": "LoRA out of the merged base, with the trigger",
     }
     figures = {}
     for name, title in titles.items():
+        if name not in drawn:
+            continue
         answers = judge.look(drawn[name])
         figures[title] = Share(sum(answer["character"] == TRIGGER for answer in answers), len(answers))
     return figures

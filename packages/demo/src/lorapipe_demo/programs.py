@@ -22,6 +22,7 @@ TOOLS = {
     "lora-sample": ("lorapipe_engine.sample_cli", "sample_main"),
     "lora-grid": ("lorapipe_inspect.grid.cli", "main"),
     "lora-inspect": ("lorapipe_inspect.cli", "main"),
+    "lora-extract": ("lorapipe_resize.extract.cli", "main"),
     "lora-resize": ("lorapipe_resize.cli", "main"),
     "lora-merge": ("lorapipe_merge.cli", "main"),
 }

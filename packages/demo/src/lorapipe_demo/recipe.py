@@ -14,6 +14,7 @@ OTHERS, OTHER_REPEATS = 40, "2"  # of ordinary people, so that only the trigger 
 HER_OWN = ("*hair*", "*eyes", "twintails", "double bun", "bob cut", "ponytail")
 KEPT = "closed eyes"  # a face, which changes
 RESOLUTION = "64"
+RANK, CONV_RANK = "32", "8"
 EPOCHS = 10
 
 # sd-scripts' names; the same as one would type. Layers of convolutions and captions that are left out at times make the
@@ -22,8 +23,8 @@ TRAIN_OPTIONS: dict[str, str] = {
     "resolution": RESOLUTION,
     "max_token_length": "75",
     "train_batch_size": "4",
-    "network_dim": "32",
-    "network_args": "conv_dim=8",
+    "network_dim": RANK,
+    "network_args": f"conv_dim={CONV_RANK}",
     "unet_lr": "2.5e-3",
     "text_encoder_lr": "2e-3",
     "caption_dropout_rate": "0.05",
@@ -39,18 +40,19 @@ HELD_OUT, HELD_OUT_SEED = 16, 2  # pictures of her that were not trained on; tho
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long the demo trains, with which options, in how many steps it draws a picture, and how many epochs the grid
-    shows."""
+    """How long the demo trains, with which options, in how many steps it draws a picture, how many epochs the grid
+    shows, and whether the network that was extracted again is drawn with too."""
 
     epochs: int
     options: Mapping[str, str]
     steps: int
     shown: int = EPOCHS
+    draws_extracted: bool = False
 
 
 # The judge says the same of pictures of 10 and of 20 steps (docs/demo-world.md).
 SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 10, shown=3)
-FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS)
+FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS, draws_extracted=True)
 
 
 def exam_scenes(seed: int = 77) -> list[Scene]:

@@ -65,7 +65,9 @@ class Painter:
                 for text, seed in zip(prompts, seeds or range(1000, 1000 + len(prompts)), strict=True)
             ]
             pictures = []
-            for picture in draw(self.family, self.objective, rows, sampler=SAMPLER, batch_size=20):
+            # A flow base has a sampler of its own.
+            sampler = SAMPLER if SAMPLER in self.objective.samplers else None
+            for picture in draw(self.family, self.objective, rows, sampler=sampler, batch_size=20):
                 pictures.append(picture)
                 if each is not None:
                     each()

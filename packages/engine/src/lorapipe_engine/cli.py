@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from lorapipe_engine.command.options import build_settings, settings_options
 from lorapipe_engine.command.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_path
-from lorapipe_engine.command.tool import ToolCommand, say, tool_command
+from lorapipe_engine.command.tool import LaunchedCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS
 from lorapipe_engine.settings.programs import Programs
@@ -39,12 +38,8 @@ torchrun --no_python --nproc_per_node 2 lora-train --config_file mayuri.toml
 """
 
 
-MAIN_TELLS = 10.0  # seconds in which the first process tells what is wrong, and its launcher ends the others
-
-
-class TrainCommand(ToolCommand):
-    """A command that may run in several processes at once: what goes wrong in all of them is told once. Names of
-    options may be cut short, as in sd-scripts."""
+class TrainCommand(LaunchedCommand):
+    """Names of options may be cut short, as in sd-scripts."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words, with the names of options written out."""
@@ -53,13 +48,6 @@ class TrainCommand(ToolCommand):
         for note in notes:
             say(f"note: {note}")
         return rest
-
-    def _tell(self, text: str, *, before: str = "") -> None:
-        number = os.environ.get("RANK", "0")
-        if number != "0":
-            time.sleep(MAIN_TELLS)  # without an end by then, it went wrong here alone
-            text = f"process {number}: {text}"
-        super()._tell(text, before=before)
 
 
 @tool_command("lora-train", examples=EXAMPLES, cls=TrainCommand)
@@ -180,7 +168,7 @@ def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:
 def fitted(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:
     """The options with those that ``--vram`` stands for, where it is given and base and pictures are known."""
     model, data = parts[0], parts[1]
-    has_data = data.train_data_dir is not None or data.dataset_config is not None
+    has_data = any((data.train_data_dir, data.dataset_config, data.slider))
     if model.vram is None or model.pretrained_model_name_or_path is None or not has_data:
         return parts, origin
     require_training_extra()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -10,7 +11,8 @@ import click
 
 from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.modes import mode_options, read_mode
-from lorapipe_engine.command.tool import say, tool_command
+from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.tool import LaunchedCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.sampling.settings import MODES, ModelSettings, ResultSettings
 
@@ -20,11 +22,12 @@ lora-sample --base nai.safetensors --x "file:run/*.safetensors" --y "seed:-1--1 
 lora-sample --base nai.safetensors --prompt "a <lora:mina:0.8> cat" --lora-dir run --x "sampler:Euler a,DPM++ 2M"
 lora-sample --probe seeds run/*.safetensors --base nai.safetensors --prompt "mina, 1girl" --dry-run --json
 lora-sample --plan grid.toml --seed 7
+torchrun --no_python --nproc_per_node 2 lora-sample --plan grid.toml
 """
 DRAWING = "lorapipe_engine.train.sample.cells"  # its function draw_plan(plan, chosen, say)
 
 
-@tool_command("lora-sample", examples=EXAMPLES)
+@tool_command("lora-sample", examples=EXAMPLES, cls=LaunchedCommand)
 @click.argument("networks", nargs=-1, metavar="[NETWORK]...")
 @mode_options(*MODES)
 def lora_sample(networks: tuple[str, ...], **flags: Any) -> int:
@@ -33,6 +36,9 @@ def lora_sample(networks: tuple[str, ...], **flags: Any) -> int:
     NETWORK are files, folders or patterns, an axis of their own in the first free place. Records of the cells go to
     stdout, for lora-grid or lora-tag; their parameters are in the pictures as A1111 writes them.
     """
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
+    if not is_first:
+        QUIET.set(True)
     chosen = read_mode(MODES, flags, config="plan")
     from lorapipe_engine.sampling.command import plan_of
     from lorapipe_engine.sampling.report import plan_lines, write_plan
@@ -42,7 +48,8 @@ def lora_sample(networks: tuple[str, ...], **flags: Any) -> int:
         say(line)
     result = chosen[ResultSettings]
     if result.dry_run:
-        write_plan(plan, as_json=result.as_json)
+        if is_first:
+            write_plan(plan, as_json=result.as_json)
         return 0
     if chosen[ModelSettings].base is None and any(row.cell.base is None for row in plan.cells):
         raise ConfigError("no base model: give --base FILE, a diffusers folder, a hub id, or --base demo")

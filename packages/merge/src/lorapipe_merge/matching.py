@@ -12,7 +12,7 @@ from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical
+from lorapipe_engine.networks.kohya_names import canonical, kohya_name
 from lorapipe_engine.networks.read import lost_alphas
 from lorapipe_merge.blocks import BlockWeights
 
@@ -70,6 +70,7 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
     for applied in networks:
         missing = [name for name in applied.network.others if not _is_harmless(name)]
         missing = [name for name in missing if not name.startswith(EMBEDDING)]
+        _check_unique(base, applied)
         for module in applied.network.modules.values():
             places = spots.get(canonical(module.name), {})
             wanted = list(_kinds(module))
@@ -85,6 +86,17 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
         if missing:
             matched.unmatched[applied.name] = missing
     return matched
+
+
+def _check_unique(base: Base, applied: Applied) -> None:
+    """Raise InputError for two modules of one file that change one layer: which of them counts no file tells."""
+    seen: dict[str, str] = {}
+    for module in applied.network.modules.values():
+        name = kohya_name(module.name, base.family)
+        if name in seen and list(_kinds(module)):
+            one, two = (quote(word)[1:-1] for word in (seen[name], module.name))
+            raise InputError(f"{applied.name}: names one layer twice, as {one} and as {two}")
+        seen[name] = module.name
 
 
 def left_out(networks: Sequence[Applied]) -> list[str]:

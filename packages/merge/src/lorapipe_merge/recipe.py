@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine import __version__
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, V, find_prediction
 from lorapipe_engine.networks.metadata import ModelSpec
 
 RECIPE_KEY = "lora_merge.recipe"
@@ -67,8 +67,8 @@ def merged_metadata(
             title=title,
             date=date,
             prediction=V.name
-            if v_prediction or old.get("modelspec.prediction_type") == V.word
-            else EPSILON.name,
+            if v_prediction
+            else find_prediction(old.get("modelspec.prediction_type", "")) or EPSILON.name,
             merged_from=", ".join(merged_from),
         ).metadata()
         # What the base knows better (resolution, licence, author) stays as it says.

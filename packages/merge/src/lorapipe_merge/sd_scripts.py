@@ -1,14 +1,18 @@
-"""Command lines of sd-scripts' ``merge_lora.py``, ``sdxl_merge_lora.py``, ``svd_merge_lora.py`` as lora-merge's own.
+"""Command lines of sd-scripts' ``merge_lora.py``, ``sdxl_merge_lora.py``, ``svd_merge_lora.py`` and
+``merge_models.py`` as lora-merge's own.
 
 Theirs name everything by options: ``--sd_model B --models L1 L2 --ratios 0.4 0.6 --save_to O``. A line is taken for
-one of theirs where it has ``--sd_model``, or ``--models`` with several ``--ratios`` or as many as models.
+one of theirs where it has ``--sd_model``, or ``--models`` with several ``--ratios`` or as many as models. It is
+merge_models.py's, and its models are checkpoints, where the result is named by ``--output`` or an option of that script
+stands in it.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isclose
 
 import click
 
@@ -17,7 +21,10 @@ from lorapipe_engine.errors import ConfigError
 
 _KEY = __name__
 # Options of theirs that stand in the line as they are, with a value and without.
-_KEPT = ("-o", "--save_to", "--save_precision", "--precision", "--device", "--lbws", "--output")
+_KEPT = ("-o", "--save_to", "--save_precision", "--precision", "--device", "--output")
+_VALUED = ("--models", "--ratios", "--ratio", "--lbws", "--sd_model", "--new_rank", "--new_conv_rank")
+# Of merge_models.py alone.
+_MODELS_ONLY = ("--saving_precision", "--unet_only", "--show_skipped")
 _KEPT_FLAGS = (
     "--no_metadata",
     "--v2",
@@ -67,13 +74,17 @@ def translated(words: Sequence[str]) -> list[str] | None:
     values, kept, unknown = _read(words)
     models, ratios, base = (values.get(name, []) for name in ("--models", "--ratios", "--sd_model"))
     plural = any(_spelt(word).startswith("--ratios") for word in words)
-    is_theirs = (base and models) or len(ratios) > 1 or (plural and len(ratios) == len(models) > 0)
+    checkpoints = not base and _is_models_line(words, ratios)
+    is_theirs = (
+        checkpoints or (base and models) or len(ratios) > 1 or (plural and len(ratios) == len(models) > 0)
+    )
     if not is_theirs or not all(map(_is_number, ratios)):
         return None
     if unknown:
-        raise ConfigError(
-            f"{unknown[0]}: is no option of sd-scripts' merge_lora.py, whose line this seems to be"
-        )
+        script = "merge_models.py" if checkpoints else "merge_lora.py"
+        raise ConfigError(f"{unknown[0]}: is no option of sd-scripts' {script}, whose line this seems to be")
+    if checkpoints:
+        return _models_line(models, ratios, values, kept)
     if not models or (ratios and len(ratios) != len(models)):
         raise ConfigError(
             f"--models has {len(models)} networks and --ratios {len(ratios)} numbers; give as many"
@@ -81,6 +92,7 @@ def translated(words: Sequence[str]) -> list[str] | None:
     networks = [
         f"{model}:{ratio}" for model, ratio in zip(models, ratios or ["1"] * len(models), strict=True)
     ]
+    kept = [*_blocks(values.get("--lbws", [])), *kept]
     if base:
         return [*base, *networks, *kept]
     ranks = [
@@ -91,6 +103,60 @@ def translated(words: Sequence[str]) -> list[str] | None:
     ]
     shuffle = ["--shuffle", "0"] if "--shuffle" in values else []
     return ["--networks", *networks, *(["--mode", "svd", *ranks] if ranks else []), *shuffle, *kept]
+
+
+def _blocks(weights: Sequence[str]) -> list[str]:
+    """Block weights of all networks. Raises ConfigError where each has its own."""
+    if len(set(weights)) > 1:
+        raise ConfigError(
+            "--lbws: one list of block weights holds for all networks here; put each network's into it first: "
+            f"lora-merge --networks LORA --blocks {weights[0]} -o weighted.safetensors"
+        )
+    return ["--blocks", weights[0]] if weights else []
+
+
+def _is_models_line(words: Sequence[str], ratios: Sequence[str]) -> bool:
+    heads = {_spelt(word).partition("=")[0] for word in words if word.startswith("--")}
+    return not heads.isdisjoint(_MODELS_ONLY) or ("--output" in heads and len(ratios) > 1)
+
+
+def _models_line(
+    models: Sequence[str], ratios: Sequence[str], values: Mapping[str, Sequence[str]], kept: Sequence[str]
+) -> list[str]:
+    """A line of merge_models.py. Raises ConfigError for what lora-merge has no one line for."""
+    if len(models) < 2 or (ratios and len(ratios) != len(models)):
+        raise ConfigError(
+            f"--models has {len(models)} checkpoints and --ratios {len(ratios)} numbers; give two or more, and as many"
+        )
+    precision = [
+        word for value in values.get("--saving_precision", []) for word in ("--save_precision", value)
+    ]
+    kept = _with_suffix(kept)
+    if "--unet_only" not in values:
+        shares = (
+            [f"{model}:{ratio}" for model, ratio in zip(models, ratios, strict=True)] if ratios else models
+        )
+        return ["--models", *shares, "--method", "average", *precision, *kept]
+    second = float(ratios[1]) if ratios else 0.5
+    if len(models) > 2 or (ratios and not isclose(float(ratios[0]) + second, 1.0, abs_tol=1e-6)):
+        raise ConfigError(
+            "--unet_only: is done for two models whose ratios' sum is 1: lora-merge --models A B --ratio 0.5 --blocks "
+            "TE=0 --vae A -o OUT; with more models merge the result with the next"
+        )
+    rest = ["--ratio", f"{second:g}", "--blocks", "TE=0", "--vae", models[0]]
+    return ["--models", *models, *rest, *precision, *kept]
+
+
+def _with_suffix(kept: Sequence[str]) -> list[str]:
+    """The words, with the ending that merge_models.py puts behind a result's name."""
+    words = list(kept)
+    for place, word in enumerate(words):
+        head, equals, value = word.partition("=")
+        if _spelt(head) == "--output":
+            name = value if equals else "".join(words[place + 1 : place + 2])
+            if name and not name.endswith(".safetensors"):
+                words[place if equals else place + 1] += ".safetensors"
+    return words
 
 
 def _read(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str], list[str]]:
@@ -112,10 +178,13 @@ def _read(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str], list[s
         elif head in _KEPT:
             kept.append(word)
             name = "" if equals else "kept"
-        elif head in ("--models", "--ratios", "--ratio", "--sd_model", "--new_rank", "--new_conv_rank"):
+        elif head in _VALUED:
             name = "--ratios" if head == "--ratio" else head
             values.setdefault(name, []).extend([value] if equals else [])
-        elif head in ("--shuffle", "--concat"):
+        elif head == "--saving_precision":
+            name = head
+            values[head] = [value] if equals else []
+        elif head in ("--shuffle", "--concat", "--unet_only", "--show_skipped"):
             values[head], name = [], head
         else:
             (kept if head in _KEPT_FLAGS else unknown).append(word)

@@ -24,7 +24,8 @@ from lorapipe_engine.files.tensorfile import (
     write_tensors,
 )
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
-from lorapipe_engine.networks.metadata import with_hashes
+from lorapipe_engine.networks.kohya_names import names_in_kohya, text_encoder_alone
+from lorapipe_engine.networks.metadata import with_base_facts, with_hashes
 from lorapipe_engine.networks.ranks import RankRule
 from lorapipe_engine.networks.read import require_strengths, scale_of
 from lorapipe_resize.device import dense_on
@@ -212,12 +213,14 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
     strangers = _strangers(network)
     if not options.result.keep_alphas:
         settings = replace(settings, alpha=_one_alpha(network, settings.rule))
+    kohya = names_in_kohya(network) if options.result.names == "kohya" else None
+    settings = replace(settings, kohya=kohya, family=_family_of_shapes(network, renamed=kohya is not None))
     modules, others = list(network.modules.values()), network.others
     if settings.target_bytes is not None:
-        room = settings.target_bytes - _largest_header(file, modules)
+        room = settings.target_bytes - _largest_header(file, modules, settings)
         settings = replace(settings, target_bytes=room)
     shrunk = shrink(file, modules, others, settings)
-    metadata = _metadata(file, shrunk, options, settings, task.target)
+    metadata = _metadata(file, shrunk, options, settings, task.target, network.family)
     header, places = build_header({key: (t.dtype, t.shape) for key, t in shrunk.tensors.items()}, metadata)
     if not options.result.dry_run:
         target = task.target or sys.stdout.buffer
@@ -231,7 +234,7 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=[*shrunk.notes, *strangers, *_dotted(shrunk, network)],
+        notes=[*shrunk.notes, *strangers, *_names(shrunk, network, settings)],
     )
 
 
@@ -254,38 +257,65 @@ def _strangers(network: Network) -> list[str]:
     return [f"copied {len(names)} tensors that belong to no module: {', '.join(names[:SHOWN])}{more}"]
 
 
-def _dotted(shrunk: Shrunk, network: Network) -> list[str]:
+def _family_of_shapes(network: Network, *, renamed: bool) -> str | None:
+    """The family whose layers around attention tell the shapes of their factors; None where these stay as they are.
+
+    SD 1.x has convolutions there, as all readers of kohya's names know. Of dotted names other programs know better.
+    """
+    flat = renamed or not any("." in name for name in network.modules)
+    return network.family if flat or network.family != "sd1" else None
+
+
+def _names(shrunk: Shrunk, network: Network, settings: Settings) -> list[str]:
     """A note where the names are not those that the web UIs look for."""
+    if settings.kohya is not None:
+        notes = text_encoder_alone(network)
+        if any(module.magnitude_per_output for module in network.modules.values()):
+            notes.append(
+                "DoRA by outputs: A1111 takes it by inputs, ComfyUI and Forge divide by another norm"
+            )
+        return notes
     dotted = sum("." in module.name for module in shrunk.modules)
     if not dotted:
         return []
     if any(module.path.startswith("base_model.model.") for module in network.modules.values()):
         return [
             "strengths are in alphas now, not in a configuration beside the file: lora-convert --to peft writes PEFT's "
-            "folder of it, --to kohya what the web UIs read"
+            "folder of it, --to kohya here what the web UIs read"
         ]
     return [
-        f"{dotted} modules keep dotted names, which A1111 does not read, nor ComfyUI most of; lora-convert --to kohya "
-        "writes those that they read"
+        f"{dotted} modules keep dotted names, which A1111 does not read, nor ComfyUI most of; --to kohya writes those "
+        "that they read"
     ]
 
 
 def _metadata(
-    file: WeightFile, shrunk: Shrunk, options: Options, settings: Settings, target: Path | None
+    file: WeightFile,
+    shrunk: Shrunk,
+    options: Options,
+    settings: Settings,
+    target: Path | None,
+    family: str | None,
 ) -> dict[str, str]:
     size, name = options.ranks.target_size, target.stem if target else None
     metadata = resized_metadata(file.metadata, shrunk.modules, settings.rule, size, name)
+    if settings.kohya is not None and family is not None:
+        metadata = with_base_facts(metadata, family)
     metadata = with_hashes(metadata, shrunk.tensors)
     if "modelspec.hash_sha256" in metadata:
         metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
     return metadata
 
 
-def _largest_header(file: WeightFile, modules: Sequence[ModuleKeys]) -> int:
+def _largest_header(file: WeightFile, modules: Sequence[ModuleKeys], settings: Settings) -> int:
     """Bytes that the new file's header can at most take, whatever the ranks."""
     digits = (NO_BOUND, NO_BOUND)
-    shapes = {f"{module.name}.{suffix}": ("U8", digits) for module in modules for suffix in NEW_SUFFIXES}
-    shapes.update((key, ("U8", digits)) for key in file.tensors)
+    kohya, renamed = settings.kohya, {key for module in modules for key in module.keys.values()}
+    names = {key for key in file.tensors if kohya is None or key not in renamed}
+    for module in modules:
+        name = module.name if kohya is None else kohya[module.name]
+        names |= {f"{name}.{suffix}" for suffix in (*NEW_SUFFIXES, *(module.keys if kohya else ()))}
+    shapes = dict.fromkeys(names, ("U8", digits))
     return len(build_header(shapes, file.metadata)[0]) + METADATA_ROOM
 
 

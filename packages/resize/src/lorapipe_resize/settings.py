@@ -59,6 +59,11 @@ class ResultSettings:
     save_precision: Literal["keep", "fp16", "bf16", "fp32", "float"] = flag(
         "keep", "Number type of the new factors.", "--save-precision", "--precision"
     )
+    names: Literal["kohya"] | None = flag(
+        None,
+        "Name modules as sd-scripts does, which the web UIs read.  [default: as the file has them]",
+        "--to",
+    )
     balance: Literal["sqrt", "up", "down"] = flag(
         "sqrt", "Where singular values go: half to each side, or as sd-scripts has it all into lora_up."
     )

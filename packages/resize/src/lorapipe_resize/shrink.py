@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.delta import find_rule, rules
-from lorapipe_engine.delta.spectra import ModuleSpectrum, module_spectrum, spectral_rule
+from lorapipe_engine.delta.spectra import ModuleSpectrum, kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
+from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
-from lorapipe_engine.networks.read import read_module, scale_of
+from lorapipe_engine.networks.read import magnitude_shape, read_module, scale_of
 from lorapipe_resize.report import DORA, ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
@@ -40,7 +41,9 @@ class Settings:
 
     ``decompose`` is the SVD for modules that need a dense one. ``alpha``: what all modules get, the rest of their
     strength in the factors, because diffusers' loader gives every module of a part the commonest one; None: each
-    keeps its strength in its own.
+    keeps its strength in its own. ``kohya``: names of modules in kohya's scheme, by theirs in the file; None keeps
+    these. ``family``: whose layers tell the shapes of factors around attention, see
+    :func:`~lorapipe_engine.networks.layers.kernel_in`.
     """
 
     rule: RankRule
@@ -51,6 +54,8 @@ class Settings:
     allow_nonfinite: bool = False
     decompose: Callable[[NDArray[Any]], Spectrum] = dense_spectrum
     alpha: float | None = None
+    kohya: Mapping[str, str] | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,10 @@ def _check_finite(bad: Sequence[str], settings: Settings) -> None:
 def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, settings: Settings) -> _Piece:
     """The new tensors of a module; ``rank`` where it is decided already."""
     if spectral_rule(module.name, _shapes(file, module)) is None:
-        return _copied(file, module, "which have no low-rank form of their own")
+        return _copied(file, module, settings, "which have no low-rank form of their own")
     decomposed, bad = _decompose(file, module, settings, vectors=rank or settings.rule.largest)
     if decomposed is None:
-        return replace(_copied(file, module, "which have NaN or infinite values"), bad=bad)
+        return replace(_copied(file, module, settings, "which have NaN or infinite values"), bad=bad)
     singular, conv = decomposed.spectrum.singular, bool(decomposed.kernel)
     new_rank = rank or settings.rule.choose(singular, limit=decomposed.limit, conv=conv)
     report = _describe(module, decomposed, new_rank, settings)
@@ -150,7 +155,10 @@ def _decompose(
         raise InputError(f"module {module.name}: its singular values cannot be found ({error})") from error
     if module.scale is not None:  # the new file has no configuration, so its factors hold the strength
         decomposed = replace(decomposed, spectrum=decomposed.spectrum.scaled(decomposed.scale), scale=1.0)
-    return decomposed, ()
+    kernel = decomposed.kernel
+    if settings.kohya is not None and not kernel:  # flattened, which few readers of these names take
+        kernel = kernel_of(module.name, decomposed.spectrum.down.shape[1])
+    return replace(decomposed, kernel=kernel_in(settings.family, module.name, kernel)), ()
 
 
 def _shapes(file: WeightFile, module: NetworkModule) -> dict[str, tuple[int, ...]]:
@@ -192,33 +200,48 @@ def _new_tensors(
     file: WeightFile, module: NetworkModule, decomposed: ModuleSpectrum, rank: int, settings: Settings
 ) -> tuple[dict[str, Encoded], float]:
     """The module's tensors at its new rank, keyed as in the file, and the relative error of the cast."""
-    stored = _stores_alpha(module)
+    stored = settings.kohya is not None or _stores_alpha(module)
     spectrum = decomposed.spectrum
     if stored and settings.alpha is not None and decomposed.scale * rank != settings.alpha:
         spectrum = spectrum.scaled(decomposed.scale * rank / settings.alpha)
-    exact = (
-        spectrum.truncate(rank, settings.balance) if np.any(spectrum.singular) else _zero_change(decomposed)
-    )
+    exact = _exact_factors(decomposed, spectrum, rank, settings)
     dtype = _dtype(file, module, settings)
     up, down = encode(exact.up, dtype), encode(exact.down, dtype)
     rounded = Factors(decode(dtype, up.data, up.shape), decode(dtype, down.data, down.shape))
     if not all(np.isfinite(side).all() for side in rounded):
         raise InputError(f"module {module.name}: its values do not fit {dtype}; save as bf16 or fp32")
     tensors = {
-        _key(module, "lora_down.weight"): Encoded(dtype, decomposed.down_shape(rank), down.data),
-        _key(module, "lora_up.weight"): Encoded(dtype, decomposed.up_shape(rank), up.data),
+        _key(module, "lora_down.weight", settings): Encoded(dtype, decomposed.down_shape(rank), down.data),
+        _key(module, "lora_up.weight", settings): Encoded(dtype, decomposed.up_shape(rank), up.data),
     }
     if stored:
-        tensors[_key(module, "alpha")] = encode(np.asarray(_alpha_of(decomposed, rank, settings)), "F32")
+        tensors[_key(module, "alpha", settings)] = encode(
+            np.asarray(_alpha_of(decomposed, rank, settings)), "F32"
+        )
     for suffix in COMPANIONS:
         if suffix in module.keys:
-            tensors[module.keys[suffix]] = _copy(file, module.keys[suffix])
+            tensors[_key(module, suffix, settings)] = _companion(
+                file, module, suffix, decomposed.kernel, settings
+            )
     if "lora_up.bias" in module.keys:  # as strong as it was, at the strength that the module has now
         key = module.keys["lora_up.bias"]
         strength = _alpha_of(decomposed, rank, settings) / rank if stored else 1.0
-        tensors[key] = encode(file.read(key) * (scale_of(module) / strength), file.tensors[key].dtype)
+        name = key
+        if settings.kohya is not None:  # to whose readers it is a change of the layer's own bias
+            name, strength = _key(module, "diff_b", settings), 1.0
+        tensors[name] = encode(file.read(key) * (scale_of(module) / strength), file.tensors[key].dtype)
     norm = spectrum.norm()
     return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
+
+
+def _exact_factors(decomposed: ModuleSpectrum, spectrum: Spectrum, rank: int, settings: Settings) -> Factors:
+    """The factors of a spectrum with its strength in it, which may be 0 where the change of the factors is not."""
+    if np.any(spectrum.singular):
+        return spectrum.truncate(rank, settings.balance)
+    if not np.any(decomposed.spectrum.singular):
+        return _zero_change(decomposed)
+    kept = decomposed.spectrum.truncate(rank, settings.balance)
+    return Factors(np.zeros_like(kept.up), kept.down)
 
 
 def _stores_alpha(module: NetworkModule) -> bool:
@@ -243,16 +266,31 @@ def _dtype(file: WeightFile, module: NetworkModule, settings: Settings) -> str:
     return largest.dtype if largest.dtype in ITEM_BYTES else "F16"
 
 
-def _key(module: NetworkModule, suffix: str) -> str:
+def _companion(
+    file: WeightFile, module: NetworkModule, suffix: str, kernel: tuple[int, ...], settings: Settings
+) -> Encoded:
+    """A tensor beside the factors as it is; magnitudes in kohya's shape where names are kohya's."""
+    tensor = _copy(file, module.keys[suffix])
+    if settings.kohya is None or suffix != "dora_scale" or math.prod(tensor.shape) == 1:
+        return tensor
+    shape = magnitude_shape(tensor.shape, kernel, per_output=module.magnitude_per_output)
+    return replace(tensor, shape=shape)
+
+
+def _key(module: NetworkModule, suffix: str, settings: Settings) -> str:
     """The key of a tensor, also of one that the file does not have yet: named as its neighbours are."""
+    if settings.kohya is not None:
+        return f"{settings.kohya[module.name]}.{suffix}"
     if suffix in module.keys:
         return module.keys[suffix]
     known, key = next(iter(module.keys.items()))
     return f"{key.removesuffix(known)}{suffix}" if key.endswith(known) else f"{module.name}.{suffix}"
 
 
-def _copied(file: WeightFile, module: NetworkModule, why: str) -> _Piece:
-    tensors = {key: _copy(file, key) for key in module.keys.values()}
+def _copied(file: WeightFile, module: NetworkModule, settings: Settings, why: str) -> _Piece:
+    tensors = {_key(module, suffix, settings): _copy(file, key) for suffix, key in module.keys.items()}
+    if module.scale is not None and module.rank:  # a configuration said it, which the new file does not have
+        tensors[_key(module, "alpha", settings)] = encode(np.asarray(module.scale * module.rank), "F32")
     name = find_rule(module.name, module.keys).name
     return _Piece(
         tensors,

@@ -16,6 +16,7 @@ from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile
 from lorapipe_engine.models.bases import describe_kind, resolve_base
 from lorapipe_engine.models.families import Recognised, get_family, recognise
 from lorapipe_engine.models.keys import Place, find_layout, locate, lora_names, lora_names_of, unet_to_ldm
+from lorapipe_engine.models.predictions import says_flow
 
 # Folders of a diffusers model that networks change.
 PARTS: Mapping[str, str] = MappingProxyType({"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"})
@@ -73,6 +74,11 @@ class Base:
     def v_prediction(self) -> bool:
         """Whether the file says that its model predicts v."""
         return any("v_pred" in file.weights.tensors for file in self.files)
+
+    @property
+    def predicts_flow(self) -> bool:
+        """Whether the file says that its model predicts flow."""
+        return any(says_flow(file.weights.metadata) for file in self.files)
 
 
 def _spots_of(file: BaseFile, number: int, family: str) -> Iterator[tuple[tuple[str, ...], Spot]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from lorapipe_engine.command.terminating import Terminated, terminated_like_inte
 from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.errors import LoraError
 
+FIRST_TELLS = 10.0  # seconds in which the first process tells what is wrong, and its launcher ends the others
 EXIT_CODES = """\
 0    done
 1    it ran, but something failed or a problem was found
@@ -159,6 +161,17 @@ class _Passing(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class LaunchedCommand(ToolCommand):
+    """A command that a launcher may run in several processes at once: what goes wrong in all of them is told once."""
+
+    def _tell(self, text: str, *, before: str = "") -> None:
+        number = os.environ.get("RANK", "0")
+        if number != "0":
+            time.sleep(FIRST_TELLS)  # without an end by then, it went wrong here alone
+            text = f"process {number}: {text}"
+        super()._tell(text, before=before)
 
 
 @contextmanager

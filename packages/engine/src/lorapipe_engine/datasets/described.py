@@ -17,10 +17,14 @@ def folder_lines(dataset: Dataset) -> list[str]:
 
 def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
     subset = row.subset
+    if subset.pairs is not None:
+        return f"{subset.folder.name}: {len(subset.pairs.rows)} pairs of prompts x {subset.repeats}"
     parts = [f"{row.pictures} pictures x {subset.repeats}"]
     if subset.is_reg:
         used = sum(picture.repeats for picture in dataset.pictures if dataset.subset_of(picture) is subset)
         parts = [f"{row.pictures} regularisation pictures, {used} an epoch"]
+    if subset.is_preserved:
+        parts.append("held to the base's answers")
     if row.without_caption:
         instead = f"'{subset.class_tokens}' is used" if subset.class_tokens else "an empty one is used"
         parts.append(f"{row.without_caption} without a caption ({instead})")
@@ -41,6 +45,8 @@ def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
 
 def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
     """What the user should know of a dataset before it is trained."""
+    if data.slider is not None:
+        return []
     notes = []
     if data.dataset_config is not None:
         unused = [name for name in ("train_data_dir", "reg_data_dir") if getattr(data, name) is not None]

@@ -27,6 +27,7 @@ class SubsetKeys:
 
     image_dir: Path | None = option(None, "Folder of the pictures.")
     is_reg: bool = option(False, "These are regularisation pictures.")
+    is_preserved: bool = option(False, "The base's answer to these is to stay, in place of training them.")
     num_repeats: int = option(1, "How often each picture comes in an epoch.", min=1, max=MOST_REPEATS)
     class_tokens: str | None = option(None, "Caption of pictures that have none.")
     metadata_file: Path | None = option(None, "JSON file of the pictures' captions and tags.")
@@ -59,7 +60,7 @@ SHARED_KEYS = {
     },
 }
 SUBSET_KEYS = {
-    **{name: OWN[name] for name in ("image_dir", "is_reg", "metadata_file")},
+    **{name: OWN[name] for name in ("image_dir", "is_reg", "is_preserved", "metadata_file")},
     **{name: _OPTIONS[name] for name in ("alpha_mask", "conditioning_data_dir")},
 }
 # Known, and not taken: why. Values that switch them off are taken in silence.
@@ -146,6 +147,8 @@ def _dataset(
         subsets.append(subset)
     if all(subset.is_reg for subset in subsets):
         raise ConfigError(f"{source.at(place)}: has regularisation pictures only; one subset must be trained")
+    if all(subset.is_reg or subset.is_preserved for subset in subsets):
+        raise ConfigError(f"{source.at(place)}: every subset is_preserved; one must be trained")
     try:
         return dataset_of(_options(data, values), tuple(subsets))
     except ConfigError as error:
@@ -174,6 +177,7 @@ def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], plac
         repeats=values.get("num_repeats") or data.dataset_repeats or 1,
         class_tokens=values.get("class_tokens"),
         is_reg=values.get("is_reg", False),
+        is_preserved=values.get("is_preserved", False),
         metadata=metadata,
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import asdict
 from typing import Any
 
 from lorapipe_engine.datasets.scan import Dataset, Folder
@@ -17,7 +18,8 @@ from lorapipe_engine.settings import DataSettings
 def dataset_record(data: DataSettings, dataset: Dataset) -> dict[str, Any]:
     """The entries of a run: counts, captions, and the folders or the datasets."""
     counts = {
-        "num_train_images": dataset.count(is_reg=False),
+        "num_train_images": 0 if dataset.pairs else dataset.count(is_reg=False),
+        "slider": None if dataset.pairs is None else asdict(dataset.pairs),
         "num_reg_images": dataset.count(is_reg=True),
         "num_validation_images": len(dataset.validation),
         "validation_split": data.validation_split,
@@ -113,6 +115,7 @@ def _subset(row: Folder) -> dict[str, Any]:
         "image_dir": subset.folder.name,
         "class_tokens": subset.class_tokens,
         "is_reg": subset.is_reg,
+        **({"is_preserved": True} if subset.is_preserved else {}),
     }
 
 

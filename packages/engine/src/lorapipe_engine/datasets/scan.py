@@ -11,7 +11,8 @@ from pathlib import Path
 from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.datasets.folders import dataset_specs
 from lorapipe_engine.datasets.listed import read_listed
-from lorapipe_engine.datasets.spec import DatasetSpec, Subset
+from lorapipe_engine.datasets.pairs import ROWS_AN_EPOCH, Pairs, read_pairs
+from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.links import LeadsOut, leads_out, within
 from lorapipe_engine.pictures.buckets import FINEST_STEP, BucketRule, Placement, Size, place
@@ -70,6 +71,11 @@ class Dataset:
         return [(picture.dataset, picture.placement.bucket) for picture in self.pictures]
 
     @property
+    def pairs(self) -> Pairs | None:
+        """The pairs of prompts that a slider is trained from in the place of pictures."""
+        return self.folders[0].subset.pairs
+
+    @property
     def repeats(self) -> list[int]:
         """The repeats of each picture."""
         return [picture.repeats for picture in self.pictures]
@@ -107,6 +113,8 @@ def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP) -> Datase
     Raises InputError for a folder that is missing, has no ``N_concept`` level or no pictures, a broken picture, or a
     caption that is not UTF-8; ConfigError for options or a dataset file that are wrong.
     """
+    if data.slider is not None:
+        return pairs_dataset(data, data.slider, finest)
     specs = tuple(spec.with_finest_step(finest) for spec in dataset_specs(data))
     sources = [_source(number, subset) for number, subset in _numbered(specs)]
     for source in sources:
@@ -126,6 +134,23 @@ def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP) -> Datase
     regular = [not row.subset.is_reg for row in folders]
     trained, kept = split_off(pictures, specs, [row for row in pictures if regular[row.subset]], seed)
     return Dataset(tuple(_balanced(trained, folders)), tuple(folders), specs, tuple(kept))
+
+
+def pairs_dataset(data: DataSettings, path: Path, finest: int) -> Dataset:
+    """Pairs of prompts as a dataset, each in the place of a picture of the training size; an epoch is about a hundred
+    batches unless ``dataset_repeats`` says otherwise. Raises as :func:`read_pairs` does."""
+    pairs = read_pairs(path)
+    count = len(pairs.rows)
+    repeats = data.dataset_repeats or -(-ROWS_AN_EPOCH * data.train_batch_size // count)
+    subset = Subset(folder=path, repeats=repeats, pairs=pairs)
+    spec = dataset_of(data, (subset,)).with_finest_step(finest)
+    size = data.resolution
+    if any(side % finest for side in size):
+        raise ConfigError(
+            f"resolution: {size[0]}x{size[1]} is no multiple of {finest}, as this base needs it"
+        )
+    row = Picture(path, "", repeats, Placement(size, size, (0, 0)), size, private=True)
+    return Dataset((row,) * count, (Folder(subset, 0, count, 0),), (spec,))
 
 
 def _numbered(specs: Sequence[DatasetSpec]) -> Iterator[tuple[int, Subset]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lorapipe_engine.datasets.pairs import Pairs
 from lorapipe_engine.pictures.buckets import FINEST_STEP, BucketRule
 from lorapipe_engine.pictures.captions import CaptionRule
 from lorapipe_engine.settings import DataSettings
@@ -15,16 +16,19 @@ class Subset:
     """A folder of pictures and how they are trained.
 
     ``repeats``: how often each comes in an epoch; ``class_tokens``: the caption of pictures that have none; ``is_reg``:
-    regularisation pictures; ``flip``: half of the time mirrored; ``colour``: hue or gamma shifted now and then;
+    regularisation pictures; ``is_preserved``: the network is held to the base's answer to them, not trained to theirs;
+    ``flip``: half of the time mirrored; ``colour``: hue or gamma shifted now and then;
     ``random_crop``: cut elsewhere each time; ``interpolation``: filter of resizing, None for the usual; ``masks``:
     folder of their masks; ``alpha_mask``: their transparency is the mask of those that have none there; ``metadata``:
-    the JSON file that names the pictures with their captions, in place of text files beside them.
+    the JSON file that names the pictures with their captions, in place of text files beside them. ``pairs``: prompts in
+    the place of pictures, of which ``folder`` is the file.
     """
 
     folder: Path
     repeats: int = 1
     class_tokens: str | None = None
     is_reg: bool = False
+    is_preserved: bool = False
     caption_extension: str = ".txt"
     captions: CaptionRule = field(default_factory=CaptionRule)
     flip: bool = False
@@ -34,6 +38,7 @@ class Subset:
     masks: Path | None = None
     alpha_mask: bool = False
     metadata: Path | None = None
+    pairs: Pairs | None = None
 
     @property
     def is_masked(self) -> bool:
@@ -86,6 +91,7 @@ def subset_of(
     repeats: int,
     class_tokens: str | None,
     is_reg: bool,
+    is_preserved: bool = False,
     masks: Path | None = None,
     metadata: Path | None = None,
 ) -> Subset:
@@ -95,6 +101,7 @@ def subset_of(
         repeats=repeats,
         class_tokens=class_tokens,
         is_reg=is_reg,
+        is_preserved=is_preserved,
         caption_extension=data.caption_extension,
         captions=caption_rule(data),
         flip=data.flip_aug,

@@ -14,6 +14,7 @@ _PREFIX = re.compile(
     r"|(lora|lycoris|oft)_(unet|transformer)_+|lycoris_)?"
 )
 
+_FLAT = re.compile(r"(lora|lycoris|oft)_")
 # The first family counts one of whose signs is found. Names have "_" in the place of every dot.
 _SIGNS: tuple[tuple[str, str], ...] = (
     ("Chroma", r"distilled_guidance_layer"),
@@ -44,7 +45,8 @@ def foreign_family(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     if any(name.startswith(("lora_prior_unet", "lora_prior_te")) for name in shapes):
         return "Stable Cascade"
     names = {name: _bare(name) for name in shapes}
-    if any("img_attn_qkv" in name and "." in name for name in shapes):
+    # Flat names write Flux.1's img_attn.qkv so too.
+    if any("img_attn_qkv" in name and not _FLAT.match(name) for name in shapes):
         return "Hunyuan Video"
     bare = _blocks_only(names.values())
     for title, sign in _SIGNS:

@@ -335,9 +335,12 @@ class LdmNames(Names):
     def others(
         self, family: Family, part: str, path: str, layers_per_block: int, checkpoint_path: str | None
     ) -> tuple[str, ...]:
-        """The UNet's other naming, then PEFT's."""
+        """The UNet's other naming, then PEFT's, then those of kohya's OFT."""
         if part == "unet":
             ldm = checkpoint_path or unet_to_ldm(path, layers_per_block, family.plain_up_blocks)
-            return (*(flat_name("lora_unet", name) for name in (ldm, path) if name), f"unet.{path}")
+            names = [name for name in (ldm, path) if name]
+            # kohya's networks.oft has a prefix of its own.
+            lora, oft = ([flat_name(prefix, name) for name in names] for prefix in ("lora_unet", "oft_unet"))
+            return (*lora, f"unet.{path}", *oft)
         own = (flat_name("lora_te1", path),) if len(family.text_parts) == 1 else ()
         return (*own, f"text_encoder{'_2' if part == 'te2' else ''}.{path}")

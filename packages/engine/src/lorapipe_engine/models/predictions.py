@@ -39,12 +39,25 @@ V = Prediction(
     marks=frozenset({"v_pred"}),
     asked_by=("v_parameterization", True),
 )
-PREDICTIONS: dict[str, Prediction] = {row.name: row for row in (EPSILON, V)}
+# Of a flow model no file of the field's tells; this word is diffusers', and what networks trained here say.
+FLOW = Prediction(
+    name="flow_prediction",
+    word="flow",
+    objective="lorapipe_engine.train.objective.flow:Flow",
+    asked_by=("flow_model", True),
+)
+# Flow is asked first: configurations that ask for it may say that v is not.
+PREDICTIONS: dict[str, Prediction] = {row.name: row for row in (FLOW, EPSILON, V)}
 
 
 def find_prediction(word: str) -> str | None:
     """The name of the row that a file means by ``word``, diffusers' or modelspec's; None where no row has it."""
     return next((row.name for row in PREDICTIONS.values() if word in (row.name, row.word)), None)
+
+
+def says_flow(metadata: Mapping[str, str]) -> bool:
+    """Whether a file's metadata say that its model, or that of its network, predicts flow."""
+    return find_prediction(metadata.get("modelspec.prediction_type", "").lower()) == FLOW.name
 
 
 def marked_prediction(tensors: Mapping[str, object]) -> str | None:

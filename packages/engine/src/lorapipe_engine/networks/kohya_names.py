@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.models.keys import lora_name
-from lorapipe_engine.networks.layers import layer_of
+from lorapipe_engine.networks.describe import Network
+from lorapipe_engine.networks.layers import Layer, layer_of
+
+SHOWN = 5
 
 
 def canonical(name: str) -> str:
@@ -24,3 +29,63 @@ def kohya_name(name: str, family: str | None) -> str:
     if family is None or layer is None or layer.part not in get_family(family).lora_prefixes:
         return canonical(name)
     return lora_name(family, layer.part, layer.path)
+
+
+def known_layer(name: str, family: str) -> Layer | None:
+    """The layer of the family's that a module's name means; None where it follows no pattern of its layers.
+
+    Dotted names can be of anything: what they mean is a layer where its flat name is one.
+    """
+    layer = layer_of(name)
+    if layer is None or layer.part not in get_family(family).lora_prefixes:
+        return None
+    return layer if layer_of(lora_name(family, layer.part, layer.path)) is not None else None
+
+
+def text_encoder_alone(network: Network) -> list[str]:
+    """A note where a network changes the one text encoder that SD 1.x and SDXL share, and nothing tells of which."""
+    if network.family != "sd1" or set(network.parts) != {"te1"}:
+        return []
+    return [
+        "changes a text encoder alone, which SD 1.x and SDXL both have, and is named for SD 1.x; lora-convert "
+        "--family sdxl names it for SDXL"
+    ]
+
+
+def names_in_kohya(network: Network) -> dict[str, str]:
+    """Kohya's name of every module of a network, by the module's.
+
+    Raises InputError for a network of another or of no known family, for modules that are no layer of it, and for two
+    modules of one layer.
+    """
+    if network.foreign is not None:
+        raise InputError(f"{network.path}: is for {network.title}, whose names are not known here")
+    if network.family is None:
+        raise InputError(
+            f"{network.path}: its names do not tell which model it is for; lora-convert has --family to say it"
+        )
+    facts = get_family(network.family)
+    names: dict[str, str] = {}
+    strange = []
+    for name in network.modules:
+        layer = known_layer(name, facts.name)
+        if layer is None:
+            strange.append(quote(name)[1:-1])
+        else:
+            names[name] = lora_name(facts.name, layer.part, layer.path)
+    if strange:
+        more = f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else ""
+        raise InputError(
+            f"{network.path}: has no name of kohya's for {', '.join(strange[:SHOWN])}{more}: no layer of {facts.title}"
+        )
+    _check_unique(network, names)
+    return names
+
+
+def _check_unique(network: Network, names: dict[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for name, kohya in names.items():
+        if kohya in seen:
+            one, two = (quote(word)[1:-1] for word in (seen[kohya], name))
+            raise InputError(f"{network.path}: names one layer twice, as {one} and as {two}")
+        seen[kohya] = name

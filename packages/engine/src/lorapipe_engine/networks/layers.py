@@ -63,6 +63,23 @@ def layer_of(name: str) -> Layer | None:
     return None if path is None else Layer(part, path)
 
 
+def kernel_around(path: str, family: str) -> tuple[int, ...] | None:
+    """The kernel of a layer around attention: (1, 1) in SD 1.x, () where the family's are linear; None for others."""
+    if ".attentions." not in path or not path.endswith((".proj_in", ".proj_out")):
+        return None
+    return (1, 1) if family == "sd1" else ()
+
+
+def kernel_in(family: str | None, name: str, stored: tuple[int, ...]) -> tuple[int, ...]:
+    """The kernel of the layer that a module called ``name`` changes, where its factors are ``stored`` with one.
+
+    Programs disagree about layers around attention, and the family tells; all else is as it is stored.
+    """
+    layer = layer_of(name) if family is not None and stored in ((), (1, 1)) else None
+    around = None if layer is None else kernel_around(layer.path, family or "")
+    return stored if around is None else around
+
+
 def _unet_path(flat: str) -> str | None:
     if match := _DIFFUSERS.fullmatch(flat):
         block = f"{match['side']}_blocks.{match['level']}" if match["side"] else "mid_block"

@@ -24,12 +24,24 @@ from lorapipe_engine.files.bytesource import open_source, take
 from lorapipe_engine.files.dtypes import Array, Encoded
 from lorapipe_engine.files.hashes import network_hashes
 from lorapipe_engine.models.families import get_family
-from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V
+from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V, find_prediction
 
 MODELSPEC_VERSION = "1.0.1"
 STABILITY = "https://github.com/Stability-AI/generative-models"
 
-# Names without "ss_", in the groups and the order in which sd-scripts writes them.
+# What sd-scripts for SDXL flow writes of a VAE, and what is written of the times that are drawn: sd-scripts' names for
+# other models than Stable Diffusion, and those of SDXL flow trainers' options.
+VAE_FORM = ("vae_scale_factor", "vae_shift_factor", "vae_reflection_padding")
+TIMES = (
+    *("flow_model", "timestep_sampling", "timestep_curve", "sigmoid_scale", "logit_mean", "logit_std"),
+    *("mode_scale", "discrete_flow_shift", "weighting_scheme", "flow_timestep_distribution"),
+    *("flow_logit_mean", "flow_logit_std", "flow_uniform_static_ratio", "flow_uniform_shift"),
+    *("flow_uniform_base_pixels", "flow_use_ot", "contrastive_flow_matching", "cfm_lambda"),
+    *("text_encoder_min_timestep", "text_encoder_max_timestep"),
+)
+SLIDER = ("slider",)  # the pairs of prompts
+# Names without "ss_", in the groups and the order in which sd-scripts writes them; behind them "ours", of options that
+# it does not have.
 TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "run": (
@@ -50,6 +62,7 @@ TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "model": (
             *("base_model_version", "v2", "clip_skip", "max_token_length", "sd_model_name", "sd_model_hash"),
             *("new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash"),
+            *VAE_FORM,
         ),
         "loss": (
             *("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale"),
@@ -57,6 +70,7 @@ TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("ip_noise_gamma", "ip_noise_gamma_random_strength", "zero_terminal_snr", "min_snr_gamma"),
             *("debiased_estimation", "loss_type", "huber_schedule", "huber_c", "huber_scale"),
             "prior_loss_weight",
+            *TIMES,
         ),
         "captions": (
             *("caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate"),
@@ -75,11 +89,16 @@ TRAINING_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("shuffle_caption", "keep_tokens", "dataset_dirs", "reg_dataset_dirs", "tag_frequency"),
         ),
         "toml": ("datasets",),
+        "ours": ("preserve", "ema_decay", "ema_width"),
+        "slider": SLIDER,
     }
 )
 # Left out where there is nothing to say; all other keys are then "None".
 OPTIONAL_KEYS = frozenset(
-    {"sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash", *TRAINING_KEYS["toml"]}
+    {
+        *("sd_model_hash", "new_sd_model_hash", "vae_name", "vae_hash", "new_vae_hash"),
+        *(*VAE_FORM, *TIMES, *SLIDER, *TRAINING_KEYS["toml"], *TRAINING_KEYS["ours"]),
+    }
 )
 # What programs need to apply a network; ``--no_metadata`` keeps these.
 MINIMUM_KEYS = ("v2", "base_model_version", "network_module", "network_dim", "network_alpha", "network_args")
@@ -184,6 +203,17 @@ def with_hashes(metadata: Mapping[str, str], tensors: Mapping[str, Array | Encod
     """The metadata with ``sshs_model_hash`` and ``sshs_legacy_hash`` of a network's tensors."""
     hashes = network_hashes(tensors, metadata)
     return {**metadata, "sshs_model_hash": hashes.model, "sshs_legacy_hash": hashes.legacy}
+
+
+def with_base_facts(metadata: Mapping[str, str], family: str) -> dict[str, str]:
+    """The metadata with what readers of kohya's names look for where it is missing: the kind of base and of network."""
+    prediction = find_prediction(metadata.get("modelspec.prediction_type", "")) or EPSILON.name
+    facts = {
+        "ss_base_model_version": base_version(family, prediction),
+        "ss_v2": str(family == "sd2"),
+        "ss_network_module": "networks.lora",
+    }
+    return {**facts, **metadata}
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -6,6 +6,7 @@ changes of the bias. What cannot be a network's weights is refused with the name
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def read_module(file: WeightFile, module: NetworkModule) -> dict[str, Array]:
     return tensors
 
 
+def magnitude_shape(shape: tuple[int, ...], kernel: tuple[int, ...], *, per_output: bool) -> tuple[int, ...]:
+    """The shape of DoRA's magnitudes in kohya's names, which tells outputs from inputs: (o, 1, ...) or (1, i, ...).
+
+    ``shape``: as they are stored. ``per_output``: whether they go by outputs whatever that shape.
+    """
+    size, ones = math.prod(shape), tuple(1 for _ in kernel)
+    per_input = not per_output and len(shape) > 1 and shape[0] == 1 and shape[1] == size
+    return (1, size, *ones) if per_input else (size, 1, *ones)
+
+
 def scale_of(module: NetworkModule) -> float:
     """What the product of the module's factors is multiplied with: alpha / rank, or what a configuration says."""
     if module.alpha is not None and module.rank:
@@ -99,6 +110,25 @@ def _check(file: WeightFile, module: NetworkModule) -> None:
             raise InputError(
                 f"module {module_label(file, module)}: {suffix} holds {dtype}, which is no type of weights"
             )
+    check_magnitudes(file, module)
+
+
+def check_magnitudes(file: WeightFile, module: NetworkModule) -> None:
+    """Raise InputError where DoRA's magnitudes are of another number than the layer's outputs or inputs."""
+    keys = module.keys
+    if not {"dora_scale", "lora_up.weight", "lora_down.weight"} <= keys.keys():
+        return
+    up, down, stored = (
+        file.tensors[keys[suffix]].shape for suffix in ("lora_up.weight", "lora_down.weight", "dora_scale")
+    )
+    wanted = {1, *up[:1]}
+    if not module.magnitude_per_output:  # by inputs, of which a flattened kernel of 3x3 has nine columns each
+        wanted |= {*down[1:2], *(size // 9 for size in down[1:2] if not size % 9)}
+    if len(up) > 1 and len(down) > 1 and math.prod(stored) not in wanted:
+        raise InputError(
+            f"module {module_label(file, module)}: dora_scale {stored} does not fit a layer of {up[0]} outputs and "
+            f"{down[1]} inputs"
+        )
 
 
 def _put_scale(tensors: dict[str, Array], module: NetworkModule) -> None:

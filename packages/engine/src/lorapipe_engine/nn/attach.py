@@ -157,6 +157,23 @@ class Network:
             for name, adapter in self.adapters.items():
                 adapter.multiplier = before[name]
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Have the frozen layers alone for a while: the base model, at no more than its own cost, and nothing of the
+        network's is drawn."""
+        before = {name: vars(adapter).get("forward") for name, adapter in self.adapters.items()}
+        for adapter in self.adapters.values():
+            vars(adapter)["forward"] = adapter.base
+        try:
+            yield
+        finally:
+            for name, adapter in self.adapters.items():
+                own = before[name]
+                if own is None:
+                    del vars(adapter)["forward"]
+                else:
+                    vars(adapter)["forward"] = own
+
     def count(self) -> int:
         """Number of trainable values."""
         return sum(p.numel() for a in self.adapters.values() for p in a.parameters() if p.requires_grad)

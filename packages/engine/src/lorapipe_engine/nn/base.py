@@ -227,6 +227,11 @@ def is_low_rank(module: nn.Module) -> bool:
     return isinstance(module, Adapter) and bool(vars(type(module)).get("low_rank", False))
 
 
+def is_off(adapter: Adapter) -> bool:
+    """Whether its frozen layer alone runs now (see :meth:`.attach.Network.off`)."""
+    return vars(adapter).get("forward") is adapter.base
+
+
 def alike(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
     """Adapters of one class, strength and shape together, in their order."""
     groups: dict[object, list[Adapter]] = {}

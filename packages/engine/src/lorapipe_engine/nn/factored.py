@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorapipe_engine.nn.base import Adapter, Options
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
+from lorapipe_engine.nn.magnitudes import StandIn
 from lorapipe_engine.nn.options import flag
 
 Shape = tuple[int, ...]
@@ -39,6 +40,7 @@ class Factored(Adapter):
 
     scalar: nn.Parameter
     magnitude: nn.Parameter
+    _squares: tuple[object, Tensor] | None = None
 
     @staticmethod
     def extra_shapes(layer: Shape, options: Options) -> dict[str, Shape]:
@@ -116,10 +118,12 @@ class Factored(Adapter):
             scaled: Tensor = self.base(x * (1 + less).to(x.dtype))
             return scaled + change
         # 1 + less would round to 1 in these types, and the magnitudes would have no effect until they are large.
-        plain_out: Tensor = self.base(x)
-        moved: Tensor = self.base(x * less.to(x.dtype))
-        if self.bias is not None:
-            moved = moved - self.bias.view([-1 if d == axis % x.dim() else 1 for d in range(x.dim())])
+        stand_in = StandIn.apply(x, 1 + less)  # type: ignore[no-untyped-call]
+        plain_out: Tensor = self.base(stand_in)
+        with torch.no_grad():
+            moved: Tensor = self.base(x * less.to(x.dtype))
+            if self.bias is not None:
+                moved = moved - self.bias.view([-1 if d == axis % x.dim() else 1 for d in range(x.dim())])
         return plain_out + (moved + change)
 
     @property
@@ -129,14 +133,29 @@ class Factored(Adapter):
     def _ratio(self) -> Tensor:
         """g / ‖V‖, in the shape of g."""
         with torch.no_grad():
-            norm = self._norm(frozen_weight(self.base) + self.inner_delta())
+            norm = self._norm_of_sum()
         return self.magnitude / norm
+
+    def _norm_of_sum(self) -> Tensor:
+        """‖V‖ in the shape of g. A change of factors says it without V."""
+        return self._norm(frozen_weight(self.base) + self.inner_delta())
 
     def _norm(self, weight: Tensor) -> Tensor:
         axis = 0 if self._by_output else 1
         rest = [d for d in range(weight.dim()) if d != axis]
         norm: Tensor = torch.linalg.vector_norm(weight, dim=rest, keepdim=True)
         return norm + EPSILON
+
+    def base_squares(self) -> Tensor:
+        """‖W‖² in the shape of g, in its dtype and on its device. It is kept: the weight is frozen."""
+        weight, like = self.weight, self.magnitude
+        key = (weight.data_ptr(), weight._version, like.device, like.dtype)
+        if self._squares is None or self._squares[0] != key:
+            axis = 0 if self._by_output else 1
+            wide = frozen_weight(self.base).to(like.dtype)
+            rest = [d for d in range(wide.dim()) if d != axis]
+            self._squares = (key, wide.square().sum(dim=rest, keepdim=True))
+        return self._squares[1]
 
     # ---------------------------------------------------------------- files
 

@@ -104,19 +104,32 @@ class Norm(_Difference):
 
     def forward(self, x: Tensor) -> Tensor:
         """Works on what the norm takes: (..., c), or (B, c, ...) for a group norm."""
+        if self.multiplier == 0:
+            out: Tensor = self.base(x)
+            return out
+        if x.dtype in _HALF:
+            return self.on_normed(self._normed(x, None, None))
+        weight, bias = self._changed()
+        return self._normed(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def on_normed(self, hat: Tensor) -> Tensor:
+        """The result from rows or pictures that are normed and no more, in their dtype. Weight and bias are added up in
+        float32: what half precision can hold of a weight would round small changes away."""
+        weight, bias = self._changed()
+        shape = [-1, *[1] * (hat.dim() - 2)] if isinstance(self.base, nn.GroupNorm) else [-1]
+        out = hat * weight.view(shape)
+        return (out if bias is None else out + bias.view(shape)).to(hat.dtype)
+
+    def _changed(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with their changes, in the parameters' dtype; no bias where there is none."""
         strength: Tensor | float = self.multiplier
         if self.training and self.dropouts.module:
-            strength = strength * (torch.rand((), device=x.device) >= self.dropouts.module)
-        weight = self.w_norm * strength
-        bias = self.b_norm * strength if "b_norm" in self._parameters else None
-        if x.dtype not in _HALF:
-            own = None if self.bias is None else self.bias if bias is None else self.bias + bias
-            return self._normed(x, (self.weight + weight).to(x.dtype), own)
-        # The sum would be rounded to what the weight's type can hold, so the change is added to the result.
-        out: Tensor = self.base(x)
-        shape = [-1, *[1] * (x.dim() - 2)] if isinstance(self.base, nn.GroupNorm) else [-1]
-        change = self._normed(x, None, None) * weight.to(x.dtype).view(shape)
-        return out + (change if bias is None else change + bias.to(x.dtype).view(shape))
+            strength = strength * (torch.rand((), device=self.w_norm.device) >= self.dropouts.module)
+        weight = self.weight.to(self.w_norm.dtype) + self.w_norm * strength
+        if "b_norm" not in self._parameters:
+            return weight, None if self.bias is None else self.bias.to(self.w_norm.dtype)
+        bias = self.b_norm * strength
+        return weight, bias if self.bias is None else self.bias.to(bias.dtype) + bias
 
     def _normed(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         base = self.base

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Options, Size, is_low_rank
 from lorapipe_engine.nn.change import layer_shape, parameter
-from lorapipe_engine.nn.factored import MAGNITUDE, SCALAR, Factored
+from lorapipe_engine.nn.factored import EPSILON, MAGNITUDE, SCALAR, Factored
+from lorapipe_engine.nn.magnitudes import squares_of_sum
 from lorapipe_engine.nn.options import flag
+from lorapipe_engine.nn.quantize import is_quantized
 
 
 class Lora(Factored):
@@ -234,6 +236,19 @@ class DressedLora(Lora):
         up, down = self.lora_up.flatten(1), self.lora_down.flatten(1)
         whole = torch.einsum("oa,abkl,bi->oikl", up, self.lora_mid, down)
         return whole * (self.factor * (self.alpha / self.rank))
+
+    def _norm_of_sum(self) -> Tensor:
+        if self.has("lora_mid") or is_quantized(self.base):
+            return super()._norm_of_sum()
+        up, down, scale = (
+            self.lora_up.flatten(1),
+            self.lora_down.flatten(1),
+            self.factor * (self.alpha / self.rank),
+        )
+        squares = squares_of_sum(
+            self.weight.detach(), self.base_squares(), up, down, scale, by_output=self._by_output
+        )
+        return squares.sqrt() + EPSILON
 
     @classmethod
     def change_norms(cls, rows: Sequence[Self]) -> Tensor:

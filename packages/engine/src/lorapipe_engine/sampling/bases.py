@@ -1,18 +1,54 @@
-"""Base models of a plan, looked at without being loaded: whether they are there, and which size they draw."""
+"""Base models of a plan, looked at without being loaded: whether they are there, which size they draw, and whether they
+predict flow."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from lorapipe_engine.errors import LoraError
+from lorapipe_engine.files.folders import read_config
 from lorapipe_engine.files.tensorfile import open_tensors
+from lorapipe_engine.models import predictions
 from lorapipe_engine.models.bases import DEMO, resolve_base
 from lorapipe_engine.models.families import get_family, recognise
+from lorapipe_engine.models.predictions import FLOW
 
 DEFAULT_SIDE = 512  # pixels
 DEMO_SIDE = 64
 TWO_ENCODERS_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a base because its file does not. ``flow_shift``: of a base that predicts flow, None where
+    it is none. ``vae_scale``, ``vae_shift``: of latents, None is the base's; ``vae_reflects``: edges are mirrored."""
+
+    flow_shift: float | None = None
+    vae_scale: float | None = None
+    vae_shift: float | None = None
+    vae_reflects: bool = False
+
+
+NOTHING_TOLD = Told()
+
+
+@lru_cache(maxsize=4096)
+def says_flow(base: str | None) -> bool:
+    """Whether the file or folder of a base says that it predicts flow, or the file of a network that its base did."""
+    path = Path(base or "").expanduser()
+    try:
+        if path.is_dir():
+            scheduler = read_config(path / "scheduler" / "scheduler_config.json")
+            name = str(scheduler.get("_class_name", ""))
+            return name.startswith("FlowMatch") or scheduler.get("prediction_type") == FLOW.name
+        if not path.is_file() or path.suffix.lower() != ".safetensors":
+            return False
+        with open_tensors(path) as file:
+            return predictions.says_flow(file.metadata)
+    except LoraError:
+        return False  # what is wrong with the file is said when it is loaded
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lorapipe_engine import __version__
 from lorapipe_engine.sampling.axes import Value
+from lorapipe_engine.sampling.bases import NOTHING_TOLD, Told
 from lorapipe_engine.sampling.infotext import lora_hashes, write_infotext
 from lorapipe_engine.sampling.prompts.tags import Tag
 from lorapipe_engine.sampling.samplers import SAMPLERS
@@ -22,6 +23,7 @@ class Cell:
     ``prompt``: its words after replacing and drawing, networks' tags among them; ``text``: without these. ``sampler``
     and ``schedule`` are A1111's labels. ``cfg``: the classifier-free guidance. ``eta``: None where the sampler scales
     no noise. Sizes in pixels, multiples of 8. ``clip_skip`` k takes the text encoder's k-th layer from the end.
+    ``told``: what the user says of the base; its ``flow_shift`` is there where the base predicts flow.
     ``v_prediction`` and ``zero_terminal_snr``: what was asked for in the place of what the base's files say.
     """
 
@@ -40,6 +42,7 @@ class Cell:
     clip_skip: int
     base: str | None
     vae: str | None
+    told: Told = NOTHING_TOLD
     v_prediction: bool | None = None
     zero_terminal_snr: bool | None = None
 
@@ -107,6 +110,10 @@ def cell_infotext(cell: Cell, hashes: Hashes) -> str:
         "Model": Path(cell.base).stem if cell.base else None,
         "VAE hash": hashes.vae,
         "VAE": Path(cell.vae).name if cell.vae else None,
+        "VAE scale": cell.told.vae_scale,
+        "VAE shift": cell.told.vae_shift,
+        "VAE padding": "reflect" if cell.told.vae_reflects else None,
+        "Flow shift": cell.told.flow_shift,
         "Clip skip": cell.clip_skip if cell.clip_skip > 1 else None,
         "RNG": "CPU",
         eta_key: None if cell.eta == sampler.eta else cell.eta,
@@ -145,6 +152,10 @@ def cell_record(placed: Placed) -> dict[str, Any]:
         "clip_skip": cell.clip_skip,
         "base": cell.base,
         "vae": cell.vae,
+        "vae_scale": cell.told.vae_scale,
+        "vae_shift": cell.told.vae_shift,
+        "vae_reflects": cell.told.vae_reflects or None,
+        "flow_shift": cell.told.flow_shift,
         "v_prediction": cell.v_prediction,
         "zero_terminal_snr": cell.zero_terminal_snr,
         "kind": placed.kind,

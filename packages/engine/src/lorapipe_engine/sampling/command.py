@@ -9,6 +9,7 @@ from pathlib import Path
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.axes import Axis, parse_axis
+from lorapipe_engine.sampling.bases import Told
 from lorapipe_engine.sampling.clip_skip import networks_clip_skip
 from lorapipe_engine.sampling.plan import Fixed, Plan, Wishes, file_axis, make_plan, with_base_weight
 from lorapipe_engine.sampling.probes import Probe, Subject, read_probe
@@ -48,6 +49,8 @@ def plan_of(chosen: Chosen, words: Sequence[str]) -> Plan:
         clip_skip=pictures.clip_skip,
         base=models.base,
         vae=models.vae,
+        flow_model=models.flow_model,
+        told=Told(models.flow_shift, models.vae_scale, models.vae_shift, models.vae_reflection),
         v_prediction=models.v_prediction,
         zero_terminal_snr=models.zero_terminal_snr,
     )

@@ -13,13 +13,19 @@ from typing import Any
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.axes import KINDS, Axis, Value
-from lorapipe_engine.sampling.bases import check_model, trained_size
+from lorapipe_engine.sampling.bases import NOTHING_TOLD, Told, check_model, says_flow, trained_size
 from lorapipe_engine.sampling.cells import Cell, Placed, Slot
 from lorapipe_engine.sampling.checks import check_number, read_size
 from lorapipe_engine.sampling.prompts.editing import refuse_editing
 from lorapipe_engine.sampling.prompts.tags import refuse_tags, split_tags, tag_notes
 from lorapipe_engine.sampling.prompts.wildcards import Wildcards, draw_prompt
-from lorapipe_engine.sampling.samplers import count_evaluations, find_sampler, true_schedule
+from lorapipe_engine.sampling.samplers import (
+    Sampler,
+    check_flow,
+    count_evaluations,
+    find_sampler,
+    true_schedule,
+)
 from lorapipe_engine.sampling.schedules import find_schedule
 from lorapipe_engine.sampling.shelf import (
     NO_NETWORK,
@@ -31,6 +37,7 @@ from lorapipe_engine.sampling.shelf import (
     split_together,
 )
 
+FLOW_SHIFT = 3.0  # as users of SDXL flow models draw
 MOST_CELLS = 100_000
 LARGEST_SEED = 4294967294  # A1111 draws below it
 STRENGTHS = ("weight", "unet", "te")
@@ -38,14 +45,15 @@ STRENGTHS = ("weight", "unet", "te")
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed:
-    """What no axis changes. ``networks``: files with their strengths, in every picture."""
+    """What no axis changes. ``networks``: files with their strengths, in every picture. ``flow_model``: the user says
+    that the base is one."""
 
     prompt: str
     negative: str
     networks: tuple[tuple[Path, float], ...]
     seed: int
     steps: int
-    sampler: str
+    sampler: str | None
     schedule: str
     cfg: float
     eta: float | None
@@ -53,6 +61,8 @@ class Fixed:
     clip_skip: int
     base: str | None
     vae: str | None
+    flow_model: bool = False
+    told: Told = NOTHING_TOLD
     v_prediction: bool | None = None
     zero_terminal_snr: bool | None = None
 
@@ -263,7 +273,8 @@ class _Planner:
         prompt, negative = self._words(draft)
         text, tags = split_tags(prompt, "prompt")
         asked = [Loaded(self.shelf.find(tag.name, "prompt"), tag.te, tag.unet, True) for tag in tags]
-        sampler, old_schedule = find_sampler(fixed.sampler)
+        is_flow = fixed.flow_model or (fixed.v_prediction is None and says_flow(fixed.base))
+        sampler, old_schedule = find_sampler(fixed.sampler or ("Euler" if is_flow else "Euler a"))
         count_evaluations(sampler, fixed.steps)
         width, height = read_size(fixed.size or trained_size(fixed.base), "size")
         for model in (fixed.base, fixed.vae):
@@ -273,11 +284,14 @@ class _Planner:
         eta = fixed.eta
         if eta is not None and sampler.eta is None:
             raise ConfigError(f"eta: {sampler.name} scales no noise; leave it out")
+        networks = (*self._loaded(draft), *(row for row in asked if row.te or row.unet))
+        if not is_flow:
+            self._note_flow(networks)
         return Cell(
             prompt=prompt,
             text=text,
             negative=negative,
-            networks=(*self._loaded(draft), *(row for row in asked if row.te or row.unet)),
+            networks=networks,
             seed=fixed.seed,
             steps=fixed.steps,
             sampler=sampler.name,
@@ -291,6 +305,15 @@ class _Planner:
             vae=fixed.vae,
             v_prediction=fixed.v_prediction,
             zero_terminal_snr=fixed.zero_terminal_snr,
+            told=replace(fixed.told, flow_shift=_flow_shift(fixed, sampler, schedule, is_flow=is_flow)),
+        )
+
+    def _note_flow(self, networks: Sequence[Loaded]) -> None:
+        """Say which networks were trained on flow and are drawn with a base that is taken as none of it."""
+        names = [row.file.name for row in networks if says_flow(str(row.file.path))]
+        self.notes |= dict.fromkeys(
+            f"{name} was trained on a base that predicts flow; give --flow-model if this is one"
+            for name in names
         )
 
     def _loaded(self, draft: _Draft) -> Iterator[Loaded]:
@@ -371,6 +394,24 @@ def _combinations(axes: Sequence[Axis]) -> Iterator[tuple[int, ...]]:
     """Indices of values by axis, the first axis fastest."""
     for row in product(*(range(len(axis.values)) for axis in reversed(axes))):
         yield row[::-1]
+
+
+def _flow_shift(fixed: Fixed, sampler: Sampler, schedule: str, *, is_flow: bool) -> float | None:
+    """The shift of a flow model's levels; None where the base is none.
+
+    Raises ConfigError for a sampler or a schedule that a flow model cannot be drawn with, and a shift without one.
+    """
+    shift = fixed.told.flow_shift
+    if not is_flow and shift is not None:
+        raise ConfigError("flow_shift: is for flow models; give --flow-model if the base is one")
+    if not is_flow:
+        return None
+    if fixed.v_prediction or fixed.zero_terminal_snr:
+        raise ConfigError(
+            "flow_model: a base predicts flow or v; leave v_prediction and zero_terminal_snr out"
+        )
+    check_flow(sampler, schedule)
+    return FLOW_SHIFT if shift is None else shift
 
 
 def _sampler_label(name: str, place: str) -> str:

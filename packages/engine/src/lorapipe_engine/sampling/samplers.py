@@ -99,6 +99,8 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         )
     }
 )
+# Those that walk along the model's answer, whatever the levels mean.
+OF_FLOW = ("Euler", "Heun", "LMS")
 # Names that are another program's method of that name, or that are not built, and what to do.
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
@@ -149,6 +151,20 @@ def true_schedule(sampler: Sampler, schedule: str, where: str = "schedule") -> s
     if sampler.own_schedule:
         raise ConfigError(f"{where}: {sampler.name} has a schedule of its own; leave it {AUTOMATIC}")
     return label
+
+
+def check_flow(sampler: Sampler, schedule: str) -> None:
+    """Raise ConfigError for a sampler or a schedule's label that a base that predicts flow cannot be drawn with."""
+    if sampler.name not in OF_FLOW:
+        raise ConfigError(
+            f"sampler: {sampler.name} is made for the noise of diffusion, and this base predicts flow; "
+            f"give {', '.join(OF_FLOW[:-1])} or {OF_FLOW[-1]}"
+        )
+    if schedule != AUTOMATIC:
+        raise ConfigError(
+            f"schedule: {schedule} is of the noise of diffusion, and this base predicts flow; leave it {AUTOMATIC} "
+            "(--flow-shift moves its steps)"
+        )
 
 
 def count_evaluations(sampler: Sampler, steps: int) -> int:

@@ -56,6 +56,15 @@ class ModelSettings:
         *("--base", "--pretrained-model-name-or-path", "--ckpt"),
     )
     vae: str | None = flag(None, "Use this VAE instead of the base model's.", metavar="FILE")
+    flow_model: bool = flag(
+        False, "The base predicts rectified flow, as its file seldom tells.  [default: what the file tells]"
+    )
+    flow_shift: float | None = flag(
+        None, "Shift of a flow model's steps; above 1 more of them are noisy.  [default: 3]", min=0.001
+    )
+    vae_scale: float | None = flag(None, "Scale of the VAE's latents.  [default: the base's]", min=1e-6)
+    vae_shift: float | None = flag(None, "Shift of its latents.  [default: the base's]")
+    vae_reflection: bool = flag(False, "The VAE was trained with mirrored edges.")
     v_prediction: bool | None = flag(
         None,
         "The base predicts v, or noise.  [default: what its files say]",
@@ -88,7 +97,10 @@ class PictureSettings:
     draw_seed: int = flag(0, "Where seeds of -1 come from: equal numbers draw equal seeds.")
     steps: int = flag(20, "Steps of the sampler.", min=1, max=1000)
     cfg: float = flag(7.0, "Classifier-free guidance.", "--cfg", "--cfg-scale", "--scale")
-    sampler: str = flag("Euler a", "A1111's name, in any case, or ComfyUI's or sd-scripts'.")
+    sampler: str | None = flag(
+        None,
+        "A1111's name, in any case, or ComfyUI's or sd-scripts'.  [default: Euler a; flow models: Euler]",
+    )
     schedule: str = flag("Automatic", "Noise schedule, as Karras.", "--schedule", "--scheduler")
     eta: float | None = flag(
         None, "Share of noise in ancestral, SDE and DDIM steps.  [default: 1; DDIM: 0]", min=0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lorapipe_engine.models.family import Family
-from lorapipe_engine.models.predictions import PREDICTIONS, V
+from lorapipe_engine.models.predictions import FLOW, PREDICTIONS, V
 from lorapipe_engine.settings.data import DataSettings
 from lorapipe_engine.settings.loss import LossSettings
 from lorapipe_engine.settings.model import PRECISIONS, ModelSettings
@@ -59,7 +59,12 @@ def with_base_defaults(
     alpha = settings.network.network_alpha if settings.network.network_alpha is not None else float(rank)
     row = PREDICTIONS[prediction]
     defaults = {name: value for name, value in row.defaults.items() if getattr(settings.loss, name) is None}
-    loss = replace(settings.loss, v_parameterization=prediction == V.name, **defaults)
+    loss = replace(
+        settings.loss,
+        v_parameterization=prediction == V.name,
+        flow_model=prediction == FLOW.name,
+        **defaults,
+    )
     return replace(
         settings,
         model=replace(settings.model, clip_skip=clip_skip if family.reads_clip_skip else None),

@@ -17,6 +17,9 @@ class DataSettings:
     dataset_config: Path | None = option(
         None, "TOML or JSON file of datasets and their subsets, in place of these folders."
     )
+    slider: Path | None = option(
+        None, "TOML file of pairs of prompts: train a slider from them alone, without pictures."
+    )
     in_json: Path | None = option(
         None,
         "JSON file of captions and tags of train_data_dir's pictures, in place of folders N_concept and text files.",

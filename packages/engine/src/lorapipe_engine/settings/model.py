@@ -20,6 +20,13 @@ class ModelSettings:
         alias="base",
     )
     vae: str | None = option(None, "Use this VAE instead of the base model's.")
+    vae_custom_scale: float | None = option(
+        None, "Scale of the VAE's latents, as 0.1406 of an EQ-VAE. [default: the base's]", min=1e-6
+    )
+    vae_custom_shift: float | None = option(
+        None, "Shift of its latents, taken off before they are scaled. [default: the base's]"
+    )
+    vae_reflection_padding: bool = option(False, "The VAE was trained with mirrored edges.")
     v2: bool = option(False, "The base is SD 2.x (found out by itself; an error where it is not).")
     clip_skip: int | None = option(
         None,

@@ -57,6 +57,18 @@ class OptimizerSettings:
     lr_scheduler_min_lr_ratio: float | None = option(
         None, "Floor of cosine_with_min_lr and warmup_stable_decay, as a share of the rate.", min=0, max=1
     )
+    ema_decay: float | None = option(
+        None,
+        "Keep a moving average of the network too, which keeps this share of itself at every step; 0.99 to 0.999.",
+        min=0,
+        max=0.999999,
+    )
+    ema_width: float | None = option(
+        None,
+        "Keep the average of a power function instead: its width over the run, as 0.1 (Karras et al. 2024).",
+        min=0.001,
+        max=0.288,
+    )
     max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 leaves it.", min=0)
     gradient_accumulation_steps: int = option(1, "Batches for one update.", min=1)
 

@@ -39,6 +39,7 @@ FOREIGN: dict[str, Foreign] = {
     **ignored("the configuration is always kept beside the curves", "log_config", flag=True),
     **ignored("messages are plain text anyway", "console_log_simple", flag=True),
     **ignored("texts are encoded with their batch", "text_encoder_batch_size"),
+    **ignored("a flow model's times always have fractions", "flow_continuous_timesteps", flag=True),
     # Keys that a GUI writes into its files and sd-scripts passes over.
     **ignored("it is a GUI's own, and max_train_epochs is the option", "epoch"),
     **ignored("it is a GUI's own, and noise_offset is the option", "noise_offset_type"),
@@ -93,8 +94,7 @@ FOREIGN: dict[str, Foreign] = {
     # Other families.
     **refused(
         "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
-        *("guidance_scale", "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift"),
-        *("model_prediction_type", "weighting_scheme", "logit_mean", "logit_std", "mode_scale"),
+        *("guidance_scale", "training_shift", "model_prediction_type"),
         *("t5xxl", "clip_l", "clip_g", "ae", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
     ),
     **refused(

@@ -57,7 +57,8 @@ class RunSettings:
     sample_every_n_epochs: int | None = option(None, "Draw samples after every N epochs.", min=1)
     sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
     sample_at_first: bool = option(False, "Draw samples before the first step.")
-    sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim]")
+    sample_ema: bool = option(False, "Draw them with the average of ema_decay or ema_width.")
+    sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim; flow models: euler]")
     choose: bool = option(
         False,
         "After training, draw the saved epochs with lora-sample, lay them out with lora-grid, and name the best.",
@@ -69,6 +70,11 @@ class RunSettings:
     )
     validate_every_n_steps: int | None = option(None, "Measure it after every N steps.", min=1)
     max_validation_steps: int | None = option(None, "Measure it on so many batches. [default: all]", min=1)
+    early_stop: int | None = option(
+        None,
+        "End when the validation loss was no lower for N measurements; the best network is OUTPUT_NAME-best.",
+        min=1,
+    )
     logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
     log_prefix: str = option("", "Put before the log folder's name.")
     log_with: str = option(

@@ -186,7 +186,9 @@ def require_inputs(settings: TrainSettings) -> None:
     """Raise ConfigError where a base or pictures are not named."""
     if settings.model.pretrained_model_name_or_path is None:
         raise ConfigError("no base model: give --base FILE, a diffusers folder, a hub id, or --base demo")
-    if settings.data.train_data_dir is None and settings.data.dataset_config is None:
+    data = settings.data
+    if data.train_data_dir is None and data.dataset_config is None and data.slider is None:
         raise ConfigError(
-            "no dataset: give --train_data_dir FOLDER with folders N_concept in it, or --dataset_config FILE"
+            "no dataset: give --train_data_dir FOLDER with folders N_concept in it, --dataset_config FILE, or --slider "
+            "FILE of prompts"
         )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from lorapipe_engine.settings.data import DataSettings
 from lorapipe_engine.settings.loss import LossSettings
+from lorapipe_engine.settings.optimizer import OptimizerSettings
 from lorapipe_engine.settings.run import RunSettings
 
 
-def unused_notes(data: DataSettings, loss: LossSettings, run: RunSettings) -> list[str]:
+def unused_notes(
+    data: DataSettings, optimizer: OptimizerSettings, loss: LossSettings, run: RunSettings
+) -> list[str]:
     """A line for each option that would do nothing, with what it needs."""
     draws = run.sample_every_n_epochs or run.sample_every_n_steps or run.sample_at_first
     validates = data.validation_split or data.dataset_config is not None
     states = run.save_state and run.save_every_n_steps
+    averages = optimizer.ema_decay is not None or optimizer.ema_width is not None
     needs = [
         ("save_last_n_steps", run.save_last_n_steps, run.save_every_n_steps, "save_every_n_steps"),
         ("save_last_n_steps_state", run.save_last_n_steps_state, states, "save_every_n_steps and save_state"),
@@ -26,9 +30,11 @@ def unused_notes(data: DataSettings, loss: LossSettings, run: RunSettings) -> li
         ("sample_every_n_epochs", run.sample_every_n_epochs, run.sample_prompts, "sample_prompts"),
         ("sample_every_n_steps", run.sample_every_n_steps, run.sample_prompts, "sample_prompts"),
         ("sample_at_first", run.sample_at_first, run.sample_prompts, "sample_prompts"),
+        ("sample_ema", run.sample_ema, averages, "ema_decay or ema_width"),
         ("validate_every_n_epochs", run.validate_every_n_epochs, validates, "validation_split"),
         ("validate_every_n_steps", run.validate_every_n_steps, validates, "validation_split"),
         ("max_validation_steps", run.max_validation_steps, validates, "validation_split"),
+        ("preserve_apart", loss.preserve_apart, loss.preserve or data.dataset_config, "preserve"),
         ("adaptive_noise_scale", loss.adaptive_noise_scale, loss.noise_offset, "noise_offset"),
         (
             "noise_offset_random_strength",

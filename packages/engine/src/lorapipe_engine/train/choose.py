@@ -151,6 +151,11 @@ def _plan_file(
     values: dict[str, Any] = {
         "base": model.pretrained_model_name_or_path,
         "vae": model.vae,
+        "flow_model": settings.loss.flow_model or None,
+        "flow_shift": settings.loss.flow_sample_shift if settings.loss.flow_model else None,
+        "vae_scale": model.vae_custom_scale,
+        "vae_shift": model.vae_custom_shift,
+        "vae_reflection": model.vae_reflection_padding or None,
         "clip_skip": model.clip_skip,
         "device": model.device,
         "tokenizer_dir": None if model.tokenizer_dir is None else str(model.tokenizer_dir),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,12 +19,15 @@ from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.nn.fused.kernels import are_compiled
 from lorapipe_engine.pictures.batches import Batch, epoch_batches
 from lorapipe_engine.pictures.captions import When
-from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.settings import OptimizerSettings, RunSettings, TrainSettings
 from lorapipe_engine.train.base.shelf import Shelf
 from lorapipe_engine.train.data.examples import Dataset, TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.data.pairs import pair_data
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
+from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network.average import NetworkAverage
 from lorapipe_engine.train.network.make import make_network
 from lorapipe_engine.train.network.part_norms import PartNorms
 from lorapipe_engine.train.network.start_from import merge_into_base
@@ -48,12 +52,16 @@ from lorapipe_engine.train.results.state import (
 from lorapipe_engine.train.results.summary import summary
 from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.step.forward import seed_step
+from lorapipe_engine.train.step.preserving import Preserving, check_parts
+from lorapipe_engine.train.step.slide import Slide
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
+from lorapipe_engine.train.step.time_bins import EVERY
 from lorapipe_engine.train.step.trace import Trace, trace_path
 from lorapipe_engine.train.validation import Validation, validation_part
 
 Say = Callable[[str], None]
+HELD_TAG = "loss/preservation"
 
 
 def train(
@@ -68,6 +76,7 @@ def train(
     processes: Processes = ALONE,
     shelf: Shelf | None = None,
     on_end: Callable[[list[Path]], None] | None = None,
+    preserved: Preserved | None = None,
 ) -> list[Path]:
     """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
@@ -78,30 +87,65 @@ def train(
     """
     length, rates = plan.length, plan.updates.rates
     check_cached_text(settings.data, dataset, rates.trained)
+    if preserved is not None:
+        check_parts(preserved.asked, rates.trained)
     # Before captions are encoded, for the text encoders may get their share.
     for note in merge_into_base(settings.network, family):
         say(note)
-    parts = [dataset, validation_part(dataset)]
-    data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf)
+    kept: TrainingData | None = None
+    if dataset.pairs is not None:
+        weighted = settings.data.weighted_captions
+        data: TrainingData = pair_data(
+            dataset, dataset.pairs, family, seed=settings.run.seed, weighted=weighted
+        )
+    else:
+        parts = [dataset, validation_part(dataset)]
+        data, kept = prepare_data(settings, parts, family, length.epochs, say, processes, shelf, preserved)
     network = make_network(settings, plan.network, family, rates.by_part, say)
     processes.as_main(group.parameter.detach() for group in network.groups.values())
     stepper = make_stepper(settings, plan, network, family, objective, processes)
+    if dataset.pairs is not None:
+        stepper.slide = Slide(family, objective, network, dataset.pairs)
+    if preserved is not None:
+        stepper.preserving = Preserving(
+            preserved.asked,
+            family,
+            network,
+            objective,
+            apart=settings.loss.preserve_apart,
+            train_text=stepper.train_text,
+        )
     speed_up(stepper, capture=settings.model.step_capture == "auto", say=say)
     if stepper.packs is not None and not are_compiled():
         say("note: the first step compiles kernels for this card, which takes half a minute or longer, once")
     for line in summary(settings, plan, dataset, network, processes.count):
         say(line)
     validation = Validation(kept if dataset.validation else None, stepper, settings.run, settings.run.seed)
-    state, keeper = begin_or_go_on(settings, dataset, stepper, length, say)
+    average = make_average(settings.optimizer, network)
+    state, keeper = begin_or_go_on(settings, dataset, stepper, length, say, average)
     kind = Results if processes.is_main else Onlooker
     with kind(
-        settings, dataset, network, family, objective, plan, prompts, stepper.optimizer, state, keeper.save
+        *(
+            settings,
+            dataset,
+            network,
+            family,
+            objective,
+            plan,
+            prompts,
+            stepper.optimizer,
+            state,
+            keeper.save,
+        ),
+        average,
     ) as results:
         results.log.text("configuration", configuration)
         with processes.leaving(), nothing_lost(results, keeper, state, length, say):
             with processes.interrupted_together():
                 run_steps(settings, plan, data, stepper, state, results, keeper, validation)
             results.save_final(state.step, state.epoch)
+            if told := validation.told(state, results):
+                say(told)
         if processes.is_main:
             if on_end is not None:
                 on_end(results.files)
@@ -134,8 +178,20 @@ def make_stepper(
     )
 
 
+def make_average(optimizer: OptimizerSettings, network: Network) -> NetworkAverage | None:
+    """The average that is kept beside the network, if one is asked for."""
+    if optimizer.ema_decay is None and optimizer.ema_width is None:
+        return None
+    return NetworkAverage(network, decay=optimizer.ema_decay, width=optimizer.ema_width)
+
+
 def begin_or_go_on(
-    settings: TrainSettings, dataset: Dataset, stepper: Stepper, length: Length, say: Say
+    settings: TrainSettings,
+    dataset: Dataset,
+    stepper: Stepper,
+    length: Length,
+    say: Say,
+    average: NetworkAverage | None = None,
 ) -> tuple[State, StateKeeper]:
     """Where to start: at the beginning, or where a run with the same options and pictures was stopped.
 
@@ -146,6 +202,7 @@ def begin_or_go_on(
     is_main = stepper.processes.is_main
     given = settings.run.resume
     state = State(began=time.time())
+    kept = Kept(stepper.network, stepper.optimizer, stepper.scaler, average)
     if settings.run.overwrite and given is None:
         if is_main:
             path.unlink(missing_ok=True)  # a link itself, not what it leads to
@@ -154,8 +211,8 @@ def begin_or_go_on(
     own = path.exists() and (given is None or is_of(path, asked))
     if own or given is not None:
         source = path if own or given is None else given
-        kept = Kept(stepper.network, stepper.optimizer, stepper.scaler)
         state, changed = take_up(source, asked, kept, another_length=not own)
+        stepper.bins.restore(state.times)
         if not own and state.step >= length.steps:
             raise ConfigError(
                 f"resume: {source} was written after step {state.step}, and this run ends at {length.steps}; give more "
@@ -166,7 +223,8 @@ def begin_or_go_on(
 
     def save(target: Path) -> None:
         if is_main:
-            save_state(target, state, Kept(stepper.network, stepper.optimizer, stepper.scaler), asked)
+            state.times = stepper.bins.sums.tolist()
+            save_state(target, state, kept, asked)
 
     return state, StateKeeper(path, settings.run.state_interval, save)
 
@@ -194,13 +252,15 @@ def run_steps(
         bar.update(state.step)
         # A run that max_train_steps ended inside an epoch has counted that one as finished.
         for epoch in range(min(state.epoch, state.step // length.steps_per_epoch), length.epochs):
+            if validation.is_over(state):
+                break
             state.epoch = epoch
             groups = groups_of(
                 batches_of(data.dataset, run.seed, epoch, processes.count),
                 settings.optimizer.gradient_accumulation_steps,
             )
             for group in islice(groups, state.step - epoch * length.steps_per_epoch, None):
-                if state.step == length.steps:
+                if state.step == length.steps or validation.is_over(state):
                     break
                 write_rates(stepper.optimizer, rates_at(state.step))
                 when = When(epoch, state.step, length.steps)
@@ -217,18 +277,25 @@ def run_steps(
                         run, data, stepper.trace, loss, state, epoch, group, replaces=results.replaces
                     )
                 state.step += 1
-                figures = norm_figures(stepper)
+                if results.average is not None:
+                    results.average.after_step(state.step)
+                figures = {**norm_figures(stepper), **held_figures(stepper)}
+                by_time = {}
+                if state.step % EVERY == 0 or state.step == length.steps:
+                    by_time = stepper.bins.take(processes)
                 try:
                     follow(state, loss, length.steps_per_epoch)
                 finally:
-                    results.record(state.step, loss, state.loss, norm, {**figures, **parts.after()})
+                    more = {**figures, **parts.after(), **by_time}
+                    results.record(state.step, loss, state.loss, norm, more)
                 bar.update(1, loss=f"{state.loss:.4f}", **shown_norms(figures))
                 results.after_step(state.step, state.epoch, last=state.step == length.steps)
                 validation.after_step(state, results)
                 keeper.after_step(is_calm(state))
                 processes.stop_if_asked()
             state.epoch = epoch + 1
-            results.after_epoch(state.step, state.epoch, state.loss, last=state.step == length.steps)
+            last = state.step == length.steps or validation.is_over(state)
+            results.after_epoch(state.step, state.epoch, state.loss, last=last)
             validation.after_epoch(state, results)
 
 
@@ -257,13 +324,16 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
     Raises ProblemFound for a loss that is not finite.
     """
     seed_step(seed, step)
-    share, norm = (value.item() for value in update(stepper, inputs))
-    loss = stepper.processes.whole_loss(share)
-    if not torch.isfinite(torch.tensor(loss)):
+    losses, norm = update(stepper, inputs)
+    loss, *held = losses.reshape(-1).tolist()
+    stepper.held_loss = None
+    if stepper.preserving is not None and stepper.preserving.is_at(step):
+        stepper.held_loss = held[0]
+    if not math.isfinite(loss) or not math.isfinite(stepper.held_loss or 0.0):
         raise ProblemFound(
             f"step {step + 1}: the loss is {loss}; lower the learning rate, or train in bf16 or float32"
         )
-    return loss, norm
+    return loss, norm.item()
 
 
 # -------------------------------------------------------------------------------- the update
@@ -273,26 +343,36 @@ def update(stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Ten
     """One update from an accumulation group: the loss and the gradient's norm before clipping, both tensors."""
     passes, finish = partial(accumulate, stepper), partial(clip_and_step, stepper)
     if stepper.graphs is None or stepper.trace is not None or not batches:
-        return passes(batches), finish()
+        return finish(passes(batches))
     return stepper.graphs.run(batches, passes, finish, finish_inside=stepper.steps_inside_graph)
 
 
 def accumulate(stepper: Stepper, batches: Sequence[MicroBatch]) -> Tensor:
-    """The gradients of a group of batches, from zero; their loss."""
+    """The gradients of a group of batches, from zero; their loss. Where a term holds the network to the base, (2,): the
+    loss without it, and the term's own, 0 in steps that leave it out."""
     stepper.begin()
     total = torch.zeros((), device=stepper.family.device)
+    both = torch.zeros(2, device=stepper.family.device)
     for batch in batches:
-        loss = stepper.loss_of(batch)
-        stepper.backward(loss)
-        total += loss.detach()
-    return total
+        if batch.held is None:
+            loss = stepper.loss_of(batch)
+            stepper.backward(loss)
+            total += loss.detach()
+        else:
+            both += stepper.hold(batch)
+    if stepper.preserving is None:
+        return total
+    both[0] += total
+    return both
 
 
-def clip_and_step(stepper: Stepper) -> Tensor:
-    """Clip the gradients and move the network by them; their norm before clipping."""
+def clip_and_step(stepper: Stepper, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip the gradients of all processes and move the network by them; the losses of all, from this one's ``share``,
+    and the gradients' norm before clipping."""
+    loss = stepper.add_up(share)
     norm = stepper.clip()
     stepper.step()
-    return norm
+    return loss, norm
 
 
 # -------------------------------------------------------------------------------- records
@@ -303,10 +383,15 @@ def norm_figures(stepper: Stepper) -> dict[str, float]:
     return {} if stepper.norms is None else dict(zip(TAGS, stepper.norms.tolist(), strict=True))
 
 
+def held_figures(stepper: Stepper) -> dict[str, float]:
+    """How far the network was from the base in the last step, by TensorBoard tag; nothing where that was not asked."""
+    return {} if stepper.held_loss is None else {HELD_TAG: stepper.held_loss}
+
+
 def shown_norms(figures: Mapping[str, float]) -> dict[str, str]:
     """The two figures behind the progress bar that tell a burning network: how many modules are held back, and the
     mean norm."""
-    if not figures:
+    if TAGS[0] not in figures:
         return {}
     scaled, mean, _ = (figures[tag] for tag in TAGS)
     return {"keys scaled": f"{scaled:.0f}", "average key norm": f"{mean:.3f}"}

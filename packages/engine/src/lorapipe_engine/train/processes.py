@@ -11,10 +11,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,6 +31,15 @@ from lorapipe_engine.settings import ModelSettings, RunSettings
 PATIENCE = timedelta(hours=6)
 _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 64  # objects that are exchanged at once, which bounds the memory that it takes
+LOOK_EVERY = 5e-5  # seconds between looks whether an exchange is done
+# Seconds that an exchange may go on after SIGTERM. A launcher sends it when a process has ended, and kills after 30 s;
+# a scheduler sends it to all processes, and then the exchange ends as soon as the slowest comes to it.
+GRACE = 8.0
+GONE = "another process of this run has ended; it or the launcher tells why"
+
+
+class ProcessLost(ProblemFound):
+    """Another process of the run has ended; network and optimizer are as the last whole step left them."""
 
 
 @dataclass
@@ -38,6 +50,8 @@ class Processes:
     count: int = 1
     index: int = 0
     device: torch.device | None = None
+    # For objects and waiting. On the CPU, where a process that has ended is noticed at once: None is all processes.
+    group: Any = field(default=None, repr=False)
     _asked: set[int] = field(default_factory=set, repr=False)  # the signals that came
     _agreed: set[int] = field(default_factory=set, repr=False)
 
@@ -55,37 +69,78 @@ class Processes:
         return range(self.index, total, self.count)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes."""
+        """Replace each tensor by its sum over all processes. Raises ProcessLost where one has ended."""
         if self.count > 1:
-            for tensor in tensors:
-                torch.distributed.all_reduce(tensor)
+            self._finish([torch.distributed.all_reduce(tensor, async_op=True) for tensor in tensors])
+
+    def add_up_step(self, gradients: Iterable[Tensor], share: Tensor) -> Tensor:
+        """Replace the gradients by their sums over all processes; the losses of the whole batch, in float64, from
+        this process's ``share``, of one shape in all. Whether any was interrupted is told with it.
+
+        Raises ProcessLost where one has ended. Nothing that follows is begun before all is there, so that then network
+        and optimizer are what they were.
+        """
+        if self.count == 1:
+            return share
+        works = [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]
+        asked = [float(number in self._asked) for number in _ENDINGS]
+        row = torch.cat(
+            [share.double().reshape(-1), torch.tensor(asked, dtype=torch.float64, device=share.device)]
+        )
+        self._finish([*works, torch.distributed.all_reduce(row, async_op=True)])
+        counts = row.tolist()[share.numel() :]
+        self._agreed = {number for number, count in zip(_ENDINGS, counts, strict=True) if count > 0}
+        return row[: share.numel()].reshape(share.shape)
+
+    def _finish(self, works: Sequence[Any]) -> None:
+        """Wait for exchanges without being deaf to signals. Raises ProcessLost, with nothing left to wait for on the
+        stream that trains, so that what is there can be saved."""
+        try:
+            if self.device is not None and self.device.type == "cuda":
+                # The exchange runs on a stream of the library's own, which does not end without the others.
+                side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+                with torch.cuda.stream(side):
+                    for work in works:
+                        work.wait()
+                    event = side.record_event()
+                done: Callable[[], bool] = event.query
+            else:
+                done = partial(_all_completed, works)
+            asked_at = None
+            while not done():
+                if asked_at is None and self._asked:
+                    asked_at = time.monotonic()
+                if asked_at is not None and time.monotonic() - asked_at > GRACE:
+                    raise ProcessLost(GONE)
+                time.sleep(LOOK_EVERY)
+            for work in works:
+                work.wait()
+        except RuntimeError as error:
+            raise ProcessLost(GONE) from error
 
     def as_main(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by the first process's."""
         if self.count > 1:
-            for tensor in tensors:
-                torch.distributed.broadcast(tensor, 0)
+            self._finish([torch.distributed.broadcast(tensor, 0, async_op=True) for tensor in tensors])
 
     def exchange(self, made: Sequence[Any], total: int) -> list[Any]:
         """All of ``total`` objects in order, of which this process has made those numbered :meth:`own`."""
         if self.count == 1:
             return list(made)
-        from accelerate.utils import gather_object
-
         rows: list[Any] = [None] * total
         longest = -(-total // self.count)
         for start in range(0, longest, TOGETHER):
             part = list(zip(self.own(total), made, strict=True))[start : start + TOGETHER]
-            for number, value in gather_object(part):
+            parts: list[Any] = [None] * self.count
+            torch.distributed.all_gather_object(parts, part, group=self.group)
+            for number, value in chain.from_iterable(parts):
                 rows[number] = value
         return rows
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
         if self.count > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()
+            torch.distributed.barrier(group=self.group)
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
@@ -102,13 +157,13 @@ class Processes:
 
     @contextmanager
     def losses_told(self) -> Iterator[None]:
-        """Raise ProblemFound where another process has gone: what went wrong is told by that one."""
+        """Raise ProcessLost where another process has gone: what went wrong is told by that one."""
         try:
             yield
         except RuntimeError as error:
             if self.count == 1 or not re.search("gloo|NCCL|closed by peer", str(error), re.IGNORECASE):
                 raise
-            raise ProblemFound("another process of this run has ended; what it tells is the cause") from error
+            raise ProcessLost(GONE) from error
 
     # ------------------------------------------------------------------------------------------- Ctrl-C and SIGTERM
 
@@ -129,17 +184,6 @@ class Processes:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def whole_loss(self, share: float) -> float:
-        """The loss of the whole batch, from this process's share of it; whether any was interrupted is told with it."""
-        if self.count == 1:
-            return share
-        asked = [float(number in self._asked) for number in _ENDINGS]
-        row = torch.tensor([share, *asked], dtype=torch.float64, device=self.device)
-        self.add_up([row])
-        loss, *counts = row.tolist()
-        self._agreed = {number for number, count in zip(_ENDINGS, counts, strict=True) if count > 0}
-        return float(loss)
-
     def stop_if_asked(self) -> None:
         """Raise KeyboardInterrupt (Terminated for SIGTERM) in every process if one of them was interrupted before the
         last step ended."""
@@ -152,35 +196,73 @@ class Processes:
 ALONE = Processes()
 
 
+def launched() -> int:
+    """How many processes a launcher started with this one, itself counted."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(name: str | None, count: int) -> torch.device:
+    """The card of this one of ``count`` processes, the current one from here on; the CPU where that is asked for or
+    there is no card.
+
+    Raises ConfigError where ``name`` is one card for all, or cards are fewer.
+    """
+    if name not in (None, "cpu", "cuda"):
+        raise ConfigError(
+            f"device: {count} processes cannot all have {name}; leave it out, each takes its own card"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= cards:
+        raise ConfigError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE', count)} processes, but {cards} cards here; "
+            "start one process a card"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def join_sharing() -> Processes:
+    """The processes that a launcher started with this one, which share work out and wait for each other, on the CPU.
+
+    Raises ConfigError where they cannot reach each other.
+    """
+    count = launched()
+    if count < 2:
+        return ALONE
+    try:
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{count} processes cannot be joined: {str(error).splitlines()[0]}") from error
+    return Processes(count, torch.distributed.get_rank(), torch.device("cpu"))
+
+
 def join_processes(model: ModelSettings, run: RunSettings) -> Processes:
     """The processes that a launcher started with this one; :data:`ALONE` without a launcher.
 
     Raises ConfigError for options that several processes cannot have, or where they cannot reach each other.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = launched()
     if count < 2:
         return ALONE
-    name = model.device
-    if name not in (None, "cpu", "cuda"):
-        raise ConfigError(
-            f"device: {count} processes cannot all have {name}; leave it out, each takes its own card"
-        )
     if run.trace_steps:
         raise ConfigError(
             f"trace_steps: each of {count} processes has but a part of a batch; trace with one process"
         )
     from accelerate import PartialState
 
-    on_cpu = name == "cpu" or not torch.cuda.is_available()
-    if not on_cpu and int(os.environ.get("LOCAL_RANK", "0")) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"{os.environ.get('LOCAL_WORLD_SIZE', count)} processes, but {torch.cuda.device_count()} cards here; "
-            "start one process a card"
-        )
+    on_cpu = own_device(model.device, count).type == "cpu"
+    # What the library does about a lost process is to end this one; it is to save what was learned first.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     try:
         state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+        group = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"{count} processes cannot be joined: {str(error).splitlines()[0]}") from error
-    return Processes(
-        state.num_processes, state.process_index, torch.device("cpu") if on_cpu else state.device
-    )
+    device = torch.device("cpu") if on_cpu else state.device
+    return Processes(state.num_processes, state.process_index, device, group)
+
+
+def _all_completed(works: Sequence[Any]) -> bool:
+    return all(work.is_completed() for work in works)

@@ -66,7 +66,10 @@ class Checked:
 def check_runs(runs: Sequence[Run]) -> list[Checked]:
     """Check all runs. Raises ConfigError where some cannot begin, after each was told."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("several runs in a row train in one process; give a launcher one run")
+        raise ConfigError(
+            "several runs in a row train in one process; give a launcher one run, or start a command for each card: "
+            "CUDA_VISIBLE_DEVICES=0 lora-train a.toml"
+        )
     scanned: dict[tuple[DataSettings, int], Dataset] = {}
     checked, refused = [], 0
     for run in runs:

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from lorapipe_engine.datasets.described import dataset_notes
+from lorapipe_engine.datasets.pairs import check_slider
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.atomic import probe_folder
-from lorapipe_engine.models.families import FAMILIES, get_family
+from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
 from lorapipe_engine.nn.attach import Kind, detach
@@ -23,16 +24,20 @@ from lorapipe_engine.pictures.captions import prompt_caption
 from lorapipe_engine.settings import (
     LossSettings,
     ModelSettings,
+    OptimizerSettings,
     RunSettings,
     TrainSettings,
     with_base_defaults,
 )
+from lorapipe_engine.settings.preserve import read_preserve
 from lorapipe_engine.settings.unused import unused_notes
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.choose import Choosing, missing_programs, plan_choosing
 from lorapipe_engine.train.data.examples import Dataset, scan
+from lorapipe_engine.train.data.preserved import preserved_in
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
@@ -40,9 +45,10 @@ from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, r
 from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
 from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
-from lorapipe_engine.train.optimizers import check_group_rates, rate_notes
+from lorapipe_engine.train.optimizers import check_group_rates, optimizer_kind, rate_notes
 from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainable
 from lorapipe_engine.train.processes import Processes, join_processes
+from lorapipe_engine.train.results.best import check_early_stop
 from lorapipe_engine.train.results.boards import check_boards
 from lorapipe_engine.train.results.claim import claimed
 from lorapipe_engine.train.results.ended import forget_record
@@ -110,11 +116,15 @@ def train_checked(
     began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
+    check_early_stop(settings.run.early_stop, dataset)
+    preserved, preserved_notes = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
+    for note in preserved_notes:
+        say(f"note: {note}")
     prompts = sample_prompts(settings)
     check_samplers(settings, prompts)
-    prompts, note = as_captions(prompts, dataset)
-    if note:
-        say(f"note: {note}")
+    prompts, marks_note = as_captions(prompts, dataset)
+    if marks_note:
+        say(f"note: {marks_note}")
     for note in dataset_notes(settings.data, dataset):
         say(f"note: {note}")
     settings = with_file_ranks(settings)
@@ -128,6 +138,8 @@ def train_checked(
         )
         prediction = prediction_of(base, settings.loss, say)
         precise = replace(settings, model=replace(settings.model, mixed_precision=model.precision))
+        if dataset.pairs is not None:  # its losses are not weighed
+            precise = replace(precise, loss=replace(precise.loss, min_snr_gamma=0.0))
         settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
         family = open_model(base, settings.model, model)
     settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
@@ -139,15 +151,27 @@ def train_checked(
     objective = family.objective(settings.loss, prediction)
     for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
         objective.check_sampler(name)
+    if processes.count > 1 and objective.why_not_shared is not None:
+        raise ConfigError(f"{objective.why_not_shared}; train on one card, or leave it out")
     for note in objective.check(settings.loss, prediction):
         if note not in notes:
             say(f"note: {note}")
+    if not any(is_text(part) for part in plan.updates.rates.trained):
+        narrowed = (settings.loss.text_encoder_min_timestep, settings.loss.text_encoder_max_timestep)
+        if narrowed != (0, 1000):
+            say(
+                "note: text_encoder_min_timestep and text_encoder_max_timestep do nothing: no text encoder is trained"
+            )
     choosing = None
     if settings.run.choose and processes.is_main:
         choosing = plan_choosing(settings, dataset, plan.length, prompts, say)
     from lorapipe_engine.train.data.prepare import long_captions
     from lorapipe_engine.train.loop import train
 
+    for pair in () if dataset.pairs is None else dataset.pairs.rows:
+        for text in (pair.target, pair.positive, pair.negative, pair.neutral):
+            if family.text.count(text) > family.text.limit:
+                say(f"note: slider: the prompt '{text[:40]}...' is cut at {family.text.limit} tokens")
     if warning := long_captions(dataset, family):
         say(f"note: {warning}")
 
@@ -165,6 +189,7 @@ def train_checked(
                 processes,
                 queued.shelf,
                 queued.on_end,
+                preserved,
             )
     finally:
         detach(family.parts.values())
@@ -175,9 +200,14 @@ def train_checked(
 def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     """Find every mistake that can be found before gigabytes are read; returns the network's arguments, read here once,
     and what the user should know."""
+    if settings.data.slider is not None:
+        check_slider(settings.data, settings.loss)
+        if settings.run.choose:
+            raise ConfigError("choose: draws what captions say, and a slider has none; leave choose out")
     check_caches(settings)
     args = read_network_args(settings.network)
     notes = check_updates(settings, args)
+    read_preserve(settings.loss.preserve)
     # What the base predicts may show only when it is read; what fits no prediction is refused now.
     prediction = asked_prediction(settings.loss)
     objective = objective_class(prediction or EPSILON.name)
@@ -193,7 +223,7 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
         notes.append("sample_prompts is no file: its text is taken as the prompts")
     if settings.run.choose:
         notes += missing_programs()
-    return args, [*notes, *unused_notes(settings.data, settings.loss, settings.run)]
+    return args, [*notes, *unused_notes(settings.data, settings.optimizer, settings.loss, settings.run)]
 
 
 def check_caches(settings: TrainSettings) -> None:
@@ -213,9 +243,21 @@ def check_caches(settings: TrainSettings) -> None:
         )
 
 
+def check_average(optimizer: OptimizerSettings) -> None:
+    """Raise ConfigError for two averages, or one of an optimizer that averages by itself."""
+    if optimizer.ema_decay is None and optimizer.ema_width is None:
+        return
+    if optimizer.ema_decay is not None and optimizer.ema_width is not None:
+        raise ConfigError("ema_decay and ema_width are two kinds of average; leave one of them out")
+    if optimizer_kind(optimizer.optimizer_type).averaged:
+        name = "ema_width" if optimizer.ema_decay is None else "ema_decay"
+        raise ConfigError(f"{name}: {optimizer.optimizer_type} averages by itself; leave one of both out")
+
+
 def check_updates(settings: TrainSettings, args: NetworkArgs) -> list[str]:
     """Check optimizer, rates and curve, for whichever family the base will be; returns what the user should know."""
     optimizer = settings.optimizer
+    check_average(optimizer)
     # As many encoders as there are rates: which base it is shows only when it is read.
     encoders = ("te1", "te2")[: len(optimizer.text_encoder_lr) or 1]
     plan = plan_updates(optimizer, trainable(settings, (*encoders, "unet")), planned_steps(settings))
@@ -314,6 +356,7 @@ def read_model(model: ModelSettings, plan: ModelPlan) -> BaseModel:
         v2=model.v2 or None,
         dtype=plan.dtype,
         tokenizer_dir=model.tokenizer_dir,
+        vae_form=VaeForm(model.vae_custom_scale, model.vae_custom_shift, model.vae_reflection_padding),
     )
 
 

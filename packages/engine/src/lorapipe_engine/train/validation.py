@@ -7,7 +7,7 @@ network has learned alone. Nothing here touches what training draws: every step 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.data.examples import TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.optimizers import evaluating
+from lorapipe_engine.train.results.best import Best
 from lorapipe_engine.train.results.results import Results
 from lorapipe_engine.train.results.state import State
 from lorapipe_engine.train.step.forward import forward, seed_step
@@ -44,6 +45,14 @@ def validation_part(dataset: Dataset) -> Dataset:
     return replace(dataset, pictures=pictures, folders=folders, validation=())
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The mean loss, and that at each of the fixed timesteps."""
+
+    loss: float
+    by_time: Mapping[float, float]
+
+
 class Validation:
     """Measures the loss on the pictures that are kept from training, when it is time to.
 
@@ -58,7 +67,8 @@ class Validation:
         self.every_steps = run.validate_every_n_steps
         self.every_epochs = run.validate_every_n_epochs or (None if self.every_steps else 1)
         self._limit = run.max_validation_steps
-        self._last: tuple[int, float] | None = None
+        self._best = Best(run.early_stop)
+        self._last: tuple[int, Measured] | None = None
 
     def after_step(self, state: State, results: Results) -> None:
         """Measure and record if it is time to."""
@@ -73,23 +83,35 @@ class Validation:
     def _record(self, kind: str, state: State, results: Results) -> None:
         if self._last is None or self._last[0] != state.step:
             self._last = state.step, self.measure()
-        loss = self._last[1]
+        measured = self._last[1]
         figures: Mapping[str, float] = {
-            f"loss/validation/{kind}_average": loss,
+            f"loss/validation/{kind}_average": measured.loss,
             # What is learned by heart is better known than what is not: the gap grows.
-            f"loss/validation/{kind}_divergence": loss - state.loss,
+            f"loss/validation/{kind}_divergence": measured.loss - state.loss,
+            **{f"loss/validation/{kind}_at_{time:g}": loss for time, loss in measured.by_time.items()},
         }
         results.log.scalars(state.step, figures)
+        self._best.after_measuring(measured.loss, state, results)
 
-    def measure(self) -> float:
-        """The mean loss of the pictures at fixed timesteps, weighted as in training."""
+    def is_over(self, state: State) -> bool:
+        """Whether the run ends here, as it was not better for long enough."""
+        return self._best.is_over(state)
+
+    def told(self, state: State, results: Results) -> str | None:
+        """Which network was the best, in words, where that was asked."""
+        return self._best.told(state, results)
+
+    def measure(self) -> Measured:
+        """The mean losses of the pictures at fixed timesteps, weighted as in training."""
         data, network = self.data, self.stepper.network
         if data is None:
             raise ValueError("no pictures to measure")
         network.train(False)
         processes = self.stepper.processes  # which share the batches out
+        times = self.stepper.objective.validation_times(TIMES)
         total = torch.zeros((), device=data.family.device)
         count = torch.zeros_like(total)
+        by_time = torch.zeros(len(times), device=data.family.device)
         with torch.no_grad(), evaluating(self.stepper.optimizer):
             for number, batch in enumerate(islice(self._batches(data), self._limit)):
                 # As a step has: of its own, and the same at every time.
@@ -98,9 +120,11 @@ class Validation:
                 losses = self._losses(data.micro_batch(batch, START, 1.0), number)
                 total += losses.sum()
                 count += losses.numel()
+                by_time += losses.sum(dim=1)
         network.train()
-        processes.add_up([total, count])
-        return float(total / count)
+        processes.add_up([total, count, by_time])
+        means = (by_time * len(times) / count).tolist()
+        return Measured(float(total / count), dict(zip(times, means, strict=True)))
 
     def _batches(self, data: TrainingData) -> Sequence[Batch]:
         return in_batches(data.dataset.buckets, data.dataset.repeats, data.dataset.batch_sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,7 +11,12 @@ from lorapipe_engine.pictures.charts import Chart, Line
 from lorapipe_inspect.curves.read import Curve, Run
 
 _DIVERGENCE = "validation loss less the training loss"
-TITLES = ("learning rate", "loss", "validation loss", _DIVERGENCE, "gradient norm")
+_BY_TIME = "validation loss by timestep"
+_HELD = "loss of preservation"
+TITLES = (
+    *("learning rate", "loss", "loss by timestep", _HELD, "validation loss", _BY_TIME, _DIVERGENCE),
+    "gradient norm",
+)
 Pick = tuple[Run, str, str]  # a run, its name, a tag
 _EPOCHS = "loss/epoch_average"  # recorded by epoch, beside curves by step
 _FEW = 50  # steps by which a curve is smoothed, at most
@@ -21,6 +27,8 @@ def kind_of(tag: str) -> str | None:
     """What a tag is about; None for tags that are none of the usual ones."""
     if tag.startswith("loss/validation/"):
         return "validation"
+    if tag.startswith("loss/timesteps/"):
+        return "timesteps"
     if tag.startswith("loss/"):
         return None if tag == _EPOCHS else "loss"
     if tag.startswith("lr/"):
@@ -58,10 +66,19 @@ def _of_kind(run: Run, kind: str) -> Iterator[tuple[str, str]]:
     elif kind == "loss":
         known = [tag for tag in ("loss/current", "loss/average") if tag in tags]
         yield from (("loss", tag) for tag in known[:1] or tags)
+        yield from ((_HELD, tag) for tag in tags if known and tag == "loss/preservation")
+    elif kind == "timesteps":
+        yield from (("loss by timestep", tag) for tag in sorted(tags))
     elif kind == "validation":
-        yield from ((_DIVERGENCE if tag.endswith("divergence") else "validation loss", tag) for tag in tags)
+        yield from ((_validation_chart(tag), tag) for tag in tags)
     else:
         yield from ((tag.rpartition("/")[0] or "gradient norm", tag) for tag in tags)
+
+
+def _validation_chart(tag: str) -> str:
+    if tag.endswith("divergence"):
+        return _DIVERGENCE
+    return _BY_TIME if re.search(r"_at_[\d.e+-]+$", tag) else "validation loss"
 
 
 def _chart(title: str, picks: Sequence[Pick], smooth: int | None) -> Chart:
@@ -82,7 +99,7 @@ def _chart(title: str, picks: Sequence[Pick], smooth: int | None) -> Chart:
 
 def _steps(curve: Curve, tag: str, smooth: int | None) -> int:
     """How many steps a curve is smoothed by: what jumps from step to step, so that others can be seen."""
-    if tag not in ("loss/current", "grad_norm"):
+    if tag not in ("loss/current", "loss/preservation", "grad_norm"):
         return 1
     return max(1, min(_FEW, len(curve.values) // 50)) if smooth is None else smooth
 

@@ -128,8 +128,9 @@ def _change(weight: Array, changes: Sequence[Change], start: int, buffers: Buffe
     for change in rest:
         change.rows(start, stop, weight, delta)
     flat, flat_delta = weight.reshape(-1), delta.reshape(-1)
-    moved.weight += float(np.dot(flat, flat))
-    moved.change += float(np.dot(flat_delta, flat_delta))
+    with np.errstate(over="ignore"):  # values that are too large are found where they are written
+        moved.weight += float(np.dot(flat, flat))
+        moved.change += float(np.dot(flat_delta, flat_delta))
     flat += flat_delta
 
 

@@ -24,8 +24,15 @@ from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.networks.algorithms import algorithm_of, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
-from lorapipe_engine.networks.layers import Layer
-from lorapipe_engine.networks.read import FLAGS, module_label, read_module, scale_of
+from lorapipe_engine.networks.layers import Layer, kernel_around, kernel_in
+from lorapipe_engine.networks.read import (
+    FLAGS,
+    check_magnitudes,
+    magnitude_shape,
+    module_label,
+    read_module,
+    scale_of,
+)
 from lorapipe_merge.convert.schemes import Scheme
 
 Array = NDArray[Any]
@@ -34,8 +41,6 @@ DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 PLAIN = frozenset(
     {"lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_up.bias"}
 )
-# Layers around attention are convolutions in SD 1.x alone.
-_LINEAR_AROUND = ("sd2", "sdxl")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ def is_exact(strength: float) -> bool:
 def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | None:
     """Why a module cannot be written in a scheme; None if it can."""
     suffixes = set(module.keys)
+    if module.algorithm == "unknown":
+        return "its tensors are not those of one known algorithm"
     if scheme.lycoris:
         return None
     row = algorithm_of(module.algorithm)
@@ -153,7 +160,7 @@ def _plain(
             # PEFT multiplies this bias by the module's scale; elsewhere it is a change of the layer's bias itself.
             new, folded = "diff_b", scale_of(module)
         if suffix != "alpha" and only in (None, new):
-            shape = _shape_for(new, file.tensors[key].shape, kernel, scheme, "lora_mid.weight" in module.keys)
+            shape = _shape_for(new, file.tensors[key].shape, kernel, module, scheme)
             tensors[new] = _cast(file, key, shape, folded, target, dry=dry)
     return _with_alpha(tensors, form)
 
@@ -167,35 +174,41 @@ def _check_ranks(form: Form, file: WeightFile) -> None:
         raise InputError(
             f"module {module_label(file, form.module)}: lora_up.weight {up} and lora_down.weight {down} do not fit"
         )
+    check_magnitudes(file, form.module)
 
 
 def _kernel(form: Form, file: WeightFile, family: str) -> Shape:
     """The kernel that the layer's factors are written with; () for a linear layer."""
     module, path = form.module, form.layer.path
     down = file.tensors[module.keys["lora_down.weight"]].shape
-    if path.endswith(("proj_in", "proj_out")) and ".attentions." in path:
-        return () if family in _LINEAR_AROUND else (1, 1)
+    around = kernel_around(path, family)
+    if around is not None:
+        return around
     if len(down) == 4:
         return down[2:]
-    return kernel_of(f"unet.{path}" if form.layer.part == "unet" else path, down[1])
+    return kernel_of(_tree_path(form.layer), down[1])
 
 
-def _shape_for(suffix: str, shape: Shape, kernel: Shape, scheme: Scheme, tucker: bool) -> Shape:
+def _tree_path(layer: Layer) -> str:
+    return f"unet.{layer.path}" if layer.part == "unet" else layer.path
+
+
+def _shape_for(suffix: str, shape: Shape, kernel: Shape, module: NetworkModule, scheme: Scheme) -> Shape:
     if suffix == "lora_up.weight":
         return (shape[0], shape[1], *(1 for _ in kernel))
     if suffix == "lora_down.weight":
-        own = (1, 1) if tucker else kernel
+        own = (1, 1) if "lora_mid.weight" in module.keys else kernel
         return (shape[0], math.prod(shape[1:]) // math.prod(own), *own)
     if suffix == "dora_scale" and math.prod(shape) != 1:
-        return _magnitude_shape(shape, kernel, scheme)
+        return _magnitude_shape(shape, kernel, module, scheme)
     return shape
 
 
-def _magnitude_shape(shape: Shape, kernel: Shape, scheme: Scheme) -> Shape:
-    size = math.prod(shape)
-    per_input = len(shape) > 1 and shape[0] == 1 and shape[1] == size and scheme.lycoris
+def _magnitude_shape(shape: Shape, kernel: Shape, module: NetworkModule, scheme: Scheme) -> Shape:
+    """kohya's shape tells outputs from inputs; elsewhere magnitudes go by outputs, shaped as PEFT has them."""
     if scheme.lycoris:
-        return (1, size, *(1 for _ in kernel)) if per_input else (size, 1, *(1 for _ in kernel))
+        return magnitude_shape(shape, kernel, per_output=module.magnitude_per_output)
+    size = math.prod(shape)
     return (1, size, *(1 for _ in kernel)) if kernel else (size,)
 
 
@@ -215,7 +228,9 @@ def _cast(
         return Encoded(dtype, shape, file.raw(key))
     values = file.read(key)
     if folded != 1.0:
-        values = np.multiply(values, folded, dtype=np.float64 if dtype == "F64" else np.float32)
+        wide = np.float64 if dtype == "F64" else np.float32
+        own = values.flags.writeable and values.dtype == wide
+        values = np.multiply(values, folded, out=values if own else None, dtype=wide)
     return replace_shape(encode(values, dtype), shape)
 
 
@@ -235,6 +250,7 @@ def _kept(
 ) -> dict[str, Encoded]:
     """LyCORIS' algorithms as they are; what PEFT's configuration says of them becomes alphas."""
     module = form.module
+    _check_products(form, file)
     tensors: dict[str, Encoded] = {}
     configured = module.scale is not None and not target.scheme.config
     for suffix, key in module.keys.items():
@@ -247,7 +263,27 @@ def _kept(
             tensors[suffix] = _cast(file, key, info.shape, 1.0 if folded is None else folded, target, dry=dry)
     if configured and module.rank:
         tensors["alpha"] = encode(np.asarray((module.scale or 0.0) * module.rank, np.float32), "F32")
+    elif "alpha" not in module.keys and module.algorithm in ("loha", "lokr") and target.scheme.alphas:
+        # LyCORIS cannot read these without one; where LoKr has no rank it counts for nothing.
+        tensors["alpha"] = encode(np.asarray(module.rank or 1, np.float32), "F32")
     return tensors
+
+
+def _check_products(form: Form, file: WeightFile) -> None:
+    """Raise InputError for LoHa and LoKr of which a factor is missing, or does not fit the other."""
+    shapes = {suffix: file.tensors[key].shape for suffix, key in form.module.keys.items()}
+    kind = {"loha": "hada", "lokr": "lokr"}.get(form.module.algorithm)
+    for side in (f"{kind}_w1", f"{kind}_w2") if kind else ():
+        if kind == "lokr" and side in shapes:
+            continue
+        one, two, core = (shapes.get(name) for name in (f"{side}_a", f"{side}_b", side.replace("w", "t")))
+        if one is None or two is None:
+            what = f"{side}_{'a' if one is None else 'b'} is missing"
+        elif len(one) != 2 or len(two) < 2 or (one[1] != two[0] if core is None else False):
+            what = f"{side}_a {one} and {side}_b {two} do not fit each other"
+        else:
+            continue
+        raise InputError(f"module {module_label(file, form.module)}: {what}")
 
 
 def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded]:
@@ -266,6 +302,8 @@ def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded
     if alpha is None and (target.scheme.alphas or target.scheme.config):
         alpha = float(rank)
     strength = spectrum.scale * (1.0 if alpha is None else rank / alpha)
+    kernel = spectrum.kernel or kernel_of(_tree_path(form.layer), factors.down.shape[1])
+    spectrum = replace(spectrum, kernel=kernel_in(target.family, form.module.name, kernel))
     down = factors.down.reshape(spectrum.down_shape(rank))
     form = replace(form, alpha=alpha if target.scheme.alphas else None)
     return _encoded_factors(form, file, factors.up * strength, down, target)
@@ -302,7 +340,7 @@ def _encoded_factors(
     }
     if "dora_scale" in form.module.keys:
         key = form.module.keys["dora_scale"]
-        shape = _magnitude_shape(file.tensors[key].shape, kernel, target.scheme)
+        shape = _magnitude_shape(file.tensors[key].shape, kernel, form.module, target.scheme)
         encoded["dora_scale"] = _cast(file, key, shape, 1.0, target)
     return _with_alpha(encoded, form)
 
@@ -313,6 +351,18 @@ def can_be_lora(module: NetworkModule, file: WeightFile) -> bool:
     return "dora_scale" not in shapes and spectral_rule(module.name, shapes) is not None
 
 
+# Types whose numbers are not finite where all bits of the exponent are set.
+_EXPONENTS: Mapping[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F80_0000),
+}
+
+
 def finite(tensor: Encoded) -> bool:
     """Whether all numbers of a written tensor are finite."""
-    return bool(np.isfinite(decode(tensor.dtype, tensor.data, tensor.shape)).all())
+    if tensor.dtype not in _EXPONENTS:
+        return bool(np.isfinite(decode(tensor.dtype, tensor.data, tensor.shape)).all())
+    kind, exponent = _EXPONENTS[tensor.dtype]
+    bits = np.frombuffer(tensor.data, np.dtype(kind).newbyteorder("<"))
+    return not bits.size or bool(np.bitwise_and(bits, kind(exponent)).max() < exponent)

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorapipe_engine.models.predictions import EPSILON, find_prediction
 from lorapipe_engine.networks.adapter_config import ADAPTER_KEY
 from lorapipe_engine.networks.algorithms import algorithm_of
 from lorapipe_engine.networks.describe import Network
 from lorapipe_engine.networks.layers import Layer
-from lorapipe_engine.networks.metadata import base_version
+from lorapipe_engine.networks.metadata import with_base_facts
 from lorapipe_merge.convert.forms import Form
 from lorapipe_merge.convert.schemes import Scheme
 
@@ -33,10 +32,7 @@ def converted_metadata(
     plain = [form for form in forms if form.alpha is not None]
     if not plain:
         return new
-    prediction = find_prediction(new.get("modelspec.prediction_type", "")) or EPSILON.name
-    new.setdefault("ss_base_model_version", base_version(family, prediction))
-    new.setdefault("ss_v2", str(family == "sd2"))
-    new.setdefault("ss_network_module", "networks.lora")
+    new = with_base_facts(new, family)
     new["ss_network_dim"] = _one_of([form.rank for form in plain])
     new["ss_network_alpha"] = _one_of([form.alpha for form in plain])
     return new

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from lorapipe_engine.delta.apart import changes_apart
 from lorapipe_engine.files.tensorfile import WeightFile
@@ -21,6 +25,8 @@ def largest_difference(
     """
     first, second = read_module(one, before), read_module(two, after)
     worst = 0.0
+    if by_inputs(first) != by_inputs(second):
+        return np.inf
     for suffix in _BESIDE:
         if suffix in first or suffix in second:
             a, b = (row.pop(suffix, np.zeros(1)).astype(np.float64).reshape(-1) for row in (first, second))
@@ -35,6 +41,12 @@ def largest_difference(
         return max(worst, _relative(apart["apart"], apart["norm_a"]))
     same = first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
     return worst if same else np.inf
+
+
+def by_inputs(tensors: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether DoRA's magnitudes go by inputs."""
+    magnitudes = tensors.get("dora_scale")
+    return magnitudes is not None and magnitudes.size > 1 and magnitudes.shape[0] == 1
 
 
 def _relative(apart: float, size: float) -> float:

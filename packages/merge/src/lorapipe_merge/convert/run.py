@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from lorapipe_engine.files.tensorfile import WeightFile, quote, write_planned
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
+from lorapipe_engine.networks.kohya_names import known_layer, text_encoder_alone
 from lorapipe_engine.networks.layers import Layer, layer_of
 from lorapipe_engine.networks.read import network_path, require_strengths
 from lorapipe_merge.convert.forms import (
@@ -87,18 +89,38 @@ class Report:
 def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Report:
     """Write the network ``source`` in a scheme. Raises LoraErrors that name the file and the module."""
     path = network_path(source)
-    with open_weights(path) as file:
+    with open_weights(path) as file, _naming(path):
         network = describe_network(file)
         require_strengths(network)
+        _check_alphas(network)
         family = _family_of(network, wishes.family)
         forms, skipped = plan(file, network, family, scheme, wishes)
         notes = _notes(file, network, forms, scheme)
+        if wishes.family is None and scheme.alphas:  # the others name the encoder alike in both
+            notes += text_encoder_alone(network)
         if not wishes.dry_run:
             _write(file, network, forms, family, output, scheme, wishes)
         difference = None
         if wishes.verify and not wishes.dry_run:
             difference = _prove(file, forms, output, scheme)
         return Report(str(source), str(output), scheme.name, len(forms), skipped, notes, difference)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of errors that lack it."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+
+
+def _check_alphas(network: Network) -> None:
+    for module in network.modules.values():
+        if module.alpha is not None and not math.isfinite(module.alpha):
+            raise InputError(
+                f"{network.path}: {quote(module.name)[1:-1]}: its alpha is {module.alpha:g}, no strength"
+            )
 
 
 def _family_of(network: Network, asked: str | None) -> str:
@@ -124,10 +146,8 @@ def plan(
         if set(module.keys) <= {ALPHA_SUFFIX}:
             refused.append((module.name, "has an alpha and no factors"))
             continue
-        layer = layer_of(module.name)
+        layer = known_layer(module.name, family)
         reason = "is no layer of " + get_family(family).title if layer is None else None
-        if layer is not None and layer.part not in get_family(family).lora_prefixes:
-            reason = "is no layer of " + get_family(family).title
         as_lora = wishes.to_lora and can_be_lora(module, file)
         reason = reason or (None if as_lora else why_not(scheme, module, file))
         if reason or layer is None:

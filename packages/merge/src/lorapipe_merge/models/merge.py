@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Moved
 from lorapipe_merge.checkpoint.result import PRECISIONS
 from lorapipe_merge.checkpoint.stream import SIZES, cast_tensor, check_values, copy_tensor
-from lorapipe_merge.models.methods import METHODS, Array, Method
+from lorapipe_merge.models.methods import METHODS, Array, Method, weighted_average
 from lorapipe_merge.models.plan import (
     Entry,
     Plan,
@@ -55,6 +55,7 @@ class Task:
     blocks: BlockWeights | None
     seed: int
     allow: bool
+    shares: tuple[float, ...] = ()
 
     def ratio_of(self, block: str) -> float:
         return self.blocks.of(block, self.ratio) if self.blocks else self.ratio
@@ -74,7 +75,12 @@ def merge_models(
     """
     row = METHODS[settings.method]
     check_method(settings.method, row.least, row.most, len(inputs))
-    ratio = ratio_of(settings.method, row, inputs, shared.ratio, blocks)
+    shares = shares_of(settings.method, inputs, shared.ratio)
+    if shares:
+        row = replace(row, prepare=weighted_average(shares))
+        ratio = row.ratio
+    else:
+        ratio = ratio_of(settings.method, row, inputs, shared.ratio, blocks)
     with ExitStack() as stack:
         models = [open_model(name) for name, _ in inputs]
         for _, file, _ in models:
@@ -91,7 +97,12 @@ def merge_models(
             blocks=parse_blocks(blocks, family) if blocks else None,
             seed=settings.seed,
             allow=output.allow_nonfinite,
+            shares=shares,
         )
+        if shares and not math.isclose(math.fsum(shares), 1.0, abs_tol=1e-6):
+            plan.notes.append(
+                f"the ratios' sum is {math.fsum(shares):g}, so all weights are that much larger"
+            )
         paths = [path for path, _, _ in models]
         merged = _check_result(plan, paths, target, force=output.force)
         kinds = {key: (kind_of(entry, output.precision), entry.shape) for key, entry in plan.entries.items()}
@@ -107,6 +118,21 @@ def merge_models(
             write_models(plan, places, metadata, target, task, force=output.force)
     tell(plan, merged, task, [str(path) for path in paths], target, output)
     return 0
+
+
+def shares_of(
+    name: str, inputs: Sequence[tuple[str, float | None]], ratio: float | None
+) -> tuple[float, ...]:
+    """The share of each model in an average, where they have ratios of their own; else ().
+
+    Raises ConfigError where only some have one.
+    """
+    given = [number for _, number in inputs if number is not None]
+    if name != "average" or not given:
+        return ()
+    if len(given) < len(inputs) or ratio is not None:
+        raise ConfigError("--method average: give every model a ratio of its own, or none: A:0.3 B:0.3 C:0.4")
+    return tuple(given)
 
 
 def ratio_of(
@@ -162,9 +188,14 @@ def _recipe(
     vae = settings.vae and Named(settings.vae, known_sha256(settings.vae)).as_record()
     return recipe(
         "models",
-        {"models": [Named(path, known_sha256(path)) for path in paths]},
+        {
+            "models": [
+                Named(path, known_sha256(path), share)
+                for path, share in zip(paths, task.shares or [None] * len(paths), strict=True)
+            ]
+        },
         method=task.name,
-        ratio=task.ratio,
+        ratio=None if task.shares else task.ratio,
         params=dict(task.params) or None,
         blocks=blocks,
         vae=vae,
@@ -316,6 +347,8 @@ def tell(
     """The report on stderr, the path or the report as JSON on stdout."""
     verb = "would merge" if output.dry_run else "merged"
     ratio = "block values" if task.blocks else f"ratio {task.ratio:g}"
+    if not task.method.weighted:
+        ratio = f"ratios {' '.join(f'{share:g}' for share in task.shares)}" if task.shares else "equal shares"
     say(f"{verb} {merged} of {len(plan.entries)} tensors of {', '.join(names)} by {task.name}, {ratio}")
     for note in plan.notes:
         say(f"note: {note}")
@@ -325,6 +358,7 @@ def tell(
             "models": list(names),
             "method": task.name,
             "ratio": task.ratio,
+            **({"ratios": list(task.shares)} if task.shares else {}),
             "params": dict(task.params),
             "merged": merged,
             "tensors": len(plan.entries),

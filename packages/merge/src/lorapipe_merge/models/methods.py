@@ -75,6 +75,18 @@ def average(models: Sequence[Array], _ratio: float) -> Array:
     return result
 
 
+def weighted_average(shares: Sequence[float]) -> Prepare:
+    """Each model times its share, added up."""
+
+    def combine(models: Sequence[Array], _ratio: float) -> Array:
+        result = shares[0] * models[0]
+        for share, model in zip(shares[1:], models[1:], strict=True):
+            result += share * model
+        return result
+
+    return _plain(combine)
+
+
 def median(models: Sequence[Array], _ratio: float) -> Array:
     """The middle value of all, number by number."""
     result: Array = np.median(np.stack(models), axis=0)

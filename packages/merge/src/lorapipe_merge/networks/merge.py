@@ -209,7 +209,7 @@ def _merge_open(networks: Sequence[Applied], wishes: Wishes, notes: Sequence[str
         rule=wishes.rule(),
         dtype=dtype,
         shuffle=wishes.networks.shuffle,
-        convolved=family == "sd1",
+        family=family,
         allow_nonfinite=wishes.output.allow_nonfinite,
         alpha=_one_alpha(networks, wishes),
     )

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, Prediction, V
 from lorapipe_engine.networks.metadata import ModelSpec, base_version, table_of
 from lorapipe_merge.matching import Applied
 from lorapipe_merge.networks.report import LayerReport
@@ -50,7 +50,9 @@ def summed_metadata(
         for key, value in olds[0].items()
         if key.startswith("ss_") and key not in _OWN and all(old.get(key) == value for old in olds)
     }
-    prediction = V.name if any(map(_predicts_v, olds)) else EPSILON.name
+    prediction = next(
+        (row.name for row in (V, FLOW) if any(_predicts(old, row) for old in olds)), EPSILON.name
+    )
     if family is not None:
         new.setdefault("ss_base_model_version", base_version(family, prediction))
         new.setdefault("ss_v2", str(family == "sd2"))
@@ -95,8 +97,9 @@ def _encoder_layer(olds: Sequence[Mapping[str, str]]) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,2}", text) else None
 
 
-def _predicts_v(old: Mapping[str, str]) -> bool:
-    return old.get("modelspec.prediction_type") == "v" or old.get("ss_base_model_version", "").endswith("_v")
+def _predicts(old: Mapping[str, str], row: Prediction) -> bool:
+    of_v = row is V and old.get("ss_base_model_version", "").endswith("_v")
+    return old.get("modelspec.prediction_type") == row.word or of_v
 
 
 def _tags(olds: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:

@@ -45,7 +45,7 @@ _NORM_SUFFIXES = {"weight": "w_norm", "bias": "b_norm"}
 class Settings:
     """How to add up. ``rule`` chooses the ranks of ``svd``, its ``conv_rank`` those of kernels larger than 1x1.
 
-    ``dtype``: "F16", "BF16", "F32" or "F64". ``convolved``: the model has 1x1 convolutions around its attention.
+    ``dtype``: "F16", "BF16", "F32" or "F64". ``family``: of the model, None if it is not known.
     ``alpha``: what every module gets.
     """
 
@@ -53,7 +53,7 @@ class Settings:
     rule: RankRule
     dtype: str
     shuffle: int | None
-    convolved: bool
+    family: str | None
     allow_nonfinite: bool
     alpha: float
 
@@ -167,7 +167,7 @@ def _stack_terms(layer: Layer, terms: Sequence[Term], settings: Settings) -> _St
     A layer whose change is zero altogether keeps one rank, its up zero and its down the strongest row of the files,
     so that the result still shows what was never trained.
     """
-    kernel = common_kernel(layer.name, terms, convolved=settings.convolved)
+    kernel = common_kernel(layer.name, terms, settings.family)
     matrices = [(term.factors, term.scale) for term in terms if term.factors is not None]
     if not matrices:
         return None

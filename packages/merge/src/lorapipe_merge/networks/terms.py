@@ -15,6 +15,7 @@ from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.networks.factors import Factors
+from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.read import read_module
 from lorapipe_merge.networks.layers import Layer, Part
 
@@ -87,12 +88,12 @@ def _plain_factors(part: Part, tensors: Mapping[str, Array]) -> tuple[Factors | 
     return decomposed.spectrum.truncate(rank), decomposed.scale, decomposed.kernel
 
 
-def common_kernel(layer: str, terms: Sequence[Term], *, convolved: bool) -> tuple[int, ...]:
+def common_kernel(layer: str, terms: Sequence[Term], family: str | None) -> tuple[int, ...]:
     """The kernel of the layer's factors; () where they are those of a linear layer.
 
-    Files do not agree on 1x1 kernels, nor do all hold large ones unflattened. Where they differ, a layer is a
-    convolution if one file has a kernel larger than 1x1, if its name says so, or if ``convolved``: the model has 1x1
-    convolutions where others have linear layers. Raises InputError if the changes have different sizes.
+    Files do not agree on 1x1 kernels, nor do all hold large ones unflattened. Around attention the family tells; else a
+    layer is a convolution if one file has a kernel larger than 1x1, or if its name says so. Raises InputError if the
+    changes have different sizes.
     """
     matrices = [(term, term.factors) for term in terms if term.factors is not None]
     sizes = {term.source: (f.up.shape[0], f.down.shape[1]) for term, f in matrices}
@@ -102,8 +103,11 @@ def common_kernel(layer: str, terms: Sequence[Term], *, convolved: bool) -> tupl
             f"the layer {layer} has different sizes: {told}; the networks are for different models"
         )
     kernels = {term.kernel for term, _ in matrices}
-    if len(kernels) <= 1:
-        return kernels.pop() if kernels else ()
+    if kernels <= {()}:
+        flattened = bool(sizes) and family is not None
+        return kernel_in(family, layer, kernel_of(layer, next(iter(sizes.values()))[1]) if flattened else ())
+    if len(kernels) == 1:
+        return kernel_in(family, layer, kernels.pop())
     large = {kernel for kernel in kernels if max(kernel, default=1) > 1}
     if len(large) > 1 or (large and (1, 1) in kernels):
         told = " and ".join("x".join(map(str, kernel)) for kernel in sorted(kernels) if kernel)
@@ -111,7 +115,7 @@ def common_kernel(layer: str, terms: Sequence[Term], *, convolved: bool) -> tupl
     if large:
         return large.pop()
     columns = next(columns for _, columns in sizes.values())
-    return kernel_of(layer, columns) or ((1, 1) if convolved else ())
+    return kernel_of(layer, columns) or kernel_in(family, layer, ())
 
 
 def sum_arrays(layer: str, terms: Sequence[Term]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.folders import COMPONENTS, read_config
 from lorapipe_engine.models.architecture import clip_config, fixed_heads, unet_config, vae_config, wide_heads
 from lorapipe_engine.models.families import get_family
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_merge.checkpoint.result import check_link
 from lorapipe_merge.single.model import Model
 
@@ -88,6 +89,11 @@ def write_configs(model: Model, target: Path, shapes: Mapping[str, Shapes]) -> l
         notes.append(
             "SD 2.x comes in two kinds that tensors do not tell: prediction_type epsilon was written"
         )
+    if model.predicts_flow:
+        notes.append(
+            "the model predicts flow, which diffusers' pipelines of this family do not draw; lora-train and "
+            "lora-sample read it from the scheduler's prediction_type"
+        )
     return notes
 
 
@@ -110,6 +116,7 @@ def _config(model: Model, folder: str, own: Shapes, shapes: Mapping[str, Shapes]
 
 
 def _scheduler(model: Model) -> dict[str, Any]:
+    prediction = V if model.v_prediction else FLOW if model.predicts_flow else EPSILON
     zero_snr = any("ztsnr" in file.tensors for file in model.files)
     return {
         "_class_name": _CLASSES["scheduler"][1],
@@ -120,7 +127,7 @@ def _scheduler(model: Model) -> dict[str, Any]:
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
-        "prediction_type": "v_prediction" if model.v_prediction else "epsilon",
+        "prediction_type": prediction.name,
         **({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}),
     }
 

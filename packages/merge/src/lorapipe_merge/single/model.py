@@ -23,6 +23,7 @@ from lorapipe_engine.models.keys import (
     vae_to_diffusers,
     vae_to_ldm,
 )
+from lorapipe_engine.models.predictions import V, says_flow
 from lorapipe_merge.models.plan import EMA, is_wanted, vae_table, weights_of
 from lorapipe_merge.scaled import is_mark, scales_of
 from lorapipe_merge.single.tensors import Made, Part, position_ids, whole
@@ -57,7 +58,12 @@ class Model:
     def v_prediction(self) -> bool:
         """Whether the file says that its model predicts v."""
         words = [file.metadata.get("modelspec.prediction_type") for file in self.files]
-        return any("v_pred" in file.tensors for file in self.files) or "v" in words
+        return any("v_pred" in file.tensors for file in self.files) or V.word in words
+
+    @property
+    def predicts_flow(self) -> bool:
+        """Whether the file says that its model predicts flow."""
+        return any(says_flow(file.metadata) for file in self.files)
 
 
 def open_model(name: str, stack: ExitStack, *, ema: str, prune: bool, vae: Path | None) -> Model:

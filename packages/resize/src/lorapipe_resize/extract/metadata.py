@@ -11,7 +11,7 @@ from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.hashes import legacy_hash
 from lorapipe_engine.models.families import get_family
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.networks.metadata import ModelSpec, base_version, with_hashes
 from lorapipe_resize.extract.modules import ModuleReport
 
@@ -26,6 +26,7 @@ class Origin:
     base: Path | None
     family: str | None
     v_prediction: bool
+    predicts_flow: bool
     how: str
 
 
@@ -73,7 +74,9 @@ def metadata_of(
 
 
 def _prediction(origin: Origin) -> str:
-    return V.name if origin.v_prediction else EPSILON.name
+    if origin.v_prediction:
+        return V.name
+    return FLOW.name if origin.predicts_flow else EPSILON.name
 
 
 def _dim(ranks: set[int], asked: int | None) -> str:

@@ -21,6 +21,7 @@ from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.kohya_names import canonical, kohya_name
+from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.leading import leading
 from lorapipe_engine.networks.read import module_label, read_module
 from lorapipe_resize.extract.layers import Tensor, tensors_of
@@ -84,6 +85,15 @@ class NetworkSource:
             _check_base_not_needed(file, modules)
         layers = _layers_by_name(base) if base is not None else {}
         self.jobs: Sequence[NetworkJob] = [self._job(module, base, layers) for module in modules]
+        self._check_unique()
+
+    def _check_unique(self) -> None:
+        seen: dict[str, str] = {}
+        for job in self.jobs:
+            if job.name in seen:
+                one, two = (quote(name)[1:-1] for name in (seen[job.name], job.module.name))
+                raise InputError(f"{self._file.path}: names one layer twice, as {one} and as {two}")
+            seen[job.name] = job.module.name
 
     def _has_matrix(self, module: NetworkModule) -> bool:
         shapes = {suffix: self._file.tensors[key].shape for suffix, key in module.keys.items()}
@@ -131,7 +141,8 @@ class NetworkSource:
         """The kernel that a module's tensors show, or where they are flattened its name."""
         stored = [self._file.tensors[key].shape[2:] for key in job.module.keys.values()]
         kernels = [shape for shape in stored if len(shape) == 2]
-        return max(kernels) if kernels else kernel_of(job.module.name, job.size[1])
+        kernel = max(kernels) if kernels else kernel_of(job.module.name, job.size[1])
+        return kernel_in(self.family, job.module.name, kernel)
 
     # ---------------------------------------------------------------- the changes
 

@@ -24,6 +24,7 @@ from lorapipe_engine.files.tensorfile import (
 )
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
+from lorapipe_engine.models.predictions import says_flow
 from lorapipe_engine.networks.describe import describe_network
 from lorapipe_engine.networks.read import network_path, require_strengths
 from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
@@ -193,6 +194,7 @@ def _open_pair(options: Options, stack: ExitStack) -> Opened:
         base=base.path,
         family=pair.family,
         v_prediction=pair.v_prediction or options.v_prediction,
+        predicts_flow=tuned.predicts_flow or base.predicts_flow,
         how=_how(options),
     )
     return Opened(CheckpointSource(pair.layers, options.min_diff), origin, notes, compare_rest(pair))
@@ -240,6 +242,7 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
         base=base.path if base is not None else None,
         family=family,
         v_prediction=options.v_prediction or (base is not None and base.v_prediction),
+        predicts_flow=says_flow(file.metadata) or (base is not None and base.predicts_flow),
         how=_how(options),
     )
     return Opened(source, origin, source.notes, [])

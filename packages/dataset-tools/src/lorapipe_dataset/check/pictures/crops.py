@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-SMALLEST, STEP = (
-    0.33,
-    0.89,
-)  # windows: the smallest of the largest that fits, and how each is smaller than the one before
+SMALLEST, STEP = 0.33, 0.89  # of the largest window that fits; of each window, the next smaller one
 SHIFT = 0.1  # of a window between two places
 SHAPES = 8  # shapes that are told apart while the sides' ratio doubles
 COARSE, FINE, EXACT = 6, 16, 48  # cells a side
@@ -149,7 +146,9 @@ def _unit(cells: Array) -> Array:
     import numpy as np
 
     centred: Array = cells - cells.mean(axis=1, keepdims=True)
-    return centred / np.maximum(np.sqrt((centred**2).sum(axis=1, keepdims=True)), 1e-6)
+    lengths: Array = np.sqrt((centred**2).sum(axis=1, keepdims=True))
+    rows: Array = centred / np.maximum(lengths, 1e-6)
+    return rows
 
 
 def _windows(width: int, height: int, ratio: float) -> Array:

@@ -1,7 +1,7 @@
 """Changes that are no LoRA but equal one: two factors made of an algorithm's own parameters before each step.
 
-LoKr's w1 ⊗ (w2_a · w2_b) is (w1 ⊗ w2_a) · (1 ⊗ w2_b), LoHa's product of products has rank r², DyLoRA is a LoRA with some
-ranks left out. Packed as such they are two short products more in the base's own; what makes the factors of the
+LoKr's w1 ⊗ (w2_a · w2_b) is (w1 ⊗ w2_a) · (1 ⊗ w2_b), LoHa's product of products has rank r², DyLoRA is a LoRA with
+some ranks left out. Packed as such they are two short products more in the base's own; what makes the factors of the
 parameters is small, and done for all layers of one shape together. Gradients reach the factors first, and go on to the
 parameters from there.
 """

@@ -6,13 +6,14 @@ Rows are (B·N, C); ``samples`` is B.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.full import Norm
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, QUICK_GELU
 from lorapipe_engine.nn.fused.packed import Packed, can_pack
@@ -42,6 +43,11 @@ def layers_of(*modules: Any) -> Layers:
     return pack(*modules) if all(can_pack(module) for module in modules) else Own(modules)
 
 
+def frozen(layers: Layers) -> Own:
+    """The same layers, each by itself: those of a network that is off, which a pack cannot leave out."""
+    return layers if isinstance(layers, Own) else Own(cast("list[nn.Module]", layers.layers))
+
+
 def pack(*modules: Any) -> Packed:
     """Pack layers, and leave a mark on each, so that none is packed twice."""
     packed = Packed(modules)
@@ -64,12 +70,53 @@ def linear(x: Tensor, layers: Layers, residual: Tensor | None = None, samples: i
     return out if residual is None else out + residual
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, layers: Layers, samples: int = 1) -> tuple[Tensor, ...]:
-    """x itself, and each layer on the norm of x (N, in). Go on with the x that is returned."""
+def norm_linear(
+    x: Tensor, norm: nn.LayerNorm | Adapter, layers: Layers, samples: int = 1
+) -> tuple[Tensor, ...]:
+    """x itself, and each layer on the norm of x (N, in). Go on with the x that is returned. A trained norm runs its own
+    forward."""
+    if isinstance(norm, Adapter):
+        normed = norm(x)
+        if isinstance(layers, Packed):
+            return x, *torch.split(ops.linear(normed, layers, samples=samples), layers.outs, dim=1)
+        return x, *layers.on_rows(normed, samples)
     if isinstance(layers, Packed):
         return ops.norm_linear(x, norm, layers, samples)
     normed = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return x, *layers.on_rows(normed, samples)
+
+
+class GroupNorm:
+    """A group norm of pictures, frozen or trained, by the fused operation. A trained one is normed there without weight
+    and bias, which follow in operations of their own."""
+
+    def __init__(self, norm: nn.GroupNorm | Norm) -> None:
+        self.norm = norm
+        self.plain = norm
+        if isinstance(norm, Norm):
+            base = norm.base
+            assert isinstance(base, nn.GroupNorm)
+            like = base.weight
+            self.plain = nn.GroupNorm(
+                base.num_groups, base.num_channels, base.eps, device=like.device, dtype=like.dtype
+            ).requires_grad_(False)
+
+    def __call__(self, x: Tensor, *, silu: bool, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See :func:`.ops.group_norm`."""
+        if not isinstance(self.norm, Norm):
+            return ops.group_norm(x, self.norm, silu=silu, shift=shift)
+        assert isinstance(self.plain, nn.GroupNorm)
+        x, hat = ops.group_norm(x, self.plain, silu=False, shift=shift)
+        out = self.norm.on_normed(hat)
+        return x, F.silu(out) if silu else out
+
+
+def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """A frozen convolution, or an adapter by its own forward, on x (B, C, H, W), plus ``residual``."""
+    if isinstance(layer, nn.Conv2d):
+        return ops.convolution(x, layer, bias=layer.bias, residual=residual)
+    out: Tensor = layer(x)
+    return out if residual is None else out + residual
 
 
 def project(rows: Tensor, layers: Layers, like: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -82,7 +129,7 @@ def project(rows: Tensor, layers: Layers, like: Tensor, residual: Tensor | None 
 
 def feed_forward(
     x: Tensor,
-    norm: nn.LayerNorm,
+    norm: nn.LayerNorm | Adapter,
     first: Layers,
     second: Layers,
     kind: int,
@@ -91,7 +138,7 @@ def feed_forward(
     repeated: bool = False,
 ) -> Tensor:
     """x + second(activation(first(norm(x)))), (N, C); see :func:`.ops.feed_forward`."""
-    if isinstance(first, Packed) and isinstance(second, Packed):
+    if isinstance(first, Packed) and isinstance(second, Packed) and not isinstance(norm, Adapter):
         return ops.feed_forward(x, norm, first, second, kind, samples, repeated=repeated)
     x, inner = norm_linear(x, norm, first, samples)
     # Torch's activation: ours writes its gradient over what it read, which a layer's own backward may still need.

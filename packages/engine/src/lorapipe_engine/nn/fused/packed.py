@@ -47,8 +47,8 @@ class LowRank(Protocol):
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether a module is a low-rank adapter of exactly the class that says so, or one whose change has a short form, on
-    a linear layer or a 1x1 convolution without stride."""
+    """Whether a module is a low-rank adapter of exactly the class that says so, or one whose change has a short form,
+    on a linear layer or a 1x1 convolution without stride."""
     if not (is_low_rank(module) or _has_form(module)):
         return False
     base = module.base

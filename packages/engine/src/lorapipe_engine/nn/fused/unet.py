@@ -1,5 +1,6 @@
 """Forwards of diffusers' blocks made of the fused steps; each takes the place of a block's own while gradients are
-recorded. Outside of that (drawing samples, measuring) the block's own forward runs.
+recorded, and while the network is off, so that the base's answer is rounded as the network's. Outside of that (drawing
+samples, measuring) the block's own forward runs.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.base import Adapter, is_off
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
 from lorapipe_engine.nn.fused.layers import (
+    GroupNorm,
     Layers,
+    convolution,
     feed_forward,
+    frozen,
     has_adapter,
     layers_of,
     linear,
@@ -57,14 +61,18 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         if name == "BasicTransformerBlock":
             packs += _fuse_block(module)
-        elif name == "ResnetBlock2D" and _plain_resnet(module):
-            plain.append(module)
+        elif name == "ResnetBlock2D" and _is_known_resnet(module):
+            if has_adapter(module):
+                _fuse_trained_resnet(module)
+            else:
+                plain.append(module)
         elif name == "Transformer2DModel" and _plain_transformer(module):
             packs += _fuse_transformer(module)
     if plain:
         shifts = TimeShifts(plain)
         for module in plain:
-            _replace(module, partial(_resnet, module, shifts))
+            forward = partial(_resnet, module, shifts)
+            _replace(module, forward, forward, _adapter_in(unet))
     for root in others:
         for module in root.modules():
             if type(module).__name__ == "CLIPEncoderLayer":
@@ -82,14 +90,22 @@ def _layers(roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
                 yield module
 
 
-def _replace(module: Any, forward: Forward) -> None:
-    """Use ``forward`` while gradients are recorded."""
+def _replace(module: Any, forward: Forward, alone: Forward | None = None, of: Adapter | None = None) -> None:
+    """Use ``forward`` while gradients are recorded, and ``alone`` while the network is off, of which ``of`` is an
+    adapter."""
     own: Forward = module.forward
 
     def chosen(*args: Any, **more: Any) -> Any:
-        return forward(*args, **more) if torch.is_grad_enabled() else own(*args, **more)
+        if torch.is_grad_enabled():
+            return forward(*args, **more)
+        is_alone = alone is not None and of is not None and is_off(of)
+        return alone(*args, **more) if is_alone and alone is not None else own(*args, **more)
 
     module.forward = chosen
+
+
+def _adapter_in(root: nn.Module) -> Adapter | None:
+    return next((module for module in root.modules() if isinstance(module, Adapter)), None)
 
 
 def _attention() -> AbstractContextManager[None]:
@@ -126,15 +142,6 @@ def _fuse_layer(layer: Any) -> list[Packed]:
     return [packed]
 
 
-def _trains_norms(block: nn.Module) -> bool:
-    """Whether a norm right in the block is trained: fused code reads the frozen one's weight. The layers in it stay as
-    they are, and run their own forward."""
-    return any(
-        isinstance(child, Adapter) and isinstance(child.base, nn.LayerNorm | nn.GroupNorm)
-        for child in block.children()
-    )
-
-
 def _packed(slots: Sequence[Layers]) -> list[Packed]:
     return [layers for layers in slots if isinstance(layers, Packed)]
 
@@ -152,7 +159,7 @@ def _fuse_block(block: Any) -> list[Packed]:
     attn1, attn2, ff = block.attn1, block.attn2, block.ff.net
     if attn2 is None or block.norm_type != "layer_norm" or type(ff[0]).__name__ != "GEGLU":
         return []
-    if not has_adapter(block) or _trains_norms(block):
+    if not has_adapter(block):
         return []
     layers = [
         *(attn1.to_q, attn1.to_k, attn1.to_v, attn1.to_out[0]),
@@ -165,7 +172,8 @@ def _fuse_block(block: Any) -> list[Packed]:
         layers_of(*layers[5:7]),
         *(layers_of(layer) for layer in layers[7:]),
     ]
-    _replace(block, partial(_block, block, slots))
+    alone = partial(_block, block, [frozen(slot) for slot in slots])
+    _replace(block, partial(_block, block, slots), alone, _adapter_in(block))
     object.__setattr__(block, "fused", True)
     return _packed(slots)
 
@@ -196,17 +204,20 @@ def _block(
 
 
 def _plain_transformer(model: Any) -> bool:
-    return bool(model.is_input_continuous and has_adapter(model) and not _trains_norms(model))
+    return bool(model.is_input_continuous and has_adapter(model))
 
 
 def _fuse_transformer(model: Any) -> list[Packed]:
     into, out_of = layers_of(model.proj_in), layers_of(model.proj_out)
-    _replace(model, partial(_transformer, model, into, out_of))
+    norm = GroupNorm(model.norm)
+    alone = partial(_transformer, model, norm, frozen(into), frozen(out_of))
+    _replace(model, partial(_transformer, model, norm, into, out_of), alone, _adapter_in(model))
     return _packed([into, out_of])
 
 
 def _transformer(
     model: Any,
+    norm: GroupNorm,
     into: Layers,
     out_of: Layers,
     hidden_states: Tensor,
@@ -217,11 +228,11 @@ def _transformer(
 ) -> Any:
     """``hidden_states`` (B, C, H, W)."""
     batch = len(hidden_states)
-    residual, normed = ops.group_norm(hidden_states, model.norm, silu=False)
+    residual, normed = norm(hidden_states, silu=False)
     x = project(ops.as_rows(normed), into, hidden_states)
     x = x.view(batch, -1, x.shape[1])
     for block in model.transformer_blocks:
-        if model.gradient_checkpointing:
+        if model.gradient_checkpointing and torch.is_grad_enabled():
             whole = partial(block, repeated=True) if hasattr(block, "fused") else block
             x = model._gradient_checkpointing_func(whole, x, None, encoder_hidden_states)
         else:
@@ -246,13 +257,14 @@ def _fuse_text(layer: Any) -> list[Packed]:
     kind = _ACTIVATIONS.get(type(mlp.activation_fn).__name__)
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2]
     returns = str(type(layer).forward.__annotations__.get("return", ""))
-    if kind is None or "tuple" in returns.lower() or not has_adapter(layer) or _trains_norms(layer):
+    if kind is None or "tuple" in returns.lower() or not has_adapter(layer):
         return []
     slots = [layers_of(*linears[:3]), *(layers_of(one) for one in linears[3:])]
     forward = partial(_text_layer, layer, slots, kind)
     # Late releases of transformers compute a layer again in forward, whose place ours takes; others in __call__.
     inside = hasattr(type(layer).forward, "__wrapped__")
-    _replace(layer, partial(_checkpointed, layer, forward) if inside else forward)
+    alone = partial(_text_layer, layer, [frozen(slot) for slot in slots], kind)
+    _replace(layer, partial(_checkpointed, layer, forward) if inside else forward, alone, _adapter_in(layer))
     return _packed(slots)
 
 
@@ -278,10 +290,9 @@ def _text_layer(
 # ------------------------------------------------------------------------------------------ residual blocks
 
 
-def _plain_resnet(block: Any) -> bool:
+def _is_known_resnet(block: Any) -> bool:
     return (
-        not has_adapter(block)
-        and block.time_embedding_norm == "default"
+        block.time_embedding_norm == "default"
         and block.time_emb_proj is not None
         and block.upsample is None
         and block.downsample is None
@@ -303,3 +314,35 @@ def _resnet(
         short = block.conv_shortcut
         x = ops.as_pictures(ops.frozen_linear(ops.as_rows(x), short.weight.flatten(1), short.bias), x)
     return ops.convolution(y, block.conv2, bias=block.conv2.bias, residual=x)
+
+
+def _fuse_trained_resnet(block: Any) -> None:
+    for layer in (block.conv1, block.conv2):
+        _fuse_base(layer)
+    forward = partial(_trained_resnet, block, GroupNorm(block.norm1), GroupNorm(block.norm2))
+    _replace(block, forward, forward, _adapter_in(block))
+
+
+def _fuse_base(layer: Any) -> None:
+    """Let an adapter's frozen convolution have the quicker gradient of its input."""
+    base = layer.base if isinstance(layer, Adapter) else None
+    if isinstance(base, nn.Conv2d) and base.groups == 1 and base.dilation == (1, 1):
+        _replace(base, lambda x: ops.convolution(x, base, bias=base.bias))
+
+
+def _trained_resnet(
+    block: Any,
+    norm1: GroupNorm,
+    norm2: GroupNorm,
+    input_tensor: Tensor,
+    temb: Tensor,
+    *_args: Any,
+    **_more: Any,
+) -> Tensor:
+    """The same with adapters on some of the layers and norms, which run their own forward."""
+    x, y = norm1(input_tensor, silu=True)
+    y = convolution(block.conv1, y)
+    _, y = norm2(y, silu=True, shift=block.time_emb_proj(F.silu(temb)))
+    if block.conv_shortcut is not None:
+        x = block.conv_shortcut(x)
+    return convolution(block.conv2, y, residual=x)

@@ -36,7 +36,8 @@ def stamp(path: Path | str | None) -> Stamp:
 
 def base_key(model: ModelSettings, source: Path | str, dtype: torch.dtype) -> Stamp:
     """What decides the modules that are loaded."""
-    return stamp(source), stamp(model.vae), model.v2, dtype, stamp(model.tokenizer_dir)
+    form = model.vae_custom_scale, model.vae_custom_shift, model.vae_reflection_padding
+    return stamp(source), stamp(model.vae), form, model.v2, dtype, stamp(model.tokenizer_dir)
 
 
 @dataclass

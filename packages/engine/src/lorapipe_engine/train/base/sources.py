@@ -15,7 +15,7 @@ from lorapipe_engine.files.folders import hints, read_config, weight_files
 from lorapipe_engine.models import keys
 from lorapipe_engine.models.bases import describe_kind, explain_base
 from lorapipe_engine.models.families import Recognised, get_family, recognise
-from lorapipe_engine.models.predictions import find_prediction, marked_prediction
+from lorapipe_engine.models.predictions import FLOW, find_prediction, marked_prediction
 from lorapipe_engine.train.base import hub
 from lorapipe_engine.train.base.ldm import (
     Parts,
@@ -33,7 +33,7 @@ UNET_HINTS = (
     *("attention_head_dim", "norm_num_groups", "norm_eps", "act_fn", "flip_sin_to_cos", "freq_shift"),
     *("addition_time_embed_dim", "upcast_attention", "downsample_padding", "mid_block_scale_factor"),
 )
-VAE_HINTS = ("norm_num_groups", "act_fn", "scaling_factor")
+VAE_HINTS = ("norm_num_groups", "act_fn", "scaling_factor", "shift_factor")
 CLIP_HINTS = ("hidden_act", "num_attention_heads", "layer_norm_eps")
 FOLDERS = {"unet": "unet", "vae": "vae", "te1": "text_encoder", "te2": "text_encoder_2"}
 
@@ -153,6 +153,8 @@ def _read_folder(path: Path, stack: ExitStack) -> Draft:
     count = len(get_family(family).text_parts)
     scheduler = read_config(path / "scheduler" / "scheduler_config.json")
     said = find_prediction(str(scheduler.get("prediction_type", "")))
+    if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):
+        said = FLOW.name
     return Draft(
         family=family,
         path=path,

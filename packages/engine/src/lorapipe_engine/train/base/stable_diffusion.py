@@ -30,6 +30,8 @@ from lorapipe_engine.train.base.sources import Draft, read_base, read_vae
 from lorapipe_engine.train.base.tokenizers import Tokenizer, find_tokenizer
 from lorapipe_engine.train.base.weights import Weights
 
+CHANNELS = 4  # of the latents of all Stable Diffusion
+
 
 def load(
     source: str | Path,
@@ -132,12 +134,15 @@ def _check_fit(model: BaseModel) -> None:
     wanted = int(model.denoiser.config.cross_attention_dim)
     if width != wanted:
         raise InputError(f"{model.path}: the text states are {width} wide, but the UNet reads {wanted}")
-    channels = int(model.vae.config.latent_channels)
-    if channels != int(model.denoiser.config.in_channels):
-        where = model.vae_path or model.path
+    channels, read = int(model.vae.config.latent_channels), int(model.denoiser.config.in_channels)
+    where = model.vae_path or model.path
+    if channels == read != CHANNELS:
         raise InputError(
-            f"{where}: the VAE makes {channels} channels, the UNet reads {model.denoiser.config.in_channels}"
+            f"{where}: its latents have {channels} channels, and only those of {CHANNELS} can be trained or drawn"
         )
+    if channels != read:
+        mend = f"; give a VAE of {CHANNELS} with --vae" if read == CHANNELS else ""
+        raise InputError(f"{where}: the VAE makes {channels} channels, the UNet reads {read}{mend}")
 
 
 def _rows(piece: Piece) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor
 from lorapipe_engine.datasets.scan import Dataset, Picture, scan
 from lorapipe_engine.datasets.spec import bucket_rule, caption_rule
 from lorapipe_engine.pictures.batches import Batch, stream
-from lorapipe_engine.pictures.captions import When, drops_caption, rewrite_caption, vary_caption
+from lorapipe_engine.pictures.captions import CaptionRule, When, drops_caption, rewrite_caption, vary_caption
 from lorapipe_engine.train.data.augment import draw_colour, draw_crop
 from lorapipe_engine.train.data.latents import LatentJob, encode_now
 from lorapipe_engine.train.data.masks import latent_mask
-from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.data.microbatch import Held, MicroBatch
+from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.data.text_cache import TextCache
 from lorapipe_engine.train.families.base import Family
 
@@ -67,7 +68,8 @@ class TrainingData:
     stream of its own, so that a step is a pure function of seed, epoch, step and pictures.
 
     ``latents``: mean and deviation, (2C, h, w), by the keys of :func:`latent_jobs`. ``reg_weight``: weight of the loss
-    of regularisation pictures. ``weighted``: captions hold weights, as ``(red:1.2)``.
+    of regularisation pictures. ``weighted``: captions hold weights, as ``(red:1.2)``. ``preserved``: what is held to
+    the base.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class TrainingData:
         seed: int,
         reg_weight: float = 1.0,
         weighted: bool = False,
+        preserved: Preserved | None = None,
     ) -> None:
         self.dataset = dataset
         self.family = family
@@ -86,8 +89,14 @@ class TrainingData:
         self.weighted = weighted
         # On the device they cost little (a 512 px picture is 128 KiB) and save a copy at every step.
         self.latents = {key: row.to(family.device) for key, row in latents.items()}
+        self._preserved = preserved
+        self._marked = [
+            preserved is not None and preserved.marks_subsets and dataset.subset_of(picture).is_preserved
+            for picture in dataset.pictures
+        ]
         self._weights = [
-            reg_weight if dataset.subset_of(picture).is_reg else 1.0 for picture in dataset.pictures
+            0.0 if marked else reg_weight if dataset.subset_of(picture).is_reg else 1.0
+            for picture, marked in zip(dataset.pictures, self._marked, strict=True)
         ]
         # With any mask every batch has one, so that batches of one size have one shape.
         self._has_masks = any(row.subset.is_masked for row in dataset.folders)
@@ -111,7 +120,12 @@ class TrainingData:
                 yield ""
             count = min(self._variants, epochs * picture.repeats) if rule.is_rewritten else 1
             for number in range(count):
-                yield self._variant(index, number)
+                caption = self._variant(index, number)
+                yield caption
+                if self._preserved is not None and not self._preserved.marks_subsets:
+                    yield from self._preserved.captions(caption, rule)
+                    if rule.drops:
+                        yield from self._preserved.captions("", rule)
 
     def _variant(self, index: int, number: int) -> str:
         """One of the cached forms of a caption."""
@@ -154,7 +168,31 @@ class TrainingData:
             mask=torch.stack([row.mask for row in rows if row.mask is not None]) if self._has_masks else None,
             text=None if self._cache is None else self._cache.take(captions),
             part=None if len(own) == total else (own.start, total),
+            held=self._held(shown, captions, when, share),
         )
+
+    def _held(
+        self, shown: Sequence[tuple[int, int]], captions: Sequence[str], when: When, share: float
+    ) -> Held | None:
+        """What the pass of pictures, each with its turn, holds to the base; None where this step holds nothing."""
+        preserved, device = self._preserved, self.family.device
+        if preserved is None or not preserved.is_at(when.step):
+            return None
+        if preserved.marks_subsets:
+            weights = [share * self._marked[index] for index, _ in shown]
+            return Held(torch.tensor(weights, device=device))
+        held = [
+            preserved.caption(caption, self._rule(index), when.epoch, index, turn)
+            for caption, (index, turn) in zip(captions, shown, strict=True)
+        ]
+        return Held(
+            torch.full((len(shown),), share, device=device),
+            self.family.text.tokenize(held, weighted=self.weighted),
+            None if self._cache is None else self._cache.take(held),
+        )
+
+    def _rule(self, index: int) -> CaptionRule:
+        return self.dataset.subset_of(self.dataset.pictures[index]).captions
 
     def _show(self, index: int, turn: int, when: When, draw: random.Random) -> Shown:
         picture = self.dataset.pictures[index]

@@ -29,6 +29,7 @@ from lorapipe_engine.pictures.buckets import Placement
 from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
 from lorapipe_engine.pictures.white import on_white
 from lorapipe_engine.train.base.modules import weights_key
+from lorapipe_engine.train.base.vae_form import padding_of
 from lorapipe_engine.train.data.augment import ColourShift
 from lorapipe_engine.train.families.base import Family
 
@@ -40,8 +41,9 @@ READERS = 4  # threads
 
 
 def vae_key(family: Family) -> str:
-    """A name for the VAE's weights and precision: another VAE never meets this one's latents."""
-    return weights_key([family.vae], family.vae_dtype)
+    """A name for the VAE's weights, precision and padding: another VAE never meets this one's latents. Scale and shift
+    are no part of it, since what is kept is not scaled."""
+    return weights_key([family.vae], family.vae_dtype) + padding_of(family.vae)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,31 @@ Nest = TypeVar("Nest")
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a pass holds to the base's answer (see :mod:`lorapipe_engine.train.step.preserving`), on the device.
+
+    ``weights``: of the rows' losses, divided by the number of batches of this update, (B,). ``tokens``: the captions
+    that are held, one for each row, None for the batch's own. ``text``: what these were encoded to before, or None.
+    """
+
+    weights: Tensor
+    tokens: Tokens | None = None
+    text: Conditioning | None = None
+
+
+@dataclass(frozen=True)
+class SliderTexts:
+    """Prompts of a slider's rows beside their target: ``empty`` is no prompt; ``strengths``: of what tells ``positive``
+    from ``negative``, (B,)."""
+
+    positive: Tokens
+    negative: Tokens
+    neutral: Tokens
+    empty: Tokens
+    strengths: Tensor
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """The inputs of one forward pass, on the device.
 
@@ -25,7 +50,8 @@ class MicroBatch:
     sample weights divided by the number of batches of this update, (B,). ``geometry``: SDXL's size and crop numbers
     (B, 6), else None. ``mask``: share of each latent cell that counts, (B, 1, h, w) in 0..1, or None. ``text``: what
     the captions were encoded to before, or None to encode ``tokens``. ``part``: number of the first row and count of
-    rows of the batch that these are a process's share of; None: these are all.
+    rows of the batch that these are a process's share of; None: these are all. ``held``: what is held to the
+    base in this pass, if anything is. ``slider``: what a slider is trained from, whose ``latents`` are zeros.
     """
 
     latents: Tensor
@@ -35,6 +61,8 @@ class MicroBatch:
     mask: Tensor | None = None
     text: Conditioning | None = None
     part: tuple[int, int] | None = None
+    held: Held | None = None
+    slider: SliderTexts | None = None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

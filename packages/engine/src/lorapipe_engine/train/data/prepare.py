@@ -18,6 +18,7 @@ from lorapipe_engine.settings import DataSettings, TrainSettings
 from lorapipe_engine.train.base.shelf import Shelf, stamp
 from lorapipe_engine.train.data.examples import TrainingData, latent_jobs
 from lorapipe_engine.train.data.latents import LatentCache, LatentJob, encode_all, vae_key
+from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.data.text_cache import TextCache
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.processes import ALONE, Processes
@@ -31,15 +32,21 @@ def prepare_data(
     say: Callable[[str], None],
     processes: Processes = ALONE,
     shelf: Shelf | None = None,
+    preserved: Preserved | None = None,
 ) -> list[TrainingData]:
     """Encode every picture of each dataset, and every caption where text states are cached.
 
     ``epochs``: of the run, which the cached forms of a caption are taken in turn over. What is not needed any more
     leaves the device then, and what waited for room is on it. Several processes share the work out, and each has all of
-    it in the end. ``shelf``: where latents and text states of an earlier run may be.
+    it in the end. ``shelf``: where latents and text states of an earlier run may be. ``preserved``: what steps on the
+    first dataset hold to the base.
     """
     shelf = shelf or Shelf()
-    sets = [load_data(settings, part, family, say, processes, shelf) for part in parts]
+    held = [preserved, *[None] * len(parts)]
+    sets = [
+        load_data(settings, part, family, say, processes, shelf, own)
+        for part, own in zip(parts, held, strict=False)
+    ]
     if not any(row.subset.is_redrawn for part in parts for row in part.folders):
         family.vae.to("cpu")
     if family.device.type == "cuda":
@@ -73,6 +80,7 @@ def load_data(
     say: Callable[[str], None],
     processes: Processes,
     shelf: Shelf,
+    preserved: Preserved | None = None,
 ) -> TrainingData:
     """Encode every picture, or take its latents from the cache, or as an earlier run of the same process made them."""
     jobs = latent_jobs(dataset)
@@ -99,6 +107,7 @@ def load_data(
         seed=settings.run.seed,
         reg_weight=settings.loss.prior_loss_weight,
         weighted=settings.data.weighted_captions,
+        preserved=preserved,
     )
 
 

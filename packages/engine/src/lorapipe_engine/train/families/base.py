@@ -92,6 +92,11 @@ class Family(ABC):
         return float(self.vae.config.scaling_factor)
 
     @property
+    def latent_shift(self) -> float:
+        """What is taken off unscaled latents before that."""
+        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent picture."""
         return int(self.vae.config.latent_channels)
@@ -120,12 +125,17 @@ class Family(ABC):
         """
         mean, deviation = moments.chunk(2, dim=1)
         sample = torch.randn(total, *mean.shape[1:], device=mean.device)[rows]
-        return (mean + deviation * sample) * self.latent_scale
+        latents = mean + deviation * sample
+        if self.latent_shift:
+            latents = latents - self.latent_shift
+        return latents * self.latent_scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w), scaled as the denoiser sees them -> pixels (B, 3, H, W) in about -1..1."""
         self.vae.to(self.device)
         unscaled = latents.to(self.device, torch.float32) / self.latent_scale
+        if self.latent_shift:
+            unscaled = unscaled + self.latent_shift
         pixels: Tensor = self.vae.decode(unscaled.to(self.vae_dtype)).sample
         return pixels.float()
 
@@ -152,7 +162,9 @@ class Family(ABC):
     def objective(self, options: LossSettings, prediction: str) -> Objective:
         """What a run learns: the objective of the base's ``prediction``, a name of
         :data:`lorapipe_engine.models.predictions.PREDICTIONS`."""
-        return objective_class(prediction)(options, prediction, self.device)
+        objective = objective_class(prediction)(options, prediction, self.device)
+        objective.latent_factor = self.latent_factor
+        return objective
 
     # ---------------------------------------------------------------- the network
 

@@ -29,6 +29,14 @@ class Tokens:
         weights = self.weights and tuple(tensor[chosen] for tensor in self.weights)
         return Tokens(tuple(tensor[chosen] for tensor in self.ids), weights)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The captions of several, one behind the other; either all have weights or none."""
+        ids = tuple(torch.cat(tensors) for tensors in zip(*(part.ids for part in parts), strict=True))
+        weights = [part.weights for part in parts if part.weights is not None]
+        joined = tuple(torch.cat(tensors) for tensors in zip(*weights, strict=True)) if weights else None
+        return cls(ids, joined)
+
 
 @dataclass(frozen=True)
 class Conditioning:

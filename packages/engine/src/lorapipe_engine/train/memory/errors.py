@@ -49,6 +49,8 @@ def _size(number: str, unit: str) -> str:
 def _advice(settings: TrainSettings) -> list[str]:
     model, data, chosen = settings.model, settings.data, settings.optimizer
     advice = []
+    if settings.loss.preserve and not settings.loss.preserve_apart:
+        advice.append("--preserve_apart (half the activations, a little slower)")
     if not model.gradient_checkpointing:
         advice.append(
             "--gradient_checkpointing (activations are made again in place of kept: a third more time)"

@@ -18,6 +18,7 @@ from lorapipe_engine.models.families import get_family, recognise
 from lorapipe_engine.nn.attach import Kind
 from lorapipe_engine.nn.base import Size, adapter_class
 from lorapipe_engine.settings import TrainSettings
+from lorapipe_engine.settings.preserve import read_preserve
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.weights import Weights
 from lorapipe_engine.train.families.clip import positions
@@ -98,6 +99,16 @@ def load_of(settings: TrainSettings, kind: Kind, dataset: Dataset, dtype: torch.
         text_there=not cached,
         latents=sum(w * h for w, h in sizes) * LATENT_BYTES,
         count=count,
+        joined=is_joined(settings),
+        averaged=settings.optimizer.ema_decay is not None or settings.optimizer.ema_width is not None,
+    )
+
+
+def is_joined(settings: TrainSettings) -> bool:
+    """Whether steps hold the network to the base for captions of its own, in one pass with the batch's."""
+    asked = read_preserve(settings.loss.preserve)
+    return (
+        asked is not None and asked.has_captions and bool(asked.weight) and not settings.loss.preserve_apart
     )
 
 
@@ -116,6 +127,9 @@ class Way:
 
 def changes(settings: TrainSettings, load: Load, given: Collection[str] = ()) -> Iterator[Way]:
     """What can be changed, the cheapest first; not what the user gave."""
+    if load.joined and "preserve_apart" not in given:
+        load = replace(load, joined=False)
+        yield Way("--preserve_apart", load, {"preserve_apart": True})
     if not load.checkpointing and "gradient_checkpointing" not in given:
         load = replace(load, checkpointing=True)
         yield Way("--gradient_checkpointing", load, {"gradient_checkpointing": True})

@@ -33,7 +33,9 @@ class Load:
 
     ``tokens``: of a caption with its marks, where the text encoders are trained, else 0. ``text_there``: whether the
     encoders lie on the card. ``latents``: bytes of cached latents there. ``count``: trained values of the network for
-    a weight of a shape; None: LoRA's at ``rank``.
+    a weight of a shape; None: LoRA's at ``rank``. ``joined``: rows that hold the network to the base go beside those of
+    the batch, as many (see :mod:`lorapipe_engine.train.step.preserving`). ``averaged``: an average of the network is
+    kept.
     """
 
     width: int
@@ -47,6 +49,8 @@ class Load:
     text_there: bool = False
     latents: float = 0.0
     count: Callable[[tuple[int, ...]], int] | None = None
+    joined: bool = False
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,13 @@ def predict(unet: Mapping[str, Any], shapes: Mapping[str, Shapes], load: Load) -
     trained = [shapes["unet"], *(texts.values() if load.tokens else ())]
     network = sum(_trained(row, load) for row in trained)
     # The parameter and its gradient in float32, the optimizer's state, and the copy that the products read.
-    per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + load.weight_bytes
+    per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + load.weight_bytes + 4 * load.averaged
     blocks = list(_unet_blocks(unet, load))
     if load.tokens:
         blocks += [row for of_text in texts.values() for row in _text_layers(of_text, load)]
     kept = sum(block.least if load.checkpointing else block.kept for block in blocks)
     again = max(block.kept for block in blocks) if load.checkpointing else 0
-    scale = load.batch * load.weight_bytes
+    scale = load.batch * (2 if load.joined else 1) * load.weight_bytes
     return Memory(
         values * load.weight_bytes,
         network * per_value,

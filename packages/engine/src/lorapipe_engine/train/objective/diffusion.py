@@ -15,13 +15,28 @@ from torch import Tensor
 
 from lorapipe_engine.command.libraries import library_imports
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V
 from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.objective.loss import sample_losses
-from lorapipe_engine.train.objective.noise import draw_noise, perturb
+from lorapipe_engine.train.objective.noise import check_noise, draw_noise, noise_notes, perturb
 from lorapipe_engine.train.objective.objective import Noised, Objective, Sampler
+from lorapipe_engine.train.objective.times import (
+    SAMPLINGS,
+    TIMESTEPS,
+    Draws,
+    TimeCurve,
+    check_times,
+    in_range,
+    range_notes,
+)
 
-TIMESTEPS = 1000
+OWN_SAMPLINGS = ("uniform", "sigmoid", "logit_normal", "shift")
+# What only a flow model has a use for.
+FLOW_OPTIONS = (
+    *("weighting_scheme", "mode_scale", "flow_timestep_distribution", "flow_logit_mean", "flow_logit_std"),
+    *("flow_uniform_static_ratio", "flow_uniform_shift", "flow_uniform_base_pixels", "flow_use_ot"),
+    *("contrastive_flow_matching", "cfm_lambda"),
+)
 BETAS = (0.00085, 0.012)
 # kohya's sampler names -> diffusers class and its settings
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,10 +101,12 @@ class Diffusion(Objective):
         self.schedule = NoiseSchedule.stable_diffusion(
             zero_terminal_snr=options.zero_terminal_snr, device=device
         )
+        self._curve = TimeCurve(options, self.device) if options.timestep_curve else None
 
     @classmethod
     def check(cls, options: LossSettings, prediction: str | None) -> list[str]:
-        return check_options(options, None if prediction is None else prediction == V.name)
+        v = None if prediction is None else prediction == V.name
+        return [*check_options(options, v), *check_own_times(options, prediction)]
 
     @property
     def why_not_captured(self) -> str | None:
@@ -98,13 +115,23 @@ class Diffusion(Objective):
     def draw(self, latents: Tensor, time: float | None = None) -> Noised:
         noise = draw_noise(latents, self.options)
         if time is None:
-            times = draw_timesteps(len(latents), self.options, latents.device)
+            times = self._times(latents)
         else:
             times = torch.full((len(latents),), int(time), dtype=torch.int64, device=latents.device)
         noisy = add_noise(latents, perturb(noise, self.options), times, self.schedule)
         target = v_of(latents, noise, times, self.schedule) if self.predicts_v else noise
         weights = loss_weights(times, self.schedule, self.options, predicts_v=self.predicts_v)
         return Noised(noisy, times, target, weights, noise)
+
+    def _times(self, latents: Tensor) -> Tensor:
+        options, draws = self.options, Draws(len(latents), latents.device)
+        if self._curve is not None:
+            return whole_times(self._curve.draw(draws))
+        if options.timestep_sampling in (None, "uniform"):
+            return draw_timesteps(len(latents), options, latents.device)
+        height, width = latents.shape[2:]
+        share = SAMPLINGS[options.timestep_sampling](draws, options, (height, width))
+        return whole_times(in_range(share, options), options.min_timestep, options.max_timestep)
 
     def losses(self, prediction: Tensor, noised: Noised, mask: Tensor | None = None) -> Tensor:
         threshold = None
@@ -147,6 +174,13 @@ def draw_timesteps(batch: int, options: LossSettings, device: torch.device) -> T
     if low >= high:
         return torch.full((batch,), high, device=device, dtype=torch.int64)
     return torch.randint(low, high, (batch,), device=device)
+
+
+def whole_times(share: Tensor, low: int = 0, high: int = TIMESTEPS) -> Tensor:
+    """Timesteps (B,) int64 of shares of all timesteps, in ``low``..``high`` - 1 (``high`` if the range is empty)."""
+    return (
+        (share * TIMESTEPS).long().clamp(low, high - 1) if low < high else (share * TIMESTEPS).round().long()
+    )
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: NoiseSchedule) -> Tensor:
@@ -202,12 +236,7 @@ def check_options(loss: LossSettings, v: bool | None) -> list[str]:
 
     Raises ConfigError for options that mean nothing together.
     """
-    if loss.adaptive_noise_scale and loss.noise_offset is None:
-        raise ConfigError("adaptive_noise_scale: changes the strength of noise_offset, so give that too")
-    if loss.noise_offset_random_strength and not loss.noise_offset:
-        raise ConfigError("noise_offset_random_strength: needs noise_offset, the highest strength")
-    if loss.ip_noise_gamma_random_strength and not loss.ip_noise_gamma:
-        raise ConfigError("ip_noise_gamma_random_strength: needs ip_noise_gamma, the highest strength")
+    check_noise(loss)
     if loss.scale_v_pred_loss_like_noise_pred and v is False:
         raise ConfigError(
             "scale_v_pred_loss_like_noise_pred: is for v-prediction, and this base predicts epsilon; leave it out"
@@ -216,22 +245,31 @@ def check_options(loss: LossSettings, v: bool | None) -> list[str]:
         raise ConfigError("v_pred_like_loss: is for epsilon models, and this base predicts v; leave it out")
     if loss.huber_c == 0 and loss.loss_type in ("huber", "smooth_l1"):
         raise ConfigError("huber_c: must be above 0")
-    return _notes(loss, v)
+    return [*range_notes(loss), *_notes(loss, v), *noise_notes(loss)]
+
+
+def check_own_times(loss: LossSettings, prediction: str | None) -> list[str]:
+    """What the user should know of the options of times. ``prediction``: None as long as the base is not known, when
+    options of flow may still be meant.
+
+    Raises ConfigError for options that this base has no use for.
+    """
+    if prediction is None:
+        return []
+    if name := next((name for name in FLOW_OPTIONS if getattr(loss, name) not in (None, False)), None):
+        word = PREDICTIONS[prediction].word
+        raise ConfigError(
+            f"{name}: is for flow models, and this base is taken as one of {word}; give --flow_model if it is one"
+        )
+    return check_times(loss, OWN_SAMPLINGS)
 
 
 def _notes(loss: LossSettings, v: bool | None) -> list[str]:
     notes = []
-    low, high = loss.min_timestep, loss.max_timestep
-    if low >= high:
-        notes.append(
-            f"min_timestep {low} is not below max_timestep {high}: every step trains timestep {high} alone"
-        )
     if loss.zero_terminal_snr and v is False:
         notes.append(
             "zero_terminal_snr with epsilon: nothing can be learned at the last timestep; it is made for v-prediction"
         )
     if loss.huber_scale != 1 and loss.loss_type in ("huber", "smooth_l1") and loss.huber_schedule == "snr":
         notes.append("huber_scale is not used by huber_schedule snr")
-    if loss.noise_offset and loss.noise_offset > 0.2:
-        notes.append(f"noise_offset {loss.noise_offset:g} is strong; usual are 0.05 to 0.1, if at all")
     return notes

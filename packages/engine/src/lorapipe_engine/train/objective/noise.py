@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import LossSettings
 
 
@@ -67,3 +68,23 @@ def perturb(noise: Tensor, options: LossSettings) -> Tensor:
     if options.ip_noise_gamma_random_strength:
         strength = strength * torch.rand(1, device=noise.device)
     return noise + strength * torch.randn_like(noise)
+
+
+# -------------------------------------------------------------------------------- options
+
+
+def check_noise(loss: LossSettings) -> None:
+    """Raise ConfigError for options of the noise that mean nothing together."""
+    if loss.adaptive_noise_scale and loss.noise_offset is None:
+        raise ConfigError("adaptive_noise_scale: changes the strength of noise_offset, so give that too")
+    if loss.noise_offset_random_strength and not loss.noise_offset:
+        raise ConfigError("noise_offset_random_strength: needs noise_offset, the highest strength")
+    if loss.ip_noise_gamma_random_strength and not loss.ip_noise_gamma:
+        raise ConfigError("ip_noise_gamma_random_strength: needs ip_noise_gamma, the highest strength")
+
+
+def noise_notes(loss: LossSettings) -> list[str]:
+    """What the user should know of the noise."""
+    if loss.noise_offset and loss.noise_offset > 0.2:
+        return [f"noise_offset {loss.noise_offset:g} is strong; usual are 0.05 to 0.1, if at all"]
+    return []

@@ -60,6 +60,8 @@ class Objective(ABC):
     unless :attr:`why_not_captured` says otherwise.
     """
 
+    last_time: ClassVar[float] = 1000.0  # times go from 0 to this
+    latent_factor = 8  # pixels on a side for one latent cell; a family says its own
     samplers: ClassVar[
         tuple[str, ...]
     ]  # names for sample_sampler; the first is the one that is taken unasked
@@ -86,6 +88,11 @@ class Objective(ABC):
     @property
     def why_not_captured(self) -> str | None:
         """Why steps of this objective cannot be captured as a CUDA graph; None if they can."""
+        return None
+
+    @property
+    def why_not_shared(self) -> str | None:
+        """What several processes, which have a share of each batch, cannot compute; None if they can."""
         return None
 
     @abstractmethod

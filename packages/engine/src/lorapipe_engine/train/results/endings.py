@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from lorapipe_engine.errors import OutputError, ProblemFound
 from lorapipe_engine.train.plan import Length
+from lorapipe_engine.train.processes import ProcessLost
 from lorapipe_engine.train.results.results import Results
 from lorapipe_engine.train.results.state import State, StateKeeper
 
@@ -15,7 +16,8 @@ from lorapipe_engine.train.results.state import State, StateKeeper
 def nothing_lost(
     results: Results, keeper: StateKeeper, state: State, length: Length, say: Callable[[str], None]
 ) -> Iterator[None]:
-    """Keep what was learned on Ctrl-C and where results cannot be written; name what is good where the loss is gone.
+    """Keep what was learned on Ctrl-C, where another process has ended and where results cannot be written; name what
+    is good where the loss is gone.
 
     The error goes on, with that told in its line.
     """
@@ -31,6 +33,16 @@ def nothing_lost(
             f"saved: {results.listed()}"
         )
         raise
+    except ProcessLost as error:
+        if not state.step or not results.writes:
+            kept = f"the last state is {keeper.path}" if keeper.path.exists() else "no state was written yet"
+            raise ProcessLost(f"{error}; {kept}") from error
+        keeper.write()
+        results.save_interrupted(state.step, state.epoch)
+        raise ProcessLost(
+            f"{error}; stopped after step {state.step} of {length.steps}, the same command goes on from there; "
+            f"saved: {results.listed()}"
+        ) from error
     except ProblemFound as error:
         written = keeper.path.exists()
         told = f"the last good state is {keeper.path}" if written else "no state was written yet"

@@ -24,6 +24,16 @@ def final_file(folder: Path, name: str, suffix: str = SUFFIX) -> Path:
     return folder / f"{name}{suffix}"
 
 
+def best_file(folder: Path, name: str, suffix: str = SUFFIX) -> Path:
+    """The network of the lowest validation loss: ``name-best.safetensors``."""
+    return folder / f"{name}-best{suffix}"
+
+
+def average_of(path: Path) -> Path:
+    """The average beside a result: ``name-000001-ema.safetensors``."""
+    return path.with_stem(f"{path.stem}-ema")
+
+
 def end_state(folder: Path, name: str) -> Path:
     """State at the end: ``name-end.state``; ``name.state`` is that of a run that is not finished."""
     return folder / f"{name}-end.state"

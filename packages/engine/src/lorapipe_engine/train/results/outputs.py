@@ -100,8 +100,8 @@ def _listed(folder: Path) -> list[Path]:
 def _is_result(path: Path, name: str) -> bool:
     if not path.name.startswith(name):
         return False
-    rest = path.stem.removeprefix(name)
-    return rest == "" or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
+    rest = path.stem.removeprefix(name).removesuffix("-ema")
+    return rest in ("", "-best") or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
 
 
 # -------------------------------------------------------------------------------- curves

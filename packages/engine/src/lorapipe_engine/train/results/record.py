@@ -17,6 +17,7 @@ from lorapipe_engine.datasets.record import dataset_record
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.networks.metadata import (
+    TIMES,
     ModelSpec,
     base_version,
     thumbnail_url,
@@ -60,15 +61,22 @@ class RunRecord:
             **_network(settings.network),
             **_model(settings.model, family, prediction),
             **_objective(settings.loss),
+            **_times(settings.loss),
             "gradient_checkpointing": settings.model.gradient_checkpointing,
             **dataset_record(settings.data, dataset),
         }
         self._family = family
         self._prediction = prediction
 
-    def metadata(self, tensors: Mapping[str, Encoded], *, step: int, epoch: int) -> dict[str, str]:
-        """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs."""
-        now = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
+    def metadata(
+        self, tensors: Mapping[str, Encoded], *, step: int, epoch: int, is_average: bool = False
+    ) -> dict[str, str]:
+        """The whole ``__metadata__`` of a file saved after ``step`` optimizer steps and ``epoch`` finished epochs;
+        ``is_average``: of the average of the network up to there."""
+        now: dict[str, Any] = {"steps": step, "epoch": epoch, "training_finished_at": time.time()}
+        if is_average:
+            chosen = self.settings.optimizer
+            now |= {"ema_decay": chosen.ema_decay, "ema_width": chosen.ema_width}
         metadata = training_metadata(self._common | now, minimum=self.settings.run.no_metadata)
         return with_hashes(
             metadata | _model_spec(self.settings, self._family, self._prediction).metadata(), tensors
@@ -154,7 +162,11 @@ def _model(model: ModelSettings, family: Family, prediction: str) -> dict[str, A
     }
     if base.vae_path:
         facts |= {"vae_name": base.vae_path.name, "vae_hash": vae_old, "new_vae_hash": vae_new}
-    return facts
+    return facts | {
+        "vae_scale_factor": model.vae_custom_scale,
+        "vae_shift_factor": model.vae_custom_shift,
+        "vae_reflection_padding": model.vae_reflection_padding or None,
+    }
 
 
 def _objective(loss: LossSettings) -> dict[str, Any]:
@@ -174,6 +186,17 @@ def _objective(loss: LossSettings) -> dict[str, Any]:
         "huber_c": loss.huber_c,
         "huber_scale": loss.huber_scale,
         "prior_loss_weight": loss.prior_loss_weight,
+        "preserve": list(loss.preserve) or None,
+    }
+
+
+def _times(loss: LossSettings) -> dict[str, Any]:
+    """How times are drawn, where that is not the usual way of the field."""
+    usual = LossSettings()
+    return {
+        name: list(value) if isinstance(value := getattr(loss, name), tuple) else value
+        for name in TIMES
+        if getattr(loss, name) != getattr(usual, name)
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -15,12 +16,15 @@ from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.network.average import NetworkAverage
 from lorapipe_engine.train.network.network_file import write_network
 from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan
 from lorapipe_engine.train.results.log import NoLog, RunLog
 from lorapipe_engine.train.results.numbering import (
+    average_of,
+    best_file,
     end_state,
     epoch_file,
     final_file,
@@ -39,8 +43,10 @@ PRECISION_NAMES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 class Results:
-    """Saves and records while a run goes on; ``files`` are the networks saved and still there, ``replaces`` says
-    whether files that are there may be replaced."""
+    """Saves and records while a run goes on, each network with its ``average`` if there is one; ``files`` are the
+    networks saved and still there, ``replaces`` says whether files that are there may be replaced."""
+
+    writes = True
 
     def __init__(
         self,
@@ -54,8 +60,10 @@ class Results:
         optimizer: torch.optim.Optimizer,
         state: State,
         save_state: Callable[[Path], None],
+        average: NetworkAverage | None = None,
     ) -> None:
         self.run = settings.run
+        self.average = average
         self._save_state = save_state
         self._suffix = f".{settings.run.save_model_as}"
         self.settings = settings
@@ -136,6 +144,15 @@ class Results:
         if self.run.save_state or self.run.save_state_on_train_end:
             self._save_state(end_state(self.run.output_dir, self.run.output_name))
 
+    @property
+    def best_file(self) -> Path:
+        """Where the network of the lowest validation loss is kept."""
+        return best_file(self.run.output_dir, self.run.output_name, self._suffix)
+
+    def save_best(self, step: int, epoch: int) -> None:
+        """The best network so far, in the place of the one before it."""
+        self._save(self.best_file, step, epoch)
+
     def save_interrupted(self, step: int, epoch: int) -> None:
         """What an interrupted run has learned so far, unless that was nothing."""
         path = self._of_step(step)
@@ -147,15 +164,22 @@ class Results:
         return ", ".join(str(path) for path in self.files) or "nothing yet"
 
     def _save(self, path: Path, step: int, epoch: int) -> None:
-        kind = PRECISION_NAMES[self.settings.run.save_precision or self.record_of_run.default_precision]
+        # The average first, so that the last file of a run is the network itself.
+        if self.average is not None:
+            with self.average.in_place():
+                self._write(average_of(path), step, epoch, is_average=True)
         with evaluating(self.optimizer):
-            tensors = {
-                # A rank-sized scale such as 11.1 would not survive half precision.
-                key: encode(tensor.numpy(), "F32" if key.endswith(".alpha") else kind)
-                for key, tensor in self.network.file_tensors().items()
-            }
-        metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch)
-        write_network(path, tensors, metadata, force=self.replaces)
+            self._write(path, step, epoch)
+
+    def _write(self, path: Path, step: int, epoch: int, *, is_average: bool = False) -> None:
+        kind = PRECISION_NAMES[self.settings.run.save_precision or self.record_of_run.default_precision]
+        tensors = {
+            # A rank-sized scale such as 11.1 would not survive half precision.
+            key: encode(tensor.numpy(), "F32" if key.endswith(".alpha") else kind)
+            for key, tensor in self.network.file_tensors().items()
+        }
+        metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch, is_average=is_average)
+        write_network(path, tensors, metadata, force=self.replaces or path in self.files)
         if path not in self.files:
             self.files.append(path)
 
@@ -170,16 +194,18 @@ class Results:
         if number is None:
             return
         path = named(number).with_suffix(suffix) if suffix else named(number)
-        path.unlink(missing_ok=True)
-        if path in self.files:
-            self.files.remove(path)
+        for gone in (path,) if suffix or self.average is None else (path, average_of(path)):
+            gone.unlink(missing_ok=True)
+            if gone in self.files:
+                self.files.remove(gone)
 
     def _sample(self, step: int, stamp: str) -> None:
         if not self.prompts:
             return
         folder = sample_folder(self.run)
         self.network.train(False)
-        with evaluating(self.optimizer):
+        drawn = self.average.in_place() if self.average and self.run.sample_ema else nullcontext()
+        with evaluating(self.optimizer), drawn:
             pictures = draw(
                 self.family,
                 self.objective,
@@ -213,6 +239,8 @@ class Onlooker(Results):
     """What every process but the first has in place of :class:`Results`: nothing is written or drawn, but at the same
     moments, so that an optimizer that averages puts its weights to and fro alike everywhere.
     """
+
+    writes = False
 
     def _open_log(self, after: int) -> RunLog:  # noqa: ARG002
         return NoLog()

@@ -28,18 +28,20 @@ from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.settings.preserve import read_preserve
 from lorapipe_engine.train.base.torchfile import decoded, encoded
 from lorapipe_engine.train.data.examples import Dataset
+from lorapipe_engine.train.network.average import NetworkAverage
 
 STATE_KEY = "lorapipe.state"
 SUFFIX = ".state"
-_NETWORK, _OPTIMIZER = "network.", "optimizer."
+_NETWORK, _OPTIMIZER, _AVERAGE = "network.", "optimizer.", "average."
 # Options that may differ: they say where results go and how fast they come, not what they are.
 _FREE: Mapping[str, frozenset[str]] = {
     "model": frozenset({"device", "step_capture", "vram", "ignore_memory"}),
     "data": frozenset(
         {
-            *("train_data_dir", "reg_data_dir", "dataset_config"),
+            *("train_data_dir", "reg_data_dir", "dataset_config", "slider"),
             *("cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
             *("max_data_loader_n_workers", "persistent_data_loader_workers"),
         }
@@ -61,12 +63,15 @@ class Kept:
     network: Network
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: NetworkAverage | None = None
 
 
 @dataclass
 class State:
     """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds);
-    the losses of the first steps and of late."""
+    the losses of the first steps and of late. Where the run is to stop early: the lowest validation loss with its step
+    and epoch, the step that was measured last, and how many measurements were no lower since. Sums of losses by
+    timestep since they were recorded last."""
 
     step: int = 0
     epoch: int = 0
@@ -74,6 +79,10 @@ class State:
     began: float = 0.0
     first: list[float] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+    measured: int = -1
+    worse: int = 0
+    times: list[list[float]] = field(default_factory=list)
 
 
 def state_file(run: RunSettings) -> Path:
@@ -93,6 +102,9 @@ def purpose(settings: TrainSettings, dataset: Dataset, processes: int = 1) -> di
     }
     options |= {f"run.{name}": getattr(settings.run, name) for name in _RUN_NAMES}
     options["run.processes"] = processes
+    held = read_preserve(settings.loss.preserve)
+    if held is not None and held.file is not None:
+        options["loss.captions of preserve"] = sha256(held.file.read_bytes()).hexdigest()[:16]
     rows = [
         (row.path.name, row.caption, row.repeats, row.size, row.path.stat().st_size, row.dataset, row.subset)
         for row in dataset.pictures
@@ -155,6 +167,8 @@ def save_state(path: Path, state: State, kept: Kept, asked: Mapping[str, Any]) -
     tensors: dict[str, Encoded] = {}
     for name, tensor in kept.network.state().items():
         tensors[_NETWORK + name] = encoded(tensor)
+    if kept.average is not None:
+        tensors |= {_AVERAGE + part: encoded(values) for part, values in kept.average.state().items()}
     described = {
         "version": __version__,
         "state": asdict(state),
@@ -206,6 +220,11 @@ def take_up(
         try:
             state = _state(described["state"])
             kept.network.load_state({name: decoded(file, _NETWORK + name) for name in own})
+            if kept.average is not None:
+                averages = [name for name in file.tensors if name.startswith(_AVERAGE)]
+                kept.average.load_state(
+                    {name.removeprefix(_AVERAGE): decoded(file, name) for name in averages}
+                )
             kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
             if described["scaler"]:
                 kept.scaler.load_state_dict(described["scaler"])
@@ -219,7 +238,11 @@ def take_up(
 def _state(row: Any) -> State:
     """Where a run was. Raises TypeError, ValueError for what no run has written."""
     state = State(**row)
-    numbers = [state.loss, state.began, *state.first, *state.recent]
+    by_time = [number for sums in state.times for number in sums]
+    early = [*state.best, state.measured, state.worse]
+    numbers = [state.loss, state.began, *state.first, *state.recent, *early, *by_time]
+    if len(state.best) not in (0, 3):
+        raise ValueError("no best network")
     if type(state.step) is not int or type(state.epoch) is not int or not 0 <= state.epoch <= state.step:
         raise ValueError("no step and epoch")
     if not all(isinstance(number, int | float) for number in numbers):

@@ -20,9 +20,10 @@ def summary(
     together += f" x {accumulation}" if accumulation > 1 else ""
     sizes = ", ".join(map(str, dict.fromkeys(dataset.batch_sizes)))
     length = plan.length
+    rows = "pictures" if dataset.pairs is None else "rows of prompts"
     return [
         *folder_lines(dataset),
-        f"{sum(dataset.repeats)} pictures an epoch in {len(set(dataset.buckets))} buckets, batch {sizes}"
+        f"{sum(dataset.repeats)} {rows} an epoch in {len(set(dataset.buckets))} buckets, batch {sizes}"
         f"{together}: {length.steps_per_epoch} steps x {length.epochs} epochs = {length.steps} steps",
         f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
         f"{network.count():,} values",

@@ -8,14 +8,17 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import torch
+
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.command.tool import complain
-from lorapipe_engine.errors import InputError, LoraError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
+from lorapipe_engine.sampling.bases import Told
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext
 from lorapipe_engine.sampling.infotext import model_hash, network_hash
 from lorapipe_engine.sampling.plan import Plan
@@ -24,8 +27,10 @@ from lorapipe_engine.sampling.settings import DrawSettings, ModelSettings, Resul
 from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
+from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
+from lorapipe_engine.train.processes import Processes, join_sharing, own_device
 from lorapipe_engine.train.sample.batching import batches
 from lorapipe_engine.train.sample.forecast import Forecast
 from lorapipe_engine.train.sample.networks import NetworkProblem
@@ -42,13 +47,27 @@ def draw_plan(plan: Plan, chosen: Chosen, say: Say) -> int:
 
     Cells of a network or a base that cannot be used are left out, which is said, and the status is 1. Raises
     OutputError where a picture of other parameters is in the way, and InputError where the only base cannot be used.
+    Of several processes each draws its own run of the pictures, and the status is that of all.
     """
-    return _Drawing(plan, chosen, say).run()
+    processes = join_sharing()
+    drawing = _Drawing(plan, chosen, say, processes)
+    drawing.run()
+    left_out = torch.tensor(drawing.left_out)
+    processes.add_up(
+        [left_out]
+    )  # a launcher ends the others when one process ends with another status than 0
+    if left_out:
+        say(f"{int(left_out):,} of {len(plan.pictures):,} pictures were left out")
+    return int(left_out > 0)
 
 
 class _Drawing:
-    def __init__(self, plan: Plan, chosen: Chosen, say: Say) -> None:
-        self.plan, self.say = plan, say
+    def __init__(self, plan: Plan, chosen: Chosen, say: Say, processes: Processes) -> None:
+        self.say, self.processes = say, processes
+        # One run of them each, so that few processes load the same network or base.
+        own = processes.rows(len(plan.pictures))
+        self.pictures = plan.pictures[own.start : own.stop]
+        self.has_one_base = len({(row.cell.base, row.cell.vae) for row in plan.pictures}) == 1
         self.asked, self.result = chosen[DrawSettings], chosen[ResultSettings]
         self.models = chosen[ModelSettings]
         self.broken: dict[Path, None] = {}
@@ -60,7 +79,7 @@ class _Drawing:
         for placed in plan.cells:
             self.cells.setdefault(placed.path, []).append(placed)
 
-    def run(self) -> int:
+    def run(self) -> None:
         waiting = self._waiting()
         if waiting:
             _make_folder(self.result.output_dir)
@@ -73,7 +92,8 @@ class _Drawing:
                 try:
                     painter = self._open(base or "", vae, [row.cell for row in rows])
                 except LoraError as error:
-                    if len(groups) == 1:
+                    # What only this process cannot draw must not end the others.
+                    if len(groups) == 1 and (self.processes.count == 1 or self.has_one_base):
                         raise
                     complain(f"{error}; {len(rows)} pictures of this base are left out")
                     self.left_out += len(rows)
@@ -81,9 +101,6 @@ class _Drawing:
                 self._draw_rows(painter, rows, bar)
                 self.writer.finish()
                 del painter
-        if self.left_out:
-            self.say(f"{self.left_out:,} of {len(self.plan.pictures):,} pictures were left out")
-        return 1 if self.left_out else 0
 
     # ---------------------------------------------------------------- what is there
 
@@ -92,7 +109,7 @@ class _Drawing:
         hashes = _Hashing()
         waiting: list[Placed] = []
         there: list[Placed] = []
-        for placed in self.plan.pictures:
+        for placed in self.pictures:
             try:
                 text = cell_infotext(placed.cell, hashes.of(placed.cell))
             except NetworkProblem as error:
@@ -106,7 +123,7 @@ class _Drawing:
             elif self._may_replace(placed.path):
                 waiting.append(placed)
         if there:
-            self.say(f"{len(there):,} of {len(self.plan.pictures):,} pictures are there already")
+            self.say(f"{len(there):,} of {len(self.pictures):,} pictures are there already")
         for placed in there:
             self._record(placed.path)
         return waiting
@@ -122,15 +139,18 @@ class _Drawing:
     # ---------------------------------------------------------------- drawing
 
     def _open(self, base: str, vae: str | None, cells: Sequence[Cell]) -> CellPainter:
-        device = choose_device(self.asked.device)
+        count = self.processes.count
+        device = choose_device(self.asked.device) if count == 1 else own_device(self.asked.device, count)
         dtype = DTYPES[choose_precision(None, device)]
+        told = cells[0].told
         model = load_base(
             resolve_base(base),
             vae=None if vae is None else resolve_base(vae),
             dtype=dtype,
             tokenizer_dir=self.asked.tokenizer_dir,
+            vae_form=VaeForm(told.vae_scale, told.vae_shift, told.vae_reflects),
         )
-        prediction, has_no_signal = self._prediction(model)
+        prediction, has_no_signal = self._prediction(model, told)
         family = open_family(model, device=device, dtype=dtype, vae_dtype=DTYPES["no"])
         if not family.facts.reads_clip_skip and any(cell.clip_skip > 1 for cell in cells):
             self.say(
@@ -146,12 +166,18 @@ class _Drawing:
         painter.check(cells)
         return painter
 
-    def _prediction(self, model: BaseModel) -> tuple[str, bool]:
+    def _prediction(self, model: BaseModel, told: Told) -> tuple[str, bool]:
         """What the base predicts, and whether it begins without any signal: as asked for, else as its files say."""
+        if told.flow_shift is not None:
+            return FLOW.name, False
         asked_v, asked_end = self.models.v_prediction, self.models.zero_terminal_snr
         prediction = model.prediction_type
         if asked_v is not None:
             prediction = V.name if asked_v else EPSILON.name
+        elif prediction == FLOW.name:
+            raise ConfigError(
+                f"{model.source} predicts flow, which its files tell only now; give --flow-model"
+            )
         elif prediction is None:
             self.say(
                 f"note: {model.source} does not tell what it predicts; taken as epsilon, --v-prediction changes it"

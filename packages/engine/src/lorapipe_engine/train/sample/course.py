@@ -16,20 +16,24 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.sampling.samplers import Sampler, count_evaluations, true_schedule
+from lorapipe_engine.models.predictions import FLOW
+from lorapipe_engine.sampling.samplers import Sampler, check_flow, count_evaluations, true_schedule
 from lorapipe_engine.sampling.schedules import (
     AUTOMATIC,
+    TIMES,
     NoiseTable,
     ddim_times,
+    find_schedule,
     lcm_sigmas,
     lcm_times,
     make_sigmas,
     unipc_times,
 )
+from lorapipe_engine.train.objective.flow import flow_levels
 from lorapipe_engine.train.sample.methods import METHODS, Noise, Steps, ddim, plms
 from lorapipe_engine.train.sample.unipc import unipc
 
-Prediction = Literal["epsilon", "v_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "flow_prediction"]
 LCM_SHARE = 0.5  # sigma of the data in LCM's boundary condition
 LCM_SCALE = 10.0  # of its timesteps
 
@@ -71,16 +75,20 @@ def plan_course(
     table: NoiseTable,
     prediction: Prediction = "epsilon",
     eta: float | None = None,
+    flow_shift: float = 1.0,
 ) -> Course:
     """The course of ``steps`` steps of a sampler by a schedule's label, "Automatic" among them.
 
     ``eta``: the share of noise, which moves the midpoints of some methods too; None is what the sampler does by itself.
+    ``flow_shift``: of the levels of a flow model, which have one schedule and few samplers.
 
     Raises ConfigError for a schedule that the sampler does not take, for numbers of steps that it cannot run, and for
     noise prediction on a table that ends without any signal, where noise says nothing of the picture.
     """
     label = true_schedule(sampler, schedule)
     count_evaluations(sampler, steps)
+    if prediction == FLOW.name:
+        return _flow_course(sampler, find_schedule(schedule), steps, table, flow_shift)
     if prediction == "epsilon" and table.most > 1000:
         raise ConfigError("a base that predicts noise cannot begin at zero terminal SNR; v-prediction can")
     levels = _levels(sampler, label, steps, table)
@@ -92,6 +100,15 @@ def plan_course(
     else:
         evaluations = [_of_sigma(sampler, sigma, table, prediction) for sigma in points]
     return Course(sampler, levels, tuple(evaluations), 1.0 if over_times else levels[0], table, share)
+
+
+def _flow_course(sampler: Sampler, label: str, steps: int, table: NoiseTable, shift: float) -> Course:
+    """A flow model's levels are shares of noise from 1 to 0; x is no picture plus noise but the way between both."""
+    check_flow(sampler, label)
+    levels = tuple(flow_levels(steps, shift))
+    points = _points(sampler, levels, table, 0.0)
+    evaluations = tuple(Evaluation(TIMES * share, 1.0, 1.0, -share) for share in points)
+    return Course(sampler, levels, evaluations, 1.0, table, 0.0)
 
 
 def _levels(sampler: Sampler, label: str, steps: int, table: NoiseTable) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.models.predictions import EPSILON, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.nn.fused.drawing import Drawing, fuse_decoder
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.samplers import SAMPLERS
@@ -80,7 +80,7 @@ class CellPainter:
         forecast: Forecast | None = None,
         fused: bool | None = None,
     ) -> None:
-        if prediction not in (EPSILON.name, V.name):
+        if prediction not in (EPSILON.name, V.name, FLOW.name):
             raise ConfigError(f"a base of {prediction} cannot be drawn by A1111's samplers")
         self.family = family
         self._forecast = forecast
@@ -111,7 +111,12 @@ class CellPainter:
     def scheduler(self, cell: Cell) -> CourseScheduler:
         """The steps of a cell's pictures. Raises ConfigError for what cannot be drawn with this base."""
         walk: CourseScheduler = CourseScheduler(
-            cell.sampler, cell.schedule, self._prediction, cell.eta, self._zero_terminal_snr
+            cell.sampler,
+            cell.schedule,
+            self._prediction,
+            cell.eta,
+            self._zero_terminal_snr,
+            cell.told.flow_shift or 1.0,
         )
         walk.set_timesteps(cell.steps, self.family.device)
         return walk

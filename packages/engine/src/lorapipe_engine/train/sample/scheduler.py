@@ -39,12 +39,13 @@ class CourseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         prediction_type: Prediction = "epsilon",
         eta: float | None = None,
         rescale_betas_zero_snr: bool = False,
+        flow_shift: float = 1.0,
         num_train_timesteps: int = 1000,
     ) -> None:
         del num_train_timesteps  # for pipelines, which look for it in the configuration
         self._sampler = SAMPLERS[sampler]
         self._schedule, self._prediction = schedule, prediction_type
-        self._eta = eta
+        self._eta, self._flow_shift = eta, flow_shift
         self._table = noise_table(zero_terminal_snr=rescale_betas_zero_snr)
         self.noise_sampler: Noise | None = None
         self.set_timesteps(20)
@@ -52,7 +53,13 @@ class CourseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Plan the steps; ``timesteps`` has one entry for each evaluation of the model. Raises ConfigError."""
         course = plan_course(
-            self._sampler, self._schedule, num_inference_steps, self._table, self._prediction, self._eta
+            self._sampler,
+            self._schedule,
+            num_inference_steps,
+            self._table,
+            self._prediction,
+            self._eta,
+            self._flow_shift,
         )
         self.course: Course = course
         self.timesteps = torch.tensor([row.time for row in course.evaluations], dtype=torch.float32).to(

@@ -65,7 +65,8 @@ def run_length(settings: TrainSettings) -> int:
     """Optimizer steps of the run. Raises ConfigError where only the dataset can tell and none is given."""
     if settings.run.max_train_epochs is None:
         return settings.run.max_train_steps
-    if settings.data.train_data_dir is None and settings.data.dataset_config is None:
+    data = settings.data
+    if data.train_data_dir is None and data.dataset_config is None and data.slider is None:
         raise ConfigError(
             "plot_lr: max_train_epochs needs the pictures: give --train_data_dir, or --max_train_steps"
         )

@@ -20,7 +20,9 @@ from lorapipe_engine.train.data.microbatch import MicroBatch, map_tensors, shape
 
 Say = Callable[[str], None]
 Accumulate = Callable[[Sequence[MicroBatch]], Tensor]  # forward and backward passes: their loss
-Finish = Callable[[], Tensor]  # clip and step: the gradient's norm
+Finish = Callable[
+    [Tensor], tuple[Tensor, Tensor]
+]  # from that: add up, clip and step: loss and gradient's norm
 
 PLAIN_RUNS = 2  # of a shape before it is recorded: they also set up the optimizer and the libraries
 BUDGET = 0.05  # of the card's memory for what graphs take beside the largest one, whose room a plain step needs too
@@ -79,7 +81,7 @@ class StepGraphs:
                 loss = accumulate(batches)
         current.wait_stream(self._stream)
         # Not on the recorded stream: bitsandbytes starts its kernels on the default one, whatever the current one is.
-        return loss, finish() if norm is None else norm
+        return finish(loss) if norm is None else (loss, norm)
 
     @property
     def shapes(self) -> list[tuple[Any, ...]]:
@@ -120,7 +122,7 @@ class StepGraphs:
                 graph, pool=self._pool, stream=self._stream, capture_error_mode=self._error_mode
             ):
                 loss = accumulate(inputs)
-                results = (loss,) if finish is None else (loss, finish())
+                results = (loss,) if finish is None else finish(loss)
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             self._able = False
             torch.cuda.set_rng_state(draws)

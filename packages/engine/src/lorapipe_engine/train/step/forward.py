@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
@@ -36,16 +37,37 @@ def forward(
     """Draw latents, noise and times, predict, compare. ``text`` replaces encoding the captions; ``time``: this one for
     every row, in the place of drawn ones.
     """
+    latents, noised = draw(family, objective, batch, time)
+    if text is None:
+        text = family.text.encode(batch.tokens)
+    text = trained_at(text, noised.times, objective.options)
+    prediction = family.predict(noised.input, noised.times, text, batch.geometry)
+    losses = objective.losses(prediction, noised, batch.mask)
+    return Forward(latents, noised, text, prediction, losses)
+
+
+def draw(
+    family: Family, objective: Objective, batch: MicroBatch, time: float | None = None
+) -> tuple[Tensor, Noised]:
+    """The latents of a batch (B, C, h, w), scaled, and what is made of them."""
     # Drawn for the whole batch, of which these rows may be a share, so that shares draw what the whole would.
     start, total = batch.part or (0, len(batch.latents))
     rows = slice(start, start + len(batch.latents))
     latents = family.draw_latents(batch.latents, rows, total)
-    noised = objective.draw(whole_of(latents, rows, total), time).rows(rows)
-    if text is None:
-        text = family.text.encode(batch.tokens)
-    prediction = family.predict(noised.input, noised.times, text, batch.geometry)
-    losses = objective.losses(prediction, noised, batch.mask)
-    return Forward(latents, noised, text, prediction, losses)
+    return latents, objective.draw(whole_of(latents, rows, total), time).rows(rows)
+
+
+def trained_at(text: Conditioning, times: Tensor, options: LossSettings) -> Conditioning:
+    """The states of a batch's captions, of which those outside the text encoders' range of times (B,) train nothing."""
+    low, high = options.text_encoder_min_timestep, options.text_encoder_max_timestep
+    if (low, high) == (0, 1000) or not text.hidden.requires_grad:
+        return text
+    trains = (times >= low) & (times < high)  # (B,)
+    parts = {
+        name: torch.where(trains.view(-1, *[1] * (states.ndim - 1)), states, states.detach())
+        for name, states in text.named().items()
+    }
+    return replace(text, **parts)
 
 
 def whole_of(latents: Tensor, rows: slice, total: int) -> Tensor:

@@ -17,6 +17,10 @@ def speed_up(stepper: Stepper, *, capture: bool, say: Say) -> None:
     family = stepper.family
     if family.device.type != "cuda":
         return
+    # Packed products are of a network at strength 1, and a slider's is also off and turned round.
+    if stepper.slide is not None:
+        say("note: a slider's steps are neither fused nor captured")
+        return
     # Packed products hold base and LoRA in one matrix of one precision.
     if not any(is_quantized(root) for root in family.parts.values()):
         stepper.packs = fuse(family.denoiser, list(family.text.modules.values()))

@@ -18,7 +18,10 @@ from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import gradients_of
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.step.capture import StepGraphs
-from lorapipe_engine.train.step.forward import forward
+from lorapipe_engine.train.step.forward import Forward, forward
+from lorapipe_engine.train.step.preserving import Preserving
+from lorapipe_engine.train.step.slide import Slide
+from lorapipe_engine.train.step.time_bins import TimeBins
 from lorapipe_engine.train.step.trace import Trace
 
 
@@ -55,8 +58,12 @@ class Stepper:
         self.norm_limit = norm_limit
         self.processes = processes
         self.network_dtype = network_dtype
+        self.preserving: Preserving | None = None  # set where steps hold the network to the base
+        self.slide: Slide | None = None  # set where a slider is trained
+        self.bins = TimeBins(objective.last_time, family.device)
         self._round_values()
         self.norms: Tensor | None = None
+        self.held_loss: float | None = None  # of the last step, whole and without its weight
         self.packs: Packs | None = None  # set where the model's blocks are fused
         self.graphs: StepGraphs | None = None  # set where steps are to be captured
         self.trace: Trace | None = None  # set for the steps that are to be traced
@@ -74,16 +81,45 @@ class Stepper:
 
     def loss_of(self, batch: MicroBatch) -> Tensor:
         """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
+        made = self._forward(batch) if self.slide is None else self.slide(batch, train_text=self.train_text)
+        weights, loss = self._weigh(batch, made)
+        if self.trace is not None:
+            self.trace.record_pass(batch, made, weights, loss)
+        return loss
+
+    def hold(self, batch: MicroBatch) -> Tensor:
+        """Forward and backward passes of a batch that also holds something to the base: its share of the update's loss,
+        and of the term's without its weight, (2,)."""
+        preserving = self.preserving
+        assert preserving is not None
+        if preserving.is_joined:
+            made, held = preserving.joined(batch)
+            weights, loss = self._weigh(batch, made)
+            self.backward(loss + preserving.weight * held.loss)
+        else:
+            made = self._forward(batch)
+            weights, loss = self._weigh(batch, made)
+            self.backward(loss)
+            held = preserving.alone(batch, made.noised)
+            with preserving.within_parts():
+                self.backward(preserving.weight * held.loss)
+        if self.trace is not None:
+            self.trace.record_pass(batch, made, weights, loss, held)
+        return torch.stack([loss.detach(), held.loss.detach()])
+
+    def _forward(self, batch: MicroBatch) -> Forward:
         text = batch.text
         if text is None and not self.train_text:
             with torch.no_grad():
                 text = self.family.text.encode(batch.tokens)
-        made = forward(self.family, self.objective, batch, text=text)
+        return forward(self.family, self.objective, batch, text=text)
+
+    def _weigh(self, batch: MicroBatch, made: Forward) -> tuple[Tensor, Tensor]:
+        """The weights of the rows' losses, and the batch's share of the update's loss. The losses are counted by
+        timestep."""
+        self.bins.add(made.noised.times, made.losses)
         weights = made.noised.weights * batch.weights
-        loss = (made.losses * weights).mean()
-        if self.trace is not None:
-            self.trace.record_pass(batch, made, weights, loss)
-        return loss
+        return weights, (made.losses * weights).mean()
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass: add the loss's gradients to those of the batches before it."""
@@ -91,9 +127,12 @@ class Stepper:
         if self.packs is not None:
             self.packs.finish()
 
+    def add_up(self, share: Tensor) -> Tensor:
+        """Add the gradients up over all processes; the loss of all, from this one's ``share``, a tensor."""
+        return self.processes.add_up_step((group.grad for group in self.network.groups.values()), share)
+
     def clip(self) -> Tensor:
-        """Add the gradients up over all processes and clip them; their norm before clipping, a tensor."""
-        self.processes.add_up(group.grad for group in self.network.groups.values())
+        """Clip the gradients; their norm before clipping, a tensor."""
         if self.network_dtype is not None:
             for group in self.network.groups.values():
                 group.grad.copy_(group.grad.to(self.network_dtype))
@@ -125,6 +164,8 @@ class Stepper:
         """Why steps cannot be captured as a CUDA graph; None if they can."""
         if self.family.device.type != "cuda":
             return "not on a CUDA device"
+        if self.slide is not None:
+            return "a slider's way to a picture is as long as it is drawn"
         return self.objective.why_not_captured
 
     @property

@@ -5,7 +5,7 @@ Tensors of the n-th forward pass of the step (n counts the batches of an accumul
 =================== ====================================================================================
 latents             what is trained on, drawn from the VAE's distribution and scaled, (B, C, h, w)
 noise               ε as drawn, with offsets, (B, C, h, w)
-timesteps           (B,) int64
+timesteps           (B,) int64, of flow float32
 noisy_latents       what the denoiser is given, (B, C, h, w)
 input_ids.te1, .te2 token ids of each tokenizer, (B, ...) int64
 text_states         what the denoiser is told, (B, L, C)
@@ -15,6 +15,11 @@ prediction, target  (B, C, h, w)
 loss_weights        what each sample's loss is multiplied with before the mean, (B,)
 losses              each sample's loss before that, (B,)
 loss                the batch's share of the step's loss, a number
+held.answer         with --preserve: what the base says to the held captions, (B, C, h, w)
+held.prediction     what the network says to them, (B, C, h, w)
+held.losses         each sample's loss between the two before its weight (held.weights), (B,)
+held.loss           the batch's share of the term, before the term's own weight, a number
+held.input_ids.te1  token ids of the held captions, and .te2
 =================== ====================================================================================
 
 ``network.MODULE.ROLE`` is the network before the step, ``grad.MODULE.ROLE`` its gradient before clipping, and ``loss``
@@ -36,6 +41,7 @@ from lorapipe_engine.files.tensorfile import write_tensors
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.step.forward import Forward
+from lorapipe_engine.train.step.preserving import HeldForward
 
 
 @dataclass
@@ -51,7 +57,9 @@ class Trace:
             if tensor is not None:
                 self.tensors[f"{self.passes}.{name.replace('__', '.')}"] = tensor.detach().clone()
 
-    def record_pass(self, batch: MicroBatch, made: Forward, weights: Tensor, loss: Tensor) -> None:
+    def record_pass(
+        self, batch: MicroBatch, made: Forward, weights: Tensor, loss: Tensor, held: HeldForward | None = None
+    ) -> None:
         """Keep everything of a forward pass; the next tensors are those of the next one."""
         noised = made.noised
         self.record(
@@ -61,6 +69,13 @@ class Trace:
         self.record(text_states=made.text.hidden, pooled=made.text.pooled, size_ids=batch.geometry)
         self.record(prediction=made.prediction, target=noised.target, mask=batch.mask)
         self.record(losses=made.losses, loss_weights=weights.expand_as(made.losses), loss=loss)
+        if held is not None and batch.held is not None:
+            self.record(held__answer=held.answer, held__prediction=held.prediction, held__losses=held.losses)
+            self.record(held__weights=held.weights.expand_as(held.losses), held__loss=held.loss)
+            tokens = batch.held.tokens or batch.tokens
+            self.record(
+                **{f"held__input_ids__te{index}": ids for index, ids in enumerate(tokens.ids, start=1)}
+            )
         self.passes += 1
 
     def record_network(self, network: Network) -> None:

@@ -1,0 +1,80 @@
+"""Files that nobody meant to make: refused in one line with the file's name, never half done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from support.commands import run
+
+BASE = Path(__file__).parents[1] / "data" / "people" / "sd1_base.safetensors"
+PATH = "down_blocks.0.attentions.0.transformer_blocks.0"
+TO_K, TO_Q = (f"lora_unet_{PATH.replace('.', '_')}_{name}" for name in ("attn2_to_k", "attn1_to_q"))
+Arrays = dict[str, NDArray[Any]]
+
+
+def numbers(*shape: int) -> NDArray[Any]:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+def pair(name: str, rows: int, columns: int, alpha: float = 4, ends: str = "lora_down lora_up") -> Arrays:
+    down, up = ends.split()
+    found = {f"{name}.{down}.weight": numbers(4, columns), f"{name}.{up}.weight": numbers(rows, 4)}
+    return found | ({f"{name}.alpha": np.asarray(alpha, np.float32)} if down == "lora_down" else {})
+
+
+def loha(**parts: NDArray[Any]) -> Arrays:
+    whole = {f"w{n}_{side}": numbers(*((16, 2) if side == "a" else (2, 16))) for n in (1, 2) for side in "ab"}
+    return {f"{TO_Q}.hada_{name}": value for name, value in (whole | parts).items()}
+
+
+CONVERT, RESIZE = ["lora-convert", "--to", "kohya"], ["lora-resize", "--new-rank", "2"]
+SUM, INTO = ["lora-merge", "--networks"], ["lora-merge", str(BASE)]
+TWICE = pair(TO_K, 16, 12) | pair(f"unet.{PATH}.attn2.to_k", 16, 12, ends="lora_A lora_B")
+
+
+@pytest.mark.parametrize(
+    ("command", "net", "text"),
+    [
+        (INTO, TWICE, "names one layer twice"),
+        (["lora-extract"], TWICE, "names one layer twice"),
+        (CONVERT, pair(TO_K, 16, 12, np.inf), "its alpha is inf, no strength"),
+        (["lora-convert", "--to", "peft"], pair(TO_K, 16, 12, np.nan), "its alpha is nan, no strength"),
+        (CONVERT, pair(TO_K, 16, 12) | {f"{TO_K}.dora_scale": numbers(5, 1)}, "does not fit a layer of 16"),
+        (RESIZE, pair(TO_K, 16, 12) | {f"{TO_K}.dora_scale": numbers(5, 1)}, "does not fit a layer of 16"),
+        (CONVERT, loha(w2_a=numbers(16, 3)), "do not fit each other"),
+        (CONVERT, {f"{TO_Q}.lokr_w1": numbers(2, 2)}, "lokr_w2_a is missing"),
+        (CONVERT, pair(TO_K, 16, 12) | pair(TO_Q, 16, 16) | loha(), "not those of one known algorithm"),
+        (CONVERT, {"lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": numbers(8, 2)}, "for Flux.1"),
+    ],
+)
+def test_refused(command: list[str], net: Arrays, text: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "strange.safetensors", tmp_path / "out.safetensors"
+    write_tensors(source, net)
+    tool, *words = command
+    done = run(tool, *words, source, "-o", output)
+    assert done.returncode in (1, 2), done.stderr
+    assert text in done.stderr
+    assert "strange.safetensors" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["strange.safetensors"]
+
+
+def test_a_module_of_no_strength_is_resized(tmp_path: Path) -> None:
+    """An alpha of 0 beside others: its factors stay, at a strength of 0."""
+    source, output = tmp_path / "zero.safetensors", tmp_path / "out.safetensors"
+    write_tensors(source, pair(TO_K, 16, 12, 0) | pair(TO_Q, 16, 16))
+    done = run("lora-resize", source, "--new-rank", 2, "-o", output, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["resized"] == 2
+    with open_tensors(output) as file:
+        up, down = (file.read(f"{TO_K}.lora_{side}.weight") for side in ("up", "down"))
+        assert up.shape == (16, 2)
+        assert np.any(down)
+        assert not np.any(up @ down * file.read(f"{TO_K}.alpha"))
