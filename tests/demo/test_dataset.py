@@ -22,7 +22,7 @@ def test_the_pipe_makes_captions_as_the_world_has_them(
     """Twice, since what an earlier demo left is replaced."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):
-        dataset = build_dataset(tmp_path)
+        dataset = build_dataset(tmp_path, people=True)
     said = capsys.readouterr().err.splitlines()
     assert said.count("$ lora-check dataset/ --resolution 64") == 2
     assert said.count("72 pictures, 240 an epoch, 72 captions") == 2
@@ -42,3 +42,12 @@ def test_the_pipe_makes_captions_as_the_world_has_them(
     assert all(" hair, " in path.read_text() for path in folders["2_people"])
     brief = [path.read_text().replace("closed eyes", "") for path in folders["2_others"]]
     assert not any(" hair" in text or " eyes" in text for text in brief)
+
+
+def test_other_people_are_there_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folders = [folder for folder in build_dataset(tmp_path).iterdir() if folder.is_dir()]
+    assert [folder.name for folder in folders] == [f"5_{TRIGGER}"]
+    assert not (tmp_path / "people").exists()

@@ -26,7 +26,11 @@ OPTION = re.compile(r"(?<![\w-])--[A-Za-z][\w-]*")
 SPAN = re.compile(r"`([^`\n]+)`")
 BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Other people's programs, with the options that the pages show.
-OTHER_PROGRAMS = {"tensorboard": {"--logdir"}, "torchrun": {"--nproc_per_node"}, "pip": {"--upgrade"}}
+OTHER_PROGRAMS = {
+    "tensorboard": {"--logdir"},
+    "torchrun": {"--nproc_per_node", "--standalone"},
+    "pip": {"--upgrade"},
+}
 
 
 def plain(option: str) -> str:

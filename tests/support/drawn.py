@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from lorapipe_engine.nn.base import Size, adapter_class
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.shelf import Loaded, NetworkFile
 from lorapipe_engine.train.families.base import Family
@@ -32,6 +33,20 @@ def write_network(
         up = torch.randn(len(weight), rank, *[1] * (weight.dim() - 2), generator=draw)
         tensors[f"{target.name}.lora_up.weight"] = up * 0.2
         tensors[f"{target.name}.alpha"] = torch.tensor(rank / 2)
+    save_file(tensors, path)
+    return Loaded(NetworkFile(path, path.stem), 0.8, 0.7)
+
+
+def write_factored(path: Path, family: Family, algorithm: str, *, rank: int) -> Loaded:
+    """A LoHa or LoKr of random values on every layer in blocks."""
+    draw = torch.Generator().manual_seed(4)
+    adapter = adapter_class(algorithm)
+    tensors: dict[str, Any] = {}
+    for part, place, module in family.target_modules():
+        name = family.lora_name(part, place)
+        for role, shape in adapter.shapes(tuple(module.weight.shape), Size(rank, 1.0), {}).items():
+            tensors[f"{name}.{adapter.suffix(role)}"] = torch.randn(shape, generator=draw) * 0.2
+        tensors[f"{name}.alpha"] = torch.tensor(rank / 2)
     save_file(tensors, path)
     return Loaded(NetworkFile(path, path.stem), 0.8, 0.7)
 

@@ -59,7 +59,8 @@ class Bench:
             environment["OMP_NUM_THREADS"] = "1"
         command = [sys.executable, *words]
         if cards > 1:
-            launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(cards), "--no_python")
+            count = ("--nproc_per_node", str(cards))
+            launcher = ("-m", "torch.distributed.run", "--standalone", *count, "--no_python")
             command = [sys.executable, *launcher, *command]
         elif not self.small:
             environment["CUDA_VISIBLE_DEVICES"] = str(card)

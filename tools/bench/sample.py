@@ -1,6 +1,6 @@
 """Times drawing on full-size models of random weights, beside diffusers' own pipeline in the same run.
 
-    python tools/bench/sample.py [sd15 sdxl] [--profile] [--minutes 6] [--vae float32] [--json]
+    python tools/bench/sample.py [sd15 sdxl] [--profile] [--quick] [--minutes 6] [--vae fp16] [--json]
     python tools/bench/sample.py --small           tiny models, on a CPU too: whether all of it runs
 
 SD1.5 512 px batch 4 and SDXL 1024 px batch 2, 20 steps of Euler with guidance, from text states to pictures in memory.
@@ -39,6 +39,7 @@ from lorapipe_engine.sampling.shelf import Loaded, NetworkFile
 from lorapipe_engine.train.base.modules import place
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
+from lorapipe_engine.train.plan import DTYPES
 from lorapipe_engine.train.sample.draw import Guidance, evaluate_guided, first_noise, seeded
 from lorapipe_engine.train.sample.picture import CellPainter
 from lorapipe_engine.train.sample.writing import Writer
@@ -92,7 +93,12 @@ class Bench:
         family = self.make()
         self.part("diffusers", partial(self.diffusers, family, compiled=False))
         painter = CellPainter(
-            family, EPSILON.name, zero_terminal_snr=False, say=say, fused=self.name == "small" or None
+            family,
+            EPSILON.name,
+            zero_terminal_snr=False,
+            say=say,
+            fused=self.name == "small" or None,
+            decoding=DTYPES[self.options.vae] if self.options.vae != "float" else None,
         )
         self.part("ours", partial(self.ours, painter))
         with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +124,7 @@ class Bench:
             say(f"{self.name}: {what} failed: {type(error).__name__}: {str(error)[:500]}")
 
     def make(self) -> Family:
-        """The models. Ours decodes in the dtype of ``--vae``, as lora-sample does in float32."""
+        """The models."""
         from diffusers import AutoencoderKL
 
         torch.manual_seed(1)
@@ -126,8 +132,8 @@ class Bench:
         if self.name != "small":
             with torch.device(self.device):
                 family.vae = place(AutoencoderKL(**VAE), self.device, torch.float32)
-        family.vae_dtype = torch.bfloat16 if self.options.vae == "bf16" else torch.float32
-        family.vae.to(family.vae_dtype)
+        family.vae_dtype = torch.float32
+        family.vae.float()
         return family
 
     # ---------------------------------------------------------------- diffusers
@@ -192,12 +198,12 @@ class Bench:
             moment = torch.tensor(500.0, device=self.device)
             evaluations = partial(repeat, partial(predict, latents, moment), model.steps)
             evaluation = self.seconds(evaluations) / model.steps
-            decoded = self.seconds(lambda: family.decode(latents[:1]))
+            decoded = self.seconds(lambda: painter.decode(latents[:1]))
             self.show("ours", seconds, evaluation, startup, decode_ms=round(decoded * 1e3, 1))
             if self.options.profile and self.device.type == "cuda":
-                self.profile(family, guidance, latents, evaluation)
+                self.profile(painter, guidance, latents, evaluation)
 
-    def profile(self, family: Family, guidance: Guidance, latents: Any, evaluation: float) -> None:
+    def profile(self, painter: CellPainter, guidance: Guidance, latents: Any, evaluation: float) -> None:
         """Kernels of one evaluation, which is not captured here, and of one decoded picture."""
         from torch.profiler import ProfilerActivity, profile
 
@@ -206,18 +212,18 @@ class Bench:
         for what, work, time_ms, least in (
             (
                 "an evaluation",
-                partial(evaluate_guided, family, guidance, latents, moment),
+                partial(evaluate_guided, painter.family, guidance, latents, moment),
                 evaluation * 1e3,
                 floor,
             ),
-            ("a decoded picture", partial(family.decode, latents[:1]), 0.0, 0.0),
+            ("a decoded picture", partial(painter.decode, latents[:1]), 0.0, 0.0),
         ):
             work()
             torch.cuda.synchronize()
-            with profile(activities=[ProfilerActivity.CUDA]) as found:
+            with profile(activities=[ProfilerActivity.CUDA]) as kernels:
                 work()
                 torch.cuda.synchronize()
-            rows = [event for event in found.key_averages() if str(event.device_type).endswith("CUDA")]
+            rows = [event for event in kernels.key_averages() if str(event.device_type).endswith("CUDA")]
             rows.sort(key=lambda event: -event.self_device_time_total)
             told = ((row.key, row.count, row.self_device_time_total / 1e3) for row in rows)
             print(f"{self.name}: kernels of {what}\n{table(shares(told), least, time_ms)}")
@@ -233,19 +239,21 @@ class Bench:
             for number in range(SIDE if self.name != "small" else 2)
         ]
         nothing: list[tuple[Loaded, ...]] = [()] * len(networks)
-        found: dict[str, float] = {}
+        times: dict[str, float] = {}
         # Without networks first: there is no room for them in the layers yet.
-        for what, sets in (("warm", nothing[:1]), ("without", nothing)):
-            found[what] = self.draw_grid(painter, sets, folder)
+        for what, sets in () if self.options.quick else (("warm", nothing[:1]), ("without", nothing)):
+            times[what] = self.draw_grid(painter, sets, folder)
         new, known = self.swaps(painter, networks)
         row: dict[str, Any] = {"model": self.name, "what": "swap", "rank": self.model.rank}
         show(row | {"new_file_ms": round(new * 1e3, 1), "known_ms": round(known * 1e3, 1)}, self.options.json)
+        if self.options.quick:
+            return
         alone: list[tuple[Loaded, ...]] = [(one,) for one in networks]
         for what, sets in (("first network", alone[:1]), ("with", alone)):
-            found[what] = self.draw_grid(painter, sets, folder)
+            times[what] = self.draw_grid(painter, sets, folder)
         row = {"model": self.name, "what": f"grid of {len(networks) ** 2} pictures"}
-        row |= {f"{what}_s": round(seconds, 3) for what, seconds in found.items()}
-        show(row | {"times": round(found["with"] / found["without"], 3)}, self.options.json)
+        row |= {f"{what}_s": round(seconds, 3) for what, seconds in times.items()}
+        show(row | {"times": round(times["with"] / times["without"], 3)}, self.options.json)
 
     def draw_grid(self, painter: CellPainter, sets: Sequence[tuple[Loaded, ...]], folder: Path) -> float:
         """Seconds of as many seeds as the grid has for each of some sets of networks, PNGs written."""
@@ -393,8 +401,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="sd15|sdxl")
     parser.add_argument("--small", action="store_true", help="tiny models, for a CPU")
     parser.add_argument("--profile", action="store_true", help="print the kernels of an evaluation by kind")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the grid and diffusers with compiled blocks"
+    )
     parser.add_argument("--minutes", type=float, default=6.0, help="begin no part after so long")
-    parser.add_argument("--vae", choices=("float32", "bf16"), default="float32", help="what ours decodes in")
+    parser.add_argument(
+        "--vae", choices=("float", "bf16", "fp16"), default="fp16", help="what ours decodes in"
+    )
     parser.add_argument(
         "--search", action="store_true", help="have cuDNN try its convolutions (benchmark mode)"
     )
@@ -407,7 +420,7 @@ def main(words: Sequence[str] | None = None) -> int:
     benches = [Bench(name, options, began) for name in names]
     for bench in benches:
         bench.run()
-    for bench in benches:
+    for bench in [] if options.quick else benches:
         bench.run_compiled()
     return 0
 

@@ -33,6 +33,8 @@ from typing import Any
 
 from algorithm_options import ALGORITHMS
 
+from lorapipe_demo.scene import TRIGGER
+
 FIGURES = ("with the trigger", "without the trigger", "other people")
 
 
@@ -48,7 +50,7 @@ class Variant:
     needs: tuple[str, ...] = ()
     trigger: str = ""
     group: str = "training"
-    people: bool = True
+    people: bool = False
     average: bool = False
 
 
@@ -105,25 +107,19 @@ VARIANTS = (
 BASES = {"v_base": "v", "flow_base": "flow"}
 
 
-def _alone(name: str, options: Mapping[str, str | None], *, average: bool = False) -> Variant:
-    """Her pictures alone: how the base is kept without those of others."""
-    return Variant(name, options, group="preserving", people=False, average=average)
-
-
 EMA: dict[str, str | None] = {"ema_decay": "0.98"}
-LESS: dict[str, str | None] = {"preserve": "trigger=mirelune"}
-QUARTER: dict[str, str | None] = {"preserve": "trigger=mirelune every=4"}
+NOT_HELD: dict[str, str | None] = {"preserve": ""}
+EVERY, QUARTER = f"trigger={TRIGGER}", f"trigger={TRIGGER} every=4"
 VARIANTS += (
-    Variant("people", group="preserving"),
-    Variant("people, EMA", EMA, group="preserving", average=True),
-    _alone("alone", {}),
-    _alone("held, every step", LESS),
-    _alone("held, one step in two", {"preserve": "trigger=mirelune every=2"}),
-    _alone("held, one step in four", QUARTER),
-    _alone("held, one step in four, weight 4", {"preserve": "trigger=mirelune every=4 weight=4"}),
-    _alone("held, one step in four, EMA", {**QUARTER, **EMA}, average=True),
-    _alone("held, one step in four, 7 epochs", {**QUARTER, "max_train_epochs": "7"}),
-    _alone("held as the empty caption", {"preserve": "caption="}),
+    Variant("people", NOT_HELD, group="preserving", people=True),
+    Variant("people, EMA", {**NOT_HELD, **EMA}, group="preserving", people=True, average=True),
+    Variant("alone", NOT_HELD, group="preserving"),
+    Variant("held, every step", {"preserve": EVERY}, group="preserving"),
+    Variant("held, one step in two", group="preserving"),
+    Variant("held, one step in four", {"preserve": QUARTER}, group="preserving"),
+    Variant("held, one step in four, weight 4", {"preserve": f"{QUARTER} weight=4"}, group="preserving"),
+    Variant("held, one step in two, EMA", EMA, group="preserving", average=True),
+    Variant("held as the empty caption", {"preserve": "caption="}, group="preserving"),
 )
 VARIANTS += tuple(Variant(name, options, group="algorithms") for name, options in ALGORITHMS.items())
 # Every other variant is trained in float32 on a card too, so that it differs in one thing.
@@ -141,7 +137,7 @@ def main() -> None:
     if options.dataset is None:
         from lorapipe_demo.dataset import build_dataset
 
-        options.dataset = build_dataset(out)
+        options.dataset = build_dataset(out, people=True)
     making = {
         base: start_base(options, word) for base, word in BASES.items() if getattr(options, f"make_{word}")
     }
@@ -435,7 +431,8 @@ def train(
     words += ["--output_name", "net", "--overwrite", "--quiet"]
     words += ["--max_train_epochs", str(options.epochs or recipe.EPOCHS)]
     for option, value in chosen.items():
-        words += [] if value == "" else [f"--{option}", *(value or "").split()]
+        text = (value or "").replace(TRIGGER, variant.trigger or TRIGGER)
+        words += [] if value == "" else [f"--{option}", *text.split()]
     words += ["--device", options.device] if options.device else []
     code = "from lorapipe_engine.cli import train_main; train_main()"
     done = subprocess.run(
@@ -454,8 +451,6 @@ def train(
 
 def with_word(dataset: Path, copy: Path, word: str) -> Path:
     """A copy of the dataset whose captions have another trigger."""
-    from lorapipe_demo.scene import TRIGGER
-
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(dataset, copy)
     for path in copy.rglob("*.txt"):
@@ -465,8 +460,6 @@ def with_word(dataset: Path, copy: Path, word: str) -> Path:
 
 def alone(dataset: Path, copy: Path) -> Path:
     """A copy of the dataset that has her pictures alone."""
-    from lorapipe_demo.scene import TRIGGER
-
     shutil.rmtree(copy, ignore_errors=True)
     for folder in dataset.iterdir():
         if folder.name.partition("_")[2] == TRIGGER:
@@ -479,7 +472,6 @@ def look(network: Path, base: str | Path, device: str | None, word: str = "") ->
     from lorapipe_demo import recipe
     from lorapipe_demo.judge import Judge
     from lorapipe_demo.sampling import Painter
-    from lorapipe_demo.scene import TRIGGER
     from lorapipe_engine.models.bases import demo_base
 
     painter, judge = Painter(demo_base() if base == "demo" else Path(base), device), Judge.load()

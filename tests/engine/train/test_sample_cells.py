@@ -401,6 +401,24 @@ def test_an_interrupted_run_leaves_whole_pictures(tmp_path: Path) -> None:
             picture.load()
 
 
+def test_decodes_in_the_precision_asked_for(sample: Sampler, tmp_path: Path) -> None:
+    words = ("--seed", 1, "--steps", 1)
+    rows = {
+        name: sample(*words, *more, "-o", tmp_path / name)[0]
+        for name, more in (
+            ("default", ()),
+            ("float", ("--no_half_vae",)),
+            ("fp16", ("--vae-precision", "fp16")),
+            ("bf16", ("--vae_precision", "bf16")),
+        )
+    }
+    assert distance(rows["default"], rows["float"]) == 0, "the CPU decodes in float32"
+    assert distance(rows["fp16"], rows["float"]) <= 1
+    assert 1 <= distance(rows["bf16"], rows["float"]) <= 16
+    sample(*words, "--no-half-vae", "--vae-precision", "fp16", "-o", tmp_path / "both", status=2)
+    assert "--no-half-vae is --vae-precision float" in sample.said
+
+
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_other_families(family: str, sample: Sampler, tmp_path: Path) -> None:
     base = tmp_path / "base.safetensors"

@@ -19,7 +19,7 @@ from lorapipe_engine.train.families.base import Family  # noqa: E402
 from lorapipe_engine.train.sample.networks import Swapper  # noqa: E402
 from lorapipe_engine.train.sample.picture import CellPainter  # noqa: E402
 from support import tiny  # noqa: E402
-from support.drawn import cell_of, write_network  # noqa: E402
+from support.drawn import cell_of, write_factored, write_network  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -65,6 +65,25 @@ def test_fused_answers_are_those_of_the_blocks(base: Path, tmp_path: Path) -> No
     fused.use((one,))
     fused.use((two,))
     assert drawing.slots.version == version, "what has room is swapped in place"
+
+
+def test_loha_and_lokr_are_fused_as_the_factors_that_they_equal(base: Path, tmp_path: Path) -> None:
+    family, other = open_base(base), open_base(base)
+    drawing = Drawing(other.denoiser)
+    own, fused = Swapper(family), Swapper(other, drawing, pytest.fail)
+    loha, lokr = (
+        write_factored(tmp_path / f"{name}.safetensors", family, name, rank=rank)
+        for name, rank in (("loha", 3), ("lokr", 1))
+    )
+    lora = write_network(tmp_path / "lora.safetensors", family, rank=4, seed=1)
+    plain = answer(family)
+    for rows in ((loha,), (lokr,), (lora, loha, lokr)):
+        for swapper in (own, fused):
+            swapper.use(rows)
+        assert drawing.active
+        expected = answer(family)
+        assert (expected - plain).abs().max() > 0.01
+        torch.testing.assert_close(answer(other), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_fused_is_drawn_unfused_and_told_once(base: Path, tmp_path: Path) -> None:

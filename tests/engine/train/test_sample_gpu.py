@@ -39,12 +39,21 @@ def exact_convolutions() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-def make_painter(dtype: Any = torch.float32, *, fused: bool, say: Any = pytest.fail) -> CellPainter:
+def make_painter(
+    dtype: Any = torch.float32,
+    *,
+    fused: bool,
+    say: Any = pytest.fail,
+    decoding: Any = None,
+    loud: float = 1.0,
+) -> CellPainter:
+    """``loud``: what the VAE's decoder begins with is so many times larger."""
     torch.manual_seed(1)
     family = make_family(WORKLOADS["small"], torch.device("cuda"), dtype)
     family.vae.float()
     family.vae_dtype = torch.float32
-    return CellPainter(family, EPSILON.name, zero_terminal_snr=False, fused=fused, say=say)
+    family.vae.decoder.conv_in.weight.data.mul_(loud)
+    return CellPainter(family, EPSILON.name, zero_terminal_snr=False, fused=fused, say=say, decoding=decoding)
 
 
 def pictures(painter: CellPainter, rows: Sequence[Loaded], cells: Sequence[Cell]) -> list[Any]:
@@ -90,6 +99,22 @@ def test_a_cell_in_a_batch_of_8_is_that_cell_alone() -> None:
     cells = [cell_of(seed, "a BREAK cat" if seed % 3 == 0 else "a cat") for seed in range(8)]
     together = pictures(fast, (), cells)
     assert farthest(together, [pictures(fast, (), [cell])[0] for cell in cells]) <= 1
+
+
+def test_pictures_decoded_in_fp16_are_those_of_float32() -> None:
+    exact, half = make_painter(fused=True), make_painter(fused=True, decoding=torch.float16)
+    cells = [cell_of(seed) for seed in range(3)]
+    assert farthest(pictures(exact, (), cells), pictures(half, (), cells)) <= 1
+
+
+def test_values_beyond_fp16_are_decoded_in_float32_which_is_told() -> None:
+    said: list[str] = []
+    plain = make_painter(fused=True, loud=1e8)
+    half = make_painter(fused=True, say=said.append, decoding=torch.float16, loud=1e8)
+    cells = [cell_of(seed) for seed in range(2)]
+    assert farthest(pictures(plain, (), cells), pictures(half, (), cells)) <= 1
+    assert len(said) == 1
+    assert "--vae-precision float" in said[0]
 
 
 def test_bf16_follows_the_library() -> None:

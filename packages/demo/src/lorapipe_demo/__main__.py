@@ -76,7 +76,7 @@ def train(dataset: Path, output_dir: Path, chosen: recipe.Recipe, device: str | 
     """Run ``lora-train`` as a user would; returns its networks, first epoch first."""
     options = {**chosen.options, "max_train_epochs": str(chosen.epochs)}
     options |= {"device": device} if device else {}
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    words = [word for name, value in options.items() for word in (f"--{name}", *value.split())]
     places = ("--train_data_dir", str(dataset), "--output_dir", str(output_dir), "--output_name", NAME)
     output = run(("lora-train", "--base", "demo", *places, "--overwrite", *words))
     return [Path(line) for line in output.splitlines()]

@@ -16,14 +16,15 @@ HERS, BRIEF, WHOLE = "imgs", "others", "people"
 DROP_FILE = "drop.txt"
 
 
-def build_dataset(folder: Path) -> Path:
-    """Draw her and other people, tag, clean and count them; the dataset's folder ``folder/dataset``.
+def build_dataset(folder: Path, *, people: bool = False) -> Path:
+    """Draw her, tag, clean and count the pictures; the dataset's folder ``folder/dataset``.
 
-    What an earlier demo left there is replaced. Raises ProblemFound if a command fails.
+    ``people``: other people too, half of them described as briefly as she is. What an earlier demo left there is
+    replaced. Raises ProblemFound if a command fails.
     """
     for name in (HERS, BRIEF, WHOLE, "dataset"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    draw_pictures(folder)
+    draw_pictures(folder, people=people)
     (folder / DROP_FILE).write_text("".join(f"{tag}\n" for tag in recipe.HER_OWN), encoding="utf-8")
     drop = ("--drop-file", DROP_FILE, "--keep", recipe.KEPT)
     hers = ("--kind", "character", "--per-epoch", recipe.PER_EPOCH)
@@ -33,10 +34,10 @@ def build_dataset(folder: Path) -> Path:
         ("lora-repeats", "-o", "dataset/", *hers),
         folder=folder,
     )
-    # Without people who are described as briefly as she is, everybody who is would have her hair.
-    others = ("lora-repeats", "-o", "dataset/", "--repeats", recipe.OTHER_REPEATS, "--force")
-    run(tag(BRIEF), ("lora-clean", *drop), others, folder=folder)
-    run(tag(WHOLE), others, folder=folder)
+    if people:
+        others = ("lora-repeats", "-o", "dataset/", "--repeats", recipe.OTHER_REPEATS, "--force")
+        run(tag(BRIEF), ("lora-clean", *drop), others, folder=folder)
+        run(tag(WHOLE), others, folder=folder)
     say_lines(run(("lora-check", "dataset/", "--resolution", recipe.RESOLUTION), folder=folder))
     return folder / "dataset"
 
@@ -46,17 +47,18 @@ def tag(name: str) -> Sequence[str]:
     return ("lora-tag", f"./{name}", "--model", "demo", "--order", "model")
 
 
-def draw_pictures(folder: Path) -> None:
-    """Draw the three folders of pictures, without captions."""
+def draw_pictures(folder: Path, *, people: bool) -> None:
+    """Draw a folder of her pictures, and with ``people`` two of others, without captions."""
     hers, others = random.Random(f"1/{TRIGGER}"), random.Random(9)
     for index in range(recipe.PICTURES):
         _draw(folder / HERS, index, concept_scene(hers), hers)
+    say(f"drew {recipe.PICTURES} pictures of {TRIGGER}, no words beside them")
+    if not people:
+        return
     for index in range(recipe.OTHERS):
         place = folder / (BRIEF if index < recipe.OTHERS // 2 else WHOLE)
         _draw(place, index, recipe.ordinary_scene(others), others)
-    say(
-        f"drew {recipe.PICTURES} pictures of {TRIGGER} and {recipe.OTHERS} of other people, no words beside them"
-    )
+    say(f"drew {recipe.OTHERS} pictures of other people")
 
 
 def _draw(place: Path, index: int, scene: Scene, draw: random.Random) -> None:

@@ -6,19 +6,20 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lorapipe_demo.scene import Scene, concept_scene, concept_tags, random_person
+from lorapipe_demo.scene import TRIGGER, Scene, concept_scene, concept_tags, random_person
 
 PICTURES, PER_EPOCH = 32, "160"  # of the new character
-OTHERS, OTHER_REPEATS = 40, "2"  # of ordinary people, so that only the trigger calls her
+OTHERS, OTHER_REPEATS = 40, "2"  # of ordinary people, where a dataset is to have them
 # What is always so in her pictures goes from the captions, and so into the trigger: hair and the colour of eyes.
 HER_OWN = ("*hair*", "*eyes", "twintails", "double bun", "bob cut", "ponytail")
 KEPT = "closed eyes"  # a face, which changes
 RESOLUTION = "64"
 RANK, CONV_RANK = "32", "8"
-EPOCHS = 10
+EPOCHS = 5
 
 # sd-scripts' names; the same as one would type. Layers of convolutions and captions that are left out at times make the
-# trigger hold whatever the seed (docs/demo-world.md).
+# trigger hold whatever the seed; in every second step the network is held to the base for captions without it, so that
+# nobody else becomes her (docs/demo-world.md).
 TRAIN_OPTIONS: dict[str, str] = {
     "resolution": RESOLUTION,
     "max_token_length": "75",
@@ -28,6 +29,7 @@ TRAIN_OPTIONS: dict[str, str] = {
     "unet_lr": "2.5e-3",
     "text_encoder_lr": "2e-3",
     "caption_dropout_rate": "0.05",
+    "preserve": f"trigger={TRIGGER} every=2",
 }
 SMALL_RANK = "16"  # half of what was trained
 SAMPLER, STEPS, GUIDANCE = "ddim", 20, 5.0
@@ -50,9 +52,9 @@ class Recipe:
     draws_extracted: bool = False
 
 
-# The judge says the same of pictures of 10 and of 20 steps (docs/demo-world.md).
-SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 10, shown=3)
-FULL = Recipe(EPOCHS, TRAIN_OPTIONS, STEPS, draws_extracted=True)
+# The judge says the same of pictures of 8 and of 20 steps (docs/demo-world.md).
+SHORT = Recipe(EPOCHS, TRAIN_OPTIONS, 8, shown=3)
+FULL = Recipe(2 * EPOCHS, TRAIN_OPTIONS, STEPS, shown=2 * EPOCHS, draws_extracted=True)
 
 
 def exam_scenes(seed: int = 77) -> list[Scene]:

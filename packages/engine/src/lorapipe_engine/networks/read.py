@@ -71,7 +71,7 @@ def read_module(file: WeightFile, module: NetworkModule) -> dict[str, Array]:
 
     Raises InputError for tensors that are no weights: whole numbers, no ranks.
     """
-    _check(file, module)
+    check_module(file, module)
     tensors: dict[str, Array] = {suffix: file.read(key) for suffix, key in module.keys.items()}
     if module.scale is not None and "alpha" not in tensors:
         _put_scale(tensors, module)
@@ -101,7 +101,8 @@ def scale_of(module: NetworkModule) -> float:
     return 1.0 if module.scale is None else module.scale
 
 
-def _check(file: WeightFile, module: NetworkModule) -> None:
+def check_module(file: WeightFile, module: NetworkModule) -> None:
+    """Raise InputError for tensors that are no weights: whole numbers, no ranks."""
     if module.rank == 0:
         raise InputError(f"module {module_label(file, module)}: its rank is 0, so it holds no change")
     for suffix, key in module.keys.items():

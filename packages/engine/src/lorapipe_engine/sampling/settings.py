@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorapipe_engine.command.modes import Mode, flag
+from lorapipe_engine.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,10 @@ class DrawSettings:
         min=1,
         max=256,
     )
+    vae_precision: Literal["float", "bf16", "fp16"] | None = flag(
+        None, "Numbers in which pictures are decoded.  [default: fp16 on a card, float on the CPU]"
+    )
+    no_half_vae: bool = flag(False, "Decode in float32, as --vae-precision float does.")
     device: str | None = flag(None, "As cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME")
     tokenizer_dir: Path | None = flag(
         None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="FOLDER"
@@ -130,6 +135,12 @@ class DrawSettings:
     overwrite: bool = flag(
         False, "Replace pictures of other parameters. Those of the same are not drawn again either way."
     )
+
+    def __post_init__(self) -> None:
+        if self.no_half_vae and self.vae_precision not in (None, "float"):
+            raise ConfigError(
+                f"--no-half-vae is --vae-precision float, not {self.vae_precision}; leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

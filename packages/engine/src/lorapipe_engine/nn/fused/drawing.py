@@ -161,6 +161,7 @@ def _is_resnet(block: Any) -> bool:
         and block.dropout.p == 0
         and type(block.nonlinearity).__name__ == "SiLU"
         and isinstance(block.conv1, nn.Conv2d)
+        and block.conv1.padding_mode == block.conv2.padding_mode == "zeros"
         and (block.conv_shortcut is None or block.conv_shortcut.kernel_size == (1, 1))
     )
 

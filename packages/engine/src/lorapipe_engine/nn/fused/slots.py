@@ -136,6 +136,8 @@ class Slots:
         self._places = {
             id(layer): (slot, place) for slot in self._slots for place, layer in enumerate(slot.layers)
         }
+        # Places and ranks of the factors in each slot: where the next ones lie alike, nothing is left between them.
+        self._filled: dict[int, list[tuple[int, int]]] = {}
         self.version = 0
 
     def has(self, layer: nn.Module) -> bool:
@@ -153,10 +155,12 @@ class Slots:
         self._grow({key: sum(factor.rank for _, factor in rows) for key, rows in by_slot.items()})
         copies = _Copies()
         for slot in self._slots:
-            if slot.rank:
+            rows = by_slot.get(id(slot), [])
+            layout = [(place, factor.rank) for place, factor in rows]
+            if slot.rank and layout != self._filled.get(id(slot), []):
                 slot.down.zero_()
                 slot.up.zero_()
-            rows = by_slot.get(id(slot), [])
+            self._filled[id(slot)] = layout
             starts = accumulate((factor.rank for _, factor in rows), initial=0)
             for (place, factor), start in zip(rows, starts, strict=False):
                 ranks = slice(start, start + factor.rank)

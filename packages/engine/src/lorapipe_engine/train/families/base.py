@@ -133,11 +133,13 @@ class Family(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w), scaled as the denoiser sees them -> pixels (B, 3, H, W) in about -1..1."""
         self.vae.to(self.device)
-        unscaled = latents.to(self.device, torch.float32) / self.latent_scale
-        if self.latent_shift:
-            unscaled = unscaled + self.latent_shift
-        pixels: Tensor = self.vae.decode(unscaled.to(self.vae_dtype)).sample
+        pixels: Tensor = self.vae.decode(self.unscaled(latents).to(self.vae_dtype)).sample
         return pixels.float()
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Latents as the denoiser sees them -> as the VAE does, float32."""
+        latents = latents.to(self.device, torch.float32) / self.latent_scale
+        return latents + self.latent_shift if self.latent_shift else latents
 
     # ---------------------------------------------------------------- the denoiser
 

@@ -17,6 +17,7 @@ from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputErr
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
+from lorapipe_engine.nn.fused.decoder import fits_half
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
 from lorapipe_engine.sampling.bases import Told
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext
@@ -29,6 +30,7 @@ from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.families import open_family
+from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
 from lorapipe_engine.train.processes import Processes, join_sharing, own_device
 from lorapipe_engine.train.sample.batching import batches
@@ -162,9 +164,24 @@ class _Drawing:
             zero_terminal_snr=has_no_signal,
             say=self.say,
             forecast=self.forecast,
+            decoding=self._decoding(family),
         )
         painter.check(cells)
         return painter
+
+    def _decoding(self, family: Family) -> torch.dtype | None:
+        """The half precision to decode in; None is float32."""
+        asked = self.asked.vae_precision
+        if self.asked.no_half_vae:
+            asked = "float"
+        if asked is None:
+            asked = "fp16" if family.device.type == "cuda" and fits_half(family.vae) else "float"
+        if asked == "float":
+            return None
+        if not fits_half(family.vae):
+            self.say(f"note: this VAE is of an unusual make; decoded in float32 instead of {asked}")
+            return None
+        return DTYPES[asked]
 
     def _prediction(self, model: BaseModel, told: Told) -> tuple[str, bool]:
         """What the base predicts, and whether it begins without any signal: as asked for, else as its files say."""

@@ -1,14 +1,15 @@
-"""The factors of a plain LoRA for a fused denoiser: read from its file, checked, on the device in one copy."""
+"""The factors of a network for a fused denoiser: a LoRA's own, or those that it equals, checked against the layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
+from lorapipe_engine.nn.base import Adapter, adapter_class, alike
 from lorapipe_engine.nn.fused.slots import Factor, Slots
 from lorapipe_engine.train.network.trained_file import TrainedFile
 
@@ -16,29 +17,55 @@ DOWN, UP = "lora_down.weight", "lora_up.weight"
 
 
 def read_factors(
-    file: TrainedFile, layers: Mapping[str, nn.Module], slots: Slots, device: torch.device
+    file: TrainedFile, layers: Mapping[str, nn.Module], slots: Slots, forms: Mapping[str, Factor]
 ) -> tuple[list[tuple[nn.Module, Factor]] | None, str]:
-    """The change of each layer, by the module's name in the file; None, and why, where one is no plain LoRA of a layer
-    in ``slots``.
+    """The change of each layer, by the module's name in the file; None, and why, where one has no factors or is of a
+    layer outside of ``slots``. ``forms``: the factors of those that are no plain LoRA.
 
     Raises InputError for factors that do not fit their layer.
     """
     for name, layer in layers.items():
-        if file.kinds[name].algorithm != "lora" or not file.tensors[name].keys() <= {DOWN, UP, "alpha"}:
-            return None, f"{quote(name)} is no plain LoRA"
+        if name not in forms and not _is_plain(file, name):
+            return None, f"{quote(name)} is no LoRA, nor equal to one of low rank"
         if not slots.has(layer):
             return None, f"{quote(name)} changes a layer outside of the fused blocks"
-    shapes = {name: _shapes(file, name, layer) for name, layer in layers.items()}
-    pieces = [file.tensors[name][key].flatten() for name in layers for key in (DOWN, UP)]
-    if not pieces:
-        return [], ""
-    flat = torch.cat(pieces).to(device)
-    parts = iter(torch.split(flat, [len(piece) for piece in pieces]))
-    found: list[tuple[nn.Module, Factor]] = []
+    factors: list[tuple[nn.Module, Factor]] = []
     for name, layer in layers.items():
-        down, up = (next(parts).view(shape) for shape in shapes[name])
-        found.append((layer, Factor(down, up, _scale(file.tensors[name], len(down)))))
-    return found, ""
+        if name in forms:
+            factors.append((layer, forms[name]))
+            continue
+        shapes = _shapes(file, name, layer)
+        down, up = (file.tensors[name][k].view(s) for k, s in zip((DOWN, UP), shapes, strict=True))
+        factors.append((layer, Factor(down, up, file.sizes[name].alpha / len(down))))
+    return factors, ""
+
+
+def without_factors(file: TrainedFile, names: Iterable[str]) -> list[str]:
+    """The modules that are no plain LoRA, of algorithms that may equal one."""
+    return [
+        name
+        for name in names
+        if not _is_plain(file, name) and "short_form" in vars(adapter_class(file.kinds[name].algorithm))
+    ]
+
+
+@torch.no_grad()
+def short_factors(adapters: Mapping[str, Adapter]) -> dict[str, Factor]:
+    """The factors that adapters equal, by their names, those of one kind and shape made together; without those that
+    have no such form."""
+    names = {id(adapter): name for name, adapter in adapters.items() if adapter.short_rank()}
+    factors: dict[str, Factor] = {}
+    for rows in alike(adapter for adapter in adapters.values() if id(adapter) in names):
+        roles = [*rows[0].roles, *rows[0].frozen]
+        values = {role: torch.stack([getattr(row, role).detach() for row in rows]) for role in roles}
+        for row, down, up in zip(rows, *type(rows[0]).short_form(rows, values), strict=True):
+            shaped = down.reshape(-1, *row.weight.shape[1:]).float().contiguous()
+            factors[names[id(row)]] = Factor(shaped, up.reshape(len(up), -1).float().contiguous(), 1.0)
+    return factors
+
+
+def _is_plain(file: TrainedFile, name: str) -> bool:
+    return file.kinds[name].algorithm == "lora" and file.tensors[name].keys() <= {DOWN, UP, "alpha"}
 
 
 def _shapes(file: TrainedFile, name: str, layer: nn.Module) -> tuple[tuple[int, ...], tuple[int, int]]:
@@ -54,8 +81,3 @@ def _shapes(file: TrainedFile, name: str, layer: nn.Module) -> tuple[tuple[int, 
                 f"{file.path}: {name}: {key} has shape {given}, the model's layer needs {tuple(shape)}"
             )
     return down, up
-
-
-def _scale(tensors: Mapping[str, Tensor], rank: int) -> float:
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else 0.0
-    return (alpha or float(rank)) / rank

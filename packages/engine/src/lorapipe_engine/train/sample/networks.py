@@ -20,8 +20,13 @@ from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.apply import attach_modules, fitting_targets
 from lorapipe_engine.train.network.choice import every_target
-from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
-from lorapipe_engine.train.sample.factors import read_factors
+from lorapipe_engine.train.network.trained_file import (
+    StoredFile,
+    TrainedFile,
+    read_stored,
+    read_trained,
+)
+from lorapipe_engine.train.sample.factors import read_factors, short_factors, without_factors
 
 MOST_READ = 8  # networks that stay in memory for the next swap
 
@@ -40,8 +45,8 @@ class Swapper:
     """Puts sets of networks into a family and takes them out. The base's weights are never written to.
 
     Every network's change is that of the base's own weight, and the changes of several are added. ``drawing``: the
-    denoiser's fused form, whose slots take the factors of plain networks; others stand in the place of the layers that
-    they change, and the denoiser runs unfused with them, which ``say`` is told once for each.
+    denoiser's fused form, whose slots take the factors of networks that have some; others stand in the place of the
+    layers that they change, and the denoiser runs unfused with them, which ``say`` is told once for each.
     """
 
     def __init__(self, family: Family, drawing: Drawing | None = None, say: Say = print) -> None:
@@ -53,7 +58,7 @@ class Swapper:
         self._changed: list[tuple[nn.Module, str, nn.Module]] = []
         self._told: set[Path] = set()
         self._reader: ThreadPoolExecutor | None = None
-        self._ahead: dict[Path, Future[TrainedFile]] = {}
+        self._ahead: dict[Path, Future[StoredFile]] = {}
 
     def use(self, rows: Iterable[Loaded]) -> None:
         """Have these networks in the model, and no others.
@@ -94,7 +99,7 @@ class Swapper:
         self._reader = self._reader or ThreadPoolExecutor(1, "networks")
         for path in paths:
             if path not in self._read and path not in self._ahead:
-                self._ahead[path] = self._reader.submit(read_trained, path)
+                self._ahead[path] = self._reader.submit(self._stored, path)
 
     def _fill(self, drawing: Drawing, rows: Sequence[Loaded], read: Sequence[_Read]) -> bool:
         """Whether the networks are in the denoiser's slots."""
@@ -132,6 +137,9 @@ class Swapper:
         """Every layer that a file may have a change for, by the module's name."""
         return {target.name: target for target in every_target(self._family)}
 
+    def _stored(self, path: Path) -> StoredFile:
+        return read_stored(path, pinned=self._family.device.type == "cuda")
+
     def _network(self, path: Path) -> _Read:
         """A network that is read and not in the model."""
         if path not in self._read:
@@ -139,7 +147,8 @@ class Swapper:
                 self._read.pop(next(iter(self._read)))
             ahead = self._ahead.pop(path, None)
             try:
-                file = read_trained(path) if ahead is None else ahead.result()
+                stored = self._stored(path) if ahead is None else ahead.result()
+                file = stored.on(self._family.device)
                 targets = fitting_targets(self._family, file, self._targets)
                 self._read[path] = _Read(self._family, file, targets, self._drawing)
             except (LoraError, TypeError) as error:
@@ -166,7 +175,9 @@ class _Read:
         self.why_not = ""
         if drawing is not None:
             own = {name: row.module for name, row in targets.items() if row.part == family.facts.denoiser}
-            self.factors, self.why_not = read_factors(file, own, drawing.slots, family.device)
+            odd = without_factors(file, own)
+            forms = short_factors(self._attach(file, odd).adapters) if odd else {}
+            self.factors, self.why_not = read_factors(file, own, drawing.slots, forms)
         # What will most likely be used; the rest of the file is not kept.
         self.modules(text_alone=self.factors is not None, file=file)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
+from lorapipe_engine.nn.fused.decoder import HalfDecoder
 from lorapipe_engine.nn.fused.drawing import Drawing, fuse_decoder
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.samplers import SAMPLERS
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_TEXTS = 256  # whose states are kept
+DECODED_PIXELS = 1024 * 1024  # at once in half precision; a picture above this goes alone
 
 Say = Callable[[str], None]
 
@@ -66,7 +68,8 @@ class CellPainter:
     """Draws cells of one base. ``prediction``: a name of :mod:`lorapipe_engine.models.predictions`.
 
     On a CUDA card blocks are fused and evaluations captured; ``say`` is told what does not work of it. ``fused``: fuse
-    blocks, or not, whatever the device is. ``forecast`` watches the evaluations.
+    blocks, or not, whatever the device is. ``forecast`` watches the evaluations. ``decoding``: fp16 or bf16 for a VAE
+    of which :func:`.decoder.fits_half` is true; None decodes in the VAE's own precision.
     Raises ConfigError for a prediction that these samplers are not for.
     """
 
@@ -79,17 +82,22 @@ class CellPainter:
         say: Say,
         forecast: Forecast | None = None,
         fused: bool | None = None,
+        decoding: torch.dtype | None = None,
     ) -> None:
         if prediction not in (EPSILON.name, V.name, FLOW.name):
             raise ConfigError(f"a base of {prediction} cannot be drawn by A1111's samplers")
         self.family = family
+        self._say = say
+        self._half = None if decoding is None else HalfDecoder(family.vae, decoding)
         self._forecast = forecast
         drawing = None
         self._graphs: GuidedGraphs | None = None
         on_card = family.device.type == "cuda"
         if on_card if fused is None else fused:
             drawing = Drawing(family.denoiser)
-            fuse_decoder(family.vae)
+            for vae in (family.vae, self._half):
+                if vae is not None:
+                    fuse_decoder(vae)
             self._graphs = GuidedGraphs(family, drawing, say, capture=on_card)
         self._drawing = drawing
         self.swapper = Swapper(family, drawing, say)
@@ -142,12 +150,31 @@ class CellPainter:
             # Prompts of several chunks have states of other lengths.
             alike.setdefault(tuple(text.hidden.shape[1] for text in pair), []).append(index)
         latents: dict[int, Tensor] = {}
-        for rows in alike.values():
-            drawn = self._denoise([cells[row] for row in rows], [texts[row] for row in rows])
-            latents.update(zip(rows, drawn, strict=True))
-        for index in range(len(cells)):
-            # One by one: a batch's pixels take more memory than its latents did in all the steps.
-            yield Drawn(picture_bytes(self.family.decode(latents[index][None]))[0])
+        for places in alike.values():
+            drawn = self._denoise([cells[row] for row in places], [texts[row] for row in places])
+            latents.update(zip(places, drawn, strict=True))
+        # Few at once: a batch's pixels take more memory than its latents did in all the steps.
+        count = 1
+        if self._half is not None and latents[0].is_cuda:
+            count = max(1, DECODED_PIXELS // (cells[0].width * cells[0].height))
+        for start in range(0, len(cells), count):
+            rows = [latents[index] for index in range(start, min(start + count, len(cells)))]
+            for picture in picture_bytes(self.decode(torch.stack(rows))):
+                yield Drawn(picture)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w), scaled as the denoiser sees them -> pixels (B, 3, H, W) in about -1..1."""
+        if self._half is not None:
+            pixels = self._half.decode(self.family.unscaled(latents))
+            if torch.isfinite(pixels).all():
+                return pixels
+            self._say(
+                "note: the VAE's values go beyond half precision; decoded in float32 from here on, as with "
+                "--vae-precision float"
+            )
+            self._half = None
+        return torch.cat([self.family.decode(row[None]) for row in latents])
 
     def _denoise(self, cells: Sequence[Cell], texts: Sequence[tuple[Conditioning, Conditioning]]) -> Tensor:
         first = cells[0]
