@@ -87,7 +87,7 @@ def _file_of(path: Path) -> Path:
         if file.is_file():
             return file
     raise MissingExtra(
-        "the encoder 'demo' lies in a package that is not installed: pip install lorapipe-demo"
+        "the encoder 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
     )
 
 
