@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from lorapipe_demo import recipe
+from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.figures import MERGED, Series, Share, draw_series, plan_series, shares, shown_epochs
-from lorapipe_demo.scene import TRIGGER
+from lorapipe_demo.scene import TRIGGER, concept_scene, random_person
 from lorapipe_demo.weights import Made
 
 FILES = [Path(f"epoch{number}.safetensors") for number in (1, 2, 3)]
@@ -87,7 +89,9 @@ def test_the_grid_shows_the_pictures_that_were_judged_and_names_an_epoch(
              for name, row in series.items()}  # fmt: skip
     path = show_grid(series, drawn, 10, tmp_path)
     said = capsys.readouterr().err
-    assert "take epoch3, weight 1: selectivity" in said
+    assert "take epoch3, weight 1: encoder" in said
+    assert "epoch3, weight 1 goes " in said
+    assert len(list((tmp_path / "held-out").rglob("*.png"))) == recipe.HELD_OUT
     assert "not compared, for too few pictures: epoch1, weight 0.7" in said
     assert "needs two seeds" not in said
     with Image.open(path) as sheet:
@@ -101,22 +105,19 @@ def test_the_grid_shows_the_pictures_that_were_judged_and_names_an_epoch(
     }
     with Image.open(tmp_path / "cells" / cells["epoch3", 1.0]["path"]) as picture:
         assert picture.size == (128, 128)
-        assert picture.getpixel((64, 64)) == drawn["calls"][0].getpixel((32, 32))
+        assert picture.tobytes() == drawn["calls"][0].resize((128, 128)).tobytes()
         assert "<lora:epoch3:1>" in picture.info["parameters"]
     assert "epoch1" in (tmp_path / "grid.html").read_text()
 
 
 def stand_in(row: Series, prompt: str, seed: int) -> Image.Image:
-    """A dark square on grey at a place of its own for each seed; a network moves it, the later the further if she is
-    called.
-    """
+    """Somebody of the world for each seed; if she is called she shines through, the later the clearer."""
     name = "" if row.network is None else row.network.stem
     epoch = int(name[-1]) if name[-1:].isdigit() else 3 * bool(name)
-    way = round(6 * epoch * row.strength) if TRIGGER in prompt else 2 * bool(name)
-    picture = Image.new("RGB", (64, 64), (170, 170, 170))
-    at = 4 + 2 * (seed % 10) + way
-    picture.paste((60, 60, 60), (at, 12, at + 20, 44))
-    return picture
+    draw = random.Random(seed)
+    picture, her = (draw_scene(pick(draw), draw) for pick in (random_person, concept_scene))
+    share = 0.3 * epoch * min(1.0, row.strength) if TRIGGER in prompt else 0.02 * bool(name)
+    return Image.blend(picture, her, share)
 
 
 @pytest.mark.torch

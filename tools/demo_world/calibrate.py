@@ -4,8 +4,8 @@ that `lora-grid --best` reads, and print what it makes of them: which numbers te
     python tools/demo_world/calibrate.py OUT                 # on a GPU, some two minutes
     python tools/demo_world/calibrate.py OUT --toy --device cpu     # every stage, in two minutes
 
-OUT/trainings.zip holds the cells for `tests/data`, OUT/figures.md and OUT/figures.json the figures of
-all networks, with the judge's view of them, and what --best says for each seed.
+OUT/trainings.zip holds the cells for `tests/data`, without those of ten times the rates. OUT/figures.md and
+OUT/figures.json have the figures of all networks, with the judge's view of them, and what --best says for each seed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ OTHERS = (
     "brown cat, simple background",
 )
 SEEDS = "seed:11,12,13,14"
-KEPT = ("path", "axes", "file", "weight", "prompt", "seed", "steps", "sampler", "cfg", "size", "clip_skip")
-QUALITY = 95  # of the kept pictures, WebP
+KEPT = ("path", "file", "weight", "prompt", "seed", "steps", "sampler", "cfg", "size", "clip_skip")
+KEPT_RATES = ("tenth", "once", "fivefold")  # the pictures of ten times the rates are those of five times
+QUALITY, NOISE_QUALITY = 95, 80  # of the kept pictures, WebP; those of five times the rates are noise
 FIGURES = ("move", "selectivity", "leak_u", "leak_o", "spread")
 BURN = ("chroma", "clipped", "edges")
 
@@ -60,7 +61,12 @@ def main() -> None:
         drawn = time.monotonic()
         rows = figures_of(cells)
         judged = judge(cells)
-        said = [best_of(cells, seed) for seed in range(1, options.seeds + 1)]
+        encoder = ("--encoder", "demo", "--held-out", str(hers(work)))
+        said = {
+            f"seed {seed}, {how}": best_of(cells, seed, *words)
+            for seed in range(1, options.seeds + 1)
+            for how, words in (("without a model", ()), ("by the encoder", encoder))
+        }
         size = keep(cells, options.out / "trainings.zip")
     table = markdown(rows, judged, said)
     (options.out / "figures.md").write_text(table)
@@ -187,6 +193,13 @@ def ask_grid(cells: Sequence[dict[str, Any]], *words: str) -> dict[str, Any]:
         return dict(json.loads(run(("lora-grid", *words), allowed=(0, 1))))
 
 
+def hers(work: Path) -> Path:
+    """Pictures of her that no training has, for the encoder."""
+    from lorapipe_demo.concept import draw_concept
+
+    return draw_concept(work / "held-out", TRIGGER, pictures=16, repeats=1, seed=2)
+
+
 def figures_of(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     networks = ask_grid(cells)["networks"]
     return [
@@ -197,10 +210,10 @@ def figures_of(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def best_of(cells: Sequence[dict[str, Any]], seed: int) -> list[str]:
+def best_of(cells: Sequence[dict[str, Any]], seed: int, *words: str) -> list[str]:
     """What --best says of one seed's trainings."""
     wanted = [f"{rate}-{seed}" for rate in RATES]
-    return list(ask_grid(list(with_networks(cells, wanted)), "--best")["lines"])
+    return list(ask_grid(list(with_networks(cells, wanted)), "--best", *words)["lines"])
 
 
 def judge(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -225,10 +238,14 @@ def keep(cells: Sequence[dict[str, Any]], path: Path) -> int:
     lines = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for row in cells:
+            rate = row["file"].partition("-")[0]
+            if rate not in (*KEPT_RATES, "None"):
+                continue
             if row["path"] not in stored:
                 stored[row["path"]] = f"{len(stored):03d}.webp"
                 data = io.BytesIO()
-                Image.open(row["path"]).save(data, format="WEBP", quality=QUALITY, method=6)
+                quality = NOISE_QUALITY if rate == "fivefold" else QUALITY
+                Image.open(row["path"]).save(data, format="WEBP", quality=quality, method=6)
                 archive.writestr(stored[row["path"]], data.getvalue())
             record = {name: row[name] for name in KEPT if name in row} | {"path": stored[row["path"]]}
             lines.append(json.dumps(record))
@@ -237,7 +254,9 @@ def keep(cells: Sequence[dict[str, Any]], path: Path) -> int:
 
 
 def markdown(
-    rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Mapping[str, int]], said: Sequence[Sequence[str]]
+    rows: Sequence[Mapping[str, Any]],
+    judged: Mapping[str, Mapping[str, int]],
+    said: Mapping[str, Sequence[str]],
 ) -> str:
     names = ("network", "judge T", "U", "O", *FIGURES, *BURN)
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
@@ -248,8 +267,8 @@ def markdown(
         seen = judged[row["name"]]
         numbers = ["-" if row[name] is None else f"{row[name]:.2f}" for name in (*FIGURES, *BURN)]
         lines.append(f"| {row['name']} | {seen['T']} | {seen['U']} | {seen['O']} | {' | '.join(numbers)} |")
-    for seed, verdict in enumerate(said, 1):
-        lines += ["", f"--best, seed {seed}:", *(f"    {line}" for line in verdict)]
+    for title, verdict in said.items():
+        lines += ["", f"--best, {title}:", *(f"    {line}" for line in verdict)]
     return "\n".join(lines) + "\n"
 
 

@@ -137,6 +137,62 @@ def test_likeness_to_held_out_pictures(place: Path, tmp_path: Path) -> None:
     assert any("nearer to a training picture than held-out ones are" in line for line in record["lines"])
 
 
+def both_halves(path: Path) -> Path:
+    """A CLIP of colours: the mean of each channel, and for a text the mean of its tokens' rows in a table."""
+    node = onnx.helper.make_node
+    integers = onnx.TensorProto.INT64
+    names = ("input_ids", "attention_mask")
+    nodes = [
+        node("ReduceMean", ["pixel_values"], ["image_embeds"], axes=[2, 3], keepdims=0),
+        node(
+            "Constant", [], ["table"], value=onnx.numpy_helper.from_array(np.eye(5, 3, -2, dtype=np.float32))
+        ),
+        node("Gather", ["table", "input_ids"], ["rows"]),
+        node("Cast", ["attention_mask"], ["mask"], to=1),
+        node("Constant", [], ["last"], value_ints=[2]),
+        node("Unsqueeze", ["mask", "last"], ["weights"]),
+        node("Mul", ["rows", "weights"], ["counted"]),
+        node("ReduceMean", ["counted"], ["text_embeds"], axes=[1], keepdims=0),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "clip",
+        [onnx.helper.make_tensor_value_info("pixel_values", 1, ["n", 3, 32, 32])]
+        + [onnx.helper.make_tensor_value_info(name, integers, ["m", "length"]) for name in names],
+        [onnx.helper.make_tensor_value_info(name, 1, [size, 3]) for name, size in
+         (("image_embeds", "n"), ("text_embeds", "m"))],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    path.parent.mkdir(parents=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def test_pictures_beside_their_prompts(place: Path, tmp_path: Path) -> None:
+    """A CLIP with both halves, its tokenizer in the folder above. The prompts speak of green alone."""
+    tokenizers = pytest.importorskip("tokenizers")
+    clip = both_halves(tmp_path / "onnx" / "model.onnx")
+    words = ("--clip", clip, "--held-out", place / "held")
+    record, _ = best(place, *words)
+    assert any("clip: no tokenizer.json beside model.onnx" in line for line in record["lines"])
+    vocabulary = {"other": 0, "red": 2, "green": 3, "blue": 4}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="other"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    record, _ = best(place, *words)
+    assert record["best"]["figure"] == "clip"
+    cells = {(row["values"].get("file"), row["values"]["seed"]): row for row in record["cells"]}
+    one, base = (cells[file, 3] for file in ("run/m-000002.safetensors", None))
+    assert "green" in one["values"]["prompt"]
+    vectors = Encoder(clip, CLIP).vectors([Image.open(row["path"]).convert("RGB") for row in (one, base)])
+    cosines = vectors[:, 1] / np.linalg.norm(vectors, axis=1)
+    assert one["figures"]["clip_t"] == pytest.approx(float(cosines[0] - cosines[1]), abs=1e-5)
+    assert run("lora-grid", place / "cells/cells.jsonl", *words).stdout.count("clip_t") == 1
+    (tmp_path / "tokenizer.json").write_text("{}")
+    done = run("lora-grid", place / "cells/cells.jsonl", *words)
+    assert (done.returncode, "tokenizer.json: cannot be read as a tokenizer" in done.stderr) == (2, True)
+
+
 def test_ccip(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ccip-caformer-24-randaug-pruned"
     mean_colours(folder / "model_feat.onnx", 384)

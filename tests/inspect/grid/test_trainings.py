@@ -1,26 +1,49 @@
 """The figures on cells of true trainings of the demo, kept as small pictures.
 
-``epochs.zip``: every second epoch of the demo at its own rates on a CPU, with the base.
+``epochs.zip``: every second epoch of the demo at its own rates on a CPU, with the base. ``trainings.zip``, made on a
+card by ``tools/demo_world/calibrate.py``: trainings at a tenth of the demo's rates, at its rates and at five times
+these, three seeds each, with the base. The demo's judge sees her in 0, in 7 or 8, and in 0 of the eight pictures with
+the trigger.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import lorapipe_demo
+from lorapipe_demo.concept import draw_concept
 from support.commands import run
 
 DATA = Path(__file__).parents[2] / "data"
+SEEDS = (1, 2, 3)
+SHORT, RIGHT, BURNT = ([f"{rate}-{seed}" for seed in SEEDS] for rate in ("tenth", "once", "fivefold"))
 
 
-def asked(archive: str, folder: Path, *words: str) -> dict[str, Any]:
-    """What ``lora-grid --best`` says of the cells of an archive."""
+def asked(archive: str, folder: Path, *words: object, only: Sequence[str] = ()) -> dict[str, Any]:
+    """What ``lora-grid --best`` says of the cells of an archive, or of some of its networks and the base."""
     with zipfile.ZipFile(DATA / archive) as cells:
         cells.extractall(folder)
-    done = run("lora-grid", folder / "cells.jsonl", "--best", "--trigger", "mirelune", "--json", *words)
-    return dict(json.loads(done.stdout))
+    listed = folder / "cells.jsonl"
+    lines = listed.read_text().splitlines()
+    kept = [line for line in lines if not only or json.loads(line)["file"] in ("None", *only)]
+    listed.write_text("\n".join(kept) + "\n")
+    done = run("lora-grid", listed, "--best", "--trigger", "mirelune", "--json", *words)
+    assert done.returncode < 2, done.stderr
+    record = dict(json.loads(done.stdout))
+    assert done.returncode == (record["best"]["name"] is None)
+    return record
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of her that no training has seen; those have seed 1."""
+    return draw_concept(tmp_path_factory.mktemp("held"), "mirelune", pictures=16, repeats=1, seed=2)
 
 
 def test_an_epoch_that_has_not_learned_is_not_taken(tmp_path: Path) -> None:
@@ -33,3 +56,62 @@ def test_an_epoch_that_has_not_learned_is_not_taken(tmp_path: Path) -> None:
     selectivity = {row["name"]: row["selectivity"] for row in record["networks"]}
     assert selectivity["mirelune-000002"] < selectivity["mirelune-000004"] < 1.6
     assert min(selectivity[name] for name in ("mirelune-000006", "mirelune-000008", "mirelune")) > 1.8
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_a_model_burnt_trainings_are_out_and_short_ones_are_not_told(
+    tmp_path: Path, seed: int
+) -> None:
+    short, right, burnt = SHORT[seed - 1], RIGHT[seed - 1], BURNT[seed - 1]
+    record = asked("trainings.zip", tmp_path, only=(short, right, burnt))
+    best = record["best"]
+    assert (best["name"], best["figure"]) == (None, "selectivity")
+    assert set(best["ties"]) == {short, right}
+    reasons = best["failed"].pop(burnt)
+    assert best["failed"] == {}
+    assert [reason.split()[0] for reason in reasons] == ["chroma", "clipped", "edges"]
+    moves = {row["name"]: row["move"] for row in record["networks"]}
+    assert max(moves[short], moves[right]) < 25 < moves[burnt]
+    assert any(
+        line.startswith("not seen: whether it is the concept that is drawn") for line in record["lines"]
+    )
+
+
+def test_an_encoder_tells_short_right_and_burnt_trainings_apart(tmp_path: Path, held_out: Path) -> None:
+    record = asked("trainings.zip", tmp_path, "--encoder", "demo", "--held-out", held_out)
+    best = record["best"]
+    assert (best["name"], best["figure"]) == ("once-1", "encoder")
+    assert sorted(best["ties"]) == RIGHT
+    assert sorted(best["failed"]) == BURNT
+    risen = {row["name"]: row["value"] for row in best["values"]}
+    assert max(risen[name] for name in BURNT) < 0
+    assert max(risen[name] for name in SHORT) < 0.75 * best["interval"][0]
+    assert 0.45 < best["way"] < 0.6
+    assert not any("not seen" in line or "train longer" in line for line in record["lines"])
+
+
+def test_short_trainings_alone_are_told_to_be_short(tmp_path: Path, held_out: Path) -> None:
+    record = asked("trainings.zip", tmp_path, "--encoder", "demo", "--held-out", held_out, only=SHORT)
+    assert record["best"]["name"] is None
+    assert 0.1 < record["best"]["way"] < 0.35
+    assert any(line.startswith("train longer, or at a higher rate") for line in record["lines"])
+
+
+def test_tags_see_nothing_of_a_character_without_tags(tmp_path: Path) -> None:
+    """The base draws all that the prompts ask for and a tag names, so no network can have more recall."""
+    tagger = Path(lorapipe_demo.__file__).parent / "assets" / "tagger"
+    best = asked("trainings.zip", tmp_path, "--tagger", tagger, only=("once-1", "tenth-1"))["best"]
+    assert (best["name"], best["figure"]) == (None, "recall")
+    assert best["reason"].startswith("no network has surely more recall than the base")
+
+
+def test_an_encoder_on_the_demos_epochs(tmp_path: Path, held_out: Path) -> None:
+    """Cells that the encoder was not chosen by."""
+    best = asked("epochs.zip", tmp_path, "--encoder", "demo", "--held-out", held_out)["best"]
+    assert best["name"] is not None
+    assert "mirelune-000002" not in best["ties"]
+    risen = {row["name"]: row["value"] for row in best["values"]}
+    assert risen["mirelune-000002"] < 0.5 * min(
+        value for name, value in risen.items() if name != "mirelune-000002"
+    )
+    assert best["way"] > 0.45

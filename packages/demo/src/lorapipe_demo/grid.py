@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorapipe_demo import recipe
+from lorapipe_demo.concept import draw_concept
 from lorapipe_demo.figures import Series
 from lorapipe_demo.programs import run, say_lines
 from lorapipe_demo.scene import TRIGGER
+from lorapipe_engine.command.tool import say
 from lorapipe_engine.pictures.parameters import save_with_parameters
 from lorapipe_engine.sampling.infotext import write_infotext
 from lorapipe_engine.sampling.prompts.tags import Tag
@@ -19,6 +21,7 @@ from lorapipe_engine.sampling.prompts.tags import Tag
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+HELD_OUT = "held-out"
 ZOOM = 2  # of the kept pictures, to be seen
 CANNOT_TELL = 1  # lora-grid's status where no epoch is named
 # A line of prompts for the seeds, each with a place of its own.
@@ -31,7 +34,8 @@ def show_grid(
     series: Mapping[str, Series], drawn: Mapping[str, Sequence[Image]], steps: int, output_dir: Path
 ) -> Path:
     """Write ``grid.png`` (epochs and weights of one prompt, the base in front) and ``grid.html`` (these, and the
-    pictures by which epochs are compared), and say which epoch ``lora-grid`` names. Returns the path of the PNG.
+    pictures by which epochs are compared), and say which epoch ``lora-grid`` names by their likeness to fresh pictures
+    of her, drawn into ``held-out``. Returns the path of the PNG.
     """
     folder = output_dir / "cells"
     shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +47,13 @@ def show_grid(
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     run(("lora-grid", "cells/grid.jsonl", "-o", "grid.png", "--title", prompt, "--force"), folder=output_dir)
-    page = ("--html", "grid.html", "--force", "--best", "--trigger", TRIGGER)
+    seed, pictures = recipe.HELD_OUT_SEED, recipe.HELD_OUT
+    shutil.rmtree(output_dir / HELD_OUT, ignore_errors=True)
+    draw_concept(output_dir / HELD_OUT, TRIGGER, pictures=pictures, repeats=1, seed=seed)
+    say("")
+    say(f"drew {pictures} pictures of {TRIGGER} that were not trained on, to compare with")
+    likeness = ("--encoder", "demo", "--held-out", HELD_OUT)
+    page = ("--html", "grid.html", "--force", "--best", "--trigger", TRIGGER, *likeness)
     allowed = (0, CANNOT_TELL)
     say_lines(run(("lora-grid", "cells/all.jsonl", *page), folder=output_dir, allowed=allowed))
     return output_dir / "grid.png"

@@ -37,6 +37,7 @@ EXAM_SIZE = 40  # pictures for each figure
 WEIGHTS = (0.7, 1.0, 1.3)  # rows of the grid
 # By which epochs are compared: pictures that call her, two seeds of a prompt, and as many that do not as tell a leak.
 COMPARED_CALLS, COMPARED_OTHERS = 8, 2
+HELD_OUT, HELD_OUT_SEED = 16, 2  # pictures of her that were not trained on; those that were have seed 1
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_file_text, write_json, write_path
 from lorapipe_engine.command.tool import LaunchedCommand, say, show, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.sampling.bases import trained_size
 from lorapipe_engine.settings import PARTS
 from lorapipe_engine.settings.programs import Programs
 from lorapipe_engine.settings.refused import FOREIGN
@@ -241,6 +240,8 @@ def sized(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str
     base, data = parts[0].pretrained_model_name_or_path, parts[1]
     if base is None or data.resolution is not None:
         return parts, origin
+    from lorapipe_engine.sampling.bases import trained_size
+
     width, height = map(int, trained_size(base).split("x"))
     parts = [parts[0], replace(data, resolution=(width, height)), *parts[2:]]
     return parts, {**origin, "resolution": "the base's own"}

@@ -150,6 +150,8 @@ def shown_figures(study: Study) -> list[Any]:
         Shown("ccip", "CCIP", "likeness to held-out pictures, more than the base's", 3),
         Shown("dino", "DINO", "mean cosine to held-out pictures, more than the base's", 3),
         Shown("clip", "CLIP", "mean cosine to held-out pictures, more than the base's", 3),
+        Shown("clip_t", "CLIP-T", "cosine to the prompt, more than the base's", 3),
+        Shown("encoder", "encoder", "mean cosine to held-out pictures, more than the base's", 3),
         Shown("tags", "tags", "cosine of the tags to the dataset's mean, more than the base's", 3),
         Shown("chroma", "chroma", "mean chroma, more than the base's", 1),
         Shown("clipped", "clipped", "share of black and white pixels, more than the base's", 3),
@@ -196,7 +198,7 @@ def _report(grid: Grid, study: Study, told: Sequence[str]) -> list[str]:
 
 
 def _record(grid: Grid, study: Study, choice: Choice | None, told: Sequence[str]) -> dict[str, Any]:
-    from lorapipe_inspect.grid.study import name_of
+    from lorapipe_inspect.grid.study import name_of, way_of
 
     def plain(network: Any) -> dict[str, Any]:
         return dict(zip(study.pairs.names, network, strict=True))
@@ -229,6 +231,7 @@ def _record(grid: Grid, study: Study, choice: Choice | None, told: Sequence[str]
             "figure": choice.figure,
             "values": [{"name": name_of(study, one), "value": value} for one, value in choice.values.items()],
             "interval": choice.interval,
+            "way": way_of(study, choice),
             "ties": [name_of(study, one) for one in choice.ties],
             "runner_up": None if choice.runner_up is None else name_of(study, choice.runner_up),
             "failed": {name_of(study, one): list(reasons) for one, reasons in choice.failed.items()},

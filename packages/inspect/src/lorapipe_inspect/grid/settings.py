@@ -8,7 +8,7 @@ from typing import Literal
 
 from lorapipe_engine.command.modes import Mode, flag
 
-Figure = Literal["auto", "selectivity", "recall", "tags", "dino", "clip", "ccip"]
+Figure = Literal["auto", "selectivity", "recall", "tags", "dino", "clip", "ccip", "encoder"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class FigureSettings:
         None,
         "Pictures of the concept that were not trained on.",
         metavar="DIR",
-        needs=("dino", "clip", "ccip"),
+        needs=("dino", "clip", "ccip", "encoder"),
     )
     tagger: Path | None = flag(
         None, "A WD tagger's folder (model.onnx, selected_tags.csv); else records are read.", metavar="DIR"
@@ -57,9 +57,20 @@ class FigureSettings:
         None, "The tags that the records' tagger has: its selected_tags.csv.", metavar="CSV"
     )
     dino: Path | None = flag(None, "DINOv2 as ONNX.", metavar="FILE.onnx", needs="held_out")
-    clip: Path | None = flag(None, "CLIP's picture half as ONNX.", metavar="FILE.onnx", needs="held_out")
+    clip: Path | None = flag(
+        None,
+        "CLIP as ONNX: its picture half, or both (then CLIP-T too).",
+        metavar="FILE.onnx",
+        needs="held_out",
+    )
     ccip: Path | None = flag(
         None, "CCIP's folder (model_feat.onnx, model_metrics.onnx).", metavar="DIR", needs="held_out"
+    )
+    encoder: Path | None = flag(
+        None,
+        "Any other encoder of pictures as ONNX, for RGB in 0..1, or demo.",
+        metavar="FILE.onnx",
+        needs="held_out",
     )
 
 

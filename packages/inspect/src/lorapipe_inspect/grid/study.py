@@ -18,10 +18,12 @@ from lorapipe_inspect.grid.layout import Grid
 from lorapipe_inspect.grid.looks import Look
 from lorapipe_inspect.grid.settings import BestSettings, FigureSettings
 
-# Of those that were asked for, the first that is there decides.
 MOST_FAILED = 12  # networks that the verdict names with their gates
 MOST_NAMED = 5  # networks in a line of such
-PREFERRED = ("recall", "ccip", "dino", "clip", "tags")
+# Of those that were asked for, the first that is there decides. Pictures go before tags: these see nothing of a
+# character that the tagger has no tag for.
+PREFERRED = ("ccip", "dino", "clip", "encoder", "recall", "tags")
+COLUMNS = (*PREFERRED, "clip_t")  # the last tells obedience to the prompt, not the concept
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Study:
     unasked: Mapping[Key, Unasked]
     concept: Mapping[str, Sequence[float | None]]
     vendi: Mapping[str, Mapping[Key, float]] = field(default_factory=dict)
+    ways: Mapping[str, Mapping[Key, float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
@@ -59,8 +62,9 @@ def measure(grid: Grid, looks: Sequence[Look | None], wanted: FigureSettings) ->
             if value is not None:
                 row[name] = value
     vendi = {one.name: one.vendi for one in models if one.vendi}
+    ways = {one.name: one.ways for one in models if one.ways}
     notes = [note for one in models for note in one.notes]
-    return Study(grid, pairs, rows, networks, headroom(pairs, networks), unasked, concept, vendi, notes)
+    return Study(grid, pairs, rows, networks, headroom(pairs, networks), unasked, concept, vendi, ways, notes)
 
 
 def _by_models(
@@ -71,7 +75,8 @@ def _by_models(
     if wanted.tagger is None:
         known = tags.read_vocabulary(wanted.vocabulary) if wanted.vocabulary else None
         by = tags.tagged(cells, known)
-    if not any((wanted.tagger, wanted.dino, wanted.clip, wanted.ccip)):
+    encoders = (("dino", wanted.dino), ("clip", wanted.clip), ("encoder", wanted.encoder))
+    if not any((wanted.tagger, wanted.ccip, *(path for _, path in encoders))):
         return by, columns
     from lorapipe_inspect.grid.judge import models
 
@@ -79,9 +84,9 @@ def _by_models(
         by, vectors, encoder, general = models.tag_in_full(wanted.tagger, cells)
         if wanted.dataset is not None:
             columns.append(models.tag_cosine(encoder, general, wanted.dataset, vectors, pairs))
-    for name, path in (("dino", wanted.dino), ("clip", wanted.clip)):
+    for name, path in encoders:
         if path is not None and wanted.held_out is not None:
-            columns.append(models.likeness(name, path, wanted.held_out, wanted.dataset, cells, pairs))
+            columns += models.likeness(name, path, wanted.held_out, wanted.dataset, cells, pairs)
     if wanted.ccip is not None and wanted.held_out is not None:
         columns.append(models.character(wanted.ccip, wanted.held_out, cells, pairs))
     return by, columns
@@ -93,9 +98,10 @@ def _check(wanted: FigureSettings, by: Tagged | None, pairs: Pairs) -> None:
         raise ConfigError(
             "--vocabulary has a use only with records of a tagger; these cells have none from lora-tag"
         )
-    if wanted.dataset is not None and by is None and wanted.dino is None and wanted.clip is None:
+    has_encoder = any((wanted.dino, wanted.clip, wanted.encoder))
+    if wanted.dataset is not None and by is None and not has_encoder:
         raise ConfigError(
-            "--dataset has a use only with tags (lora-tag's records, --tagger), --dino or --clip"
+            "--dataset has a use only with tags (lora-tag's records, --tagger), --dino, --clip or --encoder"
         )
     if wanted.trigger is not None and "T" not in pairs.parts:
         raise ConfigError(f"--trigger {wanted.trigger}: no prompt of these cells has it")
@@ -117,7 +123,7 @@ def decide(study: Study, by: BestSettings) -> Choice:
     if figure == SELECTIVITY and not {"T"} < {part for part in study.pairs.parts if part}:
         raise ConfigError(
             "--best: nothing to compare by: give --trigger WORD and prompts with and without it, tags (lora-tag's "
-            "records), or --dino, --clip, --ccip with --held-out"
+            "records), or --dino, --clip, --ccip, --encoder with --held-out"
         )
     if figure not in (SELECTIVITY, *available):
         raise ConfigError(
@@ -195,6 +201,7 @@ def verdict(study: Study, choice: Choice) -> list[str]:
             else "runner-up: none, all others fail a gate"
         )
         lines += _advice(study, choice)
+    lines += _way(study, choice)
     failed = [
         f"does not pass: {name(network)}: {'; '.join(why)}"
         for network, why in choice.failed.items()
@@ -208,6 +215,7 @@ def verdict(study: Study, choice: Choice) -> list[str]:
         more = f" and {len(choice.few) - MOST_NAMED} more" if len(choice.few) > MOST_NAMED else ""
         lines.append(f"not compared, for too few pictures: {shown}{more}")
     lines += [f"not tested: {gate}" for gate in choice.untested]
+    lines += _unseen(choice)
     return [*lines, *study.notes]
 
 
@@ -225,6 +233,37 @@ def _advice(study: Study, choice: Choice) -> list[str]:
     return lines
 
 
+def _way(study: Study, choice: Choice) -> list[str]:
+    """How near to the held-out pictures the first of those that were named comes, and that this is not near."""
+    way = way_of(study, choice)
+    if way is None:
+        return []
+    lines = [
+        f"{choice.figure}: {name_of(study, choice.ties[0])} goes {way:.0%} of the way from the base's pictures to the "
+        "held-out ones"
+    ]
+    if way < constants.LEAST_WAY:
+        lines.append(
+            f"train longer, or at a higher rate: less than {constants.LEAST_WAY:.0%} of that way is what too short a "
+            "training of the demo goes"
+        )
+    return lines
+
+
+def way_of(study: Study, choice: Choice) -> float | None:
+    """How much of the way to the held-out pictures the first of the ties goes; None where nothing says."""
+    return study.ways.get(choice.figure, {}).get(choice.ties[0]) if choice.ties else None
+
+
+def _unseen(choice: Choice) -> list[str]:
+    if choice.figure != SELECTIVITY:
+        return []
+    return [
+        "not seen: whether it is the concept that is drawn. selectivity tells that the trigger moves pictures, not "
+        "that it moves them rightly: look at the page, or give --encoder, --dino, --clip or --ccip with --held-out"
+    ]
+
+
 def _without_weight(study: Study, file: Key) -> str:
     """A file in the words of its axes, given its network's values without the weight."""
     at = study.pairs.names.index("weight")
@@ -240,7 +279,7 @@ def table(study: Study, order: Callable[[Key], Any] | None = None) -> list[str]:
     head = (
         f"{'':<{wide}}{'move':>7}{'select':>8}{'leak U':>8}{'leak O':>8}{'step':>7}{'spread':>8}{'burn':>7}"
     )
-    more = [name for name in PREFERRED if name in study.concept]
+    more = [name for name in COLUMNS if name in study.concept]
     head += "".join(f"{name:>8}" for name in more) + (f"{'unasked':>9}" if study.unasked else "")
     lines = [head]
     for network in sorted(study.networks, key=order or (lambda one: _order(study, one))):
@@ -255,10 +294,9 @@ def table(study: Study, order: Callable[[Key], Any] | None = None) -> list[str]:
             (one.spread, 8),
             (burn, 7),
         ]
+        asked = study.pairs.of_concept(network)
         for name in more:
-            known = [
-                value for i in study.pairs.networks[network] if (value := study.concept[name][i]) is not None
-            ]
+            known = [value for i in asked if (value := study.concept[name][i]) is not None]
             cells.append((sum(known) / len(known) if known else None, 8))
         if study.unasked:
             cells.append((study.unasked[network].rise if network in study.unasked else None, 9))

@@ -107,6 +107,9 @@ def choose(
     ties = sorted(tied, key=lambda network: (order[network][0], abs(order[network][1] - 1), -values[network]))
     rest = sorted((one for one in passing if one != ties[0]), key=lambda network: -values[network])
     told |= {"interval": (low, high), "ties": ties, "runner_up": rest[0] if rest else None}
+    if figure != SELECTIVITY and low <= 0:
+        reason = f"no network has surely more {figure} than the base, which may be the figure's fault (--by)"
+        return Choice(figure, None, reason, **told)  # type: ignore[arg-type]
     if len(passing) > 1 and len(tied) == len(passing):
         reason = f"all {len(passing)} that pass the gates lie within the interval of the highest"
         return Choice(figure, None, reason, **told)  # type: ignore[arg-type]

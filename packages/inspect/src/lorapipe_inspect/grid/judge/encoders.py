@@ -1,12 +1,12 @@
 """Pictures as vectors, by ONNX files that the user has: DINO, CLIP, CCIP, and a WD tagger in full.
 
-What goes in is each model's own recipe: DINO and CLIP the middle square of the picture, CCIP the whole of it squeezed
-to a square, the tagger the whole of it on a white square with channels in the order BGR and levels 0..255.
+What goes in is each model's own recipe: DINO, CLIP and others the middle square of the picture, CCIP the whole of
+it squeezed to a square, the tagger the whole of it on a white square with channels in the order BGR and levels 0..255.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,9 @@ _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577
 BATCH = 8
 MOST_SIDE = 2048
 CCIP_FEATURES, CCIP_METRIC = "model_feat.onnx", "model_metrics.onnx"
+# Of a CLIP with both halves, as exports to ONNX name them.
+TEXT = ("input_ids", "attention_mask")
+BOTH_HALVES = frozenset({"image_embeds", "text_embeds"})
 TAGGER, TAGS = "model.onnx", "selected_tags.csv"
 
 
@@ -72,12 +75,14 @@ def _on_white(picture: Image, side: int) -> Image:
 DINO = Recipe(224, _middle, _IMAGENET)
 CLIP = Recipe(224, _middle, _OPENAI)
 CCIP = Recipe(384, _squeezed, _OPENAI)
+PLAIN = Recipe(224, _middle, ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
 WD = Recipe(448, _on_white, None)
+RECIPES: Mapping[str, Recipe] = {"dino": DINO, "clip": CLIP, "encoder": PLAIN}
 
 
 class Encoder:
-    """An ONNX network with one input of pictures. Raises InputError for a file that is none, MissingExtra without
-    onnxruntime.
+    """An ONNX network with one input of pictures, and of words where it is a CLIP with both halves. Raises InputError
+    for a file that is none, MissingExtra without onnxruntime.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -85,6 +90,9 @@ class Encoder:
         self._recipe = recipe
         self._session = open_network(path)
         inputs = self._session.get_inputs()
+        outputs = {one.name for one in self._session.get_outputs()}
+        self._text = [one.name for one in inputs if one.name in TEXT] if outputs >= BOTH_HALVES else []
+        inputs = [one for one in inputs if one.name not in self._text]
         shape = list(inputs[0].shape) if len(inputs) == 1 else []
         self._last = len(shape) == 4 and shape[3] == 3
         if len(shape) != 4 or not (self._last or shape[1] in (3, "channels", "num_channels")):
@@ -121,7 +129,8 @@ class Encoder:
         output = next((name for name in ("image_embeds", "pooler_output") if name in names), names[0])
         if self._recipe is DINO and "last_hidden_state" in names:
             output = "last_hidden_state"
-        answers = run_network(self.path, self._session, [output], {self._name: np.ascontiguousarray(batch)})
+        feed = {self._name: np.ascontiguousarray(batch), **self._text_feed([0])}
+        answers = run_network(self.path, self._session, [output], feed)
         rows = np.asarray(answers, dtype=np.float32)[: len(pictures)]
         if rows.ndim == 3:
             rows = rows[:, 0]
@@ -130,6 +139,26 @@ class Encoder:
                 f"{self.path}: gives {rows.shape} with {output}; a finite row for each picture is needed"
             )
         return rows
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether it has a half for texts."""
+        return bool(self._text)
+
+    def words(self, ids: Sequence[int]) -> Floats:
+        """The vector (D,) of a text, given its tokens. Raises InputError."""
+        side = self._side
+        empty = np.zeros((1, side, side, 3) if self._last else (1, 3, side, side), dtype=np.float32)
+        feed = {self._name: empty, **self._text_feed(ids)}
+        row = np.asarray(run_network(self.path, self._session, ["text_embeds"], feed), dtype=np.float32)
+        if row.ndim != 2 or len(row) != 1 or not np.isfinite(row).all():
+            raise InputError(f"{self.path}: gives {row.shape} for a text; a finite row is needed")
+        vector: Floats = row[0]
+        return vector
+
+    def _text_feed(self, ids: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+        row = np.array([ids], dtype=np.int64)
+        return {name: row if name == "input_ids" else np.ones_like(row) for name in self._text}
 
 
 def open_network(path: Path) -> Any:
@@ -218,6 +247,15 @@ def nearest_cosine(rows: Iterable[Floats | None], others: Floats) -> list[float 
     """For each vector its highest cosine to any of the others, -1..1."""
     known = unit(others)
     return [None if row is None else float((known @ unit(row)).max()) for row in rows]
+
+
+def own_cosine(rows: Floats) -> float | None:
+    """The mean cosine of vectors to each other, -1..1; None for fewer than two."""
+    count = len(rows)
+    if count < 2:
+        return None
+    whole = unit(rows).astype(np.float64).sum(axis=0)
+    return float((whole @ whole - count) / (count * (count - 1)))
 
 
 def vendi(rows: Floats) -> float:

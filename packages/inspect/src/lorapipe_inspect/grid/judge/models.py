@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.errors import InputError, MissingExtra
 from lorapipe_inspect.grid.cells import Cell
-from lorapipe_inspect.grid.judge import encoders
-from lorapipe_inspect.grid.judge.constants import CCIP_SAME, FEWEST_VENDI
+from lorapipe_inspect.grid.judge import encoders, texts
+from lorapipe_inspect.grid.judge.constants import CCIP_SAME, FEWEST_VENDI, LEAST_ROOM
 from lorapipe_inspect.grid.judge.encoders import Encoder, Floats
 from lorapipe_inspect.grid.judge.pairs import Key, Pairs
 from lorapipe_inspect.grid.judge.tags import CATEGORIES, Scores, Tagged, plain_tag
 
+DEMO = "demo"
 # Numbers of categories in selected_tags.csv, as boorus have them.
 _CATEGORY = {"0": "general", "1": "artist", "3": "copyright", "4": "character", "5": "meta"}
 
@@ -25,7 +27,8 @@ _CATEGORY = {"0": "general", "1": "artist", "3": "copyright", "4": "character", 
 class ByModel:
     """Figures of a model. ``rises``: for each cell what it has over its base, higher is nearer to the concept.
 
-    ``notes``: lines for the report. ``vendi``: for each network how many different pictures it makes, 1..n.
+    ``notes``: lines for the report. ``vendi``: for each network how many different pictures it makes, 1..n. ``ways``:
+    for each network how much of the way it goes from the base's value to that of held-out pictures among themselves.
     """
 
     name: str
@@ -33,13 +36,16 @@ class ByModel:
     rises: Sequence[float | None]
     notes: Sequence[str] = ()
     vendi: Mapping[Key, float] = field(default_factory=dict)
+    ways: Mapping[Key, float] = field(default_factory=dict)
 
 
 def likeness(
     name: str, path: Path, held_out: Path, dataset: Path | None, cells: Sequence[Cell], pairs: Pairs
-) -> ByModel:
-    """DINO-I or CLIP-I: the mean cosine of each cell to held-out pictures of the dataset. Raises InputError."""
-    encoder = Encoder(path, encoders.DINO if name == "dino" else encoders.CLIP)
+) -> list[ByModel]:
+    """DINO-I, CLIP-I or another encoder's: the mean cosine of each cell to held-out pictures. And CLIP-T,
+    the cosine to its own prompt, of a CLIP with both halves and a tokenizer. Raises InputError, MissingExtra.
+    """
+    encoder = Encoder(_file_of(path), encoders.RECIPES[name])
     kept = encoders.encode_files(encoder, encoders.folder_pictures(held_out))
     rows = encoders.cell_vectors(encoder, cells)
     values = encoders.mean_cosine(rows, kept)
@@ -57,7 +63,32 @@ def likeness(
             f"{name}: {len(over)} of {len(cells)} cells are nearer to a training picture than held-out ones are "
             f"(median cosine {usual:.2f})" + (f", such as {over[0]}" if over else "")
         )
-    return ByModel(name, values, rises(values, pairs), notes, _vendi(rows, pairs))
+    risen = rises(values, pairs)
+    own = ways(values, risen, pairs, encoders.own_cosine(kept))
+    figures = [ByModel(name, values, risen, notes, _vendi(rows, pairs), own)]
+    if name == "clip" and encoder.reads_words:
+        if texts.tokenizer_of(path) is None:
+            notes.append(
+                f"clip: no {texts.TOKENIZER} beside {path.name}, so pictures are not compared with prompts"
+            )
+        else:
+            to_prompts = texts.likeness_to_prompts(encoder, cells, rows)
+            figures.append(ByModel(texts.NAME, to_prompts, rises(to_prompts, pairs)))
+    return figures
+
+
+def _file_of(path: Path) -> Path:
+    """The file, or the demo's encoder, in the package ``lorapipe_demo``, which is found without being imported."""
+    if str(path) != DEMO or path.exists():
+        return path
+    spec = find_spec("lorapipe_demo")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        file = Path(place, "assets", "encoder.onnx")
+        if file.is_file():
+            return file
+    raise MissingExtra(
+        "the encoder 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
+    )
 
 
 def _vendi(rows: Sequence[Floats | None], pairs: Pairs) -> dict[Key, float]:
@@ -93,6 +124,31 @@ def rises(values: Sequence[float | None], pairs: Pairs) -> list[float | None]:
         own, other = values[index], None if base is None else values[base]
         differences.append(None if own is None or other is None or base == index else own - other)
     return differences
+
+
+def ways(
+    values: Sequence[float | None], risen: Sequence[float | None], pairs: Pairs, own: float | None
+) -> dict[Key, float]:
+    """For each network the mean rise of its cells over the rise that would make them as like the held-out pictures as
+    these are each other, by cells with the trigger where some have it.
+
+    ``own``: the likeness of held-out pictures to each other. Networks whose base is nearly as like them are left out.
+    """
+    shares: dict[Key, float] = {}
+    for network in pairs.networks:
+        rows = [
+            (rise, before)
+            for i in pairs.of_concept(network)
+            if (rise := risen[i]) is not None
+            and (base := pairs.bases[i]) is not None
+            and (before := values[base]) is not None
+        ]
+        if own is None or not rows:
+            continue
+        rise, before = (float(np.mean(column)) for column in zip(*rows, strict=True))
+        if own - before >= LEAST_ROOM:
+            shares[network] = rise / (own - before)
+    return shares
 
 
 # -------------------------------------------------------------------------------- a tagger in full

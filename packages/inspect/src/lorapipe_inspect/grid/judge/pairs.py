@@ -38,6 +38,11 @@ class Pairs:
         """The base's own cells."""
         return [index for index, base in enumerate(self.bases) if base == index]
 
+    def of_concept(self, network: Key) -> list[int]:
+        """A network's cells with the trigger; all of them where none is known to have it."""
+        cells = self.networks[network]
+        return [index for index in cells if self.parts[index] == "T"] or list(cells)
+
 
 def pair_cells(grid: Grid, trigger: str | None = None) -> Pairs:
     """Find the base of every cell: the cell without a network of the same prompt, seed, sampler and so on."""
