@@ -338,6 +338,17 @@ def test_what_means_nothing_is_refused_in_one_line(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--preserve", "trigger=nobody"], "no caption has the trigger"), (["--early_stop", "2"], "early_stop")],
+)
+def test_a_dry_run_finds_what_the_pictures_do_not_have(
+    words: list[str], told: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path, *words, "--dry_run") == 2
+    assert told in capfd.readouterr().err
+
+
 def test_what_every_step_holds_is_traced(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path, *TEXT, *HOLD, "every=2", "--trace_steps", "1,2") == 0
     first, second = (load_file(tmp_path / "trace" / f"step-00000{step}.safetensors") for step in (1, 2))

@@ -13,7 +13,6 @@ import torch
 
 from lorapipe_engine.advice.advice import Planned, advice
 from lorapipe_engine.command.tool import complain_of, say, show
-from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.scan import Dataset, scan
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.pictures.batches import batches_per_epoch
@@ -34,10 +33,9 @@ from lorapipe_engine.train.results.outputs import check_outputs
 from lorapipe_engine.train.results.state import purpose, state_file
 from lorapipe_engine.train.session import (
     Queued,
-    as_captions,
     check_cheaply,
+    look_at,
     run_training,
-    sample_prompts,
     with_first_resolution,
 )
 
@@ -94,10 +92,8 @@ def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset]) -> Che
     key = settings.data, settings.run.seed
     dataset = scanned.get(key) or scan(*key)
     scanned[key] = dataset
-    notes += dataset_notes(settings.data, dataset)
     settings = with_first_resolution(settings, dataset)
-    _, note = as_captions(sample_prompts(settings), dataset)
-    notes += [note] if note else []
+    notes += look_at(settings, dataset).notes
     batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
     length = plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps)
     notes += advice(Planned(settings=settings, dataset=dataset, steps=length.steps))

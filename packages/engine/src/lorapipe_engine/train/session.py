@@ -38,7 +38,7 @@ from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.vae_form import VaeForm
 from lorapipe_engine.train.choose import Choosing, missing_programs, plan_choosing
 from lorapipe_engine.train.data.examples import Dataset, scan
-from lorapipe_engine.train.data.preserved import preserved_in
+from lorapipe_engine.train.data.preserved import Preserved, preserved_in
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
@@ -117,16 +117,8 @@ def train_checked(
     began = time.monotonic()
     dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
-    check_early_stop(settings.run.early_stop, dataset)
-    preserved, preserved_notes = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
-    for note in preserved_notes:
-        say(f"note: {note}")
-    prompts = sample_prompts(settings)
-    check_samplers(settings, prompts)
-    prompts, marks_note = as_captions(prompts, dataset)
-    if marks_note:
-        say(f"note: {marks_note}")
-    for note in dataset_notes(settings.data, dataset):
+    looked = look_at(settings, dataset)
+    for note in looked.notes:
         say(f"note: {note}")
     settings = with_file_ranks(settings)
     if model.device.type == "cuda" and not settings.model.ignore_memory:
@@ -151,7 +143,7 @@ def train_checked(
     for note in (*length_notes(plan.updates.schedule), *advice(planned)):
         say(f"note: {note}")
     objective = family.objective(settings.loss, prediction)
-    for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
+    for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in looked.prompts)):
         objective.check_sampler(name)
     if processes.count > 1 and objective.why_not_shared is not None:
         raise ConfigError(f"{objective.why_not_shared}; train on one card, or leave it out")
@@ -166,24 +158,18 @@ def train_checked(
             )
     choosing = None
     if settings.run.choose and processes.is_main:
-        choosing = plan_choosing(settings, dataset, plan.length, prompts, say)
-    from lorapipe_engine.train.data.prepare import long_captions
+        choosing = plan_choosing(settings, dataset, plan.length, looked.prompts, say)
     from lorapipe_engine.train.loop import train
 
-    for pair in () if dataset.pairs is None else dataset.pairs.rows:
-        for text in (pair.target, pair.positive, pair.negative, pair.neutral):
-            if family.text.count(text) > family.text.limit:
-                say(f"note: slider: the prompt '{text[:40]}...' is cut at {family.text.limit} tokens")
-    if warning := long_captions(dataset, family):
-        say(f"note: {warning}")
-
+    for note in notes_of_text(dataset, family):
+        say(f"note: {note}")
     try:
         with memory_explained(settings), processes.losses_told():
             files = train(
                 settings,
                 plan,
                 dataset,
-                prompts,
+                looked.prompts,
                 family,
                 objective,
                 configuration,
@@ -191,7 +177,7 @@ def train_checked(
                 processes,
                 queued.shelf,
                 queued.on_end,
-                preserved,
+                looked.preserved,
             )
     finally:
         detach(family.parts.values())
@@ -226,6 +212,43 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     if settings.run.choose:
         notes += missing_programs()
     return args, [*notes, *unused_notes(settings.data, settings.optimizer, settings.loss, settings.run)]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What is known with the pictures, before the base is read: what is held to the base, the prompts of the samples,
+    written as captions are, and notes."""
+
+    preserved: Preserved | None
+    prompts: list[Prompt]
+    notes: list[str]
+
+
+def look_at(settings: TrainSettings, dataset: Dataset) -> Looked:
+    """Hold the options against the pictures and captions. Raises ConfigError for what these do not have."""
+    check_early_stop(settings.run.early_stop, dataset)
+    preserved, notes = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
+    prompts = sample_prompts(settings)
+    check_samplers(settings, prompts)
+    prompts, note = as_captions(prompts, dataset)
+    notes = [*notes, *([note] if note else []), *dataset_notes(settings.data, dataset)]
+    return Looked(preserved, prompts, notes)
+
+
+def notes_of_text(dataset: Dataset, family: Family) -> list[str]:
+    """Prompts of a slider and captions that are longer than the text encoders read."""
+    from lorapipe_engine.train.data.prepare import long_captions
+
+    pairs = () if dataset.pairs is None else dataset.pairs.rows
+    texts = [text for pair in pairs for text in (pair.target, pair.positive, pair.negative, pair.neutral)]
+    limit = family.text.limit
+    notes = [
+        f"slider: the prompt '{text[:40]}...' is cut at {limit} tokens"
+        for text in texts
+        if family.text.count(text) > limit
+    ]
+    warning = long_captions(dataset, family)
+    return [*notes, warning] if warning else notes
 
 
 def check_caches(settings: TrainSettings) -> None:
