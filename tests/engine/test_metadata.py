@@ -61,7 +61,7 @@ def test_values_are_spelt_as_python_does_and_tables_as_json() -> None:
 
 def test_every_key_is_there_whatever_is_known() -> None:
     names = [name for group in TRAINING_KEYS.values() for name in group]
-    assert len(names) == len(set(names)) == 88 + len((*VAE_FORM, *TIMES, *SLIDER))
+    assert len(names) == len(set(names)) == 88 + len((*VAE_FORM, *TIMES, *SLIDER, *TRAINING_KEYS["ours"]))
     assert list(training_metadata({})) == [f"ss_{name}" for name in names if name not in OPTIONAL_KEYS]
     assert set(training_metadata({}).values()) == {"None"}
     assert "ss_vae_hash" in training_metadata({"vae_hash": "ab"})

@@ -52,6 +52,6 @@ def test_dotted_names_are_said_not_to_be_read(tmp_path: Path) -> None:
     done = run("lora-resize", source, "--new-rank", 2, "-o", tmp_path / "o.safetensors")
     assert done.returncode == 0
     assert "note: 34 modules keep dotted names, which A1111 does not read" in done.stderr
-    assert "lora-convert --to kohya" in done.stderr
+    assert "--to kohya writes those that they read" in done.stderr
     done = run("lora-resize", KOHYA, "--new-rank", 2, "-o", tmp_path / "p.safetensors")
     assert "dotted" not in done.stderr

@@ -319,7 +319,7 @@ def test_a_dry_run_shows_the_plan(
     names = [f"first-unet_lr={rate}-network_dim={dim}" for rate in ("1e-4", "2e-4") for dim in (2, 4)]
     assert len(lines) == 5
     for line, name in zip(lines, names, strict=False):
-        assert "4 steps in 2 epochs, 3 pictures, " in line
+        assert "4 steps in 1.33 epochs, 3 pictures, " in line
         assert f"to {out / name}, from the start" in line
     assert lines[-1] == "4 of 4 runs to do, 16 steps: 16 s at one step a second"
     assert not out.exists()

@@ -30,4 +30,5 @@ class BucketSettings:
 
     def data(self) -> DataSettings:
         """lora-train's settings with these, its defaults in all else."""
-        return DataSettings(**{row.name: getattr(self, row.name) for row in dataclasses.fields(self)})
+        own = {row.name: getattr(self, row.name) for row in dataclasses.fields(self)}
+        return DataSettings(**{**own, "resolution": self.resolution})

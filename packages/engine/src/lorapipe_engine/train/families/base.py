@@ -94,7 +94,7 @@ class Family(ABC):
     @property
     def latent_shift(self) -> float:
         """What is taken off unscaled latents before that."""
-        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+        return float(getattr(getattr(self.vae, "config", None), "shift_factor", None) or 0.0)
 
     @property
     def latent_channels(self) -> int:
