@@ -65,6 +65,7 @@ def test_without_buckets_every_picture_takes_the_resolution() -> None:
         ({"resolution": (64, 64)}, "min_bucket_reso"),
         ({"resolution": (2048, 2048)}, "max_bucket_reso"),
         ({"resolution": (512, 512), "step": 10}, "bucket_reso_steps"),
+        ({"resolution": (32, 32), "min_size": 32}, "bucket_reso_steps: no bucket with sides of 64"),
     ],
 )
 def test_impossible_rules_say_which_option(settings: dict[str, Any], word: str) -> None:

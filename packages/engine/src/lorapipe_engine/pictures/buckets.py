@@ -50,6 +50,11 @@ class BucketRule:
                     f"max_bucket_reso: {self.max_size} is below the resolution "
                     f"{self.resolution[0]}x{self.resolution[1]}; raise it"
                 )
+            if not bucket_sizes(self):
+                raise ConfigError(
+                    f"bucket_reso_steps: no bucket with sides of {self.step} has so small an area as the resolution "
+                    f"{self.resolution[0]}x{self.resolution[1]}; lower it, or leave enable_bucket off"
+                )
 
 
 @dataclass(frozen=True)
