@@ -65,12 +65,17 @@ def test_without_buckets_every_picture_takes_the_resolution() -> None:
         ({"resolution": (64, 64)}, "min_bucket_reso"),
         ({"resolution": (2048, 2048)}, "max_bucket_reso"),
         ({"resolution": (512, 512), "step": 10}, "bucket_reso_steps"),
-        ({"resolution": (32, 32), "min_size": 32}, "bucket_reso_steps: no bucket with sides of 64"),
     ],
 )
 def test_impossible_rules_say_which_option(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         BucketRule(**settings)
+
+
+def test_a_resolution_too_small_for_every_bucket_is_refused_with_the_first_picture() -> None:
+    rule = BucketRule(resolution=(32, 32), min_size=32)  # a slider, which has no pictures, may have it
+    with pytest.raises(ConfigError, match="bucket_reso_steps: no bucket with sides of 64"):
+        place((200, 100), rule)
 
 
 def test_a_picture_under_one_step_is_refused_where_enlarging_is_forbidden() -> None:

@@ -50,11 +50,6 @@ class BucketRule:
                     f"max_bucket_reso: {self.max_size} is below the resolution "
                     f"{self.resolution[0]}x{self.resolution[1]}; raise it"
                 )
-            if not bucket_sizes(self):
-                raise ConfigError(
-                    f"bucket_reso_steps: no bucket with sides of {self.step} has so small an area as the resolution "
-                    f"{self.resolution[0]}x{self.resolution[1]}; lower it, or leave enable_bucket off"
-                )
 
 
 @dataclass(frozen=True)
@@ -94,13 +89,19 @@ def bucket_sizes(rule: BucketRule) -> tuple[Size, ...]:
 def place(image: Size, rule: BucketRule) -> Placement:
     """Choose the bucket of a picture of size ``image``.
 
-    Raises ConfigError for a picture that is smaller than one bucket step where enlarging is forbidden.
+    Raises ConfigError for a picture that is smaller than one bucket step where enlarging is forbidden, and for a
+    resolution that is too small for every bucket.
     """
     if not rule.enabled:
         return _cover(image, rule.resolution)
     if rule.no_upscale:
         return _place_without_enlarging(image, rule)
     sizes = bucket_sizes(rule)
+    if not sizes:
+        raise ConfigError(
+            f"bucket_reso_steps: no bucket with sides of {rule.step} has so small an area as the resolution "
+            f"{rule.resolution[0]}x{rule.resolution[1]}; lower it, or leave enable_bucket off"
+        )
     if image in sizes:
         return _cover(image, image)
     ratio = image[0] / image[1]

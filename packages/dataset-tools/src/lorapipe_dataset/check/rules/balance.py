@@ -15,7 +15,7 @@ LOPSIDED = 0.25  # fewer of one orientation than this share of the other
 FAR_SHARE = 0.10
 
 NO_BUCKET = Rule(
-    "no-bucket", "error", "Pictures that fit no bucket", "take them out, or train without bucket_no_upscale"
+    "no-bucket", "error", "Pictures that fit no bucket", "take them out, or change the option that is named"
 )
 CUT = Rule(
     "crop-loss",
