@@ -4,6 +4,7 @@ python make_weights.py FILE lora FAMILY RANK CONV_RANK SEED
 python make_weights.py FILE checkpoint FAMILY
 python make_weights.py FILE unet FAMILY
 python make_weights.py FILE tuned BASE
+python make_weights.py FILE module LORA
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ def write_unet(path: Path, family: str) -> None:
         key: s for key, s in checkpoint_shapes(family).items() if key.startswith("model.diffusion_model.")
     }
     _write_noise(path, shapes)
+
+
+def write_module(path: Path, lora: Path) -> None:
+    """The first module of a LoRA alone: a command on it is the command's start and next to nothing more."""
+    with open_tensors(lora) as file:
+        module = next(iter(file.tensors)).split(".")[0]
+        parts = {name: encode(file.read(name), "F16") for name in file.tensors if name.split(".")[0] == module}
+    write_tensors(path, parts, {"ss_network_module": "networks.lora"})
 
 
 def write_tuned(path: Path, base: Path) -> None:
@@ -116,6 +125,8 @@ if __name__ == "__main__":
         write_lora(Path(target), model, *map(int, numbers))
     elif kind == "tuned":
         write_tuned(Path(target), Path(model))
+    elif kind == "module":
+        write_module(Path(target), Path(model))
     elif kind == "unet":
         write_unet(Path(target), model)
     else:

@@ -17,7 +17,8 @@ from pathlib import Path
 class Job:
     """One command. ``copied`` is the file that ``cp`` is timed on; ``outputs`` are removed before every run.
 
-    Goals: wall seconds, wall seconds over ``cp``'s, and peak MB. ``peer`` is sd-scripts' command for the same
+    ``start`` is the same command on next to nothing: its seconds do not count against ``cp``. Goals: wall seconds,
+    wall seconds beyond the start over ``cp``'s, and peak MB. ``peer`` is sd-scripts' command for the same
     work, relative to its folder.
     """
 
@@ -28,6 +29,7 @@ class Job:
     goal_seconds: float | None = None
     goal_ratio: float | None = None
     goal_megabytes: float | None = None
+    start: Sequence[str] = ()
     peer: Sequence[str] = ()
     peer_outputs: Sequence[Path] = field(default_factory=tuple)
 

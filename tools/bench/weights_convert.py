@@ -22,8 +22,10 @@ def jobs(files: Files, work: Path) -> list[Job]:
         Job(
             name=name,
             command=(tool, str(source), *words, "-o", str(output), "-q"),
+            start=(tool, str(files.module(source)), *words, "-o", str(output), "-q"),
             copied=source,
             outputs=(output,),
+            goal_ratio=6,
             goal_megabytes=200,
         )
         for name, words in rows

@@ -37,6 +37,10 @@ class Files:
         """A checkpoint with a known change of rank 24 in every layer that is trained."""
         return self._made(base.with_name(f"tuned_{base.name}"), "tuned", base)
 
+    def module(self, lora: Path) -> Path:
+        """The first module of a LoRA alone."""
+        return self._made(lora.with_name(f"module_of_{lora.name}"), "module", lora)
+
     def _made(self, path: Path, *words: object) -> Path:
         if not path.exists():
             unfinished = path.with_suffix(".part")
