@@ -56,7 +56,9 @@ def write_module(path: Path, lora: Path) -> None:
     """The first module of a LoRA alone: a command on it is the command's start and next to nothing more."""
     with open_tensors(lora) as file:
         module = next(iter(file.tensors)).split(".")[0]
-        parts = {name: encode(file.read(name), "F16") for name in file.tensors if name.split(".")[0] == module}
+        parts = {
+            name: encode(file.read(name), "F16") for name in file.tensors if name.split(".")[0] == module
+        }
     write_tensors(path, parts, {"ss_network_module": "networks.lora"})
 
 

@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
@@ -17,6 +17,7 @@ RATING_CATEGORY = "9"
 MOST_DIGITS = 18  # of a count
 
 
+@lru_cache(maxsize=1 << 16)  # each rule asks for the same tags
 def canonical(tag: str) -> str:
     """A tag as it is compared: small letters, spaces for underscores, no escapes, no weight."""
     match = _WEIGHT.fullmatch(tag.strip())

@@ -1,17 +1,17 @@
 """What is imported, and how: never a module of the current folder, which may be a stranger's; torch, diffusers and
-transformers quickly, and without what they would load for nothing."""
+transformers quickly, and without what they would load for nothing.
+
+Every command begins here, its help too, so this imports little itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
-from importlib.util import find_spec
-from pathlib import Path
 
 # Packages that diffusers and transformers load where they find them, seconds each, for ways that nothing here takes:
 # weights quantized by diffusers, LoRA by PEFT, and measures of generated text.
@@ -26,6 +26,9 @@ def library_imports() -> Iterator[None]:
     """For imports of large libraries. In an OWN_PROCESS they do not see what is UNUSED; it can be imported
     afterwards as ever. A warning of bitsandbytes stays off the screen of machines without a GPU.
     """
+    import logging
+    from importlib.util import find_spec
+
     logger = logging.getLogger("bitsandbytes")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -53,7 +56,8 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-_OWN = Path(__file__).resolve().parents[2]
+# As texts: path objects are a tenth of what a help costs.
+_OWN = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))  # noqa: PTH118, PTH120
 
 
 def leave_current_folder() -> None:
@@ -63,17 +67,16 @@ def leave_current_folder() -> None:
     that of this package.
     """
     try:
-        here = Path.cwd().resolve()
+        here = os.path.realpath(os.getcwd())  # noqa: PTH109
     except OSError:  # it was deleted
         return
-    named = {
-        Path(word).resolve() for word in os.environ.get("PYTHONPATH", "").split(os.pathsep) if _whole(word)
-    }
+    words = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    named = {os.path.realpath(word) for word in words if _whole(word)}
     if here in named or here == _OWN:
         sys.path[:] = [entry for entry in sys.path if _whole(entry)]
         return
-    sys.path[:] = [entry for entry in sys.path if _whole(entry) and Path(entry).resolve() != here]
+    sys.path[:] = [entry for entry in sys.path if _whole(entry) and os.path.realpath(entry) != here]
 
 
 def _whole(entry: str) -> bool:
-    return Path(entry).is_absolute()
+    return os.path.isabs(entry)  # noqa: PTH117

@@ -21,14 +21,12 @@ VARIABLES = (
     "HUGGINGFACE_HUB_TOKEN",
 )
 _SHORTEST = 8  # letters; anything shorter may be a part of plain words
-# The user of an address, a key in its question, and what the hub's own tokens look like.
+# The user of an address, a key in its question, and what the hub's own tokens look like. As texts: a help, which
+# says nothing of the user's, does not wait for them to be compiled.
 _PATTERNS = (
-    (re.compile(r"(?<=://)[^\s/@'\"]+(?=@)"), MASK),
-    (
-        re.compile(r"(?i)([?&](?:[\w-]*token|api_?key|key|password|secret|signature)=)[^&\s'\"#]+"),
-        rf"\1{MASK}",
-    ),
-    (re.compile(r"\bhf_[A-Za-z0-9]{16,}"), MASK),
+    (r"(?<=://)[^\s/@'\"]+(?=@)", MASK),
+    (r"(?i)([?&](?:[\w-]*token|api_?key|key|password|secret|signature)=)[^&\s'\"#]+", rf"\1{MASK}"),
+    (r"\bhf_[A-Za-z0-9]{16,}", MASK),
 )
 _KNOWN: set[str] = set()
 
@@ -46,5 +44,5 @@ def masked(text: str) -> str:
     for value in sorted((value for value in known if len(value) >= _SHORTEST), key=len, reverse=True):
         text = text.replace(value, MASK)
     for pattern, mask in _PATTERNS:
-        text = pattern.sub(mask, text)
+        text = re.sub(pattern, mask, text)
     return text

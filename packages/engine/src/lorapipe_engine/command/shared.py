@@ -7,13 +7,12 @@ are declared.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import click
 
 
-@dataclass(frozen=True)
-class Shared:
+class Shared(NamedTuple):
     """An option of several tools. ``names`` are all its spellings, ``meaning`` what it does in each of them."""
 
     names: tuple[str, ...]

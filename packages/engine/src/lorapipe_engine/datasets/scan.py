@@ -187,7 +187,8 @@ def _scan_subset(
     masks = {} if subset.masks is None else _masks(subset.masks, paths)
     for path in paths:
         if source.captions is None:
-            beside = next((path.with_name(name) for name in captions.of(path.name)), None)
+            named = captions.read_for(path.name)
+            beside = None if named is None else path.with_name(named)
             text, private = _caption_text(beside, root, is_linked, every_line=subset.captions.wildcards)
         else:
             text, private = source.captions[path], is_private

@@ -14,6 +14,7 @@ from lorapipe_engine.errors import InputError
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 IS_LINK = frozenset({errno.ELOOP, errno.EMLINK})  # what O_NOFOLLOW ends in, by system
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_BLOCK = 1 << 20  # bytes
 # A pipe without a writer is not waited for.
 _AS_IT_IS = _READ | NOFOLLOW | getattr(os, "O_NONBLOCK", 0)
 
@@ -67,8 +68,15 @@ def read_within(path: Path | str, root: Path | str | None) -> bytes:
 def _read(path: Path | str, flags: int) -> bytes:
     if not NOFOLLOW and os.path.islink(path):  # noqa: PTH114
         raise OSError(errno.ELOOP, "a link, not a file", str(path))
+    # Without a file object, which takes a third of the time on the thousands of captions that are read so.
     descriptor = os.open(path, flags)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "no plain file", str(path))
-        return file.read()
+        blocks = [os.read(descriptor, status.st_size + 1)]
+        while blocks[-1]:
+            blocks.append(os.read(descriptor, _BLOCK))
+        return b"".join(blocks)
+    finally:
+        os.close(descriptor)

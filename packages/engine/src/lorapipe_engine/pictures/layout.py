@@ -187,11 +187,13 @@ class CaptionNames:
         lowered = [(suffix, suffix.lower()) for suffix in self._suffixes]
         self._files: dict[tuple[str, str], list[str]] = {}
         self._stems: Counter[str] = Counter()
+        ends = tuple(lower for _, lower in lowered)
         for name in names:
             low = name.lower()
-            for suffix, lower in lowered:
-                if low.endswith(lower) and len(name) > len(suffix):
-                    self._files.setdefault((name[: -len(suffix)], suffix), []).append(name)
+            if low.endswith(ends):
+                for suffix, lower in lowered:
+                    if low.endswith(lower) and len(name) > len(suffix):
+                        self._files.setdefault((name[: -len(suffix)], suffix), []).append(name)
             stem, end = split_suffix(low)
             if end in IMAGE_SUFFIXES or end in OTHER_PICTURES:
                 self._stems[name[: len(stem)]] += 1
@@ -211,6 +213,15 @@ class CaptionNames:
         shared, own = self._named(stem), self._named(picture) if suffix else []
         return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
 
+    def read_for(self, picture: str) -> str | None:
+        """The file that is read as a picture's caption, None where there is none."""
+        stem, suffix = split_suffix(picture)
+        if self._stems[stem] > 1:
+            named = self.of(picture)
+        else:
+            named = self._named(stem) or (self._named(picture) if suffix else [])
+        return named[0] if named else None
+
     def usual(self, picture: str) -> list[str]:
         """The names that a picture's caption may have, in the order in which they are tried."""
         stem, suffix = split_suffix(picture)
@@ -219,11 +230,12 @@ class CaptionNames:
         return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
 
     def _named(self, stem: str) -> list[str]:
-        return [
-            name
-            for suffix in self._suffixes
-            for name in sorted(self._files.get((stem, suffix), ()), key=lambda n: (not n.endswith(suffix), n))
-        ]
+        named: list[str] = []
+        for suffix in self._suffixes:
+            same = self._files.get((stem, suffix))
+            if same is not None:
+                named += same if len(same) == 1 else sorted(same, key=lambda n: (not n.endswith(suffix), n))
+        return named
 
 
 class CaptionFinder:
