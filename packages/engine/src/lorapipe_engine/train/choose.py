@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lorapipe_engine.command.programs import find_program, run_program
+from lorapipe_engine.command.process.programs import find_program, run_program
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError, OutputError, ProblemFound
 from lorapipe_engine.files.atomic import atomic_write

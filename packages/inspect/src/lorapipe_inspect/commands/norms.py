@@ -32,7 +32,7 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
     the entropy of σ/Σσ, "90%", "95%" and "99%" the ranks that hold that share of the norm. Of several modules the norm
     is that of all together, the ranks are means. FILE are files, folders, or - for standard input.
     """
-    from lorapipe_engine.command.processors import use_one_blas_thread
+    from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
     from lorapipe_engine.networks.describe import describe_network

@@ -29,7 +29,7 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
     A line for each group of modules with one rank and alpha: "used" is the mean rank that holds 99% of the
     change's norm, "dead" counts ranks that do nothing. FILE are files, folders, or - for standard input.
     """
-    from lorapipe_engine.command.processors import use_one_blas_thread
+    from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
     from lorapipe_engine.networks.describe import describe_network

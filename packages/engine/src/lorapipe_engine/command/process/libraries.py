@@ -53,7 +53,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-_OWN = Path(__file__).resolve().parents[2]
+_OWN = Path(__file__).resolve().parents[3]
 
 
 def leave_current_folder() -> None:
