@@ -370,7 +370,7 @@ def swapping(victim: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_writing_into_a_folder_that_is_swapped_for_a_link(swapping: Path, victim: Path) -> None:
-    from lorapipe_engine.files.atomic import atomic_write, open_growing
+    from lorapipe_engine.files.writing.atomic import atomic_write, open_growing
 
     ends = {"written": 0, "refused": 0}
     for number in range(RACES * 50):

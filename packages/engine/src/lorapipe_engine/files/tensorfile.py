@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, Protocol, Self, TypeGuard
 import numpy as np
 
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
-from lorapipe_engine.files.atomic import atomic_write, check_output
 from lorapipe_engine.files.bytesource import (
     MemorySource,
     Source,
@@ -27,6 +26,7 @@ from lorapipe_engine.files.bytesource import (
     take,
 )
 from lorapipe_engine.files.dtypes import DTYPE_BITS, Array, Encoded, as_encoded, byte_count, decode, encode
+from lorapipe_engine.files.writing.atomic import atomic_write, check_output
 
 __all__ = [
     "Encoded",
@@ -379,7 +379,7 @@ _OTHER_FORMATS = (".ckpt", ".pt", ".pth", ".bin", ".onnx", ".gguf", ".npz")
 
 
 def check_weights_output(path: Path, *, force: bool, size: int = 0) -> None:
-    """As :func:`lorapipe_engine.files.atomic.check_output`, for a file of weights: these are always safetensors.
+    """As :func:`~lorapipe_engine.files.writing.atomic.check_output`, for weights: these are always safetensors.
 
     Raises ConfigError for the name of another format, under which programs would not understand them.
     """

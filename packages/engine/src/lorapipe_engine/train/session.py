@@ -15,7 +15,7 @@ from lorapipe_engine.advice.advice import Planned, advice
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.pairs import check_slider
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.files.atomic import probe_folder
+from lorapipe_engine.files.writing.atomic import probe_folder
 from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url

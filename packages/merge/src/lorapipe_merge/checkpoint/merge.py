@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lorapipe_engine.checkpoints.opened import Base
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.files.tensorfile import check_weights_output
+from lorapipe_engine.files.writing.atomic import check_output
 from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result

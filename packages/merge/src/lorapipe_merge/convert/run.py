@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
-from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, quote, write_planned
+from lorapipe_engine.files.writing.atomic import check_output
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network

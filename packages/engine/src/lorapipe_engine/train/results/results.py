@@ -11,8 +11,8 @@ from types import TracebackType
 import torch
 
 from lorapipe_engine.command.tool import say
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import encode
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
