@@ -21,12 +21,12 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from lorapipe_engine.models.stable_diffusion import UNET_CONV_TARGETS, UNET_TARGETS  # noqa: E402
 from lorapipe_engine.networks import algorithms  # noqa: E402
 from lorapipe_engine.networks.algorithms import Algorithm  # noqa: E402
+from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
 from lorapipe_engine.nn.fused import kernels, ops  # noqa: E402
 from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
 from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
-from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.families.base import find_targets  # noqa: E402
 
 pytestmark = pytest.mark.torch

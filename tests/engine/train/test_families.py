@@ -16,8 +16,8 @@ pytest.importorskip("diffusers")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from lorapipe_engine.errors import ConfigError  # noqa: E402
+from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.base import Size  # noqa: E402
-from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.base.load import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.tokenizers import open_tokenizer  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
