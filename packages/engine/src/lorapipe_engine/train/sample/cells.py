@@ -17,7 +17,7 @@ from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputErr
 from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
-from lorapipe_engine.nn.fused.decoder import fits_half
+from lorapipe_engine.nn.fused.drawing.decoder import fits_half
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
 from lorapipe_engine.sampling.bases import Told
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.nn.attach import Network, Target, children_of, detach
 from lorapipe_engine.nn.base import Adapter
-from lorapipe_engine.nn.fused.drawing import Drawing
-from lorapipe_engine.nn.fused.slots import Factor
+from lorapipe_engine.nn.fused.drawing.slots import Factor
+from lorapipe_engine.nn.fused.drawing.unet import Drawing
 from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.apply import attach_modules, fitting_targets
