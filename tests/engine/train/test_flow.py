@@ -22,7 +22,7 @@ from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.errors import ConfigError  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.sample_cli import lora_sample  # noqa: E402
-from lorapipe_engine.sampling.samplers import OF_FLOW  # noqa: E402
+from lorapipe_engine.sampling.noise.samplers import OF_FLOW  # noqa: E402
 from lorapipe_engine.settings import LossSettings  # noqa: E402
 from lorapipe_engine.train.objective import flow as flow_module  # noqa: E402
 from lorapipe_engine.train.objective.flow import (  # noqa: E402
