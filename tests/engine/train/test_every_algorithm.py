@@ -21,7 +21,7 @@ from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.networks.describe import describe_network  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from lorapipe_inspect.cli import lora_inspect  # noqa: E402
 from lorapipe_merge.cli import lora_merge  # noqa: E402
 from lorapipe_resize.cli import lora_resize  # noqa: E402

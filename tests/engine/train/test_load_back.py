@@ -17,7 +17,7 @@ from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from support import tiny  # noqa: E402
 
 HERE = Path(__file__).parent

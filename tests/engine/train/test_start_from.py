@@ -21,7 +21,7 @@ from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.start_from import merge_into_base  # noqa: E402
+from lorapipe_engine.train.network.files.start_from import merge_into_base  # noqa: E402
 
 FIXED = (
     "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "

@@ -32,7 +32,7 @@ from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import RunSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from lorapipe_engine.train.results.outputs import remove_leftovers  # noqa: E402
 
 TIMEOUT = 120

@@ -43,8 +43,8 @@ from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, read_network_args
+from lorapipe_engine.train.network.files.start_from import check_start
 from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
-from lorapipe_engine.train.network.start_from import check_start
 from lorapipe_engine.train.objective.objective import objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, optimizer_kind, rate_notes
 from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainable

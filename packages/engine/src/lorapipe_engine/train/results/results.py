@@ -18,7 +18,7 @@ from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.average import NetworkAverage
-from lorapipe_engine.train.network.network_file import write_network
+from lorapipe_engine.train.network.files.network_file import write_network
 from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan

@@ -18,9 +18,9 @@ from lorapipe_engine.nn.fused.drawing.slots import Factor
 from lorapipe_engine.nn.fused.drawing.unet import Drawing
 from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.apply import attach_modules, fitting_targets
 from lorapipe_engine.train.network.choice import every_target
-from lorapipe_engine.train.network.trained_file import (
+from lorapipe_engine.train.network.files.apply import attach_modules, fitting_targets
+from lorapipe_engine.train.network.files.trained_file import (
     StoredFile,
     TrainedFile,
     read_stored,
