@@ -18,6 +18,7 @@ import numpy as np
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
 from lorapipe_engine.files.bytesource import (
     MemorySource,
+    OverSource,
     Source,
     open_source,
     other_format,
@@ -83,7 +84,7 @@ class WeightFile(Protocol):
     ) -> None: ...
 
 
-class TensorFile:
+class TensorFile(OverSource):
     """An open safetensors file; a context manager.
 
     ``tensors`` are in the order of their data. ``header_bytes`` is the length of the JSON header; the data
@@ -149,17 +150,6 @@ class TensorFile:
             self._source.read_into(buffer, 8 + self.header_bytes + start)
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be read any more ({error})") from error
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 # ------------------------------------------------------------------------------------------------ reading
