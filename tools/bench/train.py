@@ -111,7 +111,7 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     sys.path.insert(0, str(TESTS))
-    from support.full_bases import SDXL_UNET
+    from support.full_bases import OPENCLIP_BIGG, SDXL_UNET
 
     small = work.name == "small"
     # In the dtype from the start: SDXL in float32 would not go onto a small card.
@@ -134,7 +134,7 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
             unet = UNet2DConditionModel(**SDXL_UNET)
             texts = [
                 CLIPTextModel(CLIPTextConfig(**TEXT_L)),
-                CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_G)),
+                CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_L | OPENCLIP_BIGG)),
             ]
     tokenizers: Any = tuple(_NoTokenizer() for _ in texts)
     base = BaseModel(work.family, unet, vae, tuple(texts), tokenizers, "epsilon", "random", Path("random"))
@@ -171,16 +171,6 @@ TEXT_SMALL: dict[str, Any] = {
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-}
-TEXT_G: dict[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-    "eos_token_id": 49407,
 }
 
 
