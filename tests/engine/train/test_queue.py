@@ -17,8 +17,6 @@ pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
-from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.models.bases import demo_base  # noqa: E402
 from lorapipe_engine.settings import ModelSettings  # noqa: E402
@@ -27,6 +25,8 @@ from lorapipe_engine.train.base.model import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.shelf import Shelf, base_key  # noqa: E402
 from lorapipe_engine.train.data import prepare  # noqa: E402
 from support import killing  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
 
 KILLS = int(os.environ.get("LORAPIPE_KILLS", "3"))
 COMMON = """
@@ -50,9 +50,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=4, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=4)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +78,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, files: list[Path]) -> Path:
 
 
 def train(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        lora_train.main([str(word) for word in words])
-    return int(end.value.code or 0)
+    return status_of(lora_train, *words)
 
 
 def check_same(out: Path, alone: Path, names: Iterator[str] | list[str] = list(RUNS)) -> None:  # noqa: B006

@@ -20,6 +20,9 @@ from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from support import killing  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import stopped_after  # noqa: E402
 
 FIXED = (
     "--base demo --max_token_length 75 --network_dim 2 --device cpu --output_name net --save_precision float "
@@ -60,9 +63,7 @@ def words(data: Path, out: Path, *more: str) -> list[str]:
 
 def run(data: Path, out: Path, *more: str) -> int:
     """Run in this process; the exit status."""
-    with pytest.raises(SystemExit) as end:
-        lora_train.main(words(data, out, *more))
-    return int(end.value.code or 0)
+    return status_of(lora_train, *words(data, out, *more))
 
 
 # How often each run is killed: a few times, or as often as this variable says (20 for the full count).
@@ -98,9 +99,7 @@ KILLED = {
 
 @pytest.fixture(scope="module")
 def regularisation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("reg")
-    draw_concept(root, TRIGGER, pictures=3, repeats=1, seed=8)
-    return root
+    return draw_data(tmp_path_factory, pictures=3, seed=8)
 
 
 @pytest.mark.slow
@@ -164,22 +163,10 @@ def rows_of(out: Path) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def stopped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(data: Path, tmp_path: Path) -> Path:
     """A run that was stopped by Ctrl-C after three steps."""
-    from lorapipe_engine.train import loop
-
-    real, count = loop.take_step, 0
-
-    def step(*args: object) -> tuple[float, float]:
-        nonlocal count
-        count += 1
-        if count > 3:
-            raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "take_step", step)
-    assert run(data, tmp_path / "out", "--max_train_steps", "6") == 130
-    monkeypatch.undo()
+    with stopped_after(3):
+        assert run(data, tmp_path / "out", "--max_train_steps", "6") == 130
     return tmp_path / "out"
 
 
