@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +18,9 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
-from support import killing  # noqa: E402
 from support.called import status_of  # noqa: E402
 from support.dataset import draw_data  # noqa: E402
-from support.stopping import stopped_after  # noqa: E402
+from support.stopping import kill_often, stopped_after  # noqa: E402
 
 FIXED = (
     "--base demo --max_token_length 75 --network_dim 2 --device cpu --output_name net --save_precision float "
@@ -115,24 +113,7 @@ def test_killed_again_and_again(case: str, data: Path, regularisation: Path, tmp
         [word.replace("CACHE", str(tmp_path / name)) for word in more] for name in "ab"
     )
     assert run(data, tmp_path / "calm", *calm_words) == 0
-    seed = random.SystemRandom().randrange(10**6)
-    done = subprocess.run(
-        [
-            sys.executable,
-            Path(killing.__file__),
-            str(seed),
-            str(KILLS),
-            *words(data, tmp_path / "killed", *killed_words),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60 + 40 * KILLS,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    print(f"{case}, seed {seed}: {done.stdout}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"after {KILLS} kills" in done.stdout, done.stdout
+    kill_often(words(data, tmp_path / "killed", *killed_words), kills=KILLS, seconds=60 + 40 * KILLS)
     calm, killed = (load_file(tmp_path / name / "net.safetensors") for name in ("calm", "killed"))
     assert calm.keys() == killed.keys()
     for key in calm:
