@@ -125,7 +125,8 @@ def train_checked(
     settings, family = opened.settings, opened.family
     plan = plan_run(settings, model, args, dataset, family.train_parts, processes.count)
     say_notes(length_notes(plan.updates.schedule), say)
-    say_notes(advice(Planned(settings, dataset, plan.length.steps, processes.count)), say)
+    planned = Planned(settings=settings, dataset=dataset, steps=plan.length.steps, processes=processes.count)
+    say_notes(advice(planned), say)
 
     objective = family.objective(settings.loss, opened.prediction)
     check_objective(objective, settings, looked.prompts, processes)
