@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from support.called import caller
 from support.hostile import COMMANDS, SECRET, Result, Tool, World, fill
 
 
@@ -32,12 +31,8 @@ def tool(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
 
     def run(name: str, *words: object, stdin: str = "") -> Result:
         module, command = COMMANDS[name]
-        stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin.encode())))
-        monkeypatch.setattr(sys, "stdin", stream)
-        with pytest.raises(SystemExit) as stop:
-            getattr(import_module(module), command).main([str(word) for word in words])
-        out, err = capfdbinary.readouterr()
-        return Result(int(stop.value.code or 0), out.decode(), err.decode())
+        call = caller(getattr(import_module(module), command), Result, monkeypatch, capfdbinary, text=True)
+        return call(*words, stdin=stdin)
 
     return run
 

@@ -49,7 +49,7 @@ def test_what_is_waited_for_is_said(tool: Tool, world: World) -> None:
 @pytest.mark.parametrize("kind", ["symlink", "dangling", "hard", "folder", "pipe"])
 def test_lock_files_are_nobody_elses(world: World, kind: str) -> None:
     from lorapipe_engine.errors import OutputError
-    from lorapipe_engine.files.locking import open_lock_file
+    from lorapipe_engine.files.writing.locking import open_lock_file
 
     path = world.data / "x.lock"
     if kind == "hard":

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ import pytest
 from lorapipe_engine.errors import LoraError
 from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
 from support.attacks import LINKS, SECRET, digest, plant
+from support.called import status_of
+from support.dataset import draw_data
 
 RACES = 200
 
@@ -40,37 +41,31 @@ def network(path: Path, rank: int = 4) -> Path:
     return path
 
 
-def call(command: Any, *words: str | Path) -> int:
-    with pytest.raises(SystemExit) as end:
-        command.main([str(word) for word in words])
-    return int(end.value.code or 0)
-
-
 # -------------------------------------------------------------------------------- tools on networks
 
 
 def merge(source: Path, target: Path, *more: str) -> int:
     from lorapipe_merge.cli import lora_merge
 
-    return call(lora_merge, "--networks", f"{source}:0.5", f"{source}:0.25", "-o", target, *more)
+    return status_of(lora_merge, "--networks", f"{source}:0.5", f"{source}:0.25", "-o", target, *more)
 
 
 def resize(source: Path, target: Path, *more: str) -> int:
     from lorapipe_resize.cli import lora_resize
 
-    return call(lora_resize, source, "--new_rank", "2", "-o", target, *more)
+    return status_of(lora_resize, source, "--new_rank", "2", "-o", target, *more)
 
 
 def meta(source: Path, target: Path, *more: str) -> int:
     from lorapipe_inspect.cli import lora_inspect
 
-    return call(lora_inspect, "meta", source, "--set", "a=b", "-o", target, *more)
+    return status_of(lora_inspect, "meta", source, "--set", "a=b", "-o", target, *more)
 
 
 def delta(source: Path, target: Path, *more: str) -> int:
     from lorapipe_inspect.cli import lora_inspect
 
-    return call(lora_inspect, "delta", source, "-o", target, *more)
+    return status_of(lora_inspect, "delta", source, "-o", target, *more)
 
 
 def plot(_source: Path, target: Path, *more: str) -> int:
@@ -78,10 +73,18 @@ def plot(_source: Path, target: Path, *more: str) -> int:
     from lorapipe_engine.cli import lora_train
 
     overwrite = ["--overwrite"] if more else []
-    return call(lora_train, "--plot_lr", f"{target}.svg", "--max_train_steps", "3", *overwrite)
+    return status_of(lora_train, "--plot_lr", f"{target}.svg", "--max_train_steps", "3", *overwrite)
 
 
 TOOLS: tuple[Callable[..., int], ...] = (merge, resize, meta, delta, plot)
+
+
+def planted(tool: Callable[..., int], kind: str, victim: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """A network, the output that a tool is asked for, and the file that it makes there, where something lies."""
+    source, out = network(folder / "in.safetensors"), folder / "out" / "result"
+    place = Path(f"{out}.svg") if tool is plot else out
+    plant(kind, place, victim)
+    return source, out, place
 
 
 @pytest.mark.parametrize("kind", [*LINKS, "foreign"])
@@ -89,9 +92,7 @@ TOOLS: tuple[Callable[..., int], ...] = (merge, resize, meta, delta, plot)
 def test_a_tool_replaces_nothing_unasked(
     tool: Callable[..., int], kind: str, victim: Path, tmp_path: Path
 ) -> None:
-    source, out = network(tmp_path / "in.safetensors"), tmp_path / "out" / "result"
-    place = Path(f"{out}.svg") if tool is plot else out
-    plant(kind, place, victim)
+    source, out, _ = planted(tool, kind, victim, tmp_path)
     before = digest(tmp_path)
     code = tool(source, out)
     after = digest(tmp_path)
@@ -109,9 +110,7 @@ def test_a_tool_replaces_nothing_unasked(
 def test_a_tool_replaces_the_link_itself_when_asked(
     tool: Callable[..., int], kind: str, victim: Path, tmp_path: Path
 ) -> None:
-    source, out = network(tmp_path / "in.safetensors"), tmp_path / "out" / "result"
-    place = Path(f"{out}.svg") if tool is plot else out
-    plant(kind, place, victim)
+    source, out, place = planted(tool, kind, victim, tmp_path)
     before = digest(tmp_path, tmp_path / "out")
     code = tool(source, out, "--force")
     after = digest(tmp_path, tmp_path / "out")
@@ -137,7 +136,7 @@ def test_metadata_are_not_changed_through_a_link(form: str, tmp_path: Path) -> N
     link.symlink_to(mine)
     before = digest(tmp_path)
     word = link if form == "file" else link.parent
-    assert call(lora_inspect, "meta", word, "--strip", "--force") == 2
+    assert status_of(lora_inspect, "meta", word, "--strip", "--force") == 2
     assert digest(tmp_path) == before
 
 
@@ -164,7 +163,7 @@ def model(tmp_path: Path) -> Path:
 def merge_folder(model: Path, out: Path) -> int:
     from lorapipe_merge.cli import lora_merge
 
-    return call(lora_merge, model, network(model.parent / "in.safetensors"), "-o", out)
+    return status_of(lora_merge, model, network(model.parent / "in.safetensors"), "-o", out)
 
 
 def test_a_merge_clears_no_folder_away(model: Path, tmp_path: Path) -> None:
@@ -224,11 +223,7 @@ FOLDERS = ("sample", "logs", "trace")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     pytest.importorskip("lorapipe_demo")
-    from lorapipe_demo.concept import draw_concept
-    from lorapipe_demo.scene import TRIGGER
-
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=1, seed=3)
+    root = draw_data(tmp_path_factory, pictures=2)
     (root / "prompts.txt").write_text("1girl --s 1 --w 64 --h 64\n")
     return root
 
@@ -241,7 +236,7 @@ def train(pictures: Path, out: Path, *more: str | Path) -> int:
         "--max_train_epochs 2 --sample_every_n_epochs 1 --trace_steps 0 --save_state --network_train_unet_only"
     )
     files = ["--train_data_dir", pictures, "--output_dir", out, "--sample_prompts", pictures / "prompts.txt"]
-    return call(lora_train, *fixed.split(), *files, *more)
+    return status_of(lora_train, *fixed.split(), *files, *more)
 
 
 @pytest.mark.parametrize("kind", [*LINKS, "foreign"])
@@ -370,7 +365,7 @@ def swapping(victim: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_writing_into_a_folder_that_is_swapped_for_a_link(swapping: Path, victim: Path) -> None:
-    from lorapipe_engine.files.atomic import atomic_write, open_growing
+    from lorapipe_engine.files.writing.atomic import atomic_write, open_growing
 
     ends = {"written": 0, "refused": 0}
     for number in range(RACES * 50):

@@ -11,6 +11,7 @@ import pytest
 
 from lorapipe_engine.command.masking import MASK, masked, remember_secrets
 from support.attacks import TOOLS
+from support.dataset import draw_data
 
 WANDB = "wandbkey0123456789abcdef0123456789abcdef"
 WANDB_IN_FILE = "filekey99887766554433221100ffeeddccbbaa"
@@ -27,12 +28,7 @@ TINY = (
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch")
     pytest.importorskip("lorapipe_demo")
-    from lorapipe_demo.concept import draw_concept
-    from lorapipe_demo.scene import TRIGGER
-
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=2)
 
 
 def run(folder: Path, *words: str | Path) -> subprocess.CompletedProcess[bytes]:

@@ -12,8 +12,8 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from lorapipe_demo import recipe
-from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.figures import MERGED, Series, Share, draw_series, plan_series, shares, shown_epochs
+from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.scene import TRIGGER, concept_scene, random_person
 from lorapipe_demo.weights import Made
 

@@ -14,8 +14,8 @@ pytest.importorskip("PIL")
 
 from PIL import Image, ImageFilter
 
-from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.judge import HEADS, Judge, true_answers
+from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.scene import (
     Scene,
     concept_scene,

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("PIL")
 pytest.importorskip("onnxruntime")
 
-from lorapipe_demo.drawing import draw_scene
+from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.scene import TRIGGER, random_scene
 from lorapipe_tagger.models.names import demo_model
 

@@ -15,7 +15,7 @@ pytest.importorskip("PIL")
 
 from lorapipe_demo import scene as world
 from lorapipe_demo.concept import CONCEPTS, draw_concept
-from lorapipe_demo.drawing import draw_scene
+from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.scene import Scene, concept_scene, random_person, random_scene
 
 GIRL = Scene(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.files.atomic import atomic_write, check_output
+from lorapipe_engine.files.writing.atomic import atomic_write, check_output
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX")
 
@@ -94,7 +94,8 @@ def test_a_full_disk_gives_one_line_and_leaves_the_old_file(tmp_path: Path) -> N
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
     code = (
-        "import resource, sys; from pathlib import Path; from lorapipe_engine.files.atomic import atomic_write\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from lorapipe_engine.files.writing.atomic import atomic_write\n"
         "from lorapipe_engine.errors import OutputError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
@@ -113,7 +114,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path, number: int) -> Non
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
     code = (
-        "import sys, time; from pathlib import Path; from lorapipe_engine.files.atomic import atomic_write\n"
+        "import sys, time; from pathlib import Path; from lorapipe_engine.files.writing.atomic import atomic_write\n"
         "with atomic_write(Path(sys.argv[1]), force=True) as file:\n"
         "    file.write(b'half'); file.flush(); print('ready', flush=True); time.sleep(60)\n"
     )

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.torch
 
 PROGRAM = """
 import sys
-from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
+from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
 OWN_PROCESS.set(sys.argv[1] == "alone")
 with library_imports():
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.files import openfolder
-from lorapipe_engine.files.atomic import atomic_write, open_growing
+from lorapipe_engine.files.writing import openfolder
+from lorapipe_engine.files.writing.atomic import atomic_write, open_growing
 
 # A Russian console, and a western one.
 PAGES = ("cp1251", "cp850")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lorapipe_engine.command import processors
-from lorapipe_engine.command.processors import COUNTS, WAITING
+from lorapipe_engine.command.process import processors
+from lorapipe_engine.command.process.processors import COUNTS, WAITING
 
 # lora-train's start, and then torch: OpenMP says what it has read when it is loaded.
 PROGRAM = """

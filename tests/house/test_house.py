@@ -46,12 +46,13 @@ def test_one_version() -> None:
 
 
 def light_modules() -> list[str]:
-    """Every module of a light folder of the engine, and the modules that light tools start with."""
+    """Every module in a light folder of the engine or in its rooms, and those that light tools start with."""
     found = [target.split(":")[0] for _, target in scripts()]
     for name in RULES["light_modules"]():
         if name.startswith("lorapipe_engine."):
             place = ROOT / "packages/engine/src" / name.replace(".", "/")
-            found += [name, *(f"{name}.{path.stem}" for path in place.glob("[!_]*.py"))]
+            inside = (path.relative_to(place).with_suffix("") for path in place.rglob("[!_]*.py"))
+            found += [name, *(".".join((name, *path.parts)) for path in inside)]
     found += [
         f"lorapipe_inspect.commands.{path.stem}"
         for path in ROOT.glob("packages/inspect/src/*/commands/[!_]*.py")

@@ -19,8 +19,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
-from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.delta import dense_delta  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
@@ -30,11 +28,14 @@ from lorapipe_engine.networks.describe import describe_network  # noqa: E402
 from lorapipe_engine.nn.base import Size  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from lorapipe_inspect.cli import lora_inspect  # noqa: E402
 from lorapipe_merge.cli import lora_merge  # noqa: E402
 from lorapipe_resize.cli import lora_resize  # noqa: E402
 from support import toy_change  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import stopped_after  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -57,23 +58,14 @@ def table() -> Iterator[None]:
     patch.undo()
 
 
-def run(command: Any, *words: object) -> int:
-    """A command in this process; its exit status."""
-    with pytest.raises(SystemExit) as end:
-        command.main([str(word) for word in words])
-    return int(end.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=2, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=2, repeats=2)
 
 
 @pytest.fixture
 def train(data: Path) -> Callable[..., int]:
-    return lambda out, *words: run(
+    return lambda out, *words: status_of(
         lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *words
     )
 
@@ -82,7 +74,7 @@ def train(data: Path) -> Callable[..., int]:
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network after four steps."""
     out = tmp_path_factory.mktemp("trained")
-    assert run(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *OWN) == 0
+    assert status_of(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *OWN) == 0
     return out / "net.safetensors"
 
 
@@ -121,22 +113,8 @@ def test_it_trains(trained: Path) -> None:
     assert max(row["max_norm/keys_scaled"] for row in rows) > 0
 
 
-def test_it_resumes_bit_for_bit(
-    train: Callable[..., int], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lorapipe_engine.train import loop
-
-    real, count = loop.take_step, 0
-
-    def step(*args: Any, **more: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count > 2:
-            raise KeyboardInterrupt
-        return real(*args, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", step)
+def test_it_resumes_bit_for_bit(train: Callable[..., int], trained: Path, tmp_path: Path) -> None:
+    with stopped_after(2):
         assert train(tmp_path, *OWN) == 130
     assert (tmp_path / "net.state").exists()
     assert train(tmp_path, *OWN) == 0
@@ -195,7 +173,7 @@ def test_it_is_planned_and_drawn_with(trained: Path) -> None:
 
 def test_it_is_merged_into_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged.safetensors"
-    assert run(lora_merge, "demo", f"{trained}:0.5", "-o", merged, "--save_precision", "float") == 0
+    assert status_of(lora_merge, "demo", f"{trained}:0.5", "-o", merged, "--save_precision", "float") == 0
     base = resolve_base("demo")
     assert isinstance(base, Path)
     plain, other = (
@@ -215,7 +193,7 @@ def test_it_is_added_to_another_network(
 ) -> None:
     out = tmp_path / "sum.safetensors"
     words = ["--networks", f"{trained}:0.5", f"{trained}:0.25", "-o", out, "--save_precision", "float"]
-    assert run(lora_merge, *words) == 0
+    assert status_of(lora_merge, *words) == 0
     assert "toy modules become plain LoRA" in capsys.readouterr().err
     with open_tensors(out) as file:
         assert describe_network(file).algorithm == "locon"
@@ -227,7 +205,7 @@ def test_it_is_added_to_another_network(
 
 def test_it_is_resized(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small.safetensors"
-    assert run(lora_resize, trained, "-o", out, "--new-rank", 2, "--save_precision", "float") == 0
+    assert status_of(lora_resize, trained, "-o", out, "--new-rank", 2, "--save_precision", "float") == 0
     assert "toy modules are now plain LoRA" in capsys.readouterr().err
     before, after = changes(trained), changes(out)
     for name, change in before.items():
@@ -240,7 +218,7 @@ def test_it_is_inspected(trained: Path, tmp_path: Path, capfd: pytest.CaptureFix
     before = changes(trained)
 
     def told(*words: object) -> str:
-        assert run(lora_inspect, *words) == 0, words
+        assert status_of(lora_inspect, *words) == 0, words
         return str(capfd.readouterr().out)
 
     capfd.readouterr()
@@ -272,16 +250,16 @@ def test_dead_and_broken_modules_are_seen(
     save_file(tensors, tmp_path / "dead.safetensors")
     del tensors[f"{names[2]}.toy_right"]
     save_file(tensors, tmp_path / "broken.safetensors")
-    assert run(lora_inspect, "zeros", tmp_path / "dead.safetensors") == 1
+    assert status_of(lora_inspect, "zeros", tmp_path / "dead.safetensors") == 1
     told = capfd.readouterr().out
     assert names[0] in told
     assert "1 module unexpectedly dead" in told
-    run(lora_inspect, "check", tmp_path / "dead.safetensors")
+    status_of(lora_inspect, "check", tmp_path / "dead.safetensors")
     assert "1 dead rank in 1 module" in capfd.readouterr().out
-    assert run(lora_inspect, "check", tmp_path / "broken.safetensors") == 1
+    assert status_of(lora_inspect, "check", tmp_path / "broken.safetensors") == 1
     assert f"{names[2]} lacks toy_right" in capfd.readouterr().out
     for command in ((lora_resize, "--new-rank", 2), (lora_merge, "demo")):
-        assert run(*command, tmp_path / "broken.safetensors", "-o", tmp_path / "x.safetensors") != 0
+        assert status_of(*command, tmp_path / "broken.safetensors", "-o", tmp_path / "x.safetensors") != 0
         line = capfd.readouterr().err.splitlines()[-1]
         assert "toy_right is missing" in line
     assert not (tmp_path / "x.safetensors").exists()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,22 @@ import pytest
 from lorapipe_engine.files.dtypes import Array
 from lorapipe_engine.files.tensorfile import Encoded, encode, write_tensors
 from lorapipe_inspect.cli import lora_inspect
+from support import called
+from support.called import caller
 
 DATA = Path(__file__).parents[1] / "data" / "inspect"
 TOOLS = Path(sys.executable).parent
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(called.Result[bytes]):
     """What a run of the command left."""
 
-    code: int
-    out: bytes
-    err: str
-
     @property
-    def lines(self) -> list[str]:
-        return self.out.decode().splitlines()
+    def record(self) -> dict[str, Any]:
+        """The JSON of one file; the status must say the same as its verdict."""
+        record: dict[str, Any] = json.loads(self.out)
+        assert self.code == {"clean": 0, "problem": 1}[record["verdict"]]
+        return record
 
 
 Inspect = Callable[..., Result]
@@ -49,15 +48,7 @@ def data() -> Path:
 @pytest.fixture
 def inspect(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Inspect:
     """The tool, in this process: ``inspect("zeros", "a.safetensors", stdin=b"")``."""
-
-    def run(*words: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        with pytest.raises(SystemExit) as stop:
-            lora_inspect.main([str(word) for word in words])
-        out, err = capfdbinary.readouterr()
-        return Result(int(stop.value.code or 0), out, err.decode())
-
-    return run
+    return caller(lora_inspect, Result, monkeypatch, capfdbinary, text=False)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ METADATA = {"ss_network_dim": "4", "ss_network_alpha": "2.0", "ss_clip_skip": "1
 
 
 def check(inspect: Any, path: Path, *words: str) -> dict[str, Any]:
-    done = inspect("check", path, "--json", *words)
-    record: dict[str, Any] = json.loads(done.out)
-    assert done.code == {"clean": 0, "problem": 1}[record["verdict"]]
+    record: dict[str, Any] = inspect("check", path, "--json", *words).record
     return record
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.delta import Array, dense_delta
+from lorapipe_engine.delta import Array
 from lorapipe_engine.files.tensorfile import open_tensors
 from lorapipe_engine.networks.describe import describe_network
 from lorapipe_merge.networks.merge import merge_networks
+from support.changes import changes
 from support.sums import wishes
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -24,17 +25,6 @@ def inputs_of(case: dict[str, Any]) -> list[tuple[str, float]]:
     folders = (DATA / "merge_networks", DATA / "merge")
     paths = [next(folder / name for folder in folders if (folder / name).exists()) for name in case["loras"]]
     return list(zip(map(str, paths), case["ratios"], strict=True))
-
-
-def changes(path: Path) -> dict[str, Array]:
-    """The dense change of every module, (out, in·k·k)."""
-    found = {}
-    with open_tensors(path) as file:
-        for name, module in describe_network(file).modules.items():
-            weight = dense_delta({s: file.read(key) for s, key in module.keys.items()}, name=name).weight
-            assert weight is not None
-            found[name] = weight.reshape(weight.shape[0], -1)
-    return found
 
 
 def exact_changes(case: dict[str, Any]) -> dict[str, Array]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,52 +12,24 @@ from lorapipe_engine.files.dtypes import Array
 from lorapipe_engine.files.tensorfile import encode, write_tensors
 from lorapipe_resize.cli import lora_resize
 from lorapipe_resize.extract.cli import lora_extract
+from support.called import Result, caller
 
 DATA = Path(__file__).parents[1] / "data"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run of the command left."""
-
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.decode().splitlines()
-
-
-Resize = Callable[..., Result]
+Resize = Callable[..., Result[bytes]]
 
 
 @pytest.fixture
-def run_tool(
-    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Callable[..., Result]:
-    """A command in this process: ``run_tool(lora_resize, "a.safetensors", "-o", "b.safetensors")``."""
-
-    def run(command: Any, *words: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        with pytest.raises(SystemExit) as stop:
-            command.main([str(word) for word in words])
-        out, err = capfdbinary.readouterr()
-        return Result(int(stop.value.code or 0), out, err.decode())
-
-    return run
-
-
-@pytest.fixture
-def resize(run_tool: Callable[..., Result]) -> Resize:
+def resize(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Resize:
     """The command, in this process: ``resize("a.safetensors", "-o", "b.safetensors")``."""
-    return partial(run_tool, lora_resize)
+    return caller(lora_resize, Result[bytes], monkeypatch, capfdbinary, text=False)
 
 
 @pytest.fixture
-def extract(run_tool: Callable[..., Result]) -> Resize:
+def extract(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Resize:
     """The command, in this process: ``extract("tuned.safetensors", "base.safetensors", "-o", "lora.safetensors")``."""
-    return partial(run_tool, lora_extract)
+    return caller(lora_extract, Result[bytes], monkeypatch, capfdbinary, text=False)
 
 
 def lora_tensors(modules: dict[str, tuple[int, int, int]], seed: int = 0) -> dict[str, Array]:

@@ -9,23 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorapipe_engine.delta import Array, dense_delta
+from lorapipe_engine.delta import Array
 from lorapipe_engine.files.tensorfile import open_tensors
 from lorapipe_engine.networks.describe import describe_network
+from support.changes import changes
 
 DATA = Path(__file__).parents[1] / "data/weights_resize"
 CASES: dict[str, dict[str, Any]] = json.loads((DATA / "resize_expect.json").read_text())["cases"]
-
-
-def changes(path: Path) -> dict[str, Array]:
-    """The dense change of every module, (out, in·k·k)."""
-    found = {}
-    with open_tensors(path) as file:
-        for name, module in describe_network(file).modules.items():
-            weight = dense_delta({s: file.read(key) for s, key in module.keys.items()}, name=name).weight
-            assert weight is not None
-            found[name] = weight.reshape(weight.shape[0], -1)
-    return found
 
 
 def options_of(case: dict[str, Any]) -> list[object]:

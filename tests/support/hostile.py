@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from support import called
+
 SECRET = "my own secret words"
 COMMANDS = {
     "lora-clean": ("lorapipe_dataset.clean.cli", "lora_clean"),
@@ -26,13 +28,8 @@ COMMANDS = {
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(called.Result[str]):
     """What a run of a command left."""
-
-    code: int
-    out: str
-    err: str
 
     @property
     def errors(self) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from lorapipe_tagger.cli import lora_tag
+from support.called import caller
 
 from .making import MODEL, PICTURES, Result, Tag
 
@@ -23,13 +22,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def tag(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Tag:
     """The command with the small model, in this process: ``tag("a.png", "--general", 0.5)``."""
 
+    call = caller(lora_tag, Result, monkeypatch, capfdbinary, text=False)
+
     def run(*words: object, stdin: bytes = b"", model: object = MODEL) -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        given = [] if model is None else ["--model", str(model), "--device", "cpu"]
-        with pytest.raises(SystemExit) as stop:
-            lora_tag.main([*map(str, words), *given])
-        out, err = capfdbinary.readouterr()
-        return Result(int(stop.value.code or 0), out, err.decode())
+        given = [] if model is None else ["--model", model, "--device", "cpu"]
+        return call(*words, *given, stdin=stdin)
 
     return run
 

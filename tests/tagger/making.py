@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from support import called
+
 DATA = Path(__file__).parents[1] / "data" / "tagger"
 MODEL = DATA / "model"
 PICTURES = DATA / "pictures"
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(called.Result[bytes]):
     """What a run of the command left."""
-
-    code: int
-    out: bytes
-    err: str
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.decode().splitlines()]
 
     @property
     def error(self) -> str:

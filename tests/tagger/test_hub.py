@@ -27,7 +27,7 @@ from lorapipe_tagger.models.adapters import (
     Z3D,
     choose_adapter,
 )
-from lorapipe_tagger.models.known import HUB, hub_model
+from lorapipe_tagger.models.known import HUB, HubModel, hub_model
 
 from .making import MODEL, PICTURES
 
@@ -156,6 +156,13 @@ def test_one_line_where_a_model_cannot_be_had(
     assert len(result.stderr.splitlines()) == 1
 
 
+def known(word: str) -> HubModel:
+    """The model that a word names, which must be one."""
+    model = hub_model(word)
+    assert model is not None, word
+    return model
+
+
 def test_short_names() -> None:
     wanted = {
         "vit": "wd-vit-tagger-v3",
@@ -173,10 +180,8 @@ def test_short_names() -> None:
         "SmilingWolf/wd-vit-tagger-v3": "wd-vit-tagger-v3",
     }
     for word, name in wanted.items():
-        found = hub_model(word)
-        assert found is not None, word
-        assert found.repository == f"SmilingWolf/{name}"
-        assert len(found.revision) == 40
+        assert known(word).repository == f"SmilingWolf/{name}"
+        assert len(known(word).revision) == 40
     others = {
         "pixai": "deepghs/pixai-tagger-v0.9-onnx",
         "pixai-v1": "Mexes/pixai-tagger-v1.0-onnx-fp32-fp16-int8",
@@ -187,9 +192,7 @@ def test_short_names() -> None:
         "animetimm": "animetimm/caformer_b36.dbv4-full",
     }
     for word, repository in others.items():
-        found = hub_model(word)
-        assert found is not None
-        assert found.repository == repository
+        assert known(word).repository == repository
     assert hub_model("nonsense") is None
     deep = hub_model("someone/tagger/sub/folder")
     assert deep is not None

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 
 from lorapipe_engine.delta import dense_delta  # noqa: E402
@@ -25,6 +25,7 @@ from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from support import tiny  # noqa: E402
 from support.commands import run  # noqa: E402
+from support.diffusers_reader import load_into, pipeline  # noqa: E402
 
 VARIANTS = Path(__file__).parents[1] / "data" / "formats" / "variants"
 PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
@@ -64,20 +65,9 @@ def changes_of(path: Path) -> Changes:
         return found
 
 
-def pipeline(base: Path, name: str) -> Any:
+def pipeline_of(base: Path) -> Any:
     modules = load_base(base)
-    common: dict[str, Any] = {
-        "vae": modules.vae,
-        "unet": modules.denoiser,
-        "text_encoder": modules.text_encoders[0],
-        "tokenizer": None,
-        "scheduler": diffusers.DDIMScheduler(),
-    }
-    if name == "sdxl":
-        more = {"text_encoder_2": modules.text_encoders[1], "tokenizer_2": None}
-        return diffusers.StableDiffusionXLPipeline(**common, **more)
-    more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return diffusers.StableDiffusionPipeline(**common, **more)
+    return pipeline(modules.denoiser, modules.vae, modules.text_encoders)
 
 
 def adapted(part: str, root: Any) -> Iterator[tuple[tuple[str, str], NDArray[Any]]]:
@@ -147,17 +137,10 @@ def compare_with_source(what: str, found: Changes, source: Path) -> None:
     ["kohya", "diffusers", "diffusers-old", "resized", "added", "added-svd", "extracted", "averaged"],
 )
 def test_diffusers(what: str, model: tuple[str, Path, Path], caplog: pytest.LogCaptureFixture) -> None:
-    name, base, source = model
+    _, base, source = model
     path = made(what, model)
-    pipe = pipeline(base, name)
-    diffusers.utils.logging.enable_propagation()
-    try:
-        with caplog.at_level("WARNING"):
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name)
-    finally:
-        diffusers.utils.logging.disable_propagation()
-    said = [row.getMessage() for row in caplog.records]
-    assert not [line for line in said if "unexpected" in line.lower() or "missing" in line.lower()]
+    pipe = pipeline_of(base)
+    load_into(pipe, path, caplog)
     roots = {part: getattr(pipe, attribute, None) for part, attribute in PARTS.items()}
     found = {
         layer: change
@@ -170,9 +153,9 @@ def test_diffusers(what: str, model: tuple[str, Path, Path], caplog: pytest.LogC
 
 
 def test_peft(model: tuple[str, Path, Path], tmp_path: Path) -> None:
-    name, base, source = model
+    _, base, source = model
     assert run("lora-convert", source, "--to", "peft", "-o", tmp_path / "adapters").returncode == 0
-    pipe, wanted = pipeline(base, name), changes_of(source)
+    pipe, wanted = pipeline_of(base), changes_of(source)
     found: Changes = {}
     for part, attribute in PARTS.items():
         if (root := getattr(pipe, attribute, None)) is not None:

@@ -1,16 +1,20 @@
-"""A benchmark's command, and its time, CPU seconds and peak memory."""
+"""What benchmarks share: a command's time, CPU seconds and peak memory, a folder to work in, rows that are printed."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +77,23 @@ def _measure_once(
     # Linux counts in KiB, macOS in bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit
+
+
+@contextmanager
+def work_folder(given: Path | None) -> Iterator[Path]:
+    """The folder that was given, made where it is not there, or a temporary one."""
+    if given is not None:
+        given.mkdir(parents=True, exist_ok=True)
+        yield given
+        return
+    folder = Path(tempfile.mkdtemp(prefix="lorapipe-bench-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def print_row(row: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a row as one line: a JSON object, or names with values."""
+    words = "  ".join(f"{key} {value}" for key, value in row.items())
+    print(json.dumps(row) if as_json else words, flush=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import statistics
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 from kernels import shares, table
+from measuring import print_row
 from train import FLOOR, WORKLOADS, make_family
 
 from lorapipe_engine.files.dtypes import Encoded
@@ -245,7 +245,10 @@ class Bench:
             times[what] = self.draw_grid(painter, sets, folder)
         new, known = self.swaps(painter, networks)
         row: dict[str, Any] = {"model": self.name, "what": "swap", "rank": self.model.rank}
-        show(row | {"new_file_ms": round(new * 1e3, 1), "known_ms": round(known * 1e3, 1)}, self.options.json)
+        print_row(
+            row | {"new_file_ms": round(new * 1e3, 1), "known_ms": round(known * 1e3, 1)},
+            as_json=self.options.json,
+        )
         if self.options.quick:
             return
         alone: list[tuple[Loaded, ...]] = [(one,) for one in networks]
@@ -253,7 +256,7 @@ class Bench:
             times[what] = self.draw_grid(painter, sets, folder)
         row = {"model": self.name, "what": f"grid of {len(networks) ** 2} pictures"}
         row |= {f"{what}_s": round(seconds, 3) for what, seconds in times.items()}
-        show(row | {"times": round(times["with"] / times["without"], 3)}, self.options.json)
+        print_row(row | {"times": round(times["with"] / times["without"], 3)}, as_json=self.options.json)
 
     def draw_grid(self, painter: CellPainter, sets: Sequence[tuple[Loaded, ...]], folder: Path) -> float:
         """Seconds of as many seeds as the grid has for each of some sets of networks, PNGs written."""
@@ -329,7 +332,7 @@ class Bench:
         if self.device.type == "cuda":
             row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             torch.cuda.reset_peak_memory_stats()
-        show(row | more, self.options.json)
+        print_row(row | more, as_json=self.options.json)
 
 
 def make_pipeline(family: Family) -> Any:
@@ -386,13 +389,6 @@ def save(path: Path, drawn: Any) -> None:
 def say(text: str) -> None:
     """A line for people."""
     print(text, file=sys.stderr, flush=True)
-
-
-def show(row: dict[str, Any], as_json: bool) -> None:
-    """Print a row."""
-    print(
-        json.dumps(row) if as_json else "  ".join(f"{key} {value}" for key, value in row.items()), flush=True
-    )
 
 
 def main(words: Sequence[str] | None = None) -> int:

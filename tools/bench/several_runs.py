@@ -11,13 +11,10 @@ start goes into.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,8 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from measuring import print_row, work_folder
 from phases import phases
-from startup import RUNS, Run, make_base, make_pictures
+from startup import RUNS, Run, make_base, make_pictures, read_options
 
 SMALL = Run(
     "demo", 8, 64, ("--network_dim", "4", "--network_train_unet_only", "--cache_text_encoder_outputs")
@@ -125,33 +123,23 @@ def second_start(samples: Path, watch: Watch) -> Iterator[str]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """1 if the second run of a workload began later than its goal."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("workloads", nargs="*", choices=[*WORKLOADS, []], metavar="A C")
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--where", action="store_true", help="tell what the second start goes into")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(words)
-    work = options.work or Path(tempfile.mkdtemp(prefix="bench-several-"))
-    work.mkdir(parents=True, exist_ok=True)
+    options = read_options(words, __doc__, WORKLOADS, runs=3)
     missed = False
-    for name in options.workloads or RUNS:
-        run = WORKLOADS[name]
-        base = "demo" if name == "small" else str(make_base(run.base, work / run.base))
-        pictures = make_pictures(work / f"pictures-{name}", run.pictures, run.size)
-        samples = work / "samples.jsonl" if options.where else None
-        torch.cuda.empty_cache()
-        watch = train_queue(run, base, pictures, work, options.runs, samples)
-        missed |= watch.starts[1].seconds > GOALS[name]
-        for start in watch.starts:
-            row = {"workload": name, "goal": GOALS[name], **asdict(start)}
-            row = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
-            line = "  ".join(f"{key} {value}" for key, value in row.items())
-            print(json.dumps(row) if options.json else line, flush=True)
-        for line in second_start(samples, watch) if samples else ():
-            print(line, flush=True)
-    if options.work is None:
-        shutil.rmtree(work)
+    with work_folder(options.work) as work:
+        for name in options.workloads or RUNS:
+            run = WORKLOADS[name]
+            base = "demo" if name == "small" else str(make_base(run.base, work / run.base))
+            pictures = make_pictures(work / f"pictures-{name}", run.pictures, run.size)
+            samples = work / "samples.jsonl" if options.where else None
+            torch.cuda.empty_cache()
+            watch = train_queue(run, base, pictures, work, options.runs, samples)
+            missed |= watch.starts[1].seconds > GOALS[name]
+            for start in watch.starts:
+                row = {"workload": name, "goal": GOALS[name], **asdict(start)}
+                rounded = {k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()}
+                print_row(rounded, as_json=options.json)
+            for line in second_start(samples, watch) if samples else ():
+                print(line, flush=True)
     return int(missed)
 
 

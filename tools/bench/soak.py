@@ -10,7 +10,6 @@ neither may grow.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -20,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from measuring import print_row
 from train import WORKLOADS, make_batch, make_family, make_stepper
 
 from lorapipe_engine.train.loop import update
@@ -54,10 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     rows = list(soak(options.steps, options.batch))
     for row in rows:
-        print(
-            json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()),
-            flush=True,
-        )
+        print_row(row, as_json=options.json)
     first, last = rows[0], rows[-1]
     grown = {key: round(last[key] - first[key], 3) for key in ("allocated_gib", "peak_gib", "reserved_gib")}
     print(f"from the end of the first epoch to the last step: {grown}", file=sys.stderr)

@@ -17,13 +17,13 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from measuring import print_row, work_folder
 from phases import phases
 from PIL import Image
 
@@ -110,37 +110,38 @@ def first_step(run: Run, base: Path, pictures: Path, work: Path, samples: Path |
     return seconds
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """1 if a goal was missed by the last run."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("workloads", nargs="*", choices=[*RUNS, []], metavar="A C")
+def read_options(
+    words: Sequence[str] | None, about: str | None, workloads: Iterable[str], *, runs: int
+) -> argparse.Namespace:
+    """The options of a benchmark of starts. ``about``: its docstring; ``runs``: how many where nothing is said."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument("workloads", nargs="*", choices=[*workloads, []], metavar="A C")
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=runs)
     parser.add_argument("--where", action="store_true", help="tell what the time goes into")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args(words)
-    work = options.work or Path(tempfile.mkdtemp(prefix="bench-startup-"))
-    work.mkdir(parents=True, exist_ok=True)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """1 if a goal was missed by the last run."""
+    options = read_options(words, __doc__, RUNS, runs=2)
     missed = False
-    for name in options.workloads or RUNS:
-        run = RUNS[name]
-        base = make_base(run.base, work / run.base)
-        pictures = make_pictures(work / f"pictures-{name}", run.pictures, run.size)
-        times = [round(first_step(run, base, pictures, work), 1) for _ in range(options.runs)]
-        missed |= times[-1] > GOALS[name]
-        row = {"workload": name, "pictures": run.pictures, "seconds": times, "goal": GOALS[name]}
-        print(
-            json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()),
-            flush=True,
-        )
-        if options.where:
-            samples = work / "samples.jsonl"
-            first_step(run, base, pictures, work, samples)
-            for phase in phases(samples):
-                line = f"{phase.start:8.1f} s  {phase.seconds:6.2f} s  {phase.what}"
-                print(json.dumps(asdict(phase)) if options.json else line, flush=True)
-    if options.work is None:
-        shutil.rmtree(work)
+    with work_folder(options.work) as work:
+        for name in options.workloads or RUNS:
+            run = RUNS[name]
+            base = make_base(run.base, work / run.base)
+            pictures = make_pictures(work / f"pictures-{name}", run.pictures, run.size)
+            times = [round(first_step(run, base, pictures, work), 1) for _ in range(options.runs)]
+            missed |= times[-1] > GOALS[name]
+            row = {"workload": name, "pictures": run.pictures, "seconds": times, "goal": GOALS[name]}
+            print_row(row, as_json=options.json)
+            if options.where:
+                samples = work / "samples.jsonl"
+                first_step(run, base, pictures, work, samples)
+                for phase in phases(samples):
+                    line = f"{phase.start:8.1f} s  {phase.seconds:6.2f} s  {phase.what}"
+                    print(json.dumps(asdict(phase)) if options.json else line, flush=True)
     return int(missed)
 
 

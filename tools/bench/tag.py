@@ -16,13 +16,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measuring import Timing, measure
+from measuring import Timing, measure, work_folder
 
 DECODE = """
 import sys, os
@@ -219,16 +218,13 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per job on stdout")
     options = parser.parse_args()
-    work = (options.work or Path(tempfile.mkdtemp(prefix="lorapipe-bench-"))).resolve()
-    try:
+    with work_folder(options.work) as folder:
+        work = folder.resolve()
         jobs = plan(options, work)
         run(jobs, work, options.repeat, options.peer)
         rows = rows_of(jobs)
         for row in rows:
             print(json.dumps(row), flush=True) if options.json else show(row)
-    finally:
-        if options.work is None:
-            shutil.rmtree(work)
     return 1 if any(not met for row in rows for _, met in row["goals"].values()) else 0
 
 

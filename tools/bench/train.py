@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from kernels import shares, table
+from measuring import print_row
 from torch import nn
 
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
@@ -46,6 +47,7 @@ from lorapipe_engine.train.step.preserving import Preserving
 from lorapipe_engine.train.step.speed import speed_up
 from lorapipe_engine.train.step.step import Stepper
 
+TESTS = Path(__file__).parents[2] / "tests"
 FLOOR = 790e12  # FLOP/s that one H200 reaches in bf16 products
 
 
@@ -108,6 +110,9 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    sys.path.insert(0, str(TESTS))
+    from support.full_bases import OPENCLIP_BIGG, SDXL_UNET
+
     small = work.name == "small"
     # In the dtype from the start: SDXL in float32 would not go onto a small card.
     with torch.device(device), _default_dtype(dtype):
@@ -129,7 +134,7 @@ def make_family(work: Workload, device: torch.device, dtype: torch.dtype) -> Fam
             unet = UNet2DConditionModel(**SDXL_UNET)
             texts = [
                 CLIPTextModel(CLIPTextConfig(**TEXT_L)),
-                CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_G)),
+                CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_L | OPENCLIP_BIGG)),
             ]
     tokenizers: Any = tuple(_NoTokenizer() for _ in texts)
     base = BaseModel(work.family, unet, vae, tuple(texts), tokenizers, "epsilon", "random", Path("random"))
@@ -166,28 +171,6 @@ TEXT_SMALL: dict[str, Any] = {
     "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-}
-TEXT_G: dict[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-    "eos_token_id": 49407,
-}
-SDXL_UNET: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
 }
 
 
@@ -406,13 +389,6 @@ def measure_peer(work: Workload, checkout: Path, python: str, steps: int) -> dic
     return figures
 
 
-def show(row: dict[str, Any], as_json: bool) -> None:
-    """Print a row."""
-    print(
-        json.dumps(row) if as_json else "  ".join(f"{key} {value}" for key, value in row.items()), flush=True
-    )
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Run the workloads and print a row for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -458,7 +434,7 @@ def main(words: Sequence[str] | None = None) -> int:
             )
             kept.append(losses)
             if processes.is_main:
-                show(asdict(row), options.json)
+                print_row(asdict(row), as_json=options.json)
             if device.type == "cuda":
                 import gc
 
@@ -467,7 +443,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.peer:
             peer = measure_peer(work, options.peer, options.peer_python, options.steps)
             times = round(peer["median_ms"] / row.median_ms, 2)
-            show({"workload": name, "capture": "sd-scripts", **peer, "times": times}, options.json)
+            print_row(
+                {"workload": name, "capture": "sd-scripts", **peer, "times": times}, as_json=options.json
+            )
         if len(kept) == 2:
             worst = max(abs(a - b) / max(abs(a), 1e-9) for a, b in zip(*kept, strict=True))
             print(

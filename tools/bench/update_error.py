@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn.adapters.lora import Lora
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.packed import Packed
-from lorapipe_engine.nn.lora import Lora
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CHANGES = (1e-4, 1e-3, 1e-2, 1e-1)

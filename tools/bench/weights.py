@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measuring import Job, measure
+from measuring import Job, measure, work_folder
 from weights_files import Files
 
 PARTS = ("inspect", "resize", "merge", "networks", "extract", "convert")
@@ -90,10 +88,8 @@ def main() -> int:
     ]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    work = options.work or Path(tempfile.mkdtemp(prefix="lorapipe-bench-"))
-    work.mkdir(parents=True, exist_ok=True)
     missed = 0
-    try:
+    with work_folder(options.work) as work:
         for part in parts:
             jobs: Callable[[Files, Path], list[Job]] = importlib.import_module(f"weights_{part}").jobs
             for job in jobs(Files(work), work):
@@ -103,9 +99,6 @@ def main() -> int:
                     print(json.dumps(row), flush=True)
                 else:
                     show(row)
-    finally:
-        if options.work is None:
-            shutil.rmtree(work)
     return 1 if missed else 0
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from lorapipe_demo import recipe
 from lorapipe_demo.dataset import BRIEF, WHOLE
-from lorapipe_demo.drawing import draw_scene
+from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.programs import run
 from lorapipe_demo.scene import TRIGGER, Scene, concept_scene, concept_tags
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lorapipe_demo.drawing import draw_scene
 from lorapipe_demo.judge import HEADS, true_answers
+from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.scene import (
     HAIR_COLOURS,
     HEADWEAR,

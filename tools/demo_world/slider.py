@@ -24,7 +24,7 @@ from lorapipe_demo.sampling import Painter
 from lorapipe_demo.scene import EXPRESSIONS, Scene, random_person
 from lorapipe_engine.models.bases import demo_base
 from lorapipe_engine.nn.attach import detach
-from lorapipe_engine.train.network.apply import attach_file
+from lorapipe_engine.train.network.files.apply import attach_file
 from lorapipe_engine.train.sample.draw import draw
 from lorapipe_engine.train.sample.prompts import Prompt
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train_parts import rate_at
 
-from lorapipe_demo.drawing import draw_scene
+from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.scene import Scene, all_tags, random_scene
 
 SEED = 20261

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +12,17 @@ import pytest
 from PIL import Image
 
 from lorapipe_dataset.check.cli import lora_check
+from support import called
+from support.called import caller
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run of the command left."""
-
-    code: int
-    out: str
-    err: str
+class Result(called.Result[str]):
+    """What a run of the command left, and its report."""
 
     @property
     def json(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.out)
         return found
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
 
     def found(self, rule: str) -> list[dict[str, Any]]:
         """The report's findings of a rule."""
@@ -44,17 +34,9 @@ Draw = Callable[..., Path]
 
 
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Check:
+def check(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Check:
     """The command, in this process: ``check("dataset", "--json")``."""
-
-    def run(*words: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        with pytest.raises(SystemExit) as stop:
-            lora_check.main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return Result(int(stop.value.code or 0), out, err)
-
-    return run
+    return caller(lora_check, Result, monkeypatch, capfdbinary, text=True)
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:

@@ -58,7 +58,7 @@ def test_agrees_with_the_trainer(check: Any, dataset: Path, options: dict[str, A
                 f"--{name.replace('_', '-')}",
                 ",".join(map(str, value)) if isinstance(value, tuple) else value,
             ]
-    rows = check("buckets", dataset, *words, "--json").rows
+    rows = check("buckets", dataset, *words, "--json").records
     pictures = data.scan(settings).pictures
     assert {row["path"] for row in rows} == {str(picture.path) for picture in pictures}
     found = {row["path"]: row for row in rows}
@@ -84,7 +84,7 @@ def test_pictures_without_a_bucket_are_told(check: Any, dataset: Path) -> None:
     (dataset / "3_maid/broken.png").write_bytes(b"\x89PNG")
     (dataset / "3_maid/empty.png").touch()
     done = check("buckets", dataset, "--bucket-no-upscale", "--bucket-reso-steps", 128, "--json")
-    problems = {Path(row["path"]).name: row["error"] for row in done.rows if "error" in row}
+    problems = {Path(row["path"]).name: row["error"] for row in done.records if "error" in row}
     assert (done.code, set(problems)) == (1, {"1.png", "3.png", "broken.png", "empty.png"})
     assert problems["empty.png"] == "empty file"
     assert "smaller than one bucket step of 128" in problems["1.png"]
@@ -96,20 +96,20 @@ def test_only_headers_are_read(check: Any, tmp_path: Path) -> None:
     Image.effect_noise((900, 700), 80).save(whole)
     (tmp_path / "set").mkdir()
     (tmp_path / "set/cut.png").write_bytes(whole.read_bytes()[:200])
-    (row,) = check("buckets", tmp_path / "set", "--json").rows
+    (row,) = check("buckets", tmp_path / "set", "--json").records
     assert (row["image"], row["bucket"]) == ([900, 700], [576, 448])
 
 
 def test_paths_come_through_pipes(check: Any, dataset: Path) -> None:
     one = dataset / "3_maid/1.png"
-    (row,) = check("buckets", "--json", stdin=json.dumps({"path": str(one)}).encode()).rows
+    (row,) = check("buckets", "--json", stdin=json.dumps({"path": str(one)}).encode()).records
     assert (row["path"], row["repeats"]) == (str(one), 3)
 
 
 def test_pictures_that_are_not_trained_are_left_out(check: Any, dataset: Path) -> None:
     Image.new("RGB", (9, 9)).save(dataset / "stray.png")
     done = check("buckets", dataset, "--json")
-    assert len(done.rows) == len(SIZES) + 1
+    assert len(done.records) == len(SIZES) + 1
     assert "1 pictures lie outside the folders N_concept" in done.err
 
 
@@ -147,7 +147,7 @@ def test_agrees_with_the_reference(check: Any, tmp_path: Path, case: dict[str, A
         for word in (f"--{name.replace('_', '-')}", str(case[name]).strip("[]").replace(" ", ""))
     ]
     words += ["--bucket-no-upscale"] * case["bucket_no_upscale"]
-    rows = check("buckets", tmp_path, *words, "--json").rows
+    rows = check("buckets", tmp_path, *words, "--json").records
     found = {row["path"]: (row["image"], row["bucket"], row["resized"], row["crop"]) for row in rows}
     assert found == expected
 

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lorapipe_dataset.clean.cli import lora_clean
+from support.called import Result, caller
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a run of the command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Clean = Callable[..., Result]
+Clean = Callable[..., Result[str]]
 
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Clean:
     """The command, in this process: ``clean("imgs", "--trigger", "x")``."""
-
-    def run(*words: object, stdin: str = "") -> Result:
-        stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin.encode())))
-        monkeypatch.setattr(sys, "stdin", stream)
-        with pytest.raises(SystemExit) as stop:
-            lora_clean.main([str(word) for word in words])
-        out, err = capfdbinary.readouterr()
-        return Result(int(stop.value.code or 0), out.decode(), err.decode())
-
-    return run
+    return caller(lora_clean, Result[str], monkeypatch, capfdbinary, text=True)
 
 
 @pytest.fixture

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lorapipe_dataset.repeats.cli import lora_repeats
+from support.called import Result, caller
 
-
-@dataclass(frozen=True)
-class Result:
-    """What a run of the command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Repeats = Callable[..., Result]
+Repeats = Callable[..., Result[str]]
 Draw = Callable[..., list[Path]]
 
 
 @pytest.fixture
-def repeats(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Repeats:
+def repeats(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Repeats:
     """The command, in this process: ``repeats("pictures", "-o", "dataset")``."""
-
-    def run(*words: object, stdin: bytes = b"") -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
-        with pytest.raises(SystemExit) as stop:
-            lora_repeats.main([str(word) for word in words])
-        out, err = capfd.readouterr()
-        return Result(int(stop.value.code or 0), out, err)
-
-    return run
+    return caller(lora_repeats, Result[str], monkeypatch, capfdbinary, text=True)
 
 
 @pytest.fixture

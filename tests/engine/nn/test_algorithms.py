@@ -16,10 +16,10 @@ from torch.nn import functional as F  # noqa: E402
 from lorapipe_engine.delta import dense_delta  # noqa: E402
 from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.nn.adapters.lokr import Lokr, split  # noqa: E402
+from lorapipe_engine.nn.adapters.oft import Rotation  # noqa: E402
 from lorapipe_engine.nn.base import NO_DROPOUT, Adapter, Dropouts, Size, adapter_class  # noqa: E402
 from lorapipe_engine.nn.factored import Factored  # noqa: E402
-from lorapipe_engine.nn.lokr import Lokr, split  # noqa: E402
-from lorapipe_engine.nn.oft import Rotation  # noqa: E402
 from lorapipe_engine.nn.quantize import quantize  # noqa: E402
 
 pytestmark = pytest.mark.torch

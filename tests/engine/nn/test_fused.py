@@ -21,12 +21,12 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from lorapipe_engine.models.stable_diffusion import UNET_CONV_TARGETS, UNET_TARGETS  # noqa: E402
 from lorapipe_engine.networks import algorithms  # noqa: E402
 from lorapipe_engine.networks.algorithms import Algorithm  # noqa: E402
+from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
 from lorapipe_engine.nn.fused import kernels, ops  # noqa: E402
-from lorapipe_engine.nn.fused.packed import Packed  # noqa: E402
+from lorapipe_engine.nn.fused.packed import Packed, Packs  # noqa: E402
 from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
-from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.families.base import find_targets  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -129,6 +129,17 @@ def passes(
         if packs is not None:
             packs.finish()
     return [out.detach(), network.groups["unet"].grad, text.grad, *([pooled.grad] if added else [])]
+
+
+def one_pass(unet: Any, network: Network, packs: Packs | None) -> list[Any]:
+    """Prediction, and gradients of the network."""
+    torch.manual_seed(2)
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 7, 24)
+    out = unet(*inputs, return_dict=False)[0]
+    out.square().mean().backward()
+    if packs is not None:
+        packs.finish()
+    return [out.detach(), network.groups["unet"].grad]
 
 
 def apart(a: Any, b: Any) -> float:
@@ -243,14 +254,7 @@ def test_layers_without_an_adapter_stay_in_a_fused_block() -> None:
             sizes = Counter(len(pack.layers) for pack in packs.packs)
             assert sizes[1] == 2 * sizes[2] > 0
             packs.refresh()
-        torch.manual_seed(2)
-        out = unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 7, 24), return_dict=False)[
-            0
-        ]
-        out.square().mean().backward()
-        if packs is not None:
-            packs.finish()
-        return [out.detach(), network.groups["unet"].grad]
+        return one_pass(unet, network, packs)
 
     own, fused = found(False), found(True)
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
@@ -284,13 +288,7 @@ def test_trained_norms_are_not_passed_by(kinds: tuple[type[nn.Module], ...], ins
         packs = fuse(unet) if fused else None
         if packs is not None:
             packs.refresh()
-        torch.manual_seed(2)
-        inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 7, 24)
-        out = unet(*inputs, return_dict=False)[0]
-        out.square().mean().backward()
-        if packs is not None:
-            packs.finish()
-        return [out.detach(), network.groups["unet"].grad]
+        return one_pass(unet, network, packs)
 
     own, fused = found(False), found(True)
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5

@@ -10,9 +10,9 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from lorapipe_engine.errors import ConfigError, InputError  # noqa: E402
+from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach, detach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
-from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.optimizers import Rates, build_optimizer, set_rates  # noqa: E402
 
 

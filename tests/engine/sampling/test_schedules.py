@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.sampling.samplers import SAMPLERS, count_evaluations, find_sampler, true_schedule
-from lorapipe_engine.sampling.schedules import (
+from lorapipe_engine.sampling.noise.samplers import SAMPLERS, count_evaluations, find_sampler, true_schedule
+from lorapipe_engine.sampling.noise.schedules import (
     beta_quantile,
     ddim_times,
     lcm_sigmas,

@@ -18,6 +18,7 @@ from lorapipe_engine.models.architecture import (  # noqa: E402
     vae_config,
     wide_heads,
 )
+from support.full_bases import SDXL_UNET as SDXL  # noqa: E402
 
 EIGHT = partial(fixed_heads, 8)
 PLAIN = ("DownBlock2D", "UpBlock2D", "UNetMidBlock2D")
@@ -32,17 +33,6 @@ def blocks(down: str, up: str) -> dict[str, Any]:
     }
 
 
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    **blocks("-xx", "xx-"),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 SD2 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}
 UNETS: dict[str, tuple[Any, dict[str, Any]]] = {
     "SD 1.5": (EIGHT, {"cross_attention_dim": 768, "attention_head_dim": (8, 8, 8, 8)}),

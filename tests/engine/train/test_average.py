@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +13,17 @@ pytest.importorskip("lorapipe_demo")
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.attach import Network  # noqa: E402
-from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.network.average import NetworkAverage, exponent_of  # noqa: E402
 from lorapipe_merge.cli import lora_merge  # noqa: E402
 from lorapipe_merge.networks.average import Average  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import stopped_after  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -70,19 +71,11 @@ FIXED = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=1, seed=3)
-    return root
-
-
-def run(command: Any, *words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        command.main([*map(str, words)])
-    return int(stop.value.code or 0)
+    return draw_data(tmp_path_factory, pictures=2)
 
 
 def train(data: Path, out: Path, *more: object) -> int:
-    return run(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *more)
+    return status_of(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *more)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +100,7 @@ def test_it_is_what_the_merge_makes_of_all_saves(averaged: Path, tmp_path: Path)
     saves = [averaged / f"net-step{step:08d}.safetensors" for step in range(1, 5)]
     out = tmp_path / "merged.safetensors"
     words = ["--average", "ema:0.7", "--mode", "concat", "--save_precision", "float", "-o", out]
-    assert run(lora_merge, "--networks", *saves, averaged / "net.safetensors", *words) == 0
+    assert status_of(lora_merge, "--networks", *saves, averaged / "net.safetensors", *words) == 0
     one, other, last = (
         change(path) for path in (averaged / "net-ema.safetensors", out, averaged / "net.safetensors")
     )
@@ -135,27 +128,13 @@ def test_the_network_is_that_of_a_run_without(averaged: Path, data: Path, tmp_pa
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_it_goes_on_bit_for_bit_and_is_drawn_with(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lorapipe_engine.train import loop
-
+def test_it_goes_on_bit_for_bit_and_is_drawn_with(data: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{TRIGGER} --s 2 --d 1\n", encoding="utf-8")
     words = ["--ema_width", "0.2", "--sample_prompts", prompts, "--sample_every_n_steps", "5"]
     calm, again = tmp_path / "calm", tmp_path / "again"
     assert train(data, calm, *words) == 0
-    real, count = loop.take_step, 0
-
-    def step(*args: Any, **more: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count > 3:
-            raise KeyboardInterrupt
-        return real(*args, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", step)
+    with stopped_after(3):
         assert train(data, again, *words) == 130
     assert train(data, again, *words, "--sample_ema") == 0
     for name in ("net", "net-ema"):

@@ -16,7 +16,7 @@ pytest.importorskip("lorapipe_demo")
 
 from lorapipe_demo.concept import draw_concept
 from lorapipe_demo.scene import TRIGGER
-from lorapipe_engine.command.programs import find_program, run_program
+from lorapipe_engine.command.process.programs import find_program, run_program
 from lorapipe_engine.datasets.scan import Dataset, scan
 from lorapipe_engine.errors import OutputError
 from lorapipe_engine.settings import (

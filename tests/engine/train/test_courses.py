@@ -15,8 +15,8 @@ pytest.importorskip("diffusers")
 
 from lorapipe_engine.errors import ConfigError, MissingExtra  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
-from lorapipe_engine.sampling.samplers import SAMPLERS, count_evaluations  # noqa: E402
-from lorapipe_engine.sampling.schedules import make_sigmas, noise_table  # noqa: E402
+from lorapipe_engine.sampling.noise.samplers import SAMPLERS, count_evaluations  # noqa: E402
+from lorapipe_engine.sampling.noise.schedules import make_sigmas, noise_table  # noqa: E402
 from lorapipe_engine.train.sample.brownian import brownian_noise  # noqa: E402
 from lorapipe_engine.train.sample.course import plan_course  # noqa: E402
 from lorapipe_engine.train.sample.methods import METHODS, ancestral_step, lms_weights  # noqa: E402

@@ -13,7 +13,6 @@ pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
@@ -21,10 +20,13 @@ from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.networks.describe import describe_network  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from lorapipe_inspect.cli import lora_inspect  # noqa: E402
 from lorapipe_merge.cli import lora_merge  # noqa: E402
 from lorapipe_resize.cli import lora_resize  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import stopped_after  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -74,19 +76,11 @@ EVERY = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) f
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=2, seed=3)
-    return root
-
-
-def run(command: Any, *words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        command.main([str(word) for word in words])
-    return int(end.value.code or 0)
+    return draw_data(tmp_path_factory, pictures=2, repeats=2)
 
 
 def train(data: Path, out: Path, *words: object) -> int:
-    return run(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *words)
+    return status_of(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *words)
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +99,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_it_is_trained_and_goes_on_bit_for_bit(
-    kind: str, trained: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lorapipe_engine.train import loop
-
+def test_it_is_trained_and_goes_on_bit_for_bit(kind: str, trained: Any, data: Path, tmp_path: Path) -> None:
     calm, (words, algorithms) = trained(kind), KINDS[kind]
     with open_tensors(calm) as file:
         network = describe_network(file)
@@ -118,17 +108,7 @@ def test_it_is_trained_and_goes_on_bit_for_bit(
     assert {module.part for module in network.modules.values()} >= {"unet", "te1"}
     if "--algorithm" in words and kind != "lora_fa":
         assert (network.metadata["ss_network_module"], arguments["algo"]) == ("lycoris.kohya", kind)
-    real, count = loop.take_step, 0
-
-    def step(*args: Any, **more: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count > 1:
-            raise KeyboardInterrupt
-        return real(*args, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", step)
+    with stopped_after(1):
         assert train(data, tmp_path, *words, *RATES) == 130
     assert train(data, tmp_path, *words, *RATES) == 0
     one, other = load_file(calm), load_file(tmp_path / "net.safetensors")
@@ -141,11 +121,11 @@ def test_it_is_merged_inspected_and_resized(
     kind: str, trained: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, merged, small = trained(kind), tmp_path / "merged.safetensors", tmp_path / "small.safetensors"
-    assert run(lora_merge, "demo", path, "-o", merged, "--save_precision", "float", "--verify") == 0
-    assert run(lora_inspect, "check", path) == 0, capfd.readouterr().out
+    assert status_of(lora_merge, "demo", path, "-o", merged, "--save_precision", "float", "--verify") == 0
+    assert status_of(lora_inspect, "check", path) == 0, capfd.readouterr().out
     assert "cannot be used" not in capfd.readouterr().out
     if not KINDS[kind][1] & {"ia3", "oft", "boft"}:
-        assert run(lora_resize, path, "-o", small, "--new-rank", "2") == 0
+        assert status_of(lora_resize, path, "-o", small, "--new-rank", "2") == 0
         with open_tensors(path) as one, open_tensors(small) as other:
             assert describe_network(one).modules.keys() == describe_network(other).modules.keys()
     # Merged into the base and beside it, the prediction is the same.

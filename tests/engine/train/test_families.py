@@ -16,11 +16,12 @@ pytest.importorskip("diffusers")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from lorapipe_engine.errors import ConfigError  # noqa: E402
+from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.base import Size  # noqa: E402
-from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.train.base.load import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.tokenizers import open_tokenizer  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
+from support.full_bases import SDXL_UNET  # noqa: E402
 from support.tiny import VOCABULARY, Tiny, build, write_tokenizer  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "data" / "train"
@@ -30,18 +31,6 @@ EOS = VOCABULARY - 1
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-SDXL_UNET = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 REAL = {
     "sd15": ("sd1", {"cross_attention_dim": 768}, (CLIP_L,)),
     "sd21": ("sd2", {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)}, (CLIP_H,)),

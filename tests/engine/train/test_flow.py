@@ -22,7 +22,7 @@ from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.errors import ConfigError  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.sample_cli import lora_sample  # noqa: E402
-from lorapipe_engine.sampling.samplers import OF_FLOW  # noqa: E402
+from lorapipe_engine.sampling.noise.samplers import OF_FLOW  # noqa: E402
 from lorapipe_engine.settings import LossSettings  # noqa: E402
 from lorapipe_engine.train.objective import flow as flow_module  # noqa: E402
 from lorapipe_engine.train.objective.flow import (  # noqa: E402
@@ -35,6 +35,7 @@ from lorapipe_engine.train.objective.flow import (  # noqa: E402
 from lorapipe_engine.train.objective.objective import Noised  # noqa: E402
 from lorapipe_engine.train.objective.times import Draws, flux_mu  # noqa: E402
 from lorapipe_engine.train.sample.scheduler import CourseScheduler  # noqa: E402
+from support.called import status_of  # noqa: E402
 from support.tiny import build, save_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -224,9 +225,7 @@ def train(place: Path, base: str, out: Path, *more: object) -> int:
     words = "--resolution 64 --device cpu --network_dim 2 --max_token_length 75 --output_name net --quiet"
     words += " --network_train_unet_only --save_precision float --max_train_steps 2 --train_batch_size 2"
     words += f" --base {place}/{base}/base.safetensors --train_data_dir {place}/pictures"
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main([*words.split(), "--output_dir", str(out), *map(str, more)])
-    return int(stop.value.code or 0)
+    return status_of(lora_train, *words.split(), "--output_dir", out, *more)
 
 
 def test_a_base_that_says_so_is_trained_as_flow(place: Path, tmp_path: Path) -> None:

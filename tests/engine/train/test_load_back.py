@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("lorapipe_demo")
 
@@ -17,8 +17,9 @@ from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from support import tiny  # noqa: E402
+from support.diffusers_reader import load_into, pipeline  # noqa: E402
 
 HERE = Path(__file__).parent
 GEOMETRY = torch.tensor([[96.0, 64.0, 8.0, 0.0, 64.0, 64.0]])
@@ -27,24 +28,6 @@ OPTIONS = (
     # A high rate, so that a wrong scale or a swapped module shows.
     "--learning_rate 0.05 --lr_scheduler constant --save_precision float --device cpu --quiet --output_name net"
 )
-
-
-def pipeline(modules: Any, sdxl: bool) -> Any:
-    """diffusers' pipeline of a family's modules."""
-    common: dict[str, Any] = {
-        "vae": modules.vae,
-        "unet": modules.denoiser,
-        "text_encoder": modules.text_encoders[0],
-        "tokenizer": None,
-        "scheduler": diffusers.DDIMScheduler(),
-    }
-    if sdxl:
-        return diffusers.StableDiffusionXLPipeline(
-            **common, text_encoder_2=modules.text_encoders[1], tokenizer_2=None
-        )
-    return diffusers.StableDiffusionPipeline(
-        **common, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
 
 
 def answers(
@@ -85,18 +68,12 @@ def test_diffusers_has_the_same_network(
         modules = sum(key.endswith(".alpha") for key in file.tensors)
         version = file.metadata["ss_base_model_version"]
     assert version == {"sd2": "sd_v2_v" if v else "sd_v2", "sdxl": "sdxl_base_v1-0"}[name]
-    theirs = pipeline(load_base(base), name == "sdxl")
+    opened = load_base(base)
+    theirs = pipeline(opened.denoiser, opened.vae, opened.text_encoders)
     encoders = [theirs.text_encoder, *([theirs.text_encoder_2] if name == "sdxl" else [])]
     ids = torch.tensor([[598, *range(300, 360), *[599] * 16]])
     plain_text, plain = answers(theirs.unet, tuple(encoders), ids, sdxl=name == "sdxl")
-    diffusers.utils.logging.enable_propagation()
-    try:
-        with caplog.at_level("WARNING"):
-            theirs.load_lora_weights(str(path.parent), weight_name=path.name)
-    finally:
-        diffusers.utils.logging.disable_propagation()
-    said = [row.getMessage() for row in caplog.records]
-    assert not [line for line in said if "unexpected" in line.lower() or "missing" in line.lower()]
+    load_into(theirs, path, caplog)
     adapted = sum(
         place.rpartition(".")[2] == "lora_A"
         for root in (theirs.unet, *encoders)

@@ -13,26 +13,22 @@ pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
-from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of two drawn pictures."""
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=2)
 
 
 def train(data: Path, out: Path, *more: str) -> None:
     fixed = (
         "--base demo --resolution 64 --max_token_length 75 --network_dim 4 --device cpu --max_train_steps 3"
     )
-    with pytest.raises(SystemExit) as stopped:
-        lora_train.main([*fixed.split(), "--train_data_dir", str(data), "--output_dir", str(out), *more])
-    assert not stopped.value.code
+    assert status_of(lora_train, *fixed.split(), "--train_data_dir", data, "--output_dir", out, *more) == 0
 
 
 def test_quantized_base_trains_much_alike(data: Path, tmp_path: Path) -> None:

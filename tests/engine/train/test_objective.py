@@ -12,9 +12,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lorapipe_engine.errors import ConfigError  # noqa: E402
+from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Adapter  # noqa: E402
-from lorapipe_engine.nn.lora import Lora  # noqa: E402
 from lorapipe_engine.settings import LossSettings  # noqa: E402
 from lorapipe_engine.train.data.microbatch import MicroBatch  # noqa: E402
 from lorapipe_engine.train.families.base import Family  # noqa: E402

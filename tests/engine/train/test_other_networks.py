@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,14 +13,15 @@ pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
-from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.networks.describe import describe_network  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
 from lorapipe_engine.train.network.arguments import network_plan, read_network_args  # noqa: E402
 from lorapipe_engine.train.network.targets import targets_of, with_kinds  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import stopped_after  # noqa: E402
 
 from .test_families import real_family  # noqa: E402
 
@@ -55,24 +55,15 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=2)
 
 
 def run(data: Path, out: Path, *more: object) -> int:
-    words = [*FIXED.split(), "--train_data_dir", data, "--output_dir", out, *more]
-    with pytest.raises(SystemExit) as end:
-        lora_train.main([str(word) for word in words])
-    return int(end.value.code or 0)
+    return status_of(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *more)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_trains_goes_on_and_is_as_strong_in_the_base(
-    kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lorapipe_engine.train import loop
-
+def test_it_trains_goes_on_and_is_as_strong_in_the_base(kind: str, data: Path, tmp_path: Path) -> None:
     four = [*KINDS[kind], *RATES, "--max_train_steps", "4"]
     assert run(data, tmp_path / "calm", *four) == 0
     calm = tmp_path / "calm" / "net.safetensors"
@@ -81,17 +72,7 @@ def test_it_trains_goes_on_and_is_as_strong_in_the_base(
     assert (network.algorithm, network.metadata["ss_network_module"]) == (kind, f"networks.{kind}")
     assert ("tucker" in network.variants) == (kind == "loha")
 
-    real, count = loop.take_step, 0
-
-    def step(*args: Any, **more: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count > 2:
-            raise KeyboardInterrupt
-        return real(*args, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", step)
+    with stopped_after(2):
         assert run(data, tmp_path / "stopped", *four) == 130
     assert run(data, tmp_path / "stopped", *four) == 0
     one, other = load_file(calm), load_file(tmp_path / "stopped" / "net.safetensors")

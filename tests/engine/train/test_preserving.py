@@ -33,6 +33,9 @@ from lorapipe_engine.train.step.forward import draw, seed_step  # noqa: E402
 from lorapipe_engine.train.step.preserving import Preserving  # noqa: E402
 from lorapipe_engine.train.step.step import Stepper  # noqa: E402
 from support import tiny  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import stopped_after  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -198,18 +201,14 @@ HOLD = ["--preserve", f"trigger={TRIGGER}", "class=1girl"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=4, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=4)
 
 
 def run(data: Path, out: Path, *more: object) -> int:
     words = [*FIXED.split(), "--output_dir", str(out), *map(str, more)]
     if "--dataset_config" not in words:
         words += ["--train_data_dir", str(data)]
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main(words)
-    return int(stop.value.code or 0)
+    return status_of(lora_train, *words)
 
 
 def net(out: Path) -> dict[str, Tensor]:
@@ -239,29 +238,15 @@ def test_at_weight_0_the_run_is_the_plain_one(data: Path, plain: Path, tmp_path:
     assert held_at(tmp_path) == []
 
 
-def test_it_goes_on_bit_for_bit(
-    data: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_goes_on_bit_for_bit(data: Path, plain: Path, tmp_path: Path) -> None:
     """At one step in two, accumulated, recomputed, stopped between them."""
-    from lorapipe_engine.train import loop
-
     words = [*TEXT, *HOLD, "every=2", "te=0.5", "--gradient_checkpointing", "--train_batch_size", "1"]
     calm, again = tmp_path / "calm", tmp_path / "again"
     words += ["--gradient_accumulation_steps", "2"]
     assert run(data, calm, *words) == 0
     assert held_at(calm) == [1, 3]
     assert not is_same(plain, calm)
-    real, count = loop.take_step, 0
-
-    def step(*args: Any, **more: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count > 2:
-            raise KeyboardInterrupt
-        return real(*args, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", step)
+    with stopped_after(2):
         assert run(data, again, *words) == 130
     assert run(data, again, *words) == 0
     assert is_same(calm, again)

@@ -19,8 +19,8 @@ pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,
@@ -64,9 +64,7 @@ def run(launcher: list[str], data: Path, out: Path, *more: str) -> tuple[int, st
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven pictures: the last batch of an epoch is short, and one process has fewer rows of it than the other."""
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=7, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=7)
 
 
 def assert_close(one: Path, two: Path) -> None:
@@ -116,6 +114,33 @@ def net_files(epochs: int) -> list[str]:
     return [*(f"net-{epoch:06d}.safetensors" for epoch in range(1, epochs)), "net.safetensors"]
 
 
+def stop_after(steps: int, run: subprocess.Popen[str], out: Path, number: signal.Signals) -> str:
+    """Send a signal to all processes of a run after so many steps. It ends and says once how it goes on; what it
+    said."""
+    metrics = out / "net.metrics.jsonl"
+    until = time.monotonic() + TIMEOUT
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < steps:
+        assert run.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(run.pid, number)
+    _, told = run.communicate(timeout=TIMEOUT)
+    assert run.returncode != 0
+    assert told.count("the same command goes on from there") == 1
+    return told
+
+
+def go_on_as_if_nothing_was(launcher: list[str], data: Path, stopped: Path, whole: Path, *words: str) -> None:
+    """The run that was stopped goes on, and ends with the very network of one that was not."""
+    again = run(launcher, data, stopped, *words)
+    assert again[0] == 0, again[2]
+    assert "going on after step" in again[2]
+    calm = run(TORCHRUN, data, whole, *words)
+    assert calm[0] == 0, calm[2]
+    first, second = (load_file(folder / "net.safetensors") for folder in (stopped, whole))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_interrupted_together_they_go_on_exactly(data: Path, tmp_path: Path) -> None:
     """With cached text, caches on disk, validation and samples; averaged weights go to and fro alike in both."""
     prompts = tmp_path / "prompts.txt"
@@ -128,27 +153,12 @@ def test_interrupted_together_they_go_on_exactly(data: Path, tmp_path: Path) -> 
     more = words.split()
     two = [*more, str(tmp_path / "cache"), "--train_batch_size", "1"]
     stopped = start(TORCHRUN, data, tmp_path / "stopped", *two)
-    metrics = tmp_path / "stopped" / "net.metrics.jsonl"
-    until = time.monotonic() + TIMEOUT
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
-        assert stopped.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    os.killpg(stopped.pid, signal.SIGINT)
-    _, told = stopped.communicate(timeout=TIMEOUT)
-    assert stopped.returncode != 0
-    assert told.count("the same command goes on from there") == 1
+    stop_after(5, stopped, tmp_path / "stopped", signal.SIGINT)
     assert (tmp_path / "stopped" / "net.state").exists()
     refused = run(ALONE, data, tmp_path / "stopped", *two)
     assert refused[0] == 2
     assert "processes was 2, is 1" in refused[2]
-    again = run(ACCELERATE, data, tmp_path / "stopped", *two)
-    assert again[0] == 0, again[2]
-    assert "going on after step" in again[2]
-    whole = run(TORCHRUN, data, tmp_path / "whole", *two)
-    assert whole[0] == 0, whole[2]
-    first, second = (load_file(tmp_path / name / "net.safetensors") for name in ("stopped", "whole"))
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    go_on_as_if_nothing_was(ACCELERATE, data, tmp_path / "stopped", tmp_path / "whole", *two)
     alone = run(ALONE, data, tmp_path / "one", *more, str(tmp_path / "cache2"), "--train_batch_size", "2")
     assert alone[0] == 0, alone[2]
     assert_close(tmp_path / "one" / "net.safetensors", tmp_path / "whole" / "net.safetensors")
@@ -160,16 +170,7 @@ def test_terminated_together_they_save_once(data: Path, tmp_path: Path) -> None:
     """SIGTERM, as a scheduler sends it to every process."""
     words = ["--max_train_steps", "100000", "--unet_lr", "1e-3", "--network_train_unet_only"]
     stopped = start(TORCHRUN, data, tmp_path, *words)
-    metrics = tmp_path / "net.metrics.jsonl"
-    until = time.monotonic() + TIMEOUT
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
-        assert stopped.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    os.killpg(stopped.pid, signal.SIGTERM)
-    _, told = stopped.communicate(timeout=TIMEOUT)
-    assert stopped.returncode != 0
-    assert told.count("the same command goes on from there") == 1
+    told = stop_after(3, stopped, tmp_path, signal.SIGTERM)
     assert "lora-train: terminated" in told
     assert (tmp_path / "net.state").exists()
     assert not list(tmp_path.glob(".*"))
@@ -216,13 +217,7 @@ def test_when_one_is_killed_the_first_saves_and_the_same_command_goes_on(data: P
     (line,) = [line for line in told.splitlines() if "lora-train: " in line]
     assert line.startswith("lora-train: error: another process of this run has ended; ")
     assert "the same command goes on from there; saved: " in line
-    again = run(TORCHRUN, data, tmp_path / "killed", *words)
-    assert again[0] == 0, again[2]
-    assert "going on after step" in again[2]
-    whole = run(TORCHRUN, data, tmp_path / "whole", *words)
-    assert whole[0] == 0, whole[2]
-    first, last = (load_file(tmp_path / name / "net.safetensors") for name in ("killed", "whole"))
-    assert all(torch.equal(first[key], last[key]) for key in first)
+    go_on_as_if_nothing_was(TORCHRUN, data, tmp_path / "killed", tmp_path / "whole", *words)
 
 
 def test_pictures_are_shared_out_and_none_is_drawn_twice(tmp_path: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,6 @@ pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
-from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.models.bases import demo_base  # noqa: E402
 from lorapipe_engine.settings import ModelSettings  # noqa: E402
@@ -26,7 +21,9 @@ from lorapipe_engine.train.base import load  # noqa: E402
 from lorapipe_engine.train.base.model import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.shelf import Shelf, base_key  # noqa: E402
 from lorapipe_engine.train.data import prepare  # noqa: E402
-from support import killing  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import kill_often  # noqa: E402
 
 KILLS = int(os.environ.get("LORAPIPE_KILLS", "3"))
 COMMON = """
@@ -50,9 +47,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=4, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=4)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +75,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, files: list[Path]) -> Path:
 
 
 def train(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        lora_train.main([str(word) for word in words])
-    return int(end.value.code or 0)
+    return status_of(lora_train, *words)
 
 
 def check_same(out: Path, alone: Path, names: Iterator[str] | list[str] = list(RUNS)) -> None:  # noqa: B006
@@ -136,21 +129,8 @@ def test_a_queue_gives_what_single_runs_give(
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_again_and_again(files: list[Path], alone: Path, tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    done = subprocess.run(
-        [
-            *(sys.executable, killing.__file__, str(seed), str(KILLS)),
-            *(*map(str, files), "--output_dir", str(tmp_path)),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180 + 60 * KILLS,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    print(f"seed {seed}: {done.stdout}")
-    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
-    assert f"after {KILLS} kills" in done.stdout, f"seed {seed}: {done.stdout}"
+    words = [*map(str, files), "--output_dir", str(tmp_path)]
+    kill_often(words, kills=KILLS, seconds=180 + 60 * KILLS)
     check_same(tmp_path, alone)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,9 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
-from support import killing  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.stopping import kill_often, stopped_after  # noqa: E402
 
 FIXED = (
     "--base demo --max_token_length 75 --network_dim 2 --device cpu --output_name net --save_precision float "
@@ -60,9 +61,7 @@ def words(data: Path, out: Path, *more: str) -> list[str]:
 
 def run(data: Path, out: Path, *more: str) -> int:
     """Run in this process; the exit status."""
-    with pytest.raises(SystemExit) as end:
-        lora_train.main(words(data, out, *more))
-    return int(end.value.code or 0)
+    return status_of(lora_train, *words(data, out, *more))
 
 
 # How often each run is killed: a few times, or as often as this variable says (20 for the full count).
@@ -98,9 +97,7 @@ KILLED = {
 
 @pytest.fixture(scope="module")
 def regularisation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("reg")
-    draw_concept(root, TRIGGER, pictures=3, repeats=1, seed=8)
-    return root
+    return draw_data(tmp_path_factory, pictures=3, seed=8)
 
 
 @pytest.mark.slow
@@ -116,24 +113,7 @@ def test_killed_again_and_again(case: str, data: Path, regularisation: Path, tmp
         [word.replace("CACHE", str(tmp_path / name)) for word in more] for name in "ab"
     )
     assert run(data, tmp_path / "calm", *calm_words) == 0
-    seed = random.SystemRandom().randrange(10**6)
-    done = subprocess.run(
-        [
-            sys.executable,
-            Path(killing.__file__),
-            str(seed),
-            str(KILLS),
-            *words(data, tmp_path / "killed", *killed_words),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60 + 40 * KILLS,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    print(f"{case}, seed {seed}: {done.stdout}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"after {KILLS} kills" in done.stdout, done.stdout
+    kill_often(words(data, tmp_path / "killed", *killed_words), kills=KILLS, seconds=60 + 40 * KILLS)
     calm, killed = (load_file(tmp_path / name / "net.safetensors") for name in ("calm", "killed"))
     assert calm.keys() == killed.keys()
     for key in calm:
@@ -164,22 +144,10 @@ def rows_of(out: Path) -> list[dict[str, object]]:
 
 
 @pytest.fixture
-def stopped(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stopped(data: Path, tmp_path: Path) -> Path:
     """A run that was stopped by Ctrl-C after three steps."""
-    from lorapipe_engine.train import loop
-
-    real, count = loop.take_step, 0
-
-    def step(*args: object) -> tuple[float, float]:
-        nonlocal count
-        count += 1
-        if count > 3:
-            raise KeyboardInterrupt
-        return real(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "take_step", step)
-    assert run(data, tmp_path / "out", "--max_train_steps", "6") == 130
-    monkeypatch.undo()
+    with stopped_after(3):
+        assert run(data, tmp_path / "out", "--max_train_steps", "6") == 130
     return tmp_path / "out"
 
 

@@ -18,7 +18,6 @@ pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.errors import ProblemFound  # noqa: E402
@@ -26,6 +25,8 @@ from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.networks.metadata import parse_metadata  # noqa: E402
 from lorapipe_engine.train.results.loss_watch import follow, is_calm  # noqa: E402
 from lorapipe_engine.train.results.state import State  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
 
 FIXED = (
     "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --network_dim 2 "
@@ -35,15 +36,11 @@ FIXED = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=3, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=3)
 
 
 def run(data: Path, out: Path, *more: str) -> int:
-    with pytest.raises(SystemExit) as end:
-        lora_train.main([*FIXED.split(), "--train_data_dir", str(data), "--output_dir", str(out), *more])
-    return int(end.value.code or 0)
+    return status_of(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *more)
 
 
 def same(first: Path, second: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from lorapipe_engine.nn.fused.decoder import HalfDecoder, fits_half  # noqa: E402
-from lorapipe_engine.nn.fused.drawing import fuse_decoder  # noqa: E402
+from lorapipe_engine.nn.fused.drawing.decoder import HalfDecoder, fits_half  # noqa: E402
+from lorapipe_engine.nn.fused.drawing.unet import fuse_decoder  # noqa: E402
 from lorapipe_engine.train.base.vae_form import VaeForm  # noqa: E402
 from lorapipe_engine.train.sample.draw import picture_bytes  # noqa: E402
 

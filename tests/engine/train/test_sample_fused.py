@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from lorapipe_engine.models.predictions import EPSILON  # noqa: E402
-from lorapipe_engine.nn.fused.drawing import Drawing  # noqa: E402
+from lorapipe_engine.nn.fused.drawing.unet import Drawing  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from lorapipe_engine.train.families.base import Family  # noqa: E402

@@ -19,6 +19,7 @@ from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.models.bases import demo_base  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
+from support.called import status_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 SMILE = """
@@ -44,9 +45,7 @@ def train(pairs: Path, out: Path, *more: object) -> int:
     words = "--base demo --resolution 32 --device cpu --network_dim 2 --max_token_length 75 --output_name net --quiet"
     words += " --network_train_unet_only --save_precision float --train_batch_size 2 --lr_scheduler constant"
     words += f" --slider {pairs}"
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main([*words.split(), "--output_dir", str(out), *map(str, more)])
-    return int(stop.value.code or 0)
+    return status_of(lora_train, *words.split(), "--output_dir", out, *more)
 
 
 @pytest.mark.parametrize(

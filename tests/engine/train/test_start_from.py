@@ -14,14 +14,14 @@ pytest.importorskip("lorapipe_demo")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from lorapipe_demo.concept import draw_concept  # noqa: E402
-from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.start_from import merge_into_base  # noqa: E402
+from lorapipe_engine.train.network.files.start_from import merge_into_base  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
 
 FIXED = (
     "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "
@@ -33,15 +33,11 @@ STILL = ["--unet_lr", "1e-12", "--text_encoder_lr", "1e-12"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    draw_concept(root, TRIGGER, pictures=2, repeats=1, seed=3)
-    return root
+    return draw_data(tmp_path_factory, pictures=2)
 
 
 def run(data: Path, out: Path, *more: str) -> int:
-    with pytest.raises(SystemExit) as end:
-        lora_train.main([*FIXED.split(), "--train_data_dir", str(data), "--output_dir", str(out), *more])
-    return int(end.value.code or 0)
+    return status_of(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *more)
 
 
 @pytest.fixture(scope="module")

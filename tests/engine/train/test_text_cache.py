@@ -23,6 +23,7 @@ from lorapipe_engine.train.base.shelf import Shelf, base_key  # noqa: E402
 from lorapipe_engine.train.data.text_cache import TextCache  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from support import tiny  # noqa: E402
+from support.called import status_of  # noqa: E402
 
 CAPTIONS = ["", "cat", "a red cat, night, " * 20, "dog"]
 
@@ -123,9 +124,7 @@ def train(base: Path, data: Path, out: Path, *more: object) -> int:
     words = "--resolution 64 --device cpu --network_dim 2 --max_token_length 75 --output_name net --quiet"
     words += " --save_precision float --unet_lr 1e-2 --seed 5 --max_train_epochs 2"
     places = ["--base", base, "--train_data_dir", data, "--output_dir", out]
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main([*words.split(), *map(str, places), *map(str, more)])
-    return int(stop.value.code or 0)
+    return status_of(lora_train, *words.split(), *places, *more)
 
 
 @pytest.fixture(scope="module")

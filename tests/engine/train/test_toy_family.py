@@ -31,6 +31,7 @@ from lorapipe_engine.networks.describe import describe_network  # noqa: E402
 from lorapipe_engine.train.base.model import BaseModel  # noqa: E402
 from lorapipe_engine.train.families.base import Family  # noqa: E402
 from lorapipe_engine.train.families.text import Conditioning, TextEncoder, Tokens  # noqa: E402
+from support.called import status_of  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -219,9 +220,7 @@ def train(place: Path, out: Path, *more: object) -> int:
         "--resolution 64 --device cpu --output_name net --quiet --max_train_steps 2 --save_precision float"
     )
     words += f" --base {place}/base.safetensors --train_data_dir {place}/pictures --output_dir {out}"
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main([*words.split(), *map(str, more)])
-    return int(stop.value.code or 0)
+    return status_of(lora_train, *words.split(), *more)
 
 
 MODULES = ["lora_te_mix", *(f"lora_unet_blocks_{n}_{name}" for n in (0, 1) for name in ("own", "text"))]

@@ -19,6 +19,7 @@ from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.models.predictions import PREDICTIONS, Prediction  # noqa: E402
 from lorapipe_engine.train.objective.objective import Noised, Objective, Sampler  # noqa: E402
+from support.called import status_of  # noqa: E402
 from support.tiny import build, save_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -91,9 +92,7 @@ def train(place: Path, word: str, out: Path, *more: object) -> int:
     words += (
         f" --save_precision float --base {place}/{word}/base.safetensors --train_data_dir {place}/pictures"
     )
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main([*words.split(), "--output_dir", str(out), *map(str, more)])
-    return int(stop.value.code or 0)
+    return status_of(lora_train, *words.split(), "--output_dir", out, *more)
 
 
 @pytest.mark.usefixtures("_row")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
 pytest.importorskip("lorapipe_demo")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -32,8 +32,9 @@ from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import RunSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from lorapipe_engine.train.results.outputs import remove_leftovers  # noqa: E402
+from support.diffusers_reader import load_into, pipeline  # noqa: E402
 
 TIMEOUT = 120
 
@@ -146,17 +147,11 @@ def test_diffusers_draws_the_same(
     torch.manual_seed(0)
     latents, times = torch.randn(1, 4, 16, 16), torch.tensor([500])
 
-    theirs = pipeline()
+    base = load_base(resolve_base("demo"))
+    theirs = pipeline(base.denoiser, base.vae, base.text_encoders)
     ids = torch.tensor([[*range(500, 560), *[theirs.text_encoder.config.eos_token_id] * 17]])
     base_text, base_noise = predicted(theirs, ids, latents, times)
-    diffusers.utils.logging.enable_propagation()
-    try:
-        with caplog.at_level("WARNING"):
-            theirs.load_lora_weights(str(path.parent), weight_name=path.name)
-    finally:
-        diffusers.utils.logging.disable_propagation()
-    said = [row.getMessage() for row in caplog.records]
-    assert not [line for line in said if "unexpected" in line.lower() or "missing" in line.lower()]
+    load_into(theirs, path, caplog)
     their_text, their_noise = predicted(theirs, ids, latents, times)
     assert count_adapted(theirs) == sum(key.endswith(".alpha") for key in load_file(path))
 
@@ -169,21 +164,6 @@ def test_diffusers_draws_the_same(
     assert (their_noise - base_noise).abs().max() > 0.01
     assert (our_text - their_text).abs().max() < 1e-4
     assert (our_noise - their_noise).abs().max() < 1e-4
-
-
-def pipeline() -> Any:
-    """diffusers' pipeline of the base ``demo``'s modules."""
-    base = load_base(resolve_base("demo"))
-    return diffusers.StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoders[0],
-        tokenizer=None,
-        unet=base.denoiser,
-        scheduler=diffusers.DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def predicted(pipe: Any, ids: Any, latents: Any, times: Any) -> tuple[Any, Any]:

@@ -20,15 +20,14 @@ from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from support import tiny  # noqa: E402
+from support.called import status_of  # noqa: E402
 
 
 def train(*words: object) -> int:
     fixed = (
         "--device cpu --network_dim 2 --max_token_length 75 --output_name net --save_precision float --quiet"
     )
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main([*fixed.split(), *map(str, words)])
-    return int(stop.value.code or 0)
+    return status_of(lora_train, *fixed.split(), *words)
 
 
 def traces(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:

@@ -25,6 +25,8 @@ from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.pictures.buckets import BucketRule, Placement  # noqa: E402
 from lorapipe_engine.settings import DataSettings, LossSettings  # noqa: E402
 from lorapipe_engine.train.objective.diffusion import Diffusion  # noqa: E402
+from support.called import status_of  # noqa: E402
+from support.stopping import stopped_after  # noqa: E402
 
 PLACE = Placement((64, 64), (64, 64), (0, 0))
 
@@ -89,11 +91,8 @@ def train(data: Path, out: Path, *more: object, code: int = 0) -> Path:
     words = "--base demo --resolution 64 --device cpu --network_dim 2 --max_token_length 75 --output_name net --quiet"
     words += " --save_precision float --learning_rate 1e-2 --network_dropout 0.2 --shuffle_caption --flip_aug"
     words += " --max_train_epochs 2 --multires_noise_iterations 2 --gradient_accumulation_steps 2"
-    with pytest.raises(SystemExit) as stop:
-        lora_train.main(
-            [*words.split(), "--train_data_dir", str(data), "--output_dir", str(out), *map(str, more)]
-        )
-    assert stop.value.code == code
+    places = ["--train_data_dir", data, "--output_dir", out]
+    assert status_of(lora_train, *words.split(), *places, *more) == code
     return out
 
 
@@ -145,11 +144,9 @@ def test_the_curve_of_every_timestep_means_the_whole(pictures: Path, tmp_path: P
 
 
 def test_it_stops_where_nothing_gets_better(
-    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A network that learns nothing is at its best after the first epoch. Stopped by hand before, it ends the same."""
-    from lorapipe_engine.train import loop
-
     words = [*SPLIT, "--unet_lr", "1e-30", "--text_encoder_lr", "1e-30", "--max_train_epochs", "9"]
     words += ["--early_stop", "2", "--state_interval", "0"]
     out = train(pictures, tmp_path / "calm", *words)
@@ -162,17 +159,7 @@ def test_it_stops_where_nothing_gets_better(
     with open_tensors(out / "net-best.safetensors") as file:
         assert (file.metadata["ss_epoch"], file.metadata["ss_steps"]) == ("1", "3")
     assert not (out / "net.state").exists()
-    real, count = loop.take_step, 0
-
-    def step(*args: object, **more: object) -> object:
-        nonlocal count
-        count += 1
-        if count > 7:
-            raise KeyboardInterrupt
-        return real(*args, **more)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", step)
+    with stopped_after(7):
         train(pictures, tmp_path / "again", *words, code=130)
     again = train(pictures, tmp_path / "again", *words)
     assert curve(again, "epoch") == curve(out, "epoch")

@@ -21,7 +21,7 @@ from lorapipe_demo.programs import require_tools, run
 from lorapipe_demo.scene import TRIGGER
 from lorapipe_demo.weights import Made
 from lorapipe_engine.cli import require_training_extra
-from lorapipe_engine.command.processors import share_processors
+from lorapipe_engine.command.process.processors import share_processors
 from lorapipe_engine.command.tool import say, tool_command
 
 NAME = TRIGGER

@@ -31,7 +31,7 @@ def draw_concept(root: Path, concept: str, *, pictures: int, repeats: int, seed:
     draw = random.Random(f"{seed}/{concept}")
     folder = root / f"{repeats}_{concept}"
     folder.mkdir(parents=True, exist_ok=True)
-    from lorapipe_demo.drawing import draw_scene
+    from lorapipe_demo.painting.drawing import draw_scene
 
     for index in range(pictures):
         scene = pick(draw)

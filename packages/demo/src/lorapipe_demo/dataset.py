@@ -62,7 +62,7 @@ def draw_pictures(folder: Path, *, people: bool) -> None:
 
 
 def _draw(place: Path, index: int, scene: Scene, draw: random.Random) -> None:
-    from lorapipe_demo.drawing import draw_scene
+    from lorapipe_demo.painting.drawing import draw_scene
 
     place.mkdir(parents=True, exist_ok=True)
     draw_scene(scene, draw).save(place / f"{index:03d}.png")

@@ -16,7 +16,7 @@ from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.base.load import load_base
 from lorapipe_engine.train.families import open_family
-from lorapipe_engine.train.network.apply import attach_file
+from lorapipe_engine.train.network.files.apply import attach_file
 from lorapipe_engine.train.plan import choose_device
 from lorapipe_engine.train.sample.draw import draw
 from lorapipe_engine.train.sample.prompts import Prompt

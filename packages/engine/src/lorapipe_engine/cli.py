@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options, whole_names
-from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.options import build_settings, settings_options
-from lorapipe_engine.command.processors import share_processors
+from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
+from lorapipe_engine.command.process.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_file_text, write_json, write_path
 from lorapipe_engine.command.tool import LaunchedCommand, say, show, tool_command

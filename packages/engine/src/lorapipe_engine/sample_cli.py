@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.modes import mode_options, read_mode
+from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import LaunchedCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.command.processors import processors
+from lorapipe_engine.command.process.processors import processors
 from lorapipe_engine.files.dtypes import DTYPE_BITS, decode, encode
 from lorapipe_engine.files.halves import decode_f16, encode_bf16, encode_f16
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile

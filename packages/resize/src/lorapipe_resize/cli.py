@@ -8,7 +8,7 @@ import click
 
 from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
-from lorapipe_engine.command.processors import use_one_blas_thread
+from lorapipe_engine.command.process.processors import use_one_blas_thread
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_resize.settings import FOREIGN, MODES, RankSettings, ResultSettings
 

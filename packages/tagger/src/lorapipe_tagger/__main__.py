@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorapipe_engine.command.libraries import leave_current_folder
+from lorapipe_engine.command.process.libraries import leave_current_folder
 
 if __name__ == "__main__":
     # Before anything else is imported: Python has put the current folder first.

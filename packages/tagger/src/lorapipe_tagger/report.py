@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright
 from lorapipe_tagger.models.labels import RATING
 from lorapipe_tagger.scoring.combine import Consensus

@@ -20,7 +20,7 @@ from lorapipe_engine.command.records import Record, read_records, write_json
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.atomic import atomic_write, check_output
+from lorapipe_engine.files.writing.atomic import atomic_write, check_output
 
 THUMBNAIL = 176  # longest side in pixels
 

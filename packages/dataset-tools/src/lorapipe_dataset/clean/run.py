@@ -23,7 +23,7 @@ from lorapipe_engine.changes.takeback import take_back
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.files.atomic import check_output
+from lorapipe_engine.files.writing.atomic import check_output
 from lorapipe_engine.pictures.captions import decode_caption
 
 _BATCH = 1 << 16

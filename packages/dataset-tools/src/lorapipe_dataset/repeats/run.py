@@ -31,7 +31,7 @@ from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.datasets.kinds import KINDS
 from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.pictures.buckets import place
 from lorapipe_engine.pictures.images import image_size

@@ -39,7 +39,7 @@ from lorapipe_engine.changes.staging import Staging
 from lorapipe_engine.changes.swapping import Swapper, find_swapper, is_temporary, temporary_name
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError, LoraError, OutputError
-from lorapipe_engine.files.locking import locked
+from lorapipe_engine.files.writing.locking import locked
 
 HIDDEN = ".lorapipe"
 ENDING = ".jsonl"

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from lorapipe_engine.changes.filebytes import digest, write_all
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.cachefolder import state_folder
-from lorapipe_engine.files.locking import locked
+from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.files.writing.locking import locked
 
 NAME = "runs.jsonl"
 _MOST = 1 << 23  # bytes; about 30,000 runs. What is older than the newer half is forgotten then

@@ -23,7 +23,7 @@ from lorapipe_engine.changes.runs import Found, Say, choose, date_of
 from lorapipe_engine.changes.swapping import temporary_name
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError, LoraError, OutputError
-from lorapipe_engine.files.locking import locked
+from lorapipe_engine.files.writing.locking import locked
 
 
 @dataclass

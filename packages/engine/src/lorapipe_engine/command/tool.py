@@ -21,11 +21,11 @@ from typing import Any
 import click
 
 from lorapipe_engine import __version__
-from lorapipe_engine.command.libraries import leave_current_folder
 from lorapipe_engine.command.masking import masked
+from lorapipe_engine.command.process.libraries import leave_current_folder
+from lorapipe_engine.command.process.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.shared import add_names, shown_names
-from lorapipe_engine.command.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.errors import LoraError
 

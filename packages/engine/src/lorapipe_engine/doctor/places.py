@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lorapipe_engine.doctor.finding import Finding
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.files.atomic import probe_folder
 from lorapipe_engine.files.cachefolder import cache_folder
+from lorapipe_engine.files.writing.atomic import probe_folder
 
 GIB = 2**30
 LEAST_ROOM = 0.5  # GiB for networks and the state of a run

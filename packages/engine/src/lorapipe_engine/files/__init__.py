@@ -1,1 +1,1 @@
-"""Files: written whole, read without trust, locked, hashed and cached."""
+"""Files: written whole, read without trust, locked, hashed, cached, and had from the hub."""

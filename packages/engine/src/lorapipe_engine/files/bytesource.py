@@ -6,7 +6,8 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
 
 from lorapipe_engine.errors import InputError
 
@@ -97,6 +98,23 @@ class MemorySource:
 
     def close(self) -> None:
         self._data = memoryview(b"")
+
+
+class OverSource:
+    """What reads from a source and closes it with itself; a context manager."""
+
+    _source: Source
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def open_source(path: Path) -> FileSource:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.cachefolder import cache_folder
 from lorapipe_engine.files.hashes import sha256_file
+from lorapipe_engine.files.writing.atomic import atomic_write
 
 LARGE = 1 << 25  # bytes; smaller files are hashed in no time
 _SETTLED = 2_000_000_000  # nanoseconds

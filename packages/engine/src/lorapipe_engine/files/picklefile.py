@@ -12,13 +12,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.bytesource import FileSource, open_source, other_format, reason, take
+from lorapipe_engine.files.bytesource import FileSource, OverSource, open_source, other_format, reason, take
 from lorapipe_engine.files.dtypes import DTYPE_BITS, Array, decode
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, open_tensors, quote, read_tensors
 from lorapipe_engine.files.unpickle import BadPickleError, Call, Global, Persistent, read_pickle
@@ -66,7 +65,7 @@ class _View:
     strides: tuple[int, ...]
 
 
-class PickleFile:
+class PickleFile(OverSource):
     """An open torch file with the same interface as :class:`~lorapipe_engine.files.tensorfile.TensorFile`.
 
     ``tensors`` are those of the ``state_dict`` where there is one, in the order of the file; those of tables
@@ -123,17 +122,6 @@ class PickleFile:
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be read any more ({error})") from error
         return buffer
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_weights(path: Path | BinaryIO) -> WeightFile:

@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, Protocol, Self, TypeGuard
 import numpy as np
 
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
-from lorapipe_engine.files.atomic import atomic_write, check_output
 from lorapipe_engine.files.bytesource import (
     MemorySource,
+    OverSource,
     Source,
     open_source,
     other_format,
@@ -27,6 +27,7 @@ from lorapipe_engine.files.bytesource import (
     take,
 )
 from lorapipe_engine.files.dtypes import DTYPE_BITS, Array, Encoded, as_encoded, byte_count, decode, encode
+from lorapipe_engine.files.writing.atomic import atomic_write, check_output
 
 __all__ = [
     "Encoded",
@@ -83,7 +84,7 @@ class WeightFile(Protocol):
     ) -> None: ...
 
 
-class TensorFile:
+class TensorFile(OverSource):
     """An open safetensors file; a context manager.
 
     ``tensors`` are in the order of their data. ``header_bytes`` is the length of the JSON header; the data
@@ -149,17 +150,6 @@ class TensorFile:
             self._source.read_into(buffer, 8 + self.header_bytes + start)
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be read any more ({error})") from error
-
-    def close(self) -> None:
-        self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -379,7 +369,7 @@ _OTHER_FORMATS = (".ckpt", ".pt", ".pth", ".bin", ".onnx", ".gguf", ".npz")
 
 
 def check_weights_output(path: Path, *, force: bool, size: int = 0) -> None:
-    """As :func:`lorapipe_engine.files.atomic.check_output`, for a file of weights: these are always safetensors.
+    """As :func:`~lorapipe_engine.files.writing.atomic.check_output`, for weights: these are always safetensors.
 
     Raises ConfigError for the name of another format, under which programs would not understand them.
     """

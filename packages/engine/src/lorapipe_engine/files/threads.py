@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from lorapipe_engine.command.processors import processors
+from lorapipe_engine.command.process.processors import processors
 from lorapipe_engine.command.progress import progress
 
 J = TypeVar("J")

@@ -47,14 +47,22 @@ def resolve_base(name: str) -> Path | str:
 
 
 def demo_base() -> Path:
-    """The demo's checkpoint, in the package ``lorapipe_demo``, which is found without being imported."""
+    """The demo's checkpoint. Raises MissingExtra where its package is not installed."""
+    return demo_asset("demo.safetensors", "base")
+
+
+def demo_asset(name: str, what: str) -> Path:
+    """A file or folder of the package ``lorapipe_demo``, which is found without being imported.
+
+    ``what``: what 'demo' is the name of, as "base". Raises MissingExtra where the package is not installed.
+    """
     spec = find_spec("lorapipe_demo")
     for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place, "assets", "demo.safetensors")
-        if path.is_file():
+        path = Path(place, "assets", name)
+        if path.exists():
             return path
     raise MissingExtra(
-        "the base 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
+        f"the {what} 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
     )
 
 

@@ -1,1 +1,1 @@
-"""Trainable network modules (torch). Each algorithm is one file; :mod:`.attach` puts them into a model."""
+"""Trainable network modules (torch): how they are put into a model, and what all algorithms build on."""

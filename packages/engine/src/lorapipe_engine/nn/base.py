@@ -50,7 +50,23 @@ class Size(NamedTuple):
     alpha: float
 
 
-class Adapter(nn.Module):
+class OverLayer(nn.Module):
+    """Stands in a model's tree in the place of a layer, ``base``."""
+
+    base: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight: some callers look at a layer's dtype or device through it."""
+        return cast(Tensor, self.base.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, if any."""
+        return cast("Tensor | None", self.base.bias)
+
+
+class Adapter(OverLayer):
     """A frozen module with a trainable change beside it; stands in the model's tree in the module's place.
 
     Subclasses add parameters in float32 and compute ``base(x) + multiplier · change(x)`` in the dtype of ``x``.
@@ -133,16 +149,6 @@ class Adapter(nn.Module):
     def roles(self) -> tuple[str, ...]:
         """Names of the parameters, in the order of :meth:`shapes`."""
         return tuple(self.shapes(tuple(self.weight.shape), Size(self.rank, self.alpha), self.options))
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight: some callers look at a layer's dtype or device through it."""
-        return cast(Tensor, self.base.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias, if any."""
-        return cast("Tensor | None", self.base.bias)
 
     # ---------------------------------------------------------------- files
 

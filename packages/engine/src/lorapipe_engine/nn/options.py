@@ -14,10 +14,7 @@ def flag(text: str) -> bool:
 
 def factor(text: str) -> int:
     """A whole number of 1 or more, or -1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
+    value = _whole(text)
     if value < 1 and value != -1:
         raise ValueError("a whole number of 1 or more, or -1 for the most even split")
     return value
@@ -25,10 +22,7 @@ def factor(text: str) -> int:
 
 def whole(text: str) -> int:
     """A whole number of 1 or more."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
+    value = _whole(text)
     if value < 1:
         raise ValueError("a whole number of 1 or more")
     return value
@@ -43,3 +37,11 @@ def not_negative(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise ValueError("a number of 0 or more")
     return value
+
+
+def _whole(text: str) -> int:
+    """The whole number that a text is; 0, which no reader takes, for any other."""
+    try:
+        return int(text)
+    except ValueError:
+        return 0

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 
 COLOURS = ("#1f6fb4", "#d9622b", "#2f8f4e", "#8a4fb0", "#b8860b", "#c2185b", "#00838f", "#6d4c41")
 MARKS = "*o+x#%@="

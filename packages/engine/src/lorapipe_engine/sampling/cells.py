@@ -11,8 +11,8 @@ from lorapipe_engine import __version__
 from lorapipe_engine.sampling.axes import Value
 from lorapipe_engine.sampling.bases import NOTHING_TOLD, Told
 from lorapipe_engine.sampling.infotext import lora_hashes, write_infotext
+from lorapipe_engine.sampling.noise.samplers import SAMPLERS
 from lorapipe_engine.sampling.prompts.tags import Tag
-from lorapipe_engine.sampling.samplers import SAMPLERS
 from lorapipe_engine.sampling.shelf import NO_NETWORK, Loaded
 
 

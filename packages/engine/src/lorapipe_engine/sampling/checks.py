@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.sampling.samplers import MOST_STEPS
+from lorapipe_engine.sampling.noise.samplers import MOST_STEPS
 from lorapipe_engine.sampling.shelf import MOST_STRENGTH
 
 MOST_SIDE = 8192  # pixels

@@ -16,17 +16,17 @@ from lorapipe_engine.sampling.axes import KINDS, Axis, Value
 from lorapipe_engine.sampling.bases import NOTHING_TOLD, Told, check_model, says_flow, trained_size
 from lorapipe_engine.sampling.cells import Cell, Placed, Slot
 from lorapipe_engine.sampling.checks import check_number, read_size
-from lorapipe_engine.sampling.prompts.editing import refuse_editing
-from lorapipe_engine.sampling.prompts.tags import refuse_tags, split_tags, tag_notes
-from lorapipe_engine.sampling.prompts.wildcards import Wildcards, draw_prompt
-from lorapipe_engine.sampling.samplers import (
+from lorapipe_engine.sampling.noise.samplers import (
     Sampler,
     check_flow,
     count_evaluations,
     find_sampler,
     true_schedule,
 )
-from lorapipe_engine.sampling.schedules import find_schedule
+from lorapipe_engine.sampling.noise.schedules import find_schedule
+from lorapipe_engine.sampling.prompts.editing import refuse_editing
+from lorapipe_engine.sampling.prompts.tags import refuse_tags, split_tags, tag_notes
+from lorapipe_engine.sampling.prompts.wildcards import Wildcards, draw_prompt
 from lorapipe_engine.sampling.shelf import (
     NO_NETWORK,
     Loaded,

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from lorapipe_engine.command.programs import find_program, run_program
+from lorapipe_engine.command.process.programs import find_program, run_program
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError, OutputError, ProblemFound
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.pictures.captions import fixed_caption
 from lorapipe_engine.sampling.choosing import Caption, Prompts, Trigger, find_trigger, make_prompts
-from lorapipe_engine.sampling.samplers import find_sampler
+from lorapipe_engine.sampling.noise.samplers import find_sampler
 from lorapipe_engine.settings import RunSettings, TrainSettings
 from lorapipe_engine.train.plan import Length
 from lorapipe_engine.train.results.numbering import planned_networks

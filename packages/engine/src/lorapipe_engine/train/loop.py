@@ -28,9 +28,9 @@ from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.average import NetworkAverage
+from lorapipe_engine.train.network.files.start_from import merge_into_base
 from lorapipe_engine.train.network.make import make_network
 from lorapipe_engine.train.network.part_norms import PartNorms
-from lorapipe_engine.train.network.start_from import merge_into_base
 from lorapipe_engine.train.network.weight_norms import TAGS, NormLimit
 from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import build_optimizer, write_rates

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorapipe_engine.command.terminating import Terminated
+from lorapipe_engine.command.process.terminating import Terminated
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.settings import ModelSettings, RunSettings
 

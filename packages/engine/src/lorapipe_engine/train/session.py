@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +15,7 @@ from lorapipe_engine.advice.advice import Planned, advice
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.pairs import check_slider
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.files.atomic import probe_folder
+from lorapipe_engine.files.writing.atomic import probe_folder
 from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
@@ -43,9 +43,9 @@ from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, read_network_args
+from lorapipe_engine.train.network.files.start_from import check_start
 from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
-from lorapipe_engine.train.network.start_from import check_start
-from lorapipe_engine.train.objective.objective import objective_class
+from lorapipe_engine.train.objective.objective import Objective, objective_class
 from lorapipe_engine.train.optimizers import check_group_rates, optimizer_kind, rate_notes
 from lorapipe_engine.train.plan import ModelPlan, plan_model, plan_run, trainable
 from lorapipe_engine.train.processes import Processes, join_processes
@@ -87,8 +87,7 @@ def run_training(
     processes = join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
     args, notes = check_cheaply(settings)
-    for note in notes:
-        say(f"note: {note}")
+    say_notes(notes, say)
     if not processes.is_main:
         return train_checked(settings, configuration, say, model, args, processes, notes, queued)
     check_writable(settings.run)
@@ -118,51 +117,29 @@ def train_checked(
     dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
     settings = with_first_resolution(settings, dataset)
     looked = look_at(settings, dataset)
-    for note in looked.notes:
-        say(f"note: {note}")
+    say_notes(looked.notes, say)
     settings = with_file_ranks(settings)
-    if model.device.type == "cuda" and not settings.model.ignore_memory:
-        check_memory(settings, args.kind, dataset, model, say)
-    with memory_explained(settings):
-        base = queued.shelf.base(
-            base_key(settings.model, model.source, model.dtype),
-            partial(read_model, settings.model, model),
-            copies_weights=model.device.type == "cpu" or bool(settings.network.base_weights),
-        )
-        prediction = prediction_of(base, settings.loss, say)
-        precise = replace(settings, model=replace(settings.model, mixed_precision=model.precision))
-        if dataset.pairs is not None:  # its losses are not weighed
-            precise = replace(precise, loss=replace(precise.loss, min_snr_gamma=0.0))
-        settings = with_base_defaults(precise, get_family(base.family), prediction, base.encoder_layer)
-        family = open_model(base, settings.model, model)
-    settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
-    where = f"{model.device}, {'float32' if model.precision == 'no' else model.precision}"
-    say(f"base: {model.source} ({family.name}, {PREDICTIONS[prediction].word}) on {where}")
+    check_memory(settings, args.kind, dataset, model, say)
+
+    opened = open_base(settings, dataset, model, queued.shelf, say)
+    settings, family = opened.settings, opened.family
     plan = plan_run(settings, model, args, dataset, family.train_parts, processes.count)
+    say_notes(length_notes(plan.updates.schedule), say)
     planned = Planned(settings=settings, dataset=dataset, steps=plan.length.steps, processes=processes.count)
-    for note in (*length_notes(plan.updates.schedule), *advice(planned)):
-        say(f"note: {note}")
-    objective = family.objective(settings.loss, prediction)
-    for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in looked.prompts)):
-        objective.check_sampler(name)
-    if processes.count > 1 and objective.why_not_shared is not None:
-        raise ConfigError(f"{objective.why_not_shared}; train on one card, or leave it out")
-    for note in objective.check(settings.loss, prediction):
-        if note not in notes:
-            say(f"note: {note}")
-    if not any(is_text(part) for part in plan.updates.rates.trained):
-        narrowed = (settings.loss.text_encoder_min_timestep, settings.loss.text_encoder_max_timestep)
-        if narrowed != (0, 1000):
-            say(
-                "note: text_encoder_min_timestep and text_encoder_max_timestep do nothing: no text encoder is trained"
-            )
+    say_notes(advice(planned), say)
+
+    objective = family.objective(settings.loss, opened.prediction)
+    check_objective(objective, settings, looked.prompts, processes)
+    objective_notes = objective.check(settings.loss, opened.prediction)
+    say_notes([note for note in objective_notes if note not in notes], say)
+    say_notes(notes_of_timesteps(settings.loss, plan.updates.rates.trained), say)
     choosing = None
     if settings.run.choose and processes.is_main:
         choosing = plan_choosing(settings, dataset, plan.length, looked.prompts, say)
+    say_notes(notes_of_text(dataset, family), say)
+
     from lorapipe_engine.train.loop import train
 
-    for note in notes_of_text(dataset, family):
-        say(f"note: {note}")
     try:
         with memory_explained(settings), processes.losses_told():
             files = train(
@@ -183,6 +160,12 @@ def train_checked(
         detach(family.parts.values())
     say(f"trained in {time.monotonic() - began:.0f} s; curves: tensorboard --logdir {settings.run.logs}")
     return Trained(files, choosing)
+
+
+def say_notes(notes: Iterable[str], say: Say) -> None:
+    """Say what the user should know, a line each."""
+    for note in notes:
+        say(f"note: {note}")
 
 
 def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
@@ -233,6 +216,24 @@ def look_at(settings: TrainSettings, dataset: Dataset) -> Looked:
     prompts, note = as_captions(prompts, dataset)
     notes = [*notes, *([note] if note else []), *dataset_notes(settings.data, dataset)]
     return Looked(preserved, prompts, notes)
+
+
+def check_objective(
+    objective: Objective, settings: TrainSettings, prompts: Sequence[Prompt], processes: Processes
+) -> None:
+    """Raise ConfigError for a sampler that the objective lacks, and for one that several cards cannot share."""
+    for name in (settings.run.sample_sampler, *(prompt.sampler for prompt in prompts)):
+        objective.check_sampler(name)
+    if processes.count > 1 and objective.why_not_shared is not None:
+        raise ConfigError(f"{objective.why_not_shared}; train on one card, or leave it out")
+
+
+def notes_of_timesteps(loss: LossSettings, trained: Sequence[str]) -> list[str]:
+    """That the timesteps of the text encoders count for nothing where none is trained."""
+    narrowed = (loss.text_encoder_min_timestep, loss.text_encoder_max_timestep) != (0, 1000)
+    if not narrowed or any(is_text(part) for part in trained):
+        return []
+    return ["text_encoder_min_timestep and text_encoder_max_timestep do nothing: no text encoder is trained"]
 
 
 def notes_of_text(dataset: Dataset, family: Family) -> list[str]:
@@ -360,8 +361,13 @@ def check_samplers(settings: TrainSettings, prompts: list[Prompt]) -> None:
 
 
 def check_memory(settings: TrainSettings, kind: Kind, dataset: Dataset, plan: ModelPlan, say: Say) -> None:
-    """Report what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
+    """Report what a run on a CUDA card will take. Raises ConfigError where it cannot fit.
+
+    On other devices, and with ``--ignore_memory``, nothing is counted.
+    """
     model = settings.model
+    if plan.device.type != "cuda" or model.ignore_memory:
+        return
     # What is counted are the fused blocks, which quantized weights go without.
     if model.quantize_base or model.fp8_base or model.fp8_base_unet:
         return
@@ -369,6 +375,35 @@ def check_memory(settings: TrainSettings, kind: Kind, dataset: Dataset, plan: Mo
 
     free = torch.cuda.mem_get_info(plan.device)[0]
     say(memory_line(settings, kind, dataset, plan.source, plan.dtype, free))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A base on its device, what it predicts, and the settings with all that they take from the base."""
+
+    family: Family
+    prediction: str
+    settings: TrainSettings
+
+
+def open_base(settings: TrainSettings, dataset: Dataset, plan: ModelPlan, shelf: Shelf, say: Say) -> Opened:
+    """Take the base from the shelf, read it where it is not there, and say which it is."""
+    with memory_explained(settings):
+        base = shelf.base(
+            base_key(settings.model, plan.source, plan.dtype),
+            partial(read_model, settings.model, plan),
+            copies_weights=plan.device.type == "cpu" or bool(settings.network.base_weights),
+        )
+        prediction = prediction_of(base, settings.loss, say)
+        settings = replace(settings, model=replace(settings.model, mixed_precision=plan.precision))
+        if dataset.pairs is not None:  # its losses are not weighed
+            settings = replace(settings, loss=replace(settings.loss, min_snr_gamma=0.0))
+        settings = with_base_defaults(settings, get_family(base.family), prediction, base.encoder_layer)
+        family = open_model(base, settings.model, plan)
+    settings = replace(settings, model=replace(settings.model, max_token_length=family.text.limit))
+    where = f"{plan.device}, {'float32' if plan.precision == 'no' else plan.precision}"
+    say(f"base: {plan.source} ({family.name}, {PREDICTIONS[prediction].word}) on {where}")
+    return Opened(family, prediction, settings)
 
 
 def read_model(model: ModelSettings, plan: ModelPlan) -> BaseModel:

@@ -34,7 +34,7 @@ def command(first: str, second: str, modules: bool, as_json: bool) -> int:
     Changes are compared as such, ‖ΔA - ΔB‖/‖ΔA‖ and the cosine between them; factors may differ and do the same. Exit
     code 0 if both change the same (to one part in a million), 1 if not. A or B may be - for standard input.
     """
-    from lorapipe_engine.command.processors import use_one_blas_thread
+    from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
     from lorapipe_inspect.inputs import read_one

@@ -32,7 +32,7 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
     the entropy of σ/Σσ, "90%", "95%" and "99%" the ranks that hold that share of the norm. Of several modules the norm
     is that of all together, the ranks are means. FILE are files, folders, or - for standard input.
     """
-    from lorapipe_engine.command.processors import use_one_blas_thread
+    from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
     from lorapipe_engine.networks.describe import describe_network
@@ -51,9 +51,7 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
             "algo": network.algorithm,
             "network": summed(figures),
             "blocks": dict(by_block(figures, network)),
-            "modules": measured.records(network),
-            "others": measured.others,
-            "nonfinite": measured.nonfinite,
+            **measured.as_record(network),
         }
         if as_json:
             click.echo(json.dumps(record))
@@ -67,6 +65,7 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
 def lines_of(record: dict[str, Any], *, blocks: bool, modules: bool) -> list[str]:
     """The table for a person."""
     from lorapipe_engine.command.text import printable
+    from lorapipe_inspect.tell.figures import uncounted
     from lorapipe_inspect.text import counted
 
     total = record["network"]
@@ -82,12 +81,7 @@ def lines_of(record: dict[str, Any], *, blocks: bool, modules: bool) -> list[str
             (row for row in record["modules"].values() if "fro" in row), key=lambda row: -row["fro"]
         )
         lines += [f"{_row('', row)}  {printable(row['name'])}" for row in rows]
-    if record["others"]:
-        lines.append(
-            f"  not counted: {counted(len(record['others']), 'module')} without a spectrum of their own"
-        )
-    lines += [f"  NaN or infinite: {printable(name)}" for name in record["nonfinite"]]
-    return lines
+    return [*lines, *uncounted(record)]
 
 
 def _row(label: str, row: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
     A line for each group of modules with one rank and alpha: "used" is the mean rank that holds 99% of the
     change's norm, "dead" counts ranks that do nothing. FILE are files, folders, or - for standard input.
     """
-    from lorapipe_engine.command.processors import use_one_blas_thread
+    from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
     from lorapipe_engine.networks.describe import describe_network
@@ -47,9 +47,7 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
             "file": one.name,
             "algo": network.algorithm,
             "groups": [_group(*key, rows) for key, rows in sorted(groups.items(), key=_by_size)],
-            "modules": measured.records(network),
-            "others": measured.others,
-            "nonfinite": measured.nonfinite,
+            **measured.as_record(network),
         }
         if as_json:
             click.echo(json.dumps(record))
@@ -80,6 +78,7 @@ def _group(rank: int, alpha: float | None, conv: bool, rows: list[Any]) -> dict[
 def lines_of(record: dict[str, Any]) -> list[str]:
     """The table for a person."""
     from lorapipe_engine.command.text import printable
+    from lorapipe_inspect.tell.figures import uncounted
     from lorapipe_inspect.text import counted
 
     lines = [f"{printable(record['file'])}: {record['algo']}, {counted(len(record['modules']), 'module')}"]
@@ -91,9 +90,4 @@ def lines_of(record: dict[str, Any]) -> list[str]:
             f"  {group['modules']:>8}{group['rank']:>6}{alpha:>9}{group['scale']:>10.4g}{group['used']:>7.3g}"
             f"{group['dead_ranks']:>6}{kind}"
         )
-    if record["others"]:
-        lines.append(
-            f"  not counted: {counted(len(record['others']), 'module')} without a spectrum of their own"
-        )
-    lines += [f"  NaN or infinite: {printable(name)}" for name in record["nonfinite"]]
-    return lines
+    return [*lines, *uncounted(record)]

@@ -30,7 +30,7 @@ def lora_grid(inputs: tuple[str, ...], **flags: Any) -> int:
     --html the axes and figures are printed.
     """
     chosen = read_mode(MODES, flags)
-    from lorapipe_engine.command.processors import use_one_blas_thread
+    from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
     from lorapipe_inspect.grid.run import run

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.text import printable
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_inspect.grid.cells import Cell
 from lorapipe_inspect.grid.layout import Grid
 from lorapipe_inspect.grid.sheet import fitted

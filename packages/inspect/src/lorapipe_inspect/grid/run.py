@@ -11,7 +11,7 @@ from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.records import write_json
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, MissingExtra
-from lorapipe_engine.files.atomic import check_output
+from lorapipe_engine.files.writing.atomic import check_output
 from lorapipe_inspect.grid.cells import Cell, find_cells
 from lorapipe_inspect.grid.layout import Grid, lay_out
 from lorapipe_inspect.grid.settings import BestSettings, FigureSettings, GridSettings

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.atomic import atomic_write, check_output
+from lorapipe_engine.files.writing.atomic import atomic_write, check_output
 from lorapipe_inspect.grid.cells import Cell
 from lorapipe_inspect.grid.layout import Axis, Grid
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.delta import dense_delta, needs_base
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import encode
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_weights_output, quote
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import recognise
 from lorapipe_engine.models.keys import Place, find_layout, lora_names_of

@@ -63,7 +63,11 @@ class Measured:
     others: list[str]
     nonfinite: list[str]
 
-    def records(self, network: Network) -> dict[str, dict[str, Any]]:
+    def as_record(self, network: Network) -> dict[str, Any]:
+        """``modules`` by name, and the names of what has no figures: ``others`` and ``nonfinite``."""
+        return {"modules": self._modules(network), "others": self.others, "nonfinite": self.nonfinite}
+
+    def _modules(self, network: Network) -> dict[str, dict[str, Any]]:
         """By module's name; of those that are not finite only what their shapes tell."""
         rows = {row.name: row.as_record() for row in self.figures}
         for name in self.nonfinite:

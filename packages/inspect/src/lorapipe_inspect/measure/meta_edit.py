@@ -15,11 +15,11 @@ from lorapipe_engine.command.records import STREAM, Record, write_record
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.bytesource import CHUNK
 from lorapipe_engine.files.hashes import WINDOW_SIZE, WINDOW_START
-from lorapipe_engine.files.openfolder import is_link_path
 from lorapipe_engine.files.tensorfile import MAX_HEADER, TensorFile, build_header, check_weights_output
+from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.files.writing.openfolder import is_link_path
 from lorapipe_inspect.inputs import Input, find_inputs, work_through
 
 LEGACY_HASH = "sshs_legacy_hash"

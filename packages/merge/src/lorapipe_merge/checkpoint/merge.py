@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lorapipe_engine.checkpoints.opened import Base
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.files.tensorfile import check_weights_output
+from lorapipe_engine.files.writing.atomic import check_output
 from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
@@ -32,24 +32,31 @@ class Wishes:
     force: bool
 
 
-def write_merge(
-    base: Base,
-    applied: Sequence[Applied],
-    output: Path,
-    weights: BlockWeights | None,
-    blocks: str | None,
-    wishes: Wishes,
-) -> Report:
+@dataclass(frozen=True)
+class Inputs:
+    """What is merged, all of it open: a base, and networks with their ratios and weights by block. ``blocks``: these
+    weights as they were given."""
+
+    base: Base
+    applied: Sequence[Applied]
+    weights: BlockWeights | None
+    blocks: str | None = None
+
+
+def write_merge(inputs: Inputs, output: Path, wishes: Wishes) -> Report:
     """The part of a merge that follows once all inputs are open."""
+    base, applied = inputs.base, inputs.applied
     check_networks(applied, allow=wishes.allow_nonfinite)
     for file in base.files:
         refuse_scaled(file.weights)
-    matched = match(base, applied, weights)
+    matched = match(base, applied, inputs.weights)
     notes = check_match(matched, base, applied, allow_unmatched=wishes.allow_unmatched)
     notes += left_out(applied)
     notes += _merged_before(base, applied)
     notes += _variants(base)
-    result = plan_result(base, applied, matched, output, blocks, wishes.precision, metadata=wishes.metadata)
+    result = plan_result(
+        base, applied, matched, output, inputs.blocks, wishes.precision, metadata=wishes.metadata
+    )
     _check_room(base, result, output, wishes)
     report = Report.of(base, applied, matched, notes, output=output, size=result.size)
     if not wishes.dry_run:

@@ -13,12 +13,12 @@ from tempfile import mkdtemp
 from lorapipe_engine.checkpoints.opened import Base, index_files, is_layer, renamed_index
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
-from lorapipe_engine.files.atomic import atomic_write
-from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.hashcache import known_sha256
-from lorapipe_engine.files.openfolder import is_link_path
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, build_header
+from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.files.writing.dates import date_of_inputs
+from lorapipe_engine.files.writing.openfolder import is_link_path
 from lorapipe_merge.checkpoint.report import Moved, Report
 from lorapipe_merge.checkpoint.stream import cast_tensor, merge_tensor
 from lorapipe_merge.checkpoint.verify import verify_file

@@ -16,7 +16,7 @@ from lorapipe_engine.command.documents import parse_json
 from lorapipe_engine.delta import needs_base
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_merge.blocks import parse_blocks
-from lorapipe_merge.checkpoint.merge import Wishes, write_merge
+from lorapipe_merge.checkpoint.merge import Inputs, Wishes, write_merge
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.inputs import open_networks
 from lorapipe_merge.matching import Applied
@@ -45,7 +45,7 @@ def undo_merge(merged: str, names: Sequence[str], output: Path, wishes: Wishes) 
                 precision = _WORDS.get(recipe.get("base_dtype", ""), "fp32")
             wishes = replace(wishes, precision=precision, metadata=False, allow_unmatched=True)
             _check_types(base)
-            return write_merge(_without_recipe(base), nets, output, weights, None, wishes)
+            return write_merge(Inputs(_without_recipe(base), nets, weights), output, wishes)
 
 
 def _recipe(base: Base) -> dict[str, Any]:

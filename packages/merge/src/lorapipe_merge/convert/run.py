@@ -8,16 +8,16 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
-from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, quote, write_planned
+from lorapipe_engine.files.writing.atomic import check_output
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
@@ -44,6 +44,7 @@ EMBEDDING = "bundle_emb."
 PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 TOLERANCE = {"F16": 2e-3, "BF16": 1.6e-2, "F32": 1e-5}  # of a module's change, by the type that is written
 ALPHA_SUFFIX = "alpha"
+Kinds = dict[str, tuple[str, tuple[int, ...]]]  # types and shapes of a file's tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,8 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
         if wishes.family is None and scheme.alphas:  # the others name the encoder alike in both
             notes += text_encoder_alone(network)
         if not wishes.dry_run:
-            _write(file, network, forms, family, output, scheme, wishes)
+            target = Target(scheme, family, wishes.precision)
+            _write(file, network, forms, target, output, force=wishes.force)
         difference = None
         if wishes.verify and not wishes.dry_run:
             difference = _prove(file, forms, output, scheme)
@@ -242,51 +244,40 @@ def _per_output(form: Form, file: WeightFile) -> bool:
 
 
 def _write(
-    file: WeightFile,
-    network: Network,
-    forms: Sequence[Form],
-    family: str,
-    output: Path,
-    scheme: Scheme,
-    wishes: Wishes,
+    file: WeightFile, network: Network, forms: Sequence[Form], target: Target, output: Path, *, force: bool
 ) -> None:
-    if not scheme.folder:
+    if not target.scheme.folder:
         if output.is_dir():
             raise ConfigError(
                 f"{output}: is a folder; name the file, as in -o {output / 'network.safetensors'}"
             )
-        metadata = converted_metadata(network, forms, family, scheme)
-        _write_file(file, network, forms, family, output, scheme, wishes, metadata)
+        metadata = converted_metadata(network, forms, target.family, target.scheme)
+        kinds, make = _planned(file, network, forms, target)
+        write_planned(output, kinds, make, metadata, force=force)
         return
-    with new_folder(output, force=wishes.force) as folder:
+    with new_folder(output, force=force) as folder:
         for part in dict.fromkeys(form.layer.part for form in forms):
             own = [form for form in forms if form.layer.part == part]
             place = folder / PARTS[part]
             place.mkdir()
+            kinds, make = _planned(file, network, own, target)
             path = place / "adapter_model.safetensors"
-            kinds = _write_file(file, network, own, family, path, scheme, wishes, {"format": "pt"})
-            config = adapter_config(own, _ranks(own, kinds, family, scheme))
+            write_planned(path, kinds, make, {"format": "pt"}, force=force)
+            config = adapter_config(own, _ranks(own, kinds, target))
             (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(
-    file: WeightFile,
-    network: Network,
-    forms: Sequence[Form],
-    family: str,
-    output: Path,
-    scheme: Scheme,
-    wishes: Wishes,
-    metadata: Mapping[str, str],
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Write one file; the type and the shape of each of its tensors."""
-    target = Target(scheme, family, wishes.precision)
-    kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
+def _planned(
+    file: WeightFile, network: Network, forms: Sequence[Form], target: Target
+) -> tuple[Kinds, Callable[[str], Encoded]]:
+    """The tensors of one file: the type and the shape of each by name, and what makes each."""
+    scheme = target.scheme
+    kinds: Kinds = {}
     makers: dict[str, Callable[[], Encoded]] = {}
     for form in forms:
         done = is_computed(form, scheme)
         for suffix, tensor in write_form(form, file, target, dry=True).items():
-            name = scheme.name_of(family, form.layer, suffix)
+            name = scheme.name_of(target.family, form.layer, suffix)
             kinds[name] = (tensor.dtype, tensor.shape)
             makers[name] = _maker(form, suffix, file, target, tensor if done else None)
     if scheme.embeddings:
@@ -295,17 +286,14 @@ def _write_file(
                 info = file.tensors[name]
                 kinds[name] = (info.dtype, info.shape)
                 makers[name] = _copier(file, name)
-    write_planned(output, kinds, lambda name: makers[name](), metadata, force=wishes.force)
-    return kinds
+    return kinds, lambda name: makers[name]()
 
 
-def _ranks(
-    forms: Sequence[Form], kinds: Mapping[str, tuple[str, tuple[int, ...]]], family: str, scheme: Scheme
-) -> dict[Layer, int]:
+def _ranks(forms: Sequence[Form], kinds: Kinds, target: Target) -> dict[Layer, int]:
     """The ranks of the factors as they were written."""
     ranks = {}
     for form in forms:
-        down = kinds.get(scheme.name_of(family, form.layer, "lora_down.weight"))
+        down = kinds.get(target.scheme.name_of(target.family, form.layer, "lora_down.weight"))
         ranks[form.layer] = down[1][0] if down else form.module.rank or 1
     return ranks
 

@@ -17,12 +17,12 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.atomic import atomic_write
-from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, build_header, check_weights_output
+from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.files.writing.dates import date_of_inputs
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_merge.blocks import BlockWeights, parse_blocks
 from lorapipe_merge.checkpoint.report import Moved

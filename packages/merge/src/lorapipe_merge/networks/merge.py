@@ -12,8 +12,6 @@ from pathlib import Path
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.files.atomic import atomic_write
-from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.sizes import parse_size
 from lorapipe_engine.files.tensorfile import (
@@ -24,6 +22,8 @@ from lorapipe_engine.files.tensorfile import (
     write_tensors,
 )
 from lorapipe_engine.files.threads import map_in_threads
+from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.files.writing.dates import date_of_inputs
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule, ranks_for_size

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.tensorfile import check_weights_output, write_planned
+from lorapipe_engine.files.writing.dates import date_of_inputs
 from lorapipe_merge.convert.run import new_folder
 from lorapipe_merge.recipe import RECIPE_KEY, Source, merged_metadata, recipe
 from lorapipe_merge.single.configs import copy_configs, write_configs

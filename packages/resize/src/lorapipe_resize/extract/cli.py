@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.processors import use_one_blas_thread
+from lorapipe_engine.command.process.processors import use_one_blas_thread
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.files.sizes import parse_size

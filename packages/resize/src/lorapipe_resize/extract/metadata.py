@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.files.dates import date_of_inputs
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.hashes import legacy_hash
+from lorapipe_engine.files.writing.dates import date_of_inputs
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.networks.metadata import ModelSpec, base_version, with_hashes

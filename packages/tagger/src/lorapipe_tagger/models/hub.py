@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import socket
 import sys
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.hub import first_line, quiet_client, why_unreachable
 from lorapipe_tagger.models.adapters import ADAPTERS, SETTINGS_FILES
 from lorapipe_tagger.models.known import HubModel
 
@@ -34,7 +31,7 @@ def fetch_model(model: HubModel, *, revision: str | None, model_dir: Path | None
     if here:
         return here
     try:
-        why = _why_unreachable(offline)
+        why = "--offline" if offline else why_unreachable()
         if why is None:
             return _download(model, revision, target)
     except InputError:
@@ -106,30 +103,6 @@ def _not_a_tagger(model: HubModel, present: list[str]) -> str:
     return f"{place}: has no model.onnx with selected_tags.csv{hint}"
 
 
-def _why_unreachable(offline: bool) -> str | None:
-    """Why the hub is not asked; None if it answers. The client itself would try for half a minute."""
-    from huggingface_hub import constants
-
-    if offline:
-        return "--offline"
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    if urllib.request.getproxies():
-        return None
-    address = urllib.parse.urlsplit(constants.ENDPOINT)
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        with socket.create_connection((address.hostname or "", port), timeout=5):
-            return None
-    except OSError:
-        return f"no connection to {address.hostname}"
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message cut to its first line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the client's talk about its tries off the screen, and its bars where they do not belong."""
@@ -139,14 +112,12 @@ def _quiet() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    logger = logging.getLogger("huggingface_hub")
-    before, shown = logger.level, not are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
+    shown = not are_progress_bars_disabled()
     if QUIET.get() or not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        yield
+        with quiet_client():
+            yield
     finally:
-        logger.setLevel(before)
         if shown:
             enable_progress_bars()

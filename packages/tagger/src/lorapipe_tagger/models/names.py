@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from lorapipe_engine.errors import InputError, MissingExtra
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.models.bases import demo_asset
 from lorapipe_tagger.models.adapters import Adapter, check_no_hydra, choose_adapter
 from lorapipe_tagger.models.hub import fetch_model
 from lorapipe_tagger.models.known import hub_model, unknown
@@ -38,25 +38,13 @@ def find_model(word: str, *, revision: str | None, model_dir: Path | None, offli
     if path.is_dir():
         return _from_folder(path, path.resolve().name)
     if word == DEMO:
-        return _from_folder(demo_model(), DEMO)
+        return _from_folder(demo_asset("tagger", "model"), DEMO)
     check_no_hydra(word)
     known = hub_model(word)
     if known is None:
         raise InputError(unknown(word))
     folder = fetch_model(known, revision=revision, model_dir=model_dir, offline=offline)
     return _from_folder(folder, known.repository.rpartition("/")[2], known.balanced)
-
-
-def demo_model() -> Path:
-    """The demo's small tagger, in the package ``lorapipe_demo``, which is found without being imported."""
-    spec = find_spec("lorapipe_demo")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place, "assets", "tagger")
-        if path.is_dir():
-            return path
-    raise MissingExtra(
-        "the model 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
-    )
 
 
 def _from_folder(folder: Path, name: str, balanced: float | None = None) -> ModelFiles:

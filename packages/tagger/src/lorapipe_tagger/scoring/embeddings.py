@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_tagger.scoring.session import Scores
 
 DIMENSIONS = 512

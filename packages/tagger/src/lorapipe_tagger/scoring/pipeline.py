@@ -18,7 +18,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from lorapipe_engine.command.processors import processors
+from lorapipe_engine.command.process.processors import processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError

@@ -12,7 +12,7 @@ from pathlib import Path
 from lorapipe_dataset.clean.files.textfile import encode_text
 from lorapipe_dataset.clean.options import Options
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 
 Rows = Sequence[tuple[Path, str]]
 

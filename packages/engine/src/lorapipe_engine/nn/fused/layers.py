@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import Adapter
-from lorapipe_engine.nn.full import Norm
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, QUICK_GELU
 from lorapipe_engine.nn.fused.packed import Packed, can_pack

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import socket
-import urllib.parse
-import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.folders import COMPONENTS, weight_files
+from lorapipe_engine.files.hub import first_line, quiet_client, why_unreachable
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = (
@@ -38,7 +34,7 @@ def fetch_base(source: str, half: bool) -> Path:
     if cached is not None:
         return cached
     reason = "no connection"
-    if reachable():
+    if why_unreachable() is None:
         try:
             return _download(source, half)
         except InputError:
@@ -55,59 +51,26 @@ def fetch_files(repository: str, names: Sequence[str]) -> Path | None:
     """The folder of single files of a repository, downloaded or from the cache; None if that fails."""
     from huggingface_hub import hf_hub_download
 
-    if not reachable():
+    if why_unreachable() is not None:
         return None
     try:
-        with _quiet():
+        with quiet_client():
             paths = [hf_hub_download(repository, name) for name in names]
     except Exception:  # as above; the caller says what is missing
         return None
     return Path(paths[0]).parent
 
 
-def reachable() -> bool:
-    """Whether the hub answers at all. The client itself would try for half a minute, and talk about it."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if urllib.request.getproxies():
-        return True
-    address = urllib.parse.urlsplit(constants.ENDPOINT)
-    try:
-        with socket.create_connection((address.hostname or "", address.port or 443), timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message cut to its first line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-
 def _download(source: str, half: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    with _quiet():
+    with quiet_client():
         wanted = choose_files(HfApi().list_repo_files(source), half)
         if not wanted:
             raise InputError(
                 f"{source}: this hub repository is not a diffusers model (no model_index.json, nor a VAE)"
             )
         return Path(snapshot_download(source, allow_patterns=wanted))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the client's talk about its tries off the screen; what ends them is told once, by us."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def choose_files(files: Sequence[str], half: bool) -> list[str]:

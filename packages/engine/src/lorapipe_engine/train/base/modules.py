@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorapipe_engine.command.libraries import library_imports
+from lorapipe_engine.command.process.libraries import library_imports
 from lorapipe_engine.errors import InputError
 
 # Buffers and scalars of checkpoints that no module needs.

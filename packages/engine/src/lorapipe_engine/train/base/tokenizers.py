@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.hub import first_line
 from lorapipe_engine.models.clip_tokenizer import CACHED, CLIP_REPOSITORY, TOKENIZER_FILES
-from lorapipe_engine.train.base.hub import fetch_files, first_line
+from lorapipe_engine.train.base.hub import fetch_files
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_VOCABULARY = 49408

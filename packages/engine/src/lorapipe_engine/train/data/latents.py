@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.files.openfolder import open_folder
 from lorapipe_engine.files.tensorfile import TensorFile, open_tensors, write_tensors
+from lorapipe_engine.files.writing.openfolder import open_folder
 from lorapipe_engine.pictures.bounds import PictureBound
 from lorapipe_engine.pictures.buckets import Placement
 from lorapipe_engine.pictures.opening import GATE, open_picture, turn_upright

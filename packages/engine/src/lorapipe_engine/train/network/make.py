@@ -16,13 +16,13 @@ from lorapipe_engine.settings import ModelSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan
 from lorapipe_engine.train.network.choice import choose_layers, every_target
-from lorapipe_engine.train.network.rate_groups import RateGroups
-from lorapipe_engine.train.network.start_from import (
+from lorapipe_engine.train.network.files.start_from import (
     file_names,
     load_start,
     read_start,
     with_sizes_of,
 )
+from lorapipe_engine.train.network.rate_groups import RateGroups
 
 Say = Callable[[str], None]
 

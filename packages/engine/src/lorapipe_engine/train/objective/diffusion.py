@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorapipe_engine.command.libraries import library_imports
+from lorapipe_engine.command.process.libraries import library_imports
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, V
 from lorapipe_engine.settings import LossSettings

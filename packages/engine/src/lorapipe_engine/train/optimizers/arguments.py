@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorapipe_engine.command.libraries import uncollected
+from lorapipe_engine.command.process.libraries import uncollected
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.train.optimizers.kinds import OptimizerKind
 from lorapipe_engine.train.optimizers.registry import optimizer_kind

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lorapipe_engine.errors import MissingExtra
-from lorapipe_engine.files.atomic import open_growing
+from lorapipe_engine.files.writing.atomic import open_growing
 from lorapipe_engine.settings import RunSettings
 
 if TYPE_CHECKING:

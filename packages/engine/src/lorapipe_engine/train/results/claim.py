@@ -22,7 +22,7 @@ from typing import Any
 
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, OutputError
-from lorapipe_engine.files.locking import open_lock_file, try_lock_file
+from lorapipe_engine.files.writing.locking import open_lock_file, try_lock_file
 from lorapipe_engine.settings import RunSettings
 
 BEAT = 10.0  # seconds between signs of life

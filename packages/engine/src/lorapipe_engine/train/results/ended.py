@@ -14,9 +14,9 @@ from typing import Any
 
 from lorapipe_engine.command.documents import parse_json
 from lorapipe_engine.errors import ConfigError, LoraError
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.hashes import sha256_file
-from lorapipe_engine.files.openfolder import is_link_path
+from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.files.writing.openfolder import is_link_path
 from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.results.outputs import metrics_file, read_metrics
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.files.atomic import open_growing
+from lorapipe_engine.files.writing.atomic import open_growing
 from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.results.boards import open_boards
 from lorapipe_engine.train.results.outputs import metrics_file, new_log_folder, put_aside, read_metrics

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lorapipe_engine.errors import ConfigError, LoraError, OutputError
-from lorapipe_engine.files.openfolder import OpenFolder, is_link_path, open_folder
+from lorapipe_engine.files.writing.openfolder import OpenFolder, is_link_path, open_folder
 from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.results.numbering import end_state
 from lorapipe_engine.train.results.state import SUFFIX as STATE

@@ -11,14 +11,14 @@ from types import TracebackType
 import torch
 
 from lorapipe_engine.command.tool import say
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import encode
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.average import NetworkAverage
-from lorapipe_engine.train.network.network_file import write_network
+from lorapipe_engine.train.network.files.network_file import write_network
 from lorapipe_engine.train.objective.objective import Objective
 from lorapipe_engine.train.optimizers import evaluating, rates_in_force
 from lorapipe_engine.train.plan import RunPlan
@@ -109,13 +109,8 @@ class Results:
         run, every = self.run, self.run.save_every_n_steps
         if every and step % every == 0 and not last:
             self._save(self._of_step(step), step, epoch)
-            keep = run.save_last_n_steps
-            self._prune(self._of_step, stale_step(step, every, keep), "")
-            if run.save_state:
-                self._save_state(self._of_step(step).with_suffix(STATE))
-                self._prune(
-                    self._of_step, stale_step(step, every, run.save_last_n_steps_state or keep), STATE
-                )
+            stale = partial(stale_step, step, every)
+            self._keep_last(self._of_step, step, stale, run.save_last_n_steps, run.save_last_n_steps_state)
         between = None if run.sample_every_n_epochs else run.sample_every_n_steps
         if between and step % between == 0:
             self._sample(step, f"{step:06d}")
@@ -126,13 +121,10 @@ class Results:
         self.log.epoch(epoch, {"loss/epoch_average": average})
         if every and epoch % every == 0 and not last:
             self._save(self._of_epoch(epoch), step, epoch)
-            keep = run.save_last_n_epochs
-            self._prune(self._of_epoch, stale_epoch(epoch, every, keep), "")
-            if run.save_state:
-                self._save_state(self._of_epoch(epoch).with_suffix(STATE))
-                self._prune(
-                    self._of_epoch, stale_epoch(epoch, every, run.save_last_n_epochs_state or keep), STATE
-                )
+            stale = partial(stale_epoch, epoch, every)
+            self._keep_last(
+                self._of_epoch, epoch, stale, run.save_last_n_epochs, run.save_last_n_epochs_state
+            )
         if run.sample_every_n_epochs and epoch % run.sample_every_n_epochs == 0:
             self._sample(step, f"e{epoch:06d}")
 
@@ -195,6 +187,22 @@ class Results:
 
     def _of_epoch(self, epoch: int) -> Path:
         return epoch_file(self.run.output_dir, self.run.output_name, epoch, self._suffix)
+
+    def _keep_last(
+        self,
+        named: Callable[[int], Path],
+        number: int,
+        stale: Callable[[int | None], int | None],
+        networks: int | None,
+        states: int | None,
+    ) -> None:
+        """Remove the network that is no longer among the last ``networks``. With --save_state save the state of
+        ``number`` too, and remove the one that is no longer among the last ``states``, or else ``networks``.
+        """
+        self._prune(named, stale(networks), "")
+        if self.run.save_state:
+            self._save_state(named(number).with_suffix(STATE))
+            self._prune(named, stale(states or networks), STATE)
 
     def _prune(self, named: Callable[[int], Path], number: int | None, suffix: str) -> None:
         """Remove an older network, or with a suffix its state."""

@@ -14,10 +14,10 @@ from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import Progress, progress
 from lorapipe_engine.command.tool import complain
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
-from lorapipe_engine.files.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
-from lorapipe_engine.nn.fused.decoder import fits_half
+from lorapipe_engine.nn.fused.drawing.decoder import fits_half
 from lorapipe_engine.pictures.parameters import read_stored, save_with_parameters
 from lorapipe_engine.sampling.bases import Told
 from lorapipe_engine.sampling.cells import Cell, Hashes, Placed, cell_infotext

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.predictions import FLOW
-from lorapipe_engine.sampling.samplers import Sampler, check_flow, count_evaluations, true_schedule
-from lorapipe_engine.sampling.schedules import (
+from lorapipe_engine.sampling.noise.samplers import Sampler, check_flow, count_evaluations, true_schedule
+from lorapipe_engine.sampling.noise.schedules import (
     AUTOMATIC,
     TIMES,
     NoiseTable,

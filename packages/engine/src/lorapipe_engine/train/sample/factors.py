@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.nn.base import Adapter, adapter_class, alike
-from lorapipe_engine.nn.fused.slots import Factor, Slots
-from lorapipe_engine.train.network.trained_file import TrainedFile
+from lorapipe_engine.nn.fused.drawing.slots import Factor, Slots
+from lorapipe_engine.train.network.files.trained_file import TrainedFile
 
 DOWN, UP = "lora_down.weight", "lora_up.weight"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorapipe_engine.command.progress import duration
 from lorapipe_engine.sampling.cells import Cell
-from lorapipe_engine.sampling.samplers import SAMPLERS, count_evaluations
+from lorapipe_engine.sampling.noise.samplers import SAMPLERS, count_evaluations
 from lorapipe_engine.train.sample.draw import Predict
 
 DECODING = 1.5  # evaluations that decoding a picture is about worth, by its arithmetic

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorapipe_engine.nn.fused.drawing import Drawing
+from lorapipe_engine.nn.fused.drawing.unet import Drawing
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
 from lorapipe_engine.train.sample.draw import Guidance, Predict, evaluate_guided

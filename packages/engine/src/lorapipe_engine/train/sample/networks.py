@@ -7,20 +7,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.nn.attach import Network, Target, children_of, detach
-from lorapipe_engine.nn.base import Adapter
-from lorapipe_engine.nn.fused.drawing import Drawing
-from lorapipe_engine.nn.fused.slots import Factor
+from lorapipe_engine.nn.base import Adapter, OverLayer
+from lorapipe_engine.nn.fused.drawing.slots import Factor
+from lorapipe_engine.nn.fused.drawing.unet import Drawing
 from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.apply import attach_modules, fitting_targets
 from lorapipe_engine.train.network.choice import every_target
-from lorapipe_engine.train.network.trained_file import (
+from lorapipe_engine.train.network.files.apply import attach_modules, fitting_targets
+from lorapipe_engine.train.network.files.trained_file import (
     StoredFile,
     TrainedFile,
     read_stored,
@@ -197,7 +196,7 @@ class _Read:
             detach(self._family.parts.values())
 
 
-class Together(nn.Module):
+class Together(OverLayer):
     """Several adapters of one layer: what the layer gives, and what each by itself would change of it."""
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
@@ -205,16 +204,6 @@ class Together(nn.Module):
         self.base = adapters[0].base
         self.adapters = nn.ModuleList(_with_base(adapter, self._shared_base()) for adapter in adapters)
         self._shared: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight: some callers look at a layer's dtype or device through it."""
-        return cast(Tensor, self.base.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias, if any."""
-        return cast("Tensor | None", self.base.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Works on what the base module takes."""

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
-from lorapipe_engine.nn.fused.decoder import HalfDecoder
-from lorapipe_engine.nn.fused.drawing import Drawing, fuse_decoder
+from lorapipe_engine.nn.fused.drawing.decoder import HalfDecoder
+from lorapipe_engine.nn.fused.drawing.unet import Drawing, fuse_decoder
 from lorapipe_engine.sampling.cells import Cell
-from lorapipe_engine.sampling.samplers import SAMPLERS
+from lorapipe_engine.sampling.noise.samplers import SAMPLERS
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
 from lorapipe_engine.train.sample.brownian import brownian_noise

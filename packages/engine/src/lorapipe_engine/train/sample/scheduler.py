@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorapipe_engine.command.libraries import library_imports
-from lorapipe_engine.sampling.samplers import SAMPLERS
-from lorapipe_engine.sampling.schedules import AUTOMATIC, noise_table
+from lorapipe_engine.command.process.libraries import library_imports
+from lorapipe_engine.sampling.noise.samplers import SAMPLERS
+from lorapipe_engine.sampling.noise.schedules import AUTOMATIC, noise_table
 from lorapipe_engine.train.sample.brownian import brownian_noise
 from lorapipe_engine.train.sample.course import Course, Prediction, plan_course
 from lorapipe_engine.train.sample.methods import Noise, Steps

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from lorapipe_engine.errors import InputError, MissingExtra
+from lorapipe_engine.errors import InputError
+from lorapipe_engine.models.bases import demo_asset
 from lorapipe_inspect.grid.cells import Cell
 from lorapipe_inspect.grid.judge import encoders, texts
 from lorapipe_inspect.grid.judge.constants import CCIP_SAME, FEWEST_VENDI, LEAST_ROOM
@@ -78,17 +78,8 @@ def likeness(
 
 
 def _file_of(path: Path) -> Path:
-    """The file, or the demo's encoder, in the package ``lorapipe_demo``, which is found without being imported."""
-    if str(path) != DEMO or path.exists():
-        return path
-    spec = find_spec("lorapipe_demo")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        file = Path(place, "assets", "encoder.onnx")
-        if file.is_file():
-            return file
-    raise MissingExtra(
-        "the encoder 'demo' lies in a package that is not installed: pip install ./packages/demo in the repository"
-    )
+    """The file, or the demo's encoder."""
+    return path if str(path) != DEMO or path.exists() else demo_asset("encoder.onnx", "encoder")
 
 
 def _vendi(rows: Sequence[Floats | None], pairs: Pairs) -> dict[Key, float]:

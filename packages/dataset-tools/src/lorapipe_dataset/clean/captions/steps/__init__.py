@@ -9,21 +9,17 @@ from lorapipe_dataset.clean.captions.steps import (
     algebra,
     aliases,
     characters,
-    dedupe,
     drop,
     given,
-    implications,
-    invariant,
     normalise,
     order,
-    overlap,
-    people,
     rating,
     replace,
     spelling,
     truncate,
 )
 from lorapipe_dataset.clean.captions.steps.step import Bench, Builder, Each, Step, fuse
+from lorapipe_dataset.clean.captions.steps.superfluous import dedupe, implications, invariant, overlap, people
 
 STEPS: dict[str, Builder] = {
     "normalise": normalise.build,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.tensorfile import write_tensors
+from lorapipe_engine.files.writing.atomic import atomic_write
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

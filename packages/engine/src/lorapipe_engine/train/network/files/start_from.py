@@ -29,8 +29,8 @@ from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import NetworkArgs
+from lorapipe_engine.train.network.files.trained_file import TrainedFile, read_trained
 from lorapipe_engine.train.network.targets import every_layer, every_norm
-from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
 
 OPTION = "network_weights"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 
-from lorapipe_demo.colours import BLUSH, CLOTH, EYES, GOLD, HAIR, INK, SKIN, Colour, shade
-from lorapipe_demo.pen import Pen, Point
+from lorapipe_demo.painting.colours import BLUSH, CLOTH, EYES, GOLD, HAIR, INK, SKIN, Colour, shade
+from lorapipe_demo.painting.pen import Pen, Point
 from lorapipe_demo.scene import Scene
 
 HEAD: Point = (32, 26)

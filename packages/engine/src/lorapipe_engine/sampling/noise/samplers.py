@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.sampling.schedules import AUTOMATIC, SCHEDULES, find_schedule
+from lorapipe_engine.sampling.noise.schedules import AUTOMATIC, SCHEDULES, find_schedule
 
 MOST_STEPS = 1000  # the noise schedule has no more
 Noise = Literal["none", "ancestral", "sde", "ddim", "lcm"]

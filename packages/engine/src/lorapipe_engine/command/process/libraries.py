@@ -57,7 +57,7 @@ def uncollected() -> Iterator[None]:
 
 
 # As texts: path objects are a tenth of what a help costs.
-_OWN = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))  # noqa: PTH118, PTH120
+_OWN = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))  # noqa: PTH118, PTH120
 
 
 def leave_current_folder() -> None:

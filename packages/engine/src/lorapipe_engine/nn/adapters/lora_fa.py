@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn.adapters.lora import Lora
 from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import layer_shape
-from lorapipe_engine.nn.lora import Lora
 
 
 class LoraFa(Lora):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from lorapipe_demo.colours import INK, Colour
+from lorapipe_demo.painting.colours import INK, Colour
 
 SIZE = 64
 SCALE = 4  # canvas pixels for one picture pixel

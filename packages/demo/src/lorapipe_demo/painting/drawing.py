@@ -6,10 +6,10 @@ import random
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from lorapipe_demo.backgrounds import PAINTERS
-from lorapipe_demo.creatures import draw_thing
-from lorapipe_demo.pen import Pen
-from lorapipe_demo.person import draw_person
+from lorapipe_demo.painting.backgrounds import PAINTERS
+from lorapipe_demo.painting.creatures import draw_thing
+from lorapipe_demo.painting.pen import Pen
+from lorapipe_demo.painting.person import draw_person
 from lorapipe_demo.scene import Scene
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lorapipe_demo.colours import CLOTH, FUR, INK, Colour, shade
-from lorapipe_demo.pen import Pen
+from lorapipe_demo.painting.colours import CLOTH, FUR, INK, Colour, shade
+from lorapipe_demo.painting.pen import Pen
 from lorapipe_demo.scene import ANIMALS, Scene
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorapipe_engine.errors import OutputError
-from lorapipe_engine.files.locking import locked
-from lorapipe_engine.files.openfolder import OpenFolder, open_folder
+from lorapipe_engine.files.writing.locking import locked
+from lorapipe_engine.files.writing.openfolder import OpenFolder, open_folder
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from lorapipe_demo.colours import Colour
-from lorapipe_demo.pen import Pen
+from lorapipe_demo.painting.colours import Colour
+from lorapipe_demo.painting.pen import Pen
 
 Painter = Callable[[Pen, random.Random], None]
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn.adapters.lokr import split
 from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
-from lorapipe_engine.nn.lokr import split
 from lorapipe_engine.nn.options import flag, not_negative, whole
 
 Shape = tuple[int, ...]
@@ -143,8 +143,8 @@ class Oft(Rotation):
     """Block k of the outputs becomes ``(multiplier · (R_k - I) + I)ᵀ`` of itself.
 
     How large blocks are: with ``block_size`` the largest divisor of the outputs up to it; else outputs are split by the
-    rank as LyCORIS does it (:func:`lorapipe_engine.nn.lokr.split`), and the smaller part is the block. With ``count``
-    the rank is the number of blocks, as in sd-scripts' networks.oft.
+    rank as LyCORIS does it (:func:`.lokr.split`), and the smaller part is the block. With ``count`` the rank is the
+    number of blocks, as in sd-scripts' networks.oft.
     """
 
     @classmethod

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn.adapters.lora import Lora
 from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import layer_shape
-from lorapipe_engine.nn.lora import Lora
 from lorapipe_engine.nn.options import whole
 
 

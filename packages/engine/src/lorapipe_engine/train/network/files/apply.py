@@ -11,7 +11,7 @@ from lorapipe_engine.models.families import get_family, network_family
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.choice import every_target
-from lorapipe_engine.train.network.trained_file import TrainedFile, read_trained
+from lorapipe_engine.train.network.files.trained_file import TrainedFile, read_trained
 
 
 def attach_file(family: Family, path: Path, multiplier: float = 1.0) -> Network:

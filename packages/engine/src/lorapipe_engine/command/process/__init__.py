@@ -1,0 +1,1 @@
+"""The process that a command is: what it imports, its processors and signals, and programs that it starts."""
