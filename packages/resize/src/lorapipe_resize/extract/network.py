@@ -153,8 +153,6 @@ class NetworkSource:
             return self._find_dense(job, rule)
         arrays = self._arrays(job.module)
         exact = module_spectrum(job.module.name, arrays, vectors=rule.bound(conv=job.conv))
-        if exact.scale < 0:
-            return self._find_dense(job, rule)
         spectrum = exact.spectrum.scaled(exact.scale)
         if not spectrum.norm():
             return UNCHANGED
