@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.delta import find_rule, rules
 from lorapipe_engine.delta.spectra import ModuleSpectrum, kernel_of, module_spectrum, spectral_rule
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
@@ -22,7 +23,7 @@ from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_spectrum, rounding_norm
 from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
-from lorapipe_engine.networks.read import magnitude_shape, read_module, scale_of
+from lorapipe_engine.networks.read import check_module, magnitude_shape, read_module, scale_of
 from lorapipe_resize.report import DORA, ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
@@ -288,6 +289,8 @@ def _key(module: NetworkModule, suffix: str, settings: Settings) -> str:
 
 
 def _copied(file: WeightFile, module: NetworkModule, settings: Settings, why: str) -> _Piece:
+    check_module(file, module)
+    check_whole(module.name, _shapes(file, module))
     tensors = {_key(module, suffix, settings): _copy(file, key) for suffix, key in module.keys.items()}
     if module.scale is not None and module.rank:  # a configuration said it, which the new file does not have
         tensors[_key(module, "alpha", settings)] = encode(np.asarray(module.scale * module.rank), "F32")

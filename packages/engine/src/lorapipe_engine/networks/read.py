@@ -122,7 +122,7 @@ def check_magnitudes(file: WeightFile, module: NetworkModule) -> None:
     up, down, stored = (
         file.tensors[keys[suffix]].shape for suffix in ("lora_up.weight", "lora_down.weight", "dora_scale")
     )
-    wanted = {1, *up[:1]}
+    wanted = {*up[:1]}
     if not module.magnitude_per_output:  # by inputs, of which a flattened kernel of 3x3 has nine columns each
         wanted |= {*down[1:2], *(size // 9 for size in down[1:2] if not size % 9)}
     if len(up) > 1 and len(down) > 1 and math.prod(stored) not in wanted:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorapipe_engine.command.text import printable
-from lorapipe_engine.delta import known_rule, rules
+from lorapipe_engine.delta import rules
+from lorapipe_engine.delta.whole import why_broken
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule
@@ -104,19 +105,11 @@ def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
             broken.append(f"{printable(module.name)} has the tensors of no algorithm, or of several")
         elif module.rank == 0:
             broken.append(f"{printable(module.name)} has rank 0")
-        elif not _fits(file, module):
-            broken.append(f"{printable(module.name)} has factors of different ranks")
+        elif why := why_broken({suffix: file.tensors[key].shape for suffix, key in module.keys.items()}):
+            broken.append(f"{printable(module.name)}: {why}")
     if broken:
         more = f" and {len(broken) - 1:,} more" if len(broken) > 1 else ""
         yield f"{counted(len(broken), 'module')} cannot be used: {broken[0]}{more}"
-
-
-def _fits(file: WeightFile, module: NetworkModule) -> bool:
-    """Whether the factors can be multiplied, where the algorithm tells."""
-    rule = known_rule(module.keys)
-    if rule is None or rule.fits is None:
-        return True
-    return rule.fits({suffix: file.tensors[name].shape for suffix, name in module.keys.items()})
 
 
 def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator[str]:
