@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from lorapipe_engine.command.records import STREAM, Record, expand_folders, read_list
 from lorapipe_engine.command.text import one_line
 from lorapipe_engine.command.tool import VERBOSE, complain, show_trace
-from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.errors import InputError, LoraError, naming
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile
 
@@ -114,7 +114,7 @@ def read_one(word: str) -> Input:
 
 
 def _opened(one: Input, work: Callable[[Input, WeightFile], bool | None]) -> bool | None:
-    with one.open() as file:
+    with one.open() as file, naming(one.name):
         return work(one, file)
 
 

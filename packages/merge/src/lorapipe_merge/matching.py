@@ -77,7 +77,8 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
             if not wanted:
                 continue
             if any(kind not in places for kind in wanted):
-                missing.append(module.name)
+                only = "" if "weight" not in places else f" ({', '.join(set(wanted) - places.keys())})"
+                missing.append(f"{module.name}{only}")
                 continue
             matched.modules += 1
             for kind in wanted:
@@ -122,7 +123,10 @@ def check_match(match: Match, base: Base, networks: Sequence[Applied], *, allow_
     another family, of which some names fit by chance.
     """
     if not match.modules:
-        raise ProblemFound(f"no module fits {base.path}: {_why(base, networks)}; nothing was written")
+        told = ", ".join(applied.name for applied in networks)
+        raise ProblemFound(
+            f"{told}: no module fits {base.path}: {_why(base, networks)}; nothing was written"
+        )
     lines = []
     for name, missing in match.unmatched.items():
         shown = ", ".join(quote(module)[1:-1] for module in missing[:SHOWN])

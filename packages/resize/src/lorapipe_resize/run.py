@@ -13,7 +13,7 @@ from typing import BinaryIO
 from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import complain, say, show
-from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, naming
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.sizes import parse_size
 from lorapipe_engine.files.tensorfile import (
@@ -200,11 +200,8 @@ def _expand(path: Path) -> Iterator[Path]:
 def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
     """Resize one network and write it, unless it is a dry run. Raises LoraErrors that name the file."""
     with open_weights(task.source or sys.stdin.buffer) as file:
-        try:
+        with naming(task.name):
             return _resize_open(task, file, options, settings)
-        except InputError as error:
-            text = str(error)
-            raise InputError(text if task.name in text else f"{task.name}: {text}") from error
 
 
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.delta import dense_delta, needs_base
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import encode
 from lorapipe_engine.files.picklefile import open_weights
@@ -106,7 +106,7 @@ def _module_changes(
     tensors = read_module(file, module)
     weight = base.read(module.name, "weight") if base else None
     size = max(tensor.size for tensor in tensors.values()) if weight is None else weight.size
-    try:
+    with naming(file.path):
         change = dense_delta(
             tensors,
             weight,
@@ -114,8 +114,6 @@ def _module_changes(
             name=module.name,
             dtype=np.float32 if size > LARGE else np.float64,
         )
-    except InputError as error:
-        raise InputError(f"{file.path}: {error}") from error
     if change.weight is not None:
         yield module.name, change.weight
     if change.bias is not None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
 from lorapipe_engine.files.atomic import check_output
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.picklefile import open_weights
@@ -89,7 +89,7 @@ class Report:
 def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Report:
     """Write the network ``source`` in a scheme. Raises LoraErrors that name the file and the module."""
     path = network_path(source)
-    with open_weights(path) as file, _naming(path):
+    with open_weights(path) as file, naming(path):
         network = describe_network(file)
         require_strengths(network)
         _check_alphas(network)
@@ -104,15 +104,6 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
         if wishes.verify and not wishes.dry_run:
             difference = _prove(file, forms, output, scheme)
         return Report(str(source), str(output), scheme.name, len(forms), skipped, notes, difference)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name in front of errors that lack it."""
-    try:
-        yield
-    except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
 
 
 def _check_alphas(network: Network) -> None:

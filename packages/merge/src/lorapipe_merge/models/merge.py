@@ -250,7 +250,9 @@ def kind_of(entry: Entry, precision: str) -> str:
     if dtype in FLOAT_DTYPES and precision != "keep" and entry.layer:
         return PRECISIONS[precision]
     if len(entry.sources) > 1 and dtype not in SIZES:
-        raise ConfigError(f"{entry.key} is of type {dtype}, which is not written; give --save-precision fp16")
+        raise ConfigError(
+            f"{first.file.path}: {entry.key} is of type {dtype}, which is not written; give --save-precision fp16"
+        )
     return dtype
 
 

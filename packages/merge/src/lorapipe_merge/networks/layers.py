@@ -15,7 +15,7 @@ from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import unet_to_ldm
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
-from lorapipe_engine.networks.kohya_names import kohya_name
+from lorapipe_engine.networks.kohya_names import kohya_name, known_layer
 from lorapipe_engine.networks.layers import layer_of
 from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.matching import EMBEDDING, Applied, left_out
@@ -150,10 +150,14 @@ def _block(layer: Layer, family: str | None) -> str:
 
 def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
     """A note on layers that follow no pattern of the family's names: they are added up under the names they have."""
-    names = [layer.name for layer in layers if family is not None and layer_of(layer.name) is None]
-    if not names:
+    strange = [layer for layer in layers if family is not None and known_layer(layer.name, family) is None]
+    if not strange:
         return []
-    return [f"{len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"]
+    names = [layer.name for layer in strange]
+    sources = ", ".join(dict.fromkeys(part.source for layer in strange for part in layer.parts))
+    return [
+        f"{sources}: {len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"
+    ]
 
 
 def rank_of_first(layer: Layer) -> int | None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, show
-from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import (
     build_header,
@@ -103,16 +102,6 @@ def run(options: Options) -> int:
         if not done.modules:
             raise _nothing(done, opened, options)
         return _finish(opened, done, alpha, target, options)
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Put the file's name before errors that name a module alone."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error)
-        raise InputError(f"{name}: {text}" if text.startswith("module ") else text) from error
 
 
 def _finish(opened: Opened, done: Extracted, alpha: float, target: Path | None, options: Options) -> int:
