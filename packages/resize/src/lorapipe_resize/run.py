@@ -27,7 +27,7 @@ from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_netw
 from lorapipe_engine.networks.kohya_names import names_in_kohya, text_encoder_alone
 from lorapipe_engine.networks.metadata import with_base_facts, with_hashes
 from lorapipe_engine.networks.ranks import RankRule
-from lorapipe_engine.networks.read import require_strengths, scale_of
+from lorapipe_engine.networks.read import require_understood, scale_of
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, loss_advice, summary, table
@@ -206,7 +206,7 @@ def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
 
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
-    require_strengths(network)
+    require_understood(network)
     strangers = _strangers(network)
     if not options.result.keep_alphas:
         settings = replace(settings, alpha=_one_alpha(network, settings.rule))

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind
 from lorapipe_engine.models.families import Recognised, get_family, network_family, recognise
 from lorapipe_engine.models.foreign import foreign_family
+from lorapipe_engine.models.stable_diffusion import mixed_families, network_of_refiner
 from lorapipe_engine.networks.adapter_config import AdapterConfig, find_config
 from lorapipe_engine.networks.algorithms import core_suffixes, find_algorithm
 from lorapipe_engine.networks.names import read_name
@@ -79,13 +80,14 @@ class NetworkModule(ModuleKeys):
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """A network file. ``others`` are names of tensors that belong to no module. ``foreign``: name of the family where
-    it is none of those known here. ``scale_unknown``: the strengths of its modules are neither in the file nor beside
-    it.
+    it is none of those known here. ``mixed``: two families, each with a name in the file that only its models have.
+    ``scale_unknown``: the strengths of its modules are neither in the file nor beside it.
     """
 
     path: Path
     family: str | None
     foreign: str | None = None
+    mixed: tuple[tuple[str, str], tuple[str, str]] | None = None
     scale_unknown: bool = False
     modules: Mapping[str, NetworkModule]
     others: tuple[str, ...]
@@ -96,6 +98,8 @@ class Network:
         """What it is for, as messages say it."""
         if self.family is not None:
             return get_family(self.family).title
+        if self.mixed is not None:
+            return " and ".join(title for title, _ in self.mixed)
         return self.foreign or "a model that is not known here"
 
     @property
@@ -150,6 +154,11 @@ def describe_network(file: WeightFile) -> Network:
     Raises InputError if it is something else, such as a checkpoint, or holds several adapters, if an alpha is not one
     number, or if the configuration of its strengths cannot be understood.
     """
+    with naming(file.path):
+        return _describe_network(file)
+
+
+def _describe_network(file: WeightFile) -> Network:
     shapes = {name: info.shape for name, info in file.tensors.items()}
     kind = recognise(shapes)
     groups, others = find_modules(file.tensors)
@@ -161,15 +170,27 @@ def describe_network(file: WeightFile) -> Network:
     modules = [_describe(file, module) for module in groups]
     config = _config_of(file, modules, adapter) if foreign is None else None
     modules = [_with_config(module, config) for module in _with_text_encoder(file, modules, config)]
+    canonical = _canonical_shapes(file, modules)
+    if foreign is None and network_of_refiner(canonical):
+        foreign = "the SDXL refiner"
+    mixed = None if foreign else mixed_families(canonical)
     return Network(
         path=file.path,
-        family=None if foreign else network_family(_canonical_shapes(file, modules)),
+        family=None if foreign or mixed else network_family(canonical),
         foreign=foreign,
+        mixed=None if mixed is None else (_spelt(mixed[0], modules), _spelt(mixed[1], modules)),
         scale_unknown=config is None and foreign is None and adapter is not None and _lack_alphas(modules),
         modules={module.name: module for module in modules},
         others=tuple(others),
         metadata=file.metadata,
     )
+
+
+def _spelt(sign: tuple[str, str], modules: Sequence[NetworkModule]) -> tuple[str, str]:
+    """A family and the module that shows it, as the file spells it."""
+    title, name = sign
+    found = (m.path for m in modules if name == m.name or name.startswith(f"{m.name}."))
+    return title, next(found, name)
 
 
 def _other_kind(kind: Recognised, shapes: Mapping[str, tuple[int, ...]]) -> str:

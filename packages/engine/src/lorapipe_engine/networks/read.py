@@ -34,11 +34,15 @@ def network_path(path: Path) -> Path:
     raise InputError(f"{path}: is a folder without {PEFT_FILES[0]}; name the network's file")
 
 
-def require_strengths(network: Network) -> None:
-    """Raise InputError for a network whose modules are of unknown strength: what it changes is not known then.
+def require_understood(network: Network) -> None:
+    """Raise InputError for a network of which it is not known what it changes.
 
-    So it is with an alpha that belongs to no module while others lack theirs: its name may be misspelt.
+    Its names are those of two families, or its modules are of unknown strength. So they are with an alpha that belongs
+    to no module while others lack theirs: its name may be misspelt.
     """
+    if network.mixed is not None:
+        one, two = (f"{title} ({quote(name)[1:-1]})" for title, name in network.mixed)
+        raise InputError(f"{network.path}: mixes names of {one} and of {two}; a network is for one model")
     if network.scale_unknown:
         raise InputError(
             f"{network.path}: PEFT's tensors without their strengths; put the adapter_config.json that PEFT wrote "

@@ -66,7 +66,7 @@ def check_file(one: Input, *, strict: bool = False) -> CheckResult:
         if findings.network is None:
             notes.append(f"{findings.kind}: only its values were checked")
         else:
-            problems += _incomplete(file, findings.network)
+            problems += [*_mixed(findings.network), *_incomplete(file, findings.network)]
             notes += _notes(findings, findings.network, digest)
         if digest is None:
             notes.append("a pickle, which other programs may refuse to load: save it as safetensors")
@@ -85,6 +85,12 @@ def _data_hash(file: TensorFile) -> str:
     for start in range(0, file.data_bytes, BLOCK):
         digest.update(file.data(start, min(file.data_bytes, start + BLOCK)))
     return digest.hexdigest()
+
+
+def _mixed(network: Network) -> Iterator[str]:
+    if network.mixed is not None:
+        told = " and ".join(f"{title} ({printable(name)})" for title, name in network.mixed)
+        yield f"its names are those of two models: {told}"
 
 
 def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
@@ -116,7 +122,7 @@ def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator
     if network.others:
         first = printable(network.others[0])
         yield f"{counted(len(network.others), 'tensor')} belong to no module, {first} for one: programs will skip them"
-    if network.family is None and network.foreign is None:
+    if network.family is None and network.foreign is None and network.mixed is None:
         yield "the family of base models is not recognised from the names"
     if network.scale_unknown:
         yield "the strengths of its modules are neither in the file nor in an adapter_config.json beside it"

@@ -24,7 +24,7 @@ from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import recognise
 from lorapipe_engine.models.keys import Place, find_layout, lora_names_of
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.read import read_module
+from lorapipe_engine.networks.read import read_module, require_understood
 
 Array = NDArray[Any]
 
@@ -67,6 +67,7 @@ def write_deltas(
 
     Raises InputError naming the module that has none."""
     network = describe_network(network_file)
+    require_understood(network)
     with ExitStack() as stack:
         base = open_base(base_name, stack) if base_name else None
         _check_base(network, base)

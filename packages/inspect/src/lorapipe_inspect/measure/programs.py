@@ -358,6 +358,8 @@ def _lycoris(case: _Case) -> _Verdict:
 def _ours(case: _Case) -> _Verdict:
     if case.network.scale_unknown:
         return "refuse", "no adapter_config.json beside it"
+    if case.network.mixed:
+        return "refuse", "names of two models in one file"
     if case.module.algorithm == "unknown" or case.spelling == OTHER:
         return "refuse", "tensors of no known algorithm or model"
     return _OK

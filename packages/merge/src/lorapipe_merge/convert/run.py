@@ -23,7 +23,7 @@ from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
 from lorapipe_engine.networks.kohya_names import known_layer, text_encoder_alone
 from lorapipe_engine.networks.layers import Layer, layer_of
-from lorapipe_engine.networks.read import network_path, require_strengths
+from lorapipe_engine.networks.read import network_path, require_understood
 from lorapipe_merge.convert.forms import (
     Form,
     Target,
@@ -91,7 +91,7 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
     path = network_path(source)
     with open_weights(path) as file, naming(path):
         network = describe_network(file)
-        require_strengths(network)
+        require_understood(network)
         _check_alphas(network)
         family = _family_of(network, wishes.family)
         forms, skipped = plan(file, network, family, scheme, wishes)

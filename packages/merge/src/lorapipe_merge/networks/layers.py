@@ -43,11 +43,11 @@ class Layer:
 
 def common_family(networks: Sequence[Applied]) -> str | None:
     """The family that all networks are for; None if it is none of the known ones. Raises InputError if they differ."""
-    families = {network.network.family for network in networks}
+    families = {(network.network.family, network.network.foreign) for network in networks}
     if len(families) > 1:
-        told = ", ".join(f"{network.name} is for {_title(network.network.family)}" for network in networks)
+        told = ", ".join(f"{network.name} is for {network.network.title}" for network in networks)
         raise InputError(f"networks for different models cannot be added up: {told}")
-    return families.pop()
+    return networks[0].network.family
 
 
 def _title(family: str | None) -> str:

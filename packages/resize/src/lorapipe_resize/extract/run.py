@@ -25,7 +25,7 @@ from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
 from lorapipe_engine.models.predictions import says_flow
 from lorapipe_engine.networks.describe import describe_network
-from lorapipe_engine.networks.read import network_path, require_strengths
+from lorapipe_engine.networks.read import network_path, require_understood
 from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
 from lorapipe_resize.extract.metadata import Origin, metadata_of
 from lorapipe_resize.extract.network import NetworkSource
@@ -211,7 +211,7 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
     path = network_path(Path(options.tuned))
     file = stack.enter_context(open_weights(path))
     network = describe_network(file)
-    require_strengths(network)
+    require_understood(network)
     if network.foreign is not None:
         raise InputError(f"{path}: is for {network.title}, not for SD 1.x, SD 2.x or SDXL")
     base = None

@@ -16,7 +16,7 @@ from lorapipe_engine.files.dtypes import DTYPE_BITS
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import TensorFile, TensorInfo, WeightFile, quote
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.read import check_module, read_module, require_strengths
+from lorapipe_engine.networks.read import check_module, read_module, require_understood
 from lorapipe_engine.nn.attach import Kind
 from lorapipe_engine.nn.base import Size, adapter_class
 
@@ -83,7 +83,7 @@ def _memory(count: int, *, pinned: bool) -> Tensor:
 
 def _described(file: WeightFile) -> Network:
     network = describe_network(file)
-    require_strengths(network)
+    require_understood(network)
     return network
 
 
