@@ -9,6 +9,7 @@ what :func:`lorapipe_engine.models.keys.lora_names` answers. Suffixes are kohya'
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -231,10 +232,22 @@ def _config_of(
 
 
 def _with_config(module: NetworkModule, config: AdapterConfig | None) -> NetworkModule:
-    if config is None or module.alpha is not None or module.algorithm not in ("lora", "loha", "lokr"):
+    if config is None or module.algorithm not in ("lora", "loha", "lokr"):
         return module
     path = re.sub(r"^(base_model\.model\.)?(unet|text_encoder(_2)?)?\.?", "", module.path, count=1)
-    return replace(module, scale=config.scale(module.part, path, module.rank))
+    scale = config.scale(module.part, path, module.rank)
+    if module.alpha is not None:
+        if scale is not None and module.rank and not math.isclose(scale * module.rank, module.alpha, rel_tol=0.01):
+            raise InputError(
+                f"{config.source}: gives {path} the strength {scale:g}, but its alpha is {module.alpha:g} at rank "
+                f"{module.rank}"
+            )
+        return module
+    said = config.says_dora(module.part)
+    if said is not None and said != module.dora and module.algorithm == "lora":
+        there = "has magnitudes" if module.dora else "has no magnitudes"
+        raise InputError(f"{config.source}: says use_dora = {json.dumps(said)}, but {path} {there}")
+    return replace(module, scale=scale)
 
 
 def _with_text_encoder(
@@ -260,6 +273,8 @@ def _with_text_encoder(
 def _is_second(file: WeightFile, modules: Sequence[NetworkModule], config: AdapterConfig | None) -> bool:
     if file.path.parent.name in ("text_encoder", "text_encoder_2"):
         return file.path.parent.name == "text_encoder_2"
+    if any(known.module == "text_encoder_2.text_projection" for known in map(read_name, file.tensors) if known):
+        return True
     if config is not None and config.model_class:
         return config.model_class == "CLIPTextModelWithProjection"
     widths = {

@@ -53,7 +53,8 @@ _DIFFUSERS_UNET = re.compile(
     r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)(\.|$)"
 )
 _LDM_UNET = re.compile(r"(input_blocks|middle_block|output_blocks|out|time_embed|label_emb)\.\d")
-_TEXT = re.compile(r"(text_model|encoder\.layers|embeddings|final_layer_norm|text_projection)(\.|$)")
+_TEXT = re.compile(r"(text_model|encoder\.layers|embeddings|final_layer_norm)(\.|$)")
+_PROJECTION = re.compile(r"text_projection(\.|$)")
 # What dotted names begin with, and the part that follows it.
 _BEGINNINGS = (
     ("text_encoders.clip_l.transformer.", "text_encoder."),
@@ -145,6 +146,8 @@ def _module(path: str) -> str:
     else:
         if _DIFFUSERS_UNET.match(name) or _LDM_UNET.match(name):
             name = f"unet.{name}"
+        elif _PROJECTION.match(name):  # which the second text encoder alone has
+            name = f"text_encoder_2.{name}"
         elif _TEXT.match(name):
             name = f"text_encoder.{name}"
     if name.startswith("unet."):
