@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lorapipe_engine.checkpoints.opened import Base, Spot
 from lorapipe_engine.delta import known_rule
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError, ProblemFound
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
@@ -76,6 +77,7 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
             wanted = list(_kinds(module))
             if not wanted:
                 continue
+            check_whole(applied.weights, module)
             if any(kind not in places for kind in wanted):
                 only = "" if "weight" not in places else f" ({', '.join(set(wanted) - places.keys())})"
                 missing.append(f"{module.name}{only}")

@@ -43,7 +43,8 @@ class Module:
         tensor = self.tensors[suffix]
         if dims and tensor.ndim not in dims:
             wanted = " or ".join(str(d) for d in dims)
-            raise self.error(f"{suffix} has shape {tensor.shape}, expected {wanted} dimensions")
+            many = "" if dims == (1,) else "s"
+            raise self.error(f"{suffix} has shape {tensor.shape}, expected {wanted} dimension{many}")
         if not tensor.size:
             raise self.error(f"{suffix} is empty: its shape is {tensor.shape}")
         return tensor.astype(self.dtype, copy=False)

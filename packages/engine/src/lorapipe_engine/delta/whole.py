@@ -6,6 +6,9 @@ from lorapipe_engine.delta.base import Shapes
 from lorapipe_engine.delta.full import BIAS_SUFFIXES
 from lorapipe_engine.delta.registry import known_rule
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.files.tensorfile import WeightFile
+from lorapipe_engine.networks.describe import NetworkModule
+from lorapipe_engine.networks.read import check_module, module_label
 
 
 def why_broken(shapes: Shapes) -> str | None:
@@ -37,7 +40,8 @@ def why_broken(shapes: Shapes) -> str | None:
     return None
 
 
-def check_whole(name: str, shapes: Shapes) -> None:
-    """Raise InputError, naming the module, where its tensors make no change that is known."""
-    if why := why_broken(shapes):
-        raise InputError(f"module {name}: {why}")
+def check_whole(file: WeightFile, module: NetworkModule) -> None:
+    """Raise InputError, naming file and module, where a module's tensors are no weights or make no change."""
+    check_module(file, module)
+    if why := why_broken({suffix: file.tensors[key].shape for suffix, key in module.keys.items()}):
+        raise InputError(f"module {module_label(file, module)}: {why}")

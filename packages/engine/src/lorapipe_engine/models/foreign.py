@@ -34,6 +34,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("HiDream", r"double_stream_blocks_\d+"),
     ("AuraFlow", r"joint_transformer_blocks_\d+"),
     ("PixArt or LTX-Video", r"transformer_blocks_\d+_attn[12]_"),
+    ("a model with a T5 text encoder", r"\w*encoder_block_\d+_layer_\d+_(SelfAttention|DenseReluDense)"),
     ("a language model", r"(model_)?layers_\d+_(self_attn_[qkvo]_proj|mlp_(gate|up|down)_proj)"),
 )
 _NEXT_DIT = re.compile(r"(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward_w[123])")

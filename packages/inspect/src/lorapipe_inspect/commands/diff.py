@@ -55,10 +55,10 @@ def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
 
     from lorapipe_engine.delta.apart import changes_apart
     from lorapipe_engine.files.threads import map_in_threads
-    from lorapipe_engine.networks.describe import describe_network
     from lorapipe_engine.networks.read import read_module
+    from lorapipe_inspect.inputs import described
 
-    networks = describe_network(a), describe_network(b)
+    networks = described(a), described(b)
     one, two = (layers_of(network, networks) for network in networks)
     both = [name for name in one if name in two]
     renamed = sum(one[name].name != two[name].name for name in both)

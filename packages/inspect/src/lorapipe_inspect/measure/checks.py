@@ -13,7 +13,8 @@ from lorapipe_engine.delta import rules
 from lorapipe_engine.delta.whole import why_broken
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
-from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.describe import Network
+from lorapipe_engine.networks.read import why_strange
 from lorapipe_inspect.inputs import Input
 from lorapipe_inspect.measure.counts import BLOCK
 from lorapipe_inspect.measure.findings import CLEAN, PROBLEM, Findings, examine
@@ -66,7 +67,7 @@ def check_file(one: Input, *, strict: bool = False) -> CheckResult:
         if findings.network is None:
             notes.append(f"{findings.kind}: only its values were checked")
         else:
-            problems += [*_mixed(findings.network), *_incomplete(file, findings.network)]
+            problems += [*_strange(findings.network), *_incomplete(file, findings.network)]
             notes += _notes(findings, findings.network, digest)
         if digest is None:
             notes.append("a pickle, which other programs may refuse to load: save it as safetensors")
@@ -87,10 +88,9 @@ def _data_hash(file: TensorFile) -> str:
     return digest.hexdigest()
 
 
-def _mixed(network: Network) -> Iterator[str]:
-    if network.mixed is not None:
-        told = " and ".join(f"{title} ({printable(name)})" for title, name in network.mixed)
-        yield f"its names are those of two models: {told}"
+def _strange(network: Network) -> Iterator[str]:
+    if why := why_strange(network):
+        yield printable(why.removeprefix(f"{network.path}: "))
 
 
 def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:

@@ -16,7 +16,7 @@ from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
 from lorapipe_merge.finite import check_networks
 from lorapipe_merge.matching import Applied, check_match, left_out, match
 from lorapipe_merge.recipe import RECIPE_KEY
-from lorapipe_merge.scaled import refuse_scaled
+from lorapipe_engine.networks.scaled import refuse_scaled
 
 
 @dataclass(frozen=True, kw_only=True)

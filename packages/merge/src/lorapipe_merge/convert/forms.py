@@ -27,7 +27,6 @@ from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.layers import Layer, kernel_around, kernel_in
 from lorapipe_engine.networks.read import (
     FLAGS,
-    check_module,
     magnitude_shape,
     module_label,
     read_module,
@@ -68,7 +67,8 @@ def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | No
     if module.algorithm == "unknown":
         return "its tensors are not those of one known algorithm"
     if scheme.lycoris:
-        return None
+        # The name of its tensor is that of the layer's own weight there.
+        return f"{module.algorithm} has no form there" if "weight" in suffixes and scheme.dotted else None
     row = algorithm_of(module.algorithm)
     if row is not None and row.peft and scheme.config and "dora_scale" not in suffixes:
         return None
@@ -133,9 +133,7 @@ def write_form(
     ``dry``: types and shapes, without the data of tensors that need no more than a factor. Raises InputError naming
     module and file for tensors that do not fit.
     """
-    shapes = {suffix: file.tensors[key].shape for suffix, key in form.module.keys.items()}
-    check_module(file, form.module)
-    check_whole(module_label(file, form.module), shapes)
+    check_whole(file, form.module)
     if is_computed(form, target.scheme):
         return _computed(form, file, target)
     if not is_plain(form.module.algorithm):

@@ -20,7 +20,7 @@ class Scheme:
     """One scheme. ``name_of`` names a tensor. ``alphas``: strengths are alpha tensors; else they are in the factors,
     or (``config``) in a configuration beside the file. ``lycoris``: LoHa, LoKr, full changes and their like can be
     written as they are. ``dora``: magnitudes by output alone, else both kinds. ``whole_kronecker``: its reader cannot
-    multiply LoKr's Tucker cores. ``folder``: each part is a folder of its own.
+    multiply LoKr's Tucker cores. ``folder``: each part is a folder of its own. ``dotted``: names have dots.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Scheme:
     lycoris: bool = False
     whole_kronecker: bool = False
     folder: bool = False
+    dotted: bool = True
     embeddings: bool = False
 
 
@@ -97,6 +98,7 @@ _ROWS = (
         name_of=_kohya,
         alphas=True,
         lycoris=True,
+        dotted=False,
         embeddings=True,
     ),
     Scheme(name="diffusers", title="diffusers' names of today", name_of=_diffusers),

@@ -15,7 +15,7 @@ from lorapipe_engine.models.bases import describe_kind, resolve_base
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import UNET_PREFIX, VAE_PREFIX, recognise
 from lorapipe_engine.models.keys import find_layout, locate, vae_to_ldm
-from lorapipe_merge.scaled import refuse_scaled
+from lorapipe_engine.networks.scaled import refuse_scaled
 
 EMA = "model_ema."
 # What programs read of a checkpoint beside the layers.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from lorapipe_engine.delta import known_rule, needs_base
 from lorapipe_engine.delta.full import CHANGES
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
@@ -94,6 +95,7 @@ def _check_kinds(network: Applied) -> None:
                 f"{network.name}: the tensors of {_shown(module.name)} are not those of one known algorithm: "
                 f"{', '.join(sorted(module.keys))}"
             )
+        check_whole(network.weights, module)
         if needs_base(module.keys):
             kind = "dora" if module.dora else module.algorithm
             bound.setdefault(kind, []).append(module.name)

@@ -25,6 +25,7 @@ from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
 from lorapipe_engine.models.predictions import says_flow
 from lorapipe_engine.networks.describe import describe_network
+from lorapipe_engine.networks.kohya_names import text_encoder_alone
 from lorapipe_engine.networks.read import network_path, require_understood
 from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
 from lorapipe_resize.extract.metadata import Origin, metadata_of
@@ -168,7 +169,9 @@ def is_network(name: str) -> bool:
 
 def _open_pair(options: Options, stack: ExitStack) -> Opened:
     if options.base is None:
-        raise ConfigError("give the model that it was tuned from too: lora-extract TUNED BASE -o OUT")
+        raise ConfigError(
+            f"{options.tuned}: give the model that it was tuned from too: lora-extract TUNED BASE -o OUT"
+        )
     if is_network(options.base):
         raise ConfigError(
             f"{options.base}: is a network, not a base model; give the network first, the base second"
@@ -225,6 +228,8 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
         _check_family(base, options)
     with naming(options.tuned):
         source = NetworkSource(file, network, base)
+    if base is None:
+        source.notes += text_encoder_alone(network)
     family = base.family if base is not None else network.family
     origin = Origin(
         source=path,
