@@ -151,7 +151,7 @@ def _signs(keys: Shapes) -> dict[str, str]:
             signs.setdefault("old", key)
         if (layer := _FIRST_TEXT_LAYER.match(name)) and int(layer[1]) >= 12:
             signs.setdefault("sd2", key)
-    for width, key in _context_widths(keys):
+    for width, key in _context_widths({k: s for k, s in keys.items() if _plain_name(k).startswith("unet_")}):
         row = {**_WIDTHS, _XL_WIDTH: "sdxl", _REFINER_WIDTH: "refiner"}.get(width)
         if row is not None:
             signs.setdefault(row, key)
