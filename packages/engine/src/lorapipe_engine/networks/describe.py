@@ -20,7 +20,7 @@ from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind
 from lorapipe_engine.models.families import Recognised, get_family, network_family, recognise
-from lorapipe_engine.models.foreign import foreign_family
+from lorapipe_engine.models.foreign import foreign_family, no_network
 from lorapipe_engine.models.stable_diffusion import mixed_families, network_of_refiner
 from lorapipe_engine.networks.adapter_config import AdapterConfig, find_config
 from lorapipe_engine.networks.algorithms import core_suffixes, find_algorithm
@@ -165,6 +165,8 @@ def _describe_network(file: WeightFile) -> Network:
     groups, others = find_modules(file.tensors)
     # Other kinds of files can have tensors called alpha too.
     if not any(find_algorithm(module.keys) for module in groups) or kind.kind not in ("lora", "unknown"):
+        if kind.kind in ("unknown", "unet") and (known := no_network(shapes)):
+            raise InputError(f"{file.path}: this is {known}, which tools for networks do not read")
         raise InputError(f"{file.path}: this is {_other_kind(kind, shapes)}, not a LoRA or other network")
     adapter = _adapter_of(file)
     foreign = foreign_family(shapes)
