@@ -74,6 +74,7 @@ def _blocks_only(names: Collection[str]) -> list[str]:
 _NO_NETWORKS: tuple[tuple[str, str], ...] = (
     ("a ControlNet", r"(control_model|controlnet_cond_embedding|controlnet_(down_blocks|mid_block))\."),
     ("a Control-LoRA, which goes with ControlNet", r"lora_controlnet$"),
+    ("a ControlNet-LLLite", r"lllite_"),
     ("an IP-Adapter", r"(ip_adapter|image_proj)\."),
     ("a LoRA of cloneofsimo's first trainer, whose names do not tell the layers", r"\w+:\d+:(up|down)$"),
     ("a hypernetwork", r"\d+\.\d\.(linear\d?\.)+"),

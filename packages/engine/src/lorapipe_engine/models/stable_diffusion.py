@@ -168,7 +168,7 @@ def network_of_refiner(keys: Shapes) -> bool:
     return "refiner" in _signs(keys)
 
 
-def mixed_families(keys: Shapes) -> tuple[tuple[str, str], tuple[str, str]] | None:
+def mix_of_stable_diffusion(keys: Shapes) -> tuple[tuple[str, str], tuple[str, str]] | None:
     """Titles of two families whose names are in one network, each with a name that shows it; None for one family."""
     signs = _signs(keys)
     old = next(((key, signs[key]) for key in ("sd1", "sd2", "old") if key in signs), None)
@@ -181,6 +181,15 @@ def mixed_families(keys: Shapes) -> tuple[tuple[str, str], tuple[str, str]] | No
     if "sd1" in signs and "sd2" in signs:
         return (titles["sd1"], signs["sd1"]), (titles["sd2"], signs["sd2"])
     return None
+
+
+def certain_families(keys: Shapes) -> frozenset[str]:
+    """The families of which a network's names and shapes are sure signs; none where they rule nothing out."""
+    signs = _signs(keys)
+    for sign, families in (("sdxl", "sdxl"), ("sd2", "sd2"), ("sd1", "sd1"), ("old", "sd1 sd2")):
+        if sign in signs:
+            return frozenset(families.split())
+    return frozenset()
 
 
 def network_of_stable_diffusion(keys: Shapes) -> str | None:

@@ -19,9 +19,16 @@ from pathlib import Path
 from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind
-from lorapipe_engine.models.families import Recognised, get_family, network_family, recognise
+from lorapipe_engine.models.families import (
+    Recognised,
+    get_family,
+    mixed_families,
+    network_family,
+    possible_families,
+    recognise,
+    strange_network,
+)
 from lorapipe_engine.models.foreign import foreign_family, no_network
-from lorapipe_engine.models.stable_diffusion import mixed_families, network_of_refiner
 from lorapipe_engine.networks.adapter_config import AdapterConfig, find_config
 from lorapipe_engine.networks.algorithms import core_suffixes, find_algorithm
 from lorapipe_engine.networks.names import read_name
@@ -82,6 +89,7 @@ class NetworkModule(ModuleKeys):
 class Network:
     """A network file. ``others`` are names of tensors that belong to no module. ``foreign``: name of the family where
     it is none of those known here. ``mixed``: two families, each with a name in the file that only its models have.
+    ``possible``: the families that names and shapes do not rule out, of which ``family`` is the likeliest.
     ``scale_unknown``: the strengths of its modules are neither in the file nor beside it.
     """
 
@@ -89,6 +97,7 @@ class Network:
     family: str | None
     foreign: str | None = None
     mixed: tuple[tuple[str, str], tuple[str, str]] | None = None
+    possible: frozenset[str] = frozenset()
     scale_unknown: bool = False
     modules: Mapping[str, NetworkModule]
     others: tuple[str, ...]
@@ -174,13 +183,13 @@ def _describe_network(file: WeightFile) -> Network:
     config = _config_of(file, modules, adapter) if foreign is None else None
     modules = [_with_config(module, config) for module in _with_text_encoder(file, modules, config)]
     canonical = _canonical_shapes(file, modules)
-    if foreign is None and network_of_refiner(canonical):
-        foreign = "the SDXL refiner"
+    foreign = foreign or strange_network(canonical)
     mixed = None if foreign else mixed_families(canonical)
     return Network(
         path=file.path,
         family=None if foreign or mixed else network_family(canonical),
         foreign=foreign,
+        possible=frozenset() if foreign or mixed else possible_families(canonical),
         mixed=None if mixed is None else (_spelt(mixed[0], modules), _spelt(mixed[1], modules)),
         scale_unknown=config is None and foreign is None and adapter is not None and _lack_alphas(modules),
         modules={module.name: module for module in modules},

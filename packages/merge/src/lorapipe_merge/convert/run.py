@@ -118,6 +118,10 @@ def _family_of(network: Network, asked: str | None) -> str:
     if network.foreign is not None:
         raise InputError(f"{network.path}: is for {network.title}, whose names are not known here")
     family = asked or network.family
+    if asked is not None and asked not in network.possible:
+        raise InputError(
+            f"{network.path}: is for {network.title}; --family {asked} would give its layers another model's names"
+        )
     if family is None:
         raise InputError(f"{network.path}: its names do not tell which model it is for; say it with --family")
     return get_family(family).name
