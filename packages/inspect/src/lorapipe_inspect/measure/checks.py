@@ -10,11 +10,12 @@ from typing import Any
 
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.delta import rules
-from lorapipe_engine.delta.whole import why_broken
+from lorapipe_engine.delta.whole import check_whole
+from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
-from lorapipe_engine.networks.describe import Network
-from lorapipe_engine.networks.read import why_strange
+from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.read import module_label, why_strange
 from lorapipe_inspect.inputs import Input
 from lorapipe_inspect.measure.counts import BLOCK
 from lorapipe_inspect.measure.findings import CLEAN, PROBLEM, Findings, examine
@@ -111,11 +112,20 @@ def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
             broken.append(f"{printable(module.name)} has the tensors of no algorithm, or of several")
         elif module.rank == 0:
             broken.append(f"{printable(module.name)} has rank 0")
-        elif why := why_broken({suffix: file.tensors[key].shape for suffix, key in module.keys.items()}):
-            broken.append(f"{printable(module.name)}: {why}")
+        elif why := _why_broken(file, module):
+            broken.append(f"{printable(module.name)}: {printable(why)}")
     if broken:
         more = f" and {len(broken) - 1:,} more" if len(broken) > 1 else ""
         yield f"{counted(len(broken), 'module')} cannot be used: {broken[0]}{more}"
+
+
+def _why_broken(file: WeightFile, module: NetworkModule) -> str | None:
+    """Why the tools that write would refuse a module; None where they would not."""
+    try:
+        check_whole(file, module)
+    except InputError as error:
+        return str(error).removeprefix(f"module {module_label(file, module)}: ")
+    return None
 
 
 def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.delta import dense_delta, needs_base
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.files.atomic import atomic_write
 from lorapipe_engine.files.dtypes import encode
@@ -104,6 +105,7 @@ def _module_changes(
 ) -> Iterator[tuple[str, Array]]:
     if set(module.keys) <= {"alpha"}:
         return
+    check_whole(file, module)
     tensors = read_module(file, module)
     weight = base.read(module.name, "weight") if base else None
     size = max(tensor.size for tensor in tensors.values()) if weight is None else weight.size
