@@ -5,7 +5,7 @@ Flat names keep kohya's form (``lora_unet_down_blocks_0_...``). Dotted names get
 with the part in front (``unet.down_blocks.0...``, ``text_encoder.text_model...``), whatever program wrote them.
 Suffixes are kohya's and LyCORIS' (``lora_down.weight``).
 
-Spellings: the field's programs as of 2026, see docs/formats.md.
+Spellings: the field's programs as of 2026, see docs/which-file-where.md.
 """
 
 from __future__ import annotations
