@@ -126,9 +126,7 @@ def check_match(match: Match, base: Base, networks: Sequence[Applied], *, allow_
     """
     if not match.modules:
         told = ", ".join(applied.name for applied in networks)
-        raise ProblemFound(
-            f"{told}: no module fits {base.path}: {_why(base, networks)}; nothing was written"
-        )
+        raise ProblemFound(f"{told}: no module fits {base.path}: {_why(base, networks)}; nothing was written")
     lines = []
     for name, missing in match.unmatched.items():
         shown = ", ".join(quote(module)[1:-1] for module in missing[:SHOWN])

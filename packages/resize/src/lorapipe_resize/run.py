@@ -199,9 +199,8 @@ def _expand(path: Path) -> Iterator[Path]:
 
 def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
     """Resize one network and write it, unless it is a dry run. Raises LoraErrors that name the file."""
-    with open_weights(task.source or sys.stdin.buffer) as file:
-        with naming(task.name):
-            return _resize_open(task, file, options, settings)
+    with open_weights(task.source or sys.stdin.buffer) as file, naming(task.name):
+        return _resize_open(task, file, options, settings)
 
 
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:

@@ -80,7 +80,9 @@ _NO_NETWORKS: tuple[tuple[str, str], ...] = (
     ("a hypernetwork", r"\d+\.\d\.(linear\d?\.)+"),
     ("AnimateDiff's motion modules", r".*motion_modules\."),
 )
-_EMBEDDING = re.compile(r"emb_params|string_to_(param|token)(\..+)?|clip_[lg]|text_encoders_\d+|<.+>", re.DOTALL)
+_EMBEDDING = re.compile(
+    r"emb_params|string_to_(param|token)(\..+)?|clip_[lg]|text_encoders_\d+|<.+>", re.DOTALL
+)
 
 
 def no_network(names: Collection[str]) -> str | None:

@@ -134,8 +134,8 @@ def _refuse_unknown(config: AdapterConfig) -> None:
             )
         if name == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(_OWN_BASE):
             raise InputError(
-                f"{config.source}: {key} = {json.dumps(value)}: its factors belong to a base that PEFT changed; save the "
-                "adapter with path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+                f"{config.source}: {key} = {json.dumps(value)}: its factors belong to a base that PEFT changed; "
+                "save the adapter with path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
             )
         if name in _REFUSED and value not in _REFUSED[name]:
             raise InputError(f"{config.source}: {key} = {json.dumps(value)[:60]} is not supported")

@@ -248,7 +248,11 @@ def _with_config(module: NetworkModule, config: AdapterConfig | None) -> Network
     path = re.sub(r"^(base_model\.model\.)?(unet|text_encoder(_2)?)?\.?", "", module.path, count=1)
     scale = config.scale(module.part, path, module.rank)
     if module.alpha is not None:
-        if scale is not None and module.rank and not math.isclose(scale * module.rank, module.alpha, rel_tol=0.01):
+        if (
+            scale is not None
+            and module.rank
+            and not math.isclose(scale * module.rank, module.alpha, rel_tol=0.01)
+        ):
             raise InputError(
                 f"{config.source}: gives {path} the strength {scale:g}, but its alpha is {module.alpha:g} at rank "
                 f"{module.rank}"
@@ -284,7 +288,9 @@ def _with_text_encoder(
 def _is_second(file: WeightFile, modules: Sequence[NetworkModule], config: AdapterConfig | None) -> bool:
     if file.path.parent.name in ("text_encoder", "text_encoder_2"):
         return file.path.parent.name == "text_encoder_2"
-    if any(known.module == "text_encoder_2.text_projection" for known in map(read_name, file.tensors) if known):
+    if any(
+        known.module == "text_encoder_2.text_projection" for known in map(read_name, file.tensors) if known
+    ):
         return True
     if config is not None and config.model_class:
         return config.model_class == "CLIPTextModelWithProjection"

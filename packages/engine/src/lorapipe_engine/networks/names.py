@@ -68,7 +68,9 @@ _BEGINNINGS = (
 )
 # What wrappers of modules put into names: torch's compile and its data parallel, and PEFT's below the part's name.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|base_model\.model)\.")
-_FLAT_WRAPPER = re.compile(r"^((?:lora|oft|lycoris)_(?:unet|te\d?)_)(?:_orig_mod_|module_(?=\w+_blocks?_|text_model_))")
+_FLAT_WRAPPER = re.compile(
+    r"^((?:lora|oft|lycoris)_(?:unet|te\d?)_)(?:_orig_mod_|module_(?=\w+_blocks?_|text_model_))"
+)
 # Attention layers by the names that diffusers' processors gave them up to 0.17, in text encoders.
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 

@@ -91,9 +91,7 @@ def why_strange(network: Network) -> str | None:
     for name in network.others:
         ending = _CHANGING.fullmatch(name)
         if ending and ending["path"] in paths:
-            return (
-                f"{network.path}: {quote(name)[1:-1]} changes what its module does in a way that is not known here"
-            )
+            return f"{network.path}: {quote(name)[1:-1]} changes what its module does in a way that is not known here"
         known = read_name(name)
         if known is not None and known.suffix in getattr(network.modules.get(known.module), "keys", ()):
             other = network.modules[known.module].keys[known.suffix]

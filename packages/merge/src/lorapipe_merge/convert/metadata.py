@@ -101,7 +101,9 @@ def _alpha(form: Form, rank: int) -> float:
     alpha = module.effective_alpha
     if form.to_lora or alpha is None:
         return float(rank)
-    return alpha * rank / module.rank if module.tucker and is_plain(module.algorithm) and module.rank else alpha
+    return (
+        alpha * rank / module.rank if module.tucker and is_plain(module.algorithm) and module.rank else alpha
+    )
 
 
 def _pattern(values: Mapping[str, float], common: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The schemes that a network can be written in: names of modules, of their tensors, and where strengths go.
 
-A new scheme is a function and a row here. Names: what the programs' own readers understand, see docs/which-file-where.md.
+A new scheme is a function and a row here. Names: what the programs' own readers understand, see
+docs/which-file-where.md.
 """
 
 from __future__ import annotations

@@ -185,12 +185,12 @@ def vae_source(table: Mapping[str, Source], key: str, shape: tuple[int, ...]) ->
     source = table.get(key)
     if source is None:
         path = next(iter(table.values())).file.path
-        raise InputError(f"--vae {path}: has no {key.removeprefix(VAE_PREFIX)}; it is of another architecture")
+        raise InputError(
+            f"--vae {path}: has no {key.removeprefix(VAE_PREFIX)}; it is of another architecture"
+        )
     own = source.file.tensors[source.key].shape
     if own != shape and (math.prod(own) != math.prod(shape) or {*own, 1} != {*shape, 1}):
-        raise InputError(
-            f"--vae {source.file.path}: {source.key} has shape {own}, the checkpoint's {shape}"
-        )
+        raise InputError(f"--vae {source.file.path}: {source.key} has shape {own}, the checkpoint's {shape}")
     return source
 
 

@@ -16,7 +16,7 @@ from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import unet_to_ldm
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
-from lorapipe_engine.networks.kohya_names import kohya_name, known_layer
+from lorapipe_engine.networks.kohya_names import known_layer, kohya_name
 from lorapipe_engine.networks.layers import layer_of
 from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.matching import EMBEDDING, Applied, left_out

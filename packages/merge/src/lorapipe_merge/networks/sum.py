@@ -110,9 +110,7 @@ def sum_layer(layer: Layer, rank: int | None, settings: Settings) -> Summed:
     """
     terms = read_terms(layer, whole=settings.mode == "concat")
     arrays = sum_arrays(layer.name, terms)
-    tensors = {
-        _array_key(layer, role): _encode(layer, array, settings)[0] for role, array in arrays.items()
-    }
+    tensors = {_array_key(layer, role): _encode(layer, array, settings)[0] for role, array in arrays.items()}
     report = LayerReport(name=layer.name, networks=len(layer.parts))
     stacked = _stack_terms(layer, terms, settings)
     if stacked is None:

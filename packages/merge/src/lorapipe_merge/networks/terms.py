@@ -131,7 +131,9 @@ def sum_arrays(layer: str, terms: Sequence[Term]) -> dict[str, Array]:
         for role, array in term.arrays.items():
             if role in sums and sums[role].shape != array.shape:
                 told = ", ".join(
-                    f"{other.source} has {other.arrays[role].shape}" for other in terms if role in other.arrays
+                    f"{other.source} has {other.arrays[role].shape}"
+                    for other in terms
+                    if role in other.arrays
                 )
                 raise InputError(f"the {role} of {layer} has different shapes: {told}")
             sums[role] = sums.get(role, np.zeros(array.shape)) + term.ratio * array

@@ -24,8 +24,8 @@ from lorapipe_engine.models.keys import (
     vae_to_ldm,
 )
 from lorapipe_engine.models.predictions import V, says_flow
-from lorapipe_merge.models.plan import EMA, is_wanted, vae_table, weights_of
 from lorapipe_engine.networks.scaled import is_mark, scales_of
+from lorapipe_merge.models.plan import EMA, is_wanted, vae_table, weights_of
 from lorapipe_merge.single.tensors import Made, Part, position_ids, whole
 
 PARTS = {"unet": "unet", "vae": "vae", "text_encoder": "te1", "text_encoder_2": "te2"}

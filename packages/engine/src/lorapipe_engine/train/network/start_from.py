@@ -185,7 +185,9 @@ def merge_into_base(network: NetworkSettings, family: Family) -> list[str]:
                     _add(layers[canonical(module.name)], module.name, read_module(file, module), multiplier)
         spare = [name for name in described.modules if canonical(name) not in layers]
         spare += [name for name in described.others if not name.endswith("position_ids")]
-        told = f"; note: {len(spare)} modules or tensors fit nowhere, first {quote(spare[0])}" if spare else ""
+        told = (
+            f"; note: {len(spare)} modules or tensors fit nowhere, first {quote(spare[0])}" if spare else ""
+        )
         notes.append(
             f"base_weights: {path} merged into the base at {multiplier:g} ({len(fitting)} modules){told}"
         )

@@ -195,8 +195,12 @@ def _kind(where: str, module: NetworkModule, tensors: Mapping[str, Tensor]) -> K
         adapter = adapter_class(module.algorithm)
     except ConfigError as error:
         raise InputError(f"{where}: {quote(module.name)}: {error}") from error
-    if module.alpha == 0 and module.rank:  # sd-scripts takes it for the rank, programs that draw for no change at all
-        raise InputError(f"{where}: {quote(module.name)} has the alpha 0, a strength that programs read differently")
+    if (
+        module.alpha == 0 and module.rank
+    ):  # sd-scripts takes it for the rank, programs that draw for no change at all
+        raise InputError(
+            f"{where}: {quote(module.name)} has the alpha 0, a strength that programs read differently"
+        )
     if lacking := sorted(adapter.needs - tensors.keys()):
         raise InputError(f"{where}: {quote(module.name)} has no {lacking[0]}")
     if odd := sorted(tensors.keys() - adapter.needs - adapter.reads - {"alpha"}):
