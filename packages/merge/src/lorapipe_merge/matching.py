@@ -14,15 +14,13 @@ from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.kohya_names import canonical, kohya_name
-from lorapipe_engine.networks.read import lost_alphas
+from lorapipe_engine.networks.read import BESIDE, is_beside, lost_alphas
 from lorapipe_merge.blocks import BlockWeights
 
 _WEIGHT_ONLY = frozenset({"w_norm"})
 _BIAS = frozenset({"diff_b", "b_norm", "lora_up.bias"})
 _NO_CHANGE = frozenset({"alpha"})
 SHOWN = 8
-# Textual inversions that some trainers put into the same file: no layer's change.
-EMBEDDING = "bundle_emb."
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
     matched = Match()
     for applied in networks:
         missing = [name for name in applied.network.others if not _is_harmless(name)]
-        missing = [name for name in missing if not name.startswith(EMBEDDING)]
+        missing = [name for name in missing if not is_beside(name)]
         _check_unique(base, applied)
         for module in applied.network.modules.values():
             places = spots.get(canonical(module.name), {})
@@ -106,11 +104,12 @@ def left_out(networks: Sequence[Applied]) -> list[str]:
     """Notes on what is in the files and cannot be in a merge: embeddings, alphas without factors."""
     notes = []
     for network in networks:
-        names = [name for name in network.network.others if name.startswith(EMBEDDING)]
-        if names:
-            shown = ", ".join(quote(name)[1:-1] for name in names[:SHOWN])
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            notes.append(f"{network.name}: its embeddings are left out: {shown}{more}")
+        for start, what in BESIDE.items():
+            names = [name for name in network.network.others if name.startswith(start)]
+            if names:
+                shown = ", ".join(quote(name)[1:-1] for name in names[:SHOWN])
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                notes.append(f"{network.name}: its {what} are left out: {shown}{more}")
         if lost := lost_alphas(network.network):
             shown = ", ".join(quote(name)[1:-1] for name in lost[:SHOWN])
             more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""

@@ -106,7 +106,7 @@ def find_config(path: Path, metadata: Mapping[str, str], *, beside: bool) -> Ada
     elif beside and (neighbour := path.parent / CONFIG_NAME).is_file():
         if neighbour.stat().st_size > LARGEST_CONFIG:
             raise InputError(f"{neighbour}: too large for a configuration")
-        facts = _parse(neighbour.read_text(encoding="utf-8", errors="replace"), str(neighbour))
+        facts = _parse(neighbour.read_text(encoding="utf-8-sig", errors="replace"), str(neighbour))
         config = AdapterConfig(str(neighbour), facts, prefixed=False)
     else:
         return None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ from lorapipe_engine.networks.scaled import scaled_by
 Array = NDArray[Any]
 # Single numbers that may be of any type.
 FLAGS = ("alpha", "on_input")
+# Tensors of no layer that programs put into the same file, by their beginnings: textual inversions, and what tools for
+# sliders note.
+BESIDE: Mapping[str, str] = MappingProxyType({"bundle_emb.": "embeddings", "_aux.": "tools' own tensors"})
 # Tensors that change what a module does, and that are not understood: A1111's strength, LyCORIS' scalar, a third factor
 # (AdaLoRA), a bias between the factors, sparse changes beside them, weights to begin with (ComfyUI).
 _CHANGING = re.compile(
@@ -41,7 +46,15 @@ def network_path(path: Path) -> Path:
     for name in PEFT_FILES:
         if (path / name).is_file():
             return path / name
+    parts = [str(file.parent) for name in PEFT_FILES for file in sorted(path.glob(f"*/{name}"))]
+    if parts:
+        raise InputError(f"{path}: holds a network for each part of a model; name one: {', '.join(parts)}")
     raise InputError(f"{path}: is a folder without {PEFT_FILES[0]}; name the network's file")
+
+
+def is_beside(name: str) -> bool:
+    """Whether a tensor of no module is none of the network, so that a merge goes on without it."""
+    return name.startswith(tuple(BESIDE))
 
 
 def require_understood(network: Network) -> None:

@@ -23,7 +23,7 @@ from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
 from lorapipe_engine.networks.kohya_names import known_layer, text_encoder_alone
 from lorapipe_engine.networks.layers import Layer, layer_of
-from lorapipe_engine.networks.read import network_path, require_understood
+from lorapipe_engine.networks.read import BESIDE, is_beside, network_path, require_understood
 from lorapipe_merge.convert.forms import (
     Form,
     Target,
@@ -163,7 +163,7 @@ def plan(
 
 def _strangers(network: Network) -> list[str]:
     kept = [name for name in network.others if not name.endswith("position_ids")]
-    return [name for name in kept if not name.startswith(EMBEDDING)]
+    return [name for name in kept if not is_beside(name)]
 
 
 def _check_refused(
@@ -218,11 +218,12 @@ def _notes(file: WeightFile, network: Network, forms: Sequence[Form], scheme: Sc
         notes.append(f"the strengths of {len(folded)} modules are in their factors now, exactly")
     if computed := [form for form in forms if form.to_lora]:
         notes.append(f"{len(computed)} modules were made into plain factors of ranks up to what they need")
-    dropped = [name for name in network.others if name.startswith(EMBEDDING)]
-    if dropped and not scheme.embeddings:
-        notes.append(
-            f"left out {len(dropped)} embeddings, which have no form there: {', '.join(dropped[:SHOWN])}"
-        )
+    for start, what in BESIDE.items():
+        dropped = [name for name in network.others if name.startswith(start)]
+        if dropped and not (scheme.embeddings and start == EMBEDDING):
+            notes.append(
+                f"left out {len(dropped)} {what}, which have no form there: {', '.join(dropped[:SHOWN])}"
+            )
     if scheme.lycoris and any(_per_output(form, file) for form in forms):
         notes.append("DoRA by outputs: A1111 takes it by inputs, ComfyUI and Forge divide by another norm")
     return notes

@@ -18,8 +18,9 @@ from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.kohya_names import known_layer, kohya_name
 from lorapipe_engine.networks.layers import layer_of
+from lorapipe_engine.networks.read import is_beside
 from lorapipe_merge.blocks import BlockWeights
-from lorapipe_merge.matching import EMBEDDING, Applied, left_out
+from lorapipe_merge.matching import Applied, left_out
 
 SHOWN = 5
 
@@ -111,9 +112,7 @@ def _check_kinds(network: Applied) -> None:
 
 def _check_others(network: Applied) -> None:
     others = [
-        name
-        for name in network.network.others
-        if not name.endswith("position_ids") and not name.startswith(EMBEDDING)
+        name for name in network.network.others if not name.endswith("position_ids") and not is_beside(name)
     ]
     if others:
         raise InputError(
