@@ -128,8 +128,14 @@ def plan(options: Options) -> list[Task]:
         if sys.stdout.isatty():
             raise ConfigError("-o - would write binary data to the terminal: pipe it, or give -o FILE")
         return [Task(sources[0], None)]
-    folder = len(sources) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir()
-    folder = folder or any(Path(word).is_dir() for word in options.inputs)
+    folder = output.endswith(("/", "\\")) or Path(output).is_dir()
+    if not folder and Path(output).suffix.lower() == ".safetensors":
+        if len(sources) > 1:
+            raise ConfigError(
+                f"-o {output}: is one file, and here are {len(sources)} networks: give -o FOLDER/"
+            )
+    else:
+        folder = folder or len(sources) > 1 or any(Path(word).is_dir() for word in options.inputs)
     tasks = [Task(source, _target(source, Path(output), folder)) for source in sources]
     _check_targets(tasks, Path(output), folder, options.result.force)
     return tasks

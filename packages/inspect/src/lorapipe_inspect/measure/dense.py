@@ -24,7 +24,8 @@ from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_wei
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import recognise
 from lorapipe_engine.models.keys import Place, find_layout, lora_names_of
-from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
+from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network, find_modules
 from lorapipe_engine.networks.read import read_module, require_understood
 
 Array = NDArray[Any]
@@ -129,6 +130,10 @@ def open_base(name: str, stack: ExitStack) -> BaseWeights:
     if not isinstance(path, Path) or path.is_dir():
         raise InputError(f"{name}: give the base as one file")
     file = stack.enter_context(open_weights(path))
+    if any(find_algorithm(module.keys) for module in find_modules(file.tensors)[0]):
+        raise InputError(
+            f"--base {path}: is a network itself, no base; give the model that it goes on top of"
+        )
     places: dict[tuple[str, str], tuple[str, Place | None]] = {}
     for key in file.tensors:
         module, _, kind = key.rpartition(".")
