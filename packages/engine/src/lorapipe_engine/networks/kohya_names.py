@@ -25,8 +25,10 @@ def kohya_name(name: str, family: str | None) -> str:
     ``name`` is one of :mod:`lorapipe_engine.networks.describe`, of any prefix ("lora_", "oft_", "lycoris_", "unet.",
     "text_encoder."), in diffusers' or in LDM's numbering of blocks. Raises InputError for an unknown family.
     """
-    layer = None if family is None else known_layer(name, family)
-    return canonical(name) if layer is None else lora_name(family or "", layer.part, layer.path)
+    layer = layer_of(name)
+    if family is None or layer is None or layer.part not in get_family(family).lora_prefixes:
+        return canonical(name)
+    return lora_name(family, layer.part, layer.path)
 
 
 def known_layer(name: str, family: str) -> Layer | None:

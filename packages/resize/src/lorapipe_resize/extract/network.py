@@ -21,7 +21,7 @@ from lorapipe_engine.models.blocks import REST, block_of, block_of_name
 from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical, kohya_name
+from lorapipe_engine.networks.kohya_names import canonical, kohya_name, known_layer
 from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.leading import leading
 from lorapipe_engine.networks.read import lost_alphas, module_label, read_module
@@ -255,6 +255,6 @@ def _named(module: NetworkModule, family: str | None) -> tuple[str, str]:
     plain = get_family(family).plain_up_blocks if family else frozenset()
     block = block_of_name(name, module.part, plain) or REST
     kohya = kohya_name(name, family)
-    if "." in kohya:  # no layer of the family's
+    if "." in name and (family is None or known_layer(name, family) is None):
         raise InputError(f"module {quote(name)[1:-1]}: its layer is not known; give the base model too")
     return kohya, block
