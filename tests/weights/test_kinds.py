@@ -40,12 +40,6 @@ XL_NAME = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
 OLD_NAME = kohya(TO_Q)
 MIXED = {
     "blocks": ((XL_NAME, lora()), (OLD_NAME, lora()), "Stable Diffusion XL", "Stable Diffusion 1.x or 2.x"),
-    "text encoder": (
-        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", lora()),
-        ("lora_te_text_model_encoder_layers_0_mlp_fc1", lora()),
-        "Stable Diffusion XL",
-        "Stable Diffusion 1.x or 2.x",
-    ),
     "widths": (
         (kohya(f"{PATH}.attn2.to_k"), lora(columns=768)),
         (kohya("up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"), lora(columns=1024)),
@@ -73,6 +67,22 @@ def test_names_of_two_models(kind: str, tmp_path: Path) -> None:
     for command in (("norms",), ("keys", "--modules"), ("ranks",), ("compat",)):
         done = run("lora-inspect", *command, path)
         assert "mixes names of" in done.stderr + done.stdout
+
+
+def test_sdxl_with_the_text_encoder_of_sd1(tmp_path: Path) -> None:
+    """ComfyUI reads these names as SDXL's first text encoder's, and so does every tool here, with a note."""
+    own = lora(6, 6, alpha=1.0)
+    name = "text_model_encoder_layers_0_self_attn_q_proj"
+    tensors = module(f"lora_te_{name}", own) | module(f"lora_te2_{name}", lora(8, 8))
+    path = save(tmp_path / "te.safetensors", tensors)
+    for tool, words in writers(path, XL)[:-1]:
+        output = tmp_path / "o.safetensors"
+        done = run(tool, *words, "-o", output, "--force", "--save-precision", "fp32")
+        assert done.returncode == 0, done.stderr
+        assert f"1 modules are named as SD 1.x's text encoder (lora_te_{name})" in done.stderr
+    found = moved(path, tmp_path / "m.safetensors", XL)
+    key = "conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
+    assert np.allclose(found[key], change(own), atol=1e-4)
 
 
 def test_the_refiner_is_another_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical, kohya_name
+from lorapipe_engine.networks.kohya_names import canonical, first_text_encoder, kohya_name
 from lorapipe_engine.networks.read import BESIDE, is_beside, lost_alphas
 from lorapipe_merge.blocks import BlockWeights
 
@@ -101,9 +101,10 @@ def _check_unique(base: Base, applied: Applied) -> None:
 
 
 def left_out(networks: Sequence[Applied]) -> list[str]:
-    """Notes on what is in the files and cannot be in a merge: embeddings, alphas without factors."""
+    """Notes on what in the files cannot be in a merge, embeddings and alphas without factors, or is oddly named."""
     notes = []
     for network in networks:
+        notes += [f"{network.name}: {note}" for note in first_text_encoder(network.network)]
         for start, what in BESIDE.items():
             names = [name for name in network.network.others if name.startswith(start)]
             if names:

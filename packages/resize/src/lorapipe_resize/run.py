@@ -24,7 +24,7 @@ from lorapipe_engine.files.tensorfile import (
     write_tensors,
 )
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
-from lorapipe_engine.networks.kohya_names import names_in_kohya, text_encoder_alone
+from lorapipe_engine.networks.kohya_names import first_text_encoder, names_in_kohya, text_encoder_alone
 from lorapipe_engine.networks.metadata import with_base_facts, with_hashes
 from lorapipe_engine.networks.ranks import RankRule
 from lorapipe_engine.networks.read import require_understood, scale_of
@@ -236,7 +236,13 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=[*shrunk.notes, *strangers, *_names(shrunk, network, settings), *loss_advice(shrunk.modules)],
+        notes=[
+            *shrunk.notes,
+            *strangers,
+            *first_text_encoder(network),
+            *_names(shrunk, network, settings),
+            *loss_advice(shrunk.modules),
+        ],
     )
 
 

@@ -133,7 +133,6 @@ _OLD_NAMES = re.compile(
     r"|unet_input_blocks_([12]_1|9|1[01])_|unet_output_blocks_([6-9]_1|8_2|9|1[01])_"
 )
 _FIRST_TEXT_LAYER = re.compile(r"(?:te1?|text_encoder)_(?:text_model_)?encoder_layers_(\d+)_")
-_ONE_TEXT_ENCODER = re.compile(r"te_")
 _XL_WIDTH, _REFINER_WIDTH = 2048, 1280
 _OLD_TITLE = "Stable Diffusion 1.x or 2.x"
 
@@ -172,9 +171,6 @@ def mix_of_stable_diffusion(keys: Shapes) -> tuple[tuple[str, str], tuple[str, s
     """Titles of two families whose names are in one network, each with a name that shows it; None for one family."""
     signs = _signs(keys)
     old = next(((key, signs[key]) for key in ("sd1", "sd2", "old") if key in signs), None)
-    if old is None:  # SDXL's first text encoder has a number
-        alone = next((key for key in keys if _ONE_TEXT_ENCODER.match(_plain_name(key))), None)
-        old = None if alone is None else ("old", alone)
     titles = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "old": _OLD_TITLE}
     if "sdxl" in signs and old is not None:
         return ("Stable Diffusion XL", signs["sdxl"]), (titles[old[0]], old[1])

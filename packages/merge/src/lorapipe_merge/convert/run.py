@@ -21,7 +21,7 @@ from lorapipe_engine.files.tensorfile import WeightFile, quote, write_planned
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.kohya_names import known_layer, text_encoder_alone
+from lorapipe_engine.networks.kohya_names import first_text_encoder, known_layer, text_encoder_alone
 from lorapipe_engine.networks.layers import Layer, layer_of
 from lorapipe_engine.networks.read import BESIDE, is_beside, network_path, require_understood
 from lorapipe_merge.convert.forms import (
@@ -96,6 +96,7 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
         family = _family_of(network, wishes.family)
         forms, skipped = plan(file, network, family, scheme, wishes)
         notes = _notes(file, network, forms, scheme)
+        notes += first_text_encoder(network)
         if wishes.family is None and scheme.alphas:  # the others name the encoder alike in both
             notes += text_encoder_alone(network)
         if not wishes.dry_run:

@@ -21,7 +21,7 @@ from lorapipe_engine.models.blocks import REST, block_of, block_of_name
 from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical, kohya_name, known_layer
+from lorapipe_engine.networks.kohya_names import canonical, known_layer, kohya_name
 from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.leading import leading
 from lorapipe_engine.networks.read import lost_alphas, module_label, read_module

@@ -25,7 +25,7 @@ from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
 from lorapipe_engine.models.predictions import says_flow
 from lorapipe_engine.networks.describe import describe_network
-from lorapipe_engine.networks.kohya_names import text_encoder_alone
+from lorapipe_engine.networks.kohya_names import first_text_encoder, text_encoder_alone
 from lorapipe_engine.networks.read import network_path, require_understood
 from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
 from lorapipe_resize.extract.metadata import Origin, metadata_of
@@ -228,6 +228,7 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
         _check_family(base, options)
     with naming(options.tuned):
         source = NetworkSource(file, network, base)
+    source.notes += first_text_encoder(network)
     if base is None:
         source.notes += text_encoder_alone(network)
     family = base.family if base is not None else network.family
