@@ -15,6 +15,7 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.errors import InputError  # noqa: E402
 from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
@@ -169,6 +170,59 @@ def test_base_weights_change_the_base(trained: Path) -> None:
         torch.testing.assert_close(others[part, path].weight, want, rtol=1e-5, atol=1e-6)
         seen += 1
     assert seen == len(changes)
+
+
+def one_layer(family: Any) -> tuple[str, Any]:
+    """A linear layer of the UNet without a bias: its path and itself."""
+    rows = family.target_modules(conv=False)
+    return next((path, layer) for part, path, layer in rows if part == "unet" and path.endswith("attn1.to_q"))
+
+
+def test_base_weights_of_a_peft_folder(tmp_path: Path) -> None:
+    """r 2, lora_alpha 6: three times the product of the factors; a tensor of no module is told."""
+    plain, merged = (open_family(load_base(resolve_base("demo"))) for _ in range(2))
+    path, layer = one_layer(plain)
+    down, up = torch.randn(2, layer.weight.shape[1]), torch.randn(len(layer.weight), 2)
+    name = f"base_model.model.{path}"
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, "foo.bar": torch.ones(2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    notes = merge_into_base(NetworkSettings(base_weights=(tmp_path,)), merged)
+    want = layer.weight + 3 * up @ down
+    torch.testing.assert_close(one_layer(merged)[1].weight, want, rtol=1e-4, atol=1e-5)
+    assert "(1 modules); note: 1 modules or tensors fit nowhere, first 'foo.bar'" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "text"),
+    [
+        (("base_model.model.{path}",), (), "PEFT's tensors without their strengths"),
+        (("{kohya}", "unet.{path}"), (), "names one layer twice"),
+        (("{kohya}",), ("diff_b",), "changes a bias, which its layer has not"),
+        (("{kohya}",), ("scale",), "scale changes what its module does"),
+        (("{kohya}", "lora_te2_text_model_encoder_layers_0_mlp_fc1"), (), "mixes names of"),
+    ],
+)
+def test_base_weights_that_are_not_understood(
+    names: tuple[str, ...], more: tuple[str, ...], text: str, tmp_path: Path
+) -> None:
+    family = open_family(load_base(resolve_base("demo")))
+    path, layer = one_layer(family)
+    rows, columns = layer.weight.shape
+    file = tmp_path / "odd.safetensors"
+    tensors = {}
+    for name in names:
+        whole = name.format(path=path, kohya=family.lora_name("unet", path))
+        ends = ("lora_A", "lora_B") if "." in whole else ("lora_down", "lora_up")
+        tensors[f"{whole}.{ends[0]}.weight"] = torch.ones(2, columns)
+        tensors[f"{whole}.{ends[1]}.weight"] = torch.ones(rows, 2)
+        tensors |= {f"{whole}.{suffix}": torch.ones(rows) for suffix in more}
+    save_file(tensors, file)
+    with pytest.raises(InputError, match=text) as caught:
+        merge_into_base(NetworkSettings(base_weights=(file,)), family)
+    assert str(caught.value).startswith("base_weights: ")
+    assert "odd.safetensors" in str(caught.value)
 
 
 def test_base_weights_on_the_command_line(

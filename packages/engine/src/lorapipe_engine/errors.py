@@ -14,6 +14,9 @@ mend it. Only :mod:`lorapipe_engine.command.tool` prints them and turns them int
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LoraError(Exception):
     """Base of every error with a message meant for the user; ``exit_code`` is the process's status."""
@@ -45,3 +48,14 @@ class MissingExtra(LoraError):
     """An optional dependency is not installed; the message names the pip command."""
 
     exit_code = 2
+
+
+@contextmanager
+def naming(name: object) -> Iterator[None]:
+    """Put the name of a file in front of what an InputError says, where it is not in it."""
+    try:
+        yield
+    except InputError as error:
+        if str(name) in str(error):
+            raise
+        raise InputError(f"{name}: {error}") from error

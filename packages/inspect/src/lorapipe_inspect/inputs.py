@@ -7,14 +7,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lorapipe_engine.command.records import STREAM, Record, expand_folders, read_list
 from lorapipe_engine.command.text import one_line
-from lorapipe_engine.command.tool import VERBOSE, complain, show_trace
-from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.command.tool import VERBOSE, complain, say, show_trace
+from lorapipe_engine.errors import InputError, LoraError, naming
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile
+
+if TYPE_CHECKING:
+    from lorapipe_engine.networks.describe import Network
 
 SUFFIXES = (".safetensors",)
 STREAM_NAME = "standard input"
@@ -105,6 +108,17 @@ def work_through(inputs: Iterable[Input], work: Callable[[Input], bool | None]) 
     return 1 if codes or problems else 0
 
 
+def described(file: WeightFile) -> Network:
+    """The network in an open file, told in a note where it is not known what it changes. Raises InputError."""
+    from lorapipe_engine.networks.describe import describe_network
+    from lorapipe_engine.networks.read import why_unknown
+
+    network = describe_network(file)
+    if why := why_unknown(network):
+        say(f"note: {one_line(why)}")
+    return network
+
+
 def read_one(word: str) -> Input:
     """The single file that ``word`` names ("-" is a network on standard input). Raises InputError for several."""
     files = list(find_inputs([word]))
@@ -114,7 +128,7 @@ def read_one(word: str) -> Input:
 
 
 def _opened(one: Input, work: Callable[[Input, WeightFile], bool | None]) -> bool | None:
-    with one.open() as file:
+    with one.open() as file, naming(one.name):
         return work(one, file)
 
 

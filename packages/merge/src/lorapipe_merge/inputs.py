@@ -15,7 +15,7 @@ from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, open_tensors
 from lorapipe_engine.networks.describe import describe_network
-from lorapipe_engine.networks.read import network_path, require_strengths
+from lorapipe_engine.networks.read import network_path, require_understood
 from lorapipe_merge.matching import Applied
 from lorapipe_merge.settings import STREAM
 
@@ -78,6 +78,6 @@ def open_networks(networks: Sequence[tuple[str, float]]) -> Iterator[list[Applie
                 weights = stack.enter_context(open_weights(path))
                 digest, shown = known_sha256(path), name
             network = describe_network(weights)
-            require_strengths(network)
+            require_understood(network)
             opened.append(Applied(weights, network, ratio, shown, digest))
         yield opened

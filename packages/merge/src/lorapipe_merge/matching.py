@@ -7,21 +7,20 @@ from dataclasses import dataclass, field
 
 from lorapipe_engine.checkpoints.opened import Base, Spot
 from lorapipe_engine.delta import known_rule
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError, ProblemFound
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical, kohya_name
-from lorapipe_engine.networks.read import lost_alphas
+from lorapipe_engine.networks.kohya_names import canonical, first_text_encoder, kohya_name
+from lorapipe_engine.networks.read import BESIDE, is_beside, lost_alphas
 from lorapipe_merge.blocks import BlockWeights
 
 _WEIGHT_ONLY = frozenset({"w_norm"})
 _BIAS = frozenset({"diff_b", "b_norm", "lora_up.bias"})
 _NO_CHANGE = frozenset({"alpha"})
 SHOWN = 8
-# Textual inversions that some trainers put into the same file: no layer's change.
-EMBEDDING = "bundle_emb."
 
 
 @dataclass(frozen=True)
@@ -69,15 +68,17 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
     matched = Match()
     for applied in networks:
         missing = [name for name in applied.network.others if not _is_harmless(name)]
-        missing = [name for name in missing if not name.startswith(EMBEDDING)]
+        missing = [name for name in missing if not is_beside(name)]
         _check_unique(base, applied)
         for module in applied.network.modules.values():
             places = spots.get(canonical(module.name), {})
             wanted = list(_kinds(module))
             if not wanted:
                 continue
+            check_whole(applied.weights, module)
             if any(kind not in places for kind in wanted):
-                missing.append(module.name)
+                only = "" if "weight" not in places else f" ({', '.join(set(wanted) - places.keys())})"
+                missing.append(f"{module.name}{only}")
                 continue
             matched.modules += 1
             for kind in wanted:
@@ -100,14 +101,16 @@ def _check_unique(base: Base, applied: Applied) -> None:
 
 
 def left_out(networks: Sequence[Applied]) -> list[str]:
-    """Notes on what is in the files and cannot be in a merge: embeddings, alphas without factors."""
+    """Notes on what in the files cannot be in a merge, embeddings and alphas without factors, or is oddly named."""
     notes = []
     for network in networks:
-        names = [name for name in network.network.others if name.startswith(EMBEDDING)]
-        if names:
-            shown = ", ".join(quote(name)[1:-1] for name in names[:SHOWN])
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            notes.append(f"{network.name}: its embeddings are left out: {shown}{more}")
+        notes += [f"{network.name}: {note}" for note in first_text_encoder(network.network)]
+        for start, what in BESIDE.items():
+            names = [name for name in network.network.others if name.startswith(start)]
+            if names:
+                shown = ", ".join(quote(name)[1:-1] for name in names[:SHOWN])
+                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+                notes.append(f"{network.name}: its {what} are left out: {shown}{more}")
         if lost := lost_alphas(network.network):
             shown = ", ".join(quote(name)[1:-1] for name in lost[:SHOWN])
             more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
@@ -122,7 +125,8 @@ def check_match(match: Match, base: Base, networks: Sequence[Applied], *, allow_
     another family, of which some names fit by chance.
     """
     if not match.modules:
-        raise ProblemFound(f"no module fits {base.path}: {_why(base, networks)}; nothing was written")
+        told = ", ".join(applied.name for applied in networks)
+        raise ProblemFound(f"{told}: no module fits {base.path}: {_why(base, networks)}; nothing was written")
     lines = []
     for name, missing in match.unmatched.items():
         shown = ", ".join(quote(module)[1:-1] for module in missing[:SHOWN])

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import complain, say, show
-from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, naming
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.sizes import parse_size
 from lorapipe_engine.files.tensorfile import (
@@ -24,10 +24,10 @@ from lorapipe_engine.files.tensorfile import (
     write_tensors,
 )
 from lorapipe_engine.networks.describe import ModuleKeys, Network, describe_network
-from lorapipe_engine.networks.kohya_names import names_in_kohya, text_encoder_alone
+from lorapipe_engine.networks.kohya_names import first_text_encoder, names_in_kohya, text_encoder_alone
 from lorapipe_engine.networks.metadata import with_base_facts, with_hashes
 from lorapipe_engine.networks.ranks import RankRule
-from lorapipe_engine.networks.read import require_strengths, scale_of
+from lorapipe_engine.networks.read import require_understood, scale_of
 from lorapipe_resize.device import dense_on
 from lorapipe_resize.metadata import resized_metadata
 from lorapipe_resize.report import FileReport, loss_advice, summary, table
@@ -128,8 +128,14 @@ def plan(options: Options) -> list[Task]:
         if sys.stdout.isatty():
             raise ConfigError("-o - would write binary data to the terminal: pipe it, or give -o FILE")
         return [Task(sources[0], None)]
-    folder = len(sources) > 1 or output.endswith(("/", "\\")) or Path(output).is_dir()
-    folder = folder or any(Path(word).is_dir() for word in options.inputs)
+    folder = output.endswith(("/", "\\")) or Path(output).is_dir()
+    if not folder and Path(output).suffix.lower() == ".safetensors":
+        if len(sources) > 1:
+            raise ConfigError(
+                f"-o {output}: is one file, and here are {len(sources)} networks: give -o FOLDER/"
+            )
+    else:
+        folder = folder or len(sources) > 1 or any(Path(word).is_dir() for word in options.inputs)
     tasks = [Task(source, _target(source, Path(output), folder)) for source in sources]
     _check_targets(tasks, Path(output), folder, options.result.force)
     return tasks
@@ -199,17 +205,13 @@ def _expand(path: Path) -> Iterator[Path]:
 
 def resize_file(task: Task, options: Options, settings: Settings) -> FileReport:
     """Resize one network and write it, unless it is a dry run. Raises LoraErrors that name the file."""
-    with open_weights(task.source or sys.stdin.buffer) as file:
-        try:
-            return _resize_open(task, file, options, settings)
-        except InputError as error:
-            text = str(error)
-            raise InputError(text if task.name in text else f"{task.name}: {text}") from error
+    with open_weights(task.source or sys.stdin.buffer) as file, naming(task.name):
+        return _resize_open(task, file, options, settings)
 
 
 def _resize_open(task: Task, file: WeightFile, options: Options, settings: Settings) -> FileReport:
     network = describe_network(file)
-    require_strengths(network)
+    require_understood(network)
     strangers = _strangers(network)
     if not options.result.keep_alphas:
         settings = replace(settings, alpha=_one_alpha(network, settings.rule))
@@ -234,7 +236,13 @@ def _resize_open(task: Task, file: WeightFile, options: Options, settings: Setti
         bytes_before=file_bytes(file),
         bytes_after=len(header) + sum(place.size for place in places.values()),
         modules=shrunk.modules,
-        notes=[*shrunk.notes, *strangers, *_names(shrunk, network, settings), *loss_advice(shrunk.modules)],
+        notes=[
+            *shrunk.notes,
+            *strangers,
+            *first_text_encoder(network),
+            *_names(shrunk, network, settings),
+            *loss_advice(shrunk.modules),
+        ],
     )
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.command.text import printable
-from lorapipe_engine.delta import find_rule, rules
+from lorapipe_engine.delta import known_rule, rules
 from lorapipe_engine.delta.spectra import ModuleSpectrum, kernel_of, module_spectrum, spectral_rule
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES, Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
@@ -118,6 +119,9 @@ def _check_finite(bad: Sequence[str], settings: Settings) -> None:
 
 def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, settings: Settings) -> _Piece:
     """The new tensors of a module; ``rank`` where it is decided already."""
+    if module.keys.keys() == {"alpha"}:
+        return _copied(file, module, settings, "without factors, which change nothing")
+    check_whole(file, module)
     if spectral_rule(module.name, _shapes(file, module)) is None:
         return _copied(file, module, settings, "which have no low-rank form of their own")
     decomposed, bad = _decompose(file, module, settings, vectors=rank or settings.rule.largest)
@@ -291,7 +295,8 @@ def _copied(file: WeightFile, module: NetworkModule, settings: Settings, why: st
     tensors = {_key(module, suffix, settings): _copy(file, key) for suffix, key in module.keys.items()}
     if module.scale is not None and module.rank:  # a configuration said it, which the new file does not have
         tensors[_key(module, "alpha", settings)] = encode(np.asarray(module.scale * module.rank), "F32")
-    name = find_rule(module.name, module.keys).name
+    row = known_rule(module.keys)
+    name = "alpha" if row is None else row.name
     return _Piece(
         tensors,
         ModuleReport(name=module.name, algorithm=name, note=f"copied, {why}"),
@@ -332,7 +337,7 @@ def _ranks_within(
 
 def _candidate(file: WeightFile, module: NetworkModule, settings: Settings) -> tuple[int, Candidate | None]:
     """Bytes that the module takes whatever its rank, and what its ranks are worth."""
-    if spectral_rule(module.name, _shapes(file, module)) is None:
+    if not set(module.keys) - {"alpha"} or spectral_rule(module.name, _shapes(file, module)) is None:
         return sum(file.tensors[key].size for key in module.keys.values()), None
     decomposed, _ = _decompose(file, module, settings, vectors=1)
     if decomposed is None:

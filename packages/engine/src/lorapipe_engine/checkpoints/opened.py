@@ -163,6 +163,7 @@ def _checked(base: Base, recognised: Recognised) -> Base:
     if recognised.kind not in MERGEABLE or recognised.family is None:
         raise InputError(
             f"{base.path}: this is {describe_kind(recognised)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
+            f"{'; it goes on top of one' if recognised.kind == 'lora' else ''}"
         )
     return base
 

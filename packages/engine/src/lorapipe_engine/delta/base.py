@@ -43,7 +43,8 @@ class Module:
         tensor = self.tensors[suffix]
         if dims and tensor.ndim not in dims:
             wanted = " or ".join(str(d) for d in dims)
-            raise self.error(f"{suffix} has shape {tensor.shape}, expected {wanted} dimensions")
+            many = "" if dims == (1,) else "s"
+            raise self.error(f"{suffix} has shape {tensor.shape}, expected {wanted} dimension{many}")
         if not tensor.size:
             raise self.error(f"{suffix} is empty: its shape is {tensor.shape}")
         return tensor.astype(self.dtype, copy=False)
@@ -110,8 +111,8 @@ class Rule:
 
     ``zeros``: the change is zero if every group that is there has a tensor that is all zero. ``uses_alpha``: whether
     an alpha of 0 makes the change zero, for a module with these suffixes. ``rank_axes``: the axis of each tensor that
-    goes by the ranks. ``pairs``: tensors that need each other. ``fits``: whether tensors of these shapes can be
-    multiplied.
+    goes by the ranks. ``pairs``: tensors that need each other. ``needs``: of each group one has to be there. ``fits``:
+    whether tensors of these shapes, of which none is missing, can be multiplied.
     """
 
     name: str
@@ -125,6 +126,7 @@ class Rule:
     uses_alpha: Callable[[Collection[str]], bool] = never
     rank_axes: Mapping[str, int] = field(default_factory=dict)
     pairs: tuple[tuple[str, str], ...] = ()
+    needs: tuple[tuple[str, ...], ...] = ()
     fits: Callable[[Shapes], bool] | None = None
 
 

@@ -49,5 +49,6 @@ GLORA = Rule(
     row_axes=_row_axes,
     zeros=(("a1.weight", "a2.weight"), ("b1.weight", "b2.weight")),
     uses_alpha=lambda _suffixes: True,
+    needs=tuple((f"{name}.weight",) for name in ("a1", "a2", "b1", "b2")),
     pairs=(("a1.weight", "a2.weight"), ("b1.weight", "b2.weight")),
 )

@@ -25,4 +25,10 @@ def _change(module: Module, multiplier: float) -> Array:
     return result
 
 
-IA3 = Rule(name="ia3", change=_change, needs_base=True, zeros=(("weight",),))
+IA3 = Rule(
+    name="ia3",
+    change=_change,
+    needs_base=True,
+    zeros=(("weight",),),
+    needs=(("weight",), ("on_input",)),
+)

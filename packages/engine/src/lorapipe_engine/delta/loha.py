@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lorapipe_engine.delta.base import Array, Module, Rule, flat
+from lorapipe_engine.delta.base import Array, Module, Rule, Shapes, flat
 from lorapipe_engine.delta.spectrum import Decompose, ModuleSpectrum, kernel_of
 from lorapipe_engine.networks.factors import Factors, hadamard_factors, spectrum
 
@@ -42,6 +42,8 @@ def loha_scale(module: Module) -> float:
 
 def _change(module: Module, multiplier: float) -> Array:
     first, second = hada_factor(module, 1), hada_factor(module, 2)
+    if first.shape != second.shape:  # one with a Tucker core, one flattened
+        first, second = flat(first), flat(second)
     if first.shape != second.shape:
         raise module.error(f"the two factors have shapes {first.shape} and {second.shape}")
     result: Array = first * (multiplier * loha_scale(module)) * second
@@ -84,6 +86,20 @@ def _hada_side(module: Module, which: int) -> tuple[Factors, tuple[int, ...]]:
     return Factors(left.T, flat(down)), core.shape[2:]
 
 
+def fits_product(shapes: Shapes, side: str, core: str) -> bool:
+    """Whether ``side``_a and ``side``_b can be multiplied, with the Tucker core between them where there is one."""
+    left, right = shapes[f"{side}_a"], shapes[f"{side}_b"]
+    if len(left) != 2 or len(right) != 2:
+        return False
+    if core not in shapes:
+        return left[1] == right[0]
+    return len(shapes[core]) == 4 and shapes[core][:2] == (left[0], right[0])
+
+
+def _fits(shapes: Shapes) -> bool:
+    return all(fits_product(shapes, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
+
+
 def _row_axes(tensors: Mapping[str, Array], _rows: int) -> tuple[Mapping[str, int], int]:
     return {f"hada_w{n}_a": 1 if f"hada_t{n}" in tensors else 0 for n in (1, 2)}, 1
 
@@ -95,5 +111,7 @@ LOHA = Rule(
     row_axes=_row_axes,
     zeros=(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),),
     uses_alpha=lambda _suffixes: True,
+    fits=_fits,
+    needs=(("hada_w1_a",), ("hada_w1_b",), ("hada_w2_a",), ("hada_w2_b",)),
     pairs=(("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"), ("hada_w1_a", "hada_w2_a")),
 )

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lorapipe_engine.delta.base import STEPS, Array, Module, Rule, flat
-from lorapipe_engine.delta.loha import tucker_product
+from lorapipe_engine.delta.base import STEPS, Array, Module, Rule, Shapes, flat
+from lorapipe_engine.delta.loha import fits_product, tucker_product
 from lorapipe_engine.delta.spectrum import Decompose, ModuleSpectrum, kernel_of
 from lorapipe_engine.networks.factors import kron_spectrum
 
@@ -74,6 +74,16 @@ def _spectrum(module: Module, vectors: int | None, _decompose: Decompose) -> Mod
     )
 
 
+def _fits(shapes: Shapes) -> bool:
+    for side in ("lokr_w1", "lokr_w2"):
+        if side in shapes:
+            if len(shapes[side]) not in ((2,) if side == "lokr_w1" else (2, 4)):
+                return False
+        elif not fits_product(shapes, side, side.replace("w", "t")):
+            return False
+    return True
+
+
 def _row_axes(tensors: Mapping[str, Array], rows: int) -> tuple[Mapping[str, int] | None, int]:
     first = next((tensors[s] for s in ("lokr_w1", "lokr_w1_a") if s in tensors), None)
     if first is None or first.shape[0] == 0 or rows % first.shape[0]:
@@ -88,5 +98,7 @@ LOKR = Rule(
     row_axes=_row_axes,
     zeros=(("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),),
     uses_alpha=lambda suffixes: not {"lokr_w1", "lokr_w2"} <= set(suffixes),
+    fits=_fits,
+    needs=(("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a")),
     pairs=(("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b")),
 )

@@ -72,11 +72,11 @@ def _made_shape(shapes: Shapes) -> tuple[int, int] | None:
 
 def _fits(shapes: Shapes) -> bool:
     up, down = shapes["lora_up.weight"], shapes["lora_down.weight"]
-    if len(up) < 2 or len(down) < 2:
+    if len(up) not in (2, 4) or len(down) not in (2, 4) or up[2:] not in ((), (1, 1)):
         return False
     middle = shapes.get("lora_mid.weight")
     if middle is not None:
-        return len(middle) == 4 and (up[1], down[0]) == middle[:2]
+        return len(middle) == 4 and (up[1], down[0]) == middle[:2] and set(down[2:]) <= {1}
     return up[1] == down[0]
 
 
@@ -91,5 +91,6 @@ LORA = Rule(
     uses_alpha=lambda _suffixes: True,
     rank_axes={"lora_up.weight": 1, "lora_down.weight": 0},
     pairs=(("lora_up.weight", "lora_down.weight"),),
+    needs=(("lora_up.weight",), ("lora_down.weight",)),
     fits=_fits,
 )

@@ -83,4 +83,11 @@ def _row_axes(tensors: Mapping[str, Array], _rows: int) -> tuple[Mapping[str, in
     return {"oft_blocks": STEPS, "rescale": 0}, tensors["oft_blocks"].shape[-1]
 
 
-OFT = Rule(name="oft", change=_change, needs_base=True, row_axes=_row_axes, zeros=(("oft_blocks",),))
+OFT = Rule(
+    name="oft",
+    change=_change,
+    needs_base=True,
+    row_axes=_row_axes,
+    zeros=(("oft_blocks",),),
+    needs=(("oft_blocks",),),
+)

@@ -8,7 +8,13 @@ from lorapipe_engine.models.ldm import UNET_PREFIX, VAE_PREFIX
 from lorapipe_engine.models.sd1 import SD1
 from lorapipe_engine.models.sd2 import SD2
 from lorapipe_engine.models.sdxl import SDXL
-from lorapipe_engine.models.stable_diffusion import network_of_stable_diffusion, recognise_stable_diffusion
+from lorapipe_engine.models.stable_diffusion import (
+    certain_families,
+    mix_of_stable_diffusion,
+    network_of_refiner,
+    network_of_stable_diffusion,
+    recognise_stable_diffusion,
+)
 
 __all__ = [
     "FAMILIES",
@@ -21,8 +27,11 @@ __all__ = [
     "Shapes",
     "get_family",
     "is_text",
+    "mixed_families",
     "network_family",
+    "possible_families",
     "recognise",
+    "strange_network",
 ]
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
@@ -44,6 +53,24 @@ def network_family(keys: Shapes) -> str | None:
     """Family of a network file, from the names and shapes of its tensors."""
     claimed = _claimed(keys)
     return network_of_stable_diffusion(keys) if claimed is None else claimed.family
+
+
+def possible_families(keys: Shapes) -> frozenset[str]:
+    """The families that a network file's names and shapes do not rule out."""
+    claimed = _claimed(keys)
+    if claimed is not None:
+        return frozenset() if claimed.family is None else frozenset({claimed.family})
+    return certain_families(keys) or frozenset(FAMILIES)
+
+
+def mixed_families(keys: Shapes) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """Titles of two families whose names are in one network file, each with a name that shows it."""
+    return None if _claimed(keys) is not None else mix_of_stable_diffusion(keys)
+
+
+def strange_network(keys: Shapes) -> str | None:
+    """The name of a model that shares the names of a family here and is none of it: the SDXL refiner."""
+    return "the SDXL refiner" if _claimed(keys) is None and network_of_refiner(keys) else None
 
 
 def _claimed(keys: Shapes) -> Recognised | None:

@@ -1,5 +1,5 @@
-"""Model families that people hold networks for and that are not trained here: known by name, so that a message can say
-what a file is for.
+"""Model families that people hold networks for and that are not trained here, and files that are no networks: known by
+name, so that a message can say what a file is, and what it is for.
 
 Signs: names of layers in the files of the field's programs, as of 2026.
 """
@@ -34,6 +34,7 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("HiDream", r"double_stream_blocks_\d+"),
     ("AuraFlow", r"joint_transformer_blocks_\d+"),
     ("PixArt or LTX-Video", r"transformer_blocks_\d+_attn[12]_"),
+    ("a model with a T5 text encoder", r"\w*encoder_block_\d+_layer_\d+_(SelfAttention|DenseReluDense)"),
     ("a language model", r"(model_)?layers_\d+_(self_attn_[qkvo]_proj|mlp_(gate|up|down)_proj)"),
 )
 _NEXT_DIT = re.compile(r"(layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward_w[123])")
@@ -67,3 +68,27 @@ def _bare(name: str) -> str:
 def _blocks_only(names: Collection[str]) -> list[str]:
     """One name of each kind: numbers do not tell families apart."""
     return list({re.sub(r"\d+", "0", name): name for name in names}.values())
+
+
+# Other files that people keep beside networks, each with the sign of its tensors' names.
+_NO_NETWORKS: tuple[tuple[str, str], ...] = (
+    ("a ControlNet", r"(control_model|controlnet_cond_embedding|controlnet_(down_blocks|mid_block))\."),
+    ("a Control-LoRA, which goes with ControlNet", r"lora_controlnet$"),
+    ("a ControlNet-LLLite", r"lllite_"),
+    ("an IP-Adapter", r"(ip_adapter|image_proj)\."),
+    ("a LoRA of cloneofsimo's first trainer, whose names do not tell the layers", r"\w+:\d+:(up|down)$"),
+    ("a hypernetwork", r"\d+\.\d\.(linear\d?\.)+"),
+    ("AnimateDiff's motion modules", r".*motion_modules\."),
+)
+_EMBEDDING = re.compile(
+    r"emb_params|string_to_(param|token)(\..+)?|clip_[lg]|text_encoders_\d+|<.+>", re.DOTALL
+)
+
+
+def no_network(names: Collection[str]) -> str | None:
+    """What a file with these tensors is that people keep beside networks, in words; None for all else."""
+    for title, sign in _NO_NETWORKS:
+        pattern = re.compile(sign)
+        if any(pattern.match(name) for name in names):
+            return title
+    return "an embedding (textual inversion)" if names and all(map(_EMBEDDING.fullmatch, names)) else None

@@ -342,5 +342,7 @@ class LdmNames(Names):
             # kohya's networks.oft has a prefix of its own.
             lora, oft = ([flat_name(prefix, name) for name in names] for prefix in ("lora_unet", "oft_unet"))
             return (*lora, f"unet.{path}", *oft)
-        own = (flat_name("lora_te1", path),) if len(family.text_parts) == 1 else ()
+        # Of a single text encoder, and of SDXL's first, which some files name as SD 1.x's.
+        other = "lora_te1" if len(family.text_parts) == 1 else "lora_te"
+        own = (flat_name(other, path),) if part == "te1" else ()
         return (*own, f"text_encoder{'_2' if part == 'te2' else ''}.{path}")

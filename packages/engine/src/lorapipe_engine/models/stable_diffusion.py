@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from lorapipe_engine.models.family import Recognised, Shapes
@@ -48,7 +49,12 @@ _LDM_UNET = re.compile(r"(input_blocks|output_blocks|middle_block)\.\d+\.")
 _DIFFUSERS_UNET = re.compile(r"(down_blocks|up_blocks|mid_block)\.")
 _VAE = re.compile(r"(encoder|decoder)\.(down|up|mid|down_blocks|up_blocks|mid_block)\.")
 _TEXT = re.compile(r"(text_model\.)?encoder\.layers\.\d+\.|(model\.)?transformer\.resblocks\.\d+\.")
-_CONTEXT_KEY = re.compile(r".*attn2[._]to_k\.(weight|lora_down\.weight|lora_A\.weight)$")
+_CONTEXT_KEY = re.compile(r"(.*attn2[._]to_[kv])\.(.+)")
+# Tensors whose numbers of columns, multiplied, are the layer's inputs: of each group the first that is there.
+_CONTEXT_COLUMNS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("weight", "lora_down.weight", "lora_A.weight", "hada_w1_b", "diff"),),
+    (("lokr_w1", "lokr_w1_b"), ("lokr_w2", "lokr_w2_b")),
+)
 _WIDTHS = {768: "sd1", 1024: "sd2"}
 
 
@@ -116,41 +122,108 @@ def _unet(shapes: Shapes) -> Recognised:
     return Recognised("unet", "sd2" if linear else "sd1")
 
 
+# What layers of one family alone are called, with "_" for every dot and without the first word of flat names. SDXL has
+# three levels, of which the first has no attention; SD 1.x and 2.x have four, of which the last has none.
+_XL_NAMES = re.compile(
+    r"(te2|text_encoder_2)_|unet_(add_embedding|label_emb)_|unet_\w*transformer_blocks_[1-9]"
+    r"|unet_up_blocks_0_attentions_|unet_output_blocks_(?:[012]_1_(?!conv)|2_2_)"
+)
+_OLD_NAMES = re.compile(
+    r"unet_(down_blocks_(0_attentions|2_downsamplers|3)|up_blocks_(2_attentions|2_upsamplers|3))_"
+    r"|unet_input_blocks_([12]_1|9|1[01])_|unet_output_blocks_([6-9]_1|8_2|9|1[01])_"
+)
+_FIRST_TEXT_LAYER = re.compile(r"(?:te1?|text_encoder)_(?:text_model_)?encoder_layers_(\d+)_")
+_XL_WIDTH, _REFINER_WIDTH = 2048, 1280
+_OLD_TITLE = "Stable Diffusion 1.x or 2.x"
+
+
+def _signs(keys: Shapes) -> dict[str, str]:
+    """What a network's names and shapes are sure signs of, each with the first name that shows it: "sdxl", "sd1",
+    "sd2", "old" for either of these two, "refiner".
+    """
+    signs: dict[str, str] = {}
+    for key in keys:
+        name = _plain_name(key)
+        if _XL_NAMES.match(name):
+            signs.setdefault("sdxl", key)
+        if _OLD_NAMES.match(name):
+            signs.setdefault("old", key)
+        if (layer := _FIRST_TEXT_LAYER.match(name)) and int(layer[1]) >= 12:
+            signs.setdefault("sd2", key)
+    for width, key in _context_widths({k: s for k, s in keys.items() if _plain_name(k).startswith("unet_")}):
+        row = {**_WIDTHS, _XL_WIDTH: "sdxl", _REFINER_WIDTH: "refiner"}.get(width)
+        if row is not None:
+            signs.setdefault(row, key)
+    return signs
+
+
+def _plain_name(key: str) -> str:
+    """Dots and underscores alike: kohya's, LyCORIS' and PEFT's names then read the same."""
+    return re.sub(r"^(lora|lycoris|oft)_", "", key.replace(".", "_"))
+
+
+def network_of_refiner(keys: Shapes) -> bool:
+    """Whether a network is for the SDXL refiner, whose text states have a width of their own."""
+    return "refiner" in _signs(keys)
+
+
+def mix_of_stable_diffusion(keys: Shapes) -> tuple[tuple[str, str], tuple[str, str]] | None:
+    """Titles of two families whose names are in one network, each with a name that shows it; None for one family."""
+    signs = _signs(keys)
+    old = next(((key, signs[key]) for key in ("sd1", "sd2", "old") if key in signs), None)
+    titles = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "old": _OLD_TITLE}
+    if "sdxl" in signs and old is not None:
+        return ("Stable Diffusion XL", signs["sdxl"]), (titles[old[0]], old[1])
+    if "sd1" in signs and "sd2" in signs:
+        return (titles["sd1"], signs["sd1"]), (titles["sd2"], signs["sd2"])
+    return None
+
+
+def certain_families(keys: Shapes) -> frozenset[str]:
+    """The families of which a network's names and shapes are sure signs; none where they rule nothing out."""
+    signs = _signs(keys)
+    for sign, families in (("sdxl", "sdxl"), ("sd2", "sd2"), ("sd1", "sd1"), ("old", "sd1 sd2")):
+        if sign in signs:
+            return frozenset(families.split())
+    return frozenset()
+
+
 def network_of_stable_diffusion(keys: Shapes) -> str | None:
-    """Family of a network file, from its text encoders, the depth of its transformers, and block names."""
-    # Dots and underscores alike: kohya's, LyCORIS' and PEFT's names then read the same.
-    names = [re.sub(r"^(lora|lycoris|oft)_", "", key.replace(".", "_")) for key in keys]
+    """Family of a network file, from sure signs, else from the custom of programs."""
+    signs = _signs(keys)
+    for family, names in (("sdxl", ("sdxl",)), ("sd2", ("sd2",)), ("sd1", ("sd1", "old"))):
+        if not signs.keys().isdisjoint(names):
+            return family
+    names = [_plain_name(key) for key in keys]
     unet = [name for name in names if name.startswith("unet_")]
-    text = [name for name in names if re.match(r"te\d?_|text_encoder_", name)]
-    if any(re.match(r"te2_|text_encoder_2_", name) for name in text):
-        return "sdxl"
+    text = [name for name in names if re.match(r"te1?_|text_encoder_", name)]
     blocks = [name for name in unet if re.match(r"unet_(input|output|middle|down|up|mid)_block", name)]
     if not blocks and (unet or not text):
         return None
-    if any(re.search(r"transformer_blocks_[1-9]", name) for name in blocks):
-        return "sdxl"
-    layers = (int(match[1]) for name in text if (match := re.search(r"encoder_layers_(\d+)_", name)))
-    deepest = max(layers, default=-1)
-    if deepest >= 12:
-        return "sd2"
-    width = _context_width(keys)
-    # SDXL has no attention in its first level.
-    if any(re.match(r"unet_down_blocks_0_attentions_", name) for name in blocks):
-        return "sd2" if width == 1024 and deepest < 0 else "sd1"
     # Kohya's name for SDXL's first text encoder, and checkpoint names in the UNet, are SDXL's own custom.
     if any(name.startswith("te1_") for name in text):
         return "sdxl"
-    if any(re.match(r"unet_(input|output|middle)_block", name) for name in blocks):
-        return "sdxl"
-    return {1024: "sd2", 2048: "sdxl"}.get(width or 0, "sd1") if deepest < 0 else "sd1"
+    return "sdxl" if any(re.match(r"unet_(input|output|middle)_block", name) for name in blocks) else "sd1"
+
+
+def _context_widths(shapes: Shapes) -> Iterator[tuple[int, str]]:
+    """Widths of the text states, by every cross-attention whose tensors show it, each with a name."""
+    modules: dict[str, dict[str, tuple[int, ...]]] = {}
+    for key, shape in shapes.items():
+        if (match := _CONTEXT_KEY.fullmatch(key)) and len(shape) >= 2:
+            modules.setdefault(match[1], {})[match[2]] = shape
+    for name, own in modules.items():
+        for ends in _CONTEXT_COLUMNS:
+            found = [next((own[end] for end in group if end in own), None) for group in ends]
+            columns = [shape[1] for shape in found if shape is not None]
+            if len(columns) == len(ends):
+                yield math.prod(columns), name
+                break
 
 
 def _context_width(shapes: Shapes) -> int | None:
     """Width of the text states, from the first cross-attention found."""
-    for key, shape in shapes.items():
-        if _CONTEXT_KEY.match(key) and len(shape) >= 2:
-            return shape[1]
-    return None
+    return next((width for width, _ in _context_widths(shapes)), None)
 
 
 def _starts_in(keys: Iterable[str]) -> Callable[..., bool]:

@@ -35,7 +35,13 @@ _REFUSED: Mapping[str, tuple[Any, ...]] = {
     "target_parameters": (None, [], ()),
     "layer_replication": (None, [], ()),
     "trainable_token_indices": (None, [], {}),
+    "use_qalora": (None, False),
+    "use_bdlora": (None, False),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
 }
+# Beginnings of factors for which PEFT changes the base too: what they change counts from that base.
+_OWN_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,9 @@ class AdapterConfig:
         if facts is None:
             return None
         try:
-            own = int(_matching(facts.get("rank_pattern"), path, facts.get("r", DEFAULT_RANK)))
+            own = int(_number(_matching(facts.get("rank_pattern"), path, facts.get("r", DEFAULT_RANK))))
             default = facts.get("lora_alpha", facts.get("alpha", DEFAULT_RANK))
-            alpha = float(_matching(facts.get("alpha_pattern"), path, default))
+            alpha = float(_number(_matching(facts.get("alpha_pattern"), path, default)))
         except (ValueError, TypeError, AttributeError, OverflowError, re.error) as error:
             raise InputError(f"{self.source} cannot be understood ({error})") from error
         if own <= 0 or not math.isfinite(alpha):
@@ -67,6 +73,11 @@ class AdapterConfig:
         if rank is not None and rank != own:
             raise InputError(f"{self.source}: gives {path} rank {own}, but its tensors have rank {rank}")
         return alpha / (math.sqrt(own) if facts.get("use_rslora") else own)
+
+    def says_dora(self, part: str) -> bool | None:
+        """Whether the modules of a part have magnitudes; None where the configuration does not tell."""
+        said = (self._facts_of(part) or {}).get("use_dora")
+        return said if isinstance(said, bool) else None
 
     def _facts_of(self, part: str) -> Mapping[str, Any] | None:
         if not self.prefixed:
@@ -95,7 +106,7 @@ def find_config(path: Path, metadata: Mapping[str, str], *, beside: bool) -> Ada
     elif beside and (neighbour := path.parent / CONFIG_NAME).is_file():
         if neighbour.stat().st_size > LARGEST_CONFIG:
             raise InputError(f"{neighbour}: too large for a configuration")
-        facts = _parse(neighbour.read_text(encoding="utf-8", errors="replace"), str(neighbour))
+        facts = _parse(neighbour.read_text(encoding="utf-8-sig", errors="replace"), str(neighbour))
         config = AdapterConfig(str(neighbour), facts, prefixed=False)
     else:
         return None
@@ -121,8 +132,20 @@ def _refuse_unknown(config: AdapterConfig) -> None:
             raise InputError(
                 f"{config.source}: adapters of type {value} are not known here, only {', '.join(KINDS)}"
             )
+        if name == "init_lora_weights" and isinstance(value, str) and value.lower().startswith(_OWN_BASE):
+            raise InputError(
+                f"{config.source}: {key} = {json.dumps(value)}: its factors belong to a base that PEFT changed; "
+                "save the adapter with path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+            )
         if name in _REFUSED and value not in _REFUSED[name]:
             raise InputError(f"{config.source}: {key} = {json.dumps(value)[:60]} is not supported")
+
+
+def _number(value: Any) -> Any:
+    """The value, which is no truth value: Python takes these for 0 and 1. Raises TypeError."""
+    if isinstance(value, bool):
+        raise TypeError(f"{json.dumps(value)} is no number")
+    return value
 
 
 def _matching(pattern: Mapping[str, Any] | None, path: str, default: Any) -> Any:

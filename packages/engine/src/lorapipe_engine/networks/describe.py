@@ -9,17 +9,26 @@ what :func:`lorapipe_engine.models.keys.lora_names` answers. Suffixes are kohya'
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind
-from lorapipe_engine.models.families import Recognised, get_family, network_family, recognise
-from lorapipe_engine.models.foreign import foreign_family
+from lorapipe_engine.models.families import (
+    Recognised,
+    get_family,
+    mixed_families,
+    network_family,
+    possible_families,
+    recognise,
+    strange_network,
+)
+from lorapipe_engine.models.foreign import foreign_family, no_network
 from lorapipe_engine.networks.adapter_config import AdapterConfig, find_config
 from lorapipe_engine.networks.algorithms import core_suffixes, find_algorithm
 from lorapipe_engine.networks.names import read_name
@@ -79,13 +88,16 @@ class NetworkModule(ModuleKeys):
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """A network file. ``others`` are names of tensors that belong to no module. ``foreign``: name of the family where
-    it is none of those known here. ``scale_unknown``: the strengths of its modules are neither in the file nor beside
-    it.
+    it is none of those known here. ``mixed``: two families, each with a name in the file that only its models have.
+    ``possible``: the families that names and shapes do not rule out, of which ``family`` is the likeliest.
+    ``scale_unknown``: the strengths of its modules are neither in the file nor beside it.
     """
 
     path: Path
     family: str | None
     foreign: str | None = None
+    mixed: tuple[tuple[str, str], tuple[str, str]] | None = None
+    possible: frozenset[str] = frozenset()
     scale_unknown: bool = False
     modules: Mapping[str, NetworkModule]
     others: tuple[str, ...]
@@ -96,6 +108,8 @@ class Network:
         """What it is for, as messages say it."""
         if self.family is not None:
             return get_family(self.family).title
+        if self.mixed is not None:
+            return " and ".join(title for title, _ in self.mixed)
         return self.foreign or "a model that is not known here"
 
     @property
@@ -150,26 +164,45 @@ def describe_network(file: WeightFile) -> Network:
     Raises InputError if it is something else, such as a checkpoint, or holds several adapters, if an alpha is not one
     number, or if the configuration of its strengths cannot be understood.
     """
+    with naming(file.path):
+        return _describe_network(file)
+
+
+def _describe_network(file: WeightFile) -> Network:
     shapes = {name: info.shape for name, info in file.tensors.items()}
     kind = recognise(shapes)
     groups, others = find_modules(file.tensors)
     # Other kinds of files can have tensors called alpha too.
     if not any(find_algorithm(module.keys) for module in groups) or kind.kind not in ("lora", "unknown"):
+        if kind.kind in ("unknown", "unet") and (known := no_network(shapes)):
+            raise InputError(f"{file.path}: this is {known}, which tools for networks do not read")
         raise InputError(f"{file.path}: this is {_other_kind(kind, shapes)}, not a LoRA or other network")
     adapter = _adapter_of(file)
     foreign = foreign_family(shapes)
     modules = [_describe(file, module) for module in groups]
     config = _config_of(file, modules, adapter) if foreign is None else None
     modules = [_with_config(module, config) for module in _with_text_encoder(file, modules, config)]
+    canonical = _canonical_shapes(file, modules)
+    foreign = foreign or strange_network(canonical)
+    mixed = None if foreign else mixed_families(canonical)
     return Network(
         path=file.path,
-        family=None if foreign else network_family(_canonical_shapes(file, modules)),
+        family=None if foreign or mixed else network_family(canonical),
         foreign=foreign,
+        possible=frozenset() if foreign or mixed else possible_families(canonical),
+        mixed=None if mixed is None else (_spelt(mixed[0], modules), _spelt(mixed[1], modules)),
         scale_unknown=config is None and foreign is None and adapter is not None and _lack_alphas(modules),
         modules={module.name: module for module in modules},
         others=tuple(others),
         metadata=file.metadata,
     )
+
+
+def _spelt(sign: tuple[str, str], modules: Sequence[NetworkModule]) -> tuple[str, str]:
+    """A family and the module that shows it, as the file spells it."""
+    title, name = sign
+    found = (m.path for m in modules if name == m.name or name.startswith(f"{m.name}."))
+    return title, next(found, name)
 
 
 def _other_kind(kind: Recognised, shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -210,10 +243,26 @@ def _config_of(
 
 
 def _with_config(module: NetworkModule, config: AdapterConfig | None) -> NetworkModule:
-    if config is None or module.alpha is not None or module.algorithm not in ("lora", "loha", "lokr"):
+    if config is None or module.algorithm not in ("lora", "loha", "lokr"):
         return module
     path = re.sub(r"^(base_model\.model\.)?(unet|text_encoder(_2)?)?\.?", "", module.path, count=1)
-    return replace(module, scale=config.scale(module.part, path, module.rank))
+    scale = config.scale(module.part, path, module.rank)
+    if module.alpha is not None:
+        if (
+            scale is not None
+            and module.rank
+            and not math.isclose(scale * module.rank, module.alpha, rel_tol=0.01)
+        ):
+            raise InputError(
+                f"{config.source}: gives {path} the strength {scale:g}, but its alpha is {module.alpha:g} at rank "
+                f"{module.rank}"
+            )
+        return module
+    said = config.says_dora(module.part)
+    if said is not None and said != module.dora and module.algorithm == "lora":
+        there = "has magnitudes" if module.dora else "has no magnitudes"
+        raise InputError(f"{config.source}: says use_dora = {json.dumps(said)}, but {path} {there}")
+    return replace(module, scale=scale)
 
 
 def _with_text_encoder(
@@ -239,6 +288,10 @@ def _with_text_encoder(
 def _is_second(file: WeightFile, modules: Sequence[NetworkModule], config: AdapterConfig | None) -> bool:
     if file.path.parent.name in ("text_encoder", "text_encoder_2"):
         return file.path.parent.name == "text_encoder_2"
+    if any(
+        known.module == "text_encoder_2.text_projection" for known in map(read_name, file.tensors) if known
+    ):
+        return True
     if config is not None and config.model_class:
         return config.model_class == "CLIPTextModelWithProjection"
     widths = {

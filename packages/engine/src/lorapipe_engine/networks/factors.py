@@ -65,12 +65,12 @@ class Spectrum:
         return Factors(up, down)
 
     def scaled(self, scale: float) -> Spectrum:
-        """The spectrum of ``scale`` (positive) times the change."""
+        """The spectrum of ``scale`` times the change; a negative one turns the left singular vectors round."""
         return replace(
             self,
-            singular=self.singular * scale,
+            singular=self.singular * abs(scale),
             up_mix=self.up_mix * scale,
-            down_mix=self.down_mix * scale,
+            down_mix=self.down_mix * abs(scale),
         )
 
     def dropped(self, rank: int) -> float:

@@ -52,6 +52,21 @@ def text_encoder_alone(network: Network) -> list[str]:
     ]
 
 
+def first_text_encoder(network: Network) -> list[str]:
+    """A note where a network for SDXL names its first text encoder as SD 1.x names its only one."""
+    if network.family != "sdxl":
+        return []
+    odd = [
+        module.path for module in network.modules.values() if re.match(r"(lora|oft|lycoris)_te_", module.path)
+    ]
+    if not odd:
+        return []
+    return [
+        f"is for SDXL, but {len(odd)} modules are named as SD 1.x's text encoder ({quote(odd[0])[1:-1]}); they are "
+        "taken for SDXL's first"
+    ]
+
+
 def names_in_kohya(network: Network) -> dict[str, str]:
     """Kohya's name of every module of a network, by the module's.
 

@@ -5,7 +5,7 @@ Flat names keep kohya's form (``lora_unet_down_blocks_0_...``). Dotted names get
 with the part in front (``unet.down_blocks.0...``, ``text_encoder.text_model...``), whatever program wrote them.
 Suffixes are kohya's and LyCORIS' (``lora_down.weight``).
 
-Spellings: the field's programs as of 2026, see docs/formats.md.
+Spellings: the field's programs as of 2026, see docs/which-file-where.md.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ _DIFFUSERS = re.compile(
 _MAGNITUDE = re.compile(
     r"(?P<path>.+?)\.(?:lora_magnitude_vector(?:\.(?P<adapter>.+?))??(?:\.weight)?|magnitude)", re.DOTALL
 )
+_FLAT_START = re.compile(r"(?:lora|oft|lycoris)_(?:unet|te\d?)\.")
 _FLAT = re.compile(r"(?P<path>(?:lora|oft|lycoris)_[^.]+)\.(?P<suffix>.+)", re.DOTALL)
 # PEFT writes LoHa and LoKr with an adapter's name too.
 _DOTTED_ADAPTER = re.compile(
@@ -53,7 +54,8 @@ _DIFFUSERS_UNET = re.compile(
     r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)(\.|$)"
 )
 _LDM_UNET = re.compile(r"(input_blocks|middle_block|output_blocks|out|time_embed|label_emb)\.\d")
-_TEXT = re.compile(r"(text_model|encoder\.layers|embeddings|final_layer_norm|text_projection)(\.|$)")
+_TEXT = re.compile(r"(text_model|encoder\.layers|embeddings|final_layer_norm)(\.|$)")
+_PROJECTION = re.compile(r"text_projection(\.|$)")
 # What dotted names begin with, and the part that follows it.
 _BEGINNINGS = (
     ("text_encoders.clip_l.transformer.", "text_encoder."),
@@ -64,17 +66,24 @@ _BEGINNINGS = (
     ("model.diffusion_model.", "unet."),
     ("diffusion_model.", "unet."),
 )
+# What wrappers of modules put into names: torch's compile and its data parallel, and PEFT's below the part's name.
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|base_model\.model)\.")
+_FLAT_WRAPPER = re.compile(
+    r"^((?:lora|oft|lycoris)_(?:unet|te\d?)_)(?:_orig_mod_|module_(?=\w+_blocks?_|text_model_))"
+)
 # Attention layers by the names that diffusers' processors gave them up to 0.17, in text encoders.
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 def read_name(name: str) -> TensorName | None:
     """Understand a tensor's name; None for a name that is no network's."""
-    if flat := _FLAT.fullmatch(name):
-        suffix = _flat_suffix(flat["suffix"])
-        return TensorName(_flat_module(flat["path"]), suffix, flat["path"]) if suffix else None
+    flat = _FLAT.fullmatch(name)
+    if flat and (suffix := _flat_suffix(flat["suffix"])):
+        return TensorName(_flat_module(flat["path"]), suffix, flat["path"])
     for read in (_read_peft, _read_diffusers, _read_dotted):
         if tensor := read(name):
+            if flat or _FLAT_START.match(name):  # a flat name that has kept its dots
+                return tensor._replace(module=_flat_module(tensor.path.replace(".", "_")))
             return tensor
     return None
 
@@ -88,6 +97,7 @@ def _flat_suffix(suffix: str) -> str | None:
 
 def _flat_module(path: str) -> str:
     """A flat name as kohya's trainer spells it, apart from its first word."""
+    path = _FLAT_WRAPPER.sub(r"\1", path)
     head, _, rest = path.partition("_")
     if head == "lycoris" and not re.match(r"(unet|te\d?)_", rest):
         return f"lycoris_unet_{rest}"  # a wrapper around the UNet alone
@@ -137,7 +147,7 @@ def _read_dotted(name: str) -> TensorName | None:
 
 def _module(path: str) -> str:
     """The canonical name of a dotted path; the path itself where it is not known."""
-    name = path.removeprefix("base_model.model.")
+    name = _WRAPPER.sub("", path)
     for beginning, part in _BEGINNINGS:
         if name.startswith(beginning):
             name = part + name.removeprefix(beginning)
@@ -145,6 +155,8 @@ def _module(path: str) -> str:
     else:
         if _DIFFUSERS_UNET.match(name) or _LDM_UNET.match(name):
             name = f"unet.{name}"
+        elif _PROJECTION.match(name):  # which the second text encoder alone has
+            name = f"text_encoder_2.{name}"
         elif _TEXT.match(name):
             name = f"text_encoder.{name}"
     if name.startswith("unet."):

@@ -7,7 +7,10 @@ changes of the bias. What cannot be a network's weights is refused with the name
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,22 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.names import read_name
+from lorapipe_engine.networks.scaled import scaled_by
 
 Array = NDArray[Any]
 # Single numbers that may be of any type.
 FLAGS = ("alpha", "on_input")
+# Tensors of no layer that programs put into the same file, by their beginnings: textual inversions, and what tools for
+# sliders note.
+BESIDE: Mapping[str, str] = MappingProxyType({"bundle_emb.": "embeddings", "_aux.": "tools' own tensors"})
+# Tensors that change what a module does, and that are not understood: A1111's strength, LyCORIS' scalar, a third factor
+# (AdaLoRA), a bias between the factors, sparse changes beside them, weights to begin with (ComfyUI).
+_CHANGING = re.compile(
+    r"(?P<path>.+?)\.(scale|scalar|lora_E(\..+)?|lora_(down|A)(\..+)?\.bias|bias_(indices|values|size)"
+    r"|(set|reshape)_weight)",
+    re.DOTALL,
+)
 PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
 
 
@@ -31,29 +46,70 @@ def network_path(path: Path) -> Path:
     for name in PEFT_FILES:
         if (path / name).is_file():
             return path / name
+    parts = [str(file.parent) for name in PEFT_FILES for file in sorted(path.glob(f"*/{name}"))]
+    if parts:
+        raise InputError(f"{path}: holds a network for each part of a model; name one: {', '.join(parts)}")
     raise InputError(f"{path}: is a folder without {PEFT_FILES[0]}; name the network's file")
 
 
-def require_strengths(network: Network) -> None:
-    """Raise InputError for a network whose modules are of unknown strength: what it changes is not known then.
+def is_beside(name: str) -> bool:
+    """Whether a tensor of no module is none of the network, so that a merge goes on without it."""
+    return name.startswith(tuple(BESIDE))
 
-    So it is with an alpha that belongs to no module while others lack theirs: its name may be misspelt.
+
+def require_understood(network: Network) -> None:
+    """Raise InputError for a network of which it is not known what it changes (:func:`why_unknown`)."""
+    if why := why_unknown(network):
+        raise InputError(why)
+
+
+def why_unknown(network: Network) -> str | None:
+    """Why it is not known what a network changes, in a line with the file's name; None where it is known.
+
+    Its names are those of two families, its numbers are stored with scales, modules have a tensor that changes what
+    they do, or their strengths are unknown. So they are with an alpha that belongs to no module while others lack
+    theirs: its name may be misspelt.
     """
+    if why := why_strange(network):
+        return why
     if network.scale_unknown:
-        raise InputError(
+        return (
             f"{network.path}: PEFT's tensors without their strengths; put the adapter_config.json that PEFT wrote "
             "(r and lora_alpha are in it) beside the file"
         )
-
     lost = lost_alphas(network)
     lacking = [
         m for m in network.modules.values() if m.alpha is None and m.scale is None and m.rank is not None
     ]
     if lost and lacking:
-        raise InputError(
+        return (
             f"{network.path}: has the alpha of {quote(lost[0])[1:-1]} but no such module, and none for "
             f"{quote(lacking[0].name)[1:-1]}, whose strength is unknown then"
         )
+    return None
+
+
+def why_strange(network: Network) -> str | None:
+    """As :func:`why_unknown`, apart from strengths that are missing."""
+    if network.mixed is not None:
+        one, two = (f"{title} ({quote(name)[1:-1]})" for title, name in network.mixed)
+        return f"{network.path}: mixes names of {one} and of {two}; a network is for one model"
+    keys = {key for module in network.modules.values() for key in module.keys.values()}
+    if mark := scaled_by({*keys, *network.others}, network.metadata):
+        return (
+            f"{network.path}: keeps scaled numbers of 8 bits ({quote(mark)[1:-1]}), which are not read in networks; "
+            "save it anew as fp16 with the program that wrote it"
+        )
+    paths = {module.path for module in network.modules.values()}
+    for name in network.others:
+        ending = _CHANGING.fullmatch(name)
+        if ending and ending["path"] in paths:
+            return f"{network.path}: {quote(name)[1:-1]} changes what its module does in a way that is not known here"
+        known = read_name(name)
+        if known is not None and known.suffix in getattr(network.modules.get(known.module), "keys", ()):
+            other = network.modules[known.module].keys[known.suffix]
+            return f"{network.path}: has one tensor twice, as {quote(other)[1:-1]} and as {quote(name)[1:-1]}"
+    return None
 
 
 def lost_alphas(network: Network) -> list[str]:
@@ -122,7 +178,7 @@ def check_magnitudes(file: WeightFile, module: NetworkModule) -> None:
     up, down, stored = (
         file.tensors[keys[suffix]].shape for suffix in ("lora_up.weight", "lora_down.weight", "dora_scale")
     )
-    wanted = {1, *up[:1]}
+    wanted = {*up[:1]}
     if not module.magnitude_per_output:  # by inputs, of which a flattened kernel of 3x3 has nine columns each
         wanted |= {*down[1:2], *(size // 9 for size in down[1:2] if not size % 9)}
     if len(up) > 1 and len(down) > 1 and math.prod(stored) not in wanted:

@@ -54,19 +54,22 @@ def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
     import math
 
     from lorapipe_engine.delta.apart import changes_apart
+    from lorapipe_engine.delta.whole import check_whole
     from lorapipe_engine.files.threads import map_in_threads
-    from lorapipe_engine.networks.describe import describe_network
     from lorapipe_engine.networks.read import read_module
+    from lorapipe_inspect.inputs import described
 
-    networks = describe_network(a), describe_network(b)
+    networks = described(a), described(b)
     one, two = (layers_of(network, networks) for network in networks)
     both = [name for name in one if name in two]
     renamed = sum(one[name].name != two[name].name for name in both)
 
     def apart_of(name: str) -> dict[str, Any] | None:
-        tensors = read_module(a, one[name]), read_module(b, two[name])
-        unknown = {"unknown", "norm"} & {one[name].algorithm, two[name].algorithm}
-        return None if unknown else changes_apart(*tensors, name=name)
+        if {"unknown", "norm"} & {one[name].algorithm, two[name].algorithm}:
+            return None
+        check_whole(a, one[name])
+        check_whole(b, two[name])
+        return changes_apart(read_module(a, one[name]), read_module(b, two[name]), name=name)
 
     rows = dict(zip(both, map_in_threads(apart_of, both, "diff"), strict=True))
     known = [row for row in rows.values() if row is not None]

@@ -78,9 +78,9 @@ def tensor_lines(record: dict[str, Any]) -> list[str]:
 
 def module_record(one: Input, file: WeightFile) -> dict[str, Any]:
     """The network's modules. Raises InputError for a file that is no network."""
-    from lorapipe_engine.networks.describe import describe_network
+    from lorapipe_inspect.inputs import described
 
-    network = describe_network(file)
+    network = described(file)
     return {
         "path": one.name,
         "file": one.name,

@@ -35,12 +35,11 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
     from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
-    from lorapipe_engine.networks.describe import describe_network
-    from lorapipe_inspect.inputs import each_file
+    from lorapipe_inspect.inputs import described, each_file
     from lorapipe_inspect.measure.figures import by_block, check_some, network_figures, summed
 
     def work(one: Input, file: WeightFile) -> None:
-        network = describe_network(file)
+        network = described(file)
         measured = network_figures(file, network)
         figures = measured.figures
         check_some(figures, one.name)

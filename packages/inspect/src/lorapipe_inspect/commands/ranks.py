@@ -32,12 +32,11 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
     from lorapipe_engine.command.process.processors import use_one_blas_thread
 
     use_one_blas_thread()
-    from lorapipe_engine.networks.describe import describe_network
-    from lorapipe_inspect.inputs import each_file
+    from lorapipe_inspect.inputs import described, each_file
     from lorapipe_inspect.measure.figures import network_figures
 
     def work(one: Input, file: WeightFile) -> None:
-        network = describe_network(file)
+        network = described(file)
         measured = network_figures(file, network)
         groups: dict[tuple[int, float | None, bool], list[Any]] = defaultdict(list)
         for row in measured.figures:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorapipe_engine.command.text import printable
-from lorapipe_engine.delta import known_rule, rules
+from lorapipe_engine.delta import rules
+from lorapipe_engine.delta.whole import check_whole
+from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.read import module_label, why_strange
 from lorapipe_inspect.inputs import Input
 from lorapipe_inspect.measure.counts import BLOCK
 from lorapipe_inspect.measure.findings import CLEAN, PROBLEM, Findings, examine
@@ -65,7 +68,7 @@ def check_file(one: Input, *, strict: bool = False) -> CheckResult:
         if findings.network is None:
             notes.append(f"{findings.kind}: only its values were checked")
         else:
-            problems += _incomplete(file, findings.network)
+            problems += [*_strange(findings.network), *_incomplete(file, findings.network)]
             notes += _notes(findings, findings.network, digest)
         if digest is None:
             notes.append("a pickle, which other programs may refuse to load: save it as safetensors")
@@ -86,6 +89,11 @@ def _data_hash(file: TensorFile) -> str:
     return digest.hexdigest()
 
 
+def _strange(network: Network) -> Iterator[str]:
+    if why := why_strange(network):
+        yield printable(why.removeprefix(f"{network.path}: "))
+
+
 def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
     """Modules that lack a factor, whose factors do not fit each other, or that nothing is known of."""
     pairs = [pair for rule in rules().values() for pair in rule.pairs]
@@ -104,26 +112,27 @@ def _incomplete(file: WeightFile, network: Network) -> Iterator[str]:
             broken.append(f"{printable(module.name)} has the tensors of no algorithm, or of several")
         elif module.rank == 0:
             broken.append(f"{printable(module.name)} has rank 0")
-        elif not _fits(file, module):
-            broken.append(f"{printable(module.name)} has factors of different ranks")
+        elif why := _why_broken(file, module):
+            broken.append(f"{printable(module.name)}: {printable(why)}")
     if broken:
         more = f" and {len(broken) - 1:,} more" if len(broken) > 1 else ""
         yield f"{counted(len(broken), 'module')} cannot be used: {broken[0]}{more}"
 
 
-def _fits(file: WeightFile, module: NetworkModule) -> bool:
-    """Whether the factors can be multiplied, where the algorithm tells."""
-    rule = known_rule(module.keys)
-    if rule is None or rule.fits is None:
-        return True
-    return rule.fits({suffix: file.tensors[name].shape for suffix, name in module.keys.items()})
+def _why_broken(file: WeightFile, module: NetworkModule) -> str | None:
+    """Why the tools that write would refuse a module; None where they would not."""
+    try:
+        check_whole(file, module)
+    except InputError as error:
+        return str(error).removeprefix(f"module {module_label(file, module)}: ")
+    return None
 
 
 def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator[str]:
     if network.others:
         first = printable(network.others[0])
         yield f"{counted(len(network.others), 'tensor')} belong to no module, {first} for one: programs will skip them"
-    if network.family is None and network.foreign is None:
+    if network.family is None and network.foreign is None and network.mixed is None:
         yield "the family of base models is not recognised from the names"
     if network.scale_unknown:
         yield "the strengths of its modules are neither in the file nor in an adapter_config.json beside it"

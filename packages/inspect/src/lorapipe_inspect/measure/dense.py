@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.delta import dense_delta, needs_base
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.delta.whole import check_whole
+from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.files.dtypes import encode
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_weights_output, quote
@@ -23,8 +24,9 @@ from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import recognise
 from lorapipe_engine.models.keys import Place, find_layout, lora_names_of
-from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.read import read_module
+from lorapipe_engine.networks.algorithms import find_algorithm
+from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network, find_modules
+from lorapipe_engine.networks.read import read_module, require_understood
 
 Array = NDArray[Any]
 
@@ -67,6 +69,7 @@ def write_deltas(
 
     Raises InputError naming the module that has none."""
     network = describe_network(network_file)
+    require_understood(network)
     with ExitStack() as stack:
         base = open_base(base_name, stack) if base_name else None
         _check_base(network, base)
@@ -103,10 +106,11 @@ def _module_changes(
 ) -> Iterator[tuple[str, Array]]:
     if set(module.keys) <= {"alpha"}:
         return
+    check_whole(file, module)
     tensors = read_module(file, module)
     weight = base.read(module.name, "weight") if base else None
     size = max(tensor.size for tensor in tensors.values()) if weight is None else weight.size
-    try:
+    with naming(file.path):
         change = dense_delta(
             tensors,
             weight,
@@ -114,8 +118,6 @@ def _module_changes(
             name=module.name,
             dtype=np.float32 if size > LARGE else np.float64,
         )
-    except InputError as error:
-        raise InputError(f"{file.path}: {error}") from error
     if change.weight is not None:
         yield module.name, change.weight
     if change.bias is not None:
@@ -128,6 +130,10 @@ def open_base(name: str, stack: ExitStack) -> BaseWeights:
     if not isinstance(path, Path) or path.is_dir():
         raise InputError(f"{name}: give the base as one file")
     file = stack.enter_context(open_weights(path))
+    if any(find_algorithm(module.keys) for module in find_modules(file.tensors)[0]):
+        raise InputError(
+            f"--base {path}: is a network itself, no base; give the model that it goes on top of"
+        )
     places: dict[tuple[str, str], tuple[str, Place | None]] = {}
     for key in file.tensors:
         module, _, kind = key.rpartition(".")

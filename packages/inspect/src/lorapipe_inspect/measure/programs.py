@@ -18,7 +18,7 @@ from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.read import scale_of
+from lorapipe_engine.networks.read import scale_of, why_strange
 from lorapipe_inspect.measure.spelling import (
     BARE,
     BARE_TEXT,
@@ -358,6 +358,8 @@ def _lycoris(case: _Case) -> _Verdict:
 def _ours(case: _Case) -> _Verdict:
     if case.network.scale_unknown:
         return "refuse", "no adapter_config.json beside it"
+    if why := why_strange(case.network):
+        return "refuse", why.removeprefix(f"{case.network.path}: ")
     if case.module.algorithm == "unknown" or case.spelling == OTHER:
         return "refuse", "tensors of no known algorithm or model"
     return _OK

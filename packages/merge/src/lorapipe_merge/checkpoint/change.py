@@ -46,11 +46,12 @@ def changes_of(
     rest: list[Change] = []
     for contribution in contributions:
         tensors = read_module(contribution.weights, contribution.module)
+        label = module_label(contribution.weights, contribution.module)
         if contribution.spot.place.kind == "bias":
             rest.append(_Bias(contribution, tensors, dtype))
         elif contribution.spot.place.transposed:
             rest.append(_Transposed(contribution, tensors, dtype))
-        elif (rule := find_rule(contribution.module.name, tensors)).factors and "dora_scale" not in tensors:
+        elif (rule := find_rule(label, tensors)).factors and "dora_scale" not in tensors:
             plain.append(_factors(rule, contribution, tensors, dtype))
         else:
             rest.append(_General(rule, contribution, tensors, shape, dtype))
@@ -117,7 +118,7 @@ class _General:
             self.cut(start, stop),
             weight.reshape(stop - start, *self.shape[1:]),
             multiplier=self.contribution.multiplier,
-            name=self.contribution.module.name,
+            name=module_label(self.contribution.weights, self.contribution.module),
             dtype=self.dtype,
         ).weight
         if delta is not None:
@@ -140,7 +141,7 @@ class _Transposed:
             self.tensors,
             np.ascontiguousarray(weight.T),
             multiplier=self.contribution.multiplier,
-            name=self.contribution.module.name,
+            name=module_label(self.contribution.weights, self.contribution.module),
             dtype=self.dtype,
         ).weight
         if delta is not None:

@@ -10,13 +10,13 @@ from lorapipe_engine.checkpoints.opened import Base
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.tensorfile import check_weights_output
 from lorapipe_engine.files.writing.atomic import check_output
+from lorapipe_engine.networks.scaled import refuse_scaled
 from lorapipe_merge.blocks import BlockWeights
 from lorapipe_merge.checkpoint.report import Report
 from lorapipe_merge.checkpoint.result import Result, plan_result, write_result
 from lorapipe_merge.finite import check_networks
 from lorapipe_merge.matching import Applied, check_match, left_out, match
 from lorapipe_merge.recipe import RECIPE_KEY
-from lorapipe_merge.scaled import refuse_scaled
 
 
 @dataclass(frozen=True, kw_only=True)

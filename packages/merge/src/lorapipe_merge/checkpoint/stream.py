@@ -75,7 +75,7 @@ def merge_tensor(
                     if changes:
                         _change(values.reshape(-1, columns), changes, here, buffers, moved)
                     out = encode_numbers(values, dtype, buffers)
-                    check_values(out, dtype, key, moved, allow, [file])
+                    check_values(out, dtype, key, moved, allow, [(file, key)])
                 target.write_at(out, offset + start * columns * SIZES[dtype])
             finally:
                 if large:
@@ -135,11 +135,16 @@ def _change(weight: Array, changes: Sequence[Change], start: int, buffers: Buffe
 
 
 def check_values(
-    out: Array, dtype: str, key: str, moved: Moved, allow: bool, sources: Sequence[WeightFile] = ()
+    out: Array,
+    dtype: str,
+    key: str,
+    moved: Moved,
+    allow: bool,
+    sources: Sequence[tuple[WeightFile, str]],
 ) -> None:
     """Raise ProblemFound where a number of the result is infinite or NaN, unless that is allowed; count small ones.
 
-    ``sources``: the files that the tensor is made from, to say which of them has such numbers already.
+    ``sources``: the files that the tensor is made from, with its name there, to say which has such numbers already.
     """
     if dtype == "F16":
         exponents = out.view(np.uint16) & _HALF_EXPONENT
@@ -152,10 +157,10 @@ def check_values(
         finite = bool(np.isfinite(np.sum(out)))
         finite = finite or bool(np.isfinite(out).all())
     if not finite and not allow:
-        for source in sources:
-            if key in source.tensors and not is_finite(source, key):
+        for source, name in sources:
+            if not is_finite(source, name):
                 raise ProblemFound(
-                    f"{source.path}: has NaN or infinite values in {quote(key)[1:-1]} (--allow-nonfinite copies them)"
+                    f"{source.path}: has NaN or infinite values in {quote(name)[1:-1]} (--allow-nonfinite copies them)"
                 )
         hint = ", too large for fp16; give --save-precision fp32 or bf16" if dtype == "F16" else ""
         raise ProblemFound(
@@ -172,7 +177,7 @@ def cast_tensor(
         stop = min(count, start + PIECE)
         values = read_numbers(file, key, start, stop, buffers)
         out = encode_numbers(values, dtype, buffers)
-        check_values(out, dtype, key, Moved(0), allow, [file])
+        check_values(out, dtype, key, Moved(0), allow, [(file, key)])
         target.write_at(out, offset + start * SIZES[dtype])
 
 

@@ -19,7 +19,7 @@ from lorapipe_engine.delta.base import flat
 from lorapipe_engine.delta.lokr import lokr_factors
 from lorapipe_engine.delta.lora import lora_factors
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.networks.algorithms import algorithm_of, is_plain
@@ -27,7 +27,6 @@ from lorapipe_engine.networks.describe import NetworkModule
 from lorapipe_engine.networks.layers import Layer, kernel_around, kernel_in
 from lorapipe_engine.networks.read import (
     FLAGS,
-    check_magnitudes,
     magnitude_shape,
     module_label,
     read_module,
@@ -68,7 +67,8 @@ def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | No
     if module.algorithm == "unknown":
         return "its tensors are not those of one known algorithm"
     if scheme.lycoris:
-        return None
+        # The name of its tensor is that of the layer's own weight there.
+        return f"{module.algorithm} has no form there" if "weight" in suffixes and scheme.dotted else None
     row = algorithm_of(module.algorithm)
     if row is not None and row.peft and scheme.config and "dora_scale" not in suffixes:
         return None
@@ -133,6 +133,7 @@ def write_form(
     ``dry``: types and shapes, without the data of tensors that need no more than a factor. Raises InputError naming
     module and file for tensors that do not fit.
     """
+    check_whole(file, form.module)
     if is_computed(form, target.scheme):
         return _computed(form, file, target)
     if not is_plain(form.module.algorithm):
@@ -152,7 +153,6 @@ def _plain(
 ) -> dict[str, Encoded]:
     module, scheme = form.module, target.scheme
     tensors: dict[str, Encoded] = {}
-    _check_ranks(form, file)
     kernel = _kernel(form, file, target.family)
     for suffix, key in module.keys.items():
         new, folded = suffix, form.strength if suffix == "lora_up.weight" else 1.0
@@ -163,18 +163,6 @@ def _plain(
             shape = _shape_for(new, file.tensors[key].shape, kernel, module, scheme)
             tensors[new] = _cast(file, key, shape, folded, target, dry=dry)
     return _with_alpha(tensors, form)
-
-
-def _check_ranks(form: Form, file: WeightFile) -> None:
-    keys = form.module.keys
-    if not {"lora_up.weight", "lora_down.weight"} <= set(keys):
-        raise InputError(f"module {module_label(file, form.module)}: one of its two factors is missing")
-    up, down = (file.tensors[keys[f"lora_{side}.weight"]].shape for side in ("up", "down"))
-    if len(up) < 2 or len(down) < 2 or not down[0] or (up[1] != down[0] and "lora_mid.weight" not in keys):
-        raise InputError(
-            f"module {module_label(file, form.module)}: lora_up.weight {up} and lora_down.weight {down} do not fit"
-        )
-    check_magnitudes(file, form.module)
 
 
 def _kernel(form: Form, file: WeightFile, family: str) -> Shape:
@@ -250,7 +238,6 @@ def _kept(
 ) -> dict[str, Encoded]:
     """LyCORIS' algorithms as they are; what PEFT's configuration says of them becomes alphas."""
     module = form.module
-    _check_products(form, file)
     tensors: dict[str, Encoded] = {}
     configured = module.scale is not None and not target.scheme.config
     for suffix, key in module.keys.items():
@@ -267,23 +254,6 @@ def _kept(
         # LyCORIS cannot read these without one; where LoKr has no rank it counts for nothing.
         tensors["alpha"] = encode(np.asarray(module.rank or 1, np.float32), "F32")
     return tensors
-
-
-def _check_products(form: Form, file: WeightFile) -> None:
-    """Raise InputError for LoHa and LoKr of which a factor is missing, or does not fit the other."""
-    shapes = {suffix: file.tensors[key].shape for suffix, key in form.module.keys.items()}
-    kind = {"loha": "hada", "lokr": "lokr"}.get(form.module.algorithm)
-    for side in (f"{kind}_w1", f"{kind}_w2") if kind else ():
-        if kind == "lokr" and side in shapes:
-            continue
-        one, two, core = (shapes.get(name) for name in (f"{side}_a", f"{side}_b", side.replace("w", "t")))
-        if one is None or two is None:
-            what = f"{side}_{'a' if one is None else 'b'} is missing"
-        elif len(one) != 2 or len(two) < 2 or (one[1] != two[0] if core is None else False):
-            what = f"{side}_a {one} and {side}_b {two} do not fit each other"
-        else:
-            continue
-        raise InputError(f"module {module_label(file, form.module)}: {what}")
 
 
 def _computed(form: Form, file: WeightFile, target: Target) -> dict[str, Encoded]:

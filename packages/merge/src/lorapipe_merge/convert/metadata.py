@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorapipe_engine.networks.adapter_config import ADAPTER_KEY
-from lorapipe_engine.networks.algorithms import algorithm_of
+from lorapipe_engine.networks.algorithms import algorithm_of, is_plain
 from lorapipe_engine.networks.describe import Network
 from lorapipe_engine.networks.layers import Layer
 from lorapipe_engine.networks.metadata import with_base_facts
@@ -50,7 +50,7 @@ def adapter_config(forms: Sequence[Form], ranks: Mapping[Layer, int]) -> dict[st
     """
     kind = "LOHA" if has_own_adapter(forms[0]) else "LORA"
     rank_of = {_path(form): ranks[form.layer] for form in forms}
-    alpha_of = {_path(form): float(ranks[form.layer]) if form.to_lora else _alpha(form) for form in forms}
+    alpha_of = {_path(form): _alpha(form, ranks[form.layer]) for form in forms}
     rank, alpha = (Counter(table.values()).most_common(1)[0][0] for table in (rank_of, alpha_of))
     facts: dict[str, Any] = {
         "peft_type": kind,
@@ -95,9 +95,15 @@ def _path(form: Form) -> str:
     return path.removeprefix("text_model.") if form.layer.part == "te1" else path
 
 
-def _alpha(form: Form) -> float:
-    alpha = form.module.effective_alpha
-    return float(form.module.rank or 1) if alpha is None else alpha
+def _alpha(form: Form, rank: int) -> float:
+    """The alpha that gives a module its strength at the rank that is written: a core can have sides of two sizes."""
+    module = form.module
+    alpha = module.effective_alpha
+    if form.to_lora or alpha is None:
+        return float(rank)
+    return (
+        alpha * rank / module.rank if module.tucker and is_plain(module.algorithm) and module.rank else alpha
+    )
 
 
 def _pattern(values: Mapping[str, float], common: float) -> dict[str, float]:

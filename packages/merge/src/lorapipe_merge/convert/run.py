@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, quote, write_planned
@@ -21,9 +21,9 @@ from lorapipe_engine.files.writing.atomic import check_output
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.kohya_names import known_layer, text_encoder_alone
+from lorapipe_engine.networks.kohya_names import first_text_encoder, known_layer, text_encoder_alone
 from lorapipe_engine.networks.layers import Layer, layer_of
-from lorapipe_engine.networks.read import network_path, require_strengths
+from lorapipe_engine.networks.read import BESIDE, is_beside, network_path, require_understood
 from lorapipe_merge.convert.forms import (
     Form,
     Target,
@@ -90,13 +90,14 @@ class Report:
 def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Report:
     """Write the network ``source`` in a scheme. Raises LoraErrors that name the file and the module."""
     path = network_path(source)
-    with open_weights(path) as file, _naming(path):
+    with open_weights(path) as file, naming(path):
         network = describe_network(file)
-        require_strengths(network)
+        require_understood(network)
         _check_alphas(network)
         family = _family_of(network, wishes.family)
         forms, skipped = plan(file, network, family, scheme, wishes)
         notes = _notes(file, network, forms, scheme)
+        notes += first_text_encoder(network)
         if wishes.family is None and scheme.alphas:  # the others name the encoder alike in both
             notes += text_encoder_alone(network)
         if not wishes.dry_run:
@@ -106,15 +107,6 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
         if wishes.verify and not wishes.dry_run:
             difference = _prove(file, forms, output, scheme)
         return Report(str(source), str(output), scheme.name, len(forms), skipped, notes, difference)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name in front of errors that lack it."""
-    try:
-        yield
-    except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
 
 
 def _check_alphas(network: Network) -> None:
@@ -129,6 +121,10 @@ def _family_of(network: Network, asked: str | None) -> str:
     if network.foreign is not None:
         raise InputError(f"{network.path}: is for {network.title}, whose names are not known here")
     family = asked or network.family
+    if asked is not None and asked not in network.possible:
+        raise InputError(
+            f"{network.path}: is for {network.title}; --family {asked} would give its layers another model's names"
+        )
     if family is None:
         raise InputError(f"{network.path}: its names do not tell which model it is for; say it with --family")
     return get_family(family).name
@@ -170,7 +166,7 @@ def plan(
 
 def _strangers(network: Network) -> list[str]:
     kept = [name for name in network.others if not name.endswith("position_ids")]
-    return [name for name in kept if not name.startswith(EMBEDDING)]
+    return [name for name in kept if not is_beside(name)]
 
 
 def _check_refused(
@@ -225,11 +221,12 @@ def _notes(file: WeightFile, network: Network, forms: Sequence[Form], scheme: Sc
         notes.append(f"the strengths of {len(folded)} modules are in their factors now, exactly")
     if computed := [form for form in forms if form.to_lora]:
         notes.append(f"{len(computed)} modules were made into plain factors of ranks up to what they need")
-    dropped = [name for name in network.others if name.startswith(EMBEDDING)]
-    if dropped and not scheme.embeddings:
-        notes.append(
-            f"left out {len(dropped)} embeddings, which have no form there: {', '.join(dropped[:SHOWN])}"
-        )
+    for start, what in BESIDE.items():
+        dropped = [name for name in network.others if name.startswith(start)]
+        if dropped and not (scheme.embeddings and start == EMBEDDING):
+            notes.append(
+                f"left out {len(dropped)} {what}, which have no form there: {', '.join(dropped[:SHOWN])}"
+            )
     if scheme.lycoris and any(_per_output(form, file) for form in forms):
         notes.append("DoRA by outputs: A1111 takes it by inputs, ComfyUI and Forge divide by another norm")
     return notes

@@ -1,6 +1,7 @@
 """The schemes that a network can be written in: names of modules, of their tensors, and where strengths go.
 
-A new scheme is a function and a row here. Names: what the programs' own readers understand, see docs/formats.md.
+A new scheme is a function and a row here. Names: what the programs' own readers understand, see
+docs/which-file-where.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Scheme:
     """One scheme. ``name_of`` names a tensor. ``alphas``: strengths are alpha tensors; else they are in the factors,
     or (``config``) in a configuration beside the file. ``lycoris``: LoHa, LoKr, full changes and their like can be
     written as they are. ``dora``: magnitudes by output alone, else both kinds. ``whole_kronecker``: its reader cannot
-    multiply LoKr's Tucker cores. ``folder``: each part is a folder of its own.
+    multiply LoKr's Tucker cores. ``folder``: each part is a folder of its own. ``dotted``: names have dots.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Scheme:
     lycoris: bool = False
     whole_kronecker: bool = False
     folder: bool = False
+    dotted: bool = True
     embeddings: bool = False
 
 
@@ -97,6 +99,7 @@ _ROWS = (
         name_of=_kohya,
         alphas=True,
         lycoris=True,
+        dotted=False,
         embeddings=True,
     ),
     Scheme(name="diffusers", title="diffusers' names of today", name_of=_diffusers),

@@ -250,7 +250,9 @@ def kind_of(entry: Entry, precision: str) -> str:
     if dtype in FLOAT_DTYPES and precision != "keep" and entry.layer:
         return PRECISIONS[precision]
     if len(entry.sources) > 1 and dtype not in SIZES:
-        raise ConfigError(f"{entry.key} is of type {dtype}, which is not written; give --save-precision fp16")
+        raise ConfigError(
+            f"{first.file.path}: {entry.key} is of type {dtype}, which is not written; give --save-precision fp16"
+        )
     return dtype
 
 
@@ -309,9 +311,13 @@ def write_entry(
     for start in range(0, count, PIECE):
         values = combine(_read(entry, start, min(count, start + PIECE), buffers), start)
         out = encode_numbers(np.ascontiguousarray(values, np.float32), place.dtype, buffers)
-        check_values(out, place.dtype, entry.key, Moved(0), task.allow)
+        check_values(out, place.dtype, entry.key, Moved(0), task.allow, _places_of(entry))
         target.write_at(out, offset + start * SIZES[place.dtype])
     return place.size
+
+
+def _places_of(entry: Entry) -> list[tuple[WeightFile, str]]:
+    return [(source.file, source.key) for source in entry.sources]
 
 
 def _read(entry: Entry, start: int, stop: int, buffers: Buffers) -> list[Array]:
@@ -334,7 +340,7 @@ def _write_first_layer(
     result = np.array(tensors[0], np.float32)
     result[:, :shared] = combine(rows, 0).reshape(result[:, :shared].shape)
     out = encode_numbers(result.reshape(-1), place.dtype, buffers)
-    check_values(out, place.dtype, entry.key, Moved(0), task.allow)
+    check_values(out, place.dtype, entry.key, Moved(0), task.allow, _places_of(entry))
     target.write_at(out, offset)
 
 

@@ -15,7 +15,7 @@ from lorapipe_engine.models.bases import describe_kind, resolve_base
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import UNET_PREFIX, VAE_PREFIX, recognise
 from lorapipe_engine.models.keys import find_layout, locate, vae_to_ldm
-from lorapipe_merge.scaled import refuse_scaled
+from lorapipe_engine.networks.scaled import refuse_scaled
 
 EMA = "model_ema."
 # What programs read of a checkpoint beside the layers.
@@ -142,14 +142,16 @@ def check_shapes(key: str, sources: Sequence[Source], plan: Plan) -> None:
     if len(set(shapes)) == 1:
         return
     if is_first_layer(key) and len({(s[0], *s[2:]) for s in shapes}) == 1:
-        plan.notes.append(
-            f"{key}: {' and '.join(str(s[1]) for s in shapes)} inputs; the first four are merged"
+        told = ", ".join(
+            f"{source.file.path} has {shape[1]}" for source, shape in zip(sources, shapes, strict=True)
         )
+        plan.notes.append(f"{key} has different numbers of inputs: {told}; the first four are merged")
         return
-    raise InputError(
-        f"{sources[0].file.path} and the others differ in {quote(key)[1:-1]}: "
-        + ", ".join("x".join(map(str, shape)) for shape in shapes)
+    told = ", ".join(
+        f"{source.file.path} has {'x'.join(map(str, shape))}"
+        for source, shape in zip(sources, shapes, strict=True)
     )
+    raise InputError(f"the models differ in {quote(key)[1:-1]}: {told}")
 
 
 def is_first_layer(key: str) -> bool:
@@ -182,10 +184,13 @@ def vae_source(table: Mapping[str, Source], key: str, shape: tuple[int, ...]) ->
     """The VAE's tensor for a key of the checkpoint."""
     source = table.get(key)
     if source is None:
-        raise InputError(f"--vae: has no {key.removeprefix(VAE_PREFIX)}; it is of another architecture")
+        path = next(iter(table.values())).file.path
+        raise InputError(
+            f"--vae {path}: has no {key.removeprefix(VAE_PREFIX)}; it is of another architecture"
+        )
     own = source.file.tensors[source.key].shape
     if own != shape and (math.prod(own) != math.prod(shape) or {*own, 1} != {*shape, 1}):
-        raise InputError(f"--vae: {source.key} has shape {own}, the checkpoint's {shape}")
+        raise InputError(f"--vae {source.file.path}: {source.key} has shape {own}, the checkpoint's {shape}")
     return source
 
 

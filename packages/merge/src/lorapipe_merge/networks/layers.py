@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from lorapipe_engine.delta import known_rule, needs_base
 from lorapipe_engine.delta.full import CHANGES
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
@@ -15,10 +16,11 @@ from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import unet_to_ldm
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import NetworkModule
-from lorapipe_engine.networks.kohya_names import kohya_name
+from lorapipe_engine.networks.kohya_names import known_layer, kohya_name
 from lorapipe_engine.networks.layers import layer_of
+from lorapipe_engine.networks.read import is_beside
 from lorapipe_merge.blocks import BlockWeights
-from lorapipe_merge.matching import EMBEDDING, Applied, left_out
+from lorapipe_merge.matching import Applied, left_out
 
 SHOWN = 5
 
@@ -43,11 +45,11 @@ class Layer:
 
 def common_family(networks: Sequence[Applied]) -> str | None:
     """The family that all networks are for; None if it is none of the known ones. Raises InputError if they differ."""
-    families = {network.network.family for network in networks}
+    families = {(network.network.family, network.network.foreign) for network in networks}
     if len(families) > 1:
-        told = ", ".join(f"{network.name} is for {_title(network.network.family)}" for network in networks)
+        told = ", ".join(f"{network.name} is for {network.network.title}" for network in networks)
         raise InputError(f"networks for different models cannot be added up: {told}")
-    return families.pop()
+    return networks[0].network.family
 
 
 def _title(family: str | None) -> str:
@@ -94,6 +96,7 @@ def _check_kinds(network: Applied) -> None:
                 f"{network.name}: the tensors of {_shown(module.name)} are not those of one known algorithm: "
                 f"{', '.join(sorted(module.keys))}"
             )
+        check_whole(network.weights, module)
         if needs_base(module.keys):
             kind = "dora" if module.dora else module.algorithm
             bound.setdefault(kind, []).append(module.name)
@@ -109,9 +112,7 @@ def _check_kinds(network: Applied) -> None:
 
 def _check_others(network: Applied) -> None:
     others = [
-        name
-        for name in network.network.others
-        if not name.endswith("position_ids") and not name.startswith(EMBEDDING)
+        name for name in network.network.others if not name.endswith("position_ids") and not is_beside(name)
     ]
     if others:
         raise InputError(
@@ -150,10 +151,14 @@ def _block(layer: Layer, family: str | None) -> str:
 
 def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
     """A note on layers that follow no pattern of the family's names: they are added up under the names they have."""
-    names = [layer.name for layer in layers if family is not None and layer_of(layer.name) is None]
-    if not names:
+    strange = [layer for layer in layers if family is not None and known_layer(layer.name, family) is None]
+    if not strange:
         return []
-    return [f"{len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"]
+    names = [layer.name for layer in strange]
+    sources = ", ".join(dict.fromkeys(part.source for layer in strange for part in layer.parts))
+    return [
+        f"{sources}: {len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"
+    ]
 
 
 def rank_of_first(layer: Layer) -> int | None:

@@ -110,9 +110,7 @@ def sum_layer(layer: Layer, rank: int | None, settings: Settings) -> Summed:
     """
     terms = read_terms(layer, whole=settings.mode == "concat")
     arrays = sum_arrays(layer.name, terms)
-    tensors = {
-        _array_key(layer, role): _encode(layer.name, array, settings)[0] for role, array in arrays.items()
-    }
+    tensors = {_array_key(layer, role): _encode(layer, array, settings)[0] for role, array in arrays.items()}
     report = LayerReport(name=layer.name, networks=len(layer.parts))
     stacked = _stack_terms(layer, terms, settings)
     if stacked is None:
@@ -248,7 +246,7 @@ def _encode_factors(
     strength = rank / settings.alpha if alpha_key else 1.0
     sides = (factors.up * strength if strength != 1.0 else factors.up, factors.down)
     for key, side, shape in zip((up_key, down_key), sides, shapes, strict=True):
-        encoded, decoded = _encode(layer.name, side, settings)
+        encoded, decoded = _encode(layer, side, settings)
         tensors[key] = Encoded(encoded.dtype, shape, encoded.data)
         rounded.append(decoded)
     if alpha_key:
@@ -262,12 +260,15 @@ def _array_key(layer: Layer, role: str) -> str:
     return f"{layer.name}.{(_NORM_SUFFIXES if norm else _LAYER_SUFFIXES)[role]}"
 
 
-def _encode(name: str, array: Array, settings: Settings) -> tuple[Encoded, Array]:
+def _encode(layer: Layer, array: Array, settings: Settings) -> tuple[Encoded, Array]:
     """An array in the file's type, and what that type makes of it. Raises InputError for numbers that do not fit."""
     with np.errstate(over="ignore"):
         source = array if settings.dtype == "F64" else array.astype(np.float32)
     encoded = encode(source, settings.dtype)
     rounded = decode(encoded.dtype, encoded.data, encoded.shape)
     if not settings.allow_nonfinite and not np.isfinite(rounded).all():
-        raise InputError(f"{name}: its values do not fit {settings.dtype}; save as bf16 or fp32")
+        told = ", ".join(part.source for part in layer.parts)
+        raise InputError(
+            f"{layer.name} of {told}: the sum's values do not fit {settings.dtype}; give --save-precision bf16 or fp32"
+        )
     return encoded, rounded

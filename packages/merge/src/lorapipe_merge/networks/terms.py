@@ -13,7 +13,7 @@ from lorapipe_engine.delta import Module, find_rule
 from lorapipe_engine.delta.base import flat
 from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum
-from lorapipe_engine.errors import InputError
+from lorapipe_engine.errors import InputError, naming
 from lorapipe_engine.networks.factors import Factors
 from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.read import read_module
@@ -62,13 +62,12 @@ def _read_term(part: Part, dense: bool) -> Term:
         if suffix in tensors and (suffix != "diff" or dense or tensors[suffix].ndim not in (2, 4))
     }
     try:
-        factors, scale, kernel = _plain_factors(part, tensors)
+        with naming(part.source):
+            factors, scale, kernel = _plain_factors(part, tensors)
     except np.linalg.LinAlgError as error:
         raise InputError(
             f"{part.source}: module {part.module.name}: its factors cannot be found ({error})"
         ) from error
-    except InputError as error:
-        raise InputError(f"{part.source}: {error}") from error
     return Term(part.source, part.ratio, factors, part.ratio * scale, kernel, arrays)
 
 
@@ -110,8 +109,12 @@ def common_kernel(layer: str, terms: Sequence[Term], family: str | None) -> tupl
         return kernel_in(family, layer, kernels.pop())
     large = {kernel for kernel in kernels if max(kernel, default=1) > 1}
     if len(large) > 1 or (large and (1, 1) in kernels):
-        told = " and ".join("x".join(map(str, kernel)) for kernel in sorted(kernels) if kernel)
-        raise InputError(f"the layer {layer} has kernels of {told}; the networks are for different models")
+        told = ", ".join(
+            f"{term.source} has {'x'.join(map(str, term.kernel))}" for term, _ in matrices if term.kernel
+        )
+        raise InputError(
+            f"the layer {layer} has different kernels: {told}; the networks are for different models"
+        )
     if large:
         return large.pop()
     columns = next(columns for _, columns in sizes.values())
@@ -127,10 +130,12 @@ def sum_arrays(layer: str, terms: Sequence[Term]) -> dict[str, Array]:
     for term in terms:
         for role, array in term.arrays.items():
             if role in sums and sums[role].shape != array.shape:
-                raise InputError(
-                    f"the {role} of {layer} has different shapes: {term.source} has {array.shape}, "
-                    f"another network {sums[role].shape}"
+                told = ", ".join(
+                    f"{other.source} has {other.arrays[role].shape}"
+                    for other in terms
+                    if role in other.arrays
                 )
+                raise InputError(f"the {role} of {layer} has different shapes: {told}")
             sums[role] = sums.get(role, np.zeros(array.shape)) + term.ratio * array
     if "weight" in sums and any(term.factors is not None for term in terms):
         told = ", ".join(term.source for term in terms)

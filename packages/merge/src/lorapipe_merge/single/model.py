@@ -24,8 +24,8 @@ from lorapipe_engine.models.keys import (
     vae_to_ldm,
 )
 from lorapipe_engine.models.predictions import V, says_flow
+from lorapipe_engine.networks.scaled import is_mark, scales_of
 from lorapipe_merge.models.plan import EMA, is_wanted, vae_table, weights_of
-from lorapipe_merge.scaled import is_mark, scales_of
 from lorapipe_merge.single.tensors import Made, Part, position_ids, whole
 
 PARTS = {"unet": "unet", "vae": "vae", "text_encoder": "te1", "text_encoder_2": "te2"}
@@ -91,7 +91,7 @@ def _open_file(path: Path, stack: ExitStack, *, ema: str, prune: bool) -> Model:
             f"{path}: this is {describe_kind(recognised)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
         )
     model = Model(path, recognised.family, False, [file])
-    scales, layout = scales_of(file), find_layout(file.tensors)
+    scales, layout = scales_of(file.tensors), find_layout(file.tensors)
     dropped, renamed, repaired = [], 0, 0
     for key, info in file.tensors.items():
         if is_mark(key, scales, file.tensors):
@@ -177,7 +177,7 @@ def _open_folder(path: Path, stack: ExitStack) -> Model:
 
 
 def _read_component(model: Model, part: str, file: WeightFile) -> None:
-    scales = scales_of(file)
+    scales = scales_of(file.tensors)
     levels = [
         int(match[1]) for key in file.tensors if (match := re.match(r"encoder\.down_blocks\.(\d+)", key))
     ]

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from lorapipe_engine.checkpoints.opened import Base
 from lorapipe_engine.delta import dense_delta, needs_base
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
+from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.blocks import REST, block_of, block_of_name
 from lorapipe_engine.models.families import FAMILIES, get_family
 from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical, kohya_name
+from lorapipe_engine.networks.kohya_names import canonical, known_layer, kohya_name
 from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.leading import leading
-from lorapipe_engine.networks.read import module_label, read_module
+from lorapipe_engine.networks.read import lost_alphas, module_label, read_module
 from lorapipe_resize.extract.layers import Tensor, tensors_of
 from lorapipe_resize.extract.rules import Rule
 from lorapipe_resize.extract.sources import UNCHANGED, Found
@@ -77,8 +78,10 @@ class NetworkSource:
         self._trained_for = network.family
         self.family = base.family if base is not None else network.family
         self.notes: list[str] = []
-        modules = [module for module in network.modules.values() if self._has_matrix(module)]
-        self._note_rest(network)
+        lost = lost_alphas(network)
+        there = [module for module in network.modules.values() if module.name not in lost]
+        modules = [module for module in there if self._has_matrix(module)]
+        self._note_rest(network, there, lost)
         if not modules:
             raise InputError(f"{file.path}: has no module whose change is a matrix")
         if base is None:
@@ -102,12 +105,17 @@ class NetworkSource:
                 f"{self._file.path}: module {quote(module.name)[1:-1]} has tensors of no known algorithm: "
                 f"{', '.join(sorted(shapes))}"
             )
+        check_whole(self._file, module)
         return needs_base(module.keys) or spectral_rule(module.name, shapes) is not None
 
-    def _note_rest(self, network: Network) -> None:
-        """Say what is left out: vectors of norms and biases, and tensors of no module."""
-        norms = sum(1 for m in network.modules.values() if not self._has_matrix(m))
-        biases = sum(1 for m in network.modules.values() if _BIASES & set(m.keys) and self._has_matrix(m))
+    def _note_rest(self, network: Network, modules: Sequence[NetworkModule], lost: Sequence[str]) -> None:
+        """Say what is left out: vectors of norms and biases, alphas without factors, and tensors of no module."""
+        norms = sum(1 for m in modules if not self._has_matrix(m))
+        biases = sum(1 for m in modules if _BIASES & set(m.keys) and self._has_matrix(m))
+        if lost:
+            shown = ", ".join(quote(name)[1:-1] for name in lost[:SHOWN])
+            more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+            self.notes.append(f"not in the LoRA: {len(lost)} alphas without factors: {shown}{more}")
         if norms:
             self.notes.append(f"not in the LoRA: {norms} modules of norms or vectors, which no LoRA says")
         if biases:
@@ -153,8 +161,6 @@ class NetworkSource:
             return self._find_dense(job, rule)
         arrays = self._arrays(job.module)
         exact = module_spectrum(job.module.name, arrays, vectors=rule.bound(conv=job.conv))
-        if exact.scale < 0:
-            return self._find_dense(job, rule)
         spectrum = exact.spectrum.scaled(exact.scale)
         if not spectrum.norm():
             return UNCHANGED
@@ -249,6 +255,6 @@ def _named(module: NetworkModule, family: str | None) -> tuple[str, str]:
     plain = get_family(family).plain_up_blocks if family else frozenset()
     block = block_of_name(name, module.part, plain) or REST
     kohya = kohya_name(name, family)
-    if "." in kohya:
+    if "." in name and (family is None or known_layer(name, family) is None):
         raise InputError(f"module {quote(name)[1:-1]}: its layer is not known; give the base model too")
     return kohya, block

@@ -166,9 +166,9 @@ def _notes(ours: Tensors, theirs: Tensors) -> list[str]:
             notes.append(
                 f"{here.base.path}: {len(here.averages)} averages (EMA) are passed over, its plain weights count"
             )
-    unknown = sorted(set(ours.others) ^ set(theirs.others))
-    if unknown:
-        notes.append(f"{len(unknown)} tensors of no layer are in one of the files only: {_shown(unknown)}")
+    for here, there in ((ours, theirs), (theirs, ours)):
+        if unknown := sorted(set(here.others) - set(there.others)):
+            notes.append(f"only {here.base.path} has {len(unknown)} tensors of no layer: {_shown(unknown)}")
     return notes
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, show
-from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import (
     build_header,
@@ -26,7 +25,8 @@ from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
 from lorapipe_engine.models.predictions import says_flow
 from lorapipe_engine.networks.describe import describe_network
-from lorapipe_engine.networks.read import network_path, require_strengths
+from lorapipe_engine.networks.kohya_names import first_text_encoder, text_encoder_alone
+from lorapipe_engine.networks.read import network_path, require_understood
 from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
 from lorapipe_resize.extract.metadata import Origin, metadata_of
 from lorapipe_resize.extract.network import NetworkSource
@@ -105,16 +105,6 @@ def run(options: Options) -> int:
         return _finish(opened, done, alpha, target, options)
 
 
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Put the file's name before errors that name a module alone."""
-    try:
-        yield
-    except InputError as error:
-        text = str(error)
-        raise InputError(f"{name}: {text}" if text.startswith("module ") else text) from error
-
-
 def _finish(opened: Opened, done: Extracted, alpha: float, target: Path | None, options: Options) -> int:
     fixed = options.method is None and options.target_bytes is None and options.rank is not None
     metadata = metadata_of(
@@ -179,7 +169,9 @@ def is_network(name: str) -> bool:
 
 def _open_pair(options: Options, stack: ExitStack) -> Opened:
     if options.base is None:
-        raise ConfigError("give the model that it was tuned from too: lora-extract TUNED BASE -o OUT")
+        raise ConfigError(
+            f"{options.tuned}: give the model that it was tuned from too: lora-extract TUNED BASE -o OUT"
+        )
     if is_network(options.base):
         raise ConfigError(
             f"{options.base}: is a network, not a base model; give the network first, the base second"
@@ -222,7 +214,7 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
     path = network_path(Path(options.tuned))
     file = stack.enter_context(open_weights(path))
     network = describe_network(file)
-    require_strengths(network)
+    require_understood(network)
     if network.foreign is not None:
         raise InputError(f"{path}: is for {network.title}, not for SD 1.x, SD 2.x or SDXL")
     base = None
@@ -236,6 +228,9 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
         _check_family(base, options)
     with naming(options.tuned):
         source = NetworkSource(file, network, base)
+    source.notes += first_text_encoder(network)
+    if base is None:
+        source.notes += text_encoder_alone(network)
     family = base.family if base is not None else network.family
     origin = Origin(
         source=path,

@@ -7,6 +7,7 @@ network's scale beside the file's alpha, so that its result says another strengt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,16 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.delta import Array, dense_delta
-from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.delta.whole import check_whole
+from lorapipe_engine.errors import ConfigError, InputError, naming
 from lorapipe_engine.files.picklefile import open_weights
-from lorapipe_engine.files.tensorfile import quote
+from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.keys import lora_names
 from lorapipe_engine.networks import algorithms
-from lorapipe_engine.networks.describe import describe_network
-from lorapipe_engine.networks.read import read_module
+from lorapipe_engine.networks.describe import Network as DescribedNetwork
+from lorapipe_engine.networks.describe import NetworkModule, describe_network
+from lorapipe_engine.networks.kohya_names import canonical
+from lorapipe_engine.networks.read import network_path, read_module, require_understood
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target
 from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
@@ -37,6 +41,8 @@ OPTION = "network_weights"
 
 def read_start(path: Path) -> TrainedFile:
     """Read a file to train on. Raises InputError for what is not trained here."""
+    with naming(OPTION):
+        path = network_path(path)
     return read_trained(path, OPTION)
 
 
@@ -56,8 +62,8 @@ def check_start(network: NetworkSettings, args: NetworkArgs) -> None:
     if network.network_weights is not None:
         read_start(network.network_weights)
     for path in network.base_weights:
-        with open_weights(path) as file:
-            describe_network(file)
+        with naming("base_weights"), open_weights(network_path(path)) as file:
+            _read_base_weights(file)
 
 
 # -------------------------------------------------------------------------------- the network
@@ -67,8 +73,14 @@ def file_names(family: Family) -> dict[str, str]:
     """Every name that a file may have for a layer of the model -> kohya's. Call it before adapters are attached."""
     names: dict[str, str] = {}
     for part, path, _ in (*every_layer(family), *every_norm(family)):
-        names |= dict.fromkeys(lora_names(family.name, part, path), family.lora_name(part, path))
+        own = lora_names(family.name, part, path)
+        names |= dict.fromkeys((*own, *map(_lycoris, own)), family.lora_name(part, path))
     return names
+
+
+def _lycoris(name: str) -> str:
+    """The name that LyCORIS' wrapper gives to a layer, from kohya's."""
+    return re.sub("^lora_", "lycoris_", name)
 
 
 def with_sizes_of(
@@ -159,20 +171,47 @@ def merge_into_base(network: NetworkSettings, family: Family) -> list[str]:
     for index, path in enumerate(network.base_weights):
         given = network.base_weights_multiplier
         multiplier = given[index] if index < len(given) else 1.0
-        with open_weights(path) as file:
-            described = describe_network(file).modules
-            fitting = [name for name in described if name in layers]
+        with naming(f"base_weights: {path}"), open_weights(network_path(path)) as file:
+            described = _read_base_weights(file)
+            fitting = [module for module in described.modules.values() if canonical(module.name) in layers]
             if not fitting:
-                raise InputError(f"base_weights: {path}: none of its modules fits this model ({family.name})")
-            for name in fitting:
-                tensors = read_module(file, described[name])
-                _add(layers[name], name, tensors, multiplier)
-        spare = [name for name in described if name not in layers]
-        told = f"; note: {len(spare)} modules fit nowhere, first {quote(spare[0])}" if spare else ""
+                of = "" if described.family in (None, family.name) else f"; it is for {described.title}"
+                raise InputError(f"none of its modules fits this model ({family.name}){of}")
+            if described.family not in (None, family.name) and len(fitting) < len(described.modules):
+                raise InputError(f"is for {described.title}, the base is {family.facts.title}")
+            _check_unique(fitting, layers)
+            for module in fitting:
+                if module.keys.keys() != {"alpha"}:
+                    _add(layers[canonical(module.name)], module.name, read_module(file, module), multiplier)
+        spare = [name for name in described.modules if canonical(name) not in layers]
+        spare += [name for name in described.others if not name.endswith("position_ids")]
+        told = (
+            f"; note: {len(spare)} modules or tensors fit nowhere, first {quote(spare[0])}" if spare else ""
+        )
         notes.append(
             f"base_weights: {path} merged into the base at {multiplier:g} ({len(fitting)} modules){told}"
         )
     return notes
+
+
+def _read_base_weights(file: WeightFile) -> DescribedNetwork:
+    """The network in a file that is merged. Raises InputError where it is not known what it changes."""
+    network = describe_network(file)
+    require_understood(network)
+    for module in network.modules.values():
+        if module.keys.keys() != {"alpha"}:
+            check_whole(file, module)
+    return network
+
+
+def _check_unique(modules: Iterable[NetworkModule], layers: Mapping[str, Any]) -> None:
+    """Raise InputError for two modules of one layer: which of them counts no file tells."""
+    seen: dict[int, str] = {}
+    for module in modules:
+        layer = id(layers[canonical(module.name)])
+        if layer in seen:
+            raise InputError(f"names one layer twice, as {quote(seen[layer])} and as {quote(module.name)}")
+        seen[layer] = module.name
 
 
 def _layers(family: Family) -> dict[str, Any]:
@@ -194,5 +233,7 @@ def _add(module: Any, name: str, tensors: Mapping[str, Array], multiplier: float
     if change.weight is not None:
         # Rounded once: the sum in float32, then the dtype of the base.
         weight.copy_(plain + torch.from_numpy(change.weight))
-    if change.bias is not None and bias is not None and plain_bias is not None:
+    if change.bias is not None:
+        if bias is None or plain_bias is None:
+            raise InputError(f"module {name}: changes a bias, which its layer has not")
         bias.copy_(torch.from_numpy(plain_bias + change.bias))

@@ -16,7 +16,7 @@ from lorapipe_engine.files.dtypes import DTYPE_BITS
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import TensorFile, TensorInfo, WeightFile, quote
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.read import check_module, read_module, require_strengths
+from lorapipe_engine.networks.read import check_module, read_module, require_understood
 from lorapipe_engine.nn.attach import Kind
 from lorapipe_engine.nn.base import Size, adapter_class
 
@@ -83,7 +83,7 @@ def _memory(count: int, *, pinned: bool) -> Tensor:
 
 def _described(file: WeightFile) -> Network:
     network = describe_network(file)
-    require_strengths(network)
+    require_understood(network)
     return network
 
 
@@ -168,7 +168,7 @@ class StoredFile:
             for name, row in tensors.items():
                 self._check(name, row)
         modules = self.network.modules.items()
-        sizes = {n: Size(m.rank or 0, m.effective_alpha or float(m.rank or 0)) for n, m in modules}
+        sizes = {n: Size(m.rank or 0, _alpha(m)) for n, m in modules}
         kinds = {n: _kind(self.where, module, tensors[n]) for n, module in modules}
         return TrainedFile(self.network.path, sizes, kinds, tensors)
 
@@ -185,11 +185,22 @@ def _are_finite(flat: Tensor) -> bool:
     return not len(flat) or bool(torch.isfinite(torch.stack(torch.aminmax(flat))).all())
 
 
+def _alpha(module: NetworkModule) -> float:
+    alpha = module.effective_alpha
+    return float(module.rank or 0) if alpha is None else alpha
+
+
 def _kind(where: str, module: NetworkModule, tensors: Mapping[str, Tensor]) -> Kind:
     try:
         adapter = adapter_class(module.algorithm)
     except ConfigError as error:
         raise InputError(f"{where}: {quote(module.name)}: {error}") from error
+    if (
+        module.alpha == 0 and module.rank
+    ):  # sd-scripts takes it for the rank, programs that draw for no change at all
+        raise InputError(
+            f"{where}: {quote(module.name)} has the alpha 0, a strength that programs read differently"
+        )
     if lacking := sorted(adapter.needs - tensors.keys()):
         raise InputError(f"{where}: {quote(module.name)} has no {lacking[0]}")
     if odd := sorted(tensors.keys() - adapter.needs - adapter.reads - {"alpha"}):
