@@ -141,7 +141,7 @@ def _check_encoding(name: str) -> None:
         "".encode(name)
     except (LookupError, ValueError, UnicodeError):
         raise ConfigError(
-            f"--encoding {name}: no encoding; cp932, gb18030, cp1252, utf-16 are some"
+            f"--encoding {name}: no encoding; cp1251, cp1252, cp932, gb18030, utf-16-le are some"
         ) from None
 
 

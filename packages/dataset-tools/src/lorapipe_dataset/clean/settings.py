@@ -54,7 +54,7 @@ class InputSettings:
     )
     encoding: str | None = flag(
         None,
-        "Encoding of captions, as cp932, gb18030 or cp1252; they are written as UTF-8.  [default: UTF-8, or UTF-16 "
+        "Encoding of captions, as cp1251, cp1252, cp932 or gb18030; they are written as UTF-8.  [default: UTF-8, or UTF-16 "
         "with a byte order mark]",
         metavar="NAME",
     )

@@ -53,7 +53,8 @@ def read_caption(
 def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -> str:
     """The text of a caption file: UTF-8, with or without a byte order mark, or UTF-16 with one; else ``encoding``.
 
-    Raises InputError for bytes that are none of it.
+    Raises InputError for bytes that are none of it, and for NUL characters, of which no caption has any: UTF-16 without
+    its mark reads as text with one behind each letter.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         used = "utf-16"
@@ -62,14 +63,25 @@ def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -
     else:
         used = encoding
     try:
-        return data.decode(used)
+        text = data.decode(used)
     except UnicodeDecodeError as error:
         if encoding is not None:
             raise InputError(f"{path}: not {used} (byte {error.start})") from error
         raise InputError(
             f"{path}: not UTF-8 (byte {error.start}); lora-clean --encoding NAME rewrites it (cp1252 of western "
-            "Windows, cp932 or gb18030 of Japanese and Chinese), or save it as UTF-8 in an editor"
+            "Windows, cp1251 of Russian, cp932 or gb18030 of Japanese and Chinese), or save it as UTF-8 in an editor"
         ) from error
+    if "\0" in text:
+        raise InputError(f"{path}: NUL characters in it; {_mend_of_nuls(data)}save it as UTF-8 in an editor")
+    return text
+
+
+def _mend_of_nuls(data: bytes) -> str:
+    """What to try first with a caption that has NUL characters, where it looks as UTF-16 without its mark does."""
+    even, odd = data[::2].count(0), data[1::2].count(0)
+    if max(even, odd) * 8 < len(data):
+        return ""
+    return f"lora-clean --encoding utf-16-{'le' if odd > even else 'be'} rewrites it, or "
 
 
 def caption_suffixes(extension: str) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ UNDECODABLE = Rule(
     "bad-encoding",
     "error",
     "Captions that are not UTF-8",
-    "lora-clean DIR --encoding NAME, as cp932 or cp1252, or save them as UTF-8 in an editor",
+    "lora-clean DIR --encoding NAME, as cp1251, cp1252 or cp932, or save them as UTF-8 in an editor",
 )
 LINKED = Rule(
     "linked-caption",
