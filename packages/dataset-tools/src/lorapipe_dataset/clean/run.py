@@ -57,9 +57,10 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
                 tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
             if not options.writes_texts:
                 rows += [
-                    (Path(o.job.picture or o.job.file), o.after)
+                    (Path(path), o.after)
                     for o in outcomes
-                    if o.after is not None and o.error is None
+                    for path in (o.job.picture or o.job.file, *o.job.others)
+                    if o.after is not None and o.error is None and not o.job.second
                 ]
             bar.update(len(outcomes))
     if not options.dry_run:

@@ -9,8 +9,9 @@ from pathlib import Path
 from lorapipe_dataset.repeats.plan import Row
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.files.links import within
+from lorapipe_engine.pictures.caption_files import CaptionFinder
 from lorapipe_engine.pictures.captions import read_caption
-from lorapipe_engine.pictures.layout import CaptionFinder, find_images
+from lorapipe_engine.pictures.layout import find_images
 from lorapipe_engine.settings import DataSettings
 
 

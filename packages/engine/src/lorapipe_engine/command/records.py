@@ -1,7 +1,8 @@
 """What the tools pass each other through pipes: paths, or JSON records that have a path.
 
 In a list, a line that begins with ``{`` is a JSON object with a text ``path`` (or ``file``); any other line is a path
-as it stands, spaces and all. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths
+as it stands, spaces and all; one in double quotes, as Windows copies it, is read without them where nothing has that
+name with them. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths
 only. Fields that a tool does not know stay in the record and go on to the next tool. Lists are UTF-8; bytes of a
 name that are not survive (``surrogateescape``, as Python has file names).
 """
@@ -86,7 +87,14 @@ def read_list(stream: BinaryIO, name: str = "standard input") -> Iterator[Record
         if text.startswith("{") and not exact:
             yield _parse(text, f"{name}, line {number}")
         elif text.strip() or (exact and text):
-            yield Record(Path(text))
+            yield Record(Path(text if exact else _unquoted(text)))
+
+
+def _unquoted(text: str) -> str:
+    """A path that was copied with double quotes around it, without them, unless something is called so."""
+    inside = text.strip()[1:-1]
+    quoted = text.strip() == f'"{inside}"' and inside
+    return inside if quoted and not os.path.lexists(text) and os.path.exists(inside) else text  # noqa: PTH110
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from lorapipe_engine.datasets.losses import loss_notes
 from lorapipe_engine.datasets.scan import Dataset, Folder
-from lorapipe_engine.pictures.layout import survey
+from lorapipe_engine.pictures.layout import few_of, survey
 from lorapipe_engine.settings import DataSettings
 
 
@@ -30,6 +30,16 @@ def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
         parts.append(f"{row.without_caption} without a caption ({instead})")
     if row.empty_captions:
         parts.append(f"{row.empty_captions} with an empty caption file")
+    if row.cut_captions:
+        parts.append(
+            f"{row.cut_captions} with a caption of several lines, of which the first is trained "
+            "(enable_wildcard takes one at a time)"
+        )
+    if row.shared:
+        parts.append(
+            f"warning: {len(row.shared)} share a caption file, as their names differ in the suffix only "
+            f"({few_of(row.shared)}); lora-check --fix stem-clash keeps them apart"
+        )
     if row.private_captions:
         links = f"{row.private_captions} captions are links out of the dataset"
         parts.append(f"warning: {links}: they are trained, and left out of the metadata")

@@ -20,6 +20,10 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 KEEP_MARK = (
     "|||"  # sd-scripts' keep_tokens_separator as people write it: what stands before it stays in front
 )
+# The first halves of letters in UTF-16, of Latin to Arabic and Thai: as letters of their own nobody has them.
+_HALVES = re.compile(r"[\x00-\x06\x0e]")
+_FEW_HALVES = 8  # fewer than one in so many letters are strays
+_LINE_ENDS = re.compile(r"\r\n?|\n")
 _BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
@@ -46,15 +50,22 @@ def read_caption(
         text = decode_caption(read(path), path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = caption_lines(text)
     return "\n".join(lines) if every_line else (lines[0] if lines else "")
+
+
+def caption_lines(text: str) -> list[str]:
+    """The lines of a caption that are not empty, trimmed. Line ends are those of files: other programs read what else
+    Unicode has of them (U+2028, form feeds) as white space, and train what stands behind it.
+    """
+    return [line.strip() for line in _LINE_ENDS.split(text) if line.strip()]
 
 
 def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -> str:
     """The text of a caption file: UTF-8, with or without a byte order mark, or UTF-16 with one; else ``encoding``.
 
-    Raises InputError for bytes that are none of it, and for NUL characters, of which no caption has any: UTF-16 without
-    its mark reads as text with one behind each letter.
+    A NUL character is left out. Raises InputError for bytes that are none of it, and for a text with so many control
+    characters that it must be UTF-16 without its mark, which reads as text with one behind each letter.
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         used = "utf-16"
@@ -71,17 +82,14 @@ def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -
             f"{path}: not UTF-8 (byte {error.start}); lora-clean --encoding NAME rewrites it (cp1252 of western "
             "Windows, cp1251 of Russian, cp932 or gb18030 of Japanese and Chinese), or save it as UTF-8 in an editor"
         ) from error
-    if "\0" in text:
-        raise InputError(f"{path}: NUL characters in it; {_mend_of_nuls(data)}save it as UTF-8 in an editor")
-    return text
-
-
-def _mend_of_nuls(data: bytes) -> str:
-    """What to try first with a caption that has NUL characters, where it looks as UTF-16 without its mark does."""
-    even, odd = data[::2].count(0), data[1::2].count(0)
-    if max(even, odd) * 8 < len(data):
-        return ""
-    return f"lora-clean --encoding utf-16-{'le' if odd > even else 'be'} rewrites it, or "
+    halves = len(_HALVES.findall(text))
+    if halves and halves * _FEW_HALVES >= len(text):
+        even, odd = (len(_HALVES.findall(data[start::2].decode("latin-1"))) for start in (0, 1))
+        raise InputError(
+            f"{path}: control characters among its letters, as in UTF-16 without a byte order mark; "
+            f"lora-clean --encoding utf-16-{'le' if odd > even else 'be'} rewrites it, or save it as UTF-8 in an editor"
+        )
+    return text.replace("\0", "") if halves else text
 
 
 def caption_suffixes(extension: str) -> tuple[str, ...]:

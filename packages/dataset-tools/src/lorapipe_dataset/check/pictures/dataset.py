@@ -88,14 +88,12 @@ class Picture:
 @dataclass
 class Dataset:
     """All that was found. ``others`` are files that belong to no picture, and pictures in other formats. ``left_out``
-    says what is not trained and why, ``untrained`` has the reason for each such folder. With
-    ``masks_count`` masks are pictures like all others, as lora-train has it.
+    says what is not trained and why, ``untrained`` has the reason for each such folder.
     """
 
     places: list[Place] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     masks: list[Path] = field(default_factory=list)
-    masks_count: bool = False
     others: list[Path] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
