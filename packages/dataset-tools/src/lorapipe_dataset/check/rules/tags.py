@@ -84,6 +84,13 @@ PROMPT = Rule(
     "Signs of prompts in captions: they are trained as words",
     "lora-clean --strip-weights, and --drop 're:<.*>, BREAK' for the others",
 )
+COMMA = Rule(
+    "other-comma",
+    "warning",
+    "Commas of other scripts between tags: what they part is trained as one tag",
+    "lora-clean --split ， (or the sign that is named) writes plain ones",
+)
+_COMMAS = "，、،"
 # Weights, networks called by name, and words that some user interfaces read as commands.
 _PROMPT = re.compile(
     r"(?<!\\)[(\[][^()\[\]]+:\s*[+-]?\d*\.?\d+[)\]]"
@@ -97,6 +104,14 @@ def find_prompts(dataset: Dataset, _options: Options) -> Iterator[Finding]:
         signs = list(dict.fromkeys(_PROMPT.findall(picture.caption or "")))
         if signs:
             yield Finding(PROMPT, _quoted(signs), (picture.path,), {"signs": signs})
+
+
+def find_commas(dataset: Dataset, _options: Options) -> Iterator[Finding]:
+    """Captions of tags that are parted by signs that no trainer parts them at."""
+    for picture in dataset.captioned if dataset.style == "tags" else ():
+        signs = [sign for sign in _COMMAS if sign in (picture.caption or "")]
+        if signs:
+            yield Finding(COMMA, _quoted(signs), (picture.path,), {"signs": signs})
 
 
 def _quoted(texts: list[str]) -> str:
@@ -220,6 +235,7 @@ def _listed(tags: list[str]) -> str:
 CHECKS = (
     Check((UNKNOWN, MISSPELT), find_known),
     Check((PROMPT,), find_prompts),
+    Check((COMMA,), find_commas),
     Check((ALIAS,), find_aliases),
     Check((DOUBLE, CONTRADICTION, PEOPLE), find_in_captions),
     Check((ARTEFACT, PANEL), find_artefacts),
