@@ -19,6 +19,7 @@ from lorapipe_dataset.clean.captions.words import (
     read_pairs,
     resolve,
 )
+from lorapipe_dataset.clean.checks import check_options
 from lorapipe_dataset.clean.settings import (
     DrySettings,
     Existing,
@@ -34,6 +35,7 @@ from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.caption_files import caption_suffix
 from lorapipe_engine.pictures.tag_lists import split_list
 
 
@@ -76,7 +78,8 @@ class Options:
         algebra = [name for name, folder in others.items() if folder is not None]
         if len(algebra) > 1:
             raise ConfigError(f"--{algebra[0]} and --{algebra[1]} exclude each other; run twice")
-        extensions = [text if text.startswith(".") else f".{text}" for text in read.extensions]
+        check_options(inputs, chosen)
+        extensions = [caption_suffix(text, "--ext") for text in read.extensions]
         return cls(
             rules=rules_of(chosen, algebra[0] if algebra else None),
             inputs=inputs,

@@ -96,6 +96,7 @@ class WriteSettings:
     existing: Existing = flag(
         "skip",
         "A caption file that says something else than its record: leave it, add what is new, replace it.",
+        needs="no_txt=False",
     )
     no_txt: bool = flag(False, "Change no caption files, only records.")
     frequency: bool = flag(False, "List the tags' counts on stderr.")
