@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lorapipe_engine.datasets.described import dataset_notes
+from lorapipe_engine.datasets.scan import scan
+from lorapipe_engine.settings import DataSettings
 from support.commands import TARGETS, run
 
 TAGGER = ("--model", Path(__file__).parents[1] / "data" / "tagger" / "model", "--device", "cpu")
@@ -287,3 +290,61 @@ def test_a_count_of_repairs_speaks_of_what_was_done(folder: Path) -> None:
     assert done.returncode == 1
     assert "mended: 4 files moved away; --undo takes it back; 1 failed" in done.stderr
     assert (folder / "else" / "e.png").exists()
+
+
+def test_what_is_named_twice_counts_once(folder: Path) -> None:
+    place = folder / "10_x"
+    for again in (place, place / "a.png", f"{place}/../10_x"):
+        assert run("lora-check", folder, again, "--no-look").stdout.startswith("2 pictures, 20 an epoch, 2 cap")
+        assert json.loads(run("lora-repeats", folder, again, "--json").stdout)["images"] == 2
+        assert "2 of 2 captions would" in run("lora-clean", place, again, "-n", "--trigger", "zz").stderr
+
+
+def test_folders_with_a_use_of_their_own_are_not_told(folder: Path) -> None:
+    draw(folder / "reg" / "1_girl" / "p.png", "girl"), draw(folder / "extra" / "q.png")
+    for name in ("a.png", "b c.png"):
+        Image.open(folder / "10_x" / name).convert("L").save(draw(folder / "shapes" / name))
+    data = DataSettings(
+        train_data_dir=folder,
+        reg_data_dir=folder / "reg",
+        conditioning_data_dir=folder / "shapes",
+        masked_loss=True,
+        resolution=(64, 64),
+    )
+    notes = [line for line in dataset_notes(data, scan(data)) if "not trained" in line]
+    assert notes == [
+        f"{folder}: not trained: 1 picture in 'extra', which has no number of repeats in front "
+        "(rename it to '10_extra')"
+    ]
+
+
+@pytest.mark.parametrize("tool", ["lora-tag", "lora-clean", "lora-check", "lora-repeats"])
+@pytest.mark.parametrize("words", [[], ["--undo"]])
+def test_an_empty_word_is_no_folder(folder: Path, tool: str, words: list[str]) -> None:
+    """As a variable of a script that is not set: it would mean the folder one is in."""
+    done = run(tool, "", *words, cwd=folder / "10_x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{tool}: error: an empty path; name a folder or file ('.' is the folder you are in)\n"
+
+
+def test_repairs_take_all_captions_of_a_picture_along(tmp_path: Path) -> None:
+    place = tmp_path / "10_x"
+    first = draw(place / "a.png", "1girl, tree, sun")
+    (place / "copy.png").write_bytes(first.read_bytes())
+    for name in ("copy.txt", "copy.caption", "copy.png.txt"):
+        (place / name).write_text(f"of {name}")
+    assert run("lora-check", place, "--fix", "duplicate").returncode == 0
+    assert sorted(path.name for path in place.iterdir() if path.is_file()) == ["a.png", "a.txt"]
+    assert run("lora-check", "--undo", place).returncode == 0
+    if sys.platform != "linux":
+        return  # names that differ in capitals are one file there
+    draw(place / "COPY.png", "capitals, b, c")
+    assert run("lora-check", place, "--fix", "case-clash").returncode == 0
+    kept = {path.name: path.read_text() for path in place.iterdir() if path.suffix in (".txt", ".caption")}
+    assert kept == {
+        "a.txt": "1girl, tree, sun",
+        "COPY.txt": "capitals, b, c",
+        "copy_2.txt": "of copy.txt",
+        "copy_2.caption": "of copy.caption",
+        "copy_2.png.txt": "of copy.png.txt",
+    }

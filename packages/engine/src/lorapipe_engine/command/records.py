@@ -59,8 +59,9 @@ def read_records(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterato
     """The records that a command is to work on, as they come.
 
     ``words`` are paths; ``-``, or no word at all, stands for the list on ``stdin`` (the process's own by default).
-    Raises InputError for a line that is no record, and instead of waiting at a terminal.
+    Raises InputError for a line that is no record, for an empty word, and instead of waiting at a terminal.
     """
+    check_words(words)
     for word in words or (STREAM,):
         if word != STREAM:
             yield Record(Path(word))
@@ -69,6 +70,12 @@ def read_records(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterato
         if stream is None or stream.isatty():
             raise InputError("nothing to work on: name files or folders, or pipe paths in")
         yield from read_list(stream)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise InputError for an empty word: a variable of a script that is not set would mean the folder one is in."""
+    if "" in words:
+        raise InputError("an empty path; name a folder or file ('.' is the folder you are in)")
 
 
 def _process_stdin() -> BinaryIO | None:

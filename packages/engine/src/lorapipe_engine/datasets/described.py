@@ -63,7 +63,10 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
         notes += [f"{name} is not used: dataset_config names the folders" for name in unused]
     elif data.in_json is None:
         roots = [root for root in (data.train_data_dir, data.reg_data_dir) if root is not None]
-        notes += [f"{root}: not trained: {line}" for root in roots for line in survey(root).left_out()]
+        for root in roots:
+            others = (*roots, data.conditioning_data_dir)
+            apart = [other for other in others if other is not None and other != root]
+            notes += [f"{root}: not trained: {line}" for line in survey(root).left_out(apart=apart)]
     counts = Counter(picture.dataset for picture in dataset.pictures)
     for number, spec in enumerate(dataset.specs):
         if spec.asked_step is not None:

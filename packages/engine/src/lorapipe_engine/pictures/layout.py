@@ -236,12 +236,16 @@ class Survey:
         """The folders whose pictures are trained."""
         return [part for part in self.parts if part.reason is None]
 
-    def left_out(self, *, inner: bool = True, hint: str = "") -> list[str]:
+    def left_out(self, *, inner: bool = True, hint: str = "", apart: Sequence[Path] = ()) -> list[str]:
         """What is not trained and why, a line for each reason. Without ``inner``, pictures in folders inside a
-        concept's folder are not told; ``hint`` is put behind their line.
+        concept's folder are not told; ``hint`` is put behind their line. ``apart``: folders that have a use of their
+        own, as masks and regularisation pictures have, of which nothing is told.
         """
         counts = Counter[str]()
+        used = [folder.resolve() for folder in apart]
         for part in self.parts:
+            if any(part.path.resolve().is_relative_to(folder) for folder in used):
+                continue
             held = [*part.pictures, *(part.masks if part.reason == _MASKS else ())]
             if part.reason is not None and held and (inner or not part.is_inner):
                 counts[part.reason] += len(held)
@@ -272,7 +276,7 @@ class Survey:
     def linked(self) -> list[str]:
         """What lies in folders that are links, for tools that change nothing behind a link: a line for each."""
         return [
-            f"{_pictures(len(part.pictures))} in '{part.path.name}', a link to a folder: name that folder itself"
+            _behind_link(part.path, len(part.pictures))
             for part in self.parts
             if part.path != self.root and part.path.is_symlink() and part.pictures
         ]
@@ -309,18 +313,24 @@ def notes_of(folder: Path, *, recursive: bool, alone: str) -> list[str]:
             return [str(error)]  # a name that matters where it is trained
         lines, apart = laid.left_out() if laid.numbered else laid.passed_by(), laid.linked()
     else:
-        lines, inside = survey_one(folder).passed_by(), _count_inside(folder)
-        apart = [f"{_pictures(inside)} in folders inside (--recursive takes them in)"] * bool(inside)
+        lines = survey_one(folder).passed_by()
+        counts = {path: _count_inside(path) for path in subfolders(folder)}
+        apart = [_behind_link(path, count) for path, count in counts.items() if count and path.is_symlink()]
+        inside = sum(count for path, count in counts.items() if not path.is_symlink())
+        apart += [f"{_pictures(inside)} in folders inside (--recursive takes them in)"] * bool(inside)
     return [*(f"not trained: {line}" for line in lines), *(f"{alone}: {line}" for line in apart)]
 
 
-def _count_inside(root: Path) -> int:
-    """How many pictures lie in folders in this one, those of other programs left out."""
+def _behind_link(path: Path, count: int) -> str:
+    return f"{_pictures(count)} in '{path.name}', a link to a folder: name that folder itself"
+
+
+def _count_inside(folder: Path) -> int:
+    """How many pictures lie in a folder and those in it, those of other programs left out."""
     count = 0
-    for folder in subfolders(root):
-        for _, folders, names in os.walk(folder):
-            folders[:] = [name for name in folders if not is_left_out(name)]
-            count += sum(_is_picture(name) and not is_left_out(name) for name in names)
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_left_out(name)]
+        count += sum(_is_picture(name) and not is_left_out(name) for name in names)
     return count
 
 

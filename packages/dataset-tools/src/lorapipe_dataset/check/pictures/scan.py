@@ -52,6 +52,7 @@ def scan(records: Iterable[Record], extension: str) -> Dataset:
     if not dataset.pictures and not dataset.masks:
         formats = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise InputError("; ".join([f"no pictures found ({formats})", *dataset.left_out[:1]]))
+    dataset.left_out = list(dict.fromkeys(dataset.left_out))
     dataset.pictures.sort(key=lambda picture: picture.path.parts)
     dataset.others.sort()
     return dataset
@@ -114,8 +115,11 @@ def _is_known(name: str, extension: str) -> bool:
 
 
 def _sort_files(place: Place, names: Sequence[str], dataset: Dataset, extension: str) -> None:
-    """Sort a folder's files into pictures with captions, masks and others."""
+    """Sort a folder's files into pictures with captions, masks and others; those that are there already are left."""
     folder = place.path
+    start = os.path.join(os.path.abspath(folder), "")  # noqa: PTH100, PTH118 - links are not to be followed
+    names = [name for name in names if start + name not in dataset.seen]
+    dataset.seen.update(start + name for name in names)
     beside = CaptionNames(names, extension)
     pictures = [name for name in names if _is_picture(name)]
     masks = {name for name in pictures if is_mask(folder / name)}

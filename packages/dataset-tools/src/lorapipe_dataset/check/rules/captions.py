@@ -29,7 +29,7 @@ EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existin
 UNDECODABLE = Rule(
     "bad-encoding",
     "error",
-    "Captions that are not UTF-8",
+    "Captions that cannot be read, most often because they are not UTF-8",
     "lora-clean DIR --encoding NAME, as cp1251, cp1252 or cp932, or save them as UTF-8 in an editor",
 )
 LINKED = Rule(

@@ -77,7 +77,13 @@ def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Do
     command line names nothing.
     """
     places: dict[str, str] = {}
+    seen: set[str] = set()
     for one in _gather(options, stdin):
+        if len(options.inputs) > 1 and isinstance(one, Job) and one.given is None and one.error is None:
+            place = os.path.normcase(os.path.abspath(one.origin or one.file))  # noqa: PTH100 - links are not to be followed
+            if place in seen:
+                continue  # a folder, and a file in it
+            seen.add(place)
         if isinstance(one, Job) and _is_brought(one, options):
             source = one.picture or one.origin or one.file
             other = places.setdefault(os.path.normcase(one.file), source)
