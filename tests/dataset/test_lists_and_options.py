@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -348,3 +349,35 @@ def test_repairs_take_all_captions_of_a_picture_along(tmp_path: Path) -> None:
         "copy_2.caption": "of copy.caption",
         "copy_2.png.txt": "of copy.png.txt",
     }
+
+
+def test_signs_that_no_option_obeys_are_told_and_the_mend_mends(folder: Path) -> None:
+    caption = folder / "10_x" / "a.txt"
+    caption.write_text("mayu ||| {a|b}, {{c|d}}, (sun:1.2), <lora:q:1>, BREAK, smile")
+    (folder / "10_x" / "b c.txt").write_text("mayu, rem \\(re:zero\\), 1:1, {{c|d}}, :3")
+
+    def told(**options: object) -> list[str]:
+        data = DataSettings(train_data_dir=folder, resolution=(64, 64), **options)  # type: ignore[arg-type]
+        return [line.partition(" (a.png)")[0] for line in dataset_notes(data, scan(data)) if "as it stands" in line]
+
+    signs = [
+        "1 caption has '|||'",
+        "1 caption has choices such as {a|b}",
+        "1 caption has weights such as (tag:1.2)",
+        "1 caption has signs of prompts such as <lora:name:1> or BREAK",
+    ]
+    assert told() == signs
+    assert told(keep_tokens_separator="|||", enable_wildcard=True, weighted_captions=True) == signs[3:]
+    words = ("--only", "prompt-syntax", "--only", "wildcards")
+    report = json.loads(run("lora-check", folder, "--no-look", "--json", *words).stdout)
+    found = {row["rule"]: (row["text"], len(row["paths"])) for row in report["findings"]}
+    assert found == {
+        "prompt-syntax": ("'(sun:1.2)', '<lora:q:1>', 'BREAK'", 1),
+        "wildcards": ("'{a|b}'", 1),
+    }
+    # The words that the report advises.
+    mend = shlex.split(report["rules"]["prompt-syntax"]["fix"].partition(" for the others")[0].replace(", and", ""))
+    assert run(mend[0], folder / "10_x", *mend[1:]).returncode == 0
+    assert caption.read_text() == "mayu ||| {a|b}, {{c|d}}, sun, smile"
+    assert run("lora-clean", folder / "10_x", "--expand-wildcards").returncode == 0
+    assert told(keep_tokens_separator="|||") == []

@@ -6,6 +6,7 @@ from collections import Counter
 
 from lorapipe_engine.datasets.losses import loss_notes
 from lorapipe_engine.datasets.scan import Dataset, Folder
+from lorapipe_engine.datasets.signs import sign_notes
 from lorapipe_engine.pictures.layout import few_of, survey
 from lorapipe_engine.settings import DataSettings
 
@@ -75,4 +76,4 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
             )
         if spec.validation_split and not any(row.dataset == number for row in dataset.validation):
             notes.append(f"validation_split {spec.validation_split:g} of {counts[number]} pictures is none")
-    return [*notes, *loss_notes(data, dataset)]
+    return [*notes, *loss_notes(data, dataset), *sign_notes(data, dataset)]

@@ -25,7 +25,7 @@ MISSING = Rule(
     "Pictures without a caption: their folder's name is trained",
     "lora-tag DIR, or write FILE.txt beside them",
 )
-EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existing replace, or write them")
+EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR (captions with words in them stay), or write them")
 UNDECODABLE = Rule(
     "bad-encoding",
     "error",
