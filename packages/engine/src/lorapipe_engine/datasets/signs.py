@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lorapipe_engine.datasets.scan import Dataset, Picture
 from lorapipe_engine.pictures.captions import KEEP_MARK, CaptionRule
-from lorapipe_engine.settings import DataSettings
+
+if TYPE_CHECKING:
+    from lorapipe_engine.datasets.scan import Dataset, Picture
+    from lorapipe_engine.settings import DataSettings
 
 WEIGHT = re.compile(r"(?<!\\)[(\[][^()\[\]]+:\s*[+-]?\d*\.?\d+[)\]]")
 # Networks called by name, and words that some user interfaces read as commands.

@@ -84,7 +84,7 @@ SAME = Rule(
     "tag them again: what differs between them is not learned",
 )
 SHORT = Rule(
-    "few-tags", "warning", "Captions of fewer than three tags", "lora-tag DIR with a lower threshold"
+    "few-tags", "warning", "Captions of fewer than three tags", "lora-tag DIR --existing merge with a lower threshold"
 )
 
 
