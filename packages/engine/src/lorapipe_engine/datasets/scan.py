@@ -187,7 +187,7 @@ def _scan_subset(
     subset, paths = source.subset, source.paths
     rows: list[Picture] = []
     bare = empty = cut = 0
-    owners: dict[Path, list[str]] = {}
+    owners: dict[str, list[str]] = {}
     is_linked = leads_out(subset.folder, root) is not None
     is_private = subset.metadata is not None and _is_linked_file(subset.metadata, subset.folder)
     # One listing of the folder is far quicker than asking for each file that might be there.
@@ -201,7 +201,7 @@ def _scan_subset(
                 text = text.partition("\n")[0]
                 cut += 1
             if beside is not None:
-                owners.setdefault(beside, []).append(path.name)
+                owners.setdefault(beside.name, []).append(path.name)
         else:
             text, private = source.captions[path], is_private
         bare += text is None

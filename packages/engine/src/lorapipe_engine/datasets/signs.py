@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WEIGHT = re.compile(r"(?<!\\)[(\[][^()\[\]]+:\s*[+-]?\d*\.?\d+[)\]]")
 # Networks called by name, and words that some user interfaces read as commands.
 COMMAND = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>|\bBREAK\b|\bADDROW\b|\bADDCOL\b")
+_LIKELY = re.compile(r"[|(\[<{]|BREAK|ADDROW|ADDCOL")
 WILDCARD = re.compile(r"(?<!\{)\{[^{}|]*\|[^{}]*\}(?!\})")
 
 
@@ -59,11 +60,15 @@ _SIGNS = (
 
 def sign_notes(data: DataSettings, dataset: Dataset) -> list[str]:
     """A line for each kind of sign that the captions have and that no option obeys."""
-    return [line for sign in _SIGNS if (line := _note(sign, list(_having(sign, data, dataset))))]
+    # Most captions have none of the letters that signs are made of.
+    likely = [picture for picture in dataset.pictures if _LIKELY.search(picture.caption)]
+    return [line for sign in _SIGNS if (line := _note(sign, list(_having(sign, likely, data, dataset))))]
 
 
-def _having(sign: _Sign, data: DataSettings, dataset: Dataset) -> Iterator[Picture]:
-    for picture in dataset.pictures:
+def _having(
+    sign: _Sign, pictures: Sequence[Picture], data: DataSettings, dataset: Dataset
+) -> Iterator[Picture]:
+    for picture in pictures:
         if sign.find(picture.caption) and not sign.is_obeyed(dataset.subset_of(picture).captions, data):
             yield picture
 
