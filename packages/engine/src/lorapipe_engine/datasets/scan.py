@@ -200,7 +200,7 @@ def _scan_subset(
             if text and "\n" in text and not subset.captions.wildcards:
                 text = text.partition("\n")[0]
                 cut += 1
-            if beside is not None:
+            if beside is not None and captions.shares_stem(path.name):
                 owners.setdefault(beside.name, []).append(path.name)
         else:
             text, private = source.captions[path], is_private

@@ -73,14 +73,18 @@ class CaptionNames:
         """The files that are captions of a picture, by name; the first one is read."""
         stem, suffix = split_suffix(picture)
         shared, own = self._named(stem), self._named(picture) if suffix else []
-        return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
+        return [*own, *shared] if self.shares_stem(picture) else [*shared, *own]
+
+    def shares_stem(self, picture: str) -> bool:
+        """Whether another picture differs from this one in its suffix only."""
+        return self._stems[split_suffix(picture)[0]] > 1
 
     def usual(self, picture: str) -> list[str]:
         """The names that a picture's caption may have, in the order in which they are tried."""
         stem, suffix = split_suffix(picture)
         shared = [stem + end for end in self._suffixes]
         own = [picture + end for end in self._suffixes] if suffix else []
-        return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
+        return [*own, *shared] if self.shares_stem(picture) else [*shared, *own]
 
     def _named(self, stem: str) -> list[str]:
         found = [name for suffix in self._suffixes for name in self._with(stem, suffix)]
