@@ -3,12 +3,13 @@
 In a list, a line that begins with ``{`` is a JSON object with a text ``path`` (or ``file``); any other line is a path
 as it stands, spaces and all; one in double quotes, as Windows copies it, is read without them where nothing has that
 name with them. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths
-only. Fields that a tool does not know stay in the record and go on to the next tool. Lists are UTF-8; bytes of a
-name that are not survive (``surrogateescape``, as Python has file names).
+only. Fields that a tool does not know stay in the record and go on to the next tool. Lists are UTF-8, or UTF-16 with its
+mark; bytes of a name that are no UTF-8 survive (``surrogateescape``, as Python has file names).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -92,7 +93,7 @@ def read_list(stream: BinaryIO, name: str = "standard input") -> Iterator[Record
             # Windows' editors and shells begin a list with a byte order mark.
             text = text.removeprefix(_BOM) if number == 1 else text
         if text.startswith("{") and not exact:
-            yield _parse(text, f"{name}, line {number}")
+            yield _parse_or_path(text, f"{name}, line {number}")
         elif text.strip() or (exact and text):
             yield Record(Path(text if exact else _unquoted(text)))
 
@@ -112,6 +113,8 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
     # What has come so far is taken, so that a slow sender's first lines are not held back.
     read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
     while block := read(_BLOCK):
+        if not number and not rest and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            block = _from_utf16(block + stream.read())
         if not number and b"\0" in block:
             end = b"\0"
         *whole, rest = (rest + block).split(end)
@@ -120,6 +123,25 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
             yield number, line, end == b"\0"
     if rest:
         yield number + 1, rest, end == b"\0"
+
+
+def _from_utf16(data: bytes) -> bytes:
+    """A list that PowerShell wrote to a file, in UTF-8; as it is where it only begins so."""
+    try:
+        text = data.decode("utf-16")
+        return data if "\0" in text else text.encode()
+    except UnicodeError:
+        return data
+
+
+def _parse_or_path(text: str, place: str) -> Record:
+    """The record of a line; where it is none, the file that is called so."""
+    try:
+        return _parse(text, place)
+    except InputError:
+        if os.path.lexists(text):
+            return Record(Path(text))
+        raise
 
 
 def _parse(text: str, place: str) -> Record:
