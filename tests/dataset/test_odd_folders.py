@@ -178,6 +178,7 @@ def test_lora_repeats(odd: Path, tmp_path: Path) -> None:
     # That of the linked folder is somebody else's.
     assert f"{len(BARE) + 1} of {COUNT} pictures have no caption" in done.stderr
     assert "2 pictures are links" in done.stderr
+    assert f"in their place are not taken: {odd / '10_a' / 'own.png.txt'}\n" in done.stderr
     (folder,) = (tmp_path / "out").glob("*_a")
     built = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len([name for name in built if not name.endswith(".txt")]) == CAPTIONED + len(BARE)

@@ -215,6 +215,9 @@ def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> 
         count = len(layout.links)
         what = "1 picture is a link" if count == 1 else f"{count} pictures are links"
         say(f"note: {what} ({names}): the file that it leads to is taken")
+    if layout.seconds:
+        names = few_of([str(path) for path in layout.seconds])
+        say(f"note: captions beside another that is read in their place are not taken: {names}")
     if len(layout.suffixes) > 1:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(layout.suffixes.items()))
         say(f"note: captions have several suffixes ({kinds}): lora-train reads them all, sd-scripts one")

@@ -47,7 +47,8 @@ class Item:
 class Layout:
     """All files of a tree, how many pictures have no caption, how many were renamed to keep captions apart, and the
     captions that are left out, because they are links out of the dataset. ``links``: pictures that are links;
-    ``suffixes``: how many captions have each suffix.
+    ``suffixes``: how many captions have each suffix; ``seconds``: captions that are not taken, because another of their
+    picture is read.
     """
 
     items: tuple[Item, ...]
@@ -56,6 +57,7 @@ class Layout:
     left_out: tuple[LeadsOut, ...] = ()
     links: tuple[Path, ...] = ()
     suffixes: Mapping[str, int] = field(default_factory=dict)
+    seconds: tuple[Path, ...] = ()
 
 
 def lay_out(rows: Iterable[Row], extension: str) -> Layout:
@@ -67,6 +69,7 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
     left_out: list[LeadsOut] = []
     bare = renamed = 0
     folders: dict[str, str] = {}
+    others: dict[Path, None] = {}
     finder = CaptionFinder(extension)
     for row in rows:
         folder = Path(folder_name(row.repeats, row.concept.name))
@@ -84,12 +87,15 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
                 caption = None
                 left_out.append(reason)
             bare += caption is None
+            others |= dict.fromkeys(finder.all_of(picture.path)[1:])
             items += [caption] if caption else []
     links = tuple(
         item.source for item in items if item.source and not item.is_caption and item.source.is_symlink()
     )
     suffixes = Counter(item.target.suffix for item in items if item.is_caption)
-    return Layout(tuple(items), bare, renamed, tuple(left_out), links, suffixes)
+    taken = {item.source for item in items}
+    seconds = tuple(path for path in others if path not in taken)
+    return Layout(tuple(items), bare, renamed, tuple(left_out), links, suffixes, seconds)
 
 
 def _free_stem(stem: str, taken: set[str]) -> str:
