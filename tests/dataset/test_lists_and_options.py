@@ -193,12 +193,14 @@ def test_captions_that_are_no_utf8_stop_every_tool_with_the_mend(
         ("lora-clean", folder / "10_x"),
         ("lora-tag", folder / "10_x", "--existing", "append", *TAGGER),
         ("lora-repeats", folder, "-o", folder / "out"),
+        ("lora-repeats", folder, "-o", folder / "out.toml"),
     ):
         done = run(*words)  # type: ignore[arg-type]
         assert done.returncode != 0
         assert f"lora-clean --encoding {name} rewrites it" in done.stderr
         assert caption.read_bytes() == text.encode(encoding)
     assert not (folder / "out").exists()
+    assert not (folder / "out.toml").exists()
     report = json.loads(run("lora-check", folder, "--json", "--no-look").stdout)
     assert [row["rule"] for row in report["findings"] if row["rule"] == "bad-encoding"] == ["bad-encoding"]
     assert run("lora-clean", folder / "10_x", "--encoding", encoding).returncode == 0

@@ -121,15 +121,15 @@ def _caption_item(picture: Source, beside: Path | None, place: Path, extension: 
     if beside is not None:
         if beside.is_symlink() or beside.parent != picture.home:
             check_inside(beside, picture.home)
-        _check_text(beside, picture.home)
+        check_text(beside, picture.home)
         return Item(
             place.with_name(place.name + beside.suffix.lower()), beside, is_caption=True, root=picture.root
         )
     return None
 
 
-def _check_text(caption: Path, home: Path) -> None:
-    """Raise InputError for a caption that training would stop at."""
+def check_text(caption: Path, home: Path) -> None:
+    """Raise InputError for a caption that training would stop at, LeadsOut for one that leads out of ``home``."""
     try:
         decode_caption(read_within(caption, home), caption)
     except OSError as error:
