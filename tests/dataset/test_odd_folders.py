@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import unicodedata
 from pathlib import Path
 
 import pytest
@@ -184,7 +183,7 @@ def test_lora_repeats(odd: Path, tmp_path: Path) -> None:
     assert len([name for name in built if not name.endswith(".txt")]) == CAPTIONED + len(BARE)
     assert len([name for name in built if name.endswith(".txt")]) == CAPTIONED
     assert built["own.txt"] == b"read, b, c\n"
-    assert unicodedata.normalize("NFC", "".join(n for n in built if n.startswith("e\u0301"))) == "é.pngé.txt"
+    assert {name for name in built if name.startswith(E_TWO)} == {f"{E_TWO}.png", f"{E_TWO}.txt"}
 
 
 @pytest.mark.parametrize("tool", ["lora-clean", "lora-tag"])
@@ -207,7 +206,7 @@ def test_captions_are_changed_and_given_back(odd: Path, tool: str) -> None:
         assert len(concept) == CAPTIONED
         assert f"{len(BARE) + 2} pictures without a caption" in done.stderr  # the GIF and the JFIF too
         assert "captions beside another that is read in their place: own.png.txt" in done.stderr
-        assert {row["caption"] for row in concept if "own" in row["path"]} == {"zz, read, b, c"}
+        assert {row["caption"] for row in concept if Path(row["path"]).stem == "own"} == {"zz, read, b, c"}
     else:
         # Also the two kinds that are not trained; of the two that share a caption one gets its own.
         assert len(concept) == CAPTIONED + len(BARE) + 2
@@ -231,6 +230,6 @@ def test_a_repair_is_given_back(odd: Path) -> None:
     moved = re.search(r"mended: .*?(\d+) files moved away.*; 1 failed", done.stderr)
     assert moved, done.stderr
     gone = before.keys() - held(odd.parent).keys()
-    assert len([name for name in gone]) >= int(moved[1])
+    assert len(gone) >= int(moved[1])
     assert run("lora-check", odd, "--undo").returncode == 0
     assert held(odd.parent) == before

@@ -54,7 +54,8 @@ def test_what_comes_of_the_folder(tmp_path: Path) -> None:
     wanted = {f"{stem}{'.caption' if stem == '05' else '.txt'}" for stem in stems}
     for place in (imgs, folder):
         texts = {p.name: p.read_text() for p in place.iterdir() if p.suffix in (".txt", ".caption")}
-        texts.pop("notes.txt", None) if place == imgs else None
+        if place == imgs:
+            assert not texts.pop("notes.txt").startswith(CONCEPT)
         assert texts.keys() == wanted
         assert all(text.startswith(f"{CONCEPT}, ") for text in texts.values())
         assert texts["05.caption"] == f"{CONCEPT}, {HELD['BY_HAND']}"
