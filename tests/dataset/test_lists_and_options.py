@@ -210,6 +210,20 @@ def test_captions_that_are_no_utf8_stop_every_tool_with_the_mend(
     assert caption.read_bytes() == text.encode(encoding)
 
 
+def test_a_dry_run_says_what_the_run_does(folder: Path) -> None:
+    """A caption that is to be replaced need not be read."""
+    pytest.importorskip("onnxruntime")
+    caption = folder / "10_x" / "a.txt"
+    caption.write_bytes("\u0441\u043e\u043b".encode("cp1251"))
+    words = ("lora-tag", folder / "10_x", "--existing", "replace", "--text", *TAGGER)
+    seen = run(*words, "--dry-run")
+    assert (seen.returncode, "- \\xf1\\xee\\xeb" in seen.stdout) == (0, True), seen.stdout
+    assert caption.read_bytes() == "\u0441\u043e\u043b".encode("cp1251")
+    assert run(*words).returncode == 0
+    assert run("lora-tag", "--undo", folder / "10_x").returncode == 0
+    assert caption.read_bytes() == "\u0441\u043e\u043b".encode("cp1251")
+
+
 def test_utf16_with_its_mark_is_read_by_all(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     caption = folder / "10_x" / "a.txt"
