@@ -75,7 +75,7 @@ def test_a_name_with_quotes_is_that_name(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["images"] == 1
     (tmp_path / "q.png").rename(tmp_path / '"q"')  # now the word with its quotes names something
     done = piped('"q"\n', "lora-repeats", cwd=tmp_path)
-    assert 'error: no pictures found' in done.stderr
+    assert "error: no pictures found" in done.stderr
 
 
 @pytest.mark.parametrize("tool", ["lora-tag", "lora-clean", "lora-check", "lora-repeats"])
@@ -245,7 +245,10 @@ def test_signs_that_look_like_commas_and_line_ends(folder: Path) -> None:
     caption.write_text("mayu\uff0c1girl\u3001hat, sun", encoding="utf-8")
     report = json.loads(run("lora-check", folder, "--json", "--no-look", "--only", "other-comma").stdout)
     assert [row["text"] for row in report["findings"]] == ["'\uff0c', '\u3001'"]
-    run("lora-clean", folder / "10_x", "--split", "\uff0c"), run("lora-clean", folder / "10_x", "--split", "\u3001")
+    (
+        run("lora-clean", folder / "10_x", "--split", "\uff0c"),
+        run("lora-clean", folder / "10_x", "--split", "\u3001"),
+    )
     assert caption.read_text(encoding="utf-8") == "mayu, 1girl, hat, sun"
     # What other programs read as white space ends no line, and takes no word away.
     caption.write_text("mayu\u2028hat, one\x0ctwo, sun\0", encoding="utf-8")
@@ -314,7 +317,9 @@ def test_a_count_of_repairs_speaks_of_what_was_done(folder: Path) -> None:
 def test_what_is_named_twice_counts_once(folder: Path) -> None:
     place = folder / "10_x"
     for again in (place, place / "a.png", f"{place}/../10_x"):
-        assert run("lora-check", folder, again, "--no-look").stdout.startswith("2 pictures, 20 an epoch, 2 cap")
+        assert run("lora-check", folder, again, "--no-look").stdout.startswith(
+            "2 pictures, 20 an epoch, 2 cap"
+        )
         assert json.loads(run("lora-repeats", folder, again, "--json").stdout)["images"] == 2
         assert "2 of 2 captions would" in run("lora-clean", place, again, "-n", "--trigger", "zz").stderr
 
@@ -343,7 +348,9 @@ def test_an_empty_word_is_no_folder(folder: Path, tool: str, words: list[str]) -
     """As a variable of a script that is not set: it would mean the folder one is in."""
     done = run(tool, "", *words, cwd=folder / "10_x")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{tool}: error: an empty path; name a folder or file ('.' is the folder you are in)\n"
+    assert (
+        done.stderr == f"{tool}: error: an empty path; name a folder or file ('.' is the folder you are in)\n"
+    )
 
 
 def test_repairs_take_all_captions_of_a_picture_along(tmp_path: Path) -> None:
@@ -376,7 +383,11 @@ def test_signs_that_no_option_obeys_are_told_and_the_mend_mends(folder: Path) ->
 
     def told(**options: object) -> list[str]:
         data = DataSettings(train_data_dir=folder, resolution=(64, 64), **options)  # type: ignore[arg-type]
-        return [line.partition(" (a.png)")[0] for line in dataset_notes(data, scan(data)) if "as it stands" in line]
+        return [
+            line.partition(" (a.png)")[0]
+            for line in dataset_notes(data, scan(data))
+            if "as it stands" in line
+        ]
 
     signs = [
         "1 caption has '|||'",
@@ -394,7 +405,9 @@ def test_signs_that_no_option_obeys_are_told_and_the_mend_mends(folder: Path) ->
         "wildcards": ("'{a|b}'", 1),
     }
     # The words that the report advises.
-    mend = shlex.split(report["rules"]["prompt-syntax"]["fix"].partition(" for the others")[0].replace(", and", ""))
+    mend = shlex.split(
+        report["rules"]["prompt-syntax"]["fix"].partition(" for the others")[0].replace(", and", "")
+    )
     assert run(mend[0], folder / "10_x", *mend[1:]).returncode == 0
     assert caption.read_text() == "mayu ||| {a|b}, {{c|d}}, sun, smile"
     assert run("lora-clean", folder / "10_x", "--expand-wildcards").returncode == 0

@@ -83,7 +83,12 @@ def odd(tmp_path: Path) -> Path:
     exif[0x112] = 6
     frames[1].save(a / "turn.jpg", exif=exif), write(a / "turn.txt", "turned, b, c\n")
     # What is not trained, and what is no picture at all.
-    draw(a / "g.gif", "P"), draw(a / "f.jfif", format="JPEG"), draw(a / "m-masklabel.png"), draw(a / ".hid.png")
+    (
+        draw(a / "g.gif", "P"),
+        draw(a / "f.jfif", format="JPEG"),
+        draw(a / "m-masklabel.png"),
+        draw(a / ".hid.png"),
+    )
     write(a / "._UP.PNG", b"\0\5\x16\7" + bytes(60)), write(a / "Thumbs.db", "x"), write(a / "m_sd.npz", "x")
     write(a / "m.json", '{"tags": "q"}'), draw(a / ".ipynb_checkpoints" / "x.png")
     draw(a / "@eaDir" / "m.png" / "t.jpg"), draw(ds / "__MACOSX" / "q.png"), draw(ds / "masks" / "m.png")

@@ -156,6 +156,9 @@ def test_lines_end_where_files_end_them() -> None:
         ("größe".encode("utf-16"), "cp1252", "größe"),
         ("größe".encode("cp1252"), "cp1252", "größe"),
         ("猫".encode("cp932"), "cp932", "猫"),
+        # A folder may hold captions of several encodings: what is UTF-8 stays what it is.
+        ("größe, 猫".encode(), "cp1251", "größe, 猫"),
+        ("1girl".encode("utf-16-le"), "utf-16-le", "1girl"),
     ],
 )
 def test_encodings(data: bytes, encoding: str | None, text: str) -> None:

@@ -54,8 +54,8 @@ class InputSettings:
     )
     encoding: str | None = flag(
         None,
-        "Encoding of captions, as cp1251, cp1252, cp932 or gb18030; they are written as UTF-8.  [default: UTF-8, or UTF-16 "
-        "with a byte order mark]",
+        "Encoding of captions, as cp1251, cp1252, cp932 or gb18030; they are written as UTF-8.  [default: UTF-8, or "
+        "UTF-16 with a byte order mark]",
         metavar="NAME",
     )
     categories: str = flag(

@@ -93,8 +93,8 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
         item.source for item in items if item.source and not item.is_caption and item.source.is_symlink()
     )
     suffixes = Counter(item.target.suffix for item in items if item.is_caption)
-    taken = {item.source for item in items}
-    seconds = tuple(path for path in others if path not in taken)
+    sources = {item.source for item in items}
+    seconds = tuple(path for path in others if path not in sources)
     return Layout(tuple(items), bare, renamed, tuple(left_out), links, suffixes, seconds)
 
 

@@ -2,9 +2,9 @@
 
 In a list, a line that begins with ``{`` is a JSON object with a text ``path`` (or ``file``); any other line is a path
 as it stands, spaces and all; one in double quotes, as Windows copies it, is read without them where nothing has that
-name with them. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths
-only. Fields that a tool does not know stay in the record and go on to the next tool. Lists are UTF-8, or UTF-16 with its
-mark; bytes of a name that are no UTF-8 survive (``surrogateescape``, as Python has file names).
+name with them. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths only. Fields that
+a tool does not know stay in the record and go on to the next tool. Lists are UTF-8, or UTF-16 with its mark; bytes of a
+name that are no UTF-8 survive (``surrogateescape``, as Python has file names).
 """
 
 from __future__ import annotations

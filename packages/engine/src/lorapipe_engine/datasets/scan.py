@@ -224,7 +224,16 @@ def _scan_subset(
     private_count = sum(row.private for row in rows)
     shared = tuple(name for names in owners.values() if len(names) > 1 for name in names)
     folder = Folder(
-        subset, source.dataset, len(paths), bare, empty, private_count, source.missing, source.unlisted, cut, shared
+        subset,
+        source.dataset,
+        len(paths),
+        bare,
+        empty,
+        private_count,
+        source.missing,
+        source.unlisted,
+        cut,
+        shared,
     )
     return folder, rows
 

@@ -62,34 +62,44 @@ def caption_lines(text: str) -> list[str]:
 
 
 def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -> str:
-    """The text of a caption file: UTF-8, with or without a byte order mark, or UTF-16 with one; else ``encoding``.
+    """The text of a caption file: UTF-8, with or without a byte order mark, or UTF-16 with one; what is neither is read
+    as ``encoding``, so that a folder may hold captions of both.
 
     A NUL character is left out. Raises InputError for bytes that are none of it, and for a text with so many control
     characters that it must be UTF-16 without its mark, which reads as text with one behind each letter.
     """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        used = "utf-16"
-    elif encoding is None or data.startswith(codecs.BOM_UTF8):
-        used = "utf-8-sig"
-    else:
-        used = encoding
+    is_marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode(used)
-    except UnicodeDecodeError as error:
-        if encoding is not None:
-            raise InputError(f"{path}: not {used} (byte {error.start})") from error
-        raise InputError(
-            f"{path}: not UTF-8 (byte {error.start}); lora-clean --encoding NAME rewrites it (cp1252 of western "
-            "Windows, cp1251 of Russian, cp932 or gb18030 of Japanese and Chinese), or save it as UTF-8 in an editor"
-        ) from error
-    halves = len(_HALVES.findall(text))
-    if halves and halves * _FEW_HALVES >= len(text):
-        even, odd = (len(_HALVES.findall(data[start::2].decode("latin-1"))) for start in (0, 1))
-        raise InputError(
-            f"{path}: control characters among its letters, as in UTF-16 without a byte order mark; "
-            f"lora-clean --encoding utf-16-{'le' if odd > even else 'be'} rewrites it, or save it as UTF-8 in an editor"
+        text = data.decode("utf-16" if is_marked else "utf-8-sig")
+        if is_marked or not _seems_utf16(text):
+            return text.replace("\0", "") if "\0" in text else text
+        reason, mend = (
+            "control characters among its letters, as in UTF-16 without a byte order mark",
+            _utf16(data),
         )
-    return text.replace("\0", "") if halves else text
+    except UnicodeDecodeError as error:
+        reason = f"not {'UTF-16' if is_marked else 'UTF-8'} (byte {error.start})"
+        mend = (
+            "lora-clean --encoding NAME rewrites it (cp1252 of western Windows, cp1251 of Russian, cp932 or gb18030 of "
+            "Japanese and Chinese)"
+        )
+    if encoding is None or is_marked:
+        raise InputError(f"{path}: {reason}; {mend}, or save it as UTF-8 in an editor")
+    try:
+        return data.decode(encoding).replace("\0", "")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not {encoding} (byte {error.start})") from error
+
+
+def _seems_utf16(text: str) -> bool:
+    halves = len(_HALVES.findall(text))
+    return bool(halves) and halves * _FEW_HALVES >= len(text)
+
+
+def _utf16(data: bytes) -> str:
+    """The mend for UTF-16 without its mark, with the order that its bytes have."""
+    even, odd = (len(_HALVES.findall(data[start::2].decode("latin-1"))) for start in (0, 1))
+    return f"lora-clean --encoding utf-16-{'le' if odd > even else 'be'} rewrites it"
 
 
 def caption_suffixes(extension: str) -> tuple[str, ...]:

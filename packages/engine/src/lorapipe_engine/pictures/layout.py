@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -264,13 +264,15 @@ class Survey:
                 f"{_pictures(self.aside.total())} in folders that are no part of a dataset ({names})"
             )
         masks = [name for part in self.parts if part.reason != _MASKS for name in part.masks]
-        for names, what in (
+        for lost, what in (
             (self.hidden, "hidden by a dot in front of the name"),
             (self.dead, "whose name leads to no file"),
         ):
-            lines += [f"{_pictures(len(names))} {what} ({few_of(sorted(names))})"] if names else []
+            lines += [f"{_pictures(len(lost))} {what} ({few_of(sorted(lost))})"] if lost else []
         if masks:
-            lines.append(f"{len(masks)} mask{'s' * (len(masks) != 1)} beside the pictures ({few_of(sorted(masks))})")
+            lines.append(
+                f"{len(masks)} mask{'s' * (len(masks) != 1)} beside the pictures ({few_of(sorted(masks))})"
+            )
         return [*lines, *self._other_formats()]
 
     def linked(self) -> list[str]:

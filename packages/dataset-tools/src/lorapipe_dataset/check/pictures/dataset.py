@@ -93,7 +93,8 @@ class Picture:
 @dataclass
 class Dataset:
     """All that was found. ``others`` are files that belong to no picture, and pictures in other formats. ``left_out``
-    says what is not trained and why, ``untrained`` has the reason for each such folder. ``seen``: all files' whole paths.
+    says what is not trained and why, ``untrained`` has the reason for each such folder. ``seen`` are
+    all files' whole paths.
     """
 
     places: list[Place] = field(default_factory=list)

@@ -90,14 +90,14 @@ def _scan_loose(folder: Path, names: set[str], dataset: Dataset, extension: str)
     wanted = {caption for name in names for caption in captions.of(name)}
     stems = {split_suffix(name)[0] for name in names}
     wanted |= {
-        name
-        for name in inside
-        if name in names or (not _is_picture(name) and split_suffix(name)[0] in stems)
+        name for name in inside if name in names or (not _is_picture(name) and split_suffix(name)[0] in stems)
     }
     strange = sorted(name for name in names if not _is_known(name, extension))
     if strange:
         count = f"{len(strange)} file{'s' * (len(strange) != 1)}"
-        dataset.left_out.append(f"{folder}: {count} that {'are' if len(strange) > 1 else 'is'} no picture ({few_of(strange)})")
+        dataset.left_out.append(
+            f"{folder}: {count} that {'are' if len(strange) > 1 else 'is'} no picture ({few_of(strange)})"
+        )
     numbered = as_repeat_folder(folder.resolve())
     place = Place(folder, read_name(folder)[0], numbered.repeats if numbered else None, True)
     _sort_files(place, [name for name in inside if name in wanted], dataset, extension)

@@ -25,7 +25,12 @@ MISSING = Rule(
     "Pictures without a caption: their folder's name is trained",
     "lora-tag DIR, or write FILE.txt beside them",
 )
-EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR (captions with words in them stay), or write them")
+EMPTY = Rule(
+    "empty-caption",
+    "error",
+    "Empty captions",
+    "lora-tag DIR (captions with words in them stay), or write them",
+)
 UNDECODABLE = Rule(
     "bad-encoding",
     "error",
@@ -84,7 +89,10 @@ SAME = Rule(
     "tag them again: what differs between them is not learned",
 )
 SHORT = Rule(
-    "few-tags", "warning", "Captions of fewer than three tags", "lora-tag DIR --existing merge with a lower threshold"
+    "few-tags",
+    "warning",
+    "Captions of fewer than three tags",
+    "lora-tag DIR --existing merge with a lower threshold",
 )
 
 
