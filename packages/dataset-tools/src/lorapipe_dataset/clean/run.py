@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,7 +51,9 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     teller = Teller(options, Count())
     tags: Counter[str] = Counter()
     rows: list[tuple[Path, str]] = []
-    with progress(total, "cleaning", "caption") as bar:
+    # A bar for what comes through a pipe would stand in the lines of the command that sends it, which has its own.
+    shown = progress(total, "cleaning", "caption") if total else nullcontext()
+    with shown as bar:
         for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH, total):
             teller.tell(outcomes)
             for outcome in outcomes if options.frequency else ():
@@ -62,7 +65,8 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
                     for path in (o.job.picture or o.job.file, *o.job.others)
                     if o.after is not None and o.error is None and not o.job.second
                 ]
-            bar.update(len(outcomes))
+            if bar is not None:
+                bar.update(len(outcomes))
     if not options.dry_run:
         write_rows(rows, options)
     teller.summary()

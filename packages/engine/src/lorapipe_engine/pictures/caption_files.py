@@ -87,9 +87,9 @@ class CaptionNames:
         return [*own, *shared] if self.shares_stem(picture) else [*shared, *own]
 
     def _named(self, stem: str) -> list[str]:
-        found = [name for suffix in self._suffixes for name in self._with(stem, suffix)]
-        if found or stem.isascii():
-            return found
+        exact = [name for suffix in self._suffixes for name in self._with(stem, suffix)]
+        if exact or stem.isascii():
+            return exact
         form = one_form(stem)
         return [
             name
