@@ -412,3 +412,10 @@ def test_signs_that_no_option_obeys_are_told_and_the_mend_mends(folder: Path) ->
     assert caption.read_text() == "mayu ||| {a|b}, {{c|d}}, sun, smile"
     assert run("lora-clean", folder / "10_x", "--expand-wildcards").returncode == 0
     assert told(keep_tokens_separator="|||") == []
+
+
+def test_a_caption_named_as_a_picture(folder: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    done = run("lora-tag", folder / "10_x" / "a.txt", "--existing", "replace", *TAGGER)
+    assert (done.returncode, "a caption's file, not a picture; name the picture" in done.stderr) == (2, True)
+    assert (folder / "10_x" / "a.txt").read_text() == "1girl, tree, sun"

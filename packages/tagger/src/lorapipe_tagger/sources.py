@@ -148,7 +148,7 @@ def _spare_pictures(tasks: Sequence[Task]) -> None:
     """Raise ConfigError for captions that would stand in the place of pictures."""
     pictures = {_identity(task.path) for task in tasks}
     for task in tasks:
-        if task.caption == task.path:
+        if task.caption == task.path and not has_signature(task.path):
             raise ConfigError(f"{task.path}: a caption's file, not a picture; name the picture")
         if task.caption and _identity(task.caption) in pictures:
             raise ConfigError(

@@ -78,10 +78,11 @@ class Options:
         algebra = [name for name, folder in others.items() if folder is not None]
         if len(algebra) > 1:
             raise ConfigError(f"--{algebra[0]} and --{algebra[1]} exclude each other; run twice")
+        rules = rules_of(chosen, algebra[0] if algebra else None)
         check_options(inputs, chosen)
         extensions = [caption_suffix(text, "--ext") for text in read.extensions]
         return cls(
-            rules=rules_of(chosen, algebra[0] if algebra else None),
+            rules=rules,
             inputs=inputs,
             recursive=read.recursive,
             extensions=tuple(text.lower() for text in extensions) or (".txt", ".caption"),
