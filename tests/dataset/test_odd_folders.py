@@ -141,9 +141,12 @@ def test_the_trainer(odd: Path) -> None:
     (line,) = (line for line in folder_lines(dataset) if line.startswith("10_a"))
     assert f"{len(BARE)} without a caption" in line
     assert "1 with an empty caption file" in line
-    assert "1 with a caption of several lines, of which the first is trained" in line
-    assert "2 share a caption file, as their names differ in the suffix only (same.jpg, same.png)" in line
-    assert reasons("\n".join(dataset_notes(data, dataset))) == NOT_TRAINED
+    notes = "\n".join(dataset_notes(data, dataset))
+    assert reasons(notes) == NOT_TRAINED
+    assert "10_a: 1 caption has several lines, of which the first is trained" in notes
+    assert (
+        "10_a: 2 pictures share a caption file, as their names differ in the suffix only (same.jpg" in notes
+    )
 
 
 def test_a_dataset_file_says_what_a_folder_says(odd: Path, tmp_path: Path) -> None:

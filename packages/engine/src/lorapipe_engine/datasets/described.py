@@ -31,16 +31,6 @@ def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
         parts.append(f"{row.without_caption} without a caption ({instead})")
     if row.empty_captions:
         parts.append(f"{row.empty_captions} with an empty caption file")
-    if row.cut_captions:
-        parts.append(
-            f"{row.cut_captions} with a caption of several lines, of which the first is trained "
-            "(enable_wildcard takes one at a time)"
-        )
-    if row.shared:
-        parts.append(
-            f"warning: {len(row.shared)} share a caption file, as their names differ in the suffix only "
-            f"({few_of(row.shared)}); lora-check --fix stem-clash keeps them apart"
-        )
     if row.private_captions:
         links = f"{row.private_captions} captions are links out of the dataset"
         parts.append(f"warning: {links}: they are trained, and left out of the metadata")
@@ -76,4 +66,23 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
             )
         if spec.validation_split and not any(row.dataset == number for row in dataset.validation):
             notes.append(f"validation_split {spec.validation_split:g} of {counts[number]} pictures is none")
+    for row in dataset.folders:
+        notes += _caption_notes(row)
     return [*notes, *loss_notes(data, dataset), *sign_notes(data, dataset)]
+
+
+def _caption_notes(row: Folder) -> list[str]:
+    """Captions of which a part is not trained, and those that are trained for two pictures."""
+    notes = []
+    if row.cut_captions:
+        count = "1 caption has" if row.cut_captions == 1 else f"{row.cut_captions} captions have"
+        notes.append(
+            f"{row.subset.folder}: {count} several lines, of which the first is trained (enable_wildcard takes one at "
+            "a time)"
+        )
+    if row.shared:
+        notes.append(
+            f"{row.subset.folder}: {len(row.shared)} pictures share a caption file, as their names differ in the "
+            f"suffix only ({few_of(row.shared)}): lora-check --fix stem-clash keeps them apart"
+        )
+    return notes
