@@ -31,6 +31,7 @@ NOT_TRAINED = {
     "2 pictures in folders inside a concept's folder",
     "1 picture in a folder of masks",
     "3 pictures in folders that are no part of a dataset (.hidden, @eaDir, __MACOSX)",
+    "1 picture hidden by a dot in front of the name (.hidden.png)",
     "2 pictures of kinds that are not trained (1 .gif, 1 no suffix): convert them to png",
 }
 TRAINED = ["a.png", "b.PNG", "c.jpg", "d.png", "e.webp", "k.png", "n.png"]

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.caption_files import CaptionFinder, CaptionNames
 from lorapipe_engine.pictures.captions import (
     CaptionRule,
     When,
+    caption_lines,
     caption_tags,
     decode_caption,
     fixed_caption,
@@ -22,7 +24,6 @@ from lorapipe_engine.pictures.captions import (
     vary_caption,
 )
 from lorapipe_engine.pictures.joining import join_captions
-from lorapipe_engine.pictures.layout import CaptionFinder, CaptionNames
 
 
 def vary(text: str, rule: CaptionRule, seed: int = 0) -> str:
@@ -102,6 +103,51 @@ def test_a_caption_written_since_the_folder_was_listed(tmp_path: Path) -> None:
     assert finder.of(tmp_path / "a.png") == tmp_path / "a.txt"
 
 
+ONE, TWO = "\u00e9", "e\u0301"  # an accent in the letter, and behind it
+
+
+@pytest.mark.parametrize(("picture", "caption"), [(ONE, TWO), (TWO, ONE)])
+def test_accents_in_either_form(tmp_path: Path, picture: str, caption: str) -> None:
+    for name in (f"{caption}.txt", f"{picture}.png.txt"):
+        assert CaptionNames([f"{picture}.png", name]).of(f"{picture}.png") == [name]
+    # Of two pictures each has its own.
+    names = CaptionNames([f"{form}.{suffix}" for form in (ONE, TWO) for suffix in ("png", "txt")])
+    assert names.of(f"{ONE}.png") == [f"{ONE}.txt"]
+    assert names.of(f"{TWO}.png") == [f"{TWO}.txt"]
+    names = CaptionNames([f"{ONE}.png", f"{TWO}.png", f"{ONE}.txt"])
+    assert (names.of(f"{ONE}.png"), names.of(f"{TWO}.png")) == ([f"{ONE}.txt"], [])
+    (tmp_path / f"{caption}.txt").touch()
+    found = CaptionFinder().of(tmp_path / f"{picture}.png")
+    # A file system that keeps one form has the caption under either name.
+    assert found is not None
+    assert found.samefile(tmp_path / f"{caption}.txt")
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path: Path) -> None:
+    picture = tmp_path / f"{'a' * 251}.png"
+    assert CaptionFinder().of(picture) is None
+    picture.with_suffix(".txt").touch()
+    assert CaptionFinder().of(picture) == picture.with_suffix(".txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["1girl, tree", "\u0441\u043e\u043b\u043d\u0446\u0435", "a"])
+def test_utf16_without_its_mark_is_refused_with_its_name(encoding: str, text: str) -> None:
+    with pytest.raises(InputError, match=f"a.txt: control characters.*--encoding {encoding} rewrites it"):
+        decode_caption(text.encode(encoding), "a.txt")
+    assert decode_caption(text.encode(encoding), "a.txt", encoding) == text
+
+
+def test_a_stray_nul_is_left_out() -> None:
+    assert decode_caption(b"1girl, tree\0\n", "a.txt") == "1girl, tree\n"
+    assert decode_caption(b"", "a.txt") == ""
+
+
+def test_lines_end_where_files_end_them() -> None:
+    text = "\n one\u2028two, \x0cthree\r\n\r\nfour\rfive\x85six\n"
+    assert caption_lines(text) == ["one\u2028two, \x0cthree", "four", "five\x85six"]
+
+
 @pytest.mark.parametrize(
     ("data", "encoding", "text"),
     [
@@ -110,6 +156,9 @@ def test_a_caption_written_since_the_folder_was_listed(tmp_path: Path) -> None:
         ("größe".encode("utf-16"), "cp1252", "größe"),
         ("größe".encode("cp1252"), "cp1252", "größe"),
         ("猫".encode("cp932"), "cp932", "猫"),
+        # A folder may hold captions of several encodings: what is UTF-8 stays what it is.
+        ("größe, 猫".encode(), "cp1251", "größe, 猫"),
+        ("1girl".encode("utf-16-le"), "utf-16-le", "1girl"),
     ],
 )
 def test_encodings(data: bytes, encoding: str | None, text: str) -> None:

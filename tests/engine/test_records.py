@@ -108,6 +108,18 @@ def test_a_bad_line_is_named(line: str, reason: str) -> None:
         listed(f"fine\n{line}\n".encode())
 
 
+def test_lists_as_windows_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UTF-16 of PowerShell, paths in quotes of its explorer, and a file whose name begins as JSON does."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a b.png", "{br}.png"):
+        Path(name).touch()
+    text = 'c.png\r\n"a b.png"\r\n"gone.png"\r\n{br}.png\r\n{"path": "d.png"}\r\n'
+    wanted = ["c.png", "a b.png", '"gone.png"', "{br}.png", "d.png"]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        assert [str(record.path) for record in listed(text.encode(encoding))] == wanted
+    assert [str(record.path) for record in listed(b"\xff\xfeab\0c\0")] == ["\udcff\udcfeab", "c"]
+
+
 def test_words_and_the_list_in_their_order() -> None:
     stdin = io.BytesIO(b"from list\n")
     found = [record.path.name for record in read_records(("a", "-", "{b"), stdin)]

@@ -41,6 +41,8 @@ AND_NOTHING_TO_DO = {
     "lora-resize": ["-o", "x.safetensors", "--", "nowhere"],
     "lora-tag": ["--model", "nowhere", "--", "nowhere"],
     "lora-clean": ["--", "nowhere"],
+    "lora-check": ["--", "nowhere"],
+    "lora-repeats": ["--", "nowhere"],
 }
 
 

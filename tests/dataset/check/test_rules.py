@@ -410,7 +410,15 @@ def test_rules_are_named_once_and_can_be_chosen(check: Any, clean: Path, folder:
 
 def test_every_rule_is_in_the_docs() -> None:
     text = (Path(__file__).parents[3] / "docs/checking.md").read_text()
-    assert [name for name in RULES if f"`{name}`" not in text] == []
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    wrong = [
+        rule.id
+        for rule in RULES.values()
+        if f" | {rule.title} | {rule.fix} |" not in rows.get(rule.id, "")
+        or rows[rule.id].startswith(f"| `{rule.id}` *") != rule.fixable
+        or f"| {rule.severity}" not in rows[rule.id]
+    ]
+    assert wrong == []
 
 
 def test_severity_decides_the_exit_status(check: Any, folder: Path, clean: Path) -> None:

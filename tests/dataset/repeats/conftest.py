@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,13 +24,14 @@ def repeats(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[
 
 @pytest.fixture
 def draw(tmp_path: Path) -> Draw:
-    """``draw("maid", 16)`` makes pictures with captions in a folder below tmp_path/pictures."""
+    """``draw("maid", 16)`` makes pictures with captions in a folder below tmp_path/pictures, no two of one colour."""
 
     def make(name: str, count: int, size: tuple[int, int] = (16, 16), caption: str = "a, b") -> list[Path]:
         folder = tmp_path / "pictures" / name
         folder.mkdir(parents=True)
         for number in range(count):
-            Image.new("RGB", size, (number % 256, 7, 9)).save(folder / f"{number:03}.png")
+            colour = (number % 256, number // 256, zlib.crc32(name.encode()) % 256)
+            Image.new("RGB", size, colour).save(folder / f"{number:03}.png")
             (folder / f"{number:03}.txt").write_text(f"{caption}, {number}\n")
         return sorted(folder.glob("*.png"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 COUNT = 1500
 PROGRAM = [sys.executable, "-c", "from lorapipe_dataset.repeats.cli import main; main()"]
@@ -25,8 +27,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_nothing_is_lost_and_all_comes_back(tmp_path: Path, seed: int) -> None:
     concept, output = tmp_path / "in/mira", tmp_path / "out"
     concept.mkdir(parents=True)
+    drawn = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(drawn, "PNG")
     for number in range(COUNT):
-        (concept / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n %d" % number)
+        (concept / f"{number}.png").write_bytes(drawn.getvalue() + b"%d" % number)
         (concept / f"{number}.txt").write_bytes(b"\xef\xbb\xbfmira, %d\r\n" % number)
     before = contents(concept)
     process = subprocess.Popen(

@@ -19,6 +19,7 @@ from lorapipe_tagger.captions.write import (
     difference,
     join_existing,
     read_existing,
+    read_shown,
 )
 from lorapipe_tagger.models.labels import CHARACTER, GENERAL
 from lorapipe_tagger.options import Options
@@ -116,7 +117,10 @@ class Captioner:
         mode, separator = self._options.existing, self._shape.separator
         if task.caption is None:
             return None, separator.join(tags)
-        before = read_existing(task.caption) if mode != "replace" or self._options.dry_run else None
+        if mode == "replace":
+            before = read_shown(task.caption) if self._options.dry_run else None
+        else:
+            before = read_existing(task.caption)
         if before is not None and mode == "skip":  # written by someone since
             return before, before
         text = join_existing(before, tags, mode, separator, front=front)

@@ -9,6 +9,7 @@ from pathlib import Path
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.caption_files import caption_suffix
 from lorapipe_engine.pictures.tag_lists import split_list
 from lorapipe_tagger.captions.shape import Shape
 from lorapipe_tagger.captions.texts import (
@@ -92,13 +93,14 @@ class Options:
         model, shape = chosen[ModelSettings], chosen[ShapeSettings]
         work, select, stream = chosen[WorkSettings], chosen[SelectSettings], chosen[InputSettings]
         explain = chosen[ExplainSettings].explain
-        _check_texts(captions, model, shape)
+        _check_texts(model, shape)
+        if "trigger" in chosen.given and not shape.trigger.strip(" ,"):
+            raise ConfigError("--trigger: an empty word, which does nothing")
         if chosen[DrySettings].dry_run and captions.no_txt:
             raise ConfigError("--dry-run has no use with --no-txt: no captions are written anyway")
         models = model.models or (DEFAULT,)
         if "combine" in chosen.given and len(models) < 2:
             raise ConfigError("--combine has a use only with several models: give --model once for each")
-        extension = captions.extension
         return cls(
             inputs=inputs,
             recursive=stream.recursive,
@@ -120,7 +122,7 @@ class Options:
             trigger_from_folder=shape.trigger_from_folder,
             transparent_tag=shape.transparent_tag,
             existing=_existing_of(captions, chosen.given),
-            extension=extension if extension.startswith(".") else f".{extension}",
+            extension=caption_suffix(captions.extension, "--ext"),
             output_dir=captions.output_dir,
             collision=captions.collision,
             write=not (captions.no_txt or explain),
@@ -136,11 +138,8 @@ class Options:
         )
 
 
-def _check_texts(captions: CaptionSettings, model: ModelSettings, shape: ShapeSettings) -> None:
-    """Raise ConfigError for a suffix, model or separator that would write nonsense."""
-    extension = captions.extension
-    if not extension.strip(".") or any(sign in extension for sign in "/\\\0\n"):
-        raise ConfigError(f"--ext {extension!r}: a suffix such as .txt or .caption is needed")
+def _check_texts(model: ModelSettings, shape: ShapeSettings) -> None:
+    """Raise ConfigError for a model or separator that would write nonsense."""
     if not all(word.strip() for word in model.models):
         raise ConfigError('--model "": a short name, a hub id or a folder is needed')
     if not shape.separator:

@@ -12,21 +12,22 @@ from typing import Any, BinaryIO
 from lorapipe_engine.command.records import STREAM, Record, check_folder, find_files, read_records
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
+from lorapipe_engine.pictures.caption_files import CaptionFinder
 from lorapipe_engine.pictures.captions import CAPTION_SUFFIXES
 from lorapipe_engine.pictures.layout import (
     IMAGE_SUFFIXES,
     NOT_OPENED,
     OTHER_PICTURES,
-    CaptionFinder,
     has_signature,
     is_mask,
-    survey,
+    notes_of,
 )
 from lorapipe_tagger.settings import Collision
 
 # Files are known by content; these are the names worth looking at. Those without a suffix are looked into.
 SUFFIXES = IMAGE_SUFFIXES | OTHER_PICTURES - NOT_OPENED
-_NOT_CAPTIONS = frozenset({".npz", ".npy", ".safetensors", ".onnx", ".csv", ".toml", ".sqlite", ".py"})
+_NO_SUFFIX = "(no suffix)"
+_ODD = OTHER_PICTURES | {_NO_SUFFIX}
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,15 @@ def find_tasks(
     if not pictures:
         raise InputError(_nothing(words, folders, recursive))
     records = list(pictures.values())
+    warn_of_left_out(folders, recursive=recursive)
     if not write:
         return [Task(record.path, record.data, None) for record, _ in records]
     finder = CaptionFinder(extension)
     targets = [_target(record.path, root, extension, output_dir, finder) for record, root in records]
     tasks = list(_resolve(records, targets, collision, extension))
-    _spare_pictures(tasks, extension)
-    warn_of_orphans(folders, extension, {task.caption for task in tasks}, recursive=recursive)
-    warn_of_left_out(folders, recursive=recursive)
+    _spare_pictures(tasks)
+    held = {task.caption for task in tasks} | {path for task in tasks for path in finder.all_of(task.path)}
+    warn_of_orphans(folders, extension, held, recursive=recursive)
     return tasks
 
 
@@ -142,12 +144,12 @@ def _resolve(
             )
 
 
-def _spare_pictures(tasks: Sequence[Task], extension: str) -> None:
-    """Raise ConfigError for captions that would stand in the place of pictures or of what trainers keep beside them."""
-    if extension.lower() in SUFFIXES | _NOT_CAPTIONS:
-        raise ConfigError(f"--ext {extension}: that is no suffix of captions; .txt and .caption are usual")
+def _spare_pictures(tasks: Sequence[Task]) -> None:
+    """Raise ConfigError for captions that would stand in the place of pictures."""
     pictures = {_identity(task.path) for task in tasks}
     for task in tasks:
+        if task.caption == task.path and not has_signature(task.path):
+            raise ConfigError(f"{task.path}: a caption's file, not a picture; name the picture")
         if task.caption and _identity(task.caption) in pictures:
             raise ConfigError(
                 f"{task.caption}: a picture, which {task.path}'s caption would replace; see --ext"
@@ -188,17 +190,15 @@ def warn_of_orphans(
 
 def warn_of_left_out(folders: Sequence[Path], *, recursive: bool) -> None:
     """Tell what of the folders is tagged and not trained, and what is not tagged at all."""
-    for folder in folders if recursive else ():
-        laid = survey(folder)
-        lines = [f"not trained: {line}" for line in laid.left_out() if laid.numbered or laid.aside]
-        for line in [*lines, *(f"not tagged: {line}" for line in laid.linked())]:
+    for folder in folders:
+        for line in notes_of(folder, recursive=recursive, alone="not tagged"):
             say(f"lora-tag: note: {folder}: {line}")
 
 
 def warn_of_formats(tasks: Sequence[Task]) -> None:
     """Tell of pictures that trainers pass by, in one line."""
-    odd = Counter(task.path.suffix.lower() or "(no suffix)" for task in tasks)
-    odd = Counter({suffix: count for suffix, count in odd.items() if suffix not in IMAGE_SUFFIXES})
+    odd = Counter(task.path.suffix.lower() or _NO_SUFFIX for task in tasks)
+    odd = Counter({suffix: count for suffix, count in odd.items() if suffix in _ODD})
     if odd:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in odd.most_common())
         say(f"lora-tag: note: trainers pass by pictures of these kinds: {counts}; convert them to png")

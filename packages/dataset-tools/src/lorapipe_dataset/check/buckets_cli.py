@@ -46,7 +46,7 @@ def command(inputs: tuple[str, ...], **flags: Any) -> int:
     from lorapipe_engine.command.records import read_records, write_json
 
     data, as_json = chosen[BucketSettings].data(), chosen[ListSettings].as_json
-    dataset = scan(read_records(inputs), ".txt", masks=True)
+    dataset = scan(read_records(inputs), ".txt")
     read_files(dataset)
     rows = place_all(dataset, data)
     if as_json:

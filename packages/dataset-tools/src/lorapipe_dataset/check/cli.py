@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from lorapipe_dataset.check.settings import MODES, ORDER, ListSettings
+from lorapipe_dataset.check.settings import FOREIGN, MODES, ORDER, ListSettings
+from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.tool import ToolCommand, show, tool_command
 from lorapipe_engine.errors import ConfigError
@@ -48,6 +49,7 @@ class CheckCommand(ToolCommand):
 @tool_command("lora-check", examples=EXAMPLES, cls=CheckCommand)
 @click.argument("inputs", nargs=-1, metavar="[DIR]...")
 @mode_options(*MODES, order=ORDER)
+@foreign_options(FOREIGN)
 def lora_check(inputs: tuple[str, ...], **flags: Any) -> int:
     """Check a dataset: files, captions, tags, pictures, copies, buckets.
 
@@ -55,6 +57,7 @@ def lora_check(inputs: tuple[str, ...], **flags: Any) -> int:
     input. Each finding has a severity and a way to mend it; the exit status is 1 if there are errors.
     """
     chosen = read_mode(MODES, flags)
+    foreign_notes(FOREIGN)
     if chosen[ListSettings].rules:
         if inputs:
             raise ConfigError(f"--rules lists the rules and checks nothing: leave out {inputs[0]}")

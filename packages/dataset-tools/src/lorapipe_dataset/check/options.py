@@ -17,6 +17,7 @@ from lorapipe_dataset.check.settings import (
 )
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.caption_files import caption_suffix
 from lorapipe_engine.settings import DataSettings
 
 
@@ -61,7 +62,12 @@ class Options:
         return cls(
             inputs=inputs,
             data=chosen[BucketSettings].data(),
-            **asdict(chosen[RuleSettings]),
+            **{
+                **asdict(chosen[RuleSettings]),
+                "caption_extension": caption_suffix(
+                    chosen[RuleSettings].caption_extension, "--caption-extension"
+                ),
+            },
             **asdict(chosen[ReportSettings]),
             fix=chosen[FixSettings].fix,
             undo=chosen[UndoSettings].undo,

@@ -30,6 +30,8 @@ def run(options: Options) -> int:
     for name in (*options.only, *options.ignore, *options.fix):
         if name not in RULES:
             raise ConfigError(f"no rule '{name}'{nearest(name, RULES)} (--rules lists them)")
+    for name in {*options.only, *options.fix}.intersection(options.ignore):
+        raise ConfigError(f"--ignore {name}: it is asked for as well; leave one of the two out")
     check_fixable(options.fix)
     bucket_rule(options.data)
     records = list(read_records(options.inputs))
@@ -86,6 +88,8 @@ def mend(report: Report, options: Options) -> int:
     """Mend what was found; returns the exit status."""
     from lorapipe_dataset.check.repairs.mend import plan_repairs
 
+    for rule, why in report.skipped:
+        raise ConfigError(f"--fix {rule.id}: {why}")
     repairs = plan_repairs(report.dataset, report.findings, options.fix)
     failures = apply(repairs, dry_run=options.dry_run, roots=report.roots)
     if options.as_json:

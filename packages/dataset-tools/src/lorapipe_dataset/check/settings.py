@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorapipe_dataset.bucketing import BucketSettings
+from lorapipe_engine.command.foreign import refused
 from lorapipe_engine.command.modes import Mode, flag
 
 Severity = Literal["error", "warning", "info"]
@@ -86,6 +87,11 @@ MODES = (
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
     Mode("--rules", (ListSettings,), by="rules"),
 )
+# Of sd-scripts, whose options people have at hand.
+FOREIGN = {
+    **refused("name the folder itself: lora-check DIR", "train_data_dir", "image_dir"),
+    **refused("name the folders that the file names", "dataset_config", "in_json"),
+}
 # As the help shows them.
 ORDER = (
     RuleSettings,

@@ -19,6 +19,7 @@ from lorapipe_dataset.clean.captions.words import (
     read_pairs,
     resolve,
 )
+from lorapipe_dataset.clean.checks import check_options
 from lorapipe_dataset.clean.settings import (
     DrySettings,
     Existing,
@@ -34,6 +35,7 @@ from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.caption_files import caption_suffix
 from lorapipe_engine.pictures.tag_lists import split_list
 
 
@@ -76,9 +78,11 @@ class Options:
         algebra = [name for name, folder in others.items() if folder is not None]
         if len(algebra) > 1:
             raise ConfigError(f"--{algebra[0]} and --{algebra[1]} exclude each other; run twice")
-        extensions = [text if text.startswith(".") else f".{text}" for text in read.extensions]
+        rules = rules_of(chosen, algebra[0] if algebra else None)
+        check_options(inputs, chosen)
+        extensions = [caption_suffix(text, "--ext") for text in read.extensions]
         return cls(
-            rules=rules_of(chosen, algebra[0] if algebra else None),
+            rules=rules,
             inputs=inputs,
             recursive=read.recursive,
             extensions=tuple(text.lower() for text in extensions) or (".txt", ".caption"),
@@ -141,7 +145,7 @@ def _check_encoding(name: str) -> None:
         "".encode(name)
     except (LookupError, ValueError, UnicodeError):
         raise ConfigError(
-            f"--encoding {name}: no encoding; cp932, gb18030, cp1252, utf-16 are some"
+            f"--encoding {name}: no encoding; cp1251, cp1252, cp932, gb18030, utf-16-le are some"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,18 +51,22 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     teller = Teller(options, Count())
     tags: Counter[str] = Counter()
     rows: list[tuple[Path, str]] = []
-    with progress(total, "cleaning", "caption") as bar:
+    # A bar for what comes through a pipe would stand in the lines of the command that sends it, which has its own.
+    shown = progress(total, "cleaning", "caption") if total else nullcontext()
+    with shown as bar:
         for outcomes in clean_all(work, options, cleaner, _STREAMED_BATCH if streamed else _BATCH, total):
             teller.tell(outcomes)
             for outcome in outcomes if options.frequency else ():
                 tags.update(map(cleaner.bench.key, cleaner.tags_of(outcome.after or "")))
             if not options.writes_texts:
                 rows += [
-                    (Path(o.job.picture or o.job.file), o.after)
+                    (Path(path), o.after)
                     for o in outcomes
-                    if o.after is not None and o.error is None
+                    for path in (o.job.picture or o.job.file, *o.job.others)
+                    if o.after is not None and o.error is None and not o.job.second
                 ]
-            bar.update(len(outcomes))
+            if bar is not None:
+                bar.update(len(outcomes))
     if not options.dry_run:
         write_rows(rows, options)
     teller.summary()

@@ -54,8 +54,8 @@ class InputSettings:
     )
     encoding: str | None = flag(
         None,
-        "Encoding of captions, as cp932, gb18030 or cp1252; they are written as UTF-8.  [default: UTF-8, or UTF-16 "
-        "with a byte order mark]",
+        "Encoding of captions, as cp1251, cp1252, cp932 or gb18030; they are written as UTF-8.  [default: UTF-8, or "
+        "UTF-16 with a byte order mark]",
         metavar="NAME",
     )
     categories: str = flag(
@@ -96,6 +96,7 @@ class WriteSettings:
     existing: Existing = flag(
         "skip",
         "A caption file that says something else than its record: leave it, add what is new, replace it.",
+        needs="no_txt=False",
     )
     no_txt: bool = flag(False, "Change no caption files, only records.")
     frequency: bool = flag(False, "List the tags' counts on stderr.")

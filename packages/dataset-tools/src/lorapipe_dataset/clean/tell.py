@@ -61,8 +61,8 @@ class Teller:
             if outcome.error is not None and outcome.error != self._told:
                 self._told = outcome.error  # what stops a whole folder is told once
                 complain(_failure(outcome))
-            if self._records:
-                lines.append(as_record(outcome, self._options.rules.trigger))
+            if self._records and not outcome.job.second:
+                lines += as_records(outcome, self._options.rules.trigger)
             elif self._options.dry_run and outcome.written:
                 lines.append(difference(outcome))
         if lines:
@@ -114,8 +114,10 @@ def _failure(outcome: Outcome) -> str:
     return error if known else f"{name}: {error}"
 
 
-def as_record(outcome: Outcome, trigger: str = "") -> str:
-    """The line that goes on to the next tool: the record that came, with the new caption and the trigger it has."""
+def as_records(outcome: Outcome, trigger: str = "") -> list[str]:
+    """The lines that go on to the next tool, one for each picture: the record that came, with the new caption and the
+    trigger it has.
+    """
     job = outcome.job
     data = dict(job.record.data) if job.record is not None else {}
     if outcome.error is not None:
@@ -124,7 +126,7 @@ def as_record(outcome: Outcome, trigger: str = "") -> str:
         data["caption"] = outcome.after
         data |= {"trigger": trigger} if trigger else {}
     path = str(job.record.path) if job.record is not None else job.picture or job.file
-    return format_fields(path, data)
+    return [format_fields(one, data) for one in (path, *job.others)]
 
 
 def difference(outcome: Outcome) -> str:

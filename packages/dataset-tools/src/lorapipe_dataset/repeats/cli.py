@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from lorapipe_dataset.repeats.settings import MODES
+from lorapipe_dataset.repeats.settings import FOREIGN, MODES
+from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.tool import tool_command
 
@@ -23,6 +24,7 @@ lora-repeats pictures/ -o dataset.toml --repeats 10 --repeats maid=6
 @tool_command("lora-repeats", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="[IN]...")
 @mode_options(*MODES)
+@foreign_options(FOREIGN)
 def lora_repeats(inputs: tuple[str, ...], **flags: Any) -> int:
     """Choose how often each concept's pictures come in an epoch, and build the dataset.
 
@@ -32,6 +34,7 @@ def lora_repeats(inputs: tuple[str, ...], **flags: Any) -> int:
     Without -o the numbers are printed; with it the path of the dataset goes to stdout.
     """
     chosen = read_mode(MODES, flags)
+    foreign_notes(FOREIGN)
     from lorapipe_dataset.repeats.run import Options, run
 
     return run(Options.of(inputs, chosen))

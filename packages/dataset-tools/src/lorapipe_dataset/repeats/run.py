@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorapipe_dataset.bucketing import BucketSettings
 from lorapipe_dataset.repeats.build import build_tree
+from lorapipe_dataset.repeats.copies import copies_noted
 from lorapipe_dataset.repeats.numbers import target_of
 from lorapipe_dataset.repeats.plan import Plan, Row, as_record, plan_rows, table, warnings_of, weights_of
 from lorapipe_dataset.repeats.settings import (
@@ -34,8 +35,9 @@ from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.pictures.buckets import place
+from lorapipe_engine.pictures.caption_files import caption_suffix
 from lorapipe_engine.pictures.images import image_size
-from lorapipe_engine.pictures.layout import MOST_REPEATS
+from lorapipe_engine.pictures.layout import MOST_REPEATS, few_of
 from lorapipe_engine.settings import DataSettings
 
 _SHOWN = 5  # captions left out that are named; the others are counted
@@ -71,6 +73,7 @@ class Options:
         folder, output, buckets = chosen[FolderSettings], chosen[OutputSettings], chosen[BucketSettings]
         if folder.link and folder.move:
             raise ConfigError("--link and --move exclude each other; give one of them")
+        caption_suffix(output.caption_extension, "--caption-extension")
         if output.output == "":
             raise ConfigError("-o: an empty name")
         unused = [name for name in chosen.given if name in asdict(buckets) and name != "train_batch_size"]
@@ -112,7 +115,7 @@ def run(options: Options) -> int:
     if not options.as_json:
         for line in table(plan):
             show(line) if told else say(line)
-    for note in gathered.notes:
+    for note in [*gathered.notes, *copies_noted(gathered.concepts.values())]:
         say(f"warning: {note}")
     for warning in warnings_of(plan):
         say(f"warning: {warning}")
@@ -207,6 +210,17 @@ def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> 
         )
     if layout.renamed:
         say(f"note: {layout.renamed} pictures get a number behind their name, to keep captions apart")
+    if layout.links:
+        names = few_of([str(path) for path in layout.links])
+        count = len(layout.links)
+        what = "1 picture is a link" if count == 1 else f"{count} pictures are links"
+        say(f"note: {what} ({names}): the file that it leads to is taken")
+    if layout.seconds:
+        names = few_of([str(path) for path in layout.seconds])
+        say(f"note: captions beside another that is read in their place are not taken: {names}")
+    if len(layout.suffixes) > 1:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(layout.suffixes.items()))
+        say(f"note: captions have several suffixes ({kinds}): lora-train reads them all, sd-scripts one")
     if options.dry_run:
         for folder in sorted({item.target.parent for item in layout.items}):
             files = sum(item.target.parent == folder for item in layout.items)

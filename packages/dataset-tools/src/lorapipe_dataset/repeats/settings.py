@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lorapipe_dataset.bucketing import BucketSettings
+from lorapipe_engine.command.foreign import refused
 from lorapipe_engine.command.modes import Mode, flag
 
 Kind = Literal["character", "style", "concept"]
@@ -99,3 +100,8 @@ MODES = (
     Mode("--rename", (RenameSettings, NumberSettings, DrySettings, BucketSettings), by="rename"),
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
 )
+# Of sd-scripts, whose options people have at hand.
+FOREIGN = {
+    **refused("name the folder itself: lora-repeats DIR", "train_data_dir", "image_dir"),
+    **refused("name the folders that the file names", "dataset_config", "in_json"),
+}

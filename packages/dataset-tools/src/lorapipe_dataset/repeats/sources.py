@@ -11,6 +11,7 @@ from typing import Any
 
 from lorapipe_engine.command.records import Record
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.pictures.images import image_size
 from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, concept_of, survey
 
 _WEIGHTED = re.compile(r"\{(\d+(?:\.\d+)?)\}(.+)", re.DOTALL)
@@ -59,11 +60,18 @@ class Gathered:
     _seen: set[str] = field(default_factory=set)
 
     def add(self, name: str, source: Source, weight: float | None = None) -> None:
-        """Put a picture into the concept ``name``; one that is there already is not taken twice."""
+        """Put a picture into the concept ``name``; one that is there already is not taken twice, and one that training
+        would stop at is a failure.
+        """
         place = os.path.abspath(source.path)  # noqa: PTH100 - links are not to be followed
         if place in self._seen:
             return
         self._seen.add(place)
+        try:
+            image_size(source.path)
+        except InputError as error:
+            self.failures.append(str(error))
+            return
         concept = self.concepts.setdefault(name, Concept(name))
         concept.pictures.append(source)
         concept.weight = concept.weight or weight
@@ -75,12 +83,15 @@ def gather(records: Iterable[Record], *, concept: str | None, recursive: bool) -
     Raises InputError where there is no picture at all, or a folder cannot be read.
     """
     gathered = Gathered()
-    for record in records:
+    number = 0
+    for number, record in enumerate(records, 1):  # noqa: B007 - how many there are
         if record.path.is_dir():
             _add_folder(gathered, record.path, concept, recursive)
         else:
             _add_record(gathered, record, concept)
     if not gathered.concepts:
+        if not number:
+            raise InputError("no pictures to count: the list on standard input is empty")
         raise InputError(_nothing([*gathered.failures, *gathered.notes]))
     return gathered
 

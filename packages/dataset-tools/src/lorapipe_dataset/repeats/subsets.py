@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lorapipe_dataset.repeats.plan import Row
+from lorapipe_dataset.repeats.tree import check_text
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.files.links import within
+from lorapipe_engine.files.links import LeadsOut, within
+from lorapipe_engine.pictures.caption_files import CaptionFinder
 from lorapipe_engine.pictures.captions import read_caption
-from lorapipe_engine.pictures.layout import CaptionFinder, find_images
+from lorapipe_engine.pictures.layout import find_images
 from lorapipe_engine.settings import DataSettings
 
 
@@ -68,9 +71,12 @@ def _check_whole(row: Row, folder: Path) -> None:
 def _check_captions(row: Row, extension: str) -> None:
     finder = CaptionFinder(extension)
     for picture in row.concept.pictures:
-        if picture.caption is None:
-            continue
         beside = finder.of(picture.path)
+        if picture.caption is None:
+            if beside is not None:
+                with suppress(LeadsOut):
+                    check_text(beside, picture.home)
+            continue
         if beside is None or read_caption(beside, read=within(picture.home)) != picture.caption.strip():
             raise ConfigError(f"{picture.path}: its new caption is in no file; {_TREE}")
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from lorapipe_dataset.repeats.plan import Row
 from lorapipe_dataset.repeats.sources import Source, folder_name
 from lorapipe_engine.changes.journal import Folder, Journal
-from lorapipe_engine.errors import ConfigError, LoraError, OutputError
-from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out
-from lorapipe_engine.pictures.layout import CaptionFinder
+from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError
+from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out, read_within
+from lorapipe_engine.pictures.caption_files import CaptionFinder
+from lorapipe_engine.pictures.captions import decode_caption
 
 TOOL = "lora-repeats"
 Mode = Literal["copy", "hard", "symlink", "move"]
@@ -44,13 +46,18 @@ class Item:
 @dataclass(frozen=True)
 class Layout:
     """All files of a tree, how many pictures have no caption, how many were renamed to keep captions apart, and the
-    captions that are left out, because they are links out of the dataset.
+    captions that are left out, because they are links out of the dataset. ``links``: pictures that are links;
+    ``suffixes``: how many captions have each suffix; ``seconds``: captions that are not taken, because another of their
+    picture is read.
     """
 
     items: tuple[Item, ...]
     bare: int
     renamed: int
     left_out: tuple[LeadsOut, ...] = ()
+    links: tuple[Path, ...] = ()
+    suffixes: Mapping[str, int] = field(default_factory=dict)
+    seconds: tuple[Path, ...] = ()
 
 
 def lay_out(rows: Iterable[Row], extension: str) -> Layout:
@@ -62,6 +69,7 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
     left_out: list[LeadsOut] = []
     bare = renamed = 0
     folders: dict[str, str] = {}
+    others: dict[Path, None] = {}
     finder = CaptionFinder(extension)
     for row in rows:
         folder = Path(folder_name(row.repeats, row.concept.name))
@@ -79,8 +87,15 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
                 caption = None
                 left_out.append(reason)
             bare += caption is None
+            others |= dict.fromkeys(finder.all_of(picture.path)[1:])
             items += [caption] if caption else []
-    return Layout(tuple(items), bare, renamed, tuple(left_out))
+    links = tuple(
+        item.source for item in items if item.source and not item.is_caption and item.source.is_symlink()
+    )
+    suffixes = Counter(item.target.suffix for item in items if item.is_caption)
+    sources = {item.source for item in items}
+    seconds = tuple(path for path in others if path not in sources)
+    return Layout(tuple(items), bare, renamed, tuple(left_out), links, suffixes, seconds)
 
 
 def _free_stem(stem: str, taken: set[str]) -> str:
@@ -94,7 +109,7 @@ def _free_stem(stem: str, taken: set[str]) -> str:
 
 def _caption_item(picture: Source, beside: Path | None, place: Path, extension: str) -> Item | None:
     """The caption of a picture, beside its ``place`` in the tree. Suffixes are in small letters there: some programs
-    read no others. Raises LeadsOut.
+    read no others. Raises LeadsOut, and InputError for a text that cannot be read.
     """
     if picture.caption is not None and picture.caption.strip():
         suffix = (
@@ -106,10 +121,19 @@ def _caption_item(picture: Source, beside: Path | None, place: Path, extension: 
     if beside is not None:
         if beside.is_symlink() or beside.parent != picture.home:
             check_inside(beside, picture.home)
+        check_text(beside, picture.home)
         return Item(
             place.with_name(place.name + beside.suffix.lower()), beside, is_caption=True, root=picture.root
         )
     return None
+
+
+def check_text(caption: Path, home: Path) -> None:
+    """Raise InputError for a caption that training would stop at, LeadsOut for one that leads out of ``home``."""
+    try:
+        decode_caption(read_within(caption, home), caption)
+    except OSError as error:
+        raise InputError(f"{caption}: cannot be read ({error.strerror})") from error
 
 
 # -------------------------------------------------------------------------------- checks before the work

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorapipe_engine.changes.undo import undo
+from lorapipe_engine.command.records import check_words
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import InputError
 
@@ -16,6 +17,7 @@ def take_back(words: Sequence[str], tool: str, *, run: str | None, dry_run: bool
     """
     if not words:
         raise InputError("--undo: name the folders")
+    check_words(words)
     folders = [Path(word) for word in words]
     done = undo(folders, tool, run=run, dry_run=dry_run, tell=lambda line: say(f"{tool}: {line}"))
     for step in done.steps if dry_run else ():

@@ -1,13 +1,15 @@
 """What the tools pass each other through pipes: paths, or JSON records that have a path.
 
 In a list, a line that begins with ``{`` is a JSON object with a text ``path`` (or ``file``); any other line is a path
-as it stands, spaces and all. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths
-only. Fields that a tool does not know stay in the record and go on to the next tool. Lists are UTF-8; bytes of a
-name that are not survive (``surrogateescape``, as Python has file names).
+as it stands, spaces and all; one in double quotes, as Windows copies it, is read without them where nothing has that
+name with them. A list with NUL bytes between the paths (``find -print0``) is read too; it holds paths only. Fields that
+a tool does not know stay in the record and go on to the next tool. Lists are UTF-8, or UTF-16 with its mark; bytes of a
+name that are no UTF-8 survive (``surrogateescape``, as Python has file names).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -58,8 +60,9 @@ def read_records(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterato
     """The records that a command is to work on, as they come.
 
     ``words`` are paths; ``-``, or no word at all, stands for the list on ``stdin`` (the process's own by default).
-    Raises InputError for a line that is no record, and instead of waiting at a terminal.
+    Raises InputError for a line that is no record, for an empty word, and instead of waiting at a terminal.
     """
+    check_words(words)
     for word in words or (STREAM,):
         if word != STREAM:
             yield Record(Path(word))
@@ -68,6 +71,12 @@ def read_records(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterato
         if stream is None or stream.isatty():
             raise InputError("nothing to work on: name files or folders, or pipe paths in")
         yield from read_list(stream)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise InputError for an empty word: a variable of a script that is not set would mean the folder one is in."""
+    if "" in words:
+        raise InputError("an empty path; name a folder or file ('.' is the folder you are in)")
 
 
 def _process_stdin() -> BinaryIO | None:
@@ -84,9 +93,16 @@ def read_list(stream: BinaryIO, name: str = "standard input") -> Iterator[Record
             # Windows' editors and shells begin a list with a byte order mark.
             text = text.removeprefix(_BOM) if number == 1 else text
         if text.startswith("{") and not exact:
-            yield _parse(text, f"{name}, line {number}")
+            yield _parse_or_path(text, f"{name}, line {number}")
         elif text.strip() or (exact and text):
-            yield Record(Path(text))
+            yield Record(Path(text if exact else _unquoted(text)))
+
+
+def _unquoted(text: str) -> str:
+    """A path that was copied with double quotes around it, without them, unless something is called so."""
+    inside = text.strip()[1:-1]
+    quoted = text.strip() == f'"{inside}"' and inside
+    return inside if quoted and not os.path.lexists(text) and os.path.exists(inside) else text  # noqa: PTH110
 
 
 def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
@@ -97,6 +113,8 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
     # What has come so far is taken, so that a slow sender's first lines are not held back.
     read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
     while block := read(_BLOCK):
+        if not number and not rest and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            block = _from_utf16(block + stream.read())
         if not number and b"\0" in block:
             end = b"\0"
         *whole, rest = (rest + block).split(end)
@@ -105,6 +123,25 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
             yield number, line, end == b"\0"
     if rest:
         yield number + 1, rest, end == b"\0"
+
+
+def _from_utf16(data: bytes) -> bytes:
+    """A list that PowerShell wrote to a file, in UTF-8; as it is where it only begins so."""
+    try:
+        text = data.decode("utf-16")
+        return data if "\0" in text else text.encode()
+    except UnicodeError:
+        return data
+
+
+def _parse_or_path(text: str, place: str) -> Record:
+    """The record of a line; where it is none, the file that is called so."""
+    try:
+        return _parse(text, place)
+    except InputError:
+        if os.path.lexists(text):
+            return Record(Path(text))
+        raise
 
 
 def _parse(text: str, place: str) -> Record:

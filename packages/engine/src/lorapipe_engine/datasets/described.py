@@ -6,7 +6,8 @@ from collections import Counter
 
 from lorapipe_engine.datasets.losses import loss_notes
 from lorapipe_engine.datasets.scan import Dataset, Folder
-from lorapipe_engine.pictures.layout import survey
+from lorapipe_engine.datasets.signs import sign_notes
+from lorapipe_engine.pictures.layout import few_of, survey
 from lorapipe_engine.settings import DataSettings
 
 
@@ -53,7 +54,10 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
         notes += [f"{name} is not used: dataset_config names the folders" for name in unused]
     elif data.in_json is None:
         roots = [root for root in (data.train_data_dir, data.reg_data_dir) if root is not None]
-        notes += [f"{root}: not trained: {line}" for root in roots for line in survey(root).left_out()]
+        for root in roots:
+            others = (*roots, data.conditioning_data_dir)
+            apart = [other for other in others if other is not None and other != root]
+            notes += [f"{root}: not trained: {line}" for line in survey(root).left_out(apart=apart)]
     counts = Counter(picture.dataset for picture in dataset.pictures)
     for number, spec in enumerate(dataset.specs):
         if spec.asked_step is not None:
@@ -62,4 +66,23 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
             )
         if spec.validation_split and not any(row.dataset == number for row in dataset.validation):
             notes.append(f"validation_split {spec.validation_split:g} of {counts[number]} pictures is none")
-    return [*notes, *loss_notes(data, dataset)]
+    for row in dataset.folders:
+        notes += _caption_notes(row)
+    return [*notes, *loss_notes(data, dataset), *sign_notes(data, dataset)]
+
+
+def _caption_notes(row: Folder) -> list[str]:
+    """Captions of which a part is not trained, and those that are trained for two pictures."""
+    notes = []
+    if row.cut_captions:
+        count = "1 caption has" if row.cut_captions == 1 else f"{row.cut_captions} captions have"
+        notes.append(
+            f"{row.subset.folder}: {count} several lines, of which the first is trained (enable_wildcard takes one at "
+            "a time)"
+        )
+    if row.shared:
+        notes.append(
+            f"{row.subset.folder}: {len(row.shared)} pictures share a caption file, as their names differ in the "
+            f"suffix only ({few_of(row.shared)}): lora-check --fix stem-clash keeps them apart"
+        )
+    return notes

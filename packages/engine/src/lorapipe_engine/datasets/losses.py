@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from lorapipe_engine.datasets.scan import Dataset, Picture
 from lorapipe_engine.errors import LoraError
-from lorapipe_engine.pictures.layout import find_images
+from lorapipe_engine.pictures.layout import few_of, find_images, subfolders, survey_one
 from lorapipe_engine.pictures.opening import open_picture
 from lorapipe_engine.settings import DataSettings
 
 MOST_CROPPED = 1 / 3  # of a picture; more is worth a line
-MOST_NAMED = 5  # things in a line
 
 
 def loss_notes(data: DataSettings, dataset: Dataset) -> list[str]:
@@ -29,27 +28,21 @@ def left_out(data: DataSettings, dataset: Dataset) -> list[str]:
             told = [f"{_pictures(row.unlisted)} without an entry"] if row.unlisted else []
             told += [f"{_pictures(row.missing)} of the file that are not there"] if row.missing else []
             notes.append(f"{row.subset.metadata}: left out: {', '.join(told)}")
-        elif (
-            data.dataset_config is not None
-            and row.subset.metadata is None
-            and (note := _inside(row.subset.folder))
-        ):
-            notes.append(note)
-    return notes
+        elif data.dataset_config is not None and row.subset.metadata is None:
+            notes += [f"{row.subset.folder}: left out: {line}" for line in _beside(row.subset.folder)]
+    return list(dict.fromkeys(notes))
 
 
-def _inside(folder: Path) -> str | None:
+def _beside(folder: Path) -> list[str]:
+    """What lies in a subset's folder and is not trained."""
     things = [f"{inside.name} with {_pictures(count)}" for inside, count in _folders(folder)]
-    return f"{folder}: left out: {_listed(things)} (folders in a folder are not read)" if things else None
+    inside = [f"{few_of(things)} (folders in a folder are not read)"] if things else []
+    return [*inside, *survey_one(folder).passed_by()]
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, int]]:
     """The folders in a folder that have pictures, and how many."""
-    try:
-        inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:
-        return
-    for folder in inside:
+    for folder in subfolders(root):
         try:
             count = len(find_images(folder, recursive=True))
         except LoraError:  # one that cannot be read has nothing to be trained
@@ -75,7 +68,7 @@ def _masked(dataset: Dataset) -> list[str]:
     if not rows:
         return []
     verb = "is" if len(rows) == 1 else "are"
-    names = _listed([row.path.name for row in rows])
+    names = few_of([row.path.name for row in rows])
     return [f"{_pictures(len(rows))} {verb} masked as a whole, so nothing of them is trained: {names}"]
 
 
@@ -101,8 +94,3 @@ def _brightest(extrema: object) -> object:
 
 def _pictures(count: int) -> str:
     return f"{count} picture{'' if count == 1 else 's'}"
-
-
-def _listed(things: Sequence[str]) -> str:
-    more = f" and {len(things) - MOST_NAMED} more" if len(things) > MOST_NAMED else ""
-    return ", ".join(things[:MOST_NAMED]) + more

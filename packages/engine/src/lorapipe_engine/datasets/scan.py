@@ -16,9 +16,10 @@ from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.links import LeadsOut, leads_out, within
 from lorapipe_engine.pictures.buckets import FINEST_STEP, BucketRule, Placement, Size, place
+from lorapipe_engine.pictures.caption_files import CaptionNames, caption_suffix
 from lorapipe_engine.pictures.captions import read_caption
 from lorapipe_engine.pictures.images import image_size
-from lorapipe_engine.pictures.layout import CaptionNames, find_images
+from lorapipe_engine.pictures.layout import find_images
 from lorapipe_engine.settings import DataSettings
 
 
@@ -41,9 +42,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Folder:
-    """A subset as it was found: its pictures, those without a caption file, those whose file is empty, and those whose
-    caption came by a link out of the dataset. Where a file names the pictures: those of it that are ``missing`` in the
-    folder, and those of the folder that are ``unlisted`` in it."""
+    """A subset as it was found: its pictures, those without a caption file, those whose file is empty, those whose
+    caption came by a link out of the dataset, those of whose caption only the first line is trained, and the names of
+    those that share one file of a caption with others.
+    Where a file names the pictures: those of it that are ``missing`` in the folder, and those of the folder that are
+    ``unlisted`` in it."""
 
     subset: Subset
     dataset: int
@@ -53,6 +56,8 @@ class Folder:
     private_captions: int = 0
     missing: int = 0
     unlisted: int = 0
+    cut_captions: int = 0
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP) -> Datase
     if data.slider is not None:
         return pairs_dataset(data, data.slider, finest)
     specs = tuple(spec.with_finest_step(finest) for spec in dataset_specs(data))
+    for _, subset in _numbered(specs):
+        caption_suffix(subset.caption_extension, "caption_extension")
     sources = [_source(number, subset) for number, subset in _numbered(specs)]
     for source in sources:
         if not source.paths and (source.subset.is_reg or data.dataset_config):
@@ -179,7 +186,8 @@ def _scan_subset(
 ) -> tuple[Folder, list[Picture]]:
     subset, paths = source.subset, source.paths
     rows: list[Picture] = []
-    bare = empty = 0
+    bare = empty = cut = 0
+    owners: dict[str, list[str]] = {}
     is_linked = leads_out(subset.folder, root) is not None
     is_private = subset.metadata is not None and _is_linked_file(subset.metadata, subset.folder)
     # One listing of the folder is far quicker than asking for each file that might be there.
@@ -189,7 +197,12 @@ def _scan_subset(
         if source.captions is None:
             named = captions.read_for(path.name)
             beside = None if named is None else path.with_name(named)
-            text, private = _caption_text(beside, root, is_linked, every_line=subset.captions.wildcards)
+            text, private = _caption_text(beside, root, is_linked)
+            if text and "\n" in text and not subset.captions.wildcards:
+                text = text.partition("\n")[0]
+                cut += 1
+            if beside is not None and captions.shares_stem(path.name):
+                owners.setdefault(beside.name, []).append(path.name)
         else:
             text, private = source.captions[path], is_private
         bare += text is None
@@ -210,8 +223,18 @@ def _scan_subset(
         )
         bar.update()
     private_count = sum(row.private for row in rows)
+    shared = tuple(name for names in owners.values() if len(names) > 1 for name in names)
     folder = Folder(
-        subset, source.dataset, len(paths), bare, empty, private_count, source.missing, source.unlisted
+        subset,
+        source.dataset,
+        len(paths),
+        bare,
+        empty,
+        private_count,
+        source.missing,
+        source.unlisted,
+        cut,
+        shared,
     )
     return folder, rows
 
@@ -242,16 +265,14 @@ def check_mask(mask: Path, picture: Path, size: Size) -> Path:
     return mask
 
 
-def _caption_text(
-    beside: Path | None, root: Path, is_linked: bool, *, every_line: bool
-) -> tuple[str | None, bool]:
-    """A caption, None where there is none, and whether it came by a link out of ``root``."""
+def _caption_text(beside: Path | None, root: Path, is_linked: bool) -> tuple[str | None, bool]:
+    """A caption with all its lines, None where there is none, and whether it came by a link out of ``root``."""
     if beside is None:
         return None, False
     try:
-        return read_caption(beside, every_line=every_line, read=within(root)), is_linked
+        return read_caption(beside, every_line=True, read=within(root)), is_linked
     except LeadsOut:
-        return read_caption(beside, every_line=every_line), True
+        return read_caption(beside, every_line=True), True
 
 
 def _place(path: Path, size: Size, rule: BucketRule) -> Placement:

@@ -20,6 +20,10 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 KEEP_MARK = (
     "|||"  # sd-scripts' keep_tokens_separator as people write it: what stands before it stays in front
 )
+# The first halves of letters in UTF-16, of Latin to Arabic and Thai: as letters of their own nobody has them.
+_HALVES = re.compile(r"[\x00-\x06\x0e]")
+_FEW_HALVES = 8  # fewer than one in so many letters are strays
+_LINE_ENDS = re.compile(r"\r\n?|\n")
 _BRACES = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
@@ -46,30 +50,56 @@ def read_caption(
         text = decode_caption(read(path), path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = caption_lines(text)
     return "\n".join(lines) if every_line else (lines[0] if lines else "")
 
 
-def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -> str:
-    """The text of a caption file: UTF-8, with or without a byte order mark, or UTF-16 with one; else ``encoding``.
-
-    Raises InputError for bytes that are none of it.
+def caption_lines(text: str) -> list[str]:
+    """The lines of a caption that are not empty, trimmed. Line ends are those of files: other programs read what else
+    Unicode has of them (U+2028, form feeds) as white space, and train what stands behind it.
     """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        used = "utf-16"
-    elif encoding is None or data.startswith(codecs.BOM_UTF8):
-        used = "utf-8-sig"
-    else:
-        used = encoding
+    return [line.strip() for line in _LINE_ENDS.split(text) if line.strip()]
+
+
+def decode_caption(data: bytes, path: Path | str, encoding: str | None = None) -> str:
+    """The text of a caption file: UTF-8, with or without a byte order mark, or UTF-16 with one; what is neither is read
+    as ``encoding``, so that a folder may hold captions of both.
+
+    A NUL character is left out. Raises InputError for bytes that are none of it, and for a text with so many control
+    characters that it must be UTF-16 without its mark, which reads as text with one behind each letter.
+    """
+    is_marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode(used)
+        text = data.decode("utf-16" if is_marked else "utf-8-sig")
+        if is_marked or not _seems_utf16(text):
+            return text.replace("\0", "") if "\0" in text else text
+        reason, mend = (
+            "control characters among its letters, as in UTF-16 without a byte order mark",
+            _utf16(data),
+        )
     except UnicodeDecodeError as error:
-        if encoding is not None:
-            raise InputError(f"{path}: not {used} (byte {error.start})") from error
-        raise InputError(
-            f"{path}: not UTF-8 (byte {error.start}); lora-clean --encoding NAME rewrites it (cp1252 of western "
-            "Windows, cp932 or gb18030 of Japanese and Chinese), or save it as UTF-8 in an editor"
-        ) from error
+        reason = f"not {'UTF-16' if is_marked else 'UTF-8'} (byte {error.start})"
+        mend = (
+            "lora-clean --encoding NAME rewrites it (cp1252 of western Windows, cp1251 of Russian, cp932 or gb18030 of "
+            "Japanese and Chinese)"
+        )
+    if encoding is None or is_marked:
+        raise InputError(f"{path}: {reason}; {mend}, or save it as UTF-8 in an editor")
+    try:
+        return data.decode(encoding).replace("\0", "")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not {encoding} (byte {error.start})") from error
+
+
+def _seems_utf16(text: str) -> bool:
+    halves = len(_HALVES.findall(text))
+    return bool(halves) and halves * _FEW_HALVES >= len(text)
+
+
+def _utf16(data: bytes) -> str:
+    """The mend for UTF-16 without its mark, with the order that its bytes have."""
+    even, odd = (len(_HALVES.findall(data[start::2].decode("latin-1"))) for start in (0, 1))
+    return f"lora-clean --encoding utf-16-{'le' if odd > even else 'be'} rewrites it"
 
 
 def caption_suffixes(extension: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from lorapipe_engine.pictures.captions import KEEP_MARK, split_tags
+from lorapipe_engine.pictures.captions import KEEP_MARK, caption_lines, split_tags
 
 Joining = Literal["append", "prepend", "merge"]
 _WIDE_COMMA = "，"
@@ -29,7 +29,7 @@ def join_captions(
     ``append`` and ``prepend`` leave the old words as they are. ``merge`` gives the first ``front`` tags (a trigger),
     then the old tags, then the other new ones, each once. Separators at a line's ends are dropped.
     """
-    lines = [line for line in before.splitlines() if line.strip()]
+    lines = caption_lines(before)
     if not lines:
         return separator.join(_each_once(tags, key))
     return "\n".join(_join_line(line, tags, how, separator, key, front) for line in lines)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorapipe_engine.command.records import check_folder, find_files, is_left_out
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.pictures.captions import caption_suffixes
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif", ".jxl"})
 # Drawings and films, which no tool here opens.
@@ -31,6 +30,8 @@ OTHER_PICTURES = frozenset(
 MASK_MARK = "-masklabel"
 MASK_FOLDERS = frozenset({"mask", "masks"})
 MOST_REPEATS = 10_000
+MOST_NAMED = 5  # files in a line
+_FORK = "._"  # what macOS keeps of a file beside it, which is no picture
 _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(\d+)[\s.-]+(\S.*)", re.DOTALL)
 _SIGNATURES = (
@@ -135,7 +136,8 @@ def _with_repeats(name: str) -> tuple[int, str]:
     """Repeats and concept that a folder's name should have: its own number, where it begins with one, or 10."""
     if is_switched_off(name):
         return 10, name.partition("_")[2]
-    match = _NUMBERED.fullmatch(name)
+    bare = name.strip()
+    match = _NUMBERED.fullmatch(bare) or _REPEATS.fullmatch(bare)
     if match and 1 <= int(match[1]) <= MOST_REPEATS:
         return int(match[1]), match[2]
     return 10, name
@@ -145,16 +147,22 @@ def _with_repeats(name: str) -> tuple[int, str]:
 
 
 def find_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The pictures of a folder by suffix (any case), sorted by the letters' code points. Hidden files are left out.
+    """The pictures of a folder by suffix (any case), sorted by the letters' code points. Hidden files and masks
+    ``a-masklabel.png`` are left out.
 
     Raises InputError if the folder cannot be read.
     """
-    return find_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+    files = find_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+    return [path for path in files if not _has_mask_mark(path.name)]
 
 
 def is_mask(path: Path) -> bool:
     """Whether a picture is a mask of another: ``a-masklabel.png``, or any in a folder ``masks``."""
-    return path.stem.endswith(MASK_MARK) or path.parent.name.lower() in MASK_FOLDERS
+    return _has_mask_mark(path.name) or path.parent.name.lower() in MASK_FOLDERS
+
+
+def _has_mask_mark(name: str) -> bool:
+    return MASK_MARK in name and split_suffix(name)[0].endswith(MASK_MARK)
 
 
 def has_signature(path: Path) -> bool:
@@ -172,98 +180,6 @@ def split_suffix(name: str) -> tuple[str, str]:
     """A file's name without its suffix, and the suffix, "" for none: as path objects have it, for less time."""
     dot = name.rfind(".")
     return (name[:dot], name[dot:]) if 0 < dot < len(name) - 1 else (name, "")
-
-
-class CaptionNames:
-    """Which of a folder's files are whose captions.
-
-    A picture's caption is ``a.txt``: its stem with the wanted suffix, else ``.txt``, else ``.caption``, in any case of
-    the suffix's letters. Where there is none it is ``a.png.txt``, which also counts first where several pictures share
-    the stem.
-    """
-
-    def __init__(self, names: Iterable[str], extension: str = ".txt") -> None:
-        self._suffixes = caption_suffixes(extension)
-        lowered = [(suffix, suffix.lower()) for suffix in self._suffixes]
-        self._files: dict[tuple[str, str], list[str]] = {}
-        self._stems: Counter[str] = Counter()
-        ends = tuple(lower for _, lower in lowered)
-        for name in names:
-            low = name.lower()
-            if low.endswith(ends):
-                for suffix, lower in lowered:
-                    if low.endswith(lower) and len(name) > len(suffix):
-                        self._files.setdefault((name[: -len(suffix)], suffix), []).append(name)
-            stem, end = split_suffix(low)
-            if end in IMAGE_SUFFIXES or end in OTHER_PICTURES:
-                self._stems[name[: len(stem)]] += 1
-
-    @classmethod
-    def in_folder(cls, folder: Path, extension: str = ".txt") -> CaptionNames:
-        """Of the files that lie in a folder. Raises InputError if it cannot be read."""
-        try:
-            with os.scandir(folder) as entries:
-                return cls([entry.name for entry in entries if not _is_folder(entry)], extension)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-
-    def of(self, picture: str) -> list[str]:
-        """The files that are captions of a picture, by name; the first one is read."""
-        stem, suffix = split_suffix(picture)
-        shared, own = self._named(stem), self._named(picture) if suffix else []
-        return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
-
-    def read_for(self, picture: str) -> str | None:
-        """The file that is read as a picture's caption, None where there is none."""
-        stem, suffix = split_suffix(picture)
-        if self._stems[stem] > 1:
-            named = self.of(picture)
-        else:
-            named = self._named(stem) or (self._named(picture) if suffix else [])
-        return named[0] if named else None
-
-    def usual(self, picture: str) -> list[str]:
-        """The names that a picture's caption may have, in the order in which they are tried."""
-        stem, suffix = split_suffix(picture)
-        shared = [stem + end for end in self._suffixes]
-        own = [picture + end for end in self._suffixes] if suffix else []
-        return [*own, *shared] if self._stems[stem] > 1 else [*shared, *own]
-
-    def _named(self, stem: str) -> list[str]:
-        named: list[str] = []
-        for suffix in self._suffixes:
-            same = self._files.get((stem, suffix))
-            if same is not None:
-                named += same if len(same) == 1 else sorted(same, key=lambda n: (not n.endswith(suffix), n))
-        return named
-
-
-class CaptionFinder:
-    """The captions of pictures anywhere; each folder is listed once."""
-
-    def __init__(self, extension: str = ".txt") -> None:
-        self._extension = extension
-        self._folders: dict[Path, CaptionNames] = {}
-
-    def of(self, picture: Path) -> Path | None:
-        """The caption file of a picture that is read; None where there is none, or its folder cannot be read.
-
-        A file that came after its folder was listed is seen too: another tool may be writing captions meanwhile.
-        """
-        folder = picture.parent
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = CaptionNames.in_folder(folder, self._extension)
-            except InputError:
-                return None
-        names = self._folders[folder]
-        listed = next(iter(names.of(picture.name)), None)
-        for name in names.usual(picture.name):
-            if listed is not None and listed.lower() == name.lower():
-                return folder / listed
-            if (folder / name).is_file():
-                return folder / name
-        return None
 
 
 # -------------------------------------------------------------------------------- a whole dataset
@@ -291,19 +207,28 @@ class Part:
     @property
     def pictures(self) -> list[str]:
         """The names of the pictures in formats that are trained."""
-        return [name for name in self.names if split_suffix(name)[1].lower() in IMAGE_SUFFIXES]
+        return [name for name in self.names if _is_picture(name) and not _has_mask_mark(name)]
+
+    @property
+    def masks(self) -> list[str]:
+        """The names of the masks ``a-masklabel.png`` that lie beside the pictures."""
+        return [name for name in self.names if _has_mask_mark(name) and _is_picture(name)]
 
 
 @dataclass
 class Survey:
     """All folders of a dataset. ``numbered``: whether it has folders ``N_concept``, or is one; ``aside``: pictures in
-    folders of other programs and hidden ones, by the folder's name; ``unread``: folders that cannot be read, and why.
+    folders of other programs and hidden ones, by the folder's name; ``hidden``: pictures with a dot in front of their
+    name; ``dead``: names of pictures that lead to no file (broken links, pipes); ``unread``: folders that cannot be
+    read, and why.
     """
 
     root: Path
     numbered: bool = False
     parts: list[Part] = field(default_factory=list)
     aside: Counter[str] = field(default_factory=Counter)
+    hidden: list[str] = field(default_factory=list)
+    dead: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
 
     @property
@@ -311,29 +236,49 @@ class Survey:
         """The folders whose pictures are trained."""
         return [part for part in self.parts if part.reason is None]
 
-    def left_out(self, *, inner: bool = True, hint: str = "") -> list[str]:
+    def left_out(self, *, inner: bool = True, hint: str = "", apart: Sequence[Path] = ()) -> list[str]:
         """What is not trained and why, a line for each reason. Without ``inner``, pictures in folders inside a
-        concept's folder are not told; ``hint`` is put behind their line.
+        concept's folder are not told; ``hint`` is put behind their line. ``apart``: folders that have a use of their
+        own, as masks and regularisation pictures have, of which nothing is told.
         """
         counts = Counter[str]()
+        used = [folder.resolve() for folder in apart]
         for part in self.parts:
-            if part.reason is not None and part.pictures and (inner or not part.is_inner):
-                counts[part.reason] += len(part.pictures)
+            if any(part.path.resolve().is_relative_to(folder) for folder in used):
+                continue
+            held = [*part.pictures, *(part.masks if part.reason == _MASKS else ())]
+            if part.reason is not None and held and (inner or not part.is_inner):
+                counts[part.reason] += len(held)
         lines = [
             f"{_pictures(count)} {reason}{hint if reason == _INNER else ''}"
             for reason, count in counts.items()
         ]
+        return [*lines, *self.passed_by()]
+
+    def passed_by(self) -> list[str]:
+        """What is no picture to train wherever it lies: a line for each kind."""
+        lines = []
         if self.aside:
             names = ", ".join(sorted(self.aside))
             lines.append(
                 f"{_pictures(self.aside.total())} in folders that are no part of a dataset ({names})"
+            )
+        masks = [name for part in self.parts if part.reason != _MASKS for name in part.masks]
+        for lost, what in (
+            (self.hidden, "hidden by a dot in front of the name"),
+            (self.dead, "whose name leads to no file"),
+        ):
+            lines += [f"{_pictures(len(lost))} {what} ({few_of(sorted(lost))})"] if lost else []
+        if masks:
+            lines.append(
+                f"{len(masks)} mask{'s' * (len(masks) != 1)} beside the pictures ({few_of(sorted(masks))})"
             )
         return [*lines, *self._other_formats()]
 
     def linked(self) -> list[str]:
         """What lies in folders that are links, for tools that change nothing behind a link: a line for each."""
         return [
-            f"{_pictures(len(part.pictures))} in '{part.path.name}', a link to a folder: name that folder itself"
+            _behind_link(part.path, len(part.pictures))
             for part in self.parts
             if part.path != self.root and part.path.is_symlink() and part.pictures
         ]
@@ -350,6 +295,45 @@ class Survey:
         if kinds:
             listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
             yield f"{_pictures(kinds.total())} of kinds that are not trained ({listed}): convert them to png"
+
+
+def survey_one(folder: Path) -> Survey:
+    """One folder as if all of it were trained and no folder were in it. Raises InputError if it cannot be read."""
+    surveyed = Survey(folder, numbered=True)
+    surveyed.parts.append(Part(folder, _names(folder, surveyed), folder.name, folder))
+    return surveyed
+
+
+def notes_of(folder: Path, *, recursive: bool, alone: str) -> list[str]:
+    """What a tool that works on a folder's captions should say of it: what is not trained, and what is ``alone``
+    ("not tagged"), because it lies in folders that are not looked into or behind a link.
+    """
+    if recursive:
+        try:
+            laid = survey(folder)
+        except InputError as error:
+            return [str(error)]  # a name that matters where it is trained
+        lines, apart = laid.left_out() if laid.numbered else laid.passed_by(), laid.linked()
+    else:
+        lines = survey_one(folder).passed_by()
+        counts = {path: _count_inside(path) for path in subfolders(folder)}
+        apart = [_behind_link(path, count) for path, count in counts.items() if count and path.is_symlink()]
+        inside = sum(count for path, count in counts.items() if not path.is_symlink())
+        apart += [f"{_pictures(inside)} in folders inside (--recursive takes them in)"] * bool(inside)
+    return [*(f"not trained: {line}" for line in lines), *(f"{alone}: {line}" for line in apart)]
+
+
+def _behind_link(path: Path, count: int) -> str:
+    return f"{_pictures(count)} in '{path.name}', a link to a folder: name that folder itself"
+
+
+def _count_inside(folder: Path) -> int:
+    """How many pictures lie in a folder and those in it, those of other programs left out."""
+    count = 0
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_left_out(name)]
+        count += sum(_is_picture(name) and not is_left_out(name) for name in names)
+    return count
 
 
 def survey(root: Path) -> Survey:
@@ -418,26 +402,46 @@ def _names(folder: Path, surveyed: Survey) -> tuple[str, ...]:
     """The files of a folder that are not hidden; what lies in folders that are left out is counted."""
     try:
         with os.scandir(folder) as entries:
-            rows = [(entry.name, _is_folder(entry)) for entry in entries]
+            rows = [(entry.name, _kind(entry)) for entry in entries]
     except OSError as error:
         if folder == surveyed.root:
             raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
         surveyed.unread.append(f"{folder}: cannot be read ({error.strerror})")
         return ()
-    for name, is_folder in rows:
-        if is_left_out(name) and is_folder and not (folder / name).is_symlink():
-            count = _count_pictures(folder / name)
-            surveyed.aside.update({name: count} if count else {})
-    return tuple(sorted(name for name, is_folder in rows if not is_folder and not is_left_out(name)))
+    kept = []
+    for name, kind in rows:
+        if kind == "folder":
+            if is_left_out(name) and not (folder / name).is_symlink():
+                count = _count_pictures(folder / name)
+                surveyed.aside.update({name: count} if count else {})
+        elif not is_left_out(name):
+            if kind == "none" and _is_picture(name):
+                surveyed.dead.append(name)
+            else:
+                kept.append(name)
+        elif _is_picture(name) and kind == "file" and not name.startswith(_FORK):
+            surveyed.hidden.append(name)
+    return tuple(sorted(kept))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """``folder``, ``file``, or ``none`` of both: a broken link, a pipe."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "none"
+    except OSError:  # a link to itself
+        return "none"
 
 
 def _count_pictures(folder: Path) -> int:
-    return sum(
-        split_suffix(name)[1].lower() in IMAGE_SUFFIXES for _, _, names in os.walk(folder) for name in names
-    )
+    return sum(_is_picture(name) for _, _, names in os.walk(folder) for name in names)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _is_picture(name: str) -> bool:
+    return split_suffix(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether something that stands in a folder is a folder itself, links followed."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -446,3 +450,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _pictures(count: int) -> str:
     return f"{count} picture{'' if count == 1 else 's'}"
+
+
+def few_of(names: Sequence[str]) -> str:
+    """Names in a line of a message: the first ones, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

@@ -34,6 +34,22 @@ def read_existing(path: Path) -> str | None:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def read_shown(path: Path) -> str | None:
+    """The caption that a dry run shows as the one to be replaced, whatever it is written in. Raises InputError as
+    :func:`read_existing` does for a file that cannot be read.
+    """
+    try:
+        data = read_within(path, None)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return _text_of(data, path)
+    except InputError:
+        return data.decode("utf-8", "backslashreplace").strip("\r\n")
+
+
 def _text_of(data: bytes | None, path: Path) -> str | None:
     text = "" if data is None else decode_caption(data, path)
     return text.strip("\r\n") if text.strip() else None

@@ -146,11 +146,11 @@ def _group(pictures: Sequence[Picture], distance: int) -> Group:
 
 
 def _best_first(pictures: Sequence[Picture]) -> list[Picture]:
-    """Most pixels first, then the richest caption, then the name."""
+    """Most pixels first, then the richest caption, then the shortest name, as copies get longer ones."""
 
-    def order(picture: Picture) -> tuple[int, int, Path]:
+    def order(picture: Picture) -> tuple[int, int, int, Path]:
         width, height = picture.size or (0, 0)
-        return -width * height, -len(picture.tags), picture.path
+        return -width * height, -len(picture.tags), len(picture.path.name), picture.path
 
     return sorted(pictures, key=order)
 

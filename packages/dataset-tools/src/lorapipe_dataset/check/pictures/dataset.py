@@ -75,6 +75,11 @@ class Picture:
         return [tag for tag in self.pieces if tag != MARK]
 
     @property
+    def captions(self) -> tuple[Path, ...]:
+        """All of its caption files, the one that is read first."""
+        return () if self.caption_path is None else (self.caption_path, *self.more_captions)
+
+    @property
     def is_readable(self) -> bool:
         """Whether it can be trained, as far as it was looked at."""
         return self.problem is None and (self.look is None or self.look.problem is None)
@@ -88,18 +93,18 @@ class Picture:
 @dataclass
 class Dataset:
     """All that was found. ``others`` are files that belong to no picture, and pictures in other formats. ``left_out``
-    says what is not trained and why, ``untrained`` has the reason for each such folder. With
-    ``masks_count`` masks are pictures like all others, as lora-train has it.
+    says what is not trained and why, ``untrained`` has the reason for each such folder. ``seen`` are
+    all files' whole paths.
     """
 
     places: list[Place] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     masks: list[Path] = field(default_factory=list)
-    masks_count: bool = False
     others: list[Path] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     untrained: dict[Path, str] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
     @cached_property
     def trained(self) -> list[Picture]:

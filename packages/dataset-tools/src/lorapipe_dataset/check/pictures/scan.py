@@ -13,12 +13,14 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import Record, is_left_out
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out, within
-from lorapipe_engine.pictures.captions import read_caption
+from lorapipe_engine.pictures.caption_files import CaptionNames
+from lorapipe_engine.pictures.captions import caption_suffixes, read_caption
 from lorapipe_engine.pictures.images import image_size
 from lorapipe_engine.pictures.layout import (
     IMAGE_SUFFIXES,
-    CaptionNames,
+    OTHER_PICTURES,
     as_repeat_folder,
+    few_of,
     is_mask,
     split_suffix,
     survey,
@@ -30,23 +32,27 @@ WORKERS = max(2, os.cpu_count() or 1)
 # -------------------------------------------------------------------------------- finding files
 
 
-def scan(records: Iterable[Record], extension: str, *, masks: bool = False) -> Dataset:
+def scan(records: Iterable[Record], extension: str) -> Dataset:
     """Find everything in the folders, or just the pictures that a list names.
 
     Raises InputError for a folder that is not there, and where there is no picture at all.
     """
-    dataset = Dataset(masks_count=masks)
+    dataset = Dataset()
     loose: dict[Path, set[str]] = {}
-    for record in records:
+    number = 0
+    for number, record in enumerate(records, 1):  # noqa: B007 - how many there are
         if record.path.is_file():
             loose.setdefault(record.path.parent, set()).add(record.path.name)
         else:
             _scan_root(record.path, dataset, extension)
     for folder, names in loose.items():
         _scan_loose(folder, names, dataset, extension)
+    if not number:
+        raise InputError("no pictures to check: the list on standard input is empty")
     if not dataset.pictures and not dataset.masks:
         formats = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-        raise InputError(f"no pictures found ({formats})")
+        raise InputError("; ".join([f"no pictures found ({formats})", *dataset.left_out[:1]]))
+    dataset.left_out = list(dict.fromkeys(dataset.left_out))
     dataset.pictures.sort(key=lambda picture: picture.path.parts)
     dataset.others.sort()
     return dataset
@@ -78,25 +84,45 @@ def _scan_loose(folder: Path, names: set[str], dataset: Dataset, extension: str)
         dataset.unread.append(f"{folder}: cannot be read ({error.strerror})")
         return
     captions = CaptionNames(inside, extension)
+    # A caption that is named stands for its picture.
+    owners = [name for name in inside if _is_picture(name) and not names.isdisjoint(captions.of(name))]
+    names = {*names, *owners}
     wanted = {caption for name in names for caption in captions.of(name)}
     stems = {split_suffix(name)[0] for name in names}
     wanted |= {
-        name
-        for name in inside
-        if name in names
-        or (split_suffix(name)[1].lower() not in IMAGE_SUFFIXES and split_suffix(name)[0] in stems)
+        name for name in inside if name in names or (not _is_picture(name) and split_suffix(name)[0] in stems)
     }
+    strange = sorted(name for name in names if not _is_known(name, extension))
+    if strange:
+        count = f"{len(strange)} file{'s' * (len(strange) != 1)}"
+        dataset.left_out.append(
+            f"{folder}: {count} that {'are' if len(strange) > 1 else 'is'} no picture ({few_of(strange)})"
+        )
     numbered = as_repeat_folder(folder.resolve())
     place = Place(folder, read_name(folder)[0], numbered.repeats if numbered else None, True)
     _sort_files(place, [name for name in inside if name in wanted], dataset, extension)
 
 
+def _is_picture(name: str) -> bool:
+    return split_suffix(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_known(name: str, extension: str) -> bool:
+    """Whether a file that was named is one that the rules speak of."""
+    suffix = split_suffix(name)[1].lower()
+    known = {*IMAGE_SUFFIXES, *OTHER_PICTURES, *caption_suffixes(extension), ".npz"}
+    return suffix in known
+
+
 def _sort_files(place: Place, names: Sequence[str], dataset: Dataset, extension: str) -> None:
-    """Sort a folder's files into pictures with captions, masks and others."""
+    """Sort a folder's files into pictures with captions, masks and others; those that are there already are left."""
     folder = place.path
+    start = os.path.join(os.path.abspath(folder), "")  # noqa: PTH100, PTH118 - links are not to be followed
+    names = [name for name in names if start + name not in dataset.seen]
+    dataset.seen.update(start + name for name in names)
     beside = CaptionNames(names, extension)
-    pictures = [name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    masks = {name for name in pictures if is_mask(folder / name) and not dataset.masks_count}
+    pictures = [name for name in names if _is_picture(name)]
+    masks = {name for name in pictures if is_mask(folder / name)}
     used = set(masks)
     for name in pictures:
         if name in masks:

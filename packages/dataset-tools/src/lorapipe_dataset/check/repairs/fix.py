@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.captions import decode_caption
 
 TOOL = "lora-check"
+_REWRITTEN, _REMOVED = "captions rewritten", "files moved away"
+_RENAMED, _COPIED = "files renamed", "captions copied"
 
 
 def check_fixable(rules: Sequence[str]) -> None:
@@ -38,57 +41,60 @@ def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int
         say("nothing to mend")
         return 0
     run, failures = Journal(TOOL), 0
+    done = Counter[str]()
     for path, part in repairs.by_folder().items():
         try:
             root = next((root for root in roots if root in path.parents), None)
             with run.folder(path, root) as folder:
                 errors = list(_change(folder, part, root))
+            done.update(_counts(part))
+            done.subtract(what for what, _ in errors)
+            reasons = [error for _, error in errors]
         except LoraError as error:
-            errors = [error]
-        for reason in errors:
+            reasons = [error]
+        for reason in reasons:
             complain(str(reason))
-        failures += len(errors)
+        failures += len(reasons)
     if run.changed:
-        say(
-            f"mended: {_counted(repairs)}; --undo takes it back"
-            + (f"; {failures} failed" if failures else "")
-        )
+        counted = ", ".join(f"{count} {what}" for what, count in done.items() if count > 0)
+        say(f"mended: {counted}; --undo takes it back" + (f"; {failures} failed" if failures else ""))
     else:
         say("nothing was changed")
     return failures
 
 
-def _change(folder: Folder, part: Repairs, root: Path | None) -> Iterator[LoraError]:
-    """Make the changes in a folder; yields what went wrong."""
+def _change(folder: Folder, part: Repairs, root: Path | None) -> Iterator[tuple[str, LoraError]]:
+    """Make the changes in a folder; yields what went wrong, and what it was to be."""
+    copied = {target.name for _, target in part.copies}
     changes = [Change(path.name, old, new.encode()) for path, (old, new) in part.texts.items()]
     for source, target in part.copies:
         try:
             changes.append(Change(target.name, None, read_within(source, root)))
         except OSError as error:
-            yield OutputError(f"{source}: cannot be read ({error.strerror})")
+            yield _COPIED, OutputError(f"{source}: cannot be read ({error.strerror})")
         except LoraError as error:
-            yield error
-    yield from folder.write(changes).values()
+            yield _COPIED, error
+    for name, failure in folder.write(changes).items():
+        yield _COPIED if name in copied else _REWRITTEN, failure
     for source, target in part.renamed:
         try:
             folder.rename(source.name, target.name)
         except LoraError as error:
-            yield error
+            yield _RENAMED, error
     for path in part.removed:
         try:
             folder.remove(path.name)
         except LoraError as error:
-            yield error
+            yield _REMOVED, error
 
 
-def _counted(repairs: Repairs) -> str:
-    counts = {
-        "captions rewritten": len(repairs.texts),
-        "files moved away": len(repairs.removed),
-        "files renamed": len(repairs.renamed),
-        "captions copied": len(repairs.copies),
+def _counts(repairs: Repairs) -> dict[str, int]:
+    return {
+        _REWRITTEN: len(repairs.texts),
+        _REMOVED: len(repairs.removed),
+        _RENAMED: len(repairs.renamed),
+        _COPIED: len(repairs.copies),
     }
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def changes_shown(repairs: Repairs) -> Iterator[str]:

@@ -88,30 +88,27 @@ class _Desk:
                 self.captions[picture.caption_path] = change(tags, finding.data)
 
     def remove(self, path: Path) -> None:
-        """Let a file go; with a picture its caption, unless another picture has it."""
+        """Let a file go; with a picture its captions, unless another picture has them."""
         self.gone[path] = None
         picture = self.pictures.get(path)
-        if picture is None or picture.caption_path is None:
-            return
-        others = [p for p in self.pictures.values() if p.caption_path == picture.caption_path]
-        if all(other.path in self.gone for other in others):
-            self.gone[picture.caption_path] = None
+        for caption in () if picture is None else picture.captions:
+            if all(one.path in self.gone for one in self.pictures.values() if caption in one.captions):
+                self.gone[caption] = None
 
     def rename(self, picture: Picture, *, share: bool) -> None:
-        """Give a picture a free name, and its caption too; ``share``: another one keeps the caption, so copy it."""
+        """Give a picture a free name, and its captions too; ``share``: another one keeps the caption, so copy it."""
         number = 2
         while _folded(path := picture.path.with_stem(f"{picture.path.stem}_{number}")) in self.taken:
             number += 1
         self.taken.add(_folded(path))
         self.renamed[picture.path] = path
-        if picture.caption_path is None:
-            return
-        named = picture.caption_path.stem == picture.path.name  # a.png.txt
-        target = path.with_name(f"{path.name if named else path.stem}{picture.caption_path.suffix}")
-        if share:
-            self.copies[target] = picture.caption_path
-        else:
-            self.renamed[picture.caption_path] = target
+        for caption in picture.captions[:1] if share else picture.captions:
+            named = caption.stem == picture.path.name  # a.png.txt
+            target = path.with_name(f"{path.name if named else path.stem}{caption.suffix}")
+            if share:
+                self.copies[target] = caption
+            else:
+                self.renamed[caption] = target
 
     def repairs(self) -> Repairs:
         """What is to be done in the end; a file that goes is not edited first."""

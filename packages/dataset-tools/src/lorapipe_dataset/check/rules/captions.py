@@ -25,12 +25,17 @@ MISSING = Rule(
     "Pictures without a caption: their folder's name is trained",
     "lora-tag DIR, or write FILE.txt beside them",
 )
-EMPTY = Rule("empty-caption", "error", "Empty captions", "lora-tag DIR --existing replace, or write them")
+EMPTY = Rule(
+    "empty-caption",
+    "error",
+    "Empty captions",
+    "lora-tag DIR (captions with words in them stay), or write them",
+)
 UNDECODABLE = Rule(
     "bad-encoding",
     "error",
-    "Captions that are not UTF-8",
-    "lora-clean DIR --encoding NAME, as cp932 or cp1252, or save them as UTF-8 in an editor",
+    "Captions that cannot be read, most often because they are not UTF-8",
+    "lora-clean DIR --encoding NAME, as cp1251, cp1252 or cp932, or save them as UTF-8 in an editor",
 )
 LINKED = Rule(
     "linked-caption",
@@ -84,7 +89,10 @@ SAME = Rule(
     "tag them again: what differs between them is not learned",
 )
 SHORT = Rule(
-    "few-tags", "warning", "Captions of fewer than three tags", "lora-tag DIR with a lower threshold"
+    "few-tags",
+    "warning",
+    "Captions of fewer than three tags",
+    "lora-tag DIR --existing merge with a lower threshold",
 )
 
 

@@ -44,8 +44,8 @@ ORPHAN_MASK = Rule(
 MASK_TRAINED = Rule(
     "mask-trained",
     "warning",
-    "Masks among the pictures: lora-train would train them",
-    "move them into a folder of their own outside the dataset",
+    "Masks among the pictures: lora-train leaves them out, sd-scripts trains them",
+    "move them into a folder of their own outside the dataset, for --conditioning_data_dir",
 )
 STEM_CLASH = Rule(
     "stem-clash",

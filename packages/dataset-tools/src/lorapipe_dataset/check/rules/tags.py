@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -22,6 +21,7 @@ from lorapipe_dataset.texts.vocabulary import (
     read_vocabulary,
     shown,
 )
+from lorapipe_engine.datasets.signs import COMMAND, WEIGHT, WILDCARD
 
 INVARIANT_SHARE = 0.8
 ENOUGH = 5  # captions of a concept from which shares say something
@@ -82,21 +82,41 @@ PROMPT = Rule(
     "prompt-syntax",
     "warning",
     "Signs of prompts in captions: they are trained as words",
-    "lora-clean --strip-weights, and --drop 're:<.*>, BREAK' for the others",
+    "lora-clean --strip-weights, and --drop 're:<.*>' --drop BREAK for the others",
 )
-# Weights, networks called by name, and words that some user interfaces read as commands.
-_PROMPT = re.compile(
-    r"(?<!\\)[(\[][^()\[\]]+:\s*[+-]?\d*\.?\d+[)\]]"
-    r"|<(?:lora|lyco|hypernet):[^<>]*>|\bBREAK\b|\bADDROW\b|\bADDCOL\b"
+COMMA = Rule(
+    "other-comma",
+    "warning",
+    "Commas of other scripts between tags: what they part is trained as one tag",
+    "lora-clean --split ， (or the sign that is named) writes plain ones",
+)
+_COMMAS = "，、،"
+WILDCARDS = Rule(
+    "wildcards",
+    "info",
+    "Choices in braces in captions: they are trained as they stand without enable_wildcard",
+    "lora-train --enable_wildcard, or lora-clean --expand-wildcards",
 )
 
 
 def find_prompts(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Captions that were copied from prompts with the signs that only prompts have."""
     for picture in dataset.captioned:
-        signs = list(dict.fromkeys(_PROMPT.findall(picture.caption or "")))
+        text = picture.caption or ""
+        signs = list(dict.fromkeys([*WEIGHT.findall(text), *COMMAND.findall(text)]))
         if signs:
             yield Finding(PROMPT, _quoted(signs), (picture.path,), {"signs": signs})
+        choices = list(dict.fromkeys(WILDCARD.findall(text)))
+        if choices:
+            yield Finding(WILDCARDS, _quoted(choices), (picture.path,), {"signs": choices})
+
+
+def find_commas(dataset: Dataset, _options: Options) -> Iterator[Finding]:
+    """Captions of tags that are parted by signs that no trainer parts them at."""
+    for picture in dataset.captioned if dataset.style == "tags" else ():
+        signs = [sign for sign in _COMMAS if sign in (picture.caption or "")]
+        if signs:
+            yield Finding(COMMA, _quoted(signs), (picture.path,), {"signs": signs})
 
 
 def _quoted(texts: list[str]) -> str:
@@ -219,7 +239,8 @@ def _listed(tags: list[str]) -> str:
 
 CHECKS = (
     Check((UNKNOWN, MISSPELT), find_known),
-    Check((PROMPT,), find_prompts),
+    Check((PROMPT, WILDCARDS), find_prompts),
+    Check((COMMA,), find_commas),
     Check((ALIAS,), find_aliases),
     Check((DOUBLE, CONTRADICTION, PEOPLE), find_in_captions),
     Check((ARTEFACT, PANEL), find_artefacts),

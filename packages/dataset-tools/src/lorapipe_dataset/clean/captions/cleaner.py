@@ -18,6 +18,7 @@ from lorapipe_dataset.clean.captions.steps import build_steps
 from lorapipe_dataset.clean.captions.steps.step import Bench
 from lorapipe_dataset.clean.captions.tags import MARK, expression, join_caption, split_caption, split_raw
 from lorapipe_engine.errors import ConfigError, LoraError
+from lorapipe_engine.pictures.captions import caption_lines
 
 MOST_ROUNDS = 12
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
@@ -69,23 +70,23 @@ class Cleaner:
     def tags_of(self, text: str) -> list[str]:
         """The tags of a caption's lines, without prefix and suffix."""
         marked = text if self.rules.mark == MARK else text.replace(self.rules.mark, MARK)
-        lines = (self._prefix.take_off(line.strip()) for line in marked.splitlines())
+        lines = map(self._prefix.take_off, caption_lines(marked))
         return [tag for line in lines for tag in split_caption(line, self._separators)]
 
     def _round(self, text: str, facts: Facts) -> str:
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = caption_lines(text)
         if self.rules.lines == "first":
             lines = lines[:1]
         elif self.rules.lines == "join" and len(lines) > 1:
             mark = " " if self.rules.style == "text" else self.rules.join
-            lines = [mark.join(line.strip() for line in lines)]
+            lines = [mark.join(lines)]
         if not lines:
             lines = [self.rules.if_empty]
         cleaned = (self._line(line, facts) for line in lines)
         return "\n".join(line for line in cleaned if line)
 
     def _line(self, line: str, facts: Facts) -> str:
-        line = self._prefix.take_off(line.strip())
+        line = self._prefix.take_off(line)
         for change in self._changes:
             line = change(line)
         if self._texts is not None:

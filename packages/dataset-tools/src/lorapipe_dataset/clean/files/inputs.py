@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.captions.words import CATEGORIES
+from lorapipe_dataset.clean.files.pairing import PICTURES, pair, split_suffix
 from lorapipe_dataset.clean.files.posts import Pictures, post_caption, read_matches
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.sidecars import (
@@ -27,10 +28,10 @@ from lorapipe_engine.command.records import Record, find_files, find_names, read
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.links import check_inside
+from lorapipe_engine.pictures.caption_files import CaptionFinder
 from lorapipe_engine.pictures.captions import decode_caption
-from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, OTHER_PICTURES, CaptionFinder, survey
+from lorapipe_engine.pictures.layout import few_of, notes_of
 
-PICTURES = IMAGE_SUFFIXES | OTHER_PICTURES
 DOCUMENTS = (".json", ".jsonl", ".csv")
 
 
@@ -40,6 +41,8 @@ class Job:
 
     ``given`` is the caption that came with a record or a sidecar, ``root`` the folder that was asked for.
     ``origin``: another file that the caption is read from; ``reader`` makes a post of a text that is no plain caption.
+    ``second``: its picture has another caption that is read before it, so it is cleaned and goes no further.
+    ``others``: pictures that read this caption too.
     ``error``: what stands in the way. Paths are texts: path objects would take as long as all the rest.
     """
 
@@ -52,6 +55,8 @@ class Job:
     origin: str | None = None
     reader: Callable[[str], Post] | None = None
     error: str | None = None
+    second: bool = False
+    others: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -71,6 +76,33 @@ def gather(options: Options, stdin: BinaryIO | None = None) -> Iterator[Job | Do
     """The work that the command line names, as it comes. Raises InputError where there is none, or a word of the
     command line names nothing.
     """
+    places: dict[str, str] = {}
+    seen: set[str] = set()
+    for one in _gather(options, stdin):
+        if len(options.inputs) > 1 and isinstance(one, Job) and one.given is None and one.error is None:
+            place = os.path.normcase(os.path.abspath(one.origin or one.file))  # noqa: PTH100 - links are not to be followed
+            if place in seen:
+                continue  # a folder, and a file in it
+            seen.add(place)
+        if isinstance(one, Job) and _is_brought(one, options):
+            source = one.picture or one.origin or one.file
+            other = places.setdefault(os.path.normcase(one.file), source)
+            if other != source:
+                one.error = (
+                    f"{source}: its caption would have the place of {other}'s, {one.file}; "
+                    "rename one, or give another -o"
+                )
+        yield one
+
+
+def _is_brought(job: Job, options: Options) -> bool:
+    """Whether a caption comes to its file from elsewhere. One of a record goes on to the next tool in any case."""
+    if job.error is not None or (job.record is not None and options.output is None):
+        return False
+    return job.given is not None or job.origin is not None
+
+
+def _gather(options: Options, stdin: BinaryIO | None) -> Iterator[Job | Document]:
     words = set(options.inputs)
     finder = CaptionFinder(options.extensions[0])
     nothing = True
@@ -184,8 +216,10 @@ def _of_record(record: Record, options: Options, finder: CaptionFinder) -> Job:
         job.error = str(record.data["error"])
     elif caption is not None and not isinstance(caption, str):
         job.error = "its record's caption is not a text"
+    elif caption is None and not path.exists() and not Path(job.file).exists():
+        job.error = "no such file"
     elif not is_text and caption is None and path.suffix.lower() not in PICTURES:
-        job.error = "neither a picture nor a caption file" if path.exists() else "no such file"
+        job.error = "neither a picture nor a caption file"
     else:
         job.given = caption
         job.facts = record_facts(record.data)
@@ -208,13 +242,6 @@ def find_caption_file(picture: str, extensions: Sequence[str], finder: CaptionFi
     if beside is not None and beside.suffix.lower() in extensions:
         return str(beside)
     return split_suffix(picture)[0] + extensions[0]
-
-
-def split_suffix(path: str) -> tuple[str, str]:
-    """A path without its suffix, and the suffix, "" for none: as path objects have it."""
-    start = len(path) - len(os.path.basename(path))  # noqa: PTH119
-    dot = path.rfind(".", start)
-    return (path[:dot], path[dot:]) if start < dot < len(path) - 1 else (path, "")
 
 
 def record_facts(data: Mapping[str, Any]) -> Facts:
@@ -266,11 +293,8 @@ def _in_folder(folder: Path, options: Options) -> Iterator[Job | Document]:
         hint = "" if options.recursive else "; -r looks into its folders"
         raise InputError(f"{folder}: has no captions ({', '.join(options.extensions)}){hint}")
     yield from jobs
-    if options.recursive:
-        laid = survey(folder)
-        lines = [f"not trained: {line}" for line in laid.left_out() if laid.numbered]
-        for line in [*lines, *(f"left alone: {line}" for line in laid.linked())]:
-            say(f"lora-clean: note: {folder}: {line}")
+    for line in notes_of(folder, recursive=options.recursive, alone="left alone"):
+        say(f"lora-clean: note: {folder}: {line}")
 
 
 def _of_pictures(folder: Path, options: Options) -> Iterator[Job]:
@@ -302,40 +326,34 @@ def _with_embedded(job: Job, picture: Path) -> Job:
 
 
 def _in_one(paths: Sequence[str], root: Path, options: Options) -> Iterator[Job]:
-    start = len(os.path.join(os.path.dirname(paths[0]), ""))  # noqa: PTH118, PTH120
-    split = [(path, *split_suffix(path)) for path in paths]
-    texts = [(path, stem[start:]) for path, stem, suffix in split if suffix.lower() in options.extensions]
-    pictures = [(path, stem) for path, stem, suffix in split if suffix.lower() in PICTURES]
-    owners: dict[str, str] = {}
-    for picture, stem in pictures:
-        owners.setdefault(stem[start:], picture)
-        owners[picture[start:]] = picture  # a.png.txt is a caption too
-    done: set[str] = set()
+    paired = pair(paths, options.extensions)
     reader = TEXT_FORMATS.get(options.source or "")
-    sidecars = {stem for _, stem in texts} if reader is not None else set()
-    alone = 0
-    for path, stem in texts:
-        owner = owners.get(stem) if pictures else None
-        if pictures and owner is None:
-            alone += 1
-            continue
-        if owner is not None:
-            done.add(owner)
-        name = None if owner is None else owner[start:]
-        if name is not None and stem != name and name in sidecars:
+    sidecars = {text.stem for text in paired.texts} if reader is not None else set()
+    for text in paired.texts:
+        path, owner = text.path, text.owner
+        name = None if owner is None else os.path.basename(owner)  # noqa: PTH119
+        if name is not None and text.stem != name and name in sidecars:
             continue  # a.txt is made of a.png.txt
-        job = Job(path, root, owner, reader=reader)
-        if reader is not None and owner is not None and stem == name:
+        second = text.second and reader is None
+        if second and options.target in ("txt", "caption") and options.output is not None:
+            continue  # its place is the other's
+        job = Job(path, root, owner, reader=reader, second=second, others=text.others)
+        if reader is not None and owner is not None and text.stem == name:
             # A sidecar a.png.txt; trainers read a.txt.
             job.origin, job.file = path, split_suffix(owner)[0] + options.extensions[0]
         yield _aimed(job, options)
-    if alone:
-        place = Path(paths[0]).parent
-        say(f"lora-clean: {place}: {alone} text files without a picture are left alone")
-    captioned = {split_suffix(path)[0] for path in done}
-    for picture, stem in pictures if options.create else ():
-        if picture not in done and stem not in captioned:
-            yield _aimed(Job(stem + options.extensions[0], root, picture), options)
+    place = Path(paths[0]).parent
+    if paired.seconds and reader is None:
+        names = few_of(paired.seconds)
+        say(f"lora-clean: note: {place}: captions beside another that is read in their place: {names}")
+    if paired.alone:
+        say(f"lora-clean: {place}: {paired.alone} text files without a picture are left alone")
+    for picture, stem in paired.bare if options.create else ():
+        yield _aimed(Job(stem + options.extensions[0], root, picture), options)
+    if paired.bare and not options.create:
+        names = few_of([os.path.basename(picture) for picture, _ in paired.bare])  # noqa: PTH119
+        count = f"{len(paired.bare)} picture{'s' * (len(paired.bare) != 1)}"
+        say(f"lora-clean: note: {place}: {count} without a caption: {names} (lora-tag writes one)")
 
 
 def counterpart(job: Job, other: Path, extensions: Sequence[str]) -> Path | None:

@@ -10,7 +10,7 @@ from lorapipe_dataset.clean.captions.tags import unescape
 from lorapipe_dataset.texts.vocabulary import is_word
 
 # Zero-width and byte-order signs look like nothing and make two tags of one.
-_INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\u00ad]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\u00ad]|[\x00-\x08\x0e-\x1b\x7f]")
 _WEIGHT = re.compile(r"\((.+):\s*[+-]?[0-9.]+\)")
 _PAIRS = {"(": ")", "[": "]"}
 
