@@ -271,5 +271,5 @@ def _load(path: Path) -> tuple[_Source, dict[str, Any]]:
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: must hold general and datasets")
     if easy_scripts.marks(tables):
-        tables = easy_scripts.dataset_tables(tables)
+        tables = easy_scripts.dataset_tables(tables, _DATASET.keys)
     return _Source(path, text), tables
