@@ -170,7 +170,7 @@ def settings_options(
             "--config_file",
             type=click.Path(path_type=Path),
             multiple=several,
-            help="File of options: sd-scripts', kohya_ss', LoRA_Easy_Training_Scripts'; flags override it."
+            help="File of options: sd-scripts', or of a GUI for it (kohya_ss and others); flags override it."
             + " Each is a run." * several,
         )(function)
 
