@@ -371,6 +371,9 @@ def test_an_unbalanced_quotation_mark_is_no_crash(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "name", "value", "note"),
     [
+        ("persistent_data_loader_workers = 1", "persistent_data_loader_workers", True, ""),
+        ("vae = ''", "vae", None, ""),
+        ("resume = false", "resume", None, ""),
         ("max_token_length = 255", "max_token_length", 225, "max_token_length: 255 is taken as 225"),
         ("mixed_precision = 'fp32'", "mixed_precision", "no", "mixed_precision: fp32 is taken as no"),
         ("save_precision = 'fp32'", "save_precision", "float", "save_precision: fp32 is taken as float"),

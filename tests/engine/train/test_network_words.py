@@ -114,7 +114,7 @@ def test_dropout_of_lycoris_is_that_of_the_inner_values() -> None:
     )
     args = read_network_args(settings)
     assert (args.unused, network_plan(settings, args).dropouts.element) == ((), 0.2)
-    with pytest.raises(ConfigError, match="dropout takes a number from 0 to under 1, not '1.5'"):
+    with pytest.raises(ConfigError, match=r"dropout takes a number from 0 to under 1, not '1\.5'"):
         read_network_args(NetworkSettings(network_module="lycoris.kohya", network_args=("dropout=1.5",)))
     with pytest.raises(ConfigError, match="is spelt network_dropout, an option of its own"):
         read_network_args(NetworkSettings(network_args=("dropout=0.2",)))
