@@ -117,6 +117,14 @@ def test_the_file_of_a_gui_runs_unchanged(tmp_path: Path) -> None:
             assert found.get(key, value) == value, key
 
 
+def test_the_suffix_of_a_file_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "gui.toml").write_text(GUI)
+    named = run("--print-config", "--config_file", str(tmp_path / "gui"))
+    assert named.stdout == run("--print-config", "--config_file", str(tmp_path / "gui.toml")).stdout
+    found = run("--print-config", "--config_file", str(tmp_path / "other"))
+    assert (found.exit_code, "other: cannot be read" in found.stderr) == (2, True)
+
+
 def test_each_value_has_its_source(tmp_path: Path) -> None:
     path = tmp_path / "gui.toml"
     path.write_text(GUI)

@@ -80,6 +80,7 @@ def read_options(
 
     Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
     """
+    path = _with_suffix(path)
     text = read_text(path)
     if translate is not None:
         translate.check_text(text, path)
@@ -115,6 +116,12 @@ def read_options(
     for name, parts in items.items():
         _add(options, name, replace(parts[0], value=join_items(name, (part.value for part in parts))), path)
     return options
+
+
+def _with_suffix(path: Path) -> Path:
+    """The file, whose .toml may be left out, as sd-scripts lets it."""
+    longer = path.with_name(f"{path.name}.toml") if path.name else path
+    return longer if not path.exists() and longer.is_file() else path
 
 
 def _add(options: dict[str, Given], name: str, given: Given, path: Path) -> None:

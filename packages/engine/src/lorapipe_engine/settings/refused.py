@@ -58,6 +58,7 @@ FOREIGN: dict[str, Foreign] = {
     # Keys that a GUI writes into its files and sd-scripts passes over.
     **ignored("it is a GUI's own, and max_train_epochs is the option", "epoch"),
     **ignored("it is a GUI's own, and noise_offset is the option", "noise_offset_type"),
+    **ignored("the base says it itself", "sdxl", flag=True),
     # Optimizers.
     **obeyed(
         "taken as optimizer_type AdamW8bit",
