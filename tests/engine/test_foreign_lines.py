@@ -244,6 +244,7 @@ def test_the_precision_of_the_launcher_counts() -> None:
         (f"accelerate launch train_db.py {BASE}", "train_db.py: trains something else"),
         (f"accelerate launch sdxl_train.py {BASE}", "sdxl_train.py: trains something else"),
         (f"accelerate launch flux_train_network.py {BASE}", "flux_train_network.py: trains something else"),
+        (f"{BASE} --xformers true", "true: a switch takes no value; --NAME turns it on, --no_NAME off"),
         (f"CUDA_VISIBLE_DEVICES=1 accelerate launch train_network.py {BASE}", "write it before lora-train"),
         (f"accelerate launch --multi_gpu train_network.py {BASE}", "several cards: torchrun"),
     ],

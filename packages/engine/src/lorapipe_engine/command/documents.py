@@ -34,8 +34,8 @@ _PART = re.compile(r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'|(\.)""", re.DOTALL)
 
 
 def read_text(path: Path, most: int = MOST_TOML, what: str = "") -> str:
-    """The text of a configuration file of ``most`` bytes: UTF-8, or UTF-16 with a byte order mark, as PowerShell 5 writes
-    what it is told to put into a file. ``what`` names its option in errors.
+    """The text of a configuration file of ``most`` bytes: UTF-8, or UTF-16 with a byte order mark, as PowerShell 5
+    writes what it is told to put into a file. ``what`` names its option in errors.
 
     Raises InputError for a file that cannot be read, is too large, or is no such text.
     """
