@@ -190,6 +190,7 @@ def test_what_is_for_other_families_is_left_out(tmp_path: Path) -> None:
         ({"clip_skip": 0}, {"clip_skip": 1}),
         ({"log_with": "None", "vae": None, "xformers": "None"}, {"log_with": "tensorboard"}),
         ({"use_wandb": True}, {"log_with": "wandb"}),
+        ({"save_every_n_epochs": 0}, {"save_every_n_epochs": 0}),
         ({"enable_bucket": False}, {"enable_bucket": False}),
         ({"min_snr_gamma": 0}, {"min_snr_gamma": 0.0}),
         ({"max_timestep": 0}, {"max_timestep": 1000}),

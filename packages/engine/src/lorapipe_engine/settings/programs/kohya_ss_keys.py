@@ -48,7 +48,7 @@ _OF_OTHER_FAMILIES = frozenset(
 # Numbers of which the GUI leaves 0 out, so that the trainer's default holds.
 ZERO_IS_NONE = frozenset(
     {
-        *("save_every_n_steps", "save_every_n_epochs", "save_last_n_steps", "save_last_n_steps_state"),
+        *("save_every_n_steps", "save_last_n_steps", "save_last_n_steps_state"),
         *("save_last_n_epochs", "save_last_n_epochs_state", "max_train_epochs", "max_train_steps"),
         *("vae_batch_size", "scale_weight_norms", "seed", "adaptive_noise_scale", "max_timestep"),
         *("sample_every_n_steps", "sample_every_n_epochs", "noise_offset", "ip_noise_gamma"),
