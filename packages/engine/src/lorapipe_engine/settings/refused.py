@@ -145,6 +145,7 @@ FOREIGN: dict[str, Foreign] = {
         *("apply_t5_attn_mask", "split_mode", "split_qkv", "train_t5xxl"),
         flag=True,
     ),
+    **refused("masks of inpainting models are not trained here; leave it out", "train_inpainting", flag=True),
     # Saving and going on.
     **refused("use --save_every_n_epochs", "save_n_epoch_ratio", off=(0,)),
     **refused(
