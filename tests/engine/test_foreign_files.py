@@ -272,6 +272,10 @@ def test_the_parameters_of_lora_scripts() -> None:
     [
         ({"enable_preview": False, "sample_prompts": "a"}, {"sample_prompts": None}),
         (
+            {"enable_preview": True, "prompt_file": "p.txt", "positive_prompts": "1girl"},
+            {"sample_prompts": "p.txt"},
+        ),
+        (
             {
                 **{"enable_preview": True, "positive_prompts": "1girl", "negative_prompts": "bad"},
                 **{"sample_width": 512, "sample_height": 768, "sample_cfg": 7, "sample_seed": 2333},
@@ -337,6 +341,8 @@ def test_parameters_of_civitai() -> None:
         ("a.json", '{"model_family": "sdxl", "data_backend_config": "b"}', "a file of SimpleTuner"),
         ("a.env", "export MODEL_TYPE='lora'\nexport A=1\n", "as SimpleTuner's config.env"),
         ("a.toml", "dataset = 'd'\n[model]\n[adapter]\n", "a file of diffusion-pipe"),
+        ("a.json", '{"train_base_model": "x", "train_net_dim": 8}', "a file of sd-webui-train-tools"),
+        ("a.toml", "[metadata]\n[data]\nmodel_type = 'chroma'\n", "model_type: is of FLUX, SD3"),
         ("a.toml", "dit = 'x'\n", "a file of musubi-tuner"),
         ("a.toml", "[general]\n[[datasets]]\n", "is a dataset file, no options of lora-train; give it as"),
         ("a.toml", "[prompt]\nwidth = 64\n", "is a file of prompts"),

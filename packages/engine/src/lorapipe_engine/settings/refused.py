@@ -138,7 +138,7 @@ FOREIGN: dict[str, Foreign] = {
         "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
         *("guidance_scale", "training_shift", "model_prediction_type"),
         *("t5xxl", "clip_l", "clip_g", "ae", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
-        *("network_reg_dims", "network_reg_lrs", "qwen3", "gemma2", "train_blocks"),
+        *("network_reg_dims", "network_reg_lrs", "qwen3", "gemma2", "train_blocks", "model_type"),
     ),
     **refused(
         "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",

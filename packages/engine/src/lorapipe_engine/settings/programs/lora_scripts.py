@@ -55,6 +55,7 @@ _OWN = (
     *_SWITCHES,
     *_CUSTOM,
     "randomly_choice_prompt",
+    "prompt_file",
     "ui_custom_params",
 )
 _MARKS = ("model_train_type", "lycoris_algo", "ui_custom_params", *_DYLORA, *_PRODIGY, *_SWITCHES, *_CUSTOM)
@@ -185,10 +186,14 @@ def _preview(fields: _Fields) -> list[Entry]:
     """Prompts and when they are drawn; a file of an older version has them as one text."""
     table = fields.table
     if not fields.is_on("enable_preview"):
-        fields.leave_out((*_PREVIEW, *_PROMPT), "not used, as enable_preview is off")
+        fields.leave_out((*_PREVIEW, *_PROMPT, "prompt_file"), "not used, as enable_preview is off")
         return []
     entries = [Entry(name, table[name], name) for name in _PREVIEW if fields.given(name)]
-    if fields.given("positive_prompts") and not fields.given("sample_prompts"):
+    if fields.given("prompt_file"):
+        fields.leave_out([*_PROMPT, "sample_prompts"], "not used, as prompt_file is given")
+        entries = [entry for entry in entries if entry.name != "sample_prompts"]
+        entries.append(Entry("sample_prompts", table["prompt_file"], "prompt_file"))
+    elif fields.given("positive_prompts") and not fields.given("sample_prompts"):
         parts = [f"{mark} {table[name]}".strip() for name, mark in _PROMPT.items() if fields.given(name)]
         entries.append(Entry("sample_prompts", " ".join(parts), "positive_prompts"))
     else:

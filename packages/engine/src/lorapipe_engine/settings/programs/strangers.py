@@ -47,6 +47,7 @@ _STRANGERS = (
         "a list of SimpleTuner's data",
         _has_any("instance_data_dir", "data_backend_config", "caption_strategy"),
     ),
+    _Stranger("a file of sd-webui-train-tools", _has("train_base_model")),
     _Stranger("a file of diffusion-pipe", _has("adapter", "model", "dataset")),
     _Stranger(
         "a file of musubi-tuner",
