@@ -342,7 +342,7 @@ def test_parameters_of_civitai() -> None:
         ("a.env", "export MODEL_TYPE='lora'\nexport A=1\n", "as SimpleTuner's config.env"),
         ("a.toml", "dataset = 'd'\n[model]\n[adapter]\n", "a file of diffusion-pipe"),
         ("a.json", '{"train_base_model": "x", "train_net_dim": 8}', "a file of sd-webui-train-tools"),
-        ("a.toml", "[metadata]\n[data]\nmodel_type = 'chroma'\n", "model_type: is of FLUX, SD3"),
+        ("a.toml", "[metadata]\nname = 'x'\n[data]\nmodel_type = 'chroma'\n", "model_type: is of FLUX, SD3"),
         ("a.toml", "dit = 'x'\n", "a file of musubi-tuner"),
         ("a.toml", "[general]\n[[datasets]]\n", "is a dataset file, no options of lora-train; give it as"),
         ("a.toml", "[prompt]\nwidth = 64\n", "is a file of prompts"),
@@ -365,6 +365,22 @@ def test_what_is_not_ours_is_refused_by_name(name: str, text: str, said: str, tm
     assert isinstance(found.exception, SystemExit)
     assert said in found.stderr.splitlines()[-1]
     assert str(path) in found.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[prompt]\nseed = 7\n[job]\nnetwork_dim = 8\n[config]\nlearning_rate = 1e-4\n",
+        "[metadata]\nmetadata_title = 'x'\nseed = 7\n[data]\nnetwork_dim = 8\n",
+        "[model]\nseed = 7\n[adapter]\nnetwork_dim = 8\n[dataset]\ntrain_batch_size = 2\n",
+        "[args]\nseed = 7\n[dit]\nnetwork_dim = 8\n",
+    ],
+)
+def test_sections_of_options_may_be_called_anything(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text(text)
+    found = run("--config_file", str(path), "--print-config")
+    assert (printed(found)["seed"], printed(found)["network_dim"], found.stderr) == (7, 8, "")
 
 
 def test_an_unbalanced_quotation_mark_is_no_crash(tmp_path: Path) -> None:

@@ -63,15 +63,21 @@ _MARKS = ("model_train_type", "lycoris_algo", "ui_custom_params", *_DYLORA, *_PR
 
 def marks(table: Mapping[str, Any]) -> list[str]:
     """The keys by which a file of this program is known."""
-    if set(table) == set(_TEMPLATE) and all(isinstance(value, dict) for value in table.values()):
+    if _is_template(table):
         return ["data"]
     return [name for name in _MARKS if name in table]
+
+
+def _is_template(table: Mapping[str, Any]) -> bool:
+    """Whether these are the two tables of a template; sections of options may be called so too."""
+    is_pair = set(table) == set(_TEMPLATE) and all(isinstance(value, dict) for value in table.values())
+    return is_pair and "name" in table["metadata"]
 
 
 def read(table: Mapping[str, Any], path: Path) -> tuple[list[Entry], list[str]]:
     """The options of a file and what the user should know of it. Raises ConfigError."""
     notes = []
-    if set(table) == set(_TEMPLATE):
+    if _is_template(table):
         notes.append("metadata: says what the template is called, and nothing of the training")
         table = table["data"]
     kind = table.get("model_train_type", _TRAINED[0])

@@ -26,7 +26,8 @@ class _Stranger:
 
 
 def _has(*names: str) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda table: all(name in table for name in names)
+    """Whether all keys are there with values of their own; a section of options may be called anything."""
+    return lambda table: all(name in table and not isinstance(table[name], dict) for name in names)
 
 
 def _has_any(*names: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -35,7 +36,7 @@ def _has_any(*names: str) -> Callable[[Mapping[str, Any]], bool]:
 
 _STRANGERS = (
     _Stranger("a file of OneTrainer", _has("training_method", "model_type")),
-    _Stranger("a file of ai-toolkit", _has("job", "config")),
+    _Stranger("a file of ai-toolkit", lambda table: _has("job")(table) and "config" in table),
     _Stranger(
         "a file of SimpleTuner",
         lambda table: (
@@ -48,10 +49,13 @@ _STRANGERS = (
         _has_any("instance_data_dir", "data_backend_config", "caption_strategy"),
     ),
     _Stranger("a file of sd-webui-train-tools", _has("train_base_model")),
-    _Stranger("a file of diffusion-pipe", _has("adapter", "model", "dataset")),
+    _Stranger(
+        "a file of diffusion-pipe",
+        lambda table: _has("dataset")(table) and {"model", "adapter"} <= set(table),
+    ),
     _Stranger(
         "a file of musubi-tuner",
-        lambda table: "dit" in table or str(table.get("task", "")).startswith(("t2v-", "i2v-")),
+        lambda table: _has("dit")(table) or str(table.get("task", "")).startswith(("t2v-", "i2v-")),
         "it trains video models and the like; lora-train trains SD 1.x, 2.x and SDXL",
     ),
     _Stranger(
@@ -59,7 +63,15 @@ _STRANGERS = (
         lambda table: isinstance(table.get("datasets"), list),
         "give it as --dataset_config",
     ),
-    _Stranger("a file of prompts", _has("prompt"), "give it as --sample_prompts"),
+    _Stranger(
+        "a file of prompts",
+        lambda table: (
+            set(table) == {"prompt"}
+            and isinstance(table["prompt"], dict)
+            and bool({"subset", "prompt", "width"} & set(table["prompt"]))
+        ),
+        "give it as --sample_prompts",
+    ),
     _Stranger(
         "a workflow of ComfyUI",
         _has("nodes", "links"),
