@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lorapipe_engine.cli import lora_train
 from support.accounting import is_off, keys_of, unsaid
@@ -386,6 +388,40 @@ def test_sections_of_options_may_be_called_anything(text: str, tmp_path: Path) -
 def test_an_unbalanced_quotation_mark_is_no_crash(tmp_path: Path) -> None:
     _, options = read(tmp_path, {**KOHYA_OLD, "optimizer_args": "decouple=True 'x"})
     assert options["optimizer_args"] == ["decouple=True", "'x"]
+
+
+# Keys by which files are known or that are read together with others, and tables of LoRA_Easy_Training_Scripts.
+KEYS = [
+    *("LoRA_type", "network_dim", "optimizer_args", "additional_parameters", "epoch", "lr_warmup", "unet_lr"),
+    *("noise_offset", "block_dims", "xformers", "save_model_as", "gpu_ids", "conv_dim", "flux1_checkbox"),
+    *("model_train_type", "network_module", "enable_preview", "positive_prompts", "ui_custom_params"),
+    *("base_weights", "enable_base_weight", "prodigy_d0", "img_folder", "max_steps", "unetLR", "loraType"),
+    *("subsets", "general_args", "train_mode", "prompt", "job", "config", "datasets", "metadata", "data"),
+]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 3)
+    | st.sampled_from(["", "x", "None", "1,2", "--seed 1", "a=1"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["args", "a"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=6))
+def test_whatever_stands_there_is_taken_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(table))
+    found = run("--config_file", str(path), "--print-config")
+    assert found.exit_code in (0, 2)
+    assert found.exception is None or isinstance(found.exception, SystemExit)
+    if found.exit_code == 2:
+        assert found.stderr.splitlines()[-1].startswith("lora-train: error: ")
 
 
 # --------------------------------------------------------------------------------- values of other programs
