@@ -138,6 +138,19 @@ def test_a_file_may_be_json(tmp_path: Path) -> None:
         build_settings(PARTS, {}, path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16-le", "utf-16-be"])
+def test_a_file_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    """PowerShell 5 makes UTF-16 of what a command prints."""
+    path = tmp_path / "x.toml"
+    mark = "" if encoding == "utf-8-sig" else "\ufeff"
+    path.write_bytes(f"{mark}note = 'größe'\r\ndepth = 3\r\n".encode(encoding))
+    (shape, work), origin = build_settings(PARTS, {}, path)
+    assert (shape.depth, work.note, origin["depth"]) == (3, "größe", f"from {path}, line 2")
+    path.write_bytes(b"\xff\xfea\x00b")
+    with pytest.raises(InputError, match=r"x\.toml: not UTF-16 \(byte 4\)"):
+        build_settings(PARTS, {}, path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml: cannot be read \(No such file or directory\)"):
         build_settings(PARTS, {}, tmp_path / "none.toml")

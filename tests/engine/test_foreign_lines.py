@@ -117,6 +117,14 @@ def test_the_file_of_a_gui_runs_unchanged(tmp_path: Path) -> None:
             assert found.get(key, value) == value, key
 
 
+def test_the_suffix_of_a_file_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "gui.toml").write_text(GUI)
+    named = run("--print-config", "--config_file", str(tmp_path / "gui"))
+    assert named.stdout == run("--print-config", "--config_file", str(tmp_path / "gui.toml")).stdout
+    found = run("--print-config", "--config_file", str(tmp_path / "other"))
+    assert (found.exit_code, "other: cannot be read" in found.stderr) == (2, True)
+
+
 def test_each_value_has_its_source(tmp_path: Path) -> None:
     path = tmp_path / "gui.toml"
     path.write_text(GUI)
@@ -134,8 +142,8 @@ def test_each_value_has_its_source(tmp_path: Path) -> None:
     ("line", "told"),
     [
         ("network_dims = 4", "network_dims: unknown key, did you mean 'network_dim'?"),
-        ("deepspeed = true", "deepspeed: neither DDP nor DeepSpeed is used here"),
-        ("torch_compile = true", "torch_compile: the step is not compiled"),
+        ("deepspeed = true", "deepspeed: DeepSpeed is not used here"),
+        ("blocks_to_swap = 8", "blocks_to_swap: is for larger models; use --gradient_checkpointing"),
     ],
 )
 def test_the_key_that_does_not_is_named(line: str, told: str, tmp_path: Path) -> None:
@@ -199,3 +207,48 @@ def test_what_is_printed_means_the_same_and_prints_the_same(
 
 def without_sources(text: str) -> str:
     return re.sub(r"(?m)^(# .*) \([^()]*(\([^()]*\)[^()]*)*\)$", r"\1", text)
+
+
+# ------------------------------------------------------------------------------------------- pasted lines
+
+BASE = "--pretrained_model_name_or_path=demo"
+LINES = [
+    f"accelerate launch --num_cpu_threads_per_process 8 train_network.py {BASE}",
+    f"accelerate launch --num_processes=1 --num_machines 1 --dynamo_backend no sdxl_train_network.py {BASE}",
+    f"accelerate launch --config_file default.yaml --gpu_ids all sd-scripts/train_network.py {BASE}",
+    f"python -m accelerate.commands.launch --num_cpu_threads_per_process=8 train_network.py {BASE}",
+    f"'C:\\sd\\venv\\Scripts\\accelerate.exe' launch 'C:\\sd\\train_network.py' ^ {BASE} ^ --seed=42",
+    f"accelerate launch train_network.py '`' {BASE} '`' --seed=42",
+    f"accelerate launch train_network.py '\\' {BASE} '\\' --seed=42",
+    f"/venv/bin/python3 train_network.py {BASE}",
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_pasted_line_is_read_without_what_starts_it(line: str) -> None:
+    found = run("--print-config", *shlex.split(line))
+    assert printed(found) == printed(run("--print-config", BASE))
+    assert "lora-train is the program itself, and needs no launcher" in found.stderr
+
+
+def test_the_precision_of_the_launcher_counts() -> None:
+    line = f"accelerate launch --mixed_precision bf16 train_network.py {BASE}"
+    assert printed(run("--print-config", *line.split()))["mixed_precision"] == "bf16"
+    assert printed(run("--print-config", *line.split(), "--mixed_precision=no"))["mixed_precision"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"accelerate launch train_network.py {BASE} ^", "the lines after it are missing"),
+        (f"accelerate launch train_db.py {BASE}", "train_db.py: trains something else"),
+        (f"accelerate launch sdxl_train.py {BASE}", "sdxl_train.py: trains something else"),
+        (f"accelerate launch flux_train_network.py {BASE}", "flux_train_network.py: trains something else"),
+        (f"{BASE} --xformers true", "true: a switch takes no value; --NAME turns it on, --no_NAME off"),
+        (f"CUDA_VISIBLE_DEVICES=1 accelerate launch train_network.py {BASE}", "write it before lora-train"),
+        (f"accelerate launch --multi_gpu train_network.py {BASE}", "several cards: torchrun"),
+    ],
+)
+def test_a_line_that_would_do_something_else_is_refused(line: str, said: str) -> None:
+    found = run("--print-config", *line.split())
+    assert (found.exit_code, said in found.stderr) == (2, True), found.stderr

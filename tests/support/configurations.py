@@ -16,13 +16,18 @@ from PIL import Image
 from support import tiny
 
 CONFIGS = Path(__file__).parents[1] / "data/train_configs"
+FOREIGN = CONFIGS.parent / "foreign_configs"  # files of other programs
 NAMES = sorted({path.name.partition(".")[0] for path in CONFIGS.iterdir()})
 # What presets leave to the GUI's other fields.
+_BASE = ("--base", "WORK/bases/sdxl/sdxl.safetensors")
+_FOLDERS = (*_BASE, "--train_data_dir", "DATA/img", "--output_dir", "OUT")
 LEFT_OPEN = {
-    "c111": [
-        *("--base", "WORK/bases/sdxl/sdxl.safetensors", "--train_data_dir", "DATA/img"),
-        *("--output_dir", "OUT"),
-    ]
+    "c111": [*_FOLDERS],
+    "civitai.json": [*_FOLDERS],
+    "lora_scripts_template.toml": [*_FOLDERS],
+    "lora_scripts_saved.toml": [*_BASE, "--output_dir", "OUT"],
+    "kohya_ss_2023_february.json": [*_BASE],
+    "easy_scripts_lycoris.toml": [*_BASE, "--output_dir", "OUT"],
 }
 
 

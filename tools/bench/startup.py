@@ -52,6 +52,12 @@ RUNS = {
 def make_base(name: str, folder: Path) -> Path:
     """The base, made on the card where there is one."""
     if not (folder / "model_index.json").exists():
+        maker = TESTS / "support/full_bases.py"
+        if not maker.is_file():
+            raise SystemExit(
+                f"no base {folder}, and {maker}, which makes it, is not there: run this in a whole checkout, or give "
+                f"--work a folder with {name}/ of a run before"
+            )
         sys.path.insert(0, str(TESTS))
         from support.full_bases import save_full
 

@@ -94,6 +94,11 @@ def test_folders_may_be_seen_from_the_file(folders: Path, monkeypatch: pytest.Mo
 
 ONE = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "maid"\n'
 WRONG = [
+    ("train_batch_size = 2\nnetwork_dim = 4\n", "no [[datasets]]; give it as --config_file"),
+    (
+        ONE + "max_token_length = 225\n",
+        "max_token_length: an option of the run; give it as --max_token_length or in --config_file",
+    ),
     ("[genral]\nflip_aug = true\n" + ONE, "genral: unknown key, did you mean 'general'?"),
     (
         "[general]\nflip_agu = true\n" + ONE,

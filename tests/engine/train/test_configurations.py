@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 pytest.importorskip("diffusers")
 
 from lorapipe_engine.cli import lora_train
-from support.configurations import LEFT_OPEN, NAMES, Place, make_place
+from support.configurations import FOREIGN, LEFT_OPEN, NAMES, Place, make_place
 
 # Those that print, and are refused when they are to train: they contradict themselves, ask for what their kind of
 # network has not, or for buckets of 256 pixels that no picture of this test has.
@@ -27,6 +27,8 @@ CONTRADICTIONS = {
     "c069": "dim_from_weights: takes the ranks of network_weights",
     "c084": "AdamW has no argument 'scale_parameter'",
     "c090": "smaller than one bucket step of 256",
+    # The GUI warns, and Prodigy then takes one rate for both.
+    "lora_scripts.toml": "estimates one step size for all, so their rates must be equal",
 }
 IN_SHORT = ("c007", "c003", "c016", "c025", "c027", "c060", "c072", "c114", "c078", "c088", "c106", "c111")
 # An 8-bit optimizer, which needs a card, in its plain form.
@@ -81,7 +83,10 @@ def options(text: str) -> list[str]:
 
 def train(name: str, place: Place) -> None:
     """Train two steps of a configuration, small and without 8-bit optimizers; or see why it cannot be."""
-    words = place.words(name)
+    train_words(name, place.words(name), place)
+
+
+def train_words(name: str, words: list[str], place: Place) -> None:
     printed = run(*words, "--print-config").stdout
     optimizer = next(line for line in options(printed) if line.startswith("optimizer_type")).split('"')[1]
     small = [
@@ -105,6 +110,14 @@ def train(name: str, place: Place) -> None:
         pytest.skip(f"its package is not installed: {last_line(result)}")
     assert result.exit_code == 0, last_line(result)
     assert list(place.root.glob("OUT/*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.name for path in FOREIGN.iterdir()))
+def test_files_of_other_programs_train(name: str, place: Place) -> None:
+    path = place.root / "CFG" / name
+    path.write_text(re.sub(r"(?m)^resolution = .*$", "resolution = 64", (FOREIGN / name).read_text()))
+    train_words(name, ["--config_file", str(path)], place)
 
 
 @pytest.mark.slow

@@ -321,7 +321,7 @@ def test_a_preset_of_kohya_ss(tmp_path: Path) -> None:
     assert {name: options[name] for name in wanted} == wanted
     absent = {"save_every_n_steps", "scale_weight_norms", "noise_offset", "unet_lr"}
     assert not absent & set(options)
-    assert "block_dims: not used by LoRA_type LyCORIS/LoKr" in found.stderr
+    assert "note: block_dims, unit: not used by LoRA_type LyCORIS/LoKr\n" in found.stderr
 
 
 def test_a_file_of_easy_training_scripts(tmp_path: Path) -> None:
@@ -329,9 +329,9 @@ def test_a_file_of_easy_training_scripts(tmp_path: Path) -> None:
     path = tmp_path / "easy.toml"
     path.write_text(
         f"[[subsets]]\nname = 'x'\nimage_dir = '{folder}'\nnum_repeats = 2\n"
-        "[train_mode]\ntrain_mode = 'lora'\n[sample_args]\n"
+        "random_crop_padding_percent = 0.05\n[train_mode]\ntrain_mode = 'lora'\n[sample_args]\n"
         "[general_args.args]\nsdxl = false\npretrained_model_name_or_path = 'demo'\n"
-        "[general_args.dataset_args]\nresolution = 64\nbatch_size = 3\n"
+        "[general_args.dataset_args]\nresolution = 64\nbatch_size = 3\nmax_token_length = 150\n"
         "[network_args.args.network_args]\nalgo = 'loha'\nconv_dim = 4\n"
         "[optimizer_args.args]\nwarmup_ratio = 0.05\n[optimizer_args.args.optimizer_args]\nbetas = '0.9,0.99'\n"
     )
@@ -341,6 +341,7 @@ def test_a_file_of_easy_training_scripts(tmp_path: Path) -> None:
     assert options["network_args"] == '["algo=loha", "conv_dim=4"]'
     assert options["optimizer_args"] == '["betas=0.9,0.99"]'
     assert (options["lr_warmup_steps"], options["train_batch_size"]) == ('"0.05"', "3")
+    assert options["max_token_length"] == "150"  # of the run, though it stands with the dataset's
     dataset = scan(DataSettings(dataset_config=path, min_bucket_reso=64))
     assert (dataset.specs[0].batch_size, dataset.specs[0].buckets.resolution) == (3, (64, 64))
     assert [row.repeats for row in dataset.pictures] == [2, 2]
@@ -354,7 +355,7 @@ def test_a_file_of_easy_training_scripts(tmp_path: Path) -> None:
             '{"LoRA_type": "Standard", "network_dim": "x"}',
             "network_dim: expected a whole number, got 'x'",
         ),
-        ("a.json", '{"LoRA_type": "Flux1"}', "LoRA_type: 'Flux1' is no network of SD"),
+        ("a.json", '{"LoRA_type": "Flux1"}', "LoRA_type: 'Flux1' asks for a family that is not"),
         ("a.json", '{"LoRA_type": "Standard", "nonsense": 1}', "nonsense: unknown key"),
         ("a.json", '{"lr_warmup": 3}', "load it in the GUI's LoRA tab"),
         ("a.json", '{"LoRA_type": "Standard", "subsets": []}', "give a file of one program"),

@@ -92,6 +92,52 @@ def test_unused_dropouts_are_noted() -> None:
     assert args.unused == ("network_dropout", "rank_dropout")
 
 
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        ("algo=ia3 use_cp=1 decompose_both=True rescaled=False", ("use_cp", "decompose_both")),
+        ("algo=diag-oft use_tucker=True use_scalar=True factor=-1", ("use_tucker", "use_scalar", "factor")),
+        ("algo=loha decompose_both=True constraint=0 dropout=0.1", ("decompose_both", "dropout")),
+        ("algo=locon bypass_mode=True full_matrix=False", ("bypass_mode",)),
+    ],
+)
+def test_what_lycoris_takes_and_does_not_use_is_noted(words: str, unused: tuple[str, ...]) -> None:
+    args = read_network_args(
+        NetworkSettings(network_module="lycoris.kohya", network_args=tuple(words.split()))
+    )
+    assert args.unused == unused
+
+
+def test_dropout_of_lycoris_is_that_of_the_inner_values() -> None:
+    settings = NetworkSettings(
+        network_module="lycoris.kohya", network_dim=8, network_args=("algo=locon", "dropout=0.2")
+    )
+    args = read_network_args(settings)
+    assert (args.unused, network_plan(settings, args).dropouts.element) == ((), 0.2)
+    with pytest.raises(ConfigError, match=r"dropout takes a number from 0 to under 1, not '1\.5'"):
+        read_network_args(NetworkSettings(network_module="lycoris.kohya", network_args=("dropout=1.5",)))
+    with pytest.raises(ConfigError, match="is spelt network_dropout, an option of its own"):
+        read_network_args(NetworkSettings(network_args=("dropout=0.2",)))
+
+
+def test_constrain_of_old_presets_is_the_constraint() -> None:
+    words = ("algo=diag-oft", "constrain=0.5")
+    args = read_network_args(NetworkSettings(network_module="lycoris.kohya", network_args=words))
+    assert args.kind.options["constraint"] == 0.5
+
+
+def test_conv_dim_0_leaves_large_kernels_as_they_are() -> None:
+    """LyCORIS trains them at the rank of linear layers unless the number is given; 0 is a number."""
+    kernels = []
+    for words in (("algo=locon",), ("algo=locon", "conv_dim=0", "conv_alpha=0")):
+        family = real_family("sd15")
+        choice = chosen(family, network_module="lycoris.kohya", network_args=words)
+        network = attach(family.parts.values(), choice.targets, choice.plan)
+        shapes = [adapter.base.weight.shape for adapter in network.adapters.values()]
+        kernels.append(sum(len(shape) == 4 and shape[-1] > 1 for shape in shapes))
+    assert kernels == [52, 0]
+
+
 def test_norms_of_sdxl_are_those_of_the_reference() -> None:
     choice = chosen(real_family("sdxl"), network_module="lycoris.kohya", network_args=("train_norm=1",))
     names = [target.name for target in choice.targets if choice.plan.kinds.get(target.name)]

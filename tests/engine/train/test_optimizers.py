@@ -322,6 +322,8 @@ def test_wrong_arguments(name: str, words: list[str], message: str) -> None:
         (OptimizerSettings(learning_rate=2e-4), SDXL, (2e-4, 2e-4, 2e-4)),
         (OptimizerSettings(learning_rate=1e-4, text_encoder_lr=(0.0,)), SD1, (0, 1e-4)),
         (OptimizerSettings(unet_lr=1e-4, text_encoder_lr=(1e-5,)), SDXL, (1e-5, 1e-5, 1e-4)),
+        # As a GUI writes the one rate of any model.
+        (OptimizerSettings(unet_lr=1e-4, text_encoder_lr=(1e-5, 1e-5)), SD1, (1e-5, 1e-4)),
         (OptimizerSettings(unet_lr=1e-4, text_encoder_lr=(1e-5, 2e-5)), SDXL, (1e-5, 2e-5, 1e-4)),
         (OptimizerSettings(optimizer_type="Lion"), SD1, (5e-6, 1e-5)),
         (OptimizerSettings(optimizer_type="Prodigy"), SD1, (1.0, 1.0)),

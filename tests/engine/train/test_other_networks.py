@@ -195,10 +195,6 @@ def test_lycoris_words_train(
             "train_norm takes True or False",
         ),
         (
-            ["--network_module", "lycoris.kohya", "--network_args", "algo=ia3", "use_cp=1"],
-            "asks for a Tucker core, which ia3",
-        ),
-        (
             ["--network_module", "lycoris.kohya", "--network_args", "algo=loha", "factr=1"],
             "'factr' is not known",
         ),

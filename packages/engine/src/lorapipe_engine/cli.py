@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options, whole_names
-from lorapipe_engine.command.options import build_settings, settings_options
+from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options
+from lorapipe_engine.command.options import build_settings, settings_options, taken_notes
 from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.process.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
@@ -22,6 +22,7 @@ from lorapipe_engine.command.tool import LaunchedCommand, say, show, tool_comman
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS
 from lorapipe_engine.settings.programs import Programs
+from lorapipe_engine.settings.programs.pasted import whole_names
 from lorapipe_engine.settings.refused import FOREIGN
 from lorapipe_engine.settings.several import Run, make_runs, read_varied, require_inputs, sort_words
 
@@ -205,11 +206,13 @@ def read_settings(
     foreign = ForeignOptions(FOREIGN)
     programs = Programs()
     flags = given_options(foreign, flags)
+    taken: list[str] = []
     try:
         parts, origin = build_settings(PARTS, flags, config_file, foreign, programs)
+        taken = taken_notes(origin)
     finally:
         # An error may be one of what an option of another program was taken for.
-        for note in (*programs.notes, *foreign.notes):
+        for note in (*programs.notes, *foreign.notes, *taken):
             if note not in said:
                 say(f"note: {note}")
             said.add(note)

@@ -31,6 +31,9 @@ class Translate(Protocol):
 
     def __call__(self, table: Mapping[str, Any], path: Path) -> list[Entry] | None: ...
 
+    def check_text(self, text: str, path: Path) -> None:
+        """Raise ConfigError for the text of a file that is neither TOML nor JSON, where its form is known."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -77,11 +80,15 @@ def read_options(
 
     Raises ConfigError for an unknown or repeated key, InputError for a file that cannot be read.
     """
+    path = _with_suffix(path)
     text = read_text(path)
+    if translate is not None:
+        translate.check_text(text, path)
     table = _parsed(path, text)
     entries = translate(table, path) if translate is not None else None
+    is_translated = entries is not None
     if entries is None:
-        entries = _flatten(table, "")
+        entries = flatten(table)
     options: dict[str, Given] = {}
     meant: list[tuple[str, Given]] = []
     for entry in entries:
@@ -95,6 +102,8 @@ def read_options(
             _add(options, name, Given(entry.value, place, entry.key), path)
             continue
         means = foreign(name, entry.value, place) if foreign is not None else None
+        if means is None and is_translated and is_nothing(entry.value):
+            continue  # what a later version of the program has, and leaves empty
         if means is None:
             raise ConfigError(f"{place}: {entry.key}: unknown key{nearest(name, [*known, *aliases])}")
         meant += [(own, Given(value, place, entry.key)) for own, value in means.items()]
@@ -107,6 +116,12 @@ def read_options(
     for name, parts in items.items():
         _add(options, name, replace(parts[0], value=join_items(name, (part.value for part in parts))), path)
     return options
+
+
+def _with_suffix(path: Path) -> Path:
+    """The file, whose .toml may be left out, as sd-scripts lets it."""
+    longer = path.with_name(f"{path.name}.toml") if path.name else path
+    return longer if not path.exists() and longer.is_file() else path
 
 
 def _add(options: dict[str, Given], name: str, given: Given, path: Path) -> None:
@@ -135,11 +150,12 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     return table
 
 
-def _flatten(table: Mapping[str, Any], section: str) -> list[Entry]:
+def flatten(table: Mapping[str, Any], section: str = "") -> list[Entry]:
+    """The keys of a table and of the tables in it, whatever these are called."""
     rows: list[Entry] = []
     for key, value in table.items():
         if isinstance(value, dict):
-            rows += _flatten(value, f"{section}{key}.")
+            rows += flatten(value, f"{section}{key}.")
         else:
             rows.append(Entry(key, value, f"{section}{key}"))
     return rows

@@ -7,6 +7,7 @@ of UTF-16 pairs) is refused here, with a line that says where.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tomllib
@@ -33,7 +34,8 @@ _PART = re.compile(r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'|(\.)""", re.DOTALL)
 
 
 def read_text(path: Path, most: int = MOST_TOML, what: str = "") -> str:
-    """The text of a configuration file in UTF-8, of ``most`` bytes; ``what`` names its option in errors.
+    """The text of a configuration file of ``most`` bytes: UTF-8, or UTF-16 with a byte order mark, as PowerShell 5
+    writes what it is told to put into a file. ``what`` names its option in errors.
 
     Raises InputError for a file that cannot be read, is too large, or is no such text.
     """
@@ -47,10 +49,11 @@ def read_text(path: Path, most: int = MOST_TOML, what: str = "") -> str:
         raise InputError(f"{name!r}: cannot be read ({error})") from error
     if len(data) > most:
         raise InputError(f"{name}: is larger than {most:,} bytes, the most that a configuration may have")
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        return data.decode("utf-16" if is_wide else "utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 (byte {error.start})") from error
+        raise InputError(f"{name}: not {'UTF-16' if is_wide else 'UTF-8'} (byte {error.start})") from error
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

@@ -7,8 +7,7 @@ that means "off" is always accepted in silence.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,43 +152,3 @@ def foreign_notes(table: Mapping[str, Foreign]) -> list[str]:
     options = ForeignOptions(table)
     given_options(options, {})
     return options.notes
-
-
-def whole_names(words: Sequence[str], command: click.Command) -> tuple[list[str], list[str]]:
-    """The words of a command line without those that start sd-scripts' programs, and with the names of options written
-    out that are cut short, as ``--max_train_epoch``; and a note on each.
-
-    sd-scripts takes the beginning of a name where only one option begins so.
-    """
-    names = {
-        option.lstrip("-").replace("-", "_")
-        for parameter in command.params
-        for option in (*parameter.opts, *parameter.secondary_opts)
-        if option.startswith("--")
-    }
-    written: list[str] = []
-    words, notes = _without_launcher(words)
-    for word in words:
-        typed, sign, value = word.partition("=")
-        name = typed.removeprefix("--").replace("-", "_")
-        begun = [known for known in names if known.startswith(name)]
-        if word.startswith("--") and name and name not in names and len(begun) == 1:
-            notes.append(f"{typed} is taken as --{begun[0]}")
-            typed = f"--{begun[0]}"
-        written.append(f"{typed}{sign}{value}")
-    return written, notes
-
-
-_LAUNCHERS = frozenset({"accelerate", "launch", "python", "python3", "-m", "accelerate.commands.launch"})
-_SCRIPT = re.compile(r"(?:.*[/\\])?(?:sdxl_|flux_|sd3_)?train_network\.py")
-
-
-def _without_launcher(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words without what starts sd-scripts, and a note that names what was left over."""
-    first = next((place for place, word in enumerate(words) if word not in _LAUNCHERS), len(words))
-    scripts = [word for word in words if _SCRIPT.fullmatch(word)]
-    left_over = [*words[:first], *scripts]
-    if not left_over:
-        return list(words), []
-    rest = [word for word in words[first:] if word not in scripts]
-    return rest, [f"{' '.join(left_over)}: lora-train is the program itself, and needs no launcher"]

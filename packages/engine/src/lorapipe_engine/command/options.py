@@ -47,6 +47,8 @@ class Facts:
     needs: tuple[str, ...] = ()
     above: float | None = None
     secret: bool = False
+    zero_is_off: bool = False
+    taken_as: tuple[tuple[str, Any], ...] = ()
 
 
 def option(
@@ -58,10 +60,14 @@ def option(
     max: float | None = None,  # noqa: A002
     alias: str | None = None,
     secret: bool = False,
+    zero_is_off: bool = False,
+    taken_as: Mapping[str, Any] | None = None,
 ) -> Any:
     """A field of a settings class. ``min`` and ``max`` are allowed themselves; ``alias`` is a second flag; the value of
-    a ``secret`` is shown nowhere (see :mod:`lorapipe_engine.command.masking`)."""
+    a ``secret`` is shown nowhere (see :mod:`lorapipe_engine.command.masking`). ``zero_is_off``: 0 stands for None, as
+    other programs write it. ``taken_as``: values of other programs, as texts, with what they mean here."""
     facts = Facts(help=help, choices=choices, min=min, max=max, alias=alias, secret=secret)
+    facts = dataclasses.replace(facts, zero_is_off=zero_is_off, taken_as=tuple((taken_as or {}).items()))
     return dataclasses.field(default=default, metadata={_KEY: facts})
 
 
@@ -164,7 +170,7 @@ def settings_options(
             "--config_file",
             type=click.Path(path_type=Path),
             multiple=several,
-            help="File of options: sd-scripts', kohya_ss', LoRA_Easy_Training_Scripts'; flags override it."
+            help="File of options: sd-scripts', or of a GUI for it (kohya_ss and others); flags override it."
             + " Each is a run." * several,
         )(function)
 
@@ -273,11 +279,28 @@ def _value(field: Field, flag: Any, given: Given | None) -> tuple[Any, str]:
     if flag is not None and flag != ():
         # A GUI writes --vae "" for none. In a tool's own options an empty text is a shell's variable that is not set.
         is_given = bool(field.facts.flags) or _is_given(field, flag)
-        value = convert(field, flag, "") if is_given else field.default
-        return value, "from the command line"
+        return _read(field, flag if is_given else None, "", "from the command line")
     if given is None or not _is_given(field, given.value):
         return field.default, "default"
-    return convert(field, given.value, f" (from {given.place})"), f"from {given.place}"
+    return _read(field, given.value, f" (from {given.place})", f"from {given.place}")
+
+
+def _read(field: Field, raw: Any, where: str, source: str) -> tuple[Any, str]:
+    """A value as the field's type, and where it came from, with what another program's value was taken for."""
+    if raw is None:
+        return field.default, source
+    if field.facts.zero_is_off and not isinstance(raw, bool) and str(raw) in ("0", "0.0"):
+        return None, source
+    meant = dict(field.facts.taken_as).get(str(raw).lower())
+    if meant is not None:
+        return meant, f"{source}: {raw} is taken as {meant}"
+    return convert(field, raw, where), source
+
+
+def taken_notes(origin: Mapping[str, str]) -> list[str]:
+    """A line for each option whose value is another program's; ``origin`` is what :func:`build_settings` gave."""
+    marks = {name: source.rpartition(": ")[2] for name, source in origin.items()}
+    return [f"{name}: {mark}" for name, mark in marks.items() if " is taken as " in mark]
 
 
 def _is_given(field: Field, value: Any) -> bool:
@@ -450,7 +473,8 @@ def print_config(parts: Sequence[Any], origin: Mapping[str, str]) -> str:
 def toml_line(field: Field, value: Any) -> str:
     """A line of TOML that gives an option this value; a comment where it has none, or is a secret."""
     if value is None:
-        return f"# {field.name} ="
+        # None would be read as the default again where that is another.
+        return f"# {field.name} =" if field.default is None else f"{field.name} = 0"
     if field.facts.secret:
         return f"# {field.name} = {_toml(MASK)} (given, and not shown)"
     return masked(f"{field.name} = {_toml(value)}")

@@ -17,7 +17,7 @@ from lorapipe_engine.command.options import Field, convert, fields_of, option
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.pictures.layout import MOST_REPEATS
-from lorapipe_engine.settings import DataSettings
+from lorapipe_engine.settings import PARTS, DataSettings
 from lorapipe_engine.settings.programs import easy_scripts
 
 
@@ -35,6 +35,7 @@ class SubsetKeys:
 
 OWN = {field.name: field for field in fields_of(SubsetKeys)}
 _OPTIONS = {field.name: field for field in fields_of(DataSettings)}
+_OF_RUN = {field.name for part in PARTS for field in fields_of(part)}
 # By the names that they have in the file.
 DATASET_KEYS = {
     "batch_size": _OPTIONS["train_batch_size"],
@@ -107,6 +108,8 @@ def read_dataset_file(path: Path, data: DataSettings) -> tuple[DatasetSpec, ...]
     Raises ConfigError for anything that is wrong in it, InputError if it cannot be read or names no folder.
     """
     source, root = _load(path)
+    if "datasets" not in root and _OF_RUN & set(root):
+        raise ConfigError(f"{path}: has options of a run and no [[datasets]]; give it as --config_file")
     _check_keys(source, _TOP, root, "")
     general = root.get("general", {})
     if not isinstance(general, dict):
@@ -243,7 +246,10 @@ def _check_keys(source: _Source, level: _Level, table: Mapping[str, Any], place:
         if home:
             raise ConfigError(f"{where}: belongs in {home}, not in {level.name}")
         known = [*level.keys, *level.inside, *REFUSED] if level.keys else [*level.inside, "subsets"]
-        raise ConfigError(f"{where}: unknown key{nearest(key, known)}")
+        near = nearest(key, known)
+        if key in _OF_RUN and not near:
+            raise ConfigError(f"{where}: an option of the run; give it as --{key} or in --config_file")
+        raise ConfigError(f"{where}: unknown key{near}")
 
 
 def _home_of(key: str) -> str:
@@ -271,5 +277,5 @@ def _load(path: Path) -> tuple[_Source, dict[str, Any]]:
     if not isinstance(tables, dict):
         raise ConfigError(f"{path}: must hold general and datasets")
     if easy_scripts.marks(tables):
-        tables = easy_scripts.dataset_tables(tables)
+        tables = easy_scripts.dataset_tables(tables, _DATASET.keys)
     return _Source(path, text), tables

@@ -90,7 +90,7 @@ class DataSettings:
         8, "Cached forms of a caption that varies (shuffle, tag dropout, wildcards), taken in turn.", min=1
     )
     cache_dir: Path | None = option(None, "Where cached latents lie. [default: the user's cache folder]")
-    vae_batch_size: int = option(1, "Pictures encoded at once.", min=1)
+    vae_batch_size: int = option(1, "Pictures encoded at once.", min=1, taken_as={"0": 1})
     max_data_loader_n_workers: int = option(0, "Not needed (latents stay in memory); accepted.", min=0)
     persistent_data_loader_workers: bool = option(False, "Not needed; accepted.")
 

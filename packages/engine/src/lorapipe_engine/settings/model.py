@@ -33,15 +33,21 @@ class ModelSettings:
         "Take the text encoder's N-th layer from the end. [default: 2 for SD 1.x, else the last]",
         min=1,
         max=12,
+        taken_as={"0": 1},
     )
     max_token_length: int | None = option(
-        None, "Longest caption in tokens: 75, 150 or 225. [default: 225]", choices=(75, 150, 225)
+        None,
+        "Longest caption in tokens: 75, 150 or 225. [default: 225]",
+        choices=(75, 150, 225),
+        # sd-scripts cuts into 75 tokens what is longer, and a GUI begins with 255.
+        taken_as={"255": 225, "77": 75},
     )
     tokenizer_dir: Path | None = option(None, "Folder with vocab.json and merges.txt of the CLIP tokenizer.")
     mixed_precision: str | None = option(
         None,
         "Precision of the frozen model. [default: bf16 on a GPU that has it, else fp16; no on the CPU]",
         choices=PRECISIONS,
+        taken_as={"fp32": "no", "float32": "no", "float": "no", "float16": "fp16", "bfloat16": "bf16"},
     )
     full_bf16: bool = option(
         False,

@@ -37,7 +37,10 @@ class NetworkSettings:
     base_weights_multiplier: tuple[float, ...] = option((), "Their strengths, in order. [default: 1]")
     network_dropout: float = option(0.0, "Dropout of the LoRA's inner values.", min=0, max=0.99)
     scale_weight_norms: float | None = option(
-        None, "Hold the norm of every module's change under this; 0.9 to 1 if at all.", min=0
+        None,
+        "Hold the norm of every module's change under this; 0.9 to 1 if at all.",
+        min=0,
+        zero_is_off=True,
     )
     network_train_unet_only: bool = option(False, "Leave the text encoders as they are.")
     network_train_text_encoder_only: bool = option(False, "Leave the UNet as it is.")

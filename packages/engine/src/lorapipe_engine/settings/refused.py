@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.foreign import Foreign, ignored, items_of, obeyed, refused
+from lorapipe_engine.errors import ConfigError
 
-_NOT_SPREAD = "neither DDP nor DeepSpeed is used here, each card has the whole base: leave it out"
+_NOT_SPREAD = "DeepSpeed is not used here, each card has the whole base: leave it out"
+_NO_DDP = "several cards work without DDP here"
+_NOT_COMPILED = "it changes speed alone, and the step has kernels of its own"
 _CARDS = "is accelerate's; several cards: torchrun --no_python --nproc_per_node N lora-train ..."
 # Where sd-scripts keeps the tokenizer in the folder of its cache.
 _CACHED_TOKENIZERS = ("", "openai_clip-vit-large-patch14")
@@ -27,9 +30,21 @@ def _tokenizer(value: Any) -> dict[str, Any]:
     return {}
 
 
+def _card(value: Any) -> dict[str, Any]:
+    """The one card that is named. Raises ConfigError for several."""
+    names = [str(name) for name in value] if isinstance(value, list | tuple) else str(value).split(",")
+    if len(names) > 1 or not names[0].strip().isdigit():
+        raise ConfigError(f"{_CARDS}; of one card its number")
+    return {"device": f"cuda:{int(names[0])}"}
+
+
 FOREIGN: dict[str, Foreign] = {
     # What happens anyway, or is not needed here.
     **ignored("attention is always torch's fused kernel", "xformers", "sdpa", "mem_eff_attn", flag=True),
+    **ignored(
+        "attention is always torch's fused kernel", "flash_attn", "sage_attn", "diffusers_xformers", flag=True
+    ),
+    **ignored("attention is always torch's fused kernel", "attn_mode"),
     **ignored("tensors are read one by one, straight to where they go", "lowram", "highvram", flag=True),
     **ignored("files are read in the way that suits the disk", "disable_mmap_load_safetensors", flag=True),
     **ignored(
@@ -43,6 +58,7 @@ FOREIGN: dict[str, Foreign] = {
     # Keys that a GUI writes into its files and sd-scripts passes over.
     **ignored("it is a GUI's own, and max_train_epochs is the option", "epoch"),
     **ignored("it is a GUI's own, and noise_offset is the option", "noise_offset_type"),
+    **ignored("the base says it itself", "sdxl", flag=True),
     # Optimizers.
     **obeyed(
         "taken as optimizer_type AdamW8bit",
@@ -59,15 +75,37 @@ FOREIGN: dict[str, Foreign] = {
         lambda value: {"lr_scheduler_num_cycles": value},
     ),
     **items_of("text_encoder_lr", "text_encoder_lr1", "text_encoder_lr2"),
-    **refused(
-        "does nothing for a LoRA, whose gradients are small; leave it out", "fused_backward_pass", flag=True
-    ),
+    **ignored("it saves memory of large gradients, and a LoRA's are small", "fused_backward_pass", flag=True),
     **refused(
         "use --optimizer_type AdamWScheduleFree, RAdamScheduleFree or SGDScheduleFree",
         "optimizer_schedulefree_wrapper",
         flag=True,
     ),
     **refused("use --optimizer_args", "schedulefree_wrapper_args"),
+    # sd-scripts' programs for whole models.
+    **refused("is of training whole models; use --text_encoder_lr", "learning_rate_te"),
+    **refused(
+        "is of training whole models; use --text_encoder_lr with two values",
+        "learning_rate_te1",
+        "learning_rate_te2",
+    ),
+    **refused(
+        "is of training whole models; a LoRA's text encoders are trained unless --network_train_unet_only is given",
+        "train_text_encoder",
+        flag=True,
+    ),
+    **refused(
+        "is of training whole models; use down_lr_weight, mid_lr_weight, up_lr_weight in network_args",
+        "block_lr",
+    ),
+    **ignored(
+        "it saves memory of whole models' optimizers", "fused_optimizer_groups", "blockwise_fused_optimizers"
+    ),
+    **refused("is of training whole models; use --ema_decay 0.999 for an average", "use_ema", flag=True),
+    **ignored("captions are always padded to their chunk", "no_token_padding", flag=True),
+    **refused(
+        "is of textual inversion; lora-train makes LoRA networks", "token_string", "num_vectors_per_token"
+    ),
     # Data.
     **obeyed("taken as caption_extension", "caption_extention", lambda value: {"caption_extension": value}),
     **refused("use --random_crop; or cut the pictures around the faces before", "face_crop_aug_range"),
@@ -81,11 +119,15 @@ FOREIGN: dict[str, Foreign] = {
     ),
     # Speed and memory.
     **refused("is for larger models; use --gradient_checkpointing", "blocks_to_swap", off=(0,)),
-    **refused("the step is not compiled; leave it out", "torch_compile", flag=True),
-    **refused("the step is not compiled; leave it out", "dynamo_backend", off=("no", "inductor")),
+    **ignored(_NOT_COMPILED, "torch_compile", "compile", "compile_fullgraph", flag=True),
+    **ignored(_NOT_COMPILED, "dynamo_backend", off=("no", "inductor")),
+    **ignored(
+        _NOT_COMPILED, "compile_backend", "compile_mode", "compile_dynamic", "compile_cache_size_limit"
+    ),
     **refused("use --gradient_checkpointing", "cpu_offload_checkpointing", flag=True),
-    **refused(_NOT_SPREAD, "ddp_timeout"),
-    **refused(_NOT_SPREAD, "ddp_gradient_as_bucket_view", "ddp_static_graph", "deepspeed", flag=True),
+    **ignored(_NO_DDP, "ddp_timeout"),
+    **ignored(_NO_DDP, "ddp_gradient_as_bucket_view", "ddp_static_graph", flag=True),
+    **refused(_NOT_SPREAD, "deepspeed", flag=True),
     **refused(_NOT_SPREAD, "zero_stage", off=(2,)),
     **refused(_NOT_SPREAD, "zero3_init_flag", "zero3_save_16bit_model", flag=True),
     **refused(_NOT_SPREAD, "fp16_master_weights_and_gradients", flag=True),
@@ -96,14 +138,16 @@ FOREIGN: dict[str, Foreign] = {
         "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
         *("guidance_scale", "training_shift", "model_prediction_type"),
         *("t5xxl", "clip_l", "clip_g", "ae", "t5xxl_max_token_length", "t5xxl_device", "t5xxl_dtype"),
+        *("network_reg_dims", "network_reg_lrs", "qwen3", "gemma2", "train_blocks", "model_type"),
     ),
     **refused(
         "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
         *("apply_t5_attn_mask", "split_mode", "split_qkv", "train_t5xxl"),
         flag=True,
     ),
+    **refused("masks of inpainting models are not trained here; leave it out", "train_inpainting", flag=True),
     # Saving and going on.
-    **refused("use --save_every_n_epochs", "save_n_epoch_ratio"),
+    **refused("use --save_every_n_epochs", "save_n_epoch_ratio", off=(0,)),
     **refused(
         "run the same command again: it goes on where the run stopped", "initial_epoch", "initial_step"
     ),
@@ -132,7 +176,6 @@ FOREIGN: dict[str, Foreign] = {
         "main_process_port",
         "machine_rank",
         "dynamo_mode",
-        "gpu_ids",
         "extra_accelerate_launch_args",
     ),
     **ignored(
@@ -141,10 +184,11 @@ FOREIGN: dict[str, Foreign] = {
         "dynamo_use_dynamic",
         flag=True,
     ),
+    **obeyed("the card is taken as device", "gpu_ids", _card, off=("all", "0", 0, ["0"], [0])),
     **refused(_CARDS, "num_processes", "num_machines", off=(1,)),
     **refused(_CARDS, "multi_gpu", flag=True),
     # Logs.
-    **refused("use -q for less, -v for more", "console_log_level", off=("INFO",)),
+    **ignored("-q says less, -v says more", "console_log_level", off=("INFO",)),
     **refused("send the messages to a file: lora-train ... 2> FILE", "console_log_file"),
     **refused(
         "curves are written for TensorBoard and as metrics.jsonl, which need no settings",

@@ -21,11 +21,18 @@ class RunSettings:
         None,
         "Precision of saved files. [default: bf16 where trained in bf16, else fp16]",
         choices=SAVE_PRECISIONS,
+        taken_as={"fp32": "float", "float32": "float", "float16": "fp16", "bfloat16": "bf16"},
     )
-    save_every_n_epochs: int | None = option(1, "Save after every N epochs.", min=1)
-    save_every_n_steps: int | None = option(None, "Save after every N steps.", min=1)
-    save_last_n_epochs: int | None = option(None, "Keep only the last N epoch files.", min=1)
-    save_last_n_steps: int | None = option(None, "Keep only step files of the last N steps.", min=1)
+    save_every_n_epochs: int | None = option(
+        1, "Save after every N epochs; 0 saves the end alone.", min=1, zero_is_off=True
+    )
+    save_every_n_steps: int | None = option(None, "Save after every N steps.", min=1, zero_is_off=True)
+    save_last_n_epochs: int | None = option(
+        None, "Keep only the last N epoch files.", min=1, zero_is_off=True
+    )
+    save_last_n_steps: int | None = option(
+        None, "Keep only step files of the last N steps.", min=1, zero_is_off=True
+    )
     save_model_as: str = option(
         "safetensors",
         "Format of saved files; ckpt and pt are pickles, without metadata.",
@@ -34,18 +41,28 @@ class RunSettings:
     save_state: bool = option(False, "Keep a state beside every saved network, to go on from with --resume.")
     save_state_on_train_end: bool = option(False, "Keep the state of the end, as OUTPUT_NAME-end.state.")
     save_last_n_epochs_state: int | None = option(
-        None, "Keep only the states of the last N epochs. [default: save_last_n_epochs]", min=1
+        None,
+        "Keep only the states of the last N epochs. [default: save_last_n_epochs]",
+        min=1,
+        zero_is_off=True,
     )
     save_last_n_steps_state: int | None = option(
-        None, "Keep only states of the last N steps. [default: save_last_n_steps]", min=1
+        None,
+        "Keep only states of the last N steps. [default: save_last_n_steps]",
+        min=1,
+        zero_is_off=True,
     )
     kind: str | None = option(
         None,
         "What is trained: the run's length is judged by it, and --suggest chooses by it.",
         choices=("character", "style", "concept"),
     )
-    max_train_epochs: int | None = option(None, "Length in epochs; goes before max_train_steps.", min=1)
-    max_train_steps: int = option(1600, "Length in optimizer steps.", min=1)
+    max_train_epochs: int | None = option(
+        None, "Length in epochs; goes before max_train_steps.", min=1, zero_is_off=True
+    )
+    max_train_steps: int = option(
+        1600, "Length in optimizer steps; 0 where max_train_epochs is given.", min=0
+    )
     resume: Path | None = option(
         None,
         "Go on from this state, if wanted for longer or at other rates. [default: OUTPUT_DIR/OUTPUT_NAME.state, if a "
@@ -59,8 +76,12 @@ class RunSettings:
         None,
         "File of prompts to draw during training (.txt, .toml, .json), or prompts themselves, a line each.",
     )
-    sample_every_n_epochs: int | None = option(None, "Draw samples after every N epochs.", min=1)
-    sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
+    sample_every_n_epochs: int | None = option(
+        None, "Draw samples after every N epochs.", min=1, zero_is_off=True
+    )
+    sample_every_n_steps: int | None = option(
+        None, "Draw samples after every N steps.", min=1, zero_is_off=True
+    )
     sample_at_first: bool = option(False, "Draw samples before the first step.")
     sample_ema: bool = option(False, "Draw them with the average of ema_decay or ema_width.")
     sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim; flow models: euler]")
@@ -72,9 +93,14 @@ class RunSettings:
         None,
         "Measure the validation loss after every N epochs. [default: 1, without validate_every_n_steps]",
         min=1,
+        zero_is_off=True,
     )
-    validate_every_n_steps: int | None = option(None, "Measure it after every N steps.", min=1)
-    max_validation_steps: int | None = option(None, "Measure it on so many batches. [default: all]", min=1)
+    validate_every_n_steps: int | None = option(
+        None, "Measure it after every N steps.", min=1, zero_is_off=True
+    )
+    max_validation_steps: int | None = option(
+        None, "Measure it on so many batches. [default: all]", min=1, zero_is_off=True
+    )
     early_stop: int | None = option(
         None,
         "End when the validation loss was no lower for N measurements; the best network is OUTPUT_NAME-best.",
@@ -135,6 +161,8 @@ class RunSettings:
             raise ConfigError(
                 f"log_prefix: {prefix!a} cannot begin a plain folder name; folders go in logging_dir"
             )
+        if not self.max_train_steps and self.max_train_epochs is None:
+            raise ConfigError("max_train_steps: 0 is no length; give max_train_epochs or steps")
         for field in fields(self):
             value = getattr(self, field.name)
             # They go into the metadata, and into lines of JSON.

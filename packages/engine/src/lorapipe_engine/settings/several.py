@@ -61,6 +61,8 @@ def sort_words(words: Sequence[Path]) -> tuple[Path | None, list[Path]]:
         if str(word).startswith(_LONG_DASHES):
             plain = f"--{str(word).lstrip(''.join(_LONG_DASHES))}"
             raise ConfigError(f"{word}: begins with a long dash, as texts have it; write {plain}")
+        if str(word).lower() in ("true", "false"):
+            raise ConfigError(f"{word}: a switch takes no value; --NAME turns it on, --no_NAME off")
         if word.suffix.lower() not in (".toml", ".json"):
             what = "is no .toml or .json file of options" if os.path.lexists(word) else "does not exist"
             raise ConfigError(f"{word}: {what}, and no folder of pictures either")

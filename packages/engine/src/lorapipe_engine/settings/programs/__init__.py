@@ -1,7 +1,9 @@
 """Configuration files of other programs, read as options of ``lora-train``.
 
 A module for each program says how its files are told from others (``marks``) and which options each key means
-(``read``). Keys that have an option's own name go on under it, so what the options check is checked once.
+(``read``). Keys that have an option's own name go on under it, so what the options check is checked once. Every key
+in which something stands is made into an option or named in a note. Programs whose files are not read are in
+:mod:`.strangers`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Any
 
 from lorapipe_engine.command.configuration import Entry
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.settings.programs import easy_scripts, kohya_ss
+from lorapipe_engine.settings.programs import civitai, easy_scripts, easy_scripts_old, kohya_ss, lora_scripts
+from lorapipe_engine.settings.programs.strangers import refuse_stranger, refuse_text
 
 Read = Callable[[Mapping[str, Any], Path], tuple[list[Entry], list[str]]]
 
@@ -27,9 +30,9 @@ class Program:
     read: Read
 
 
-_PROGRAMS = (
-    Program(kohya_ss.NAME, kohya_ss.marks, kohya_ss.read),
-    Program(easy_scripts.NAME, easy_scripts.marks, easy_scripts.read),
+_PROGRAMS = tuple(
+    Program(module.NAME, module.marks, module.read)
+    for module in (kohya_ss, easy_scripts, easy_scripts_old, lora_scripts, civitai)
 )
 
 
@@ -39,6 +42,10 @@ class Programs:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+
+    def check_text(self, text: str, path: Path) -> None:
+        """Raise ConfigError for a text that is neither TOML nor JSON, where its form is known."""
+        refuse_text(text, path)
 
     def __call__(self, table: Mapping[str, Any], path: Path) -> list[Entry] | None:
         """The options of another program's file, None for one in sd-scripts' form.
@@ -53,6 +60,7 @@ class Programs:
                 "one program"
             )
         if not asked:
+            refuse_stranger(table, path)
             return None
         program = asked[0][0]
         entries, notes = program.read(table, path)

@@ -6,12 +6,14 @@ Folders and what is said of the dataset as a whole are read again, as a dataset 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.configuration import Entry, is_nothing
+from lorapipe_engine.command.options import fields_of
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.settings import PARTS
 
 NAME = "LoRA_Easy_Training_Scripts"
 _RENAMED = {"warmup_ratio": "lr_warmup_steps", "batch_size": "train_batch_size"}
@@ -24,9 +26,12 @@ _OWN = frozenset(
         *("remove_non_standard_args", "queue", "notes"),
     }
 )
+# How names for the logs are made.
+_NAMING = ("log_prefix", "log_prefix_mode", "run_name", "run_name_mode")
 _SUBSET_OWN = frozenset({"name"})
 _TABLES = ("args", "dataset_args")
-# Of dataset_args, those that options of the run have too; the others stand in the dataset file alone.
+# Sections of families that are not trained here.
+_OTHER_FAMILIES = ("flux_args", "sd3_args", "anima_args", "lumina_args", "chroma_args", "hunyuan_args")
 
 
 def marks(table: Mapping[str, Any]) -> list[str]:
@@ -40,9 +45,14 @@ def marks(table: Mapping[str, Any]) -> list[str]:
 def read(table: Mapping[str, Any], path: Path) -> tuple[list[Entry], list[str]]:
     """The options of a file and what the user should know of it. Raises ConfigError."""
     entries: list[Entry] = []
+    own: list[str] = []
     for section, content in table.items():
         if section in ("subsets", "train_mode"):
             continue
+        if section in _OTHER_FAMILIES and content:
+            raise ConfigError(
+                f"{path}: {section}: of a family that is not trained here; lora-train trains SD 1.x, 2.x and SDXL"
+            )
         if not isinstance(content, dict):
             raise ConfigError(f"{path}: {section}: unknown key; {NAME} has tables of options only")
         for name, inside in content.items():
@@ -52,11 +62,35 @@ def read(table: Mapping[str, Any], path: Path) -> tuple[list[Entry], list[str]]:
                 )
             for key, value in inside.items():
                 entries += _entries(key, value, f"{section}.{name}.{key}", path)
+                if key in _OWN and not is_nothing(value):
+                    own.append(key)
     _check_mode(table, path)
     entries += _module(entries)
     if "subsets" in table:
         entries.append(Entry("dataset_config", str(path), "subsets"))
-    return [entry for entry in entries if entry.name not in ("fa",)], []
+    notes = [f"{', '.join(own)}: the program's own, and nothing here"] if own else []
+    return _with_names([entry for entry in entries if entry.name != "fa"]), notes
+
+
+def _with_names(entries: list[Entry]) -> list[Entry]:
+    """The options with the names of the logs made as the program makes them."""
+    given = {entry.name: entry for entry in entries if entry.name in (*_NAMING, "output_name")}
+    kept = [entry for entry in entries if entry.name not in _NAMING]
+    value = {name: entry.value for name, entry in given.items()}
+    output = value.get("output_name", "")
+    prefix = {"output_name": f"{output}_", "disabled": None}.get(
+        str(value.get("log_prefix_mode", "")), value.get("log_prefix")
+    )
+    run_name = {"output_name": output, "manual": value.get("run_name")}.get(
+        str(value.get("run_name_mode", ""))
+    )
+    for name, made, key in (
+        ("log_prefix", prefix, "log_prefix_mode"),
+        ("wandb_run_name", run_name, "run_name_mode"),
+    ):
+        if not is_nothing(made):
+            kept.append(Entry(name, made, (given.get(key) or given[name]).key))
+    return kept
 
 
 def _check_mode(table: Mapping[str, Any], path: Path) -> None:
@@ -94,14 +128,20 @@ def _module(entries: list[Entry]) -> list[Entry]:
     return [Entry("network_module", "networks.dylora", "unit")] if "unit" in names else []
 
 
-def dataset_tables(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says of pictures, in the form of a dataset file: one dataset with its subsets."""
+def dataset_tables(table: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """What the file says of pictures, in the form of a dataset file: one dataset with its subsets. ``known``: the keys
+    of a dataset; others that are options of the run are read as these."""
     dataset: dict[str, Any] = {}
     for content in table.values():
         if isinstance(content, dict) and isinstance(content.get("dataset_args"), dict):
             dataset |= content["dataset_args"]
-    subsets = [
-        {key: value for key, value in row.items() if key not in _SUBSET_OWN} if isinstance(row, dict) else row
-        for row in table.get("subsets", [])
-    ]
+    options = {field.name for part in PARTS for field in fields_of(part)}
+    dataset = {key: value for key, value in dataset.items() if key in known or key not in options}
+    subsets = [_subset(row) if isinstance(row, dict) else row for row in table.get("subsets", [])]
     return {"datasets": [{**dataset, "subsets": subsets}]}
+
+
+def _subset(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A subset without the name that the program's window shows, and without the padding of crops that it has not."""
+    own = _SUBSET_OWN if row.get("random_crop") else {*_SUBSET_OWN, "random_crop_padding_percent"}
+    return {key: value for key, value in row.items() if key not in own}

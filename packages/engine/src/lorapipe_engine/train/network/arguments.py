@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from lorapipe_engine.train.network.modules import Asked, asked_by, plain_words
 from lorapipe_engine.train.network.targets import PRESETS
 
 _NUMBERS = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "block_lr_zero_threshold")
+_DROPOUT = "dropout"
 _PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 _LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
@@ -45,7 +46,8 @@ class NetworkArgs:
     number of blocks shows only with the base. ``kind``: the algorithm, and the arguments that it alone has.
     ``preset``: LyCORIS' choice of modules, a name or a file; None: sd-scripts'. ``conv_follows``: kernels above 1x1
     are trained with the rank and alpha of linear layers unless conv_dim and conv_alpha say otherwise. ``train_norm``:
-    norms beside trained layers are trained too. ``unused``: names that change nothing here."""
+    norms beside trained layers are trained too. ``dropout``: LyCORIS' word for network_dropout. ``unused``: names that
+    change nothing here."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class NetworkArgs:
     preset: str | None = None
     conv_follows: bool = False
     train_norm: bool = False
+    dropout: float = 0.0
     unused: tuple[str, ...] = ()
 
     def plus(self, part: str) -> float | None:
@@ -90,7 +93,7 @@ def read_network_args(network: NetworkSettings) -> NetworkArgs:
     else:
         asked = asked_by(network)
     adapter = adapter_class(asked.algorithm)
-    texts = _texts(network, adapter)
+    texts = _texts(network, (*COMMON, *adapter.arguments, *([_DROPOUT] if preset else [])))
     own = {name: _own(name, texts[name], adapter) for name in adapter.arguments if name in texts}
     args = NetworkArgs(
         {name: _number(name, texts[name]) for name in (*_NUMBERS, *_PLUS) if name in texts},
@@ -100,6 +103,7 @@ def read_network_args(network: NetworkSettings) -> NetworkArgs:
         preset,
         asked.conv_follows,
         _switch("train_norm", texts),
+        _number(_DROPOUT, texts.get(_DROPOUT, "0")),
         unused,
     )
     _check(args)
@@ -113,9 +117,8 @@ def _switch(name: str, texts: Mapping[str, str]) -> bool:
         raise ConfigError(f"network_args: {name} takes {error}, not '{texts[name]}'") from error
 
 
-def _texts(network: NetworkSettings, adapter: type[Adapter]) -> dict[str, str]:
+def _texts(network: NetworkSettings, known: Collection[str]) -> dict[str, str]:
     """The arguments by name, as they were written."""
-    known = (*COMMON, *adapter.arguments)
     texts: dict[str, str] = {}
     for word in network.network_args:
         name, sign, text = (piece.strip() for piece in word.partition("="))
@@ -188,7 +191,8 @@ def network_plan(network: NetworkSettings, args: NetworkArgs) -> NetworkPlan:
     _check_dropouts(network, args)
     rank = network.network_dim or 0
     alpha = float(network.network_alpha or rank)
-    conv_rank = int(args.numbers.get("conv_dim", 0)) or (rank if args.conv_follows else None)
+    # 0 leaves kernels above 1x1 as they are, under LyCORIS' module too.
+    conv_rank = int(args.numbers.get("conv_dim", rank if args.conv_follows else 0)) or None
     known, asked = adapter_class(args.kind.algorithm).drops, _dropouts(network, args)
     return NetworkPlan(
         rank=rank,
@@ -203,7 +207,7 @@ def network_plan(network: NetworkSettings, args: NetworkArgs) -> NetworkPlan:
 def _dropouts(network: NetworkSettings, args: NetworkArgs) -> dict[str, tuple[str, float]]:
     """The dropouts that were asked for: kind and chance by the option's name."""
     return {
-        "network_dropout": ("element", network.network_dropout),
+        "network_dropout": ("element", args.dropout or network.network_dropout),
         "rank_dropout": ("rank", args.numbers.get("rank_dropout", 0.0)),
         "module_dropout": ("module", args.numbers.get("module_dropout", 0.0)),
     }
@@ -226,6 +230,7 @@ def _without_use(network: NetworkSettings, algorithm: str) -> list[str]:
     texts = dict(word.partition("=")[::2] for word in network.network_args)
     given = {
         "network_dropout": ("element", str(network.network_dropout)),
+        _DROPOUT: ("element", texts.get(_DROPOUT, "0")),
         "rank_dropout": ("rank", texts.get("rank_dropout", "0")),
         "module_dropout": ("module", texts.get("module_dropout", "0")),
     }

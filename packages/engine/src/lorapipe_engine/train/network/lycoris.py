@@ -16,27 +16,20 @@ from lorapipe_engine.train.network.preset_file import is_preset_file
 
 MODULE = "lycoris.kohya"
 DEFAULT_ALGO, DEFAULT_PRESET = "lora", "full"
-# Words that mean nothing while they are off, and what they ask for, where an algorithm knows nothing of it.
+# Words that mean nothing while they are off.
 _OFF = frozenset({"false", "0", "0.0", "none", ""})
-_SWITCHES: Mapping[str, str] = {
-    "dora_wd": "DoRA",
-    "use_scalar": "a learned scalar",
-    "full_matrix": "LoKr's whole matrix",
-    "decompose_both": "LoKr's two pairs of factors",
-    "unbalanced_factorization": "LoKr's other split",
-    "train_on_input": "(IA)³'s scaled inputs",
-    "rs_lora": "rank-stabilised scaling",
-    "rescaled": "rescaled OFT",
-    "constraint": "constrained OFT",
-    "rank_dropout_scale": "scaled dropout of ranks",
-    "use_tucker": "a Tucker core",
-    "use_cp": "a Tucker core",
-    "dropout": "dropout under this name (network_dropout is)",
-}
+# What LyCORIS takes for every algorithm, and only some read: where one does not, it changes nothing there either.
+_OF_SOME = frozenset(
+    {
+        *("dora_wd", "use_scalar", "rs_lora", "use_tucker", "use_cp", "rank_dropout_scale"),
+        *("full_matrix", "decompose_both", "unbalanced_factorization", "factor"),
+        *("train_on_input", "rescaled", "constraint", "block_size", "wd_on_output", "wd_on_out"),
+    }
+)
+# Of older versions.
+_RENAMED = {"constrain": "constraint"}
 # How the product is computed, not what it is.
 _WITHOUT_MEANING = frozenset({"bypass_mode"})
-# What LyCORIS' users give to every algorithm, and only some read.
-_OF_OTHERS = frozenset({"wd_on_output", "wd_on_out", "block_size", "factor"})
 # LyCORIS' own defaults that are not ours.
 _DEFAULTS: Mapping[str, tuple[str, ...]] = {"dylora": ("block_size=4",)}
 
@@ -53,7 +46,7 @@ class Lycoris:
 
 
 def read_lycoris(words: Iterable[str], presets: Iterable[str], known: Mapping[str, Iterable[str]]) -> Lycoris:
-    """Take ``algo``, ``preset`` and what is switched off out of ``network_args``. ``known``: of each algorithm, the
+    """Take ``algo``, ``preset`` and what changes nothing out of ``network_args``. ``known``: of each algorithm, the
     arguments that it reads itself.
 
     Raises ConfigError for what is not trained here.
@@ -63,6 +56,7 @@ def read_lycoris(words: Iterable[str], presets: Iterable[str], known: Mapping[st
     unused: list[str] = []
     for word in words:
         name, sign, text = (piece.strip() for piece in word.partition("="))
+        name = _RENAMED.get(name, name)
         if name in ("algo", "preset"):
             given[name] = text
         elif name in _WITHOUT_MEANING:
@@ -75,9 +69,9 @@ def read_lycoris(words: Iterable[str], presets: Iterable[str], known: Mapping[st
         told = nearest(preset, presets) or f"; known: {', '.join(presets)}"
         raise ConfigError(f"network_args: preset '{preset}' is not known{told}; a preset file ends in .toml")
     own = set(known.get(algorithm, ()))
-    others = [word for word in rest if (name := word.partition("=")[0]) in _OF_OTHERS and name not in own]
-    unused += [word.partition("=")[0] for word in others]
-    left = tuple(word for word in rest if word not in others and not _is_off(word, own, algorithm))
+    others = [word for word in rest if (name := word.partition("=")[0]) in _OF_SOME and name not in own]
+    unused += [word.partition("=")[0] for word in others if word.partition("=")[2].lower() not in _OFF]
+    left = tuple(word for word in rest if word not in others)
     names = {word.partition("=")[0] for word in left}
     if names.isdisjoint({"unit", "block_size"}):
         left += _DEFAULTS.get(algorithm, ())
@@ -95,15 +89,3 @@ def _algorithm(algo: str) -> str:
 def algos() -> dict[str, str]:
     """LyCORIS' names of the algorithms that are trained here, and ours."""
     return {name: row.name for row in algorithms.ALGORITHMS if row.adapter for name in row.algos}
-
-
-def _is_off(word: str, own: set[str], algorithm: str) -> bool:
-    """Whether a word only says that something is not wanted. Raises ConfigError where it is wanted and not trained."""
-    name, _, text = word.partition("=")
-    if name not in _SWITCHES or name in own:
-        return False
-    if text.lower() in _OFF:
-        return True
-    raise ConfigError(
-        f"network_args: {word} asks for {_SWITCHES[name]}, which {algorithm} networks are not trained with here"
-    )

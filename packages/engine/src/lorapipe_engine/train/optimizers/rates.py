@@ -38,6 +38,8 @@ def rates_of(optimizer: OptimizerSettings, parts: tuple[str, ...]) -> Rates:
     kind = optimizer_kind(optimizer.optimizer_type)
     encoders = tuple(part for part in parts if is_text(part))
     given = optimizer.text_encoder_lr
+    if len(set(given)) == 1:  # a GUI writes a rate twice, whatever the model
+        given = given[:1]
     if encoders and len(given) > max(1, len(encoders)):
         number = "1 text encoder" if len(encoders) == 1 else f"{len(encoders)} text encoders"
         raise ConfigError(f"text_encoder_lr: {len(given)} rates, but this model has {number}")

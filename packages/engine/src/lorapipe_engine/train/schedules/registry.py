@@ -84,8 +84,11 @@ def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> S
     """
     arguments = parse_arguments(optimizer.lr_scheduler_args, "lr_scheduler_args")
     name = _name(optimizer, set(arguments))
+    is_easy = name in _OF_EASY_SCRIPTS.values() and _asked(optimizer).partition(".")[0] == EASY_PACKAGE
     if name in _OF_EASY_SCRIPTS.values():
         arguments = {_EASY_ARGUMENTS.get(key, key): value for key, value in arguments.items()}
+    if is_easy:
+        arguments = {**_easy_lengths(optimizer, total), **arguments}
     kind = _kind(name) if is_built_in(name) else None
     if name == "cosine_warm_restarts" and _names_class(optimizer):
         restarts.check_guides(arguments)
@@ -93,7 +96,7 @@ def schedule_of(optimizer: OptimizerSettings, total: int, base_rate: float) -> S
     passed_over = name == "constant" and warmup is not None
     if passed_over:
         warmup_steps(str(warmup), total)  # what is no count is refused all the same
-    if warmup is None or passed_over or _overruled(optimizer):
+    if warmup is None or passed_over or is_easy or _overruled(optimizer):
         warmup = str(kind.warmup if kind and arguments.get("warmup_steps") is None else 0)
     return ScheduleSettings(
         name=name,
@@ -168,16 +171,31 @@ def _name(optimizer: OptimizerSettings, arguments: set[str]) -> str:
 # Classes of a GUI for sd-scripts that no package index has -> the built-in that each is.
 _OF_EASY_SCRIPTS = {
     "RexAnnealingWarmRestarts": "rex_annealing_warm_restarts",
+    "Rex": "rex_annealing_warm_restarts",
     "CosineAnnealingWarmRestarts": "cosine_annealing_warmup_restarts",
+    "CosineAnnealingWarmupRestarts": "cosine_annealing_warmup_restarts",
 }
 # Its names of arguments -> ours.
 _EASY_ARGUMENTS = {"first_cycle_max_steps": "first_cycle_steps", "cycle_multiplier": "cycle_mult"}
 
 
+def _easy_lengths(optimizer: OptimizerSettings, total: int) -> dict[str, int]:
+    """What the GUI works out when it starts a run, and its saved files have not: the length of a cycle, and the
+    warm-up of each."""
+    cycles = max(1, int(optimizer.lr_scheduler_num_cycles))
+    return {
+        "first_cycle_steps": max(1, total // cycles),
+        "warmup_steps": warmup_steps(optimizer.lr_warmup_steps or 0, total) // cycles,
+    }
+
+
+def _asked(optimizer: OptimizerSettings) -> str:
+    return optimizer.lr_scheduler_type or optimizer.lr_scheduler or ""
+
+
 def _names_class(optimizer: OptimizerSettings) -> bool:
     """Whether the curve was asked for by the name of a class."""
-    asked = optimizer.lr_scheduler_type or optimizer.lr_scheduler or ""
-    return asked.rpartition(".")[2] == _RESTARTS
+    return _asked(optimizer).rpartition(".")[2] == _RESTARTS
 
 
 def _of_easy_scripts(name: str) -> str | None:
