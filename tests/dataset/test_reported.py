@@ -232,6 +232,30 @@ def test_an_inner_folder_is_told(held: Path, tmp_path: Path) -> None:
     assert "folders inside" not in done.stderr
 
 
+@of("inner-folder")
+def test_an_inner_folder_is_checked_if_asked(held: Path) -> None:
+    done = run("lora-check", held)
+    assert "1 picture in folders inside a concept's folder (--recursive checks them)" in done.stdout
+    report = json.loads(run("lora-check", held, "--json").stdout)
+    deep = json.loads(run("lora-check", held, "--recursive", "--json").stdout)
+    assert [row["images"] for row in report["concepts"]] == [1]
+    assert [(row["concept"], row["images"], len(row["repeats"])) for row in deep["concepts"]] == [("mayu", 2, 1)]
+    assert "checked, as lora-repeats --recursive takes them in" in deep["left_out"][0]
+    rows = run("lora-check", "buckets", held, "-r", "--json").stdout.splitlines()
+    assert len(rows) == 2
+
+
+@of("inner-folder")
+def test_what_lies_in_a_folder_that_is_switched_off_stays_out(held: Path) -> None:
+    top = held / "mayu"
+    shutil.copytree(top, held / "0_off")
+    deep = json.loads(run("lora-check", held, "--recursive", "--json").stdout)
+    assert [row["images"] for row in deep["concepts"]] == [2]
+    assert any("2 pictures in '0_off', whose name asks for 0 repeats" in line for line in deep["left_out"])
+    done = run("lora-repeats", held, "-r", "--json")
+    assert [row["images"] for row in json.loads(done.stdout)["concepts"]] == [2]
+
+
 @of("utf16")
 def test_other_encodings(held: Path) -> None:
     done = run("lora-clean", held, "--spaces")

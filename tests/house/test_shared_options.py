@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections import defaultdict
 from pathlib import Path
@@ -9,65 +10,39 @@ from pathlib import Path
 import click
 import pytest
 
-from lorapipe_engine.command.shared import OLD_LETTERS, SHARED, further_names, plain, shown_names
+from lorapipe_engine.command.shared import SHARED, further_names, plain, row_of, shown_names
 from lorapipe_engine.command.tool import ToolCommand
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = runpy.run_path(str(ROOT / "tools/options_page.py"))
 COMMANDS: dict[str, ToolCommand] = {str(command.name): command for command in TOOL["commands"]()}
 # Of each row of the table, by its first long name, the commands that have it.
+WRITERS = {
+    *("lora-clean", "lora-repeats", "lora-check", "lora-train", "lora-sample", "lora-grid", "lora-merge"),
+    *("lora-convert", "lora-resize", "lora-extract", "lora-tag"),
+    *("lora-inspect meta", "lora-inspect delta", "lora-inspect curves"),
+}
+# Each takes a folder's files; lora-inspect curves takes all of a run's folder, and those below it, in any case.
+FILES = {f"lora-inspect {name}" for name in ("check", "compat", "zeros", "ranks", "norms", "keys", "hash", "meta")}
 HAVE = {
-    "--output": {
-        *(
-            "lora-clean",
-            "lora-repeats",
-            "lora-train",
-            "lora-sample",
-            "lora-grid",
-            "lora-merge",
-            "lora-convert",
-        ),
-        *(
-            "lora-resize",
-            "lora-extract",
-            "lora-tag",
-            "lora-inspect meta",
-            "lora-inspect delta",
-            "lora-inspect curves",
-        ),
+    "--output": WRITERS,
+    "--force": WRITERS,
+    "--json": {*COMMANDS},
+    "--recursive": {
+        *("lora-clean", "lora-repeats", "lora-check", "lora-check buckets", "lora-tag", "lora-resize"),
+        *FILES,
     },
-    "--force": {
-        *("lora-clean", "lora-repeats", "lora-check", "lora-train", "lora-sample", "lora-grid", "lora-merge"),
-        *(
-            "lora-convert",
-            "lora-resize",
-            "lora-extract",
-            "lora-tag",
-            "lora-inspect meta",
-            "lora-inspect delta",
-        ),
-        "lora-inspect curves",
-    },
-    "--json": {*COMMANDS} - {"lora-inspect delta"},
-    "--recursive": {"lora-clean", "lora-repeats", "lora-tag"},
-    "--dry-run": {
-        *(
-            "lora-clean",
-            "lora-repeats",
-            "lora-check",
-            "lora-train",
-            "lora-sample",
-            "lora-merge",
-            "lora-convert",
-        ),
-        *("lora-resize", "lora-extract", "lora-tag", "lora-inspect delta"),
-    },
+    "--dry-run": WRITERS - {"lora-grid", "lora-inspect curves"},
     "--ext": {"lora-clean", "lora-repeats", "lora-check", "lora-train", "lora-tag"},
     "--drop": {"lora-clean", "lora-tag"},
     "--drop-file": {"lora-clean", "lora-tag"},
     "--overlap": {"lora-clean", "lora-tag"},
     "--tokenizer-dir": {"lora-clean", "lora-check", "lora-train", "lora-sample"},
     "--max-tokens": {"lora-clean", "lora-check", "lora-train"},
+    "--separator": {"lora-clean", "lora-train", "lora-tag"},
+    "--html": {"lora-check", "lora-grid", "lora-tag"},
+    "--new-rank": {"lora-merge", "lora-resize", "lora-extract"},
+    "--new-conv-rank": {"lora-merge", "lora-resize", "lora-extract"},
 }
 
 
@@ -95,9 +70,10 @@ def test_every_tool_takes_all_names_of_a_shared_option(row: object) -> None:
             having.add(command)
             own = {id(options[name]) for name in long}
             assert len(own) == 1, f"{command}: {names} are several options"
-            # A letter may be older than the table.
-            letters = [name for name in names if not name.startswith("--") and name not in OLD_LETTERS]
+            letters = [name for name in names if not name.startswith("--")]
             assert all(id(options[name]) in own for name in letters), command
+            # The help shows the one word that all tools have.
+            assert re.search(rf"(?m)^  .*{first_long(row.names)}\b", help_of(command).replace("_", "-"))  # type: ignore[attr-defined]
     assert having == HAVE[first_long(row.names)]  # type: ignore[attr-defined]
 
 
@@ -113,19 +89,32 @@ def test_a_letter_that_is_shown_means_one_thing() -> None:
                 letters = [
                     word for word in shown.replace(",", " ").split() if len(word) == 2 and word[0] == "-"
                 ]
-                row = next(
-                    (row for row in SHARED if set(map(plain, row.names)) & set(map(plain, param.opts))), None
-                )
+                row = row_of(param)
                 for letter in letters:
                     meanings[letter].add(first_long(row.names) if row else str(param.name))
     assert {letter: names for letter, names in meanings.items() if len(names) > 1} == {}
     assert meanings["-r"] == {"--recursive"}
 
 
-@pytest.mark.parametrize("name", ["lora-merge", "lora-resize", "lora-extract"])
-def test_an_old_letter_is_taken_where_it_was(name: str) -> None:
-    assert PARSED[name]["-r"] is PARSED[name]["--rank"]
-    assert "-r," not in help_of(name)
+@pytest.mark.parametrize("name", ["lora-merge", "lora-extract"])
+def test_a_letter_that_was_a_rank_is_refused_with_the_option(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        COMMANDS[name].main(["a.safetensors", "b.safetensors", "-r", "32", "-o", "c.safetensors"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "no option -r, did you mean --" in said
+    assert "rank" in said.partition("did you mean")[2]
+
+
+def test_a_number_behind_the_letter_of_folders_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        COMMANDS["lora-resize"].main(["a.safetensors", "-r", "32", "-o", "c.safetensors"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "-r looks into folders' folders" in said
+    assert "--new-rank 32" in said
 
 
 @pytest.mark.parametrize("name", COMMANDS)

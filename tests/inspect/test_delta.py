@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,25 @@ def test_without_a_base(golden: Path, tmp_path: Path) -> None:
                 np.testing.assert_allclose(
                     found.read(name).reshape(row.shape), row, atol=1e-5 * np.abs(row).max()
                 )
+
+
+@pytest.mark.parametrize("golden", GOLDEN[:1], ids=lambda path: path.stem)
+def test_what_programs_read(golden: Path, tmp_path: Path) -> None:
+    split(golden, tmp_path)
+    network, base, out = tmp_path / "net.safetensors", tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    done = delta(network, "--base", base, "-o", out, "--json")
+    record = json.loads(done.stdout)
+    with open_tensors(out) as file:
+        assert record == {
+            "path": str(out),
+            "source": str(network),
+            "base": str(base),
+            "multiplier": 1.0,
+            "precision": "fp32",
+            "changes": len(file.tensors),
+        }
+    done = delta(network, "--base", base, "--json", "-n")
+    assert json.loads(done.stdout) == record | {"path": None}
 
 
 def test_a_checkpoint_as_base(tmp_path: Path) -> None:

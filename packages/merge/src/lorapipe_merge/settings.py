@@ -118,7 +118,7 @@ class NetworksSettings:
     rank: int | None = flag(
         None,
         f"Largest rank.  [default: {DEFAULT_RANK}; with --average: each module's in the first network]",
-        *("-r", "--new-rank", "--rank"),
+        *("--new-rank", "--rank"),
         min=1,
         needs=_SVD,
     )

@@ -18,7 +18,7 @@ class RankSettings:
     """Ranks"""
 
     rank: int | None = flag(
-        None, f"Largest rank.  [default: {DEFAULT_RANK}]", "-r", "--new-rank", "--rank", min=1
+        None, f"Largest rank.  [default: {DEFAULT_RANK}]", "--new-rank", "--rank", min=1
     )
     conv_rank: int | None = flag(
         None,
@@ -52,9 +52,8 @@ class RankSettings:
 class ResultSettings:
     """The result"""
 
-    model: str | None = flag(None, "The input, as sd-scripts has it.", metavar="IN")
     output: str | None = flag(
-        None, "File, folder for several, or - for stdout.", "-o", "--output", "--save-to", metavar="OUT"
+        None, "File, folder for several (with the folders they were in), or - for stdout.", "-o", "--output", "--save-to", metavar="OUT"
     )
     save_precision: Literal["keep", "fp16", "bf16", "fp32", "float"] = flag(
         "keep", "Number type of the new factors.", "--save-precision", "--precision"
@@ -86,9 +85,17 @@ class ResultSettings:
         return "fp32" if self.save_precision == "float" else self.save_precision
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """What is read"""
+
+    recursive: bool = flag(False, "Look into folders' folders too.", "-r", "--recursive")
+    model: str | None = flag(None, "The input, as sd-scripts has it.", metavar="IN")
+
+
 # Of sd-scripts' resize_lora.py, and of earlier versions of lora-resize.
 FOREIGN = {
     **ignored("spectra are exact here", "svd_lowrank_niter"),
     **ignored("ranks are counted so without it", "exact_count", flag=True),
 }
-MODES = (Mode("resizing", (RankSettings, ResultSettings)),)
+MODES = (Mode("resizing", (InputSettings, RankSettings, ResultSettings)),)

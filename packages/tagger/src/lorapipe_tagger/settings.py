@@ -46,7 +46,7 @@ class CaptionSettings:
         ".txt",
         "Suffix of caption files.",
         *("--ext", "--caption-extension", "--caption-extention"),
-        metavar="TEXT",
+        metavar="SUFFIX",
         needs="no_txt=False",
     )
     output_dir: Path | None = flag(
@@ -85,13 +85,16 @@ class ResultSettings:
 
     frequency: bool = flag(False, "List the tags' counts on stderr.", "--frequency", "--frequency-tags")
     report: Path | None = flag(
-        None, "Write a page of the pictures with their tags, unsure ones marked.", metavar="HTML"
+        None,
+        "Write a page of the pictures with their tags, unsure ones marked.",
+        *("--html", "--report"),
+        metavar="FILE",
     )
     embeddings: Path | None = flag(
         None, "Write a vector for each picture, near-duplicates' alike.", metavar="NPZ"
     )
     force: bool = flag(
-        False, "Replace the report or embeddings if they exist.", needs=("report", "embeddings")
+        False, "Replace the page or embeddings if they exist.", needs=("report", "embeddings")
     )
 
 
@@ -250,9 +253,9 @@ class ShapeSettings:
         metavar="A=B",
     )
     tag_replacement: str = flag("", "The same as --replace, as sd-scripts has it.", metavar="A,B;C,D")
-    aliases: Path | None = flag(None, "File of old -> new names.", metavar="PATH")
+    aliases: Path | None = flag(None, "File of old -> new names.", metavar="FILE")
     implications: Path | None = flag(
-        None, "File of tag -> implied tag; implied ones are left out.", metavar="PATH"
+        None, "File of tag -> implied tag; implied ones are left out.", metavar="FILE"
     )
     drop_overlap: bool = flag(False, "Leave out shirt where white shirt is.")
     expand_character: bool = flag(

@@ -65,7 +65,9 @@ class InputSettings:
     )
     style: Style = flag("tags", "Captions are tags, or sentences.")
     split: str = flag(",", "Sign between tags that are read, besides --join.  [default: ,]", metavar="SIGN")
-    join: str = flag(", ", "Sign between tags that are written.  [default: ', ']", metavar="TEXT")
+    join: str = flag(
+        ", ", "Sign between tags that are written.  [default: ', ']", "--join", "--separator", metavar="TEXT"
+    )
     keep_tokens_separator: str = flag(
         KEEP_MARK,
         "The trainer's keep_tokens_separator: what stands before it stays in front.  [default: |||]",

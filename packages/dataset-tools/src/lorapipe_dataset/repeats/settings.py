@@ -63,7 +63,7 @@ class OutputSettings:
         *("-o", "--output"),
         metavar="OUT",
     )
-    caption_extension: str = flag(".txt", "Suffix of captions (.caption is tried too).", metavar="TEXT")
+    caption_extension: str = flag(".txt", "Suffix of captions (.caption is tried too).", metavar="SUFFIX")
     force: bool = flag(False, "Add to a folder that has something in it; replace a .toml.")
 
 

@@ -143,8 +143,13 @@ def expand_folders(
             continue
         files = find_files(record.path, suffixes, recursive=recursive)
         if not files:
-            raise InputError(f"{record.path}: has no {', '.join(sorted(suffixes))} files")
+            more = "" if recursive or not _has_folders(record.path) else "; -r looks into its folders"
+            raise InputError(f"{record.path}: has no {', '.join(sorted(suffixes))} files{more}")
         yield from (Record(path, record.data) for path in files)
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(path.is_dir() and not is_left_out(path.name) for path in folder.iterdir())
 
 
 def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:

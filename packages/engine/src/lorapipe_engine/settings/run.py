@@ -8,7 +8,7 @@ from pathlib import Path
 from lorapipe_engine.command.options import option
 from lorapipe_engine.errors import ConfigError
 
-SAVE_PRECISIONS = ("float", "fp16", "bf16")
+SAVE_PRECISIONS = ("float", "fp16", "bf16", "fp32")  # float is what sd-scripts calls fp32
 
 
 @dataclass(frozen=True, kw_only=True)

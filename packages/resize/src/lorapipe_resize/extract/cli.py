@@ -46,7 +46,6 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @click.option("--model-org", metavar="BASE", help="The model that it was tuned from, as sd-scripts has it.")
 @click.option("-o", "--output", "--save-to", metavar="OUT", help="File, folder, or - for stdout.")
 @click.option(
-    "-r",
     "--dim",
     "--rank",
     "--new-rank",

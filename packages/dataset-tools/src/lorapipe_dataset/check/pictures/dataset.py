@@ -39,7 +39,8 @@ class Look:
 @dataclass(frozen=True)
 class Place:
     """A folder with pictures. ``repeats`` is None where its name has no number; ``trained`` tells whether lora-train
-    takes its pictures. ``root`` is the folder that the user named, ``linked`` where a link leads that lies between.
+    takes its pictures, or with --recursive lora-repeats would. ``root`` is the folder that the user named, ``linked``
+    where a link leads that lies between, ``inner`` whether it lies inside a concept's folder.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Place:
     trained: bool
     root: Path | None = None
     linked: Path | None = None
+    inner: bool = False
 
 
 @dataclass
