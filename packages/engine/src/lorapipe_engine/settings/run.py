@@ -68,6 +68,14 @@ class RunSettings:
         False,
         "After training, draw the saved epochs with lora-sample, lay them out with lora-grid, and name the best.",
     )
+    choose_encoder: str | None = option(
+        None,
+        "Compare them by this model of yours too, and choose by it: an ONNX file (as lora-grid --encoder takes it), "
+        "demo, dino=FILE, clip=FILE or ccip=FOLDER; it needs choose_held_out.",
+    )
+    choose_held_out: Path | None = option(
+        None, "Folder of pictures of the concept that are not trained on, which choose_encoder compares with."
+    )
     validate_every_n_epochs: int | None = option(
         None,
         "Measure the validation loss after every N epochs. [default: 1, without validate_every_n_steps]",
