@@ -59,7 +59,7 @@ def command(inputs: tuple[str, ...], **flags: Any) -> int:
         complain(f"{row.path}: {row.problem}")
     if not as_json:
         placed = [row for row in rows if isinstance(row, Placed)]
-        for line in table(bucket_report(placed, data.train_batch_size)):
+        for line in table(bucket_report(placed, data.train_batch_size, numbered=dataset.numbered)):
             show(line)
     left = len(dataset.pictures) - len(dataset.trained)
     if left:

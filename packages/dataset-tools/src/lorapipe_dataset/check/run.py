@@ -92,7 +92,7 @@ def check(records: Iterable[Record], options: Options) -> Report:
                 bar.update()
     findings, skipped = try_rules(dataset, options)
     placed = [row for row in place_all(dataset, options.data) if isinstance(row, Placed)]
-    buckets = bucket_report(placed, options.data.train_batch_size)
+    buckets = bucket_report(placed, options.data.train_batch_size, numbered=dataset.numbered)
     return Report(roots_of(records), dataset, tuple(findings), tuple(skipped), buckets)
 
 

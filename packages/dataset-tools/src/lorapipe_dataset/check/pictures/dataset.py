@@ -108,6 +108,11 @@ class Dataset:
         """The pictures that lora-train takes."""
         return [picture for picture in self.pictures if picture.place.trained]
 
+    @property
+    def numbered(self) -> bool:
+        """Whether any folder says how often its pictures come; without, the pictures are to become a dataset."""
+        return any(picture.place.repeats is not None for picture in self.trained)
+
     @cached_property
     def captioned(self) -> list[Picture]:
         """The trained pictures with a caption of at least a letter."""
