@@ -46,6 +46,11 @@ HAVE = {
 }
 
 
+MOST_WITHOUT_HEADINGS = 8
+MOST_UNDER_A_HEADING = 28
+SMALL_WORDS = {*"a an th of to in i are for with by or it thi that be on at from where which what one each not".split()}
+
+
 def first_long(names: tuple[str, ...]) -> str:
     return next(name for name in names if name.startswith("--"))
 
@@ -125,9 +130,31 @@ def test_help_has_examples_first_and_headings(name: str) -> None:
     if command.examples:
         first = min(text.index(f"\n{title}:") for title in {*sections, "Options"} if f"\n{title}:" in text)
         assert text.index("\nExamples:") < first
-    # Of more than two dozen none stands without a heading but those of what is shown and done instead.
-    loose = [one for one in TOOL["options_of"](command) if not getattr(one, "section", "")]
-    assert len(loose) <= 24
+    # Of a long list none stands without a heading, and none under a heading of too many.
+    every = TOOL["options_of"](command)
+    if len(every) > MOST_WITHOUT_HEADINGS:
+        assert [one.opts for one in every if not getattr(one, "section", "")] == []
+    for title in sections:
+        assert sum(one.section == title for one in options) <= MOST_UNDER_A_HEADING, title
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_more_than_the_options_name(name: str) -> None:
+    """In words that stand alone: who looks for one option does not read the one above it."""
+    for option in TOOL["options_of"](COMMANDS[name]):
+        text = re.sub(r"\[default.*", "", option.help, flags=re.DOTALL)
+        named = {
+            _stem(word)
+            for spelling in (*option.opts, *option.secondary_opts)
+            for word in re.split("[-_]+", spelling.lower())
+        }
+        new = {_stem(word) for word in re.findall("[a-z]+", text.lower())} - named - SMALL_WORDS
+        assert len(new) >= 2, f"{option.opts[0]}: {text}"
+        assert not re.match("(Its?|Their|The same (?!as --))\\b|How strongly\\.", text), f"{option.opts[0]}: {text}"
+
+
+def _stem(word: str) -> str:
+    return re.sub("(s|ing|ed|e)$", "", word)
 
 
 def help_of(name: str) -> str:

@@ -40,10 +40,10 @@ class RuleSettings:
     tokenizer_dir: Path | None = flag(
         None, "CLIP's vocab.json and merges.txt, to count tokens.", metavar="DIR"
     )
-    max_token_length: int = flag(225, "Tokens that are read of a caption.", min=1)
-    caption_extension: str = flag(".txt", "Suffix of captions.", metavar="SUFFIX")
+    max_token_length: int = flag(225, "Tokens of a caption that training reads; longer ones are told.", min=1)
+    caption_extension: str = flag(".txt", "Suffix of the caption files.", metavar="SUFFIX")
     look: bool = flag(True, "Decode the pictures, or read headers only.", opposite="no-look")
-    distance: int = flag(6, "Bits of 64 in which near-duplicates may differ.", min=0, max=16, needs="look")
+    distance: int = flag(6, "How much near-duplicates may differ: bits of 64 of a picture's hash.", min=0, max=16, needs="look")
     crops: bool = flag(False, "Look for pictures cut out of others too: 10 s for 200 pictures.", needs="look")
     ignore: tuple[str, ...] = flag((), "Leave this rule out (may be repeated).", metavar="RULE")
     as_json: bool = flag(False, "Print the report as one JSON object.", "--json")
@@ -94,7 +94,7 @@ class DrySettings:
 class ListSettings:
     """Instead of a report"""
 
-    rules: bool = flag(False, "List the rules and stop.")
+    rules: bool = flag(False, "List what can be checked, with the mend, and stop.")
 
 
 MODES = (

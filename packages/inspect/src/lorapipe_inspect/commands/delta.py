@@ -18,9 +18,9 @@ lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o 
 
 @tool_command("lora-inspect delta", examples=EXAMPLES)
 @click.argument("network", metavar="FILE")
-@click.option("-o", "--output", metavar="OUT", help="The file to write.")
+@click.option("-o", "--output", metavar="OUT", help="The file of changes to write.")
 @click.option("--base", metavar="BASE", help="A checkpoint, or a file of MODULE.weight and MODULE.bias.")
-@click.option("--multiplier", type=float, default=1.0, show_default=True, help="Strength of the network.")
+@click.option("--multiplier", type=float, default=1.0, show_default=True, help="Strength at which the network's change is taken.")
 @click.option(
     "--save-precision",
     "precision",
