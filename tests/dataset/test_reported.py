@@ -253,7 +253,9 @@ def test_no_epoch_is_counted_where_no_folder_has_a_number(held: Path) -> None:
     assert "no folder named N_concept in it; rename 'mayu' to '10_mayu'" in refused.stderr
     lines = run("lora-check", held, "--resolution", 64).stdout.splitlines()
     assert lines[0] == "1 picture, 1 caption"
-    assert lines[1].startswith("  not trained as they lie: 1 picture in folders without a number of repeats in front;")
+    assert lines[1].startswith(
+        "  not trained as they lie: 1 picture in folders without a number of repeats in front;"
+    )
     assert "  mayu: 1 (100%)" in lines
     assert any(line.endswith("1 batches with each picture once") for line in lines)
     assert not any("an epoch" in line for line in lines)

@@ -157,7 +157,8 @@ def test_it_starts_from_its_file_and_from_no_other(
     plain = ["--network_module", "networks.lora", "--network_weights", trained]
     assert train(tmp_path / "b", *plain, *still) == 2
     assert (
-        "is of the algorithm toy, this network of another; give --dim_from_weights" in capsys.readouterr().err.splitlines()[-1]
+        "is of the algorithm toy, this network of another; give --dim_from_weights"
+        in capsys.readouterr().err.splitlines()[-1]
     )
 
 

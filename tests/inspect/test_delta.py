@@ -99,7 +99,11 @@ def test_without_a_base(golden: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("golden", GOLDEN[:1], ids=lambda path: path.stem)
 def test_what_programs_read(golden: Path, tmp_path: Path) -> None:
     split(golden, tmp_path)
-    network, base, out = tmp_path / "net.safetensors", tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    network, base, out = (
+        tmp_path / "net.safetensors",
+        tmp_path / "base.safetensors",
+        tmp_path / "out.safetensors",
+    )
     done = delta(network, "--base", base, "-o", out, "--json")
     record = json.loads(done.stdout)
     with open_tensors(out) as file:

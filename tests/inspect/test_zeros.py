@@ -207,7 +207,10 @@ def test_folders_in_a_folder_are_looked_into_if_asked(
 ) -> None:
     (tmp_path / "run/deep").mkdir(parents=True)
     paths = [write(f"run/{name}.safetensors", SD1[-1:], []) for name in ("deep/b", "a")]
-    flat, deep = inspect(command, tmp_path / "run", "--json"), inspect(command, tmp_path / "run", "-r", "--json")
+    flat, deep = (
+        inspect(command, tmp_path / "run", "--json"),
+        inspect(command, tmp_path / "run", "-r", "--json"),
+    )
     assert [json.loads(line)["path"] for line in flat.lines] == [str(paths[1])]
     assert sorted(json.loads(line)["path"] for line in deep.lines) == sorted(map(str, paths))
     done = inspect(command, tmp_path, "--json")

@@ -54,7 +54,13 @@ def test_low_ranks_and_large_errors_are_told(
 
 @pytest.mark.parametrize(
     ("falls", "rank", "low", "lossy"),
-    [(0.5, 32, False, False), (0.8, 16, True, False), (0.99, 32, False, True), (0.99, 16, True, True), (0.3, 16, False, False)],
+    [
+        (0.5, 32, False, False),
+        (0.8, 16, True, False),
+        (0.99, 32, False, True),
+        (0.99, 16, True, True),
+        (0.3, 16, False, False),
+    ],
 )
 def test_an_extraction_is_told_the_same(
     falls: float, rank: int, low: bool, lossy: bool, write: Write, tmp_path: Path, extract: Any
@@ -65,14 +71,18 @@ def test_an_extraction_is_told_the_same(
     assert ("of the change is lost, which shows in pictures" in done.err) is lossy
 
 
-@pytest.mark.parametrize(("top", "precision", "told"), [(1, "fp16", False), (1e-14, "fp16", True), (1e-14, "bf16", False)])
+@pytest.mark.parametrize(
+    ("top", "precision", "told"), [(1, "fp16", False), (1e-14, "fp16", True), (1e-14, "bf16", False)]
+)
 def test_values_that_become_zero_are_counted(
     top: float, precision: str, told: bool, write: Write, tmp_path: Path, resize: Any, extract: Any
 ) -> None:
     """Of the new file, by hand."""
     for tool, whole in ((resize, False), (extract, True)):
         output = tmp_path / f"{whole}.safetensors"
-        done = tool(write(0.9, top=top, whole=whole), "-o", output, "--rank", 8, "--save-precision", precision)
+        done = tool(
+            write(0.9, top=top, whole=whole), "-o", output, "--rank", 8, "--save-precision", precision
+        )
         assert done.code == 0, done.err
         with open_tensors(output) as file:
             zeros = sum(int((file.read(key) == 0).sum()) for key in file.tensors if "lora_" in key[-20:])

@@ -192,9 +192,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_concept(tmp_path_factory.mktemp("held"), TRIGGER, pictures=4, repeats=1, seed=5)
 
 
-def test_a_model_to_compare_by_goes_on_to_lora_grid(
-    dataset: Dataset, held_out: Path, tmp_path: Path
-) -> None:
+def test_a_model_to_compare_by_goes_on_to_lora_grid(dataset: Dataset, held_out: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     shutil.copy(ENCODER, tmp_path / "mine.onnx")
     (tmp_path / "ccip").mkdir()
@@ -218,13 +216,19 @@ def test_a_model_to_compare_by_goes_on_to_lora_grid(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--choose_encoder", "gone.onnx", "--choose_held_out", "HELD"], "choose_encoder: gone.onnx: no such file"),
+        (
+            ["--choose_encoder", "gone.onnx", "--choose_held_out", "HELD"],
+            "choose_encoder: gone.onnx: no such file",
+        ),
         (["--choose_encoder", "dino=HELD", "--choose_held_out", "HELD"], "is a folder, not an ONNX file"),
         (["--choose_encoder", "ccip=HELD", "--choose_held_out", "HELD"], "model_feat.onnx: no such file"),
         (["--choose_encoder", "HELD/000.txt", "--choose_held_out", "HELD"], "000.txt: cannot be loaded"),
         (["--choose_encoder", "demo"], "choose_held_out FOLDER names them"),
         (["--choose_encoder", "demo", "--choose_held_out", "gone"], "gone: no such folder"),
-        (["--choose_encoder", "demo", "--choose_held_out", "DATA"], "is trained on; name a folder of pictures that are"),
+        (
+            ["--choose_encoder", "demo", "--choose_held_out", "DATA"],
+            "is trained on; name a folder of pictures that are",
+        ),
     ],
 )
 def test_what_cannot_be_compared_by_is_refused_before_the_training(
@@ -257,7 +261,10 @@ def test_epochs_are_compared_by_the_encoder(data: Path, held_out: Path, tmp_path
     assert f"--encoder demo --held-out {held_out}" in done.stderr
     page = (tmp_path / "out" / "mina-choose.html").read_text()
     assert "mean cosine to held-out pictures" in page
-    assert "the encoder" in done.stderr or "encoder" in done.stderr.partition("$ lora-grid")[2].partition("\n")[2]
+    assert (
+        "the encoder" in done.stderr
+        or "encoder" in done.stderr.partition("$ lora-grid")[2].partition("\n")[2]
+    )
 
 
 def test_networks_that_a_run_leaves() -> None:

@@ -88,9 +88,7 @@ def each_file(
     return each_input(words, lambda one: _opened(one, work), recursive=recursive)
 
 
-def each_input(
-    words: Sequence[str], work: Callable[[Input], bool | None], *, recursive: bool = False
-) -> int:
+def each_input(words: Sequence[str], work: Callable[[Input], bool | None], *, recursive: bool = False) -> int:
     """As :func:`each_file`, for work that opens files itself."""
     return work_through(find_inputs(words, recursive=recursive), work)
 

@@ -117,7 +117,8 @@ class NetworksSettings:
     )
     rank: int | None = flag(
         None,
-        f"Largest rank that a module may have.  [default: {DEFAULT_RANK}; with --average: each module's in the first network]",
+        f"Largest rank that a module may have.  [default: {DEFAULT_RANK}; with --average: each module's in the "
+        "first network]",
         *("--new-rank", "--rank"),
         min=1,
         needs=_SVD,
@@ -126,7 +127,9 @@ class NetworksSettings:
         None, "Largest rank that a convolution may have.", "--new-conv-rank", "--conv-rank", min=1, needs=_SVD
     )
     dynamic_method: Dynamic | None = flag(None, "With svd: choose each rank as lora-resize does.", needs=_SVD)
-    dynamic_param: float | None = flag(None, "PARAM of --dynamic-method, as lora-resize has it.", metavar="PARAM", needs=_SVD)
+    dynamic_param: float | None = flag(
+        None, "PARAM of --dynamic-method, as lora-resize has it.", metavar="PARAM", needs=_SVD
+    )
     one_more: bool = flag(
         False,
         "Keep one rank more than the method asks for, as sd-scripts did until March 2026.",
@@ -135,7 +138,9 @@ class NetworksSettings:
     target_size: str | None = flag(
         None, "With svd: ranks that lose least in a file of at most 20MB.", metavar="SIZE", needs=_SVD
     )
-    shuffle: int | None = flag(None, "Bring the ranks into another order, drawn by this seed.", metavar="SEED")
+    shuffle: int | None = flag(
+        None, "Bring the ranks into another order, drawn by this seed.", metavar="SEED"
+    )
 
     @property
     def way(self) -> Literal["concat", "svd"]:

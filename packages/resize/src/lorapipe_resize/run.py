@@ -55,7 +55,9 @@ class Options:
     def __post_init__(self) -> None:
         number = next((word for word in self.inputs if word.isdecimal() and not Path(word).exists()), None)
         if self.recursive and number is not None:
-            raise ConfigError(f"-r looks into folders' folders, as in all tools: the rank is --new-rank {number}")
+            raise ConfigError(
+                f"-r looks into folders' folders, as in all tools: the rank is --new-rank {number}"
+            )
         if self.ranks.target_size is not None and self.ranks.method is not None:
             raise ConfigError("--target-size chooses the ranks itself: leave out --dynamic-method")
         if self.result.output is None and not self.result.dry_run:

@@ -41,9 +41,12 @@ class CaptionSettings:
         "Pictures that have a caption: pass them by, add what is new, or write it anew.",
         needs="no_txt=False",
     )
-    append_tags: bool = flag(False, "Add new tags to captions that are there, as --existing append.", needs="no_txt=False")
+    append_tags: bool = flag(
+        False, "Add new tags to captions that are there, as --existing append.", needs="no_txt=False"
+    )
     extension: str = flag(
-        ".txt", "Suffix of the caption files.",
+        ".txt",
+        "Suffix of the caption files.",
         *("--ext", "--caption-extension", "--caption-extention"),
         metavar="SUFFIX",
         needs="no_txt=False",
@@ -82,7 +85,9 @@ class UndoSettings:
 class ResultSettings:
     """Other results"""
 
-    frequency: bool = flag(False, "List how often each tag comes, on stderr.", "--frequency", "--frequency-tags")
+    frequency: bool = flag(
+        False, "List how often each tag comes, on stderr.", "--frequency", "--frequency-tags"
+    )
     report: Path | None = flag(
         None,
         "Write a page of the pictures with their tags, unsure ones marked.",
@@ -92,9 +97,7 @@ class ResultSettings:
     embeddings: Path | None = flag(
         None, "Write a vector for each picture, near-duplicates' alike.", metavar="NPZ"
     )
-    force: bool = flag(
-        False, "Replace the page or embeddings if they exist.", needs=("report", "embeddings")
-    )
+    force: bool = flag(False, "Replace the page or embeddings if they exist.", needs=("report", "embeddings"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +150,15 @@ class WorkSettings:
 
     combine: How = flag("mean", "How several models decide.")
     batch: int | None = flag(
-        None, "Pictures that the model looks at together.  [default: 8, on a CPU 1]",
+        None,
+        "Pictures that the model looks at together.  [default: 8, on a CPU 1]",
         *("--batch", "--batch-size"),
         min=1,
         max=1024,
     )
     workers: int | None = flag(
-        None, "Threads that decode pictures.  [default: the cores, up to 16]",
+        None,
+        "Threads that decode pictures.  [default: the cores, up to 16]",
         *("--workers", "--max-data-loader-n-workers"),
         min=1,
         max=256,
@@ -169,30 +174,40 @@ class SelectSettings:
     """Which tags"""
 
     threshold: str | None = flag(
-        None, "How sure the model must be of a general or character tag: both thresholds in one.", "--threshold", "--thresh", metavar="P"
+        None,
+        "How sure the model must be of a general or character tag: both thresholds in one.",
+        "--threshold",
+        "--thresh",
+        metavar="P",
     )
     general: str | None = flag(
-        None, "How sure the model must be of a general tag: 0.01 to 1, auto (the model's balance of precision and recall) or off.  [default: 0.35]",
+        None,
+        "How sure the model must be of a general tag: 0.01 to 1, auto (the model's balance of precision and "
+        "recall) or off.  [default: 0.35]",
         *("--general", "--general-threshold"),
         metavar="P",
     )
     character: str | None = flag(
-        None, "How sure the model must be of a character's name.  [default: 0.85]",
+        None,
+        "How sure the model must be of a character's name.  [default: 0.85]",
         *("--character", "--character-threshold"),
         metavar="P",
     )
     copyright: str | None = flag(
-        None, "How sure the model must be of a copyright tag, where it has them.",
+        None,
+        "How sure the model must be of a copyright tag, where it has them.",
         *("--copyright", "--copyright-threshold"),
         metavar="P",
     )
     artist: str | None = flag(
-        None, "How sure the model must be of an artist, where it has them.",
+        None,
+        "How sure the model must be of an artist, where it has them.",
         *("--artist", "--artist-threshold"),
         metavar="P",
     )
     meta: str | None = flag(
-        None, "How sure the model must be of a meta tag, where it has them.",
+        None,
+        "How sure the model must be of a meta tag, where it has them.",
         *("--meta", "--meta-threshold"),
         metavar="P",
     )
@@ -201,7 +216,8 @@ class SelectSettings:
     )
     lore: str | None = flag(None, "How sure the model must be of a lore tag, where it has them.", metavar="P")
     quality: str | None = flag(
-        None, "How sure the model must be of a quality tag, where it has them.",
+        None,
+        "How sure the model must be of a quality tag, where it has them.",
         *("--quality", "--quality-threshold"),
         metavar="P",
     )
@@ -242,7 +258,9 @@ class ShapeSettings:
         "--replace",
         metavar="A=B",
     )
-    tag_replacement: str = flag("", "Replacements as sd-scripts has them, the same as --replace.", metavar="A,B;C,D")
+    tag_replacement: str = flag(
+        "", "Replacements as sd-scripts has them, the same as --replace.", metavar="A,B;C,D"
+    )
     aliases: Path | None = flag(None, "File of old -> new names.", metavar="FILE")
     implications: Path | None = flag(
         None, "File of tag -> implied tag; implied ones are left out.", metavar="FILE"
@@ -258,7 +276,9 @@ class ShapeSettings:
     character_tags_first: bool = flag(False, "Write names of characters first, as --characters first.")
     rating: Place = flag("off", "Write the likeliest rating among the tags.")
     use_rating_tags: bool = flag(False, "Write the likeliest rating in front, as --rating first.")
-    use_rating_tags_as_last_tag: bool = flag(False, "Write the likeliest rating at the end, as --rating last.")
+    use_rating_tags_as_last_tag: bool = flag(
+        False, "Write the likeliest rating at the end, as --rating last."
+    )
     spaces: bool = flag(
         True,
         "How names of several words are written; faces such as ^_^ keep their underscore.",
@@ -266,7 +286,8 @@ class ShapeSettings:
     )
     escape: bool = flag(False, "Write brackets as \\( and \\), as prompts want them.")
     separator: str = flag(
-        ", ", "What is written between two tags of a caption.  [default: ', ']",
+        ", ",
+        "What is written between two tags of a caption.  [default: ', ']",
         "--separator",
         "--caption-separator",
         metavar="TEXT",

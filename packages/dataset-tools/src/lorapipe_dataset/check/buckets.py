@@ -159,8 +159,9 @@ def _shapes(buckets: Sequence[Bucket]) -> dict[str, float]:
 
 def table(report: BucketReport) -> Iterator[str]:
     """The report for a person."""
-    yield f"{'bucket':>11}  {'images':>6}  {'epoch' if report.numbered else 'once':>6}  {'share':>5}  {'cut':>6}" + (
-        "  last batch" if report.batch_size > 1 else ""
+    yield (
+        f"{'bucket':>11}  {'images':>6}  {'epoch' if report.numbered else 'once':>6}  {'share':>5}  {'cut':>6}"
+        + ("  last batch" if report.batch_size > 1 else "")
     )
     whole = max(1, sum(bucket.shown for bucket in report.buckets))
     for bucket in report.buckets:

@@ -20,7 +20,6 @@ from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import DataSettings
 
-
 FORMS = (".html", ".json", ".txt")  # suffixes of --output
 
 

@@ -43,7 +43,9 @@ class RuleSettings:
     max_token_length: int = flag(225, "Tokens of a caption that training reads; longer ones are told.", min=1)
     caption_extension: str = flag(".txt", "Suffix of the caption files.", metavar="SUFFIX")
     look: bool = flag(True, "Decode the pictures, or read headers only.", opposite="no-look")
-    distance: int = flag(6, "How much near-duplicates may differ: bits of 64 of a picture's hash.", min=0, max=16, needs="look")
+    distance: int = flag(
+        6, "How much near-duplicates may differ: bits of 64 of a picture's hash.", min=0, max=16, needs="look"
+    )
     crops: bool = flag(False, "Look for pictures cut out of others too: 10 s for 200 pictures.", needs="look")
     ignore: tuple[str, ...] = flag((), "Leave this rule out (may be repeated).", metavar="RULE")
     as_json: bool = flag(False, "Print the report as one JSON object.", "--json")

@@ -44,7 +44,8 @@ class InputSettings:
 
     recursive: bool = flag(False, "Look into folders' folders too.", "-r", "--recursive")
     extensions: tuple[str, ...] = flag(
-        (), "Suffix of the caption files.  [default: .txt and .caption]",
+        (),
+        "Suffix of the caption files.  [default: .txt and .caption]",
         *("--ext", "--caption-extension", "--caption-extention"),
         metavar="SUFFIX",
     )
@@ -115,7 +116,9 @@ class FormSettings:
         None, "Spaces for underscores (faces such as ^_^ stay), or the other way round.", opposite="underscores",
         needs=_OF_TAGS,
     )  # fmt: skip
-    escape: bool | None = flag(None, r"Write brackets as \( \), as prompts want them, or bare.", opposite="unescape", needs=_OF_TAGS)
+    escape: bool | None = flag(
+        None, r"Write brackets as \( \), as prompts want them, or bare.", opposite="unescape", needs=_OF_TAGS
+    )
     lower: bool = flag(False, "Write capital letters small.")
     strip_weights: bool = flag(False, "(tag:1.2) and ((tag)) become tag.")
     expand_wildcards: bool = flag(False, "One of each {a|b}, chosen by --seed.")
@@ -136,7 +139,9 @@ class TagSettings:
     drop_file: tuple[Path, ...] = flag((), "File of tags to take out.", metavar="FILE")
     keep: tuple[str, ...] = flag((), "Tags that no step takes out.", metavar="TAGS", needs=_OF_TAGS)
     only: tuple[str, ...] = flag((), "Take out all other tags.", metavar="TAGS", needs=_OF_TAGS)
-    only_file: tuple[Path, ...] = flag((), "File of tags; all others are taken out.", metavar="FILE", needs=_OF_TAGS)
+    only_file: tuple[Path, ...] = flag(
+        (), "File of tags; all others are taken out.", metavar="FILE", needs=_OF_TAGS
+    )
     replace: tuple[str, ...] = flag(
         (), "Put other tags in a tag's place (a=b, a=b,c).", metavar="OLD=NEW|FILE", needs=_OF_TAGS
     )
@@ -203,11 +208,18 @@ class OrderSettings:
     order: Order = flag("keep", "Bring the tags into another order.", needs=_OF_TAGS)
     descending: bool = flag(False, "Sort from the last to the first.", needs="order!=keep")
     keep_first: int = flag(0, "Tags in front that sorting leaves.", min=0, metavar="N", needs="order!=keep")
-    seed: int = flag(0, "Seed by which --order shuffle and --expand-wildcards draw.", needs=("order=shuffle", "expand_wildcards"))
+    seed: int = flag(
+        0,
+        "Seed by which --order shuffle and --expand-wildcards draw.",
+        needs=("order=shuffle", "expand_wildcards"),
+    )
     max_tags: int | None = flag(None, "Leave out tags behind so many.", min=1, metavar="N", needs=_OF_TAGS)
-    max_tokens: int | None = flag(None, "Leave out tags behind so many tokens: 75, 150, 225.", min=1, metavar="N")
+    max_tokens: int | None = flag(
+        None, "Leave out tags behind so many tokens: 75, 150, 225.", min=1, metavar="N"
+    )
     tokenizer: Path | None = flag(
-        None, "Folder with CLIP's vocab.json and merges.txt, to count tokens.  [default: the hub's cache, else estimated]",
+        None,
+        "Folder with CLIP's vocab.json and merges.txt, to count tokens.  [default: the hub's cache, else estimated]",
         metavar="DIR",
         needs=("max_tokens", "order=tokens"),
     )

@@ -25,8 +25,16 @@ class NumberSettings:
     by: Share | None = flag(
         None, "Share of each concept: equal, by the root of its pictures, by weights.  [default: equal]"
     )
-    weight: tuple[str, ...] = flag((), "Let this concept come W times as often as one of weight 1 (folders {1.5}name say it too).", metavar="NAME=W")
-    repeats: tuple[str, ...] = flag((), "Let each picture come N times an epoch, of all concepts or of one, instead of choosing the number.", metavar="[NAME=]N")
+    weight: tuple[str, ...] = flag(
+        (),
+        "Let this concept come W times as often as one of weight 1 (folders {1.5}name say it too).",
+        metavar="NAME=W",
+    )
+    repeats: tuple[str, ...] = flag(
+        (),
+        "Let each picture come N times an epoch, of all concepts or of one, instead of choosing the number.",
+        metavar="[NAME=]N",
+    )
     concept: str | None = flag(
         None,
         "Put all pictures into one concept.",
@@ -34,7 +42,9 @@ class NumberSettings:
         metavar="NAME",
     )
     recursive: bool = flag(False, "Take folders inside a concept's folder too.", "-r", "--recursive")
-    gradient_accumulation_steps: int = flag(1, "Batches that lora-train sums for one step, by which steps are counted.", min=1)
+    gradient_accumulation_steps: int = flag(
+        1, "Batches that lora-train sums for one step, by which steps are counted.", min=1
+    )
     as_json: bool = flag(False, "Print the numbers as one JSON object.", "--json")
 
 

@@ -63,8 +63,12 @@ class ModelSettings:
     flow_shift: float | None = flag(
         None, "Shift of a flow model's steps; above 1 more of them are noisy.  [default: 3]", min=0.001
     )
-    vae_scale: float | None = flag(None, "Factor of the VAE's latents, as 0.1406 of an EQ-VAE.  [default: the base's]", min=1e-6)
-    vae_shift: float | None = flag(None, "Shift of the VAE's latents, taken off before they are scaled.  [default: the base's]")
+    vae_scale: float | None = flag(
+        None, "Factor of the VAE's latents, as 0.1406 of an EQ-VAE.  [default: the base's]", min=1e-6
+    )
+    vae_shift: float | None = flag(
+        None, "Shift of the VAE's latents, taken off before they are scaled.  [default: the base's]"
+    )
     vae_reflection: bool = flag(False, "The VAE was trained with mirrored edges.")
     v_prediction: bool | None = flag(
         None,
@@ -94,18 +98,37 @@ class PictureSettings:
     wildcards: tuple[Path, ...] = flag(
         (), "A folder of .txt files for __name__; may be repeated.", metavar="FOLDER"
     )
-    seed: int = flag(-1, "Which noise a picture begins with: equal seeds, equal noise; -1 is drawn, once for all cells.")
-    draw_seed: int = flag(0, "Where seeds of -1 come from: equal numbers draw equal seeds.")
-    steps: int = flag(20, "How often a picture is refined; more takes longer and changes little from some 30 on.", min=1, max=1000)
-    cfg: float = flag(7.0, "How closely the prompt is followed (classifier-free guidance).", "--cfg", "--cfg-scale", "--scale")
-    sampler: str | None = flag(
-        None, "How pictures are drawn from noise: A1111's name, in any case, or ComfyUI's or sd-scripts'.  [default: Euler a; flow models: Euler]",
+    seed: int = flag(
+        -1, "Which noise a picture begins with: equal seeds, equal noise; -1 is drawn, once for all cells."
     )
-    schedule: str = flag("Automatic", "How the noise falls over the steps, as Karras.", "--schedule", "--scheduler")
+    draw_seed: int = flag(0, "Where seeds of -1 come from: equal numbers draw equal seeds.")
+    steps: int = flag(
+        20,
+        "How often a picture is refined; more takes longer and changes little from some 30 on.",
+        min=1,
+        max=1000,
+    )
+    cfg: float = flag(
+        7.0,
+        "How closely the prompt is followed (classifier-free guidance).",
+        "--cfg",
+        "--cfg-scale",
+        "--scale",
+    )
+    sampler: str | None = flag(
+        None,
+        "How pictures are drawn from noise: A1111's name, in any case, or ComfyUI's or sd-scripts'.  [default: "
+        "Euler a; flow models: Euler]",
+    )
+    schedule: str = flag(
+        "Automatic", "How the noise falls over the steps, as Karras.", "--schedule", "--scheduler"
+    )
     eta: float | None = flag(
         None, "Share of noise in ancestral, SDE and DDIM steps.  [default: 1; DDIM: 0]", min=0
     )
-    size: str | None = flag(None, "Width and height in pixels.  [default: what the base was trained on]", metavar="WxH")
+    size: str | None = flag(
+        None, "Width and height in pixels.  [default: what the base was trained on]", metavar="WxH"
+    )
     clip_skip: int = flag(1, "Take the text encoder's N-th layer from the end.", min=1, max=12)
     network_clip_skip: bool = flag(
         False,
@@ -118,7 +141,8 @@ class DrawSettings:
     """The drawing"""
 
     batch_size: int | None = flag(
-        None, "Pictures that are drawn at once.  [default: by a card's free memory; 4 on the CPU]",
+        None,
+        "Pictures that are drawn at once.  [default: by a card's free memory; 4 on the CPU]",
         min=1,
         max=256,
     )
@@ -126,7 +150,9 @@ class DrawSettings:
         None, "Numbers in which pictures are decoded.  [default: fp16 on a card, float on the CPU]"
     )
     no_half_vae: bool = flag(False, "Decode in float32, as --vae-precision float does.")
-    device: str | None = flag(None, "Where pictures are drawn, as cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME")
+    device: str | None = flag(
+        None, "Where pictures are drawn, as cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME"
+    )
     tokenizer_dir: Path | None = flag(
         None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="FOLDER"
     )
@@ -151,7 +177,9 @@ class ResultSettings:
     output_dir: Path = flag(
         Path("samples"), "Folder that the pictures are written to.", "-o", "--output-dir", metavar="FOLDER"
     )
-    image_format: Literal["png", "webp", "jpg"] = flag("png", "Kind of picture files; all hold the parameters.", "--format")
+    image_format: Literal["png", "webp", "jpg"] = flag(
+        "png", "Kind of picture files; all hold the parameters.", "--format"
+    )
     dry_run: bool = flag(False, "Count, and print a record for each cell; draw nothing.", "-n", "--dry-run")
     as_json: bool = flag(False, "Print records as JSON on a terminal too.", "--json")
 

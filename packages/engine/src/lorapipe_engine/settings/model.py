@@ -24,7 +24,8 @@ class ModelSettings:
         None, "Scale of the VAE's latents, as 0.1406 of an EQ-VAE. [default: the base's]", min=1e-6
     )
     vae_custom_shift: float | None = option(
-        None, "Shift of the VAE's latents, taken off before they are scaled. [default: the base's]")
+        None, "Shift of the VAE's latents, taken off before they are scaled. [default: the base's]"
+    )
     vae_reflection_padding: bool = option(False, "The VAE was trained with mirrored edges.")
     v2: bool = option(False, "The base is SD 2.x (found out by itself; an error where it is not).")
     clip_skip: int | None = option(
@@ -34,22 +35,34 @@ class ModelSettings:
         max=12,
     )
     max_token_length: int | None = option(
-        None, "How much of a caption is read, in tokens: 75, 150 or 225; what is longer is cut. [default: 225]", choices=(75, 150, 225)
+        None,
+        "How much of a caption is read, in tokens: 75, 150 or 225; what is longer is cut. [default: 225]",
+        choices=(75, 150, 225),
     )
     tokenizer_dir: Path | None = option(None, "Folder with vocab.json and merges.txt of the CLIP tokenizer.")
     mixed_precision: str | None = option(
-        None, "Number type in which the frozen model is computed. [default: bf16 on a GPU that has it, else fp16; no on the CPU]",
-        choices=PRECISIONS, heading="Precision, memory and device")
+        None,
+        "Number type in which the frozen model is computed. [default: bf16 on a GPU that has it, else fp16; no "
+        "on the CPU]",
+        choices=PRECISIONS,
+        heading="Precision, memory and device",
+    )
     full_bf16: bool = option(
         False,
         "Round the network and its gradients to bf16 in every step; small steps are lost. Seldom wanted.",
     )
-    full_fp16: bool = option(False, "Round the network and its gradients to fp16 in every step, as full_bf16 does to bf16.")
-    no_half_vae: bool = option(False, "Compute the VAE in float32, for one that gives black pictures in half precision.")
+    full_fp16: bool = option(
+        False, "Round the network and its gradients to fp16 in every step, as full_bf16 does to bf16."
+    )
+    no_half_vae: bool = option(
+        False, "Compute the VAE in float32, for one that gives black pictures in half precision."
+    )
     fp8_base: bool = option(
         False, "Keep the frozen UNet's and text encoders' weights in 8 bits: half the memory, a little blur."
     )
-    fp8_base_unet: bool = option(False, "Keep the frozen UNet's weights in 8 bits, and the text encoders' as they are.")
+    fp8_base_unet: bool = option(
+        False, "Keep the frozen UNet's weights in 8 bits, and the text encoders' as they are."
+    )
     quantize_base: str | None = option(
         None,
         "Keep the frozen weights as whole numbers of 8 bits, or in 4 (NF4, with bitsandbytes), which is a quarter.",
@@ -67,4 +80,6 @@ class ModelSettings:
         choices=("8", "12", "16", "24", "auto"),
     )
     ignore_memory: bool = option(False, "Train even where the card's memory is said to be too small.")
-    device: str | None = option(None, "Where the run is computed: cuda, cuda:1, cpu, mps. [default: the GPU if there is one]")
+    device: str | None = option(
+        None, "Where the run is computed: cuda, cuda:1, cpu, mps. [default: the GPU if there is one]"
+    )

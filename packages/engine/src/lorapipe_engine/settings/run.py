@@ -15,10 +15,15 @@ SAVE_PRECISIONS = ("float", "fp16", "bf16", "fp32")  # float is what sd-scripts 
 class RunSettings:
     """Length, results and records of the run."""
 
-    output_dir: Path = option(Path("output"), "Where networks, states, samples and curves are written.", heading="Results and states")
+    output_dir: Path = option(
+        Path("output"),
+        "Where networks, states, samples and curves are written.",
+        heading="Results and states",
+    )
     output_name: str = option("last", "Name of the results, without suffix.")
     save_precision: str | None = option(
-        None, "Number type of the saved files; float and fp32 are one. [default: bf16 where trained in bf16, else fp16]",
+        None,
+        "Number type of the saved files; float and fp32 are one. [default: bf16 where trained in bf16, else fp16]",
         choices=SAVE_PRECISIONS,
     )
     save_every_n_epochs: int | None = option(1, "Save a network after every N epochs.", min=1)
@@ -41,8 +46,14 @@ class RunSettings:
     kind: str | None = option(
         None,
         "What is trained: the run's length is judged by it, and --suggest chooses by it.",
-        choices=("character", "style", "concept"), heading="Length of the run")
-    max_train_epochs: int | None = option(None, "How long to train, in rounds over all pictures with their repeats; goes before max_train_steps.", min=1)
+        choices=("character", "style", "concept"),
+        heading="Length of the run",
+    )
+    max_train_epochs: int | None = option(
+        None,
+        "How long to train, in rounds over all pictures with their repeats; goes before max_train_steps.",
+        min=1,
+    )
     max_train_steps: int = option(1600, "How long to train, in optimizer steps.", min=1)
     resume: Path | None = option(
         None,
@@ -55,15 +66,21 @@ class RunSettings:
     seed: int = option(42, "Seed of every random draw.", min=0)
     sample_prompts: str | None = option(
         None,
-        "File of prompts to draw during training (.txt, .toml, .json), or prompts themselves, a line each.", heading="Samples during training")
+        "File of prompts to draw during training (.txt, .toml, .json), or prompts themselves, a line each.",
+        heading="Samples during training",
+    )
     sample_every_n_epochs: int | None = option(None, "Draw samples after every N epochs.", min=1)
     sample_every_n_steps: int | None = option(None, "Draw samples after every N steps.", min=1)
     sample_at_first: bool = option(False, "Draw samples before the first step.")
     sample_ema: bool = option(False, "Draw samples with the average of ema_decay or ema_width.")
-    sample_sampler: str | None = option(None, "How samples are drawn from noise. [default: ddim; flow models: euler]")
+    sample_sampler: str | None = option(
+        None, "How samples are drawn from noise. [default: ddim; flow models: euler]"
+    )
     choose: bool = option(
         False,
-        "After training, draw the saved epochs with lora-sample, lay them out with lora-grid, and name the best.", heading="Which epoch to take")
+        "After training, draw the saved epochs with lora-sample, lay them out with lora-grid, and name the best.",
+        heading="Which epoch to take",
+    )
     choose_encoder: str | None = option(
         None,
         "Compare them by this model of yours too, and choose by it: an ONNX file (as lora-grid --encoder takes it), "
@@ -75,43 +92,70 @@ class RunSettings:
     validate_every_n_epochs: int | None = option(
         None,
         "Measure the validation loss after every N epochs. [default: 1, without validate_every_n_steps]",
-        min=1, heading="Validation: when")
-    validate_every_n_steps: int | None = option(None, "Measure the validation loss after every N steps.", min=1)
-    max_validation_steps: int | None = option(None, "Measure the validation loss on so many batches. [default: all]", min=1)
+        min=1,
+        heading="Validation: when",
+    )
+    validate_every_n_steps: int | None = option(
+        None, "Measure the validation loss after every N steps.", min=1
+    )
+    max_validation_steps: int | None = option(
+        None, "Measure the validation loss on so many batches. [default: all]", min=1
+    )
     early_stop: int | None = option(
         None,
         "End when the validation loss was no lower for N measurements; the best network is OUTPUT_NAME-best.",
         min=1,
     )
-    logging_dir: Path | None = option(None, "Folder of the curves, for TensorBoard. [default: OUTPUT_DIR/logs]", heading="Curves and logs")
+    logging_dir: Path | None = option(
+        None, "Folder of the curves, for TensorBoard. [default: OUTPUT_DIR/logs]", heading="Curves and logs"
+    )
     log_prefix: str = option("", "Text in front of the name of the run's folder of curves.")
     log_with: str = option(
         "tensorboard", "Where the curves go besides metrics.jsonl.", choices=("tensorboard", "wandb", "all")
     )
     wandb_run_name: str | None = option(None, "What Weights & Biases calls the run. [default: output_name]")
     wandb_api_key: str | None = option(
-        None, "Your key for Weights & Biases; better in the environment, as WANDB_API_KEY. [default: that, or as `wandb login` left it]",
+        None,
+        "Your key for Weights & Biases; better in the environment, as WANDB_API_KEY. [default: that, or as "
+        "`wandb login` left it]",
         secret=True,
     )
-    log_tracker_name: str | None = option(None, "Project in Weights & Biases that the run belongs to. [default: lorapipe]")
+    log_tracker_name: str | None = option(
+        None, "Project in Weights & Biases that the run belongs to. [default: lorapipe]"
+    )
     trace_steps: tuple[int, ...] = option(
         (), "Steps (from 0) of which everything is written to a file, as 0,1,5.", min=0
     )
     trace_dir: Path | None = option(None, "Folder for what trace_steps writes. [default: OUTPUT_DIR/trace]")
-    training_comment: str | None = option(None, "A remark of yours that is kept in the file.", heading="Metadata of the file")
+    training_comment: str | None = option(
+        None, "A remark of yours that is kept in the file.", heading="Metadata of the file"
+    )
     no_metadata: bool = option(False, "Keep only the few metadata that programs need.")
     metadata_title: str | None = option(None, "What programs and sites call the network.")
     metadata_author: str | None = option(None, "Who made the network.")
     metadata_description: str | None = option(None, "What the network is for, in a sentence or two.")
     metadata_license: str | None = option(None, "Under which terms others may use the network.")
     metadata_tags: str | None = option(None, "Words by which sites find the network, with commas.")
-    metadata_trigger_phrase: str | None = option(None, "Words of a prompt that call the concept; --choose takes them for the trigger too.")
+    metadata_trigger_phrase: str | None = option(
+        None, "Words of a prompt that call the concept; --choose takes them for the trigger too."
+    )
     metadata_usage_hint: str | None = option(None, "How to use the network, as the strength to take.")
-    metadata_thumbnail: Path | None = option(None, "Small picture that programs show for the network, put into the file.")
+    metadata_thumbnail: Path | None = option(
+        None, "Small picture that programs show for the network, put into the file."
+    )
     metadata_merged_from: str | None = option(None, "Names of what the network was merged from.")
-    metadata_preprocessor: str | None = option(None, "What prepares pictures for the network, as for a control network.")
-    metadata_is_negative_embedding: str | None = option(None, "Whether it is meant for negative prompts, as some embeddings are (true or false).")
-    overwrite: bool = option(False, "Replace results of an earlier run with the same name.", alias="force", heading="Results and states")
+    metadata_preprocessor: str | None = option(
+        None, "What prepares pictures for the network, as for a control network."
+    )
+    metadata_is_negative_embedding: str | None = option(
+        None, "Whether it is meant for negative prompts, as some embeddings are (true or false)."
+    )
+    overwrite: bool = option(
+        False,
+        "Replace results of an earlier run with the same name.",
+        alias="force",
+        heading="Results and states",
+    )
 
     @property
     def logs(self) -> Path:

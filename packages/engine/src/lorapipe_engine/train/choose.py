@@ -120,7 +120,9 @@ def model_words(run: RunSettings) -> list[str]:
         for file in [path / part for part in CCIP_FILES] if option == "--ccip" else [path]:
             _check_model(file)
     if find_spec("onnxruntime") is None:
-        raise MissingExtra("choose_encoder: needs onnxruntime, which is not installed: pip install onnxruntime")
+        raise MissingExtra(
+            "choose_encoder: needs onnxruntime, which is not installed: pip install onnxruntime"
+        )
     return [option, str(path), "--held-out", str(run.choose_held_out.expanduser())]
 
 
@@ -224,7 +226,9 @@ def _plan_file(
         "y": f"prompt:{asked.axis()}",
         "sheet": [f"seed:-1--1 [{asked.seeds}]"],
         "size": f"{width // 8 * 8}x{height // 8 * 8}",
-        "sampler": _sampler(dict.fromkeys([first.sampler if first else None, settings.run.sample_sampler]), say),
+        "sampler": _sampler(
+            dict.fromkeys([first.sampler if first else None, settings.run.sample_sampler]), say
+        ),
         "output_dir": str(outputs.folder),
         "overwrite": settings.run.overwrite or None,
     }

@@ -36,7 +36,13 @@ from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.vae_form import VaeForm
-from lorapipe_engine.train.choose import Choosing, check_held_out, missing_programs, model_words, plan_choosing
+from lorapipe_engine.train.choose import (
+    Choosing,
+    check_held_out,
+    missing_programs,
+    model_words,
+    plan_choosing,
+)
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.data.preserved import Preserved, preserved_in
 from lorapipe_engine.train.families import open_family

@@ -20,7 +20,13 @@ lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o 
 @click.argument("network", metavar="FILE")
 @click.option("-o", "--output", metavar="OUT", help="The file of changes to write.")
 @click.option("--base", metavar="BASE", help="A checkpoint, or a file of MODULE.weight and MODULE.bias.")
-@click.option("--multiplier", type=float, default=1.0, show_default=True, help="Strength at which the network's change is taken.")
+@click.option(
+    "--multiplier",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Strength at which the network's change is taken.",
+)
 @click.option(
     "--save-precision",
     "precision",

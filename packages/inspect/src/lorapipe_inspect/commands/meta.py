@@ -56,7 +56,11 @@ class EditSettings:
     )
     strip: bool = flag(False, "Leave all entries out, but for those of --set.")
     output: str | None = flag(
-        None, "The new file, folder for several (with the folders they were in), or - for stdout.", "-o", "--output", metavar="OUT"
+        None,
+        "The new file, folder for several (with the folders they were in), or - for stdout.",
+        "-o",
+        "--output",
+        metavar="OUT",
     )
     force: bool = flag(False, "Replace OUT; without -o, change the file itself.")
     dry_run: bool = flag(False, "Tell how many entries would change, write nothing.", "-n", "--dry-run")

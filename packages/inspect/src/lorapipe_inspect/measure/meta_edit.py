@@ -70,7 +70,9 @@ def change_files(
     where outputs are missing or would be the same.
     """
     if output is None and not force and not dry_run:
-        raise ConfigError("no output: give -o OUT, or --force to change the file itself, or -n to write nothing")
+        raise ConfigError(
+            "no output: give -o OUT, or --force to change the file itself, or -n to write nothing"
+        )
     inputs = list(find_inputs(words, recursive=recursive))
     if dry_run:
         return work_through(inputs, lambda one: _tell_changes(one, changes))

@@ -46,7 +46,12 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @tool_command("lora-extract", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="TUNED [BASE]")
 @under(MODELS, "--model-tuned", metavar="TUNED", help="TUNED by sd-scripts' option, instead of by its place.")
-@under(MODELS, "--model-org", metavar="BASE", help="BASE, which it was tuned from, by sd-scripts' option, instead of by its place.")
+@under(
+    MODELS,
+    "--model-org",
+    metavar="BASE",
+    help="BASE, which it was tuned from, by sd-scripts' option, instead of by its place.",
+)
 @under(MODELS, "--v-parameterization", is_flag=True, help="Say in the metadata that the models predict v.")
 @under(MODELS, "--v2", is_flag=True, help="The models are SD 2.x; files tell that themselves.")
 @under(MODELS, "--sdxl", is_flag=True, help="The models are SDXL; files tell that themselves.")
@@ -81,7 +86,12 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 )
 @under(
     RANKS,
-    "--dynamic-param", "--param", "param", type=float, metavar="PARAM", help="PARAM of the method: sv_ratio a number from 1 on, sv_fro and sv_cumulative a share up to 1."
+    "--dynamic-param",
+    "--param",
+    "param",
+    type=float,
+    metavar="PARAM",
+    help="PARAM of the method: sv_ratio a number from 1 on, sv_fro and sv_cumulative a share up to 1.",
 )
 @under(
     RANKS,
@@ -115,7 +125,9 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @under(RESULT, "--force", is_flag=True, help="Replace a file that exists.")
 @under(RESULT, "--no-metadata", is_flag=True, help="Write only the metadata that programs need.")
 @under(PASSED, "--device", metavar="DEVICE", help="Passed over: the CPU takes seconds.")
-@under(PASSED, "--load-precision", metavar="TYPE", help="Passed over: numbers are computed in at least 32 bits.")
+@under(
+    PASSED, "--load-precision", metavar="TYPE", help="Passed over: numbers are computed in at least 32 bits."
+)
 @under(PASSED, "--clamp-quantile", type=float, help="Passed over: factors are not clamped.")
 @under(PASSED, "--load-original-model-to", metavar="DEVICE", help="Passed over: layers are read one by one.")
 @under(PASSED, "--load-tuned-model-to", metavar="DEVICE", help="Passed over: layers are read one by one.")

@@ -31,7 +31,14 @@ from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
 from lorapipe_resize.extract.metadata import Origin, metadata_of
 from lorapipe_resize.extract.network import NetworkSource
 from lorapipe_resize.extract.pair import LeftOut, compare_rest, left_out_lines, pair_up
-from lorapipe_resize.extract.report import Report, block_table, loss_advice, module_table, summary, verified_line
+from lorapipe_resize.extract.report import (
+    Report,
+    block_table,
+    loss_advice,
+    module_table,
+    summary,
+    verified_line,
+)
 from lorapipe_resize.extract.rules import NO_BOUND, Method, Rule
 from lorapipe_resize.extract.sources import NOISE, SMALL, UNCHANGED, CheckpointSource, Source
 from lorapipe_resize.extract.verify import Verified, verify

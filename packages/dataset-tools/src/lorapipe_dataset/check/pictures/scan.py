@@ -58,7 +58,9 @@ def scan(
 def _scan_root(root: Path, dataset: Dataset, extension: str, recursive: bool) -> None:
     surveyed = survey(root)
     dataset.unread += surveyed.unread
-    hint = ": checked, as lora-repeats --recursive takes them in" if recursive else " (--recursive checks them)"
+    hint = (
+        ": checked, as lora-repeats --recursive takes them in" if recursive else " (--recursive checks them)"
+    )
     dataset.left_out += [f"{root}: {line}" for line in surveyed.left_out(hint=hint)]
     repeats = {part.path: part.repeats for part in surveyed.parts}
     for part in surveyed.parts:

@@ -21,7 +21,6 @@ SHOWN_CASES = 4
 SHOWN_TAGS = 20
 
 
-
 @dataclass(frozen=True)
 class Report:
     """What was found. ``skipped`` are rules that could not be tried, with what they need."""
