@@ -119,6 +119,7 @@ def test_it_trains(trained: Path) -> None:
     assert rows[0]["norm/change/unet"] > 0
     assert rows[0]["lr/unet plus"] == pytest.approx(0.08)  # LoRA+
     assert max(row["max_norm/keys_scaled"] for row in rows) > 0
+    assert 0 < max(row["norm/avg_key_norm"] for row in rows) <= 1 + 1e-4
 
 
 def test_it_resumes_bit_for_bit(
