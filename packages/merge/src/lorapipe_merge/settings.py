@@ -170,7 +170,7 @@ class ModelsSettings:
     configs: Path | None = flag(
         None,
         "One model into a folder: take configurations, scheduler and tokenizers from this one.",
-        metavar="FOLDER",
+        metavar="DIR",
     )
     seed: int = flag(0, "Seed by which dare draws what it drops.", needs="method=dare")
 

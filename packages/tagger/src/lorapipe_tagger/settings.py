@@ -55,7 +55,7 @@ class CaptionSettings:
         None,
         "Write captions there, in the same tree.",
         *("-o", "--output-dir"),
-        metavar="DIRECTORY",
+        metavar="DIR",
         needs="no_txt=False",
     )
     collision: Collision = flag(
@@ -133,7 +133,7 @@ class ModelSettings:
     revision: str | None = flag(
         None, "Another state of the hub's model than the pinned one.", metavar="COMMIT"
     )
-    model_dir: Path | None = flag(None, "Where models are kept, instead of the hub's cache.", metavar="PATH")
+    model_dir: Path | None = flag(None, "Where models are kept, instead of the hub's cache.", metavar="DIR")
     offline: bool = flag(False, "Never ask the hub (as HF_HUB_OFFLINE=1).")
     device: Device = flag("auto", "What computes the model: a graphics card by its interface, or the CPU.")
     int8: bool = flag(

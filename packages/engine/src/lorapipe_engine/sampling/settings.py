@@ -85,7 +85,7 @@ class ModelSettings:
         (), "A network in every picture, with its strength; may be repeated.", metavar="FILE[:WEIGHT]"
     )
     lora_dir: tuple[Path, ...] = flag(
-        (), "A folder whose networks prompts may name in <lora:NAME:0.8>; may be repeated.", metavar="FOLDER"
+        (), "A folder whose networks prompts may name in <lora:NAME:0.8>; may be repeated.", metavar="DIR"
     )
 
 
@@ -96,7 +96,7 @@ class PictureSettings:
     prompt: str = flag("", "What to draw: A1111's weights, BREAK, <lora:NAME:0.8>, {a|b}, __wildcards__.")
     negative: str = flag("", "What the picture is not to show.", "--negative", "--negative-prompt")
     wildcards: tuple[Path, ...] = flag(
-        (), "A folder of .txt files for __name__; may be repeated.", metavar="FOLDER"
+        (), "A folder of .txt files for __name__; may be repeated.", metavar="DIR"
     )
     seed: int = flag(
         -1, "Which noise a picture begins with: equal seeds, equal noise; -1 is drawn, once for all cells."
@@ -154,7 +154,7 @@ class DrawSettings:
         None, "Where pictures are drawn, as cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME"
     )
     tokenizer_dir: Path | None = flag(
-        None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="FOLDER"
+        None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="DIR"
     )
     overwrite: bool = flag(
         False, "Replace pictures of other parameters. Those of the same are not drawn again either way."
@@ -175,7 +175,7 @@ class ResultSettings:
         None, "TOML or JSON file of these options; the command line overrides it.", metavar="FILE"
     )
     output_dir: Path = flag(
-        Path("samples"), "Folder that the pictures are written to.", "-o", "--output-dir", metavar="FOLDER"
+        Path("samples"), "Folder that the pictures are written to.", "-o", "--output-dir", metavar="DIR"
     )
     image_format: Literal["png", "webp", "jpg"] = flag(
         "png", "Kind of picture files; all hold the parameters.", "--format"
