@@ -130,6 +130,13 @@ def test_a_checkpoint_as_base(tmp_path: Path) -> None:
         assert all(info.dtype == "F32" for info in found.tensors.values())
 
 
+def test_a_folder_is_no_network(tmp_path: Path) -> None:
+    (tmp_path / "runs/one").mkdir(parents=True)
+    done = delta(tmp_path / "runs", "-n")
+    assert done.returncode == 2
+    assert done.stderr.endswith("runs: has no .safetensors files\n")
+
+
 def test_refusals(tmp_path: Path) -> None:
     network, base = DATA / "merge" / "sd15_lora_A.safetensors", DATA / "merge" / "sd15_base_fp16.safetensors"
     out = tmp_path / "out.safetensors"

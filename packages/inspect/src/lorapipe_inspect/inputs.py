@@ -52,10 +52,10 @@ class Input:
 
 
 def find_inputs(
-    words: Sequence[str], stdin: BinaryIO | None = None, *, recursive: bool = False
+    words: Sequence[str], stdin: BinaryIO | None = None, *, recursive: bool | None = None
 ) -> Iterator[Input]:
     """The files that ``words`` name, as they come; a folder gives its safetensors files, sorted, with ``recursive``
-    those of its folders too.
+    those of its folders too (None: the command cannot be asked for that).
 
     "-", or no word at all, is ``stdin`` (the process's own by default): one safetensors file if its first bytes
     cannot be text, else a list of paths and JSON records (:mod:`lorapipe_engine.command.records`). Raises InputError
@@ -125,7 +125,7 @@ def _opened(one: Input, work: Callable[[Input, WeightFile], bool | None]) -> boo
         return work(one, file)
 
 
-def _expand(record: Record, recursive: bool, *, listed: bool) -> Iterator[Input]:
+def _expand(record: Record, recursive: bool | None, *, listed: bool) -> Iterator[Input]:
     for file in expand_folders([record], SUFFIXES, recursive=recursive):
         is_itself = file.path == record.path
         yield Input(file, listed, inner=Path() if is_itself else file.path.parent.relative_to(record.path))
