@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorapipe_engine.datasets.scan import scan
+from lorapipe_engine.errors import InputError
 from lorapipe_engine.settings import DataSettings
 from support.commands import run
 
@@ -248,9 +249,8 @@ def test_an_inner_folder_is_checked_if_asked(held: Path) -> None:
 @of("inner-folder")
 def test_no_epoch_is_counted_where_no_folder_has_a_number(held: Path) -> None:
     """lora-train refuses such a folder, and says what to rename."""
-    refused = run("lora-train", held, "--base", "demo", "--dry-run")
-    assert refused.returncode == 2
-    assert "no folder named N_concept in it; rename 'mayu' to '10_mayu'" in refused.stderr
+    with pytest.raises(InputError, match="no folder named N_concept in it; rename 'mayu' to '10_mayu'"):
+        scan(DataSettings(train_data_dir=held))
     lines = run("lora-check", held, "--resolution", 64).stdout.splitlines()
     assert lines[0] == "1 picture, 1 caption"
     assert lines[1].startswith(
