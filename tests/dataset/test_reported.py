@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lorapipe_engine.datasets.scan import scan
+from lorapipe_engine.errors import InputError
 from lorapipe_engine.settings import DataSettings
 from support.commands import run
 
@@ -230,6 +231,51 @@ def test_an_inner_folder_is_told(held: Path, tmp_path: Path) -> None:
     done = run("lora-repeats", held, "-r", "--json")
     assert [(row["concept"], row["images"]) for row in json.loads(done.stdout)["concepts"]] == [("mayu", 2)]
     assert "folders inside" not in done.stderr
+
+
+@of("inner-folder")
+def test_an_inner_folder_is_checked_if_asked(held: Path) -> None:
+    done = run("lora-check", held)
+    assert "1 picture in folders inside a concept's folder (--recursive checks them)" in done.stdout
+    report = json.loads(run("lora-check", held, "--json").stdout)
+    deep = json.loads(run("lora-check", held, "--recursive", "--json").stdout)
+    assert [row["images"] for row in report["concepts"]] == [1]
+    assert [(row["concept"], row["images"]) for row in deep["concepts"]] == [("mayu", 2)]
+    assert "checked, as lora-repeats --recursive takes them in" in deep["left_out"][0]
+    rows = run("lora-check", "buckets", held, "-r", "--json").stdout.splitlines()
+    assert len(rows) == 2
+
+
+@of("inner-folder")
+def test_no_epoch_is_counted_where_no_folder_has_a_number(held: Path) -> None:
+    """lora-train refuses such a folder, and says what to rename."""
+    with pytest.raises(InputError, match="no folder named N_concept in it; rename 'mayu' to '10_mayu'"):
+        scan(DataSettings(train_data_dir=held))
+    lines = run("lora-check", held, "--resolution", 64).stdout.splitlines()
+    assert lines[0] == "1 picture, 1 caption"
+    assert lines[1].startswith(
+        "  not trained as they lie: 1 picture in folders without a number of repeats in front;"
+    )
+    assert "  mayu: 1 (100%)" in lines
+    assert any(line.endswith("1 batches with each picture once") for line in lines)
+    assert not any("an epoch" in line for line in lines)
+    (row,) = json.loads(run("lora-check", held, "--json").stdout)["concepts"]
+    assert (row["images"], row["repeats"], row["shown"], row["share"]) == (1, [], 0, 1.0)
+    (held / "mayu").rename(held / "3_mayu")
+    lines = run("lora-check", held, "--resolution", 64).stdout.splitlines()
+    assert lines[0] == "1 picture, 3 an epoch, 1 caption"
+    assert not any("as they lie" in line for line in lines)
+
+
+@of("inner-folder")
+def test_what_lies_in_a_folder_that_is_switched_off_stays_out(held: Path) -> None:
+    top = held / "mayu"
+    shutil.copytree(top, held / "0_off")
+    deep = json.loads(run("lora-check", held, "--recursive", "--json").stdout)
+    assert [row["images"] for row in deep["concepts"]] == [2]
+    assert any("2 pictures in '0_off', whose name asks for 0 repeats" in line for line in deep["left_out"])
+    done = run("lora-repeats", held, "-r", "--json")
+    assert [row["images"] for row in json.loads(done.stdout)["concepts"]] == [2]
 
 
 @of("utf16")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -143,15 +142,6 @@ def test_the_russian_guide_has_the_commands_of_the_english_one() -> None:
 def test_what_is_not_run_says_why(page: str) -> None:
     marks = [block.marks["not run"] for block in blocks_of(ROOT / page) if "not run" in block.marks]
     assert [mark for mark in marks if not mark.startswith(REASONS)] == []
-
-
-def test_each_row_of_the_guide_has_a_test_that_exists_or_says_why_it_is_not_ours() -> None:
-    lines = (ROOT / "docs/guide-rows.md").read_text(encoding="utf-8").splitlines()
-    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("| G")]
-    assert [row[0].strip() for row in rows] == [f"G{number}" for number in range(1, 127)]
-    for number, _, answer, test in rows:
-        held = test.strip(" `-")
-        assert (ROOT / "tests" / held).is_file() if held else "not ours: " in answer, number
 
 
 def test_the_demos_training_by_hand_is_the_demos() -> None:

@@ -111,6 +111,7 @@ def test_it_trains(trained: Path) -> None:
     assert rows[0]["norm/change/unet"] > 0
     assert rows[0]["lr/unet plus"] == pytest.approx(0.08)  # LoRA+
     assert max(row["max_norm/keys_scaled"] for row in rows) > 0
+    assert 0 < max(row["norm/avg_key_norm"] for row in rows) <= 1 + 1e-4
 
 
 def test_it_resumes_bit_for_bit(train: Callable[..., int], trained: Path, tmp_path: Path) -> None:
@@ -135,7 +136,8 @@ def test_it_starts_from_its_file_and_from_no_other(
     plain = ["--network_module", "networks.lora", "--network_weights", trained]
     assert train(tmp_path / "b", *plain, *still) == 2
     assert (
-        "is a toy, this network another; give --dim_from_weights" in capsys.readouterr().err.splitlines()[-1]
+        "is of the algorithm toy, this network of another; give --dim_from_weights"
+        in capsys.readouterr().err.splitlines()[-1]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,29 @@ def test_without_a_base(golden: Path, tmp_path: Path) -> None:
                 )
 
 
+@pytest.mark.parametrize("golden", GOLDEN[:1], ids=lambda path: path.stem)
+def test_what_programs_read(golden: Path, tmp_path: Path) -> None:
+    split(golden, tmp_path)
+    network, base, out = (
+        tmp_path / "net.safetensors",
+        tmp_path / "base.safetensors",
+        tmp_path / "out.safetensors",
+    )
+    done = delta(network, "--base", base, "-o", out, "--json")
+    record = json.loads(done.stdout)
+    with open_tensors(out) as file:
+        assert record == {
+            "path": str(out),
+            "source": str(network),
+            "base": str(base),
+            "multiplier": 1.0,
+            "precision": "fp32",
+            "changes": len(file.tensors),
+        }
+    done = delta(network, "--base", base, "--json", "-n")
+    assert json.loads(done.stdout) == record | {"path": None}
+
+
 def test_a_checkpoint_as_base(tmp_path: Path) -> None:
     """Names are brought together as in a merge, also for the rows of a fused tensor."""
     case = DATA / "merge"
@@ -104,6 +128,13 @@ def test_a_checkpoint_as_base(tmp_path: Path) -> None:
     with open_tensors(out) as found, open_tensors(case / "sd21_lora_A.safetensors") as network:
         assert len(found.tensors) == sum(key.endswith("lora_up.weight") for key in network.tensors)
         assert all(info.dtype == "F32" for info in found.tensors.values())
+
+
+def test_a_folder_is_no_network(tmp_path: Path) -> None:
+    (tmp_path / "runs/one").mkdir(parents=True)
+    done = delta(tmp_path / "runs", "-n")
+    assert done.returncode == 2
+    assert done.stderr.endswith("runs: has no .safetensors files\n")
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,21 @@ def test_several_files_and_streams(network: Path, inspect: Any, shell: Any, tmp_
     assert done.lines == [f"{network}: 4", f"{other}: 4"]
     done = shell("lora-inspect meta 'my net.safetensors' --strip -o - | lora-inspect meta - --json")
     assert json.loads(done.stdout) == {"path": "-", "file": "-", "metadata": {}}
+
+
+def test_folders_in_a_folder_keep_their_places(network: Path, inspect: Any, tmp_path: Path) -> None:
+    source, output = tmp_path / "runs", tmp_path / "clean"
+    for name in ("one/a", "two/a"):
+        (source / name).parent.mkdir(parents=True)
+        shutil.copy(network, source / f"{name}.safetensors")
+    assert inspect("meta", source, "--strip", "-o", output).code == 2
+    done = inspect("meta", source, "-r", "--strip", "-n")
+    assert (done.code, done.lines, output.exists()) == (0, [], False)
+    assert done.err.count("left out: ") == 2
+    done = inspect("meta", source, "-r", "--strip", "-o", output)
+    assert done.lines == [str(output / "one/a.safetensors"), str(output / "two/a.safetensors")]
+    done = inspect("meta", output, "--recursive", "--json")
+    assert [json.loads(line)["metadata"] for line in done.lines] == [{}, {}]
 
 
 @pytest.mark.parametrize(

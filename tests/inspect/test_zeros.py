@@ -198,6 +198,23 @@ def test_several_files_are_json_lines(write: Any, inspect: Any, tmp_path: Path) 
     assert done.code == 1
 
 
+@pytest.mark.parametrize("command", ["zeros", "keys", "norms", "ranks", "hash", "compat", "check"])
+def test_folders_in_a_folder_are_looked_into_if_asked(
+    write: Any, inspect: Any, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "run/deep").mkdir(parents=True)
+    paths = [write(f"run/{name}.safetensors", SD1[-1:], []) for name in ("deep/b", "a")]
+    flat, deep = (
+        inspect(command, tmp_path / "run", "--json"),
+        inspect(command, tmp_path / "run", "-r", "--json"),
+    )
+    assert [json.loads(line)["path"] for line in flat.lines] == [str(paths[1])]
+    assert sorted(json.loads(line)["path"] for line in deep.lines) == sorted(map(str, paths))
+    done = inspect(command, tmp_path, "--json")
+    assert done.code == 2
+    assert "has no .safetensors files; -r looks into its folders" in done.err
+
+
 def test_unreadable_file_does_not_stop_the_others(write: Any, inspect: Any, tmp_path: Path) -> None:
     good = write("good.safetensors", SD1, [])
     bad = tmp_path / "bad.safetensors"

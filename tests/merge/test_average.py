@@ -142,7 +142,7 @@ def test_no_average(text: str) -> None:
         (["a1.safetensors", "b.safetensors", "--average", "ema:0.5"], "nothing tells which of"),
         (["a1.safetensors", "--average", "mean"], "takes two networks or more"),
         (
-            ["a1.safetensors", "a2.safetensors", "--average", "mean", "--mode", "concat", "-r", 2],
+            ["a1.safetensors", "a2.safetensors", "--average", "mean", "--mode", "concat", "--rank", 2],
             "--mode concat",
         ),
     ],

@@ -92,9 +92,21 @@ def test_ratio_zero_changes_nothing(merge: Run, data: Path, tmp_path: Path) -> N
 def test_dry_run_and_json(merge: Run, data: Path, tmp_path: Path) -> None:
     done = merge(data / BASE, data / LORA, "-o", "m.safetensors", "--dry-run", "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout)["matched"] > 0
+    record = json.loads(done.stdout)
+    assert record["matched"] > 0
+    assert (record["path"], record["output"]) == (None, "m.safetensors")
+    assert record["networks"][0]["path"] == str(data / LORA)
     assert "would merge" in done.stderr
     assert list(tmp_path.iterdir()) == []
+    done = merge(data / BASE, data / LORA, "-o", "m.safetensors", "--json")
+    assert json.loads(done.stdout)["path"] == "m.safetensors"
+    for words in ((data / BASE, data / BASE), (data / BASE,)):
+        done = merge("--models", *words, "-o", "n.safetensors", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["path"] == "n.safetensors"
+        done = merge("--models", *words, "-o", "n.safetensors", "--json", "-n", "--force")
+        assert json.loads(done.stdout)["path"] is None
+        (tmp_path / "n.safetensors").unlink()
 
 
 def test_network_from_a_pipe(merge: Run, data: Path, tmp_path: Path) -> None:

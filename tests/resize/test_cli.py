@@ -141,6 +141,22 @@ def test_a_folder_becomes_a_folder(network: Path, tmp_path: Path, resize: Any) -
     assert all(described(Path(line)).ranks == {2: 2} for line in done.lines)
 
 
+def test_folders_in_a_folder_keep_their_places(network: Path, tmp_path: Path, resize: Any) -> None:
+    source, output = tmp_path / "runs", tmp_path / "runs" / "small"
+    for name in ("one/a", "two/deep/a", "b"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(network, source / f"{name}.safetensors")
+    done = resize(source, "--recursive", "-o", output, "--new-rank", 2)
+    places = ["b.safetensors", "one/a.safetensors", "two/deep/a.safetensors"]
+    assert (done.code, sorted(done.lines)) == (0, [str(output / name) for name in places])
+    done = resize(source, "-r", "-o", output, "--new-rank", 2, "--force")
+    assert (done.code, len(done.lines)) == (0, 3)
+    assert f"note: 3 networks in {output} are results, and not resized again" in done.err
+    done = resize(source / "two", "-o", output, "--new-rank", 2)
+    assert done.code == 2
+    assert "has no .safetensors files; -r looks into its folders" in done.err
+
+
 def test_one_bad_file_does_not_stop_the_others(network: Path, tmp_path: Path, resize: Any) -> None:
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"nothing")

@@ -65,6 +65,25 @@ def test_an_existing_page_stays(check: Any, report: Path, tmp_path: Path) -> Non
     assert check(tmp_path / "a set", "--resolution", 96, "--html", report, "--force").code == 0
 
 
+def test_the_report_goes_to_a_file(check: Any, report: Path, tmp_path: Path) -> None:
+    """Its suffix says the form; the path goes to stdout in the report's place."""
+    words = (tmp_path / "a set", "--resolution", 96)
+    printed = check(*words, "--all")
+    for name in ("r.txt", "r.JSON", "r.html"):
+        done = check(*words, "-o", tmp_path / name)
+        assert (done.code, done.out) == (printed.code, f"{tmp_path / name}\n")
+    assert (tmp_path / "r.txt").read_text() == printed.out
+    assert (tmp_path / "r.html").read_bytes() == report.read_bytes()
+    record = json.loads((tmp_path / "r.JSON").read_text())
+    assert record == check(*words, "--json").json
+    both = check(*words, "--json", "--output", tmp_path / "r.txt", "--force")
+    assert both.json == record
+    done = check(*words, "-o", tmp_path / "r.txt")
+    assert (done.code, "exists already; give --force" in done.err) == (1, True)
+    done = check(*words, "-o", tmp_path / "report")
+    assert (done.code, "its suffix says the form of the report: .html, .json, .txt" in done.err) == (2, True)
+
+
 @pytest.fixture
 def tab(report: Path, tmp_path: Path) -> Iterator[Any]:
     with browser.open_browser(PROGRAM, tmp_path / "profile") as tab:

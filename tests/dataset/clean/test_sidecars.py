@@ -33,6 +33,8 @@ SIDECARS: list[tuple[str, str, Any, str]] = [
     # format, name of the sidecar of a.png, what is in it, the caption
     ("grabber", "a.png.txt", "rem_(x)^,^ 1girl^,^ blue_hair^,^ ", "rem (x), 1girl, blue hair"),
     ("grabber", "a.txt", "rem_(x) ^,^ , 1girl ^,^ ", "rem (x), 1girl"),
+    # By the guide's template: %character:unsafe,separator=^,^ %, %general:unsafe,separator=^,^ %
+    ("grabber", "a.txt", "rem_(x)^,^ ram, 1girl^,^ blue_hair^,^ :<", "rem (x), ram, 1girl, blue hair, :<"),
     ("hydrus", "a.png.txt", "blue eyes\ncharacter:rem\nre:zero\ncreator:x\ntitle:y\n", "rem, blue eyes, re:zero"),
     ("hydrus", "a.txt", "blue eyes\ncharacter:rem\n", "rem, blue eyes"),
     ("spaced", "a.txt", "1girl long_hair o_o", "1girl, long hair, o_o"),

@@ -4,6 +4,7 @@ before when that cannot be."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
+import lorapipe_demo
 from lorapipe_demo.concept import draw_concept
 from lorapipe_demo.scene import TRIGGER
 from lorapipe_engine.command.process.programs import find_program, run_program
@@ -31,8 +33,10 @@ from lorapipe_engine.settings import (
 from lorapipe_engine.train import choose
 from lorapipe_engine.train.plan import Length
 from lorapipe_engine.train.results.numbering import planned_networks
+from lorapipe_engine.train.sample.prompts import Prompt
 from lorapipe_engine.train.session import check_cheaply
 
+ENCODER = Path(lorapipe_demo.__file__).parent / "assets" / "encoder.onnx"
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(
@@ -163,6 +167,101 @@ def test_what_lora_sample_is_told(dataset: Dataset, tmp_path: Path) -> None:
             [],
             print,
         )
+
+
+def test_a_sampler_that_lora_sample_lacks_is_said_once(dataset: Dataset, tmp_path: Path) -> None:
+    said: list[str] = []
+    run = RunSettings(output_dir=tmp_path, sample_sampler="nowhere")
+    prompts = [Prompt(text=f"{TRIGGER}, 1girl, tea", sampler="nowhere")]
+    planned = choose.plan_choosing(settings_of(run), dataset, Length(3, 3, 4, 12), prompts, said.append)
+    assert planned is not None
+    assert [line for line in said if "sampler" in line] == [
+        "note: choose: lora-sample has no sampler 'nowhere', so it draws with its own"
+    ]
+    assert "sampler = " not in planned.plan
+    run = replace(run, sample_sampler="euler_a")
+    planned = choose.plan_choosing(settings_of(run), dataset, Length(3, 3, 4, 12), prompts, said.append)
+    assert planned is not None
+    assert said[-1].endswith("has no sampler 'nowhere', so it draws with euler_a")
+    assert 'sampler = "euler_a"' in planned.plan.splitlines()
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of her that are not trained on."""
+    return draw_concept(tmp_path_factory.mktemp("held"), TRIGGER, pictures=4, repeats=1, seed=5)
+
+
+def test_a_model_to_compare_by_goes_on_to_lora_grid(dataset: Dataset, held_out: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    shutil.copy(ENCODER, tmp_path / "mine.onnx")
+    (tmp_path / "ccip").mkdir()
+    for name in ("model_feat.onnx", "model_metrics.onnx"):
+        shutil.copy(ENCODER, tmp_path / "ccip" / name)
+    for given, words in (
+        ("demo", ["--encoder", "demo"]),
+        (f"{tmp_path}/mine.onnx", ["--encoder", f"{tmp_path}/mine.onnx"]),
+        (f"dino={tmp_path}/mine.onnx", ["--dino", f"{tmp_path}/mine.onnx"]),
+        (f"clip={tmp_path}/mine.onnx", ["--clip", f"{tmp_path}/mine.onnx"]),
+        (f"ccip={tmp_path}/ccip", ["--ccip", f"{tmp_path}/ccip"]),
+    ):
+        run = RunSettings(
+            output_dir=tmp_path / "out", choose=True, choose_encoder=given, choose_held_out=held_out
+        )
+        planned = choose.plan_choosing(settings_of(run), dataset, Length(3, 3, 4, 12), [], print)
+        assert planned is not None
+        assert [*words, "--held-out", str(held_out)] == list(planned.layout[-4:])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--choose_encoder", "gone.onnx", "--choose_held_out", "HELD"],
+            "choose_encoder: gone.onnx: no such file",
+        ),
+        (["--choose_encoder", "dino=HELD", "--choose_held_out", "HELD"], "is a folder, not an ONNX file"),
+        (["--choose_encoder", "ccip=HELD", "--choose_held_out", "HELD"], "model_feat.onnx: no such file"),
+        (["--choose_encoder", "HELD/000.txt", "--choose_held_out", "HELD"], "000.txt: cannot be loaded"),
+        (["--choose_encoder", "demo"], "choose_held_out FOLDER names them"),
+        (["--choose_encoder", "demo", "--choose_held_out", "gone"], "gone: no such folder"),
+        (
+            ["--choose_encoder", "demo", "--choose_held_out", "DATA"],
+            "is trained on; name a folder of pictures that are",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_by_is_refused_before_the_training(
+    data: Path, held_out: Path, tmp_path: Path, words: list[str], told: str
+) -> None:
+    given = [word.replace("HELD", str(held_out)).replace("DATA", str(data)) for word in words]
+    done = train(data, tmp_path / "out", *given)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert told in line
+    assert "base: " not in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_an_encoder_without_choose_is_said_to_do_nothing(held_out: Path, tmp_path: Path) -> None:
+    run = RunSettings(output_dir=tmp_path, choose_encoder="demo", choose_held_out=held_out)
+    settings = replace(settings_of(run, device="cpu"), network=NetworkSettings())
+    assert "choose_encoder does nothing without choose" in check_cheaply(settings)[1]
+
+
+@pytest.mark.slow
+def test_epochs_are_compared_by_the_encoder(data: Path, held_out: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{TRIGGER}, 1girl, tea --w 64 --h 64 --s 1\n")
+    words = ["--save_every_n_steps", "1", "--sample_prompts", str(prompts)]
+    words += ["--choose_encoder", "demo", "--choose_held_out", str(held_out)]
+    done = train(data, tmp_path / "out", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"--encoder demo --held-out {held_out}" in done.stderr
+    page = (tmp_path / "out" / "mina-choose.html").read_text()
+    assert "mean cosine to held-out pictures" in page
+    assert "of the way from the base's pictures to the held-out ones" in done.stderr
 
 
 def test_networks_that_a_run_leaves() -> None:

@@ -207,6 +207,17 @@ def test_averaging_optimizers_show_other_weights_than_they_train() -> None:
 # --------------------------------------------------------------------------------------------------- names
 
 
+GUIDES = (
+    *("AdamW", "AdamW8bit", "Lion", "Lion8bit", "SGDNesterov", "SGDNesterov8bit", "AdaFactor", "Prodigy"),
+    *("DAdaptation", "DAdaptAdamPreprint", "DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptAdanIP"),
+    *("DAdaptLion", "DAdaptSGD"),
+)
+
+
+def test_every_name_of_the_guide_is_known() -> None:
+    assert tuple(optimizer_kind(name.lower()).name for name in GUIDES) == GUIDES
+
+
 @pytest.mark.parametrize("name", ["adamw", "ADAMW", "AdamW"])
 def test_case_does_not_matter(name: str) -> None:
     assert optimizer_kind(name).name == "AdamW"
@@ -283,6 +294,8 @@ def test_the_guides_arguments_are_for_those_who_give_none() -> None:
         "betas": (0.9, 0.99),
     }
     assert check_arguments("DAdaptAdam", ["decouple=True"]) == {"weight_decouple": True}
+    assert check_arguments("AdamW", [])["weight_decay"] == 0.01
+    assert check_arguments("AdamW", ["weight_decay=0.01", "betas=0.9,0.999"])["betas"] == (0.9, 0.999)
     # What sd-scripts always sets stays set.
     assert check_arguments("SGDNesterov", ["weight_decay=0.1"])["momentum"] == 0.9
     assert check_arguments("DAdaptLion", ["log_every=5"]) == {"betas": (0.9, 0.99), "weight_decouple": True}

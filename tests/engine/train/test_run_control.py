@@ -61,6 +61,7 @@ def with_states(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts.write_text(f"({TRIGGER}:1.2), 1girl --s 2 --w 64 --h 64\n")
     more = "--max_train_epochs 4 --save_state --save_last_n_epochs_state 2 --sample_every_n_epochs 2"
     notes = ["--metadata_usage_hint", "say her name", "--training_comment", "mine", "--log_prefix", "net_"]
+    notes += ["--metadata_trigger_phrase", TRIGGER]
     assert run(data, out, *more.split(), "--sample_prompts", str(prompts), *notes) == 0
     return out
 
@@ -158,6 +159,7 @@ def test_what_the_user_says_of_the_file(with_states: Path) -> None:
     with open_tensors(with_states / "net.safetensors") as file:
         found = parse_metadata(file.metadata)
     assert (found["modelspec.usage_hint"], found["ss_training_comment"]) == ("say her name", "mine")
+    assert found["modelspec.trigger_phrase"] == TRIGGER
 
 
 def test_a_pickle_for_old_programs(data: Path, tmp_path: Path) -> None:

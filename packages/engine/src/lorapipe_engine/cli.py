@@ -13,7 +13,14 @@ from typing import Any
 import click
 
 from lorapipe_engine.command.foreign import ForeignOptions, foreign_options, given_options
-from lorapipe_engine.command.options import build_settings, settings_options, taken_notes
+from lorapipe_engine.command.options import (
+    INSTEAD,
+    RUNS,
+    build_settings,
+    settings_options,
+    taken_notes,
+    under,
+)
 from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.process.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
@@ -56,33 +63,40 @@ class TrainCommand(LaunchedCommand):
 
 @tool_command("lora-train", examples=EXAMPLES, cls=TrainCommand)
 @click.argument("words", nargs=-1, type=click.Path(path_type=Path), metavar="[FOLDER] [RUN.toml ...]")
-@click.option(
+@under(
+    RUNS,
     "--vary",
     multiple=True,
     metavar="NAME=A,B",
     help="Train a run for each value of an option, and for each combination where it is given again.",
 )
-@click.option(
-    "--dry_run", is_flag=True, help="Check everything that is cheap, show what would be done, and stop."
+@under(
+    INSTEAD,
+    "--dry_run",
+    is_flag=True,
+    help="Check everything that is cheap, show what would be done, and stop.",
 )
-@click.option(
+@under(
+    INSTEAD,
     "--plot_lr",
     is_flag=False,
     flag_value="-",
     metavar="[FILE]",
     help="Draw the curve of the rates and stop: as FILE (.png, .svg), without one in the terminal.",
 )
-@click.option(
+@under(
+    INSTEAD,
     "--doctor",
     is_flag=True,
     help="Tell what on this machine will stop a run with these options, and the mend, and stop.",
 )
-@click.option(
+@under(
+    INSTEAD,
     "--suggest",
     is_flag=True,
     help="Print a configuration for the folder of pictures, with the reason of each value, and stop.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Tell what --doctor finds as one JSON object.")
+@under(INSTEAD, "--json", "as_json", is_flag=True, help="Tell what --doctor finds as one JSON object.")
 @settings_options(*PARTS, several=True)
 @foreign_options(FOREIGN)
 def lora_train(

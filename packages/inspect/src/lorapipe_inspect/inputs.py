@@ -27,12 +27,14 @@ STREAM_NAME = "standard input"
 class Input:
     """One file to look into. ``record`` is what names it, None for the network that comes through ``stream``.
 
-    ``listed``: it was on a list from standard input, not among the words of the command line.
+    ``listed``: it was on a list from standard input, not among the words of the command line. ``inner``: the folders
+    between it and the folder that was named.
     """
 
     record: Record | None
     listed: bool = False
     stream: BinaryIO | None = None
+    inner: Path = Path()
 
     @property
     def path(self) -> Path | None:
@@ -52,8 +54,11 @@ class Input:
         return open_weights(self.stream)
 
 
-def find_inputs(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterator[Input]:
-    """The files that ``words`` name, as they come; a folder gives its safetensors files, sorted.
+def find_inputs(
+    words: Sequence[str], stdin: BinaryIO | None = None, *, recursive: bool | None = None
+) -> Iterator[Input]:
+    """The files that ``words`` name, as they come; a folder gives its safetensors files, sorted, with ``recursive``
+    those of its folders too (None: the command cannot be asked for that).
 
     "-", or no word at all, is ``stdin`` (the process's own by default): one safetensors file if its first bytes
     cannot be text, else a list of paths and JSON records (:mod:`lorapipe_engine.command.records`). Raises InputError
@@ -61,7 +66,7 @@ def find_inputs(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterator
     """
     for word in words or (STREAM,):
         if word != STREAM:
-            yield from _expand(Record(Path(word)), listed=False)
+            yield from _expand(Record(Path(word)), recursive, listed=False)
             continue
         stream = stdin or (sys.stdin.buffer if sys.stdin is not None else None)
         if stream is None or stream.isatty():
@@ -70,23 +75,25 @@ def find_inputs(words: Sequence[str], stdin: BinaryIO | None = None) -> Iterator
         joined = io.BufferedReader(_Joined(start, stream))
         if _is_text(start):
             for record in read_list(joined, STREAM_NAME):
-                yield from _expand(record, listed=True)
+                yield from _expand(record, recursive, listed=True)
         else:
             yield Input(None, stream=joined)
 
 
-def each_file(words: Sequence[str], work: Callable[[Input, WeightFile], bool | None]) -> int:
+def each_file(
+    words: Sequence[str], work: Callable[[Input, WeightFile], bool | None], *, recursive: bool = False
+) -> int:
     """Do ``work`` on every open file; the exit status. What fails is told in a line, the others still get done.
 
     0 if all went well; 1 if ``work`` answered False, which is a problem found, or if some files failed; the
     error's own status (2 for unreadable input) if all did. Raises InputError where there are no files.
     """
-    return each_input(words, lambda one: _opened(one, work))
+    return each_input(words, lambda one: _opened(one, work), recursive=recursive)
 
 
-def each_input(words: Sequence[str], work: Callable[[Input], bool | None]) -> int:
+def each_input(words: Sequence[str], work: Callable[[Input], bool | None], *, recursive: bool = False) -> int:
     """As :func:`each_file`, for work that opens files itself."""
-    return work_through(find_inputs(words), work)
+    return work_through(find_inputs(words, recursive=recursive), work)
 
 
 def work_through(inputs: Iterable[Input], work: Callable[[Input], bool | None]) -> int:
@@ -132,9 +139,10 @@ def _opened(one: Input, work: Callable[[Input, WeightFile], bool | None]) -> boo
         return work(one, file)
 
 
-def _expand(record: Record, *, listed: bool) -> Iterator[Input]:
-    for file in expand_folders([record], SUFFIXES):
-        yield Input(file, listed)
+def _expand(record: Record, recursive: bool | None, *, listed: bool) -> Iterator[Input]:
+    for file in expand_folders([record], SUFFIXES, recursive=recursive):
+        is_itself = file.path == record.path
+        yield Input(file, listed, inner=Path() if is_itself else file.path.parent.relative_to(record.path))
 
 
 def _complain(error: LoraError) -> None:

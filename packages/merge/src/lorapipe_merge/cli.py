@@ -167,7 +167,8 @@ def _single(name: str, target: Path, chosen: Chosen) -> int:
     for note in done.notes:
         say(f"note: {note}")
     if output.as_json:
-        write_json({"path": str(target), "tensors": done.tensors, "cast": done.cast, "notes": done.notes})
+        path = None if output.dry_run else str(target)
+        write_json({"path": path, "tensors": done.tensors, "cast": done.cast, "notes": done.notes})
     elif not output.dry_run:
         write_path(target)
     return 0
@@ -196,7 +197,7 @@ def _tell(report: Report, output: OutputSettings) -> int:
     for line in report.lines(dry_run=output.dry_run):
         say(line)
     if output.as_json:
-        write_json(report.as_record())
+        write_json(report.as_record() | ({"path": None} if output.dry_run else {}))
     elif not output.dry_run:
         write_path(Path(report.output))
     return 0

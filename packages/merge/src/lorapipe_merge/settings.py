@@ -117,16 +117,19 @@ class NetworksSettings:
     )
     rank: int | None = flag(
         None,
-        f"Largest rank.  [default: {DEFAULT_RANK}; with --average: each module's in the first network]",
-        *("-r", "--new-rank", "--rank"),
+        f"Largest rank that a module may have.  [default: {DEFAULT_RANK}; with --average: each module's in the "
+        "first network]",
+        *("--new-rank", "--rank"),
         min=1,
         needs=_SVD,
     )
     conv_rank: int | None = flag(
-        None, "The same for convolutions.", "--new-conv-rank", "--conv-rank", min=1, needs=_SVD
+        None, "Largest rank that a convolution may have.", "--new-conv-rank", "--conv-rank", min=1, needs=_SVD
     )
     dynamic_method: Dynamic | None = flag(None, "With svd: choose each rank as lora-resize does.", needs=_SVD)
-    dynamic_param: float | None = flag(None, "Number for --dynamic-method.", metavar="PARAM", needs=_SVD)
+    dynamic_param: float | None = flag(
+        None, "PARAM of --dynamic-method, as lora-resize has it.", metavar="PARAM", needs=_SVD
+    )
     one_more: bool = flag(
         False,
         "Keep one rank more than the method asks for, as sd-scripts did until March 2026.",
@@ -135,7 +138,9 @@ class NetworksSettings:
     target_size: str | None = flag(
         None, "With svd: ranks that lose least in a file of at most 20MB.", metavar="SIZE", needs=_SVD
     )
-    shuffle: int | None = flag(None, "Permute the order of the ranks.", metavar="SEED")
+    shuffle: int | None = flag(
+        None, "Bring the ranks into another order, drawn by this seed.", metavar="SEED"
+    )
 
     @property
     def way(self) -> Literal["concat", "svd"]:
@@ -160,14 +165,14 @@ class ModelsSettings:
         metavar="NAME=NUMBER",
     )
     vae: Path | None = flag(None, "Put this VAE into the result.", metavar="FILE")
-    ema: Literal["keep", "prune", "use"] = flag("keep", "What becomes of averaged weights.")
+    ema: Literal["keep", "prune", "use"] = flag("keep", "What becomes of averaged weights (EMA) in the file.")
     prune: bool = flag(False, "Leave out what no program reads.")
     configs: Path | None = flag(
         None,
         "One model into a folder: take configurations, scheduler and tokenizers from this one.",
-        metavar="FOLDER",
+        metavar="DIR",
     )
-    seed: int = flag(0, "For the random choices of dare.", needs="method=dare")
+    seed: int = flag(0, "Seed by which dare draws what it drops.", needs="method=dare")
 
 
 MODES = (

@@ -10,13 +10,14 @@ from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.process.processors import use_one_blas_thread
 from lorapipe_engine.command.tool import say, tool_command
-from lorapipe_resize.settings import FOREIGN, MODES, RankSettings, ResultSettings
+from lorapipe_resize.settings import FOREIGN, MODES, InputSettings, RankSettings, ResultSettings
 
 EXAMPLES = """
 lora-resize big.safetensors -o small.safetensors --new-rank 32
 lora-resize big.safetensors -o small.safetensors --new_rank 32 --dynamic_method sv_fro --dynamic_param 0.9
 lora-resize big.safetensors -o small.safetensors --target-size 20MB --report
 lora-resize run/ -o small/ --new-rank 32 --new-conv-rank 16
+lora-resize runs/ -r -o small/ --new-rank 32
 ls *.safetensors | lora-inspect zeros | lora-resize --new-rank 32 -o small/
 lora-resize big.safetensors --new-rank 32 -o - | lora-inspect zeros -
 """
@@ -40,9 +41,9 @@ def lora_resize(inputs: tuple[str, ...], **flags: Any) -> int:
         say(f"note: {note}")
     from lorapipe_resize.run import Options, run
 
-    result = chosen[ResultSettings]
-    words = (*inputs, result.model) if result.model else inputs
-    return run(Options(words, chosen[RankSettings], result))
+    given = chosen[InputSettings]
+    words = (*inputs, given.model) if given.model else inputs
+    return run(Options(words, chosen[RankSettings], chosen[ResultSettings], recursive=given.recursive))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.networks.ranks import error_of_all
+from lorapipe_engine.networks.underflow import Underflow
 
 DORA = "dora"  # the algorithm of a report whose module has magnitudes
 
@@ -19,7 +20,7 @@ class ModuleReport:
     ``rank`` is that of the file before, ``new_rank`` after (both None for a module copied as it was). ``top``
     is the largest singular value of up · down without the scale alpha / rank, ``next`` the first dropped one
     over it. ``truncation`` and ``cast`` are ‖change lost‖ / ‖change‖ by dropping ranks and by the number
-    type.
+    type, ``underflow`` counts the new factors' values that it makes zeros of.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModuleReport:
     norm: float = 0.0
     truncation: float = 0.0
     cast: float = 0.0
+    underflow: Underflow = field(default_factory=Underflow)
     dead: bool = False
     capped: bool = False
     note: str = ""
@@ -45,19 +47,31 @@ MOST_ERROR = 0.2  # of the change
 
 
 def loss_advice(modules: Sequence[ModuleReport]) -> list[str]:
-    """A line where the ranks are lower than what keeps a sound network sound, and one where much of it is lost."""
+    """A line where the ranks are lower than what keeps a sound network sound, one where much of it is lost, and one
+    where half precision makes zeros of many values."""
     smaller = [m for m in modules if m.new_rank is not None and m.new_rank < (m.rank or 0)]
     highest = max((m.new_rank or 0 for m in smaller), default=SAFE_RANK)
     lines = []
     if highest < SAFE_RANK <= max(m.rank or 0 for m in smaller):
-        lines.append(
-            f"rank {highest} is below {SAFE_RANK}, from which on detail is lost; 8 to 24 help a network that is burnt, "
-            "and cost a sound one most"
-        )
+        lines.append(low_rank_line(highest))
     error = error_of_all((m.norm, m.truncation) for m in smaller)
     if error > MOST_ERROR:
-        lines.append(f"{error:.0%} of the change is lost, which shows in pictures; a higher rank keeps more")
-    return lines
+        lines.append(lost_line(error))
+    underflow = sum((m.underflow for m in modules), Underflow()).line()
+    return [*lines, *([underflow] if underflow else [])]
+
+
+def low_rank_line(highest: int) -> str:
+    """What is said of ranks lower than the guides' safe one."""
+    return (
+        f"rank {highest} is below {SAFE_RANK}, from which on detail is lost; 8 to 24 help a network that is burnt, "
+        "and cost a sound one most"
+    )
+
+
+def lost_line(error: float) -> str:
+    """What is said where much of a change is left out (a share)."""
+    return f"{error:.0%} of the change is lost, which shows in pictures; a higher rank keeps more"
 
 
 @dataclass(frozen=True, kw_only=True)

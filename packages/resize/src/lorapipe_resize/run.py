@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorapipe_engine.command.json_text import NoJson, parse_json
-from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.records import Record, expand_folders, write_json, write_path
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, naming
 from lorapipe_engine.files.picklefile import open_weights
@@ -50,8 +50,14 @@ class Options:
     inputs: Sequence[str]
     ranks: RankSettings
     result: ResultSettings
+    recursive: bool = False
 
     def __post_init__(self) -> None:
+        number = next((word for word in self.inputs if word.isdecimal() and not Path(word).exists()), None)
+        if self.recursive and number is not None:
+            raise ConfigError(
+                f"-r looks into folders' folders, as in all tools: the rank is --new-rank {number}"
+            )
         if self.ranks.target_size is not None and self.ranks.method is not None:
             raise ConfigError("--target-size chooses the ranks itself: leave out --dynamic-method")
         if self.result.output is None and not self.result.dry_run:
@@ -82,7 +88,7 @@ class Task:
     """One network. ``source`` None is standard input, ``target`` None standard output or nowhere."""
 
     source: Path | None
-    target: Path | None
+    target: Path | None = None
 
     @property
     def name(self) -> str:
@@ -116,18 +122,20 @@ def plan(options: Options) -> list[Task]:
     Raises InputError where there is nothing to resize, ConfigError where inputs would get the same output,
     and OutputError for outputs that exist (without ``--force``) or cannot be written.
     """
-    sources = list(find_sources(options.inputs, sys.stdin.buffer))
+    sources = list(find_sources(options.inputs, sys.stdin.buffer, recursive=options.recursive))
+    if options.recursive:
+        sources = _without_results(sources, options.result.output)
     if not sources:
         raise InputError("no networks to resize: name files or folders, or pipe paths in")
     if options.result.dry_run:
-        return [Task(source, None) for source in sources]
+        return [Task(source) for source, _ in sources]
     output = options.result.output or ""
     if output == STREAM:
         if len(sources) > 1:
             raise ConfigError(f"-o - takes one network, not {len(sources)}: give -o FOLDER/")
         if sys.stdout.isatty():
             raise ConfigError("-o - would write binary data to the terminal: pipe it, or give -o FILE")
-        return [Task(sources[0], None)]
+        return [Task(sources[0][0])]
     folder = output.endswith(("/", "\\")) or Path(output).is_dir()
     if not folder and Path(output).suffix.lower() == ".safetensors":
         if len(sources) > 1:
@@ -136,15 +144,23 @@ def plan(options: Options) -> list[Task]:
             )
     else:
         folder = folder or len(sources) > 1 or any(Path(word).is_dir() for word in options.inputs)
-    tasks = [Task(source, _target(source, Path(output), folder)) for source in sources]
+    tasks = [Task(source, Path(output) / place if folder else Path(output)) for source, place in sources]
     _check_targets(tasks, Path(output), folder, options.result.force)
     return tasks
 
 
-def _target(source: Path | None, output: Path, folder: bool) -> Path:
-    if not folder:
-        return output
-    return output / (f"{source.stem}.safetensors" if source else "stdin.safetensors")
+def _without_results(
+    sources: Sequence[tuple[Path | None, Path]], output: str | None
+) -> list[tuple[Path | None, Path]]:
+    """The sources but for those that lie in the folder of the results, as an earlier run left them there."""
+    if output is None or not Path(output).is_dir():
+        return list(sources)
+    inside = Path(output).resolve()
+    kept = [(path, place) for path, place in sources if path is None or inside not in path.resolve().parents]
+    if 0 < len(kept) < len(sources):
+        say(f"note: {len(sources) - len(kept)} networks in {output} are results, and not resized again")
+        return kept
+    return list(sources)
 
 
 def _check_targets(tasks: Sequence[Task], output: Path, folder: bool, force: bool) -> None:
@@ -156,30 +172,32 @@ def _check_targets(tasks: Sequence[Task], output: Path, folder: bool, force: boo
         seen[target] = task
         if task.source and target.exists() and target.samefile(task.source) and not force:
             raise ConfigError(f"{target}: is the input itself; give --force to replace it, or another -o")
-    if folder:
-        output.mkdir(parents=True, exist_ok=True)
     for target in seen:
+        if folder:
+            target.parent.mkdir(parents=True, exist_ok=True)
         check_weights_output(target, force=force)
         if not os.access(target.parent, os.W_OK):
             raise OutputError(f"{target}: its folder {target.parent} may not be written to")
 
 
-def find_sources(words: Sequence[str], stdin: BinaryIO) -> Iterator[Path | None]:
-    """Files to resize; None stands for a network on ``stdin``.
+def find_sources(
+    words: Sequence[str], stdin: BinaryIO, *, recursive: bool = False
+) -> Iterator[tuple[Path | None, Path]]:
+    """Files to resize, each with its place in a folder of results; None stands for a network on ``stdin``.
 
-    A folder gives its safetensors files. Without words, or for "-", ``stdin`` is a network if it looks like
-    one, else a list of paths and JSON records, one a line.
+    A folder gives its safetensors files, with ``recursive`` those of its folders too. Without words, or for "-",
+    ``stdin`` is a network if it looks like one, else a list of paths and JSON records, one a line.
     """
     for word in words or (STREAM,):
         if word != STREAM:
-            yield from _expand(Path(word))
+            yield from _expand(Path(word), recursive)
         elif stdin.isatty():
             raise InputError("no networks to resize: name files or folders, or pipe paths in")
         elif _is_network(stdin):
-            yield None
+            yield None, Path("stdin.safetensors")
         else:
             for path in listed_paths(stdin):
-                yield from _expand(path)
+                yield from _expand(path, recursive)
 
 
 def _is_network(stdin: BinaryIO) -> bool:
@@ -190,14 +208,10 @@ def _is_network(stdin: BinaryIO) -> bool:
     return peek is not None and b"\0" in peek(8)[:8]
 
 
-def _expand(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    files = sorted(p for p in path.glob("*.safetensors") if p.is_file() and not p.name.startswith("."))
-    if not files:
-        raise InputError(f"{path}: has no .safetensors files")
-    yield from files
+def _expand(path: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
+    for record in expand_folders([Record(path)], (".safetensors",), recursive=recursive):
+        inner = record.path.relative_to(path).parent if record.path != path else Path()
+        yield record.path, inner / f"{record.path.stem}.safetensors"
 
 
 # -------------------------------------------------------------------------------- one file

@@ -18,7 +18,11 @@ class RankSettings:
     """Ranks"""
 
     rank: int | None = flag(
-        None, f"Largest rank.  [default: {DEFAULT_RANK}]", "-r", "--new-rank", "--rank", min=1
+        None,
+        f"Largest rank that a module may have.  [default: {DEFAULT_RANK}]",
+        "--new-rank",
+        "--rank",
+        min=1,
     )
     conv_rank: int | None = flag(
         None,
@@ -32,7 +36,13 @@ class RankSettings:
         "their Frobenius norm, or of their sum.",
         *("--dynamic-method", "--method"),
     )
-    param: float | None = flag(None, "Number for the method.", "--dynamic-param", "--param", metavar="PARAM")
+    param: float | None = flag(
+        None,
+        "PARAM of the method: sv_ratio a number from 1 on, sv_fro and sv_cumulative a share up to 1.",
+        "--dynamic-param",
+        "--param",
+        metavar="PARAM",
+    )
     one_more: bool = flag(
         False,
         "Keep one rank more than the method asks for, as sd-scripts did until March 2026.",
@@ -52,9 +62,13 @@ class RankSettings:
 class ResultSettings:
     """The result"""
 
-    model: str | None = flag(None, "The input, as sd-scripts has it.", metavar="IN")
     output: str | None = flag(
-        None, "File, folder for several, or - for stdout.", "-o", "--output", "--save-to", metavar="OUT"
+        None,
+        "File, folder for several (with the folders they were in), or - for stdout.",
+        "-o",
+        "--output",
+        "--save-to",
+        metavar="OUT",
     )
     save_precision: Literal["keep", "fp16", "bf16", "fp32", "float"] = flag(
         "keep", "Number type of the new factors.", "--save-precision", "--precision"
@@ -74,7 +88,11 @@ class ResultSettings:
     )
     drop_zero: bool = flag(False, "Leave out modules whose change is exactly zero.")
     allow_nonfinite: bool = flag(False, "Copy modules with NaN or infinite values instead of stopping.")
-    device: str = flag("cpu", "cuda does dense SVDs (diff, LoHa of high rank) with torch.", metavar="TEXT")
+    device: str = flag(
+        "cpu",
+        "Where dense SVDs (diff, LoHa of high rank) are computed: cpu, or cuda with torch.",
+        metavar="TEXT",
+    )
     report: bool = flag(False, "Print what every module kept and lost, and the totals.")
     as_json: bool = flag(False, "Print the report as one JSON object per file.", "--json")
     dry_run: bool = flag(False, "Compute and report, write nothing.", "-n", "--dry-run")
@@ -86,9 +104,17 @@ class ResultSettings:
         return "fp32" if self.save_precision == "float" else self.save_precision
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """What is read"""
+
+    recursive: bool = flag(False, "Look into folders' folders too.", "-r", "--recursive")
+    model: str | None = flag(None, "The input, as sd-scripts has it.", metavar="IN")
+
+
 # Of sd-scripts' resize_lora.py, and of earlier versions of lora-resize.
 FOREIGN = {
     **ignored("spectra are exact here", "svd_lowrank_niter"),
     **ignored("ranks are counted so without it", "exact_count", flag=True),
 }
-MODES = (Mode("resizing", (RankSettings, ResultSettings)),)
+MODES = (Mode("resizing", (InputSettings, RankSettings, ResultSettings)),)

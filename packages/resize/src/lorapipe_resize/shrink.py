@@ -24,6 +24,7 @@ from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_s
 from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
 from lorapipe_engine.networks.read import magnitude_shape, read_module, scale_of
+from lorapipe_engine.networks.underflow import Underflow, underflow_of
 from lorapipe_resize.report import DORA, ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
@@ -132,10 +133,10 @@ def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, se
     report = _describe(module, decomposed, new_rank, settings)
     if settings.drop_zero and not np.any(singular):
         return _Piece({}, replace(report, new_rank=None, note="dropped, its change is zero"))
-    tensors, cast = _new_tensors(file, module, decomposed, new_rank, settings)
+    tensors, cast, underflow = _new_tensors(file, module, decomposed, new_rank, settings)
     wanted = None if rank or report.dead else settings.rule.wanted(singular)
     capped = wanted is not None and settings.rule.bound(conv=conv) < min(wanted, decomposed.limit)
-    return _Piece(tensors, replace(report, cast=cast, capped=capped))
+    return _Piece(tensors, replace(report, cast=cast, underflow=underflow, capped=capped))
 
 
 def _decompose(
@@ -202,8 +203,9 @@ def _describe(
 
 def _new_tensors(
     file: WeightFile, module: NetworkModule, decomposed: ModuleSpectrum, rank: int, settings: Settings
-) -> tuple[dict[str, Encoded], float]:
-    """The module's tensors at its new rank, keyed as in the file, and the relative error of the cast."""
+) -> tuple[dict[str, Encoded], float, Underflow]:
+    """The module's tensors at its new rank, keyed as in the file, the relative error of the cast, and what it makes
+    zeros of."""
     stored = settings.kohya is not None or _stores_alpha(module)
     spectrum = decomposed.spectrum
     if stored and settings.alpha is not None and decomposed.scale * rank != settings.alpha:
@@ -235,7 +237,8 @@ def _new_tensors(
             name, strength = _key(module, "diff_b", settings), 1.0
         tensors[name] = encode(file.read(key) * (scale_of(module) / strength), file.tensors[key].dtype)
     norm = spectrum.norm()
-    return tensors, rounding_norm(exact, rounded) / norm if norm else 0.0
+    cast = rounding_norm(exact, rounded) / norm if norm else 0.0
+    return tensors, cast, underflow_of(exact, rounded)
 
 
 def _exact_factors(decomposed: ModuleSpectrum, spectrum: Spectrum, rank: int, settings: Settings) -> Factors:

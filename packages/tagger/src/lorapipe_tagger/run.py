@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lorapipe_engine.changes.takeback import take_back
-from lorapipe_engine.command.progress import Progress, progress
+from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import LoraError
@@ -26,7 +26,7 @@ from lorapipe_tagger.scoring.embeddings import open_embeddings
 from lorapipe_tagger.scoring.pipeline import Pipeline, Result, Tagger
 from lorapipe_tagger.scoring.scores import ScoreCache, cache_folder
 from lorapipe_tagger.sources import Task, check_folders, find_tasks, warn_of_formats
-from lorapipe_tagger.tell import Count, as_records, tell, tell_constant, tell_frequency
+from lorapipe_tagger.tell import Count, tell, tell_constant, tell_frequency
 
 _WRITERS = 8
 _WRITES_AHEAD = 32
@@ -55,14 +55,12 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
     )
     if not options.dry_run:
         check_folders(tasks, options.output_dir)
-    lines = not as_records(options)
     count, tags = Count(), Counter[str]()
     page = open_report(options.report, force=options.force) if options.report else nullcontext()
     vectors = (
         open_embeddings(options.embeddings, force=options.force) if options.embeddings else nullcontext()
     )
-    bar = Progress(len(tasks), "tagging", "picture") if not lines else progress(0, "")
-    with bar, page as report, vectors as embeddings:
+    with progress(len(tasks), "tagging", "picture") as bar, page as report, vectors as embeddings:
         captioner = Captioner(options)
         for outcome in tag_all(tasks, options, captioner):
             tell(outcome, options, count)

@@ -41,19 +41,21 @@ class CaptionSettings:
         "Pictures that have a caption: pass them by, add what is new, or write it anew.",
         needs="no_txt=False",
     )
-    append_tags: bool = flag(False, "The same as --existing append.", needs="no_txt=False")
+    append_tags: bool = flag(
+        False, "Add new tags to captions that are there, as --existing append.", needs="no_txt=False"
+    )
     extension: str = flag(
         ".txt",
-        "Suffix of caption files.",
+        "Suffix of the caption files.",
         *("--ext", "--caption-extension", "--caption-extention"),
-        metavar="TEXT",
+        metavar="SUFFIX",
         needs="no_txt=False",
     )
     output_dir: Path | None = flag(
         None,
         "Write captions there, in the same tree.",
         *("-o", "--output-dir"),
-        metavar="DIRECTORY",
+        metavar="DIR",
         needs="no_txt=False",
     )
     collision: Collision = flag(
@@ -83,16 +85,19 @@ class UndoSettings:
 class ResultSettings:
     """Other results"""
 
-    frequency: bool = flag(False, "List the tags' counts on stderr.", "--frequency", "--frequency-tags")
+    frequency: bool = flag(
+        False, "List how often each tag comes, on stderr.", "--frequency", "--frequency-tags"
+    )
     report: Path | None = flag(
-        None, "Write a page of the pictures with their tags, unsure ones marked.", metavar="HTML"
+        None,
+        "Write a page of the pictures with their tags, unsure ones marked.",
+        *("--html", "--report"),
+        metavar="FILE",
     )
     embeddings: Path | None = flag(
         None, "Write a vector for each picture, near-duplicates' alike.", metavar="NPZ"
     )
-    force: bool = flag(
-        False, "Replace the report or embeddings if they exist.", needs=("report", "embeddings")
-    )
+    force: bool = flag(False, "Replace the page or embeddings if they exist.", needs=("report", "embeddings"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +133,9 @@ class ModelSettings:
     revision: str | None = flag(
         None, "Another state of the hub's model than the pinned one.", metavar="COMMIT"
     )
-    model_dir: Path | None = flag(None, "Where models are kept, instead of the hub's cache.", metavar="PATH")
+    model_dir: Path | None = flag(None, "Where models are kept, instead of the hub's cache.", metavar="DIR")
     offline: bool = flag(False, "Never ask the hub (as HF_HUB_OFFLINE=1).")
-    device: Device = flag("auto", "Where the network runs.")
+    device: Device = flag("auto", "What computes the model: a graphics card by its interface, or the CPU.")
     int8: bool = flag(
         False, "Run int8 matrix products: faster on some CPUs (measure it), scores a little apart."
     )
@@ -146,14 +151,14 @@ class WorkSettings:
     combine: How = flag("mean", "How several models decide.")
     batch: int | None = flag(
         None,
-        "Pictures at a time.  [default: 8, on a CPU 1]",
+        "Pictures that the model looks at together.  [default: 8, on a CPU 1]",
         *("--batch", "--batch-size"),
         min=1,
         max=1024,
     )
     workers: int | None = flag(
         None,
-        "Decoding threads.  [default: the cores, up to 16]",
+        "Threads that decode pictures.  [default: the cores, up to 16]",
         *("--workers", "--max-data-loader-n-workers"),
         min=1,
         max=256,
@@ -169,46 +174,50 @@ class SelectSettings:
     """Which tags"""
 
     threshold: str | None = flag(
-        None, "Threshold of general and character tags alike.", "--threshold", "--thresh", metavar="P"
+        None,
+        "How sure the model must be of a general or character tag: both thresholds in one.",
+        "--threshold",
+        "--thresh",
+        metavar="P",
     )
     general: str | None = flag(
         None,
-        "Threshold of general tags: 0.01 to 1, auto (the model's balance of precision and recall) or off.  "
-        "[default: 0.35]",
+        "How sure the model must be of a general tag: 0.01 to 1, auto (the model's balance of precision and "
+        "recall) or off.  [default: 0.35]",
         *("--general", "--general-threshold"),
         metavar="P",
     )
     character: str | None = flag(
         None,
-        "Threshold of character names.  [default: 0.85]",
+        "How sure the model must be of a character's name.  [default: 0.85]",
         *("--character", "--character-threshold"),
         metavar="P",
     )
     copyright: str | None = flag(
         None,
-        "Threshold of copyright tags, where a model has them.",
+        "How sure the model must be of a copyright tag, where it has them.",
         *("--copyright", "--copyright-threshold"),
         metavar="P",
     )
     artist: str | None = flag(
         None,
-        "Threshold of artist tags, where a model has them.",
+        "How sure the model must be of an artist, where it has them.",
         *("--artist", "--artist-threshold"),
         metavar="P",
     )
     meta: str | None = flag(
         None,
-        "Threshold of meta tags, where a model has them.",
+        "How sure the model must be of a meta tag, where it has them.",
         *("--meta", "--meta-threshold"),
         metavar="P",
     )
     species: str | None = flag(
-        None, "Threshold of species, where a model has them.  [default: 0.35]", metavar="P"
+        None, "How sure the model must be of a species, where it has them.  [default: 0.35]", metavar="P"
     )
-    lore: str | None = flag(None, "Threshold of lore tags, where a model has them.", metavar="P")
+    lore: str | None = flag(None, "How sure the model must be of a lore tag, where it has them.", metavar="P")
     quality: str | None = flag(
         None,
-        "Threshold of quality tags, where a model has them.",
+        "How sure the model must be of a quality tag, where it has them.",
         *("--quality", "--quality-threshold"),
         metavar="P",
     )
@@ -249,10 +258,12 @@ class ShapeSettings:
         "--replace",
         metavar="A=B",
     )
-    tag_replacement: str = flag("", "The same as --replace, as sd-scripts has it.", metavar="A,B;C,D")
-    aliases: Path | None = flag(None, "File of old -> new names.", metavar="PATH")
+    tag_replacement: str = flag(
+        "", "Replacements as sd-scripts has them, the same as --replace.", metavar="A,B;C,D"
+    )
+    aliases: Path | None = flag(None, "File of old -> new names.", metavar="FILE")
     implications: Path | None = flag(
-        None, "File of tag -> implied tag; implied ones are left out.", metavar="PATH"
+        None, "File of tag -> implied tag; implied ones are left out.", metavar="FILE"
     )
     drop_overlap: bool = flag(False, "Leave out shirt where white shirt is.")
     expand_character: bool = flag(
@@ -261,11 +272,13 @@ class ShapeSettings:
     order: Order = flag(
         "score", "By certainty, the same with 1girl and the like first, or as the model lists them."
     )
-    characters: Characters = flag("last", "Where character names stand.")
-    character_tags_first: bool = flag(False, "The same as --characters first.")
-    rating: Place = flag("off", "Write the likeliest rating.")
-    use_rating_tags: bool = flag(False, "The same as --rating first.")
-    use_rating_tags_as_last_tag: bool = flag(False, "The same as --rating last.")
+    characters: Characters = flag("last", "Where names of characters stand among the tags.")
+    character_tags_first: bool = flag(False, "Write names of characters first, as --characters first.")
+    rating: Place = flag("off", "Write the likeliest rating among the tags.")
+    use_rating_tags: bool = flag(False, "Write the likeliest rating in front, as --rating first.")
+    use_rating_tags_as_last_tag: bool = flag(
+        False, "Write the likeliest rating at the end, as --rating last."
+    )
     spaces: bool = flag(
         True,
         "How names of several words are written; faces such as ^_^ keep their underscore.",
@@ -274,7 +287,7 @@ class ShapeSettings:
     escape: bool = flag(False, "Write brackets as \\( and \\), as prompts want them.")
     separator: str = flag(
         ", ",
-        "What is written between two tags.  [default: ', ']",
+        "What is written between two tags of a caption.  [default: ', ']",
         "--separator",
         "--caption-separator",
         metavar="TEXT",

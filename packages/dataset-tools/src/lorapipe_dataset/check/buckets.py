@@ -70,7 +70,8 @@ class Bucket:
 
 @dataclass(frozen=True)
 class BucketReport:
-    """All buckets, largest first; ``shapes`` are shares of portrait, landscape and square pictures of an epoch."""
+    """All buckets, largest first; ``shapes`` are shares of portrait, landscape and square pictures of an epoch. Without
+    ``numbered`` no folder says how often its pictures come, and each counts once."""
 
     buckets: tuple[Bucket, ...]
     shapes: dict[str, float]
@@ -78,6 +79,7 @@ class BucketReport:
     loss: float
     batches: int
     batch_size: int
+    numbered: bool = True
 
     def as_record(self) -> dict[str, Any]:
         """The report as JSON."""
@@ -115,8 +117,8 @@ def _place(picture: Picture, rule: BucketRule) -> Placed | Unplaced:
     return Placed(picture.path, picture.size, placement, picture.place.repeats or 1)
 
 
-def bucket_report(placed: Sequence[Placed], batch_size: int) -> BucketReport:
-    """Gather pictures by bucket."""
+def bucket_report(placed: Sequence[Placed], batch_size: int, *, numbered: bool = True) -> BucketReport:
+    """Gather pictures by bucket; ``numbered``: whether the folders say how often each comes."""
     groups: dict[Size, list[Placed]] = {}
     for one in placed:
         groups.setdefault(one.placement.bucket, []).append(one)
@@ -142,6 +144,7 @@ def bucket_report(placed: Sequence[Placed], batch_size: int) -> BucketReport:
             [(0, p.placement.bucket) for p in placed], [p.repeats for p in placed], [batch_size]
         ),
         batch_size,
+        numbered,
     )
 
 
@@ -156,8 +159,9 @@ def _shapes(buckets: Sequence[Bucket]) -> dict[str, float]:
 
 def table(report: BucketReport) -> Iterator[str]:
     """The report for a person."""
-    yield f"{'bucket':>11}  {'images':>6}  {'epoch':>6}  {'share':>5}  {'cut':>6}" + (
-        "  last batch" if report.batch_size > 1 else ""
+    yield (
+        f"{'bucket':>11}  {'images':>6}  {'epoch' if report.numbered else 'once':>6}  {'share':>5}  {'cut':>6}"
+        + ("  last batch" if report.batch_size > 1 else "")
     )
     whole = max(1, sum(bucket.shown for bucket in report.buckets))
     for bucket in report.buckets:
@@ -167,7 +171,8 @@ def table(report: BucketReport) -> Iterator[str]:
             f"{bucket.shown / whole:>5.0%}  {bucket.loss:>6.1%}{rest}"
         )
     shapes = ", ".join(f"{name} {share:.0%}" for name, share in report.shapes.items())
-    yield f"{shapes}; {report.loss:.1%} of a picture is cut away on average; {report.batches} batches an epoch"
+    how = "an epoch" if report.numbered else "with each picture once"
+    yield f"{shapes}; {report.loss:.1%} of a picture is cut away on average; {report.batches} batches {how}"
     for one in report.worst:
         width, height = one.size
         yield f"cut most: {one.placement.loss:.1%} of {printable(str(one.path))} ({width}x{height})"

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lorapipe_dataset.bucketing import BucketSettings
+from lorapipe_dataset.check.settings import InputSettings
 from lorapipe_engine.command.modes import Mode, flag, mode_options, read_mode
 from lorapipe_engine.command.tool import complain, say, show, tool_command
 from lorapipe_engine.errors import ConfigError
@@ -25,7 +26,7 @@ class ListSettings:
     as_json: bool = flag(False, "Print one JSON object for each picture.", "--json")
 
 
-MODES = (Mode("lora-check buckets", (BucketSettings, ListSettings)),)
+MODES = (Mode("lora-check buckets", (InputSettings, BucketSettings, ListSettings)),)
 
 
 @tool_command("lora-check buckets", examples=EXAMPLES)
@@ -46,7 +47,8 @@ def command(inputs: tuple[str, ...], **flags: Any) -> int:
     from lorapipe_engine.command.records import read_records, write_json
 
     data, as_json = chosen[BucketSettings].data(), chosen[ListSettings].as_json
-    dataset = scan(read_records(inputs), ".txt")
+    recursive = chosen[InputSettings].recursive
+    dataset = scan(read_records(inputs), ".txt", recursive=recursive)
     read_files(dataset)
     rows = place_all(dataset, data)
     if as_json:
@@ -57,7 +59,7 @@ def command(inputs: tuple[str, ...], **flags: Any) -> int:
         complain(f"{row.path}: {row.problem}")
     if not as_json:
         placed = [row for row in rows if isinstance(row, Placed)]
-        for line in table(bucket_report(placed, data.train_batch_size)):
+        for line in table(bucket_report(placed, data.train_batch_size, numbered=dataset.numbered)):
             show(line)
     left = len(dataset.pictures) - len(dataset.trained)
     if left:

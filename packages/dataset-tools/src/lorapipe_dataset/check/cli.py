@@ -18,6 +18,7 @@ EXAMPLES = """
 lora-check dataset/
 lora-check dataset/ --kind character --trigger "shiina mayuri" --resolution 768 --html report.html
 lora-check dataset/ --tags selected_tags.csv --json
+lora-check downloads/ --recursive -o report.html
 lora-check dataset/ --fix orphan-caption --fix duplicate-tag --dry-run
 lora-check dataset/ --undo
 lora-check buckets dataset/ --resolution 768,768 --json

@@ -10,6 +10,7 @@ from lorapipe_dataset.bucketing import BucketSettings
 from lorapipe_dataset.check.settings import (
     DrySettings,
     FixSettings,
+    InputSettings,
     ReportSettings,
     RuleSettings,
     Severity,
@@ -20,6 +21,8 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.caption_files import caption_suffix
 from lorapipe_engine.settings import DataSettings
 
+FORMS = (".html", ".json", ".txt")  # suffixes of --output
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -27,6 +30,7 @@ class Options:
 
     inputs: Sequence[str] = ()
     data: DataSettings
+    recursive: bool = False
     caption_extension: str = ".txt"
     kind: str | None = None
     trigger: str | None = None
@@ -41,6 +45,7 @@ class Options:
     ignore: Sequence[str] = ()
     look: bool = True
     whole: bool = False
+    output: Path | None = None
     html: Path | None = None
     as_json: bool = False
     fail_on: Severity = "error"
@@ -53,6 +58,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.trigger is not None and not self.trigger.strip():
             raise ConfigError("--trigger: an empty word")
+        if self.output is not None and self.output.suffix.lower() not in FORMS:
+            raise ConfigError(
+                f"--output {self.output}: its suffix says the form of the report: {', '.join(FORMS)}"
+            )
         if self.run is not None and not self.undo:
             raise ConfigError("--run names a run to take back: --undo is needed as well")
 
@@ -68,12 +77,19 @@ class Options:
                     chosen[RuleSettings].caption_extension, "--caption-extension"
                 ),
             },
+            recursive=chosen[InputSettings].recursive,
             **asdict(chosen[ReportSettings]),
             fix=chosen[FixSettings].fix,
             undo=chosen[UndoSettings].undo,
             run=chosen[UndoSettings].run,
             dry_run=chosen[DrySettings].dry_run,
         )
+
+    @property
+    def pages(self) -> tuple[Path, ...]:
+        """The pages to write."""
+        output = self.output if self.output and self.output.suffix.lower() == ".html" else None
+        return tuple(path for path in (output, self.html) if path is not None)
 
     @property
     def fixed_tokens(self) -> int:

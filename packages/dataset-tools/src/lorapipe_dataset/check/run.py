@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lorapipe_dataset.check.reports.report import Report, summary, table
 from lorapipe_dataset.check.rules import CHECKS, RULES
 from lorapipe_engine.command.configuration import nearest
 from lorapipe_engine.command.progress import progress
-from lorapipe_engine.command.records import Record, read_records, write_json
+from lorapipe_engine.command.records import Record, read_records, write_json, write_path
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.errors import ConfigError, InputError
@@ -37,26 +38,45 @@ def run(options: Options) -> int:
     records = list(read_records(options.inputs))
     if options.undo:
         return undo(roots_of(records), run=options.run, dry_run=options.dry_run)
-    if options.html:
-        check_output(options.html, force=options.force)
+    for path in filter(None, (options.output, options.html)):
+        check_output(path, force=options.force)
     report = check(records, options)
     if options.fix:
         return mend(report, options)
-    if options.html:
-        from lorapipe_dataset.check.reports.page import page
+    write(report, options)
+    return int(report.worst is not None and at_least(report.worst, options.fail_on))
 
-        with atomic_write(options.html, force=options.force) as file:
-            file.write(page(report).encode("utf-8", "replace"))
+
+def write(report: Report, options: Options) -> None:
+    """Put the report where the options want it: files, and else stdout."""
+    if options.output is not None:
+        _write_file(options.output, report, options)
+    if options.html is not None:
+        _write_file(options.html, report, options, ".html")
+        say(f"report: {options.html}")
     if options.as_json:
         write_json(report.as_record())
+    elif options.output is not None:
+        write_path(options.output)
     else:
         for line in table(report, whole=options.whole):
             show(line)
-    if options.as_json:
+    if options.as_json or options.output is not None:
         say(summary(report))
-    if options.html:
-        say(f"report: {options.html}")
-    return int(report.worst is not None and at_least(report.worst, options.fail_on))
+
+
+def _write_file(path: Path, report: Report, options: Options, form: str | None = None) -> None:
+    form = form or path.suffix.lower()
+    if form == ".html":
+        from lorapipe_dataset.check.reports.page import page
+
+        text = page(report)
+    elif form == ".json":
+        text = f"{json.dumps(report.as_record(), allow_nan=False)}\n"
+    else:
+        text = "".join(f"{line}\n" for line in table(report, whole=True))
+    with atomic_write(path, force=options.force) as file:
+        file.write(text.encode("utf-8", "replace"))
 
 
 def check(records: Iterable[Record], options: Options) -> Report:
@@ -65,16 +85,16 @@ def check(records: Iterable[Record], options: Options) -> Report:
     for record in records:
         if not record.path.exists():
             raise InputError(f"{record.path}: no such file or folder")
-    dataset = scan(records, options.caption_extension)
+    dataset = scan(records, options.caption_extension, recursive=options.recursive)
     read_files(dataset)
     if options.look:
-        thumbnail = THUMBNAIL if options.html else None
+        thumbnail = THUMBNAIL if options.pages else None
         with progress(len(dataset.pictures), "looking", "picture") as bar:
             for _ in look_at_all(dataset.pictures, thumbnail):
                 bar.update()
     findings, skipped = try_rules(dataset, options)
     placed = [row for row in place_all(dataset, options.data) if isinstance(row, Placed)]
-    buckets = bucket_report(placed, options.data.train_batch_size)
+    buckets = bucket_report(placed, options.data.train_batch_size, numbered=dataset.numbered)
     return Report(roots_of(records), dataset, tuple(findings), tuple(skipped), buckets)
 
 

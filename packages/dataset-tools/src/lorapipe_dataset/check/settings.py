@@ -15,6 +15,15 @@ Kind = Literal["character", "style", "concept"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """What is read"""
+
+    recursive: bool = flag(
+        False, "Check pictures in folders inside a concept's folder too.", "-r", "--recursive"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuleSettings:
     """What is checked"""
 
@@ -32,10 +41,12 @@ class RuleSettings:
     tokenizer_dir: Path | None = flag(
         None, "CLIP's vocab.json and merges.txt, to count tokens.", metavar="DIR"
     )
-    max_token_length: int = flag(225, "Tokens that are read of a caption.", min=1)
-    caption_extension: str = flag(".txt", "Suffix of captions.", metavar="TEXT")
+    max_token_length: int = flag(225, "Tokens of a caption that training reads; longer ones are told.", min=1)
+    caption_extension: str = flag(".txt", "Suffix of the caption files.", metavar="SUFFIX")
     look: bool = flag(True, "Decode the pictures, or read headers only.", opposite="no-look")
-    distance: int = flag(6, "Bits of 64 in which near-duplicates may differ.", min=0, max=16, needs="look")
+    distance: int = flag(
+        6, "How much near-duplicates may differ: bits of 64 of a picture's hash.", min=0, max=16, needs="look"
+    )
     crops: bool = flag(False, "Look for pictures cut out of others too: 10 s for 200 pictures.", needs="look")
     ignore: tuple[str, ...] = flag((), "Leave this rule out (may be repeated).", metavar="RULE")
     as_json: bool = flag(False, "Print the report as one JSON object.", "--json")
@@ -47,8 +58,16 @@ class ReportSettings:
 
     only: tuple[str, ...] = flag((), "Try this rule only (may be repeated).", metavar="RULE")
     whole: bool = flag(False, "Show every case, not the first few; --json has all.", "--all")
-    html: Path | None = flag(None, "Write a page to browse the pictures by tag and finding.", metavar="FILE")
-    force: bool = flag(False, "Replace the page if it exists.", needs="html")
+    output: Path | None = flag(
+        None,
+        "Write the report there and not on the screen: a page (.html), JSON (.json) or text (.txt).",
+        *("-o", "--output"),
+        metavar="FILE",
+    )
+    html: Path | None = flag(
+        None, "Write a page to browse the pictures by tag and finding, besides the report.", metavar="FILE"
+    )
+    force: bool = flag(False, "Replace the files if they exist.", needs=("output", "html"))
     fail_on: Severity = flag("error", "Exit with 1 for findings of this severity or a graver one.")
 
 
@@ -78,12 +97,12 @@ class DrySettings:
 class ListSettings:
     """Instead of a report"""
 
-    rules: bool = flag(False, "List the rules and stop.")
+    rules: bool = flag(False, "List what can be checked, with the mend, and stop.")
 
 
 MODES = (
-    Mode("the report", (ReportSettings, RuleSettings, BucketSettings)),
-    Mode("--fix", (FixSettings, DrySettings, RuleSettings, BucketSettings), by="fix"),
+    Mode("the report", (ReportSettings, InputSettings, RuleSettings, BucketSettings)),
+    Mode("--fix", (FixSettings, DrySettings, InputSettings, RuleSettings, BucketSettings), by="fix"),
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
     Mode("--rules", (ListSettings,), by="rules"),
 )
@@ -94,6 +113,7 @@ FOREIGN = {
 }
 # As the help shows them.
 ORDER = (
+    InputSettings,
     RuleSettings,
     BucketSettings,
     ReportSettings,

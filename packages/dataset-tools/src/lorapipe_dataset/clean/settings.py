@@ -45,12 +45,12 @@ class InputSettings:
     recursive: bool = flag(False, "Look into folders' folders too.", "-r", "--recursive")
     extensions: tuple[str, ...] = flag(
         (),
-        "Suffix of captions.  [default: .txt and .caption]",
+        "Suffix of the caption files.  [default: .txt and .caption]",
         *("--ext", "--caption-extension", "--caption-extention"),
         metavar="SUFFIX",
     )
     source: SourceFormat | None = flag(
-        None, "Format of what is read.  [default: by the file's content]", "--from"
+        None, "What the captions are read from.  [default: by the file's content]", "--from"
     )
     encoding: str | None = flag(
         None,
@@ -65,7 +65,9 @@ class InputSettings:
     )
     style: Style = flag("tags", "Captions are tags, or sentences.")
     split: str = flag(",", "Sign between tags that are read, besides --join.  [default: ,]", metavar="SIGN")
-    join: str = flag(", ", "Sign between tags that are written.  [default: ', ']", metavar="TEXT")
+    join: str = flag(
+        ", ", "Sign between tags that are written.  [default: ', ']", "--join", "--separator", metavar="TEXT"
+    )
     keep_tokens_separator: str = flag(
         KEEP_MARK,
         "The trainer's keep_tokens_separator: what stands before it stays in front.  [default: |||]",
@@ -99,7 +101,7 @@ class WriteSettings:
         needs="no_txt=False",
     )
     no_txt: bool = flag(False, "Change no caption files, only records.")
-    frequency: bool = flag(False, "List the tags' counts on stderr.")
+    frequency: bool = flag(False, "List how often each tag comes, on stderr.")
     jsonl: bool | None = flag(
         None,
         "Write JSON records or text.  [default: text on a terminal, records in a pipe]",
@@ -115,12 +117,14 @@ class FormSettings:
         None, "Spaces for underscores (faces such as ^_^ stay), or the other way round.", opposite="underscores",
         needs=_OF_TAGS,
     )  # fmt: skip
-    escape: bool | None = flag(None, r"Brackets as \( \), or bare.", opposite="unescape", needs=_OF_TAGS)
-    lower: bool = flag(False, "Small letters.")
+    escape: bool | None = flag(
+        None, r"Write brackets as \( \), as prompts want them, or bare.", opposite="unescape", needs=_OF_TAGS
+    )
+    lower: bool = flag(False, "Write capital letters small.")
     strip_weights: bool = flag(False, "(tag:1.2) and ((tag)) become tag.")
     expand_wildcards: bool = flag(False, "One of each {a|b}, chosen by --seed.")
     lines: Lines = flag("each", "Captions of several lines: clean each, join them, keep the first.")
-    dedupe: bool = flag(True, "Each tag once.", opposite="no-dedupe")
+    dedupe: bool = flag(True, "Keep each tag once, where a caption has it twice.", opposite="no-dedupe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +140,9 @@ class TagSettings:
     drop_file: tuple[Path, ...] = flag((), "File of tags to take out.", metavar="FILE")
     keep: tuple[str, ...] = flag((), "Tags that no step takes out.", metavar="TAGS", needs=_OF_TAGS)
     only: tuple[str, ...] = flag((), "Take out all other tags.", metavar="TAGS", needs=_OF_TAGS)
-    only_file: tuple[Path, ...] = flag((), "File of the only tags to keep.", metavar="FILE", needs=_OF_TAGS)
+    only_file: tuple[Path, ...] = flag(
+        (), "File of tags; all others are taken out.", metavar="FILE", needs=_OF_TAGS
+    )
     replace: tuple[str, ...] = flag(
         (), "Put other tags in a tag's place (a=b, a=b,c).", metavar="OLD=NEW|FILE", needs=_OF_TAGS
     )
@@ -200,20 +206,26 @@ class OrderSettings:
     last: tuple[str, ...] = flag(
         (), "Tags that go to the end where they are.", metavar="TAGS", needs=_OF_TAGS
     )
-    order: Order = flag("keep", "Sort the tags.", needs=_OF_TAGS)
-    descending: bool = flag(False, "Sort the other way round.", needs="order!=keep")
+    order: Order = flag("keep", "Bring the tags into another order.", needs=_OF_TAGS)
+    descending: bool = flag(False, "Sort from the last to the first.", needs="order!=keep")
     keep_first: int = flag(0, "Tags in front that sorting leaves.", min=0, metavar="N", needs="order!=keep")
-    seed: int = flag(0, "For shuffle and wildcards.", needs=("order=shuffle", "expand_wildcards"))
-    max_tags: int | None = flag(None, "So many tags at most.", min=1, metavar="N", needs=_OF_TAGS)
-    max_tokens: int | None = flag(None, "So many tokens at most: 75, 150, 225.", min=1, metavar="N")
+    seed: int = flag(
+        0,
+        "Seed by which --order shuffle and --expand-wildcards draw.",
+        needs=("order=shuffle", "expand_wildcards"),
+    )
+    max_tags: int | None = flag(None, "Leave out tags behind so many.", min=1, metavar="N", needs=_OF_TAGS)
+    max_tokens: int | None = flag(
+        None, "Leave out tags behind so many tokens: 75, 150, 225.", min=1, metavar="N"
+    )
     tokenizer: Path | None = flag(
         None,
-        "vocab.json and merges.txt.  [default: the hub's cache, else estimated]",
+        "Folder with CLIP's vocab.json and merges.txt, to count tokens.  [default: the hub's cache, else estimated]",
         metavar="DIR",
         needs=("max_tokens", "order=tokens"),
     )
     sentences: int | None = flag(
-        None, "So many sentences at most (--style text).", min=1, metavar="N", needs="style=text"
+        None, "Leave out sentences behind so many (--style text).", min=1, metavar="N", needs="style=text"
     )
 
 

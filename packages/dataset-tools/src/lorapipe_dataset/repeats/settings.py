@@ -26,8 +26,16 @@ class NumberSettings:
     by: Share | None = flag(
         None, "Share of each concept: equal, by the root of its pictures, by weights.  [default: equal]"
     )
-    weight: tuple[str, ...] = flag((), "Weight of a concept (or folders {1.5}name).", metavar="NAME=W")
-    repeats: tuple[str, ...] = flag((), "Fix the repeats, of all or of one concept.", metavar="[NAME=]N")
+    weight: tuple[str, ...] = flag(
+        (),
+        "Let this concept come W times as often as one of weight 1 (folders {1.5}name say it too).",
+        metavar="NAME=W",
+    )
+    repeats: tuple[str, ...] = flag(
+        (),
+        "Let each picture come N times an epoch, of all concepts or of one, instead of choosing the number.",
+        metavar="[NAME=]N",
+    )
     concept: str | None = flag(
         None,
         "Put all pictures into one concept.",
@@ -35,7 +43,9 @@ class NumberSettings:
         metavar="NAME",
     )
     recursive: bool = flag(False, "Take folders inside a concept's folder too.", "-r", "--recursive")
-    gradient_accumulation_steps: int = flag(1, "Batches for one step.", min=1)
+    gradient_accumulation_steps: int = flag(
+        1, "Batches that lora-train sums for one step, by which steps are counted.", min=1
+    )
     as_json: bool = flag(False, "Print the numbers as one JSON object.", "--json")
 
 
@@ -64,7 +74,7 @@ class OutputSettings:
         *("-o", "--output"),
         metavar="OUT",
     )
-    caption_extension: str = flag(".txt", "Suffix of captions (.caption is tried too).", metavar="TEXT")
+    caption_extension: str = flag(".txt", "Suffix of captions (.caption is tried too).", metavar="SUFFIX")
     force: bool = flag(False, "Add to a folder that has something in it; replace a .toml.")
 
 

@@ -36,6 +36,7 @@ from lorapipe_engine.command.options import (
     fields_of,
     in_section,
     metavar_of,
+    title_of,
     values_in_file,
 )
 from lorapipe_engine.errors import ConfigError
@@ -136,7 +137,7 @@ def mode_options(
         shown = dict.fromkeys([*order, *sorted(parts, key=lambda part: parts[part])])
         rows = {field.name: (field, part) for part in shown for field in fields_of(part)}
         for field, part in reversed(rows.values()):
-            function = in_section(part, _click_option(field)(function))
+            function = in_section(title_of(part), _click_option(field)(function))
         return function
 
     return decorate

@@ -15,7 +15,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,8 @@ from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError
 
 _KEY = "lorapipe"
+# Headings of what a command does with its settings.
+RUNS, INSTEAD = "The run, or several", "Instead of a run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,7 @@ class Facts:
     secret: bool = False
     zero_is_off: bool = False
     taken_as: tuple[tuple[str, Any], ...] = ()
+    heading: str | None = None
 
 
 def option(
@@ -62,11 +65,13 @@ def option(
     secret: bool = False,
     zero_is_off: bool = False,
     taken_as: Mapping[str, Any] | None = None,
+    heading: str | None = None,
 ) -> Any:
     """A field of a settings class. ``min`` and ``max`` are allowed themselves; ``alias`` is a second flag; the value of
     a ``secret`` is shown nowhere (see :mod:`lorapipe_engine.command.masking`). ``zero_is_off``: 0 stands for None, as
-    other programs write it. ``taken_as``: values of other programs, as texts, with what they mean here."""
-    facts = Facts(help=help, choices=choices, min=min, max=max, alias=alias, secret=secret)
+    other programs write it. ``taken_as``: values of other programs, as texts, with what they mean here. ``heading``:
+    what stands above it and those that follow it in the help, instead of the class's."""
+    facts = Facts(help=help, choices=choices, min=min, max=max, alias=alias, secret=secret, heading=heading)
     facts = dataclasses.replace(facts, zero_is_off=zero_is_off, taken_as=tuple((taken_as or {}).items()))
     return dataclasses.field(default=default, metadata={_KEY: facts})
 
@@ -160,28 +165,48 @@ def settings_options(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        rows = [(field, cls) for cls in classes for field in fields_of(cls)]
-        for field, cls in reversed(rows):
-            function = in_section(cls, _flag(field)(function))
+        rows = [row for cls in classes for row in _under_headings(cls)]
+        for field, title in reversed(rows):
+            function = in_section(title, _flag(field)(function))
         function = click.option(
             "--print_config", "print_only", is_flag=True, help="Print all options as TOML and stop."
         )(function)
-        return click.option(
+        function = in_section(INSTEAD, function)
+        function = click.option(
             "--config_file",
             type=click.Path(path_type=Path),
             multiple=several,
             help="File of options: sd-scripts', or of a GUI for it (kohya_ss and others); flags override it."
             + " Each is a run." * several,
         )(function)
+        return in_section(RUNS, function)
 
     return decorate
 
 
-def in_section(part: type, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose newest option the help shows under the first line of the class's docstring."""
+def _under_headings(cls: type) -> Iterator[tuple[Field, str]]:
+    """The options of a class, each with what stands above it in the help."""
+    title = title_of(cls)
+    for field in fields_of(cls):
+        title = field.facts.heading or title
+        yield field, title
+
+
+def title_of(part: type) -> str:
+    """What stands above a class's options in the help: the first line of its docstring."""
     title = (part.__doc__ or "").strip().split("\n")[0]
-    function.__click_params__[-1].section = title if title.endswith("...") else title.rstrip(".")  # type: ignore[attr-defined]
+    return title if title.endswith("...") else title.rstrip(".")
+
+
+def in_section(title: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose newest option the help shows under this heading."""
+    function.__click_params__[-1].section = title  # type: ignore[attr-defined]
     return function
+
+
+def under(title: str, *names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As ``click.option``, for an option that the help shows under a heading."""
+    return lambda function: in_section(title, click.option(*names, **settings)(function))
 
 
 def _flag(field: Field) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -1,10 +1,15 @@
-"""Progress: bars on a terminal; elsewhere nothing, or a line now and then; never when the user asked for quiet."""
+"""Progress: bars on a terminal; elsewhere nothing, or a line now and then; never when the user asked for quiet.
+
+While a bar is shown, whatever is written to the terminal takes it away first, and it is drawn again below: no line
+stands behind a bar, whoever writes it.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -27,7 +32,11 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, leave=False)
+            stream = sys.stderr.stream if isinstance(sys.stderr, _AboveBars) else sys.stderr
+            self._bar = tqdm(
+                total=total or None, desc=label, unit=unit, dynamic_ncols=True, leave=False, file=stream
+            )
+            _put_lines_above(self._bar)
         elif line_every is not None:
             self._lines = _Lines(total, label, unit, line_every)
 
@@ -43,6 +52,7 @@ class Progress:
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
+            _bar_is_gone(self._bar)
             self._bar.close()
 
     def __iter__(self) -> Iterator[int]:
@@ -57,6 +67,71 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+_SHOWN: list[Any] = []  # bars that stand on the terminal
+
+
+class _AboveBars:
+    """A stream to the terminal whose writes take the bars away first and draw them again below; all else is the
+    stream's own."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, data: Any) -> Any:
+        """Write it, all of it at once: what a buffer held back would come behind the bar that is drawn again."""
+        if not data:
+            return self.stream.write(data)
+        with _cleared(draw=data[-1:] in ("\n", b"\n")):
+            count = self.stream.write(data)
+            self.stream.flush()
+        return count
+
+    def writelines(self, lines: Iterable[Any]) -> None:
+        """Write one after another."""
+        for line in lines:
+            self.write(line)
+
+    @property
+    def buffer(self) -> _AboveBars:
+        """The stream of bytes below it."""
+        return _AboveBars(self.stream.buffer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def _cleared(*, draw: bool) -> Iterator[None]:
+    """The bars are gone meanwhile; ``draw``: they stand there again afterwards, below a line that has ended."""
+    bars = list(_SHOWN)
+    if not bars:
+        yield
+        return
+    with bars[0].get_lock():
+        for bar in bars:
+            bar.clear(nolock=True)
+        bars[0].fp.flush()
+        yield
+        for bar in bars if draw else ():
+            bar.refresh(nolock=True)
+
+
+def _put_lines_above(bar: Any) -> None:
+    _SHOWN.append(bar)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream.isatty() and not isinstance(stream, _AboveBars):
+            setattr(sys, name, _AboveBars(stream))
+
+
+def _bar_is_gone(bar: Any) -> None:
+    _SHOWN[:] = [other for other in _SHOWN if other is not bar]  # bars are equal where their rows are
+    for name in ("stdout", "stderr") if not _SHOWN else ():
+        stream = getattr(sys, name)
+        if isinstance(stream, _AboveBars):
+            setattr(sys, name, stream.stream)
 
 
 class _Lines:

@@ -167,9 +167,10 @@ def _is_file_name(text: str) -> bool:
 
 
 def expand_folders(
-    records: Iterable[Record], suffixes: Collection[str], *, recursive: bool = False
+    records: Iterable[Record], suffixes: Collection[str], *, recursive: bool | None = None
 ) -> Iterator[Record]:
-    """Put the files of a folder with one of ``suffixes`` in the place of a record whose path is a folder.
+    """Put the files of a folder with one of ``suffixes`` in the place of a record whose path is a folder, with
+    ``recursive`` those of its folders too (None: the tool cannot be asked for that).
 
     They are sorted and get the record's ``data``. Other records pass, whether their files exist or not. Raises
     InputError for a folder that cannot be read or has no such file.
@@ -178,10 +179,16 @@ def expand_folders(
         if not record.path.is_dir():
             yield record
             continue
-        files = find_files(record.path, suffixes, recursive=recursive)
+        files = find_files(record.path, suffixes, recursive=bool(recursive))
         if not files:
-            raise InputError(f"{record.path}: has no {', '.join(sorted(suffixes))} files")
+            asked = recursive is False and _has_folders(record.path)
+            more = "; -r looks into its folders" if asked else ""
+            raise InputError(f"{record.path}: has no {', '.join(sorted(suffixes))} files{more}")
         yield from (Record(path, record.data) for path in files)
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(path.is_dir() and not is_left_out(path.name) for path in folder.iterdir())
 
 
 def find_files(folder: Path, suffixes: Collection[str], *, recursive: bool = False) -> list[Path]:

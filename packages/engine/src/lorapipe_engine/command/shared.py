@@ -1,7 +1,7 @@
 """Options that mean one thing in every tool, whatever each of them calls it first: one table of their spellings.
 
-A tool declares an option under one of a row's names; the command line takes the others too. The help shows those that
-are declared.
+A tool declares an option under one of a row's names; the command line takes the others too. The help shows the row's
+letter and first word, and the names that are declared.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ SHARED = (
     Shared(("--overlap", "--drop-overlap"), "leave out a tag that another one says too"),
     Shared(("--tokenizer-dir", "--tokenizer"), "folder of vocab.json and merges.txt"),
     Shared(("--max-tokens", "--max-token-length"), "tokens that are read of a caption"),
+    Shared(("--separator", "--caption-separator"), "what stands between two tags of a caption"),
+    Shared(("--html",), "write a page for the browser that needs nothing else"),
+    Shared(("--new-rank", "--rank", "--dim"), "largest rank of the result"),
+    Shared(("--new-conv-rank", "--conv-rank", "--conv-dim"), "largest rank of its convolutions"),
 )
-# A letter of the table that some tools have for another option, since before it was in the table. They take it, and
-# show the option's long names alone.
-OLD_LETTERS = ("-r",)
+# What a letter of the table meant in some tools before it was in the table.
+OLD_LETTERS = {"-r": "--rank"}
 
 
 def plain(name: str) -> str:
@@ -68,12 +71,23 @@ def add_names(parser: object, params: Sequence[click.Parameter]) -> None:
             (long if name.startswith("--") else short)[name] = long[declared]
 
 
+def row_of(option: click.Option) -> Shared | None:
+    """The row of the table that an option belongs to; None for a tool's own."""
+    long = {plain(name) for name in option.opts if name.startswith("--")}
+    return next((row for row in SHARED if long & set(map(plain, row.names))), None)
+
+
 def shown_names(names: str, option: click.Option) -> str:
-    """The spellings as the help shows them: without a letter that means another thing in most tools."""
-    for letter in OLD_LETTERS:
-        row = next(row for row in SHARED if letter in row.names)
-        if letter in option.opts and not {plain(name) for name in row.names[1:]} & set(
-            map(plain, option.opts)
-        ):
-            names = names.replace(f"{letter}, ", "", 1)
-    return names
+    """The spellings as the help shows them: those of ``names``, and a shared option's letter and first word in front,
+    so that a reader finds one word in all tools."""
+    row = row_of(option)
+    if row is None:
+        return names
+    letters = [name for name in row.names if not name.startswith("--")]
+    word = next(name for name in row.names if name.startswith("--"))
+    for letter in letters:
+        names = names.removeprefix(f"{letter}, ")
+    known = {plain(name) for name in option.opts}
+    if any("_" in name for name in known & set(option.opts)):
+        word = plain(word)
+    return ", ".join([*letters, *([word] if plain(word) not in known else []), names])

@@ -25,7 +25,7 @@ from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.process.libraries import leave_current_folder
 from lorapipe_engine.command.process.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.progress import QUIET
-from lorapipe_engine.command.shared import add_names, shown_names
+from lorapipe_engine.command.shared import OLD_LETTERS, add_names, shown_names
 from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.errors import LoraError
 
@@ -136,6 +136,9 @@ class ToolCommand(click.Command):
         files = [word for word in typed if word.startswith("-") and os.path.lexists(word)]
         if files:
             return f"no option {one_line(shown)}; a file of that name is meant by ./{one_line(files[0])}"
+        meant = OLD_LETTERS.get(name)
+        if meant in known.values():
+            close = [str(meant).lstrip("-")]
         return f"no option {one_line(shown)}" + (f", did you mean {known[close[0]]}?" if close else "")
 
     def _end(self, error: BaseException) -> int:

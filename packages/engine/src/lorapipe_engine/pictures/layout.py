@@ -364,7 +364,7 @@ def survey(root: Path) -> Survey:
         top = surveyed.parts[0] if own else Part(path, names, concept_of(path.name), path)
         repeats = number.repeats if number else None
         surveyed.parts.append(Part(path, names, top.concept, top.path, repeats, reason))
-        surveyed.parts += _deeper(path, top, surveyed)
+        surveyed.parts += _deeper(path, top, reason or _INNER, surveyed)
     return surveyed
 
 
@@ -385,17 +385,18 @@ _INNER = "in folders inside a concept's folder"
 _MASKS = "in a folder of masks"
 
 
-def _deeper(folder: Path, top: Part, surveyed: Survey) -> Iterator[Part]:
-    """The folders inside a concept's folder. Links are not followed here, so there is an end."""
+def _deeper(folder: Path, top: Part, outer: str, surveyed: Survey) -> Iterator[Part]:
+    """The folders inside a concept's folder. Links are not followed here, so there is an end. ``outer``: why they are
+    not trained; inside a folder that is left out itself, for the same reason."""
     try:
         inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
     except OSError:
         return  # its files could not be listed either, which is told
     for path in inside:
         if not is_left_out(path.name):
-            reason = _MASKS if path.name.lower() in MASK_FOLDERS else _INNER
+            reason = _MASKS if path.name.lower() in MASK_FOLDERS else outer
             yield Part(path, _names(path, surveyed), top.concept, top.path, None, reason)
-            yield from _deeper(path, top, surveyed)
+            yield from _deeper(path, top, reason, surveyed)
 
 
 def _names(folder: Path, surveyed: Survey) -> tuple[str, ...]:

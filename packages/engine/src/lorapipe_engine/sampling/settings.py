@@ -63,8 +63,12 @@ class ModelSettings:
     flow_shift: float | None = flag(
         None, "Shift of a flow model's steps; above 1 more of them are noisy.  [default: 3]", min=0.001
     )
-    vae_scale: float | None = flag(None, "Scale of the VAE's latents.  [default: the base's]", min=1e-6)
-    vae_shift: float | None = flag(None, "Shift of its latents.  [default: the base's]")
+    vae_scale: float | None = flag(
+        None, "Factor of the VAE's latents, as 0.1406 of an EQ-VAE.  [default: the base's]", min=1e-6
+    )
+    vae_shift: float | None = flag(
+        None, "Shift of the VAE's latents, taken off before they are scaled.  [default: the base's]"
+    )
     vae_reflection: bool = flag(False, "The VAE was trained with mirrored edges.")
     v_prediction: bool | None = flag(
         None,
@@ -81,7 +85,7 @@ class ModelSettings:
         (), "A network in every picture, with its strength; may be repeated.", metavar="FILE[:WEIGHT]"
     )
     lora_dir: tuple[Path, ...] = flag(
-        (), "A folder whose networks prompts may name in <lora:NAME:0.8>; may be repeated.", metavar="FOLDER"
+        (), "A folder whose networks prompts may name in <lora:NAME:0.8>; may be repeated.", metavar="DIR"
     )
 
 
@@ -90,23 +94,41 @@ class PictureSettings:
     """The pictures"""
 
     prompt: str = flag("", "What to draw: A1111's weights, BREAK, <lora:NAME:0.8>, {a|b}, __wildcards__.")
-    negative: str = flag("", "What not to draw.", "--negative", "--negative-prompt")
+    negative: str = flag("", "What the picture is not to show.", "--negative", "--negative-prompt")
     wildcards: tuple[Path, ...] = flag(
-        (), "A folder of .txt files for __name__; may be repeated.", metavar="FOLDER"
+        (), "A folder of .txt files for __name__; may be repeated.", metavar="DIR"
     )
-    seed: int = flag(-1, "Seed; -1 is drawn, once for all cells.")
+    seed: int = flag(
+        -1, "Which noise a picture begins with: equal seeds, equal noise; -1 is drawn, once for all cells."
+    )
     draw_seed: int = flag(0, "Where seeds of -1 come from: equal numbers draw equal seeds.")
-    steps: int = flag(20, "Steps of the sampler.", min=1, max=1000)
-    cfg: float = flag(7.0, "Classifier-free guidance.", "--cfg", "--cfg-scale", "--scale")
+    steps: int = flag(
+        20,
+        "How often a picture is refined; more takes longer and changes little from some 30 on.",
+        min=1,
+        max=1000,
+    )
+    cfg: float = flag(
+        7.0,
+        "How closely the prompt is followed (classifier-free guidance).",
+        "--cfg",
+        "--cfg-scale",
+        "--scale",
+    )
     sampler: str | None = flag(
         None,
-        "A1111's name, in any case, or ComfyUI's or sd-scripts'.  [default: Euler a; flow models: Euler]",
+        "How pictures are drawn from noise: A1111's name, in any case, or ComfyUI's or sd-scripts'.  [default: "
+        "Euler a; flow models: Euler]",
     )
-    schedule: str = flag("Automatic", "Noise schedule, as Karras.", "--schedule", "--scheduler")
+    schedule: str = flag(
+        "Automatic", "How the noise falls over the steps, as Karras.", "--schedule", "--scheduler"
+    )
     eta: float | None = flag(
         None, "Share of noise in ancestral, SDE and DDIM steps.  [default: 1; DDIM: 0]", min=0
     )
-    size: str | None = flag(None, "WIDTHxHEIGHT.  [default: what the base was trained on]", metavar="WxH")
+    size: str | None = flag(
+        None, "Width and height in pixels.  [default: what the base was trained on]", metavar="WxH"
+    )
     clip_skip: int = flag(1, "Take the text encoder's N-th layer from the end.", min=1, max=12)
     network_clip_skip: bool = flag(
         False,
@@ -128,9 +150,11 @@ class DrawSettings:
         None, "Numbers in which pictures are decoded.  [default: fp16 on a card, float on the CPU]"
     )
     no_half_vae: bool = flag(False, "Decode in float32, as --vae-precision float does.")
-    device: str | None = flag(None, "As cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME")
+    device: str | None = flag(
+        None, "Where pictures are drawn, as cuda:1 or cpu.  [default: a GPU if there is one]", metavar="NAME"
+    )
     tokenizer_dir: Path | None = flag(
-        None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="FOLDER"
+        None, "Folder with vocab.json and merges.txt of the base's tokenizer.", metavar="DIR"
     )
     overwrite: bool = flag(
         False, "Replace pictures of other parameters. Those of the same are not drawn again either way."
@@ -151,9 +175,11 @@ class ResultSettings:
         None, "TOML or JSON file of these options; the command line overrides it.", metavar="FILE"
     )
     output_dir: Path = flag(
-        Path("samples"), "Folder of the pictures.", "-o", "--output-dir", metavar="FOLDER"
+        Path("samples"), "Folder that the pictures are written to.", "-o", "--output-dir", metavar="DIR"
     )
-    image_format: Literal["png", "webp", "jpg"] = flag("png", "Format of the pictures.", "--format")
+    image_format: Literal["png", "webp", "jpg"] = flag(
+        "png", "Kind of picture files; all hold the parameters.", "--format"
+    )
     dry_run: bool = flag(False, "Count, and print a record for each cell; draw nothing.", "-n", "--dry-run")
     as_json: bool = flag(False, "Print records as JSON on a terminal too.", "--json")
 

@@ -13,16 +13,26 @@ class OptimizerSettings:
     """How the network is updated."""
 
     optimizer_type: str = option(
-        "AdamW", "Optimizer: AdamW, AdamW8bit, Lion, AdaFactor, DAdaptAdam, Prodigy, ..., or module.Class."
+        "AdamW",
+        "What turns gradients into steps: AdamW, AdamW8bit, Lion, AdaFactor, DAdaptAdam, Prodigy, ..., or "
+        "module.Class.",
+        heading="Optimizer",
     )
-    optimizer_args: tuple[str, ...] = option((), "Its arguments, as weight_decay=0.01 betas=0.9,0.99.")
+    optimizer_args: tuple[str, ...] = option(
+        (), "Arguments of the optimizer, as weight_decay=0.01 betas=0.9,0.99."
+    )
     learning_rate: float | None = option(
-        None, "Rate of every part without its own. [default: the optimizer's]", min=0
+        None,
+        "How far each step goes, for every part without a rate of its own: too high burns, too low learns "
+        "nothing. [default: the optimizer's]",
+        min=0,
+        heading="Learning rates",
     )
-    unet_lr: float | None = option(None, "Rate of the UNet. [default: learning_rate]", min=0)
+    unet_lr: float | None = option(None, "Learning rate of the UNet. [default: learning_rate]", min=0)
     text_encoder_lr: tuple[float, ...] = option(
         (),
-        "Rate of the text encoders, or one for each. [default: learning_rate; without that half of unet_lr (equal "
+        "Learning rate of the text encoders, or one for each. [default: learning_rate; without that half of "
+        "unet_lr (equal "
         "to it for Prodigy and DAdapt*), for SDXL 0]",
         min=0,
     )
@@ -36,15 +46,21 @@ class OptimizerSettings:
         "Curve of the rate: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, "
         "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, piecewise_constant, rex, cosine_warm_restarts, "
         "adafactor. [default: cosine; constant for Prodigy and DAdapt*]",
+        heading="Schedule of the rates",
     )
     lr_scheduler_type: str | None = option(
-        None, "A scheduler class in its place: one of torch.optim.lr_scheduler, or module.Class."
+        None,
+        "Class of a scheduler in the place of lr_scheduler: one of torch.optim.lr_scheduler, or module.Class.",
     )
     lr_scheduler_args: tuple[str, ...] = option((), "The scheduler's arguments, as T_0=400 decay=0.9.")
     lr_warmup_steps: str | None = option(
-        None, "Warm-up: steps, or a share of the run as 0.05 or 5%. [default: 5%; none for constant]"
+        None,
+        "Let the rate rise from 0 over so many steps, or this share of the run as 0.05 or 5%. [default: 5%; none "
+        "for constant]",
     )
-    lr_decay_steps: str = option("0", "Decay of warmup_stable_decay: steps, or a share of the run.")
+    lr_decay_steps: str = option(
+        "0", "How long warmup_stable_decay falls at the end: steps, or a share of the run."
+    )
     lr_scheduler_num_cycles: float = option(
         1.0, "Cycles of cosine_with_restarts (n cycles are n-1 restarts) and cosine_warm_restarts.", min=0
     )
@@ -62,6 +78,7 @@ class OptimizerSettings:
         "Keep a moving average of the network too, which keeps this share of itself at every step; 0.99 to 0.999.",
         min=0,
         max=0.999999,
+        heading="Averages, gradients and batches",
     )
     ema_width: float | None = option(
         None,
@@ -69,8 +86,14 @@ class OptimizerSettings:
         min=0.001,
         max=0.288,
     )
-    max_grad_norm: float = option(1.0, "Clip the gradient to this norm; 0 leaves it.", min=0)
-    gradient_accumulation_steps: int = option(1, "Batches for one update.", min=1)
+    max_grad_norm: float = option(
+        1.0,
+        "Shorten a gradient that is longer than this, so that one odd step moves little; 0 leaves it.",
+        min=0,
+    )
+    gradient_accumulation_steps: int = option(
+        1, "Batches whose gradients are summed for one step, as a larger batch with less memory.", min=1
+    )
 
     def __post_init__(self) -> None:
         for name in ("optimizer_args", "lr_scheduler_args"):

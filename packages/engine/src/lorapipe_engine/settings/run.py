@@ -8,25 +8,31 @@ from pathlib import Path
 from lorapipe_engine.command.options import option
 from lorapipe_engine.errors import ConfigError
 
-SAVE_PRECISIONS = ("float", "fp16", "bf16")
+SAVE_PRECISIONS = ("float", "fp16", "bf16", "fp32")  # float is what sd-scripts calls fp32
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Length, results and records of the run."""
 
-    output_dir: Path = option(Path("output"), "Folder for the results.")
+    output_dir: Path = option(
+        Path("output"),
+        "Where networks, states, samples and curves are written.",
+        heading="Results and states",
+    )
     output_name: str = option("last", "Name of the results, without suffix.")
     save_precision: str | None = option(
         None,
-        "Precision of saved files. [default: bf16 where trained in bf16, else fp16]",
+        "Number type of the saved files; float and fp32 are one. [default: bf16 where trained in bf16, else fp16]",
         choices=SAVE_PRECISIONS,
         taken_as={"fp32": "float", "float32": "float", "float16": "fp16", "bfloat16": "bf16"},
     )
     save_every_n_epochs: int | None = option(
-        1, "Save after every N epochs; 0 saves the end alone.", min=1, zero_is_off=True
+        1, "Save a network after every N epochs; 0 saves the end alone.", min=1, zero_is_off=True
     )
-    save_every_n_steps: int | None = option(None, "Save after every N steps.", min=1, zero_is_off=True)
+    save_every_n_steps: int | None = option(
+        None, "Save a network after every N steps.", min=1, zero_is_off=True
+    )
     save_last_n_epochs: int | None = option(
         None, "Keep only the last N epoch files.", min=1, zero_is_off=True
     )
@@ -56,12 +62,16 @@ class RunSettings:
         None,
         "What is trained: the run's length is judged by it, and --suggest chooses by it.",
         choices=("character", "style", "concept"),
+        heading="Length of the run",
     )
     max_train_epochs: int | None = option(
-        None, "Length in epochs; goes before max_train_steps.", min=1, zero_is_off=True
+        None,
+        "How long to train, in rounds over all pictures with their repeats; goes before max_train_steps.",
+        min=1,
+        zero_is_off=True,
     )
     max_train_steps: int = option(
-        1600, "Length in optimizer steps; 0 where max_train_epochs is given.", min=0
+        1600, "How long to train, in optimizer steps; 0 where max_train_epochs is given.", min=0
     )
     resume: Path | None = option(
         None,
@@ -75,6 +85,7 @@ class RunSettings:
     sample_prompts: str | None = option(
         None,
         "File of prompts to draw during training (.txt, .toml, .json), or prompts themselves, a line each.",
+        heading="Samples during training",
     )
     sample_every_n_epochs: int | None = option(
         None, "Draw samples after every N epochs.", min=1, zero_is_off=True
@@ -83,59 +94,91 @@ class RunSettings:
         None, "Draw samples after every N steps.", min=1, zero_is_off=True
     )
     sample_at_first: bool = option(False, "Draw samples before the first step.")
-    sample_ema: bool = option(False, "Draw them with the average of ema_decay or ema_width.")
-    sample_sampler: str | None = option(None, "Sampler of the samples. [default: ddim; flow models: euler]")
+    sample_ema: bool = option(False, "Draw samples with the average of ema_decay or ema_width.")
+    sample_sampler: str | None = option(
+        None, "How samples are drawn from noise. [default: ddim; flow models: euler]"
+    )
     choose: bool = option(
         False,
         "After training, draw the saved epochs with lora-sample, lay them out with lora-grid, and name the best.",
+        heading="Which epoch to take",
+    )
+    choose_encoder: str | None = option(
+        None,
+        "Compare them by this model of yours too, and choose by it: an ONNX file (as lora-grid --encoder takes it), "
+        "demo, dino=FILE, clip=FILE or ccip=FOLDER; it needs choose_held_out.",
+    )
+    choose_held_out: Path | None = option(
+        None, "Folder of pictures of the concept that are not trained on, which choose_encoder compares with."
     )
     validate_every_n_epochs: int | None = option(
         None,
         "Measure the validation loss after every N epochs. [default: 1, without validate_every_n_steps]",
         min=1,
         zero_is_off=True,
+        heading="Validation: when",
     )
     validate_every_n_steps: int | None = option(
-        None, "Measure it after every N steps.", min=1, zero_is_off=True
+        None, "Measure the validation loss after every N steps.", min=1, zero_is_off=True
     )
     max_validation_steps: int | None = option(
-        None, "Measure it on so many batches. [default: all]", min=1, zero_is_off=True
+        None, "Measure the validation loss on so many batches. [default: all]", min=1, zero_is_off=True
     )
     early_stop: int | None = option(
         None,
         "End when the validation loss was no lower for N measurements; the best network is OUTPUT_NAME-best.",
         min=1,
     )
-    logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
-    log_prefix: str = option("", "Put before the log folder's name.")
+    logging_dir: Path | None = option(
+        None, "Folder of the curves, for TensorBoard. [default: OUTPUT_DIR/logs]", heading="Curves and logs"
+    )
+    log_prefix: str = option("", "Text in front of the name of the run's folder of curves.")
     log_with: str = option(
         "tensorboard", "Where the curves go besides metrics.jsonl.", choices=("tensorboard", "wandb", "all")
     )
-    wandb_run_name: str | None = option(None, "Name of the run in Weights & Biases. [default: output_name]")
+    wandb_run_name: str | None = option(None, "What Weights & Biases calls the run. [default: output_name]")
     wandb_api_key: str | None = option(
         None,
-        "Key for it; better in the environment, as WANDB_API_KEY. [default: that, or as `wandb login` left it]",
+        "Your key for Weights & Biases; better in the environment, as WANDB_API_KEY. [default: that, or as "
+        "`wandb login` left it]",
         secret=True,
     )
-    log_tracker_name: str | None = option(None, "Its project. [default: lorapipe]")
+    log_tracker_name: str | None = option(
+        None, "Project in Weights & Biases that the run belongs to. [default: lorapipe]"
+    )
     trace_steps: tuple[int, ...] = option(
         (), "Steps (from 0) of which everything is written to a file, as 0,1,5.", min=0
     )
-    trace_dir: Path | None = option(None, "Where traces go. [default: OUTPUT_DIR/trace]")
-    training_comment: str | None = option(None, "Comment for the metadata.")
+    trace_dir: Path | None = option(None, "Folder for what trace_steps writes. [default: OUTPUT_DIR/trace]")
+    training_comment: str | None = option(
+        None, "A remark of yours that is kept in the file.", heading="Metadata of the file"
+    )
     no_metadata: bool = option(False, "Keep only the few metadata that programs need.")
-    metadata_title: str | None = option(None, "Title in the metadata.")
-    metadata_author: str | None = option(None, "Author in the metadata.")
-    metadata_description: str | None = option(None, "Description in the metadata.")
-    metadata_license: str | None = option(None, "Licence in the metadata.")
-    metadata_tags: str | None = option(None, "Tags in the metadata.")
-    metadata_trigger_phrase: str | None = option(None, "Trigger words in the metadata.")
-    metadata_usage_hint: str | None = option(None, "How to use it, in the metadata.")
-    metadata_thumbnail: Path | None = option(None, "Small picture put into the metadata.")
-    metadata_merged_from: str | None = option(None, "What it was merged from, in the metadata.")
-    metadata_preprocessor: str | None = option(None, "Preprocessor, in the metadata.")
-    metadata_is_negative_embedding: str | None = option(None, "As its name says, in the metadata.")
-    overwrite: bool = option(False, "Replace results of an earlier run with the same name.", alias="force")
+    metadata_title: str | None = option(None, "What programs and sites call the network.")
+    metadata_author: str | None = option(None, "Who made the network.")
+    metadata_description: str | None = option(None, "What the network is for, in a sentence or two.")
+    metadata_license: str | None = option(None, "Under which terms others may use the network.")
+    metadata_tags: str | None = option(None, "Words by which sites find the network, with commas.")
+    metadata_trigger_phrase: str | None = option(
+        None, "Words of a prompt that call the concept; --choose takes them for the trigger too."
+    )
+    metadata_usage_hint: str | None = option(None, "How to use the network, as the strength to take.")
+    metadata_thumbnail: Path | None = option(
+        None, "Small picture that programs show for the network, put into the file."
+    )
+    metadata_merged_from: str | None = option(None, "Names of what the network was merged from.")
+    metadata_preprocessor: str | None = option(
+        None, "What prepares pictures for the network, as for a control network."
+    )
+    metadata_is_negative_embedding: str | None = option(
+        None, "Whether it is meant for negative prompts, as some embeddings are (true or false)."
+    )
+    overwrite: bool = option(
+        False,
+        "Replace results of an earlier run with the same name.",
+        alias="force",
+        heading="Results and states",
+    )
 
     @property
     def logs(self) -> Path:

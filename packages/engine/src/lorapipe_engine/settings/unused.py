@@ -30,6 +30,8 @@ def unused_notes(
         ("sample_every_n_epochs", run.sample_every_n_epochs, run.sample_prompts, "sample_prompts"),
         ("sample_every_n_steps", run.sample_every_n_steps, run.sample_prompts, "sample_prompts"),
         ("sample_at_first", run.sample_at_first, run.sample_prompts, "sample_prompts"),
+        ("choose_encoder", run.choose_encoder, run.choose, "choose"),
+        ("choose_held_out", run.choose_held_out, run.choose_encoder, "choose_encoder"),
         ("sample_ema", run.sample_ema, averages, "ema_decay or ema_width"),
         ("validate_every_n_epochs", run.validate_every_n_epochs, validates, "validation_split"),
         ("validate_every_n_steps", run.validate_every_n_steps, validates, "validation_split"),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from shlex import join
 from typing import Any
@@ -18,9 +19,11 @@ import torch
 
 from lorapipe_engine.command.process.programs import find_program, run_program
 from lorapipe_engine.datasets.scan import Dataset
-from lorapipe_engine.errors import ConfigError, OutputError, ProblemFound
+from lorapipe_engine.errors import ConfigError, InputError, MissingExtra, OutputError, ProblemFound
 from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.models.onnxfile import check_network
 from lorapipe_engine.pictures.captions import fixed_caption
+from lorapipe_engine.pictures.layout import find_images
 from lorapipe_engine.sampling.choosing import Caption, Prompts, Trigger, find_trigger, make_prompts
 from lorapipe_engine.sampling.noise.samplers import find_sampler
 from lorapipe_engine.settings import RunSettings, TrainSettings
@@ -30,6 +33,10 @@ from lorapipe_engine.train.sample.prompts import Prompt
 
 MOST_NETWORKS = 10  # that are drawn; of more, some are left out evenly
 SHEET_SIDE = 384  # pixels of a cell on sheet and page, at most
+# What choose_encoder may begin with, and the option of lora-grid that takes the rest.
+MODELS = {"dino": "--dino", "clip": "--clip", "ccip": "--ccip"}
+CCIP_FILES = ("model_feat.onnx", "model_metrics.onnx")
+DEMO = "demo"
 PACKAGES = {"lora-sample": "./packages/engine[train]", "lora-grid": "./packages/inspect[grid]"}
 
 Say = Callable[[str], None]
@@ -87,6 +94,60 @@ def missing_programs() -> list[str]:
     ]
 
 
+def model_words(run: RunSettings) -> list[str]:
+    """What lora-grid is told of the model to compare by; nothing where none is named. Raises ConfigError without
+    pictures to compare with, InputError for files that are not there or no model, MissingExtra."""
+    if run.choose_encoder is None:
+        return []
+    if run.choose_held_out is None:
+        raise ConfigError(
+            "choose_encoder: compares with pictures of the concept that are not trained on: choose_held_out FOLDER "
+            "names them"
+        )
+    if not find_images(run.choose_held_out.expanduser(), recursive=True):
+        raise InputError(f"choose_held_out: {run.choose_held_out} has no pictures in it")
+    kind, mark, rest = run.choose_encoder.partition("=")
+    option, name = (MODELS[kind], rest) if mark and kind in MODELS else ("--encoder", run.choose_encoder)
+    path = Path(name).expanduser()
+    if option == "--encoder" and name == DEMO and not path.exists():
+        if find_spec("lorapipe_demo") is None:
+            raise MissingExtra(
+                "choose_encoder: demo lies in a package that is not installed: pip install ./packages/demo in the "
+                "repository"
+            )
+        path = Path(DEMO)
+    else:
+        for file in [path / part for part in CCIP_FILES] if option == "--ccip" else [path]:
+            _check_model(file)
+    if find_spec("onnxruntime") is None:
+        raise MissingExtra(
+            "choose_encoder: needs onnxruntime, which is not installed: pip install onnxruntime"
+        )
+    return [option, str(path), "--held-out", str(run.choose_held_out.expanduser())]
+
+
+def _check_model(file: Path) -> None:
+    if not file.is_file():
+        what = "is a folder, not an ONNX file" if file.is_dir() else "no such file"
+        raise InputError(f"choose_encoder: {file}: {what}")
+    try:
+        check_network(file)
+    except InputError as error:
+        raise InputError(f"choose_encoder: {error}") from error
+
+
+def check_held_out(run: RunSettings, dataset: Dataset) -> None:
+    """Raise ConfigError where pictures to compare with are trained on: what is learnt by heart would be called best."""
+    if run.choose_encoder is None or run.choose_held_out is None:
+        return
+    trained = {row.path.resolve() for row in dataset.pictures}
+    for path in find_images(run.choose_held_out.expanduser(), recursive=True):
+        if path.resolve() in trained:
+            raise ConfigError(
+                f"choose_held_out: {path} is trained on; name a folder of pictures that are not"
+            )
+
+
 def plan_choosing(
     settings: TrainSettings, dataset: Dataset, length: Length, prompts: Sequence[Prompt], say: Say
 ) -> Choosing | None:
@@ -109,6 +170,7 @@ def plan_choosing(
     words = ["-o", str(outputs.sheet), "--html", str(outputs.page), "--x", "file", "--y", "prompt"]
     words += ["--title", settings.run.output_name, "--size", str(SHEET_SIDE)]
     words += ["--best", "--trigger", trigger.word] if trigger and len(networks) > 1 else []
+    words += model_words(settings.run)
     words += ["--force"] if settings.run.overwrite else []
     return Choosing(programs, networks, plan, tuple(words), outputs)
 
@@ -164,16 +226,15 @@ def _plan_file(
         "y": f"prompt:{asked.axis()}",
         "sheet": [f"seed:-1--1 [{asked.seeds}]"],
         "size": f"{width // 8 * 8}x{height // 8 * 8}",
-        "sampler": _sampler(settings.run.sample_sampler, say),
+        "sampler": _sampler(
+            dict.fromkeys([first.sampler if first else None, settings.run.sample_sampler]), say
+        ),
         "output_dir": str(outputs.folder),
         "overwrite": settings.run.overwrite or None,
     }
     if first is not None:
         values |= {"size": f"{first.width}x{first.height}", "steps": first.steps, "cfg": first.scale}
-        values |= {
-            "negative": first.negative or None,
-            "sampler": _sampler(first.sampler, say) or values["sampler"],
-        }
+        values["negative"] = first.negative or None
     # A JSON value of these kinds is a TOML value.
     lines = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}"
@@ -191,14 +252,22 @@ def _merged(settings: TrainSettings) -> list[str]:
     ]
 
 
-def _sampler(name: str | None, say: Say) -> str | None:
-    if name is None:
-        return None
-    try:
-        find_sampler(name)
-    except ConfigError:
-        say(f"note: choose: lora-sample has no sampler '{name}', so it draws with its own")
-        return None
+def _sampler(names: Iterable[str | None], say: Say) -> str | None:
+    """The first of the samplers that were asked for which lora-sample has; None for its own."""
+    unknown = []
+    for name in names:
+        if name is None:
+            continue
+        try:
+            find_sampler(name)
+        except ConfigError:
+            unknown.append(name)
+            continue
+        break
+    else:
+        name = None
+    for other in unknown:
+        say(f"note: choose: lora-sample has no sampler '{other}', so it draws with {name or 'its own'}")
     return name
 
 

@@ -36,7 +36,13 @@ from lorapipe_engine.train.base.model import BaseModel
 from lorapipe_engine.train.base.shelf import Shelf, base_key
 from lorapipe_engine.train.base.sources import read_base, resolve
 from lorapipe_engine.train.base.vae_form import VaeForm
-from lorapipe_engine.train.choose import Choosing, missing_programs, plan_choosing
+from lorapipe_engine.train.choose import (
+    Choosing,
+    check_held_out,
+    missing_programs,
+    model_words,
+    plan_choosing,
+)
 from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.data.preserved import Preserved, preserved_in
 from lorapipe_engine.train.families import open_family
@@ -194,6 +200,7 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
         notes.append("sample_prompts is no file: its text is taken as the prompts")
     if settings.run.choose:
         notes += missing_programs()
+        model_words(settings.run)
     return args, [*notes, *unused_notes(settings.data, settings.optimizer, settings.loss, settings.run)]
 
 
@@ -210,6 +217,8 @@ class Looked:
 def look_at(settings: TrainSettings, dataset: Dataset) -> Looked:
     """Hold the options against the pictures and captions. Raises ConfigError for what these do not have."""
     check_early_stop(settings.run.early_stop, dataset)
+    if settings.run.choose:
+        check_held_out(settings.run, dataset)
     preserved, notes = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
     prompts = sample_prompts(settings)
     check_samplers(settings, prompts)

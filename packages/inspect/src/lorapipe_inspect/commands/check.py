@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorapipe_engine.command.tool import show, tool_command
+from lorapipe_inspect.arguments import file_arguments
 
 if TYPE_CHECKING:
     from lorapipe_inspect.inputs import Input
@@ -20,13 +21,13 @@ lora-inspect check downloads/*.safetensors --json > report.jsonl
 
 
 @tool_command("lora-inspect check", examples=EXAMPLES)
-@click.argument("inputs", nargs=-1, metavar="[FILE]...")
+@file_arguments
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.option(
     "--strict", is_flag=True, help="Notes are problems too, and over 0.1 % of values flushed to zero."
 )
 @click.option("--all", "show_all", is_flag=True, help="Name everything, not only the first of each kind.")
-def command(inputs: tuple[str, ...], as_json: bool, strict: bool, show_all: bool) -> int:
+def command(inputs: tuple[str, ...], recursive: bool, as_json: bool, strict: bool, show_all: bool) -> int:
     """Check networks in every way that needs no base model, and give a verdict.
 
     Read are the container, the modules (complete, factors that fit each other, known names), ranks and alphas against
@@ -45,4 +46,4 @@ def command(inputs: tuple[str, ...], as_json: bool, strict: bool, show_all: bool
             show(*check_lines(result, most=None if show_all else 8))
         return not result.problems
 
-    return each_input(inputs, work)
+    return each_input(inputs, work, recursive=recursive)

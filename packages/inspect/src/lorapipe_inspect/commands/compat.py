@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorapipe_engine.command.tool import show, tool_command
+from lorapipe_inspect.arguments import file_arguments
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -20,9 +21,9 @@ lora-inspect compat run/ --json
 
 
 @tool_command("lora-inspect compat", examples=EXAMPLES)
-@click.argument("inputs", nargs=-1, metavar="[FILE]...")
+@file_arguments
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
-def command(inputs: tuple[str, ...], as_json: bool) -> int:
+def command(inputs: tuple[str, ...], recursive: bool, as_json: bool) -> int:
     """Tell what each program does with a network: by its names, algorithms, alphas and number types.
 
     "yes", "no", "in part" or "wrong", how many modules each applies as they are meant, what it passes over or applies
@@ -50,4 +51,4 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
                     show(f"  {'':<12}mend: {answer.mend}")
         return any(answer.reads == "yes" for name, answer in answers.items() if name != "lora-merge")
 
-    return each_file(inputs, work)
+    return each_file(inputs, work, recursive=recursive)

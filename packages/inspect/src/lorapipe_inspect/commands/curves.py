@@ -30,7 +30,7 @@ KINDS = ("rate", "loss", "timesteps", "validation", "norms")
 
 @dataclass(frozen=True, kw_only=True)
 class CurveSettings:
-    """Options"""
+    """What is drawn, and where"""
 
     only: tuple[str, ...] = flag(
         (), f"Show these only: {', '.join(KINDS)} (may be repeated).", metavar="KIND"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lorapipe_engine.command.records import write_path
+from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 
@@ -18,9 +18,15 @@ lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o 
 
 @tool_command("lora-inspect delta", examples=EXAMPLES)
 @click.argument("network", metavar="FILE")
-@click.option("-o", "--output", metavar="OUT", help="The file to write.")
+@click.option("-o", "--output", metavar="OUT", help="The file of changes to write.")
 @click.option("--base", metavar="BASE", help="A checkpoint, or a file of MODULE.weight and MODULE.bias.")
-@click.option("--multiplier", type=float, default=1.0, show_default=True, help="Strength of the network.")
+@click.option(
+    "--multiplier",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Strength at which the network's change is taken.",
+)
 @click.option(
     "--save-precision",
     "precision",
@@ -29,6 +35,7 @@ lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o 
     show_default=True,
     help="Number type of the result.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as one JSON object.")
 @click.option("-n", "--dry-run", is_flag=True, help="Compute everything, write nothing.")
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 def command(
@@ -37,6 +44,7 @@ def command(
     base: str | None,
     multiplier: float,
     precision: str,
+    as_json: bool,
     dry_run: bool,
     force: bool,
 ) -> int:
@@ -58,6 +66,17 @@ def command(
             file, base, target, multiplier=multiplier, precision=precision, dry_run=dry_run, force=force
         )
     say(f"{network}: {count} changes at {multiplier:g}")
-    if target is not None and not dry_run:
+    if as_json:
+        write_json(
+            {
+                "path": None if dry_run else output,
+                "source": network,
+                "base": base,
+                "multiplier": multiplier,
+                "precision": precision,
+                "changes": count,
+            }
+        )
+    elif target is not None and not dry_run:
         write_path(target)
     return 0

@@ -27,7 +27,7 @@ SHOWN = 8
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--modules", is_flag=True, help="A line for every module, the most different first.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print all of the comparison as one JSON object.")
 def command(first: str, second: str, modules: bool, as_json: bool) -> int:
     """Compare two networks: modules, shapes, number types, metadata, and what they change.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import click
 
 from lorapipe_engine.command.tool import show, tool_command
+from lorapipe_inspect.arguments import file_arguments
 
 if TYPE_CHECKING:
     from lorapipe_inspect.inputs import Input
@@ -29,9 +30,9 @@ _LABELS = {
 
 
 @tool_command("lora-inspect hash", examples=EXAMPLES)
-@click.argument("inputs", nargs=-1, metavar="[FILE]...")
+@file_arguments
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
-def command(inputs: tuple[str, ...], as_json: bool) -> int:
+def command(inputs: tuple[str, ...], recursive: bool, as_json: bool) -> int:
     """Print the hashes of weight files.
 
     AutoV2 is the start of the whole file's SHA-256, AutoV3 of that of its data part, which stays the same when
@@ -52,7 +53,7 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
             state = "agrees with" if record["stored"] == record["data_sha256"] else "DIFFERS from"
             show(f"  {'metadata':<13} sshs_model_hash {state} the data")
 
-    return each_input(inputs, work)
+    return each_input(inputs, work, recursive=recursive)
 
 
 def hash_record(one: Input) -> dict[str, Any]:

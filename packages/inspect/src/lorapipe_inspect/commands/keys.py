@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorapipe_engine.command.tool import show, tool_command
+from lorapipe_inspect.arguments import file_arguments
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile
@@ -23,10 +24,10 @@ lora-inspect keys sd15.safetensors --json
 
 
 @tool_command("lora-inspect keys", examples=EXAMPLES)
-@click.argument("inputs", nargs=-1, metavar="[FILE]...")
+@file_arguments
 @click.option("--modules", is_flag=True, help="The modules of a network: algorithm, rank, alpha, part.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
-def command(inputs: tuple[str, ...], modules: bool, as_json: bool) -> int:
+def command(inputs: tuple[str, ...], recursive: bool, modules: bool, as_json: bool) -> int:
     """List the tensors of weight files with types, shapes and sizes, in the order of their data.
 
     FILE are files, folders, or - for standard input (a weight file, or a list of paths). Only headers are read, for
@@ -42,7 +43,7 @@ def command(inputs: tuple[str, ...], modules: bool, as_json: bool) -> int:
         for line in module_lines(record) if modules else tensor_lines(record):
             show(line)
 
-    return each_file(inputs, work)
+    return each_file(inputs, work, recursive=recursive)
 
 
 def tensor_record(one: Input, file: WeightFile) -> dict[str, Any]:

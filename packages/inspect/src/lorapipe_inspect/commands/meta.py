@@ -30,6 +30,13 @@ LONGEST = 160
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileSettings:
+    """What is read"""
+
+    recursive: bool = flag(False, "Look into folders' folders too.", "-r", "--recursive")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowSettings:
     """Show metadata"""
 
@@ -49,9 +56,14 @@ class EditSettings:
     )
     strip: bool = flag(False, "Leave all entries out, but for those of --set.")
     output: str | None = flag(
-        None, "The new file, folder for several, or - for stdout.", "-o", "--output", metavar="OUT"
+        None,
+        "The new file, folder for several (with the folders they were in), or - for stdout.",
+        "-o",
+        "--output",
+        metavar="OUT",
     )
     force: bool = flag(False, "Replace OUT; without -o, change the file itself.")
+    dry_run: bool = flag(False, "Tell how many entries would change, write nothing.", "-n", "--dry-run")
 
 
 def _is_edit(flags: Mapping[str, Any]) -> bool:
@@ -59,14 +71,14 @@ def _is_edit(flags: Mapping[str, Any]) -> bool:
 
 
 MODES = (
-    Mode("showing metadata", (ShowSettings,)),
-    Mode("--set, --unset or --strip", (EditSettings,), by=_is_edit),
+    Mode("showing metadata", (FileSettings, ShowSettings)),
+    Mode("--set, --unset or --strip", (FileSettings, EditSettings), by=_is_edit),
 )
 
 
 @tool_command("lora-inspect meta", examples=EXAMPLES)
 @click.argument("words", nargs=-1, metavar="[FILE]... [KEY]...")
-@mode_options(*MODES)
+@mode_options(*MODES, order=(FileSettings,))
 def command(words: tuple[str, ...], **flags: Any) -> int:
     """Show the metadata of weight files, or write copies with other metadata.
 
@@ -77,19 +89,24 @@ def command(words: tuple[str, ...], **flags: Any) -> int:
     sshs_legacy_hash, which depends on the metadata, is computed anew. The paths of new files go to stdout.
     """
     chosen = read_mode(MODES, flags)
+    from lorapipe_inspect.inputs import find_inputs
+
     files, keys = split_words(words)
-    edit, show = chosen[EditSettings], chosen[ShowSettings]
+    edit, show, recursive = chosen[EditSettings], chosen[ShowSettings], chosen[FileSettings].recursive
     if edit in chosen.parts:
         if keys:
             raise ConfigError("a file is either shown or changed: leave out KEY")
         from lorapipe_inspect.measure.meta_edit import Changes, change_files
 
         changes = Changes.parse(edit.setting, edit.unset, strip=edit.strip)
-        return change_files(files, changes, edit.output, force=edit.force)
+        return change_files(
+            files, changes, edit.output, force=edit.force, recursive=recursive, dry_run=edit.dry_run
+        )
     keys += show.more_keys
     if keys and show.tags:
         raise ConfigError("--tags shows tags only: leave out KEY")
-    return show_files(files, keys, tags=show.tags, top=show.top, as_json=show.as_json)
+    inputs = list(find_inputs(files, recursive=recursive))
+    return show_files(inputs, keys, tags=show.tags, top=show.top, as_json=show.as_json)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -115,12 +132,10 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, keys
 
 
-def show_files(files: Sequence[str], keys: Sequence[str], *, tags: bool, top: int, as_json: bool) -> int:
+def show_files(inputs: Sequence[Input], keys: Sequence[str], *, tags: bool, top: int, as_json: bool) -> int:
     """Print what was asked for of every file; the exit status: 1 where a key is missing."""
-    from lorapipe_inspect.inputs import find_inputs, work_through
+    from lorapipe_inspect.inputs import work_through
     from lorapipe_inspect.tell.meta import key_record, listing, record, tag_lines, tag_record, value_text
-
-    inputs = list(find_inputs(files))
 
     def work(one: Input) -> bool:
         from lorapipe_engine.command.text import printable

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorapipe_engine.command.tool import show, tool_command
+from lorapipe_inspect.arguments import file_arguments
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -21,11 +22,11 @@ lora-inspect norms run/*.safetensors --modules --json
 
 
 @tool_command("lora-inspect norms", examples=EXAMPLES)
-@click.argument("inputs", nargs=-1, metavar="[FILE]...")
+@file_arguments
 @click.option("--blocks", is_flag=True, help="A line for each block of the model.")
 @click.option("--modules", is_flag=True, help="A line for each module, the strongest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file, with all of it.")
-def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool) -> int:
+def command(inputs: tuple[str, ...], recursive: bool, blocks: bool, modules: bool, as_json: bool) -> int:
     """Tell how strongly networks change their base, by the singular values σ of each module's change ΔW.
 
     "norm" is ‖ΔW‖ (Frobenius) at strength 1, "σ1" the largest singular value, "stable" ‖ΔW‖²/σ1², "effective" exp of
@@ -58,7 +59,7 @@ def command(inputs: tuple[str, ...], blocks: bool, modules: bool, as_json: bool)
         for line in lines_of(record, blocks=blocks, modules=modules):
             show(line)
 
-    return each_file(inputs, work)
+    return each_file(inputs, work, recursive=recursive)
 
 
 def lines_of(record: dict[str, Any], *, blocks: bool, modules: bool) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lorapipe_engine.command.tool import show, tool_command
+from lorapipe_inspect.arguments import file_arguments
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -21,9 +22,9 @@ lora-inspect ranks run/ --json
 
 
 @tool_command("lora-inspect ranks", examples=EXAMPLES)
-@click.argument("inputs", nargs=-1, metavar="[FILE]...")
+@file_arguments
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file, with every module.")
-def command(inputs: tuple[str, ...], as_json: bool) -> int:
+def command(inputs: tuple[str, ...], recursive: bool, as_json: bool) -> int:
     """Tell ranks, alphas and strengths of networks, and how many of the ranks are needed.
 
     A line for each group of modules with one rank and alpha: "used" is the mean rank that holds 99% of the
@@ -54,7 +55,7 @@ def command(inputs: tuple[str, ...], as_json: bool) -> int:
         for line in lines_of(record):
             show(line)
 
-    return each_file(inputs, work)
+    return each_file(inputs, work, recursive=recursive)
 
 
 def _by_size(item: tuple[tuple[int, float | None, bool], list[Any]]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lorapipe_engine.command.tool import say, show, tool_command
+from lorapipe_inspect.arguments import file_arguments
 
 if TYPE_CHECKING:
     from lorapipe_engine.files.tensorfile import WeightFile
@@ -23,7 +24,7 @@ lora-resize mina.safetensors --new-rank 32 -o - | lora-inspect zeros -
 
 
 @tool_command("lora-inspect zeros", examples=EXAMPLES)
-@click.argument("inputs", nargs=-1, metavar="[FILE]...")
+@file_arguments
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.option(
     "--strict", is_flag=True, help="Also fail if over 0.1 % of the trained values are exactly zero."
@@ -31,7 +32,7 @@ lora-resize mina.safetensors --new-rank 32 -o - | lora-inspect zeros -
 @click.option(
     "--all", "show_all", is_flag=True, help="Name every dead module and NaN, not only the first ones."
 )
-def command(inputs: tuple[str, ...], as_json: bool, strict: bool, show_all: bool) -> int:
+def command(inputs: tuple[str, ...], recursive: bool, as_json: bool, strict: bool, show_all: bool) -> int:
     """Count zeros, dead modules, subnormals, NaN and infinities, and tell what they mean.
 
     FILE are files, folders, or - for standard input (a network, or a list of paths); without any, paths are read from
@@ -53,7 +54,7 @@ def command(inputs: tuple[str, ...], as_json: bool, strict: bool, show_all: bool
             _tell(one, report(findings, strict=strict, most=None if show_all else 8))
         return not findings.problems(strict=strict)
 
-    return each_file(inputs, work)
+    return each_file(inputs, work, recursive=recursive)
 
 
 def _tell(one: Input, lines: list[str]) -> None:

@@ -15,9 +15,15 @@ Figure = Literal["auto", "selectivity", "recall", "tags", "dino", "clip", "ccip"
 class GridSettings:
     """The grid"""
 
-    x: str | None = flag(None, "Axis of the columns.  [default: file, or what varies]", metavar="AXIS")
-    y: str | None = flag(None, "Axis of the rows.  [default: weight, or what else varies]", metavar="AXIS")
-    title: str | None = flag(None, "Title of the picture and the page.", metavar="TEXT")
+    x: str | None = flag(
+        None,
+        "What the columns are, as file, weight, seed or prompt.  [default: file, or what varies]",
+        metavar="AXIS",
+    )
+    y: str | None = flag(
+        None, "What the rows are, by the same words.  [default: weight, or what else varies]", metavar="AXIS"
+    )
+    title: str | None = flag(None, "Heading of the picture and the page.", metavar="TEXT")
     output: Path | None = flag(
         None, "Write one labelled PNG; further pages are NAME-2.png ...", "-o", "--output", metavar="FILE.png"
     )
@@ -51,12 +57,16 @@ class FigureSettings:
         needs=("dino", "clip", "ccip", "encoder"),
     )
     tagger: Path | None = flag(
-        None, "A WD tagger's folder (model.onnx, selected_tags.csv); else records are read.", metavar="DIR"
+        None,
+        "Folder of a WD tagger (model.onnx, selected_tags.csv) that looks at the cells; else records are read.",
+        metavar="DIR",
     )
     vocabulary: Path | None = flag(
         None, "The tags that the records' tagger has: its selected_tags.csv.", metavar="CSV"
     )
-    dino: Path | None = flag(None, "DINOv2 as ONNX.", metavar="FILE.onnx", needs="held_out")
+    dino: Path | None = flag(
+        None, "DINOv2 as an ONNX file, to compare with --held-out.", metavar="FILE.onnx", needs="held_out"
+    )
     clip: Path | None = flag(
         None,
         "CLIP as ONNX: its picture half, or both (then CLIP-T too).",

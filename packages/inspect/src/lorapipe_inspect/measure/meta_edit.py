@@ -55,15 +55,27 @@ class Changes:
         return any(key == pattern or fnmatchcase(key, pattern) for pattern in self.without)
 
 
-def change_files(words: Sequence[str], changes: Changes, output: str | None, *, force: bool) -> int:
-    """Write every file that ``words`` name with changed metadata; the exit status.
+def change_files(
+    words: Sequence[str],
+    changes: Changes,
+    output: str | None,
+    *,
+    force: bool,
+    recursive: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Write every file that ``words`` name with changed metadata, with ``dry_run`` only tell of it; the exit status.
 
     ``output`` as on the command line; None changes the files themselves, which takes ``force``. Raises ConfigError
     where outputs are missing or would be the same.
     """
-    if output is None and not force:
-        raise ConfigError("no output: give -o OUT, or --force to change the file itself")
-    inputs = list(find_inputs(words))
+    if output is None and not force and not dry_run:
+        raise ConfigError(
+            "no output: give -o OUT, or --force to change the file itself, or -n to write nothing"
+        )
+    inputs = list(find_inputs(words, recursive=recursive))
+    if dry_run:
+        return work_through(inputs, lambda one: _tell_changes(one, changes))
     if output == STREAM:
         if len(inputs) != 1:
             raise ConfigError(f"-o - takes one file, not {len(inputs)}: give -o FOLDER/")
@@ -96,12 +108,13 @@ def _targets(inputs: Sequence[Input], words: Sequence[str], output: str | None) 
             target = one.path
         else:
             name = one.path.name if one.path else "stdin.safetensors"
-            target = Path(output) / name if folder else Path(output)
+            target = Path(output) / one.inner / name if folder else Path(output)
         if target in targets.values():
             raise ConfigError(f"two of the files would both become {target}")
         targets[id(one)] = target
     if folder and output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
+        for target in targets.values():
+            target.parent.mkdir(parents=True, exist_ok=True)
     return targets
 
 
@@ -119,6 +132,11 @@ def _copy_to_file(one: Input, target: Path, changes: Changes, *, force: bool) ->
             file.close()
     finally:
         file.close()
+
+
+def _tell_changes(one: Input, changes: Changes) -> None:
+    with _open(one) as file:
+        _new_header(file, changes)
 
 
 def _copy_to_stream(one: Input, changes: Changes) -> None:

@@ -125,10 +125,11 @@ class Report:
     def as_record(self) -> dict[str, Any]:
         """The report for a program."""
         return {
+            "path": self.output,
             "output": self.output,
             "base": self.base,
             "family": self.family,
-            "networks": [{"file": n, "ratio": r, "modules": m} for n, r, m in self.networks],
+            "networks": [{"path": n, "file": n, "ratio": r, "modules": m} for n, r, m in self.networks],
             "matched": self.matched,
             "unmatched": self.unmatched,
             "tensors": self.tensors,

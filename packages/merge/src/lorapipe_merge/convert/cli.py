@@ -66,7 +66,7 @@ def lora_convert(source: str, **flags: Any) -> int:
     if report.difference is not None:
         say(f"verified: the change of every module is the same to {report.difference:.2g} of itself")
     if result.as_json:
-        write_json(report.as_record())
+        write_json(report.as_record() | ({"path": None} if asked.dry_run else {}))
     elif not asked.dry_run:
         write_path(Path(report.output))
     return 0

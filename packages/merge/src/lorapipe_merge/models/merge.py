@@ -360,6 +360,7 @@ def tell(
         say(f"note: {note}")
     if output.as_json:
         record: dict[str, Any] = {
+            "path": None if output.dry_run else str(target),
             "output": str(target),
             "models": list(names),
             "method": task.name,

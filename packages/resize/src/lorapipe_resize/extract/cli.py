@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lorapipe_engine.command.options import under
 from lorapipe_engine.command.process.processors import use_one_blas_thread
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
@@ -22,6 +23,8 @@ lora-extract dora.safetensors base.safetensors -o lora.safetensors
 """
 DEFAULT_RANK = 32
 SIGNAL = "signal"
+MODELS, RANKS, RESULT = "The models", "Ranks", "The result"
+PASSED = "Taken from sd-scripts' lines, and without effect"
 UNUSED = {
     "load_precision": "numbers are computed in at least 32 bits, whatever the files' types",
     "clamp_quantile": "factors are not clamped, which only takes them away from the change",
@@ -42,11 +45,18 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 @tool_command("lora-extract", examples=EXAMPLES)
 @click.argument("inputs", nargs=-1, metavar="TUNED [BASE]")
-@click.option("--model-tuned", metavar="TUNED", help="The tuned model, as sd-scripts has it.")
-@click.option("--model-org", metavar="BASE", help="The model that it was tuned from, as sd-scripts has it.")
-@click.option("-o", "--output", "--save-to", metavar="OUT", help="File, folder, or - for stdout.")
-@click.option(
-    "-r",
+@under(MODELS, "--model-tuned", metavar="TUNED", help="TUNED by sd-scripts' option, instead of by its place.")
+@under(
+    MODELS,
+    "--model-org",
+    metavar="BASE",
+    help="BASE, which it was tuned from, by sd-scripts' option, instead of by its place.",
+)
+@under(MODELS, "--v-parameterization", is_flag=True, help="Say in the metadata that the models predict v.")
+@under(MODELS, "--v2", is_flag=True, help="The models are SD 2.x; files tell that themselves.")
+@under(MODELS, "--sdxl", is_flag=True, help="The models are SDXL; files tell that themselves.")
+@under(
+    RANKS,
     "--dim",
     "--rank",
     "--new-rank",
@@ -56,7 +66,8 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     help="Rank of all modules, or the largest with a method. signal: what leaves the noise of rounding.  "
     f"[default: {DEFAULT_RANK}]",
 )
-@click.option(
+@under(
+    RANKS,
     "--conv-dim",
     "--new-conv-rank",
     "conv_rank",
@@ -64,7 +75,8 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     callback=_as_rank,
     help="Take residual blocks and samplers too, with this rank for kernels larger than 1x1.",
 )
-@click.option(
+@under(
+    RANKS,
     "--dynamic-method",
     "--method",
     "method",
@@ -72,22 +84,32 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     help="Choose each rank by the singular values: those above the noise of rounding, or above the first / PARAM, "
     "or as many as keep the share PARAM of their Frobenius norm, or of their sum.",
 )
-@click.option(
-    "--dynamic-param", "--param", "param", type=float, metavar="PARAM", help="Number for the method."
+@under(
+    RANKS,
+    "--dynamic-param",
+    "--param",
+    "param",
+    type=float,
+    metavar="PARAM",
+    help="PARAM of the method: sv_ratio a number from 1 on, sv_fro and sv_cumulative a share up to 1.",
 )
-@click.option(
+@under(
+    RANKS,
     "--target-size",
     metavar="SIZE",
     help="Instead of a method: ranks that lose least in a file of at most 20MB.",
 )
-@click.option(
+@under(
+    RANKS,
     "--min-diff",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
     help="Leave out layers in which no weight changed by more than this.",
 )
-@click.option(
+@under(RESULT, "-o", "--output", "--save-to", metavar="OUT", help="File, folder, or - for stdout.")
+@under(
+    RESULT,
     "--save-precision",
     "--precision",
     "precision",
@@ -96,20 +118,19 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     show_default=True,
     help="Number type of the factors.",
 )
-@click.option("--verify", is_flag=True, help="Read the LoRA again, merge it back and say how near it comes.")
-@click.option("--report", is_flag=True, help="Print every module with its ranks, values and errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as a JSON object.")
-@click.option("-n", "--dry-run", is_flag=True, help="Compute and report, write nothing.")
-@click.option("--force", is_flag=True, help="Replace a file that exists.")
-@click.option("--no-metadata", is_flag=True, help="Write only the metadata that programs need.")
-@click.option("--v-parameterization", is_flag=True, help="Say in the metadata that the models predict v.")
-@click.option("--v2", is_flag=True, help="The models are SD 2.x; files tell that themselves.")
-@click.option("--sdxl", is_flag=True, help="The models are SDXL; files tell that themselves.")
-@click.option("--device", metavar="DEVICE", help="Passed over: the CPU takes seconds.")
-@click.option("--load-precision", metavar="TYPE", help="Passed over.")
-@click.option("--clamp-quantile", type=float, help="Passed over: factors are not clamped.")
-@click.option("--load-original-model-to", metavar="DEVICE", help="Passed over.")
-@click.option("--load-tuned-model-to", metavar="DEVICE", help="Passed over.")
+@under(RESULT, "--verify", is_flag=True, help="Read the LoRA again, merge it back and say how near it comes.")
+@under(RESULT, "--report", is_flag=True, help="Print every module with its ranks, values and errors.")
+@under(RESULT, "--json", "as_json", is_flag=True, help="Print the report as a JSON object.")
+@under(RESULT, "-n", "--dry-run", is_flag=True, help="Compute and report, write nothing.")
+@under(RESULT, "--force", is_flag=True, help="Replace a file that exists.")
+@under(RESULT, "--no-metadata", is_flag=True, help="Write only the metadata that programs need.")
+@under(PASSED, "--device", metavar="DEVICE", help="Passed over: the CPU takes seconds.")
+@under(
+    PASSED, "--load-precision", metavar="TYPE", help="Passed over: numbers are computed in at least 32 bits."
+)
+@under(PASSED, "--clamp-quantile", type=float, help="Passed over: factors are not clamped.")
+@under(PASSED, "--load-original-model-to", metavar="DEVICE", help="Passed over: layers are read one by one.")
+@under(PASSED, "--load-tuned-model-to", metavar="DEVICE", help="Passed over: layers are read one by one.")
 def lora_extract(inputs: tuple[str, ...], **flags: Any) -> int:
     """Extract a LoRA from a tuned model and the model it was tuned from.
 

@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.networks.factors import Balance, Factors, rounding_norm
+from lorapipe_engine.networks.underflow import Underflow, underflow_of
+from lorapipe_resize.extract.rules import ABOVE_FLOOR
 
 Array = NDArray[Any]
 DTYPES: Mapping[str, str] = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 SHARES = (0.9, 0.99)
+LEAST_LOSS = 1e-3  # of a change, below which nothing was left out
 
 
 class Spectral(Protocol):
@@ -39,7 +42,8 @@ class ModuleReport:
     ``size``: rows and columns of the change. ``norm`` is ‖change‖, ``base_norm`` that of the base's weight where it is
     known. ``truncation`` and ``cast`` are ‖lost‖ / ‖change‖ by leaving ranks out and by the number type, ``proved``
     the truncation error over the best possible at that rank, at most. ``floor`` is the largest singular value that
-    rounding alone gives (None for networks). ``needed`` has for 0.9 and 0.99 the rank that keeps that share of
+    rounding alone gives (None for networks). ``underflow`` counts the factors' values that the type makes zeros of.
+    ``needed`` has for 0.9 and 0.99 the rank that keeps that share of
     ‖change‖, None where it is larger than what was computed.
     """
 
@@ -56,7 +60,13 @@ class ModuleReport:
     cast: float
     proved: float
     floor: float | None
+    underflow: Underflow
     needed: Mapping[float, int | None]
+
+    @property
+    def lacks_signal(self) -> bool:
+        """Whether a direction was left out that is more than rounding."""
+        return self.truncation > LEAST_LOSS and self.next > ABOVE_FLOOR * (self.floor or 0.0)
 
     @property
     def error(self) -> float:
@@ -121,6 +131,7 @@ def make_piece(
         cast=alpha / rank * rounding_norm(exact, rounded) / norm,
         proved=proved,
         floor=floor,
+        underflow=underflow_of(exact, rounded),
         needed={share: _needed(spectral, share) for share in SHARES},
     )
     return Piece(tensors, report)

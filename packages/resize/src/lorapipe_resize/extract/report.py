@@ -9,11 +9,12 @@ from typing import Any
 
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.blocks import order_of
+from lorapipe_engine.networks.underflow import Underflow
 from lorapipe_resize.extract.extraction import whole_error
 from lorapipe_resize.extract.modules import ModuleReport
 from lorapipe_resize.extract.pair import LeftOut, record_of
 from lorapipe_resize.extract.verify import Verified
-from lorapipe_resize.report import megabytes, percent
+from lorapipe_resize.report import MOST_ERROR, SAFE_RANK, lost_line, low_rank_line, megabytes, percent
 
 
 @dataclass(kw_only=True)
@@ -111,6 +112,18 @@ def _module_record(m: ModuleReport) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------- as text
+
+
+def loss_advice(modules: Sequence[ModuleReport]) -> list[str]:
+    """What lora-resize says of low ranks, of a change much of which is lost, and of half precision, where directions
+    were left out that are more than the rounding of the checkpoints."""
+    lacking = [m for m in modules if m.lacks_signal]
+    highest = max((m.rank for m in lacking), default=SAFE_RANK)
+    error = whole_error(modules, "truncation")
+    lines = [low_rank_line(highest)] if highest < SAFE_RANK else []
+    lines += [lost_line(error)] if lacking and error > MOST_ERROR else []
+    underflow = sum((m.underflow for m in modules), Underflow()).line()
+    return [*lines, *([underflow] if underflow else [])]
 
 
 def summary(report: Report) -> str:

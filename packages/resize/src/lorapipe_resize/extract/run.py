@@ -31,7 +31,14 @@ from lorapipe_resize.extract.extraction import Extracted, Wanted, extract
 from lorapipe_resize.extract.metadata import Origin, metadata_of
 from lorapipe_resize.extract.network import NetworkSource
 from lorapipe_resize.extract.pair import LeftOut, compare_rest, left_out_lines, pair_up
-from lorapipe_resize.extract.report import Report, block_table, module_table, summary, verified_line
+from lorapipe_resize.extract.report import (
+    Report,
+    block_table,
+    loss_advice,
+    module_table,
+    summary,
+    verified_line,
+)
 from lorapipe_resize.extract.rules import NO_BOUND, Method, Rule
 from lorapipe_resize.extract.sources import NOISE, SMALL, UNCHANGED, CheckpointSource, Source
 from lorapipe_resize.extract.verify import Verified, verify
@@ -99,7 +106,7 @@ def run(options: Options) -> int:
             done = extract(opened.source, Wanted(rule, alpha, options.precision, options.target_bytes))
         for line in left_out_lines(opened.rest, conv=options.conv):
             opened.notes.append(line)
-        opened.notes.extend(_reasons(done, options))
+        opened.notes.extend([*_reasons(done, options), *loss_advice(done.modules)])
         if not done.modules:
             raise _nothing(done, opened, options)
         return _finish(opened, done, alpha, target, options)

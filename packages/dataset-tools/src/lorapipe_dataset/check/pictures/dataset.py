@@ -39,7 +39,8 @@ class Look:
 @dataclass(frozen=True)
 class Place:
     """A folder with pictures. ``repeats`` is None where its name has no number; ``trained`` tells whether lora-train
-    takes its pictures. ``root`` is the folder that the user named, ``linked`` where a link leads that lies between.
+    takes its pictures, or with --recursive lora-repeats would. ``root`` is the folder that the user named, ``linked``
+    where a link leads that lies between, ``inner`` whether it lies inside a concept's folder.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Place:
     trained: bool
     root: Path | None = None
     linked: Path | None = None
+    inner: bool = False
 
 
 @dataclass
@@ -110,6 +112,11 @@ class Dataset:
     def trained(self) -> list[Picture]:
         """The pictures that lora-train takes."""
         return [picture for picture in self.pictures if picture.place.trained]
+
+    @property
+    def numbered(self) -> bool:
+        """Whether any folder says how often its pictures come; without, the pictures are to become a dataset."""
+        return any(picture.place.repeats is not None for picture in self.trained)
 
     @cached_property
     def captioned(self) -> list[Picture]:

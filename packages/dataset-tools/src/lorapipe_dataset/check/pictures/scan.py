@@ -32,8 +32,9 @@ WORKERS = max(2, os.cpu_count() or 1)
 # -------------------------------------------------------------------------------- finding files
 
 
-def scan(records: Iterable[Record], extension: str) -> Dataset:
-    """Find everything in the folders, or just the pictures that a list names.
+def scan(records: Iterable[Record], extension: str, *, recursive: bool = False) -> Dataset:
+    """Find everything in the folders, or just the pictures that a list names. ``recursive``: pictures in folders inside
+    a concept's folder are taken for its own, as lora-repeats --recursive puts them there.
 
     Raises InputError for a folder that is not there, and where there is no picture at all.
     """
@@ -44,7 +45,7 @@ def scan(records: Iterable[Record], extension: str) -> Dataset:
         if record.path.is_file():
             loose.setdefault(record.path.parent, set()).add(record.path.name)
         else:
-            _scan_root(record.path, dataset, extension)
+            _scan_root(record.path, dataset, extension, recursive)
     for folder, names in loose.items():
         _scan_loose(folder, names, dataset, extension)
     if not number:
@@ -58,19 +59,26 @@ def scan(records: Iterable[Record], extension: str) -> Dataset:
     return dataset
 
 
-def _scan_root(root: Path, dataset: Dataset, extension: str) -> None:
+def _scan_root(root: Path, dataset: Dataset, extension: str, recursive: bool) -> None:
     surveyed = survey(root)
     dataset.unread += surveyed.unread
-    dataset.left_out += [f"{root}: {line}" for line in surveyed.left_out()]
-    dataset.untrained |= {part.path: part.reason for part in surveyed.parts if part.reason is not None}
+    hint = (
+        ": checked, as lora-repeats --recursive takes them in" if recursive else " (--recursive checks them)"
+    )
+    dataset.left_out += [f"{root}: {line}" for line in surveyed.left_out(hint=hint)]
+    repeats = {part.path: part.repeats for part in surveyed.parts}
     for part in surveyed.parts:
+        taken = part.reason is None or (recursive and part.is_inner)
+        if not taken:
+            dataset.untrained[part.path] = str(part.reason)
         place = Place(
             part.path,
-            read_name(part.path)[0],
-            part.repeats,
-            part.reason is None,
+            read_name(part.top if part.is_inner else part.path)[0],
+            repeats[part.top] if part.is_inner else part.repeats,
+            taken,
             root,
             None if part.path == root else leads_out(part.path, root),
+            part.is_inner,
         )
         _sort_files(place, part.names, dataset, extension)
 

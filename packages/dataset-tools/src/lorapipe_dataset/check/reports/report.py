@@ -97,18 +97,19 @@ def formats(dataset: Dataset) -> dict[str, int]:
 
 
 def concepts(dataset: Dataset) -> list[dict[str, Any]]:
-    """Each concept's pictures that can be read, repeats, captions and share of an epoch, by name."""
+    """Each concept's pictures that can be read, repeats, captions, how many are shown in an epoch and their share, by
+    name. Those in folders without a number are in no epoch: they have no repeats, and count once for the share."""
     readable = {name: [one for one in group if one.is_readable] for name, group in dataset.concepts.items()}
-    shown = {name: sum(one.place.repeats or 1 for one in group) for name, group in readable.items()}
-    whole = sum(shown.values())
+    weights = {name: sum(one.place.repeats or 1 for one in group) for name, group in readable.items()}
+    whole = sum(weights.values())
     return [
         {
             "concept": name,
             "images": len(group),
-            "repeats": sorted({picture.place.repeats or 1 for picture in dataset.concepts[name]}),
+            "repeats": sorted({one.place.repeats for one in dataset.concepts[name] if one.place.repeats}),
             "captions": sum(bool(picture.caption) for picture in group),
-            "shown": shown[name],
-            "share": round(shown[name] / whole, 4) if whole else 0.0,
+            "shown": sum(one.place.repeats or 0 for one in group),
+            "share": round(weights[name] / whole, 4) if whole else 0.0,
         }
         for name, group in sorted(readable.items())
     ]
@@ -142,12 +143,19 @@ def table(report: Report, *, whole: bool = False) -> Iterator[str]:
 def _overview(report: Report) -> Iterator[str]:
     dataset = report.dataset
     shown = sum(row["shown"] for row in concepts(dataset))
+    bare = sum(picture.place.repeats is None for picture in dataset.trained)
+    epoch = f"{shown} an epoch, " if dataset.numbered else ""
     readable = sum(picture.is_readable for picture in dataset.trained)
     captions = sum(picture.is_readable for picture in dataset.captioned)
     counts = _plural(readable, "picture"), _plural(captions, "caption")
     broken = len(dataset.trained) - readable
     more = f", and {_plural(broken, 'picture')} that cannot be trained" if broken else ""
-    yield f"{counts[0]}, {shown} an epoch, {counts[1]}{more}"
+    yield f"{counts[0]}, {epoch}{counts[1]}{more}"
+    if bare:
+        yield (
+            f"  not trained as they lie: {_plural(bare, 'picture')} in folders without a number of repeats in front; "
+            "lora-train takes folders N_concept alone, and lora-repeats makes them"
+        )
     for line in dataset.left_out:
         yield printable(f"  not trained: {line}")
     kinds = formats(dataset)
@@ -155,7 +163,8 @@ def _overview(report: Report) -> Iterator[str]:
         yield f"  {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
     for row in concepts(dataset):
         repeats = "/".join(map(str, row["repeats"]))
-        yield f"  {printable(row['concept'])}: {row['images']} x {repeats} = {row['shown']} ({row['share']:.0%})"
+        epoch = f" x {repeats} = {row['shown']}" if repeats else ""
+        yield f"  {printable(row['concept'])}: {row['images']}{epoch} ({row['share']:.0%})"
 
 
 def _case(finding: Finding) -> str:

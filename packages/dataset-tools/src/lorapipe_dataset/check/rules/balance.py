@@ -110,7 +110,8 @@ def find_shares(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     }
     if off:
         text = ", ".join(f"{name} {share:.0%}" for name, share in off.items())
-        yield Finding(SHARES, f"{text} of an epoch; equal shares are {1 / len(shown):.0%}", (), off)
+        of = "an epoch" if dataset.numbered else "the pictures"
+        yield Finding(SHARES, f"{text} of {of}; equal shares are {1 / len(shown):.0%}", (), off)
 
 
 CHECKS = (

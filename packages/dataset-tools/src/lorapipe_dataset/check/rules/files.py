@@ -159,7 +159,7 @@ def find_misplaced(dataset: Dataset, _options: Options) -> Iterator[Finding]:
             if paths:
                 reason = dataset.untrained.get(place.path, f"in {place.path}")
                 yield Finding(NOT_TRAINED, f"{len(paths)} picture{'s' * (len(paths) != 1)} {reason}", paths)
-        elif place.repeats is None and paths:
+        elif place.repeats is None and paths and not place.inner:
             name = place.path.resolve().name
             yield Finding(
                 NO_REPEATS,

@@ -41,7 +41,7 @@ from lorapipe_engine.train.results.underflow import underflow_note
 from lorapipe_engine.train.sample.draw import draw
 from lorapipe_engine.train.sample.prompts import Prompt
 
-PRECISION_NAMES = {"float": "F32", "fp16": "F16", "bf16": "BF16"}
+PRECISION_NAMES = {"float": "F32", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
 class Results:

@@ -142,7 +142,9 @@ def _fill(start: TrainedFile, name: str, adapter: Adapter) -> None:
     where = f"network_weights: {start.path}: {quote(name)}"
     size, kind, tensors = start.sizes[name], start.kinds[name], start.tensors[name]
     if not isinstance(adapter, adapter_class(kind.algorithm)):
-        raise InputError(f"{where} is a {kind.algorithm}, this network another; give --dim_from_weights")
+        raise InputError(
+            f"{where} is of the algorithm {kind.algorithm}, this network of another; give --dim_from_weights"
+        )
     if size.rank != adapter.rank:
         stored = sum(tensor.numel() for suffix, tensor in tensors.items() if suffix != "alpha")
         if stored != adapter.count(tuple(adapter.weight.shape), size, {**adapter.options, **kind.options}):
