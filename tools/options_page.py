@@ -25,6 +25,7 @@ Every option of every command; `--help` prints the same. Dashes and underscores 
 `-v`, `--verbose` (show where an error came from), `-q`, `--quiet` (no progress, no talk), `--version` and `-h`,
 `--help`. An option that has no use beside the others is refused: the headings tell which options belong together.
 """
+NEXT = "**Next:** [train](training.md), or [the whole way](guide.md).\n"
 
 
 def commands() -> Iterator[ToolCommand]:
@@ -61,7 +62,7 @@ def page() -> str:
             lines += ["| option | |", "| --- | --- |"]
             lines += [_row(command, option) for option in options]
             lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, NEXT])
 
 
 def _shared() -> list[str]:

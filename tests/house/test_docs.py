@@ -137,3 +137,37 @@ def test_pip_lines_name_what_pip_can_find() -> None:
         if re.search(r"""pip install (-\S+ )*["']?lorapipe-|["']lorapipe-\w+\[""", line)
     ]
     assert wrong == []
+
+
+def test_each_page_ends_with_its_next_step() -> None:
+    pages = [
+        ROOT / "README.md",
+        *(page for page in (ROOT / "docs").rglob("*.md") if page.name != "README.md"),
+    ]
+    last = {str(page.relative_to(ROOT)): page.read_text().rstrip().rpartition("\n\n")[2] for page in pages}
+    assert [page for page, text in last.items() if not re.match(r"\*\*(Next|Дальше):\*\* .*\]\(", text)] == []
+
+
+def test_the_index_names_every_page() -> None:
+    index = ROOT / "docs/README.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)", index.read_text())}
+    assert [page for page in (ROOT / "docs").rglob("*.md") if page not in linked | {index}] == []
+
+
+def test_the_guide_goes_from_the_clone_to_a_grid_and_to_ones_own_network() -> None:
+    """On one page, in this order; tests/house/test_pages.py runs it on bare pictures, with nothing else at hand."""
+    text = (ROOT / "docs/guide.md").read_text()
+    steps = (
+        *(
+            "\ngit clone",
+            "\npython tools/dev.py demo",
+            "demo-run/grid.html",
+            "$ lora-tag imgs/",
+            "$ lora-clean imgs/",
+        ),
+        *("$ lora-repeats imgs/", "$ lora-check train/", "$ lora-train train/", "$ lora-sample out/"),
+        *("$ lora-grid cells/", "$ lora-inspect zeros out/", "$ lora-resize out/", "$ lora-merge demo out/"),
+    )
+    places = [text.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)

@@ -196,7 +196,9 @@ def test_docs_are_linked_and_their_pictures_exist() -> None:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-@pytest.mark.parametrize("name", ["bench/make_weights.py", "bench/tag_files.py", "demo_world/export.py"])
+@pytest.mark.parametrize(
+    "name", ["bench/make_weights.py", "bench/tag_files.py", "demo_world/export.py", "pages_output.py"]
+)
 def test_a_script_that_takes_words_shows_its_help(name: str, tmp_path: Path) -> None:
     """``--help`` is no name of a file to it."""
     script = [sys.executable, str(ROOT / "tools" / name), "--help"]

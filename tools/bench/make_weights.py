@@ -3,6 +3,7 @@
 python make_weights.py FILE lora FAMILY RANK CONV_RANK SEED
 python make_weights.py FILE checkpoint FAMILY
 python make_weights.py FILE unet FAMILY
+python make_weights.py FILE hole FAMILY
 python make_weights.py FILE tuned BASE
 python make_weights.py FILE module LORA
 """
@@ -50,6 +51,14 @@ def write_unet(path: Path, family: str) -> None:
         key: s for key, s in checkpoint_shapes(family).items() if key.startswith("model.diffusion_model.")
     }
     _write_noise(path, shapes)
+
+
+def write_hole(path: Path, family: str) -> None:
+    """A checkpoint whose header is whole and whose numbers are a hole: all zero, and none of them on the disk."""
+    header, places = build_header({key: ("F16", shape) for key, shape in checkpoint_shapes(family).items()})
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + max(place.end for place in places.values()))
 
 
 def write_module(path: Path, lora: Path) -> None:
@@ -131,5 +140,7 @@ if __name__ == "__main__":
         write_module(Path(target), Path(model))
     elif kind == "unet":
         write_unet(Path(target), model)
+    elif kind == "hole":
+        write_hole(Path(target), model)
     else:
         write_checkpoint(Path(target), model)
