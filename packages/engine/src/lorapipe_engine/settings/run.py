@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorapipe_engine.command.options import option
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.settings.early_stop import ByFigures, read_early_stop_by
 
 SAVE_PRECISIONS = ("float", "fp16", "bf16")
 
@@ -77,8 +78,13 @@ class RunSettings:
     max_validation_steps: int | None = option(None, "Measure it on so many batches. [default: all]", min=1)
     early_stop: int | None = option(
         None,
-        "End when the validation loss was no lower for N measurements; the best network is OUTPUT_NAME-best.",
+        "End when nothing was better for N measurements; the best network is OUTPUT_NAME-best.",
         min=1,
+    )
+    early_stop_by: tuple[str, ...] = option(
+        (),
+        "What it goes by: loss (of validation), or figures: cells are drawn after each saved epoch and judged as by "
+        "lora-grid --best, whose options follow, as by=, encoder=, held_out=. [default: loss]",
     )
     logging_dir: Path | None = option(None, "TensorBoard folder. [default: OUTPUT_DIR/logs]")
     log_prefix: str = option("", "Put before the log folder's name.")
@@ -110,6 +116,12 @@ class RunSettings:
     metadata_preprocessor: str | None = option(None, "Preprocessor, in the metadata.")
     metadata_is_negative_embedding: str | None = option(None, "As its name says, in the metadata.")
     overwrite: bool = option(False, "Replace results of an earlier run with the same name.", alias="force")
+
+    @property
+    def by_figures(self) -> ByFigures | None:
+        """The figures that say where the run ends, None where none do. Raises ConfigError for what means nothing."""
+        asked = read_early_stop_by(self.early_stop_by)
+        return asked if self.early_stop is not None else None
 
     @property
     def logs(self) -> Path:

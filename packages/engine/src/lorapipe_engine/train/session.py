@@ -41,6 +41,7 @@ from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.data.preserved import Preserved, preserved_in
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.judging import Judging, check_judging, plan_judging
 from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, read_network_args
 from lorapipe_engine.train.network.make import quantized_form, with_file_ranks
@@ -178,6 +179,7 @@ def train_checked(
                 queued.shelf,
                 queued.on_end,
                 looked.preserved,
+                looked.judging,
             )
     finally:
         detach(family.parts.values())
@@ -192,6 +194,10 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
         check_slider(settings.data, settings.loss)
         if settings.run.choose:
             raise ConfigError("choose: draws what captions say, and a slider has none; leave choose out")
+        if settings.run.early_stop is not None:
+            raise ConfigError(
+                "early_stop: goes by pictures and captions, and a slider has none; leave early_stop out"
+            )
     check_caches(settings)
     args = read_network_args(settings.network)
     notes = check_updates(settings, args)
@@ -211,28 +217,32 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
         notes.append("sample_prompts is no file: its text is taken as the prompts")
     if settings.run.choose:
         notes += missing_programs()
+    check_judging(settings)
     return args, [*notes, *unused_notes(settings.data, settings.optimizer, settings.loss, settings.run)]
 
 
 @dataclass(frozen=True)
 class Looked:
     """What is known with the pictures, before the base is read: what is held to the base, the prompts of the samples,
-    written as captions are, and notes."""
+    written as captions are, notes, and what the epochs are judged by."""
 
     preserved: Preserved | None
     prompts: list[Prompt]
     notes: list[str]
+    judging: Judging | None = None
 
 
 def look_at(settings: TrainSettings, dataset: Dataset) -> Looked:
     """Hold the options against the pictures and captions. Raises ConfigError for what these do not have."""
-    check_early_stop(settings.run.early_stop, dataset)
+    if settings.run.by_figures is None:
+        check_early_stop(settings.run.early_stop, dataset)
     preserved, notes = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
     prompts = sample_prompts(settings)
     check_samplers(settings, prompts)
     prompts, note = as_captions(prompts, dataset)
-    notes = [*notes, *([note] if note else []), *dataset_notes(settings.data, dataset)]
-    return Looked(preserved, prompts, notes)
+    judging, told = plan_judging(settings, dataset, prompts)
+    notes = [*notes, *([note] if note else []), *dataset_notes(settings.data, dataset), *told]
+    return Looked(preserved, prompts, notes, judging)
 
 
 def notes_of_text(dataset: Dataset, family: Family) -> list[str]:
