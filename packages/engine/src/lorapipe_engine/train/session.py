@@ -58,6 +58,7 @@ from lorapipe_engine.train.results.outputs import check_outputs, remove_leftover
 from lorapipe_engine.train.sample.prompts import Prompt, is_prompt_text, read_prompts
 from lorapipe_engine.train.schedules import length_notes, schedule_notes
 from lorapipe_engine.train.schedules.updates import plan_updates
+from lorapipe_engine.train.step.slide import check_places
 
 Say = Callable[[str], None]
 
@@ -202,10 +203,8 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     args = read_network_args(settings.network)
     notes = check_updates(settings, args)
     read_preserve(settings.loss.preserve)
-    # What the base predicts may show only when it is read; what fits no prediction is refused now.
-    prediction = asked_prediction(settings.loss)
-    objective = objective_class(prediction or EPSILON.name)
-    notes += objective.check(settings.loss, prediction)
+    notes += check_loss(settings.loss)
+    objective = objective_class(asked_prediction(settings.loss) or EPSILON.name)
     quantized_form(settings.model)
     network_plan(settings.network, args)
     check_start(settings.network, args)
@@ -219,6 +218,22 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
         notes += missing_programs()
     check_judging(settings)
     return args, [*notes, *unused_notes(settings.data, settings.optimizer, settings.loss, settings.run)]
+
+
+def check_loss(loss: LossSettings) -> list[str]:
+    """What the user should know of the objective's options. What the base predicts may show only when it is read:
+    raises ConfigError for what fits no prediction."""
+    asked = asked_prediction(loss)
+    notes = objective_class(asked or EPSILON.name).check(loss, asked)
+    refused: list[ConfigError] = []
+    for prediction in PREDICTIONS if asked is None else ():
+        try:
+            objective_class(prediction).check(loss, prediction)
+        except ConfigError as error:
+            refused.append(error)
+    if refused and len(refused) == len(PREDICTIONS):
+        raise refused[0]
+    return notes
 
 
 @dataclass(frozen=True)
@@ -236,6 +251,9 @@ def look_at(settings: TrainSettings, dataset: Dataset) -> Looked:
     """Hold the options against the pictures and captions. Raises ConfigError for what these do not have."""
     if settings.run.by_figures is None:
         check_early_stop(settings.run.early_stop, dataset)
+    if dataset.pairs is not None:
+        asked = asked_prediction(settings.loss)
+        check_places([asked] if asked else [*PREDICTIONS], settings.loss, dataset.pairs)
     preserved, notes = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
     prompts = sample_prompts(settings)
     check_samplers(settings, prompts)
