@@ -231,7 +231,7 @@ def test_a_damaged_events_file(tmp_path: Path) -> None:
     [
         (
             ["--only", "los"],
-            "--only los: none of rate, loss, timesteps, validation, norms, did you mean 'loss'?",
+            "--only los: none of rate, loss, timesteps, validation, figures, norms, did you mean 'loss'?",
         ),
         (["--tag", "loss/x"], "loss/x: the runs have loss/current"),
         (["--tag", "a", "--only", "loss"], "exclude each other"),
