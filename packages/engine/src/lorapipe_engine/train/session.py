@@ -117,7 +117,7 @@ def train_checked(
     """Load the base and train, with an output that no other run has. ``args``: the network's, read.
     ``notes``: what was said already."""
     began = time.monotonic()
-    dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
+    dataset = scan(settings.data, settings.run.seed, finest_step(settings, model), processes.count)
     settings = with_first_resolution(settings, dataset)
     looked = look_at(settings, dataset)
     for note in looked.notes:
