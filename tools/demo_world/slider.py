@@ -62,7 +62,7 @@ def main() -> int:
     asked = {name: value for name, value in vars(options).items() if name not in ("out", "seeds", "jobs")}
     done = {row["seed"]: row for row in read_rows(lines) if row["asked"] == asked}
     waiting = [seed for seed in seeds if seed not in done]
-    print(f"{len(seeds)} seeds, {len(seeds) - len(waiting)} done before", flush=True)
+    print(f"seeds: {len(seeds)}, done before: {len(seeds) - len(waiting)}", flush=True)
     began, total = time.monotonic(), len(waiting)
     running: dict[int, subprocess.Popen[bytes]] = {}
     try:

@@ -166,7 +166,7 @@ def main() -> None:
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
     jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
     before = done_before(jobs, options)
-    print(f"{len(jobs)} runs, {len(before)} done before", flush=True)
+    print(f"runs: {len(jobs)}, done before: {len(before)}", flush=True)
     end = began + (options.minutes or math.inf) * 60
     new = run_all([job for job in jobs if job not in before], options, end, making)
     rows = [before.get(job) or new[job] for job in jobs]
