@@ -250,12 +250,12 @@ class Judge:
         with results.drawing():
             rows = self._rows(state, epoch) if results.writes else []
         try:
-            found = self._judge(rows, state, epoch, results) if results.writes else [0.0] * 4
+            best = self._judge(rows, state, epoch, results) if results.writes else [0.0] * 4
             if self._processes.count > 1:
-                told = torch.tensor(found, dtype=torch.float64, device=self._family.device)
+                told = torch.tensor(best, dtype=torch.float64, device=self._family.device)
                 self._processes.as_main([told])
-                found = told.tolist()
-            value, step, kept, worse = found
+                best = told.tolist()
+            value, step, kept, worse = best
             # By all processes, for an optimizer that averages puts its weights to and fro.
             self._keep(round(kept), state, epoch, results)
         except ProblemFound:
@@ -320,15 +320,15 @@ class Judge:
         """Records of the epochs before, of the same prompts. Those that are missing are told, once."""
         wanted = [_described(prompt, kind) for prompt, kind in self.judging.cells]
         rows: list[Row] = []
-        found = set()
+        judged = set()
         for number, group in groupby(self._read(state), key=lambda row: row["epoch"]):
             cells = list(group)
             described = [{name: row.get(name) for name in wanted[0]} for row in cells]
             if number < epoch and described == wanted and all(Path(row["path"]).is_file() for row in cells):
                 rows += cells
-                found.add(number)
+                judged.add(number)
         every = self._run.save_every_n_epochs or 1
-        missing = [str(number) for number in range(every, epoch, every) if number not in found]
+        missing = [str(number) for number in range(every, epoch, every) if number not in judged]
         if missing and not self._told_of_missing:
             say(
                 f"note: early_stop_by: {self._folder} has no cells of these prompts from epoch {', '.join(missing)}, "
