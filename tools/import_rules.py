@@ -38,6 +38,7 @@ TRAIN_LAYERS = (
     "session",
     "loop | memory | choose",
     "validation",
+    "judging",
     "results",
     "sample",
     "plan",

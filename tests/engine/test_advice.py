@@ -112,6 +112,18 @@ EARNED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         {},
         {"shuffle_caption": True, "keep_tokens_separator": "|||"},
     ),
+    (
+        "patience_beyond_the_end",
+        "early_stop 5: the run is measured 2 times, so it cannot end early",  # of 200 epochs
+        {"early_stop": 5, "early_stop_by": ("figures",), "save_every_n_epochs": 150},
+        {"early_stop": 5, "early_stop_by": ("figures",)},
+    ),
+    (
+        "patience_beyond_the_end",
+        "early_stop 2: the run is measured once",
+        {"early_stop": 2, "validate_every_n_steps": 3000},
+        {"early_stop": 2, "validate_every_n_steps": 1000},
+    ),
 ]
 
 

@@ -83,10 +83,11 @@ def test_losses_beside_the_loss_have_charts_of_their_own(tmp_path: Path) -> None
     for row in rows[9::10]:
         row |= {f"loss/validation/epoch_at_{time}": time / 1e4 for time in (200, 800)}
         row["loss/validation/epoch_divergence"] = 0.1
+        row |= {"figures/selectivity": 3.0, "figures/passes": 1.0}
     done = run("lora-inspect", "curves", write_metrics(tmp_path / "mina.metrics.jsonl", rows))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    titles = ["loss", "loss of preservation", "validation loss", "validation loss by timestep"]
+    titles = ["loss", "loss of preservation", "validation loss", "validation loss by timestep", "selectivity"]
     assert [line for line in lines if line in titles] == titles
     assert {"epoch_at_200", "epoch_at_800"} <= set(done.stdout.split())
 
@@ -230,7 +231,7 @@ def test_a_damaged_events_file(tmp_path: Path) -> None:
     [
         (
             ["--only", "los"],
-            "--only los: none of rate, loss, timesteps, validation, norms, did you mean 'loss'?",
+            "--only los: none of rate, loss, timesteps, validation, figures, norms, did you mean 'loss'?",
         ),
         (["--tag", "loss/x"], "loss/x: the runs have loss/current"),
         (["--tag", "a", "--only", "loss"], "exclude each other"),

@@ -1,23 +1,29 @@
 """Does a slider slide? Train a smile from pairs of prompts, and let the judge count faces at several strengths.
 
-    python tools/demo_world/slider.py OUT                                # on a GPU, three seeds
+    python tools/demo_world/slider.py OUT                                # three seeds; on a GPU beside each other
     python tools/demo_world/slider.py OUT --seeds 1 --steps 40 --count 10    # a try, on a CPU
 
 Prints, for each seed and strength, in how many pictures the judge sees a smile, and in how many it sees the hair, the
-clothes and the background that the prompt asks for. OUT/slider.json holds the same. Ends with status 1 where the smiles
-do not rise with the strength, or one of the others moves by more than five points.
+clothes and the background that the prompt asks for. Each seed is a line of OUT/slider.jsonl as soon as it is done: the
+same call, given again, does what is left. OUT/slider.md has the means. Ends with status 1 where the smiles do not rise
+with the strength, or one of the others moves by more than five points.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from kept_rows import add_row, read_rows
 
 from lorapipe_demo.judge import Judge, true_answers
 from lorapipe_demo.sampling import Painter
@@ -52,23 +58,51 @@ def main() -> int:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "smile.toml").write_text(PAIRS.format(strength=options.strength))
-    by_seed, good = {}, True
-    running = {seed: train(out, seed, options) for seed in range(42, 42 + options.seeds)}
-    for seed, process in running.items():
-        if process.wait():
-            return process.returncode
-        network = out / f"smile-{seed}.safetensors"
-        rows = [look(network, strength, options) for strength in STRENGTHS]
-        by_seed[str(seed)] = dict(zip(map(str, STRENGTHS), rows, strict=True))
-        for strength, row in zip(STRENGTHS, rows, strict=True):
-            print(
-                f"seed {seed}, {strength:+g}: "
-                + ", ".join(f"{name} {value:.1%}" for name, value in row.items())
-            )
-        wrong = faults(rows)
+    lines, seeds = out / "slider.jsonl", range(42, 42 + options.seeds)
+    asked = {name: value for name, value in vars(options).items() if name not in ("out", "seeds", "jobs")}
+    done = {row["seed"]: row for row in read_rows(lines) if row["asked"] == asked}
+    waiting = [seed for seed in seeds if seed not in done]
+    print(f"seeds: {len(seeds)}, done before: {len(seeds) - len(waiting)}", flush=True)
+    began, total = time.monotonic(), len(waiting)
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        for number in range(1, total + 1):
+            while waiting and len(running) < options.jobs:
+                running[waiting[0]] = train(out, waiting[0], options)
+                waiting.pop(0)
+            seed = next(iter(running))
+            if status := running[seed].wait():
+                return status
+            del running[seed]
+            figures = [look(out / f"smile-{seed}.safetensors", strength, options) for strength in STRENGTHS]
+            done[seed] = {"seed": seed, "asked": asked, "figures": figures}
+            add_row(lines, done[seed])
+            spent = (time.monotonic() - began) / 60
+            left = spent / number * (total - number)
+            print(f"{number} of {total}, {spent:.0f} min, about {left:.0f} min left: seed {seed}", flush=True)
+    finally:
+        for process in running.values():
+            process.kill()
+    return report([done[seed] for seed in seeds], out / "slider.md")
+
+
+def report(rows: Sequence[dict[str, Any]], table: Path) -> int:
+    """Tell the figures of all seeds, and write their means; the exit status."""
+    good = True
+    for row in rows:
+        seed, figures = row["seed"], row["figures"]
+        for strength, shares in zip(STRENGTHS, figures, strict=True):
+            words = ", ".join(f"{name} {value:.1%}" for name, value in shares.items())
+            print(f"seed {seed}, {strength:+g}: {words}")
+        wrong = faults(figures)
         good = good and not wrong
-        print(f"seed {seed}: {'; '.join(wrong) or 'slides, and the rest stays'}", flush=True)
-        (out / "slider.json").write_text(json.dumps(by_seed, indent=1) + "\n")
+        print(f"seed {seed}: {'; '.join(wrong) or 'slides, and the rest stays'}")
+    names = list(rows[0]["figures"][0])
+    lines = [f"| strength | {' | '.join(names)} |", "| --- " * (len(names) + 1) + "|"]
+    for place, strength in enumerate(STRENGTHS):
+        means = [mean(row["figures"][place][name] for row in rows) for name in names]
+        lines.append(f"| {strength:+g} | " + " | ".join(f"{value:.1%}" for value in means) + " |")
+    table.write_text("\n".join(lines) + "\n")
     return 0 if good else 1
 
 
@@ -144,7 +178,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--strength", type=float, default=0.3, help="of the pairs")
     parser.add_argument("--count", type=int, default=120, help="pictures of a strength")
     parser.add_argument("--device", default=None)
-    return parser.parse_args()
+    parser.add_argument("--jobs", type=int, default=0, help="trainings at a time [all on a card, else one]")
+    options = parser.parse_args()
+    on_card = options.device != "cpu" and torch.cuda.is_available()
+    options.jobs = options.jobs or (options.seeds if on_card else 1)
+    return options
 
 
 if __name__ == "__main__":

@@ -5,44 +5,50 @@
     python tools/demo_world/variants.py OUT --group algorithms        # each network algorithm
     python tools/demo_world/variants.py OUT --make_v 200 --seeds 3 --minutes 9.5       # on a GPU, within ten minutes
     python tools/demo_world/variants.py OUT --group preserving --seeds 3               # how the base is kept
+    python tools/demo_world/variants.py OUT --group stopping --seeds 3 --device cpu --jobs 1   # where to stop
     python tools/demo_world/variants.py OUT --make_flow 165 --only flow "flow, 20 epochs" AdamW --seeds 3
 
 Every variant is the demo's own recipe but for the options that the table names, trained with `lora-train` and looked at
 by the demo's judge. OUT/variants.json and OUT/variants.md hold what came of it; a run that failed is in them with its
-last line. OUT/variants.png shows the loss of batch 4 and of batch 1 with 4 accumulated. A base that predicts
-v or flow comes from `make_v.py` or `make_flow.py`: one that is there (--v_base), or one made beside the other runs
-(--make_v).
+last line. Each run that ends well is a line of OUT/variants.jsonl at once, so the same call, given again, does what is
+left. On a CPU a run takes minutes: --jobs 1 gives it the whole machine. OUT/variants.png shows the loss of batch 4 and
+of batch 1 with 4 accumulated. A base that predicts v or flow comes from `make_v.py` or `make_flow.py`: one that is
+there (--v_base), or one made beside the other runs (--make_v).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TextIO
 
 from algorithm_options import ALGORITHMS
+from kept_rows import add_row, read_rows
+from variants_table import FIGURES, draw_curves, markdown, told
 
 from lorapipe_demo.scene import TRIGGER
-
-FIGURES = ("with the trigger", "without the trigger", "other people")
 
 
 @dataclass(frozen=True)
 class Variant:
     """What differs from the recipe; ``""`` takes an option of the recipe away, None gives a flag. ``needs``: a package,
     "cuda", or one of BASES. ``trigger``: the word that calls her, by default the demo's. ``group``: variants that are
-    run together. ``people``: whether the folders of other people are in the dataset. ``average``: look at the average.
+    run together. ``people``: whether the folders of other people are in the dataset. ``shown``: end of the name of the
+    network that is looked at, such as "-ema" for the average.
     """
 
     name: str
@@ -51,7 +57,7 @@ class Variant:
     trigger: str = ""
     group: str = "training"
     people: bool = False
-    average: bool = False
+    shown: str = ""
 
 
 def _rate(optimizer: str, unet: str = "", text: str = "") -> dict[str, str | None]:
@@ -112,14 +118,26 @@ NOT_HELD: dict[str, str | None] = {"preserve": ""}
 EVERY, QUARTER = f"trigger={TRIGGER}", f"trigger={TRIGGER} every=4"
 VARIANTS += (
     Variant("people", NOT_HELD, group="preserving", people=True),
-    Variant("people, EMA", {**NOT_HELD, **EMA}, group="preserving", people=True, average=True),
+    Variant("people, EMA", {**NOT_HELD, **EMA}, group="preserving", people=True, shown="-ema"),
     Variant("alone", NOT_HELD, group="preserving"),
     Variant("held, every step", {"preserve": EVERY}, group="preserving"),
     Variant("held, one step in two", group="preserving"),
     Variant("held, one step in four", {"preserve": QUARTER}, group="preserving"),
     Variant("held, one step in four, weight 4", {"preserve": f"{QUARTER} weight=4"}, group="preserving"),
-    Variant("held, one step in two, EMA", EMA, group="preserving", average=True),
+    Variant("held, one step in two, EMA", EMA, group="preserving", shown="-ema"),
     Variant("held as the empty caption", {"preserve": "caption="}, group="preserving"),
+)
+LONG: dict[str, str | None] = {"max_train_epochs": "10"}
+BY_LOSS: dict[str, str | None] = {**LONG, "early_stop": "2", "validation_split": "0.25"}
+BY_FIGURES: dict[str, str | None] = {**LONG, "early_stop": "2", "early_stop_by": "figures"}
+VARIANTS += tuple(
+    Variant(f"{name}{how}", {**held, **options}, group="stopping", shown=shown)
+    for name, held in (("alone, 10 epochs", NOT_HELD), ("held, 10 epochs", {}))
+    for how, options, shown in (
+        ("", LONG, ""),
+        (", stopped by the loss", BY_LOSS, "-best"),
+        (", stopped by figures", BY_FIGURES, "-best"),
+    )
 )
 VARIANTS += tuple(Variant(name, options, group="algorithms") for name, options in ALGORITHMS.items())
 # Every other variant is trained in float32 on a card too, so that it differs in one thing.
@@ -138,9 +156,8 @@ def main() -> None:
         from lorapipe_demo.dataset import build_dataset
 
         options.dataset = build_dataset(out, people=True)
-    making = {
-        base: start_base(options, word) for base, word in BASES.items() if getattr(options, f"make_{word}")
-    }
+    asked = {base: word for base, word in BASES.items() if getattr(options, f"make_{word}")}
+    making = {base: made for base, word in asked.items() if (made := start_base(options, word)) is not None}
     chosen = [
         variant
         for variant in VARIANTS
@@ -148,7 +165,11 @@ def main() -> None:
     ]
     skipped = {variant.name: reason for variant in chosen if (reason := lacking(variant, options))}
     jobs = [(v.name, seed) for seed in options.seeds for v in chosen if v.name not in skipped]
-    rows = run_all(jobs, options, began + options.minutes * 60, making)
+    before = done_before(jobs, options)
+    print(f"runs: {len(jobs)}, done before: {len(before)}", flush=True)
+    end = began + (options.minutes or math.inf) * 60
+    new = run_all([job for job in jobs if job not in before], options, end, making)
+    rows = [before.get(job) or new[job] for job in jobs]
     result = {"machine": machine(options.device), "seconds": round(time.monotonic() - began), "rows": rows}
     (out / "variants.json").write_text(json.dumps({**result, "skipped": skipped}, indent=1) + "\n")
     table = markdown(rows, skipped)
@@ -178,7 +199,7 @@ def read_options() -> argparse.Namespace:
         told = "make one, training for so long"
         parser.add_argument(f"--make_{word}", type=int, default=0, metavar="SECONDS", help=told)
     parser.add_argument("--dataset", type=Path, default=None, help="instead of the demo's own")
-    parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is stopped")
+    parser.add_argument("--minutes", type=float, default=0, help="what is not done by then is stopped")
     parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -202,13 +223,15 @@ def lacking(variant: Variant, options: argparse.Namespace) -> str | None:
     return None
 
 
-def start_base(options: argparse.Namespace, word: str) -> subprocess.Popen[bytes]:
-    """Begin to make a base that predicts ``word``; ``options.v_base`` or the like is where it is going to be."""
+def start_base(options: argparse.Namespace, word: str) -> subprocess.Popen[bytes] | None:
+    """Begin to make a base that predicts ``word``, None where an earlier call has made it; ``options.v_base`` or the
+    like is where it is going to be."""
     folder: Path = options.out / word
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"demo-{word}.safetensors"
-    path.unlink(missing_ok=True)
     setattr(options, f"{word}_base", path)
+    if path.exists():  # of an earlier call
+        return None
     script = Path(__file__).with_name(f"make_{word}.py")
     seconds = getattr(options, f"make_{word}")
     small = ["--pictures", "500", "--batch", "16"] if options.device == "cpu" else []
@@ -233,40 +256,100 @@ def run_all(
     options: argparse.Namespace,
     end: float,
     making: Mapping[str, subprocess.Popen[bytes]] = {},
-) -> list[dict[str, Any]]:
-    """Run the jobs, some at a time, each in a process of its own; their results in the jobs' order. Those that need a
-    base of their own wait until it is made.
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Run the jobs, some at a time, each in a process of its own; their results. Those that need a base of their own
+    wait until it is made.
     """
-    waiting, running, done = list(jobs), {}, {}
+    began = time.monotonic()
+    waiting: list[tuple[str, int]] = list(jobs)
+    running: dict[tuple[str, int], tuple[subprocess.Popen[bytes], TextIO]] = {}
+    done: dict[tuple[str, int], dict[str, Any]] = {}
     needs = {variant.name: [making[need] for need in variant.needs if need in making] for variant in VARIANTS}
     threads = max(1, (os.cpu_count() or 2) // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    while waiting or running:
-        late = time.monotonic() > end
-        ready = [job for job in waiting if all(made.poll() is not None for made in needs[job[0]])]
-        while ready and len(running) < options.jobs and not late:
-            job = ready.pop(0)
-            waiting.remove(job)
-            words = [sys.executable, __file__, *forwarded(options), "--one", job[0], str(job[1])]
-            log = log_of(options.out, job).open("w")
-            running[job] = (subprocess.Popen(words, stdout=log, stderr=log, env=environment), log)
-        for job, (process, log) in list(running.items()):
+    try:
+        while waiting or running:
+            late = time.monotonic() > end
+            ready = [job for job in waiting if all(made.poll() is not None for made in needs[job[0]])]
+            while ready and len(running) < options.jobs and not late:
+                job = ready.pop(0)
+                waiting.remove(job)
+                words = [sys.executable, __file__, *forwarded(options), "--one", job[0], str(job[1])]
+                log = log_of(options.out, job).open("w")
+                # With a session of its own, so that what it has started ends with it.
+                process = subprocess.Popen(
+                    words, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
+                running[job] = process, log
+            for job, (process, log) in list(running.items()):
+                if late:
+                    stop(process)
+                if process.poll() is None:
+                    continue
+                log.close()
+                del running[job]
+                done[job] = result_of(options.out, job, "out of time" if late else "")
+                if "error" not in done[job]:
+                    add_row(list_of(options.out), {**done[job], "asked": asked_of(job, options)})
+                tell(job, done, len(jobs), time.monotonic() - began)
             if late:
-                process.kill()
-            if process.poll() is None and not late:
-                continue
-            process.wait()
-            log.close()
-            del running[job]
-            done[job] = result_of(options.out, job, "out of time" if late else "")
-            print(f"{job[0]}, seed {job[1]}: {told(done[job])}", flush=True)
-        if late:
-            done |= {job: {"name": job[0], "seed": job[1], "error": "out of time"} for job in waiting}
-            for made in making.values():
-                made.kill()
-            break
-        time.sleep(0.2)
-    return [done[job] for job in jobs]
+                done |= {job: {"name": job[0], "seed": job[1], "error": "out of time"} for job in waiting}
+                break
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            stop(process)
+        for made in making.values():
+            made.kill()
+    return done
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a run and all that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tell(
+    job: tuple[str, int], done: Mapping[tuple[str, int], Mapping[str, Any]], total: int, spent: float
+) -> None:
+    """A line of progress. ``spent``: seconds so far."""
+    minutes = spent / 60
+    left = minutes / len(done) * (total - len(done))
+    print(
+        f"{len(done)} of {total}, {minutes:.0f} min, about {left:.0f} min left: {job[0]}, seed {job[1]}: "
+        f"{told(done[job])}",
+        flush=True,
+    )
+
+
+def list_of(out: Path) -> Path:
+    """Where each run that ended well has its line."""
+    return out / "variants.jsonl"
+
+
+def asked_of(job: tuple[str, int], options: argparse.Namespace) -> dict[str, Any]:
+    """What decides the result of a run: a line that was made otherwise is not taken for it."""
+    variant = next(row for row in VARIANTS if row.name == job[0])
+    base = next((getattr(options, need) for need in variant.needs if need in BASES), None)
+    return {
+        "words": chosen_words(variant, job[1], options),
+        "trigger": variant.trigger,
+        "people": variant.people,
+        "shown": variant.shown,
+        "dataset": str(options.dataset),
+        "base": None if base is None else str(base),
+        "device": options.device,
+    }
+
+
+def done_before(
+    jobs: Sequence[tuple[str, int]], options: argparse.Namespace
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """The results of those jobs that earlier calls have finished."""
+    rows = {(row["name"], row["seed"]): row for row in read_rows(list_of(options.out))}
+    return {job: rows[job] for job in jobs if job in rows and rows[job]["asked"] == asked_of(job, options)}
 
 
 def forwarded(options: argparse.Namespace) -> list[str]:
@@ -296,87 +379,6 @@ def result_of(out: Path, job: tuple[str, int], reason: str) -> dict[str, Any]:
     return {"name": job[0], "seed": job[1], "error": reason or (lines[-1] if lines else "no word")}
 
 
-def told(row: Mapping[str, Any]) -> str:
-    if "error" in row:
-        return str(row["error"])
-    shares = ", ".join(f"{name} {row['figures'][name]:.1%}" for name in FIGURES)
-    return f"{shares}; mean loss {row['loss']:.4f}; {row['steps']} steps, {row['seconds']:.0f} s"
-
-
-def markdown(rows: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> str:
-    """The table: a line for each variant, means over its seeds."""
-    lines = [
-        "| variant | base, trigger | LoRA, trigger | without trigger | other people | mean loss | last epoch | s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in dict.fromkeys(row["name"] for row in rows):
-        same = [row for row in rows if row["name"] == name]
-        good = [row for row in same if "error" not in row]
-        if not good:
-            lines.append(f"| {name} | {same[0]['error']} |||||||")
-            continue
-        shares = [f"{mean(row['figures'][figure] for row in good):.1%}" for figure in ("base", *FIGURES)]
-        if len(good) > 1:
-            each = sorted(row["figures"][FIGURES[0]] for row in good)
-            shares[1] += f" ({each[0]:.1%} to {each[-1]:.1%})"
-        losses = [
-            f"{mean(row['loss'] for row in good):.4f}",
-            f"{mean(row['epochs'][-1] for row in good):.4f}",
-        ]
-        lines.append(
-            "| " + " | ".join([name, *shares, *losses, f"{mean(r['seconds'] for r in good):.0f}"]) + " |"
-        )
-    lines += [f"| {name} | {reason} |||||||" for name, reason in skipped.items()]
-    return "\n".join([*lines, "", *overlap(rows)]) + "\n"
-
-
-SMOOTH = 20  # steps that a smoothed loss is the mean of
-CURVES = ("AdamW", "batch 1, 4 accumulated", "AdamW, other draws")
-
-
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """The mean of each step's loss and those before it, ``SMOOTH`` at most."""
-    return [mean(losses[max(0, step - SMOOTH) : step]) for step in range(1, len(losses) + 1)]
-
-
-def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """The smoothed losses of the runs that are to overlap, of the first seed."""
-    by_name: dict[str, list[float]] = {}
-    for row in rows:
-        if row["name"] in CURVES and "error" not in row:
-            by_name.setdefault(row["name"], smoothed(row["losses"]))
-    return by_name
-
-
-def overlap(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far the loss curves of batch 4 and of batch 1 with 4 accumulated lie apart, and, to compare, those of two
-    runs that differ in their random draws alone.
-    """
-    by_name = curves(rows)
-    lines = []
-    for other in CURVES[1:]:
-        if CURVES[0] not in by_name or other not in by_name:
-            continue
-        pairs = list(zip(by_name[CURVES[0]], by_name[other], strict=False))[SMOOTH - 1 :]
-        gaps = [abs(one - two) / one for one, two in pairs]
-        if gaps:
-            lines.append(
-                f"Losses of `{CURVES[0]}` and `{other}`, means of {SMOOTH} steps: {mean(gaps):.1%} apart on average, "
-                f"at most {max(gaps):.1%}."
-            )
-    return lines
-
-
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw them, where there are two at least."""
-    from lorapipe_engine.pictures.charts import Line, write_chart
-
-    by_name = curves(rows)
-    if len(by_name) > 1:
-        lines = [Line(name, values) for name, values in by_name.items()]
-        write_chart(path, lines, f"loss, means of {SMOOTH} steps", force=True)
-
-
 # -------------------------------------------------------------------------------- one of them
 
 
@@ -389,7 +391,7 @@ def one(options: argparse.Namespace) -> None:
     began = time.monotonic()
     networks = train(variant, seed, base, folder, options)
     seconds = time.monotonic() - began
-    shown = networks[-1].with_stem("net-ema") if variant.average else networks[-1]
+    shown = networks[-1].with_stem(f"net{variant.shown}")
     rows = [json.loads(line) for line in (folder / "net.metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "loss/current" in row]
     losses = [row["loss/current"] for row in steps]
@@ -412,14 +414,11 @@ def train(
     variant: Variant, seed: int, base: str | Path, folder: Path, options: argparse.Namespace
 ) -> list[Path]:
     """The networks of a run of `lora-train`, first epoch first."""
-    from lorapipe_demo import recipe
-
     dataset: Path = options.dataset
     if variant.trigger:
         dataset = with_word(dataset, folder / "dataset", variant.trigger)
     if not variant.people:
         dataset = alone(dataset, folder / "dataset")
-    chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, "seed": str(seed), **variant.options}
     words = [
         "--base",
         str(base),
@@ -428,11 +427,7 @@ def train(
         "--output_dir",
         str(folder),
     ]
-    words += ["--output_name", "net", "--overwrite", "--quiet"]
-    words += ["--max_train_epochs", str(options.epochs or recipe.EPOCHS)]
-    for option, value in chosen.items():
-        text = (value or "").replace(TRIGGER, variant.trigger or TRIGGER)
-        words += [] if value == "" else [f"--{option}", *text.split()]
+    words += ["--output_name", "net", "--overwrite", "--quiet", *chosen_words(variant, seed, options)]
     words += ["--device", options.device] if options.device else []
     code = "from lorapipe_engine.cli import train_main; train_main()"
     done = subprocess.run(
@@ -445,8 +440,20 @@ def train(
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(done.returncode)
-    saved = [path for path in sorted(folder.glob("net-*.safetensors")) if "-ema" not in path.stem]
+    saved = [path for path in sorted(folder.glob("net-*.safetensors")) if path.stem[4:].isdigit()]
     return [*saved, folder / "net.safetensors"]
+
+
+def chosen_words(variant: Variant, seed: int, options: argparse.Namespace) -> list[str]:
+    """The recipe's options with the variant's own, as words of lora-train."""
+    from lorapipe_demo import recipe
+
+    chosen: dict[str, str | None] = {**recipe.TRAIN_OPTIONS, **PLAIN, "seed": str(seed), **variant.options}
+    words = ["--max_train_epochs", str(options.epochs or recipe.EPOCHS)]
+    for option, value in chosen.items():
+        text = (value or "").replace(TRIGGER, variant.trigger or TRIGGER)
+        words += [] if value == "" else [f"--{option}", *text.split()]
+    return words
 
 
 def with_word(dataset: Path, copy: Path, word: str) -> Path:

@@ -33,9 +33,24 @@ pytestmark = pytest.mark.torch
 FIXED = (
     "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "
     "--network_dim 4 --network_alpha 2 --lr_scheduler constant --state_interval 0 "
-    "--gradient_accumulation_steps 2 --gradient_checkpointing "
-    f"--preserve trigger={TRIGGER} every=2"  # the first of two steps holds the network to the base too
+    "--gradient_accumulation_steps 2 --gradient_checkpointing --ema_decay 0.5"
 )
+# The first of two steps holds the network to the base too.
+HELD = (
+    f"--preserve trigger={TRIGGER} every=2 --validation_split 0.5 --validate_every_n_steps 1 --early_stop 9"
+)
+# What is learned from, beside the recipe.
+WAYS = {
+    "pictures": f"{HELD} --timestep_sampling logit_normal",
+    "flow": f"{HELD} --flow_model --timestep_sampling shift --discrete_flow_shift 2",
+    "slider": "--slider pairs.toml",
+}
+PAIRS = """
+steps = 3
+[[pairs]]
+target = "1girl"
+positive = "1girl, smile"
+"""
 RATES = ["--unet_lr", "0.02", "--text_encoder_lr", "0.02", "--max_train_steps", "2"]
 LYCORIS = ["--network_module", "lycoris.kohya", "--network_args"]
 
@@ -72,30 +87,62 @@ KINDS: dict[str, tuple[list[str], set[str]]] = {
 # The others take as long each, and are alike.
 QUICK = ("dora", "full", "oft")
 EVERY = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+OTHER_WAYS = [
+    (kind, way) if kind == "dora" else pytest.param(kind, way, marks=pytest.mark.slow)
+    for kind in KINDS
+    for way in ("flow", "slider")
+]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_data(tmp_path_factory, pictures=2, repeats=2)
+    root = draw_data(tmp_path_factory, pictures=2, repeats=2)
+    (root / "pairs.toml").write_text(PAIRS)
+    return root
 
 
-def train(data: Path, out: Path, *words: object) -> int:
-    return status_of(lora_train, *FIXED.split(), "--train_data_dir", data, "--output_dir", out, *words)
+def train(data: Path, out: Path, *words: object, way: str = "pictures") -> int:
+    own = WAYS[way].replace("pairs.toml", str(data / "pairs.toml")).split()
+    own += [] if way == "slider" else ["--train_data_dir", str(data)]
+    return status_of(lora_train, *FIXED.split(), *own, "--output_dir", out, *words)
 
 
 @pytest.fixture(scope="module")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The network of a kind after two steps, made once."""
-    made: dict[str, Path] = {}
+    """The network of a kind after two steps, made once for each way."""
+    made: dict[tuple[str, str], Path] = {}
 
-    def of(kind: str) -> Path:
-        if kind not in made:
+    def of(kind: str, way: str = "pictures") -> Path:
+        if (kind, way) not in made:
             out = tmp_path_factory.mktemp(kind)
-            assert train(data, out, *KINDS[kind][0], *RATES) == 0
-            made[kind] = out / "net.safetensors"
-        return made[kind]
+            assert train(data, out, *KINDS[kind][0], *RATES, way=way) == 0
+            made[kind, way] = out / "net.safetensors"
+        return made[kind, way]
 
     return of
+
+
+def go_on(kind: str, way: str, trained: Any, data: Path, out: Path) -> None:
+    """Train, stop after the first step, go on: all that is saved in the end is that of the run that was not stopped."""
+    calm, words = trained(kind, way), KINDS[kind][0]
+    with stopped_after(1):
+        assert train(data, out, *words, *RATES, way=way) == 130
+    assert train(data, out, *words, *RATES, way=way) == 0
+    kinds = ("", "-ema") if way == "slider" else ("", "-ema", "-best", "-best-ema")
+    for name in (f"net{one}.safetensors" for one in kinds):
+        one, other = load_file(calm.with_name(name)), load_file(out / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one), name
+
+
+@pytest.mark.parametrize(("kind", "way"), OTHER_WAYS)
+def test_flow_and_sliders_go_on_bit_for_bit(
+    kind: str, way: str, trained: Any, data: Path, tmp_path: Path
+) -> None:
+    go_on(kind, way, trained, data, tmp_path)
+    tensors = load_file(trained(kind, way))
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert any(not torch.equal(tensor, load_file(trained(kind))[key]) for key, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -108,12 +155,7 @@ def test_it_is_trained_and_goes_on_bit_for_bit(kind: str, trained: Any, data: Pa
     assert {module.part for module in network.modules.values()} >= {"unet", "te1"}
     if "--algorithm" in words and kind != "lora_fa":
         assert (network.metadata["ss_network_module"], arguments["algo"]) == ("lycoris.kohya", kind)
-    with stopped_after(1):
-        assert train(data, tmp_path, *words, *RATES) == 130
-    assert train(data, tmp_path, *words, *RATES) == 0
-    one, other = load_file(calm), load_file(tmp_path / "net.safetensors")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    go_on(kind, "pictures", trained, data, tmp_path)
 
 
 @pytest.mark.parametrize("kind", EVERY)

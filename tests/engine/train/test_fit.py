@@ -22,7 +22,7 @@ from lorapipe_engine.nn.attach import Kind  # noqa: E402
 from lorapipe_engine.settings import PARTS, TrainSettings  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.data.examples import scan  # noqa: E402
-from lorapipe_engine.train.memory.fit import memory_line, shapes_of  # noqa: E402
+from lorapipe_engine.train.memory.fit import load_of, memory_line, shapes_of  # noqa: E402
 from lorapipe_engine.train.memory.model import GIB, Load, predict  # noqa: E402
 from lorapipe_engine.train.memory.preset import find_options  # noqa: E402
 
@@ -91,6 +91,41 @@ def settings_of(folder: Path, **flags: str) -> TrainSettings:
     }
     model, data, network, optimizer, loss, run = build_settings(PARTS, given)[0]
     return TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
+
+
+@pytest.mark.parametrize(
+    ("flags", "like"),
+    [
+        ({"preserve": f"trigger={TRIGGER}"}, {"joined": True}),
+        ({"preserve": f"trigger={TRIGGER}", "preserve_apart": "true"}, {}),
+        ({"ema_decay": "0.9"}, {"averaged": True}),
+        ({"ema_width": "0.1"}, {"averaged": True}),
+        ({"early_stop": "2", "validation_split": "0.5"}, {}),
+        ({"early_stop": "2", "early_stop_by": "figures"}, {}),
+        ({"flow_model": "true", "timestep_sampling": "shift"}, {}),
+        ({"timestep_curve": "0:1 1000:1"}, {}),
+    ],
+)
+def test_what_a_way_to_learn_adds_to_the_forecast(
+    flags: dict[str, str], like: dict[str, bool], tmp_path: Path
+) -> None:
+    plain, settings = (settings_of(tmp_path, **one) for one in ({}, flags))
+    dataset = scan(plain.data, 0)
+    loads = [load_of(one, Kind(), dataset, torch.bfloat16, sdxl=False) for one in (plain, settings)]
+    assert replace(loads[1], count=None) == replace(loads[0], count=None, **like)
+
+
+def test_the_memory_of_a_slider_is_not_told(tmp_path: Path) -> None:
+    """Its blocks are not fused, which is what is counted; and no way to save would be one that it takes."""
+    settings = settings_of(tmp_path)
+    slider = replace(
+        settings, data=replace(settings.data, train_data_dir=None, slider=tmp_path / "pairs.toml")
+    )
+    (tmp_path / "pairs.toml").write_text('[[pairs]]\npositive = "smile"\n')
+    line = memory_line(slider, Kind(), scan(settings.data, 0), BASE, torch.bfloat16, GIB)
+    assert line == "memory: not known for a slider; the run begins without a forecast"
+    with pytest.raises(ConfigError, match="the memory of a slider is not known; leave it out"):
+        find_options(slider, torch.bfloat16, 8.0, ())
 
 
 def test_a_card_gets_the_cheapest_options_that_fit(tmp_path: Path) -> None:

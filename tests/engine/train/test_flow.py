@@ -262,6 +262,9 @@ def test_options_of_a_run_are_refused_and_kept(
     assert "give --flow_model if it is one" in capsys.readouterr().err
     assert train(place, "silent", tmp_path, "--flow_model", "--sample_sampler", "euler_a") == 2
     assert "'euler_a' is unknown; one of euler" in capsys.readouterr().err
+    curve = ("--timestep_curve", "0:1", "1000:1", "--timestep_sampling", "shift", "--dry_run")
+    assert train(place, "silent", tmp_path, *curve) == 2  # whatever the base predicts
+    assert "timestep_curve: draws timesteps in its own way" in capsys.readouterr().err
     assert not (tmp_path / "net.safetensors").exists()
     form = ("--vae_custom_scale", 0.1406, "--vae_custom_shift", -0.4743, "--vae_reflection_padding")
     ways = ("--flow_use_ot", "--contrastive_flow_matching", "--timestep_sampling", "shift")

@@ -334,6 +334,19 @@ def test_a_dry_run_finds_what_the_pictures_do_not_have(
     assert told in capfd.readouterr().err
 
 
+def test_held_captions_that_call_what_is_learned_are_told(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in FIXED.split() if word != "--quiet"]
+    words += ["--train_data_dir", str(data), "--output_dir", str(tmp_path), "--dry_run", "--preserve"]
+    for caption, told in ((f"caption={TRIGGER}, 1girl", True), ("caption=1girl", False)):
+        with pytest.raises(SystemExit) as stop:
+            lora_train.main([*words, caption])
+        assert stop.value.code == 0
+        line = f"preserve: the caption that is held has '{TRIGGER}' in it, as 4 of 4 captions of an epoch"
+        assert (line in capfd.readouterr().err) == told
+
+
 def test_what_every_step_holds_is_traced(data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path, *TEXT, *HOLD, "every=2", "--trace_steps", "1,2") == 0
     first, second = (load_file(tmp_path / "trace" / f"step-00000{step}.safetensors") for step in (1, 2))

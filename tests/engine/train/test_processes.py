@@ -20,6 +20,7 @@ pytest.importorskip("lorapipe_demo")
 from safetensors.torch import load_file  # noqa: E402
 
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
+from lorapipe_engine.command.process.programs import find_program  # noqa: E402
 from support.dataset import draw_data  # noqa: E402
 
 pytestmark = [
@@ -37,10 +38,14 @@ ALONE = [sys.executable, "-m", "lorapipe_engine"]
 TIMEOUT = 240
 
 
-def start(launcher: list[str], data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(launcher: list[str], data: Path | None, out: Path, *more: str) -> subprocess.Popen[str]:
+    """``data``: None for a run without pictures."""
     fixed = "--base demo --resolution 64 --max_token_length 75 --network_dim 4 --device cpu --output_name net"
-    fixed += " --save_precision float --noise_offset 0.05 --adaptive_noise_scale 0.01"
-    words = [*fixed.split(), "--train_data_dir", str(data), "--output_dir", str(out), *more]
+    fixed += " --save_precision float"
+    fixed += (
+        "" if data is None else f" --noise_offset 0.05 --adaptive_noise_scale 0.01 --train_data_dir {data}"
+    )
+    words = [*fixed.split(), "--output_dir", str(out), *more]
     return subprocess.Popen(
         [*launcher, *words],
         stdout=subprocess.PIPE,
@@ -52,7 +57,7 @@ def start(launcher: list[str], data: Path, out: Path, *more: str) -> subprocess.
     )
 
 
-def run(launcher: list[str], data: Path, out: Path, *more: str) -> tuple[int, str, str]:
+def run(launcher: list[str], data: Path | None, out: Path, *more: str) -> tuple[int, str, str]:
     process = start(launcher, data, out, *more)
     try:
         said, told = process.communicate(timeout=TIMEOUT)
@@ -108,6 +113,71 @@ def test_two_processes_make_what_one_makes_with_twice_the_batch(data: Path, tmp_
     assert two[2]["loss/preservation"] == pytest.approx(one[2]["loss/preservation"], rel=1e-3)
     assert two[2]["loss/preservation"] > 0
     assert len(two) == 3
+
+
+# SGD's step is as its gradient is: what differs in the last digits stays there.
+LEARN = (
+    "--optimizer_type SGDNesterov --unet_lr 0.3 --gradient_checkpointing --gradient_accumulation_steps 2 "
+    "--max_train_epochs 3"
+)
+# Ways to learn, each with several others that go together.
+WAYS = {
+    "flow": (
+        f"{LEARN} --text_encoder_lr 0.3 --flow_model --timestep_sampling shift --discrete_flow_shift 2 "
+        "--ema_decay 0.5 --validation_split 0.3 --early_stop 9"
+    ),
+    "cached": (
+        f"{LEARN} --network_train_unet_only --cache_text_encoder_outputs --timestep_curve 0:1 1000:3 "
+        f"--preserve trigger={TRIGGER} class=boy weight=3 --ema_width 0.2 --validation_split 0.3 --early_stop 9"
+    ),
+    "slider": (
+        "--optimizer_type SGDNesterov --unet_lr 1 --text_encoder_lr 1 --gradient_checkpointing "
+        "--gradient_accumulation_steps 2 --max_train_steps 2 --ema_decay 0.5 --slider pairs.toml --resolution 32"
+    ),
+}
+PAIRS = """
+steps = 3
+[[pairs]]
+target = "1girl"
+positive = "1girl, smile"
+strength = 2.0
+[[pairs]]
+target = "1boy"
+positive = "1boy, hat"
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_learn_is_that_of_one_process(way: str, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.toml").write_text(PAIRS)
+    words = WAYS[way].replace("pairs.toml", str(tmp_path / "pairs.toml")).split()
+    pictures = None if way == "slider" else data
+    alone = run(ALONE, pictures, tmp_path / "one", "--train_batch_size", "4", *words)
+    assert alone[0] == 0, alone[2]
+    code, _, told = run(TORCHRUN, pictures, tmp_path / "two", "--train_batch_size", "2", *words)
+    assert code == 0, told
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    for kind in ("", "-ema") if way == "slider" else ("", "-ema", "-best", "-best-ema"):
+        name = f"net{kind}.safetensors"
+        assert_close(tmp_path / "one" / name, tmp_path / "two" / name)
+
+
+def test_the_first_judges_and_all_stop(data: Path, tmp_path: Path) -> None:
+    """By the figures of cells, with an optimizer whose weights go to and fro; nothing is learned, so it ends soon."""
+    if find_program("lora-grid") is None:
+        pytest.skip("lora-grid is not installed beside this Python")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{TRIGGER}, 1girl --s 2 --w 32 --h 32\n", encoding="utf-8")
+    words = (
+        "--unet_lr 1e-30 --network_train_unet_only --optimizer_type AdamWScheduleFree --max_train_epochs 5"
+    )
+    words += f" --early_stop 1 --early_stop_by figures --sample_prompts {prompts}"
+    code, said, told = run(TORCHRUN, data, tmp_path / "two", "--train_batch_size", "2", *words.split())
+    assert code == 0, told
+    names = ["net-000001", "net-best", "net-000002", "net"]
+    assert said.splitlines() == [str(tmp_path / "two" / f"{name}.safetensors") for name in names]
+    assert told.count("stopped early after step") == 1
+    assert len(list((tmp_path / "two" / "net-judged").glob("*.png"))) == 32 * 3
 
 
 def net_files(epochs: int) -> list[str]:

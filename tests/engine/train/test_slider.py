@@ -52,6 +52,19 @@ def train(pairs: Path, out: Path, *more: object) -> int:
     ("text", "word"),
     [
         ('[[pairs]]\npositive = "a"\nnegative = "a"\n', "pair 1: positive and negative are equal"),
+        ('[[pairs]]\npositive = " A,  b"\nnegative = "a, B"\n', "pair 1: positive and negative are equal"),
+        (
+            '[[pairs]]\npositive = "a"\n[[pairs]]\npositive = "A "\n',
+            "pair 2 says the same as pair 1; leave one",
+        ),
+        (
+            '[[pairs]]\npositive = "a"\n[[pairs]]\npositive = ""\nnegative = "a"\n',
+            "pair 2 takes back pair 1; leave one",
+        ),
+        (
+            '[[pairs]]\npositive = "a"\n[[pairs]]\npositive = "a"\nstrength = -1.0\n',
+            "pair 2 takes back pair 1; leave one",
+        ),
         ('[[pairs]]\nnegative = "a"\n', "pair 1: has no positive"),
         ('[[pairs]]\npositive = "a"\nstrength = 0\n', "strength is 0"),
         ('[[pairs]]\npositive = "a"\nunconditional = "b"\n', "unconditional: unknown key"),
@@ -123,6 +136,12 @@ def test_options_of_pictures_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert "min_snr_gamma: is for training on pictures" in capsys.readouterr().err
     assert train(pairs, tmp_path, "--train_data_dir", tmp_path) == 2
     assert "train_data_dir: is for training on pictures" in capsys.readouterr().err
+    assert train(pairs, tmp_path, "--cache_text_encoder_outputs") == 2
+    assert "cache_text_encoder_outputs: is for training on pictures" in capsys.readouterr().err
+    assert train(pairs, tmp_path, "--early_stop", 2) == 2
+    assert "early_stop: goes by pictures and captions, and a slider has none" in capsys.readouterr().err
+    assert train(pairs, tmp_path, "--min_timestep", 999, "--dry_run") == 2
+    assert "none of the slider's 3 steps lies in 999 to 1000" in capsys.readouterr().err
     assert train(write(tmp_path, '[[pairs]]\npositive = ""\n'), tmp_path) == 2
     assert "positive and negative are equal" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.safetensors"))

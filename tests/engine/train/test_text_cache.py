@@ -155,6 +155,21 @@ def test_training_is_the_same_with_cached_text(
     assert not files(pictures)
 
 
+@pytest.mark.parametrize("way", ["--flow_model --timestep_sampling shift", "--timestep_curve 0:1 1000:3"])
+def test_every_way_to_learn_is_the_same_with_cached_text(
+    way: str, bases: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    """With an average and the best by the validation loss beside the network."""
+    words = [*way.split(), "--network_train_unet_only", "--train_batch_size", "2", "--ema_decay", "0.5"]
+    words += ["--validation_split", "0.25", "--early_stop", "9", "--gradient_accumulation_steps", "2"]
+    assert train(bases["sd1"], pictures, tmp_path / "encoded", *words) == 0
+    assert train(bases["sd1"], pictures, tmp_path / "cached", *words, "--cache_text_encoder_outputs") == 0
+    for kind in ("", "-ema", "-best", "-best-ema"):
+        one, other = (load_file(tmp_path / name / f"net{kind}.safetensors") for name in ("encoded", "cached"))
+        for key, tensor in one.items():
+            torch.testing.assert_close(other[key], tensor, rtol=1e-3, atol=1e-5)
+
+
 def test_cached_text_is_that_of_the_merged_base(
     bases: dict[str, Path], pictures: Path, tmp_path: Path
 ) -> None:

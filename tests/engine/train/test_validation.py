@@ -186,6 +186,12 @@ def test_stopping_early_needs_something_to_measure_with(
         "lora-train: error: early_stop: goes by the validation loss, and no picture is kept"
     )
     assert told.count("\n") == 1
+    # So small a share of eight pictures is none; what is told keeps one.
+    train(pictures, tmp_path, "--early_stop", "2", "--validation_split", "0.05", code=2)
+    told = capfd.readouterr().err
+    share = told.partition("--validation_split ")[2].partition(",")[0]
+    assert float(share) > 0.05
+    train(pictures, tmp_path, "--early_stop", "2", "--validation_split", share, "--dry_run")
 
 
 def test_only_so_many_batches(pictures: Path, tmp_path: Path) -> None:

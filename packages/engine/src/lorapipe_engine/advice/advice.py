@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lorapipe_engine.datasets.kinds import KINDS
 from lorapipe_engine.datasets.leading import leading_tag
 from lorapipe_engine.datasets.scan import Dataset
+from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.settings import TrainSettings
 
 LOW_STRENGTH = 1 / 8  # alpha / rank from which on a rate for full strength learns little
@@ -39,7 +40,8 @@ Row = Callable[[Planned], Iterator[str]]
 
 def advice(planned: Planned) -> list[str]:
     """A line for each row that the run earns; most often none."""
-    return [line for row in ROWS for line in row(planned)]
+    rows = ROWS if planned.dataset.pairs is None else OF_ANY
+    return [line for row in rows for line in row(planned)]
 
 
 def low_alpha(planned: Planned) -> Iterator[str]:
@@ -108,4 +110,26 @@ def trigger_in_front(planned: Planned) -> Iterator[str]:
             )
 
 
-ROWS: tuple[Row, ...] = (low_alpha, length_for_kind, large_batch, trigger_in_front)
+def patience_beyond_the_end(planned: Planned) -> Iterator[str]:
+    """A run that is measured too seldom to be stopped early."""
+    run, sizes = planned.settings.run, [size * planned.processes for size in planned.dataset.batch_sizes]
+    if run.early_stop is None:
+        return
+    batches = batches_per_epoch(planned.dataset.buckets, planned.dataset.repeats, sizes)
+    epochs = -(-planned.steps // -(-batches // planned.settings.optimizer.gradient_accumulation_steps))
+    if run.by_figures is not None:
+        count = -(-epochs // (run.save_every_n_epochs or 1))  # the last epoch among them
+    else:
+        every, epochs_apart = run.validate_every_n_steps, run.validate_every_n_epochs
+        count = planned.steps // every if every else 0
+        count += 0 if every and not epochs_apart else epochs // (epochs_apart or 1)
+    if count <= run.early_stop:
+        times = "once" if count == 1 else f"{count} times"
+        yield (
+            f"early_stop {run.early_stop}: the run is measured {times}, so it cannot end early, and the best of these "
+            "is kept: train longer, measure more often, or give less"
+        )
+
+
+OF_ANY: tuple[Row, ...] = (low_alpha,)  # the others are about pictures
+ROWS: tuple[Row, ...] = (*OF_ANY, length_for_kind, large_batch, trigger_in_front, patience_beyond_the_end)

@@ -5,7 +5,7 @@ The names are those of LECO's and of sliders' files, in words that say which way
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ def read_pairs(path: Path) -> Pairs:
     if not 2 <= given.get("steps", 2) <= 1000:
         raise ConfigError(f"{where}: steps must be 2 to 1000")
     pairs = [_pair(row, f"{where}: pair {number}") for number, row in enumerate(rows, 1)]
+    _check_each(pairs, where)
     return Pairs(tuple(pairs), **given)
 
 
@@ -84,13 +85,39 @@ def _pair(row: Mapping[str, Any], where: str) -> Pair:
         raise ConfigError(f"{where}: has no positive, the prompt of more of it")
     target = given.get("target", given.get("neutral", ""))
     pair = Pair(**{"negative": "", "neutral": target, **given, "target": target})
-    if pair.positive == pair.negative:
+    if _read(pair.positive) == _read(pair.negative):
         raise ConfigError(
             f"{where}: positive and negative are equal, so there is nothing to learn; change one"
         )
     if pair.strength == 0:
         raise ConfigError(f"{where}: strength is 0, so there is nothing to learn")
     return pair
+
+
+def _read(prompt: str) -> str:
+    """A prompt as CLIP's text encoders read it: without capitals, and one space for several."""
+    return " ".join(prompt.lower().split())
+
+
+def _check_each(pairs: Sequence[Pair], where: str) -> None:
+    """Raise ConfigError for a pair that is there twice, or takes back what another teaches."""
+    seen: dict[tuple[str, str, str, str, float], int] = {}
+    for number, pair in enumerate(pairs, 1):
+        texts = [_read(text) for text in (pair.target, pair.neutral, pair.positive, pair.negative)]
+        target, neutral, positive, negative = texts
+        same = (target, neutral, positive, negative, pair.strength)
+        back = (target, neutral, positive, negative, -pair.strength)
+        turned = (target, neutral, negative, positive, -pair.strength)
+        opposite = (target, neutral, negative, positive, pair.strength)
+        for key, what in (
+            (same, "says the same as"),
+            (turned, "says the same as"),
+            (back, "takes back"),
+            (opposite, "takes back"),
+        ):
+            if key in seen:
+                raise ConfigError(f"{where}: pair {number} {what} pair {seen[key]}; leave one of both out")
+        seen[same] = number
 
 
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {

@@ -111,15 +111,15 @@ class _Source:
     unlisted: int = 0
 
 
-def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP) -> Dataset:
+def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP, processes: int = 1) -> Dataset:
     """Read folders, captions and sizes (headers only). ``seed`` chooses the validation pictures where none is given;
-    sides of buckets are multiples of ``finest`` pixels at least.
+    sides of buckets are multiples of ``finest`` pixels at least; ``processes`` have a batch each of a slider's pairs.
 
     Raises InputError for a folder that is missing, has no ``N_concept`` level or no pictures, a broken picture, or a
     caption that is not UTF-8; ConfigError for options or a dataset file that are wrong.
     """
     if data.slider is not None:
-        return pairs_dataset(data, data.slider, finest)
+        return pairs_dataset(data, data.slider, finest, processes)
     specs = tuple(spec.with_finest_step(finest) for spec in dataset_specs(data))
     for _, subset in _numbered(specs):
         caption_suffix(subset.caption_extension, "caption_extension")
@@ -143,12 +143,13 @@ def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP) -> Datase
     return Dataset(tuple(_balanced(trained, folders)), tuple(folders), specs, tuple(kept))
 
 
-def pairs_dataset(data: DataSettings, path: Path, finest: int) -> Dataset:
+def pairs_dataset(data: DataSettings, path: Path, finest: int, processes: int = 1) -> Dataset:
     """Pairs of prompts as a dataset, each in the place of a picture of the training size; an epoch is about a hundred
-    batches unless ``dataset_repeats`` says otherwise. Raises as :func:`read_pairs` does."""
+    batches of all ``processes`` together unless ``dataset_repeats`` says otherwise. Raises as :func:`read_pairs` does.
+    """
     pairs = read_pairs(path)
     count = len(pairs.rows)
-    repeats = data.dataset_repeats or -(-ROWS_AN_EPOCH * data.train_batch_size // count)
+    repeats = data.dataset_repeats or -(-ROWS_AN_EPOCH * data.train_batch_size * processes // count)
     subset = Subset(folder=path, repeats=repeats, pairs=pairs)
     spec = dataset_of(data, (subset,)).with_finest_step(finest)
     size = data.size

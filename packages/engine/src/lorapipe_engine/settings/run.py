@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lorapipe_engine.command.options import option
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.settings.early_stop import ByFigures, read_early_stop_by
 
 SAVE_PRECISIONS = ("float", "fp16", "bf16", "fp32")  # float is what sd-scripts calls fp32
 
@@ -126,8 +127,13 @@ class RunSettings:
     )
     early_stop: int | None = option(
         None,
-        "End when the validation loss was no lower for N measurements; the best network is OUTPUT_NAME-best.",
+        "End when nothing was better for N measurements; the best network is OUTPUT_NAME-best.",
         min=1,
+    )
+    early_stop_by: tuple[str, ...] = option(
+        (),
+        "What early_stop goes by: loss (of validation), or figures: cells are drawn after each saved epoch and judged "
+        "as by lora-grid --best, whose options follow, as by=, encoder=, held_out=. [default: loss]",
     )
     logging_dir: Path | None = option(
         None, "Folder of the curves, for TensorBoard. [default: OUTPUT_DIR/logs]", heading="Curves and logs"
@@ -179,6 +185,12 @@ class RunSettings:
         alias="force",
         heading="Results and states",
     )
+
+    @property
+    def by_figures(self) -> ByFigures | None:
+        """The figures that say where the run ends, None where none do. Raises ConfigError for what means nothing."""
+        asked = read_early_stop_by(self.early_stop_by)
+        return asked if self.early_stop is not None else None
 
     @property
     def logs(self) -> Path:

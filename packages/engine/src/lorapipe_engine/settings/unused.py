@@ -24,8 +24,8 @@ def unused_notes(
         (
             "sample_prompts",
             run.sample_prompts,
-            draws or run.choose,
-            "sample_every_n_epochs, sample_every_n_steps or choose",
+            draws or run.choose or run.by_figures,
+            "sample_every_n_epochs, sample_every_n_steps, choose or early_stop_by",
         ),
         ("sample_every_n_epochs", run.sample_every_n_epochs, run.sample_prompts, "sample_prompts"),
         ("sample_every_n_steps", run.sample_every_n_steps, run.sample_prompts, "sample_prompts"),
@@ -36,6 +36,8 @@ def unused_notes(
         ("validate_every_n_epochs", run.validate_every_n_epochs, validates, "validation_split"),
         ("validate_every_n_steps", run.validate_every_n_steps, validates, "validation_split"),
         ("max_validation_steps", run.max_validation_steps, validates, "validation_split"),
+        ("kind", run.kind, data.slider is None, "pictures"),
+        ("early_stop_by", run.early_stop_by, run.early_stop, "early_stop"),
         ("preserve_apart", loss.preserve_apart, loss.preserve or data.dataset_config, "preserve"),
         ("adaptive_noise_scale", loss.adaptive_noise_scale, loss.noise_offset, "noise_offset"),
         (

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from lorapipe_engine.command.process.programs import find_program, run_program
+from lorapipe_engine.command.process.programs import PACKAGES, find_program, run_program
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError, InputError, MissingExtra, OutputError, ProblemFound
 from lorapipe_engine.files.writing.atomic import atomic_write
 from lorapipe_engine.models.onnxfile import check_network
-from lorapipe_engine.pictures.captions import fixed_caption
 from lorapipe_engine.pictures.layout import find_images
-from lorapipe_engine.sampling.choosing import Caption, Prompts, Trigger, find_trigger, make_prompts
+from lorapipe_engine.sampling.choosing import Prompts, Trigger, find_trigger, make_prompts
 from lorapipe_engine.sampling.noise.samplers import find_sampler
 from lorapipe_engine.settings import RunSettings, TrainSettings
+from lorapipe_engine.train.judging import own_captions
 from lorapipe_engine.train.plan import Length
 from lorapipe_engine.train.results.numbering import planned_networks
 from lorapipe_engine.train.sample.prompts import Prompt
@@ -37,7 +37,6 @@ SHEET_SIDE = 384  # pixels of a cell on sheet and page, at most
 MODELS = {"dino": "--dino", "clip": "--clip", "ccip": "--ccip"}
 CCIP_FILES = ("model_feat.onnx", "model_metrics.onnx")
 DEMO = "demo"
-PACKAGES = {"lora-sample": "./packages/engine[train]", "lora-grid": "./packages/inspect[grid]"}
 
 Say = Callable[[str], None]
 
@@ -160,7 +159,7 @@ def plan_choosing(
         return None
     outputs = Outputs.of(settings.run)
     outputs.check(settings.run)
-    captions = _captions(dataset)
+    captions = own_captions(dataset)
     trigger = find_trigger(captions, settings.run.metadata_trigger_phrase)
     networks = planned_networks(settings.run, length.epochs, length.steps_per_epoch, length.steps)
     _say_plan(trigger, len(networks), say)
@@ -173,15 +172,6 @@ def plan_choosing(
     words += model_words(settings.run)
     words += ["--force"] if settings.run.overwrite else []
     return Choosing(programs, networks, plan, tuple(words), outputs)
-
-
-def _captions(dataset: Dataset) -> list[Caption]:
-    return [
-        Caption(fixed_caption(row.caption, dataset.subset_of(row).captions), row.repeats)
-        for row in dataset.pictures
-        # What came by a link out of the dataset is not published, and pictures have their prompts in them.
-        if not row.private and not dataset.subset_of(row).is_reg
-    ]
 
 
 def _say_plan(trigger: Trigger | None, networks: int, say: Say) -> None:

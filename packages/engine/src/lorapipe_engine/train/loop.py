@@ -27,6 +27,7 @@ from lorapipe_engine.train.data.pairs import pair_data
 from lorapipe_engine.train.data.prepare import check_cached_text, prepare_data
 from lorapipe_engine.train.data.preserved import Preserved
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.judging import Judge, Judging
 from lorapipe_engine.train.network.average import NetworkAverage
 from lorapipe_engine.train.network.files.start_from import merge_into_base
 from lorapipe_engine.train.network.make import make_network
@@ -38,6 +39,7 @@ from lorapipe_engine.train.plan import Length, RunPlan
 from lorapipe_engine.train.processes import ALONE, Processes
 from lorapipe_engine.train.results.endings import nothing_lost
 from lorapipe_engine.train.results.loss_watch import follow, is_calm
+from lorapipe_engine.train.results.numbering import best_file
 from lorapipe_engine.train.results.results import Onlooker, Results
 from lorapipe_engine.train.results.state import (
     Kept,
@@ -77,6 +79,7 @@ def train(
     shelf: Shelf | None = None,
     on_end: Callable[[list[Path]], None] | None = None,
     preserved: Preserved | None = None,
+    judging: Judging | None = None,
 ) -> list[Path]:
     """Train on a scanned dataset with a loaded base; returns the network files in the order saved.
 
@@ -120,7 +123,9 @@ def train(
         say("note: the first step compiles kernels for this card, which takes half a minute or longer, once")
     for line in summary(settings, plan, dataset, network, processes.count):
         say(line)
-    validation = Validation(kept if dataset.validation else None, stepper, settings.run, settings.run.seed)
+    judge = None if judging is None else Judge(judging, settings.run, network, family, objective, processes)
+    measured = kept if dataset.validation else None
+    validation = Validation(measured, stepper, settings.run, settings.run.seed, judge)
     average = make_average(settings.optimizer, network)
     state, keeper = begin_or_go_on(settings, dataset, stepper, length, say, average)
     kind = Results if processes.is_main else Onlooker
@@ -144,8 +149,8 @@ def train(
             with processes.interrupted_together():
                 run_steps(settings, plan, data, stepper, state, results, keeper, validation)
             results.save_final(state.step, state.epoch)
-            if told := validation.told(state, results):
-                say(told)
+            for line in validation.told(state, results):
+                say(line)
         if processes.is_main:
             if on_end is not None:
                 on_end(results.files)
@@ -213,6 +218,7 @@ def begin_or_go_on(
         source = path if own or given is None else given
         state, changed = take_up(source, asked, kept, another_length=not own)
         stepper.bins.restore(state.times)
+        look_for_best(settings.run, state, say)
         if not own and state.step >= length.steps:
             raise ConfigError(
                 f"resume: {source} was written after step {state.step}, and this run ends at {length.steps}; give more "
@@ -227,6 +233,14 @@ def begin_or_go_on(
             save_state(target, state, kept, asked)
 
     return state, StateKeeper(path, settings.run.state_interval, save)
+
+
+def look_for_best(run: RunSettings, state: State, say: Say) -> None:
+    """Forget the best network of a state where it is not there, as in another output: it is looked for anew."""
+    path = best_file(run.output_dir, run.output_name, f".{run.save_model_as}")
+    if run.early_stop is not None and state.best and not path.exists():
+        state.best, state.worse, state.measured = [], 0, -1
+        say(f"note: early_stop: {path} is not there, so the best network is looked for from here on")
 
 
 def run_steps(
@@ -293,10 +307,11 @@ def run_steps(
                 validation.after_step(state, results)
                 keeper.after_step(is_calm(state))
                 processes.stop_if_asked()
-            state.epoch = epoch + 1
             last = state.step == length.steps or validation.is_over(state)
-            results.after_epoch(state.step, state.epoch, state.loss, last=last)
-            validation.after_epoch(state, results)
+            results.after_epoch(state.step, epoch + 1, state.loss, last=last)
+            validation.after_epoch(state, epoch + 1, results, last=last)
+            # Finished when all of this is done: an epoch that is interrupted here ends once more.
+            state.epoch = epoch + 1
 
 
 def write_trace(

@@ -47,6 +47,7 @@ from lorapipe_engine.train.data.examples import Dataset, scan
 from lorapipe_engine.train.data.preserved import Preserved, preserved_in
 from lorapipe_engine.train.families import open_family
 from lorapipe_engine.train.families.base import Family
+from lorapipe_engine.train.judging import Judging, check_judging, plan_judging
 from lorapipe_engine.train.memory.errors import memory_explained
 from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, read_network_args
 from lorapipe_engine.train.network.files.start_from import check_start
@@ -63,6 +64,7 @@ from lorapipe_engine.train.results.outputs import check_outputs, remove_leftover
 from lorapipe_engine.train.sample.prompts import Prompt, is_prompt_text, read_prompts
 from lorapipe_engine.train.schedules import length_notes, schedule_notes
 from lorapipe_engine.train.schedules.updates import plan_updates
+from lorapipe_engine.train.step.slide import check_places
 
 Say = Callable[[str], None]
 
@@ -120,7 +122,7 @@ def train_checked(
     """Load the base and train, with an output that no other run has. ``args``: the network's, read.
     ``notes``: what was said already."""
     began = time.monotonic()
-    dataset = scan(settings.data, settings.run.seed, finest_step(settings, model))
+    dataset = scan(settings.data, settings.run.seed, finest_step(settings, model), processes.count)
     settings = with_first_resolution(settings, dataset)
     looked = look_at(settings, dataset)
     say_notes(looked.notes, say)
@@ -161,6 +163,7 @@ def train_checked(
                 queued.shelf,
                 queued.on_end,
                 looked.preserved,
+                looked.judging,
             )
     finally:
         detach(family.parts.values())
@@ -181,14 +184,16 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
         check_slider(settings.data, settings.loss)
         if settings.run.choose:
             raise ConfigError("choose: draws what captions say, and a slider has none; leave choose out")
+        if settings.run.early_stop is not None:
+            raise ConfigError(
+                "early_stop: goes by pictures and captions, and a slider has none; leave early_stop out"
+            )
     check_caches(settings)
     args = read_network_args(settings.network)
     notes = check_updates(settings, args)
     read_preserve(settings.loss.preserve)
-    # What the base predicts may show only when it is read; what fits no prediction is refused now.
-    prediction = asked_prediction(settings.loss)
-    objective = objective_class(prediction or EPSILON.name)
-    notes += objective.check(settings.loss, prediction)
+    notes += check_loss(settings.loss)
+    objective = objective_class(asked_prediction(settings.loss) or EPSILON.name)
     quantized_form(settings.model)
     network_plan(settings.network, args)
     check_start(settings.network, args)
@@ -201,30 +206,53 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     if settings.run.choose:
         notes += missing_programs()
         model_words(settings.run)
+    check_judging(settings)
     return args, [*notes, *unused_notes(settings.data, settings.optimizer, settings.loss, settings.run)]
+
+
+def check_loss(loss: LossSettings) -> list[str]:
+    """What the user should know of the objective's options. What the base predicts may show only when it is read:
+    raises ConfigError for what fits no prediction."""
+    asked = asked_prediction(loss)
+    notes = objective_class(asked or EPSILON.name).check(loss, asked)
+    refused: list[ConfigError] = []
+    for prediction in PREDICTIONS if asked is None else ():
+        try:
+            objective_class(prediction).check(loss, prediction)
+        except ConfigError as error:
+            refused.append(error)
+    if refused and len(refused) == len(PREDICTIONS):
+        raise refused[0]
+    return notes
 
 
 @dataclass(frozen=True)
 class Looked:
     """What is known with the pictures, before the base is read: what is held to the base, the prompts of the samples,
-    written as captions are, and notes."""
+    written as captions are, notes, and what the epochs are judged by."""
 
     preserved: Preserved | None
     prompts: list[Prompt]
     notes: list[str]
+    judging: Judging | None = None
 
 
 def look_at(settings: TrainSettings, dataset: Dataset) -> Looked:
     """Hold the options against the pictures and captions. Raises ConfigError for what these do not have."""
-    check_early_stop(settings.run.early_stop, dataset)
     if settings.run.choose:
         check_held_out(settings.run, dataset)
+    if settings.run.by_figures is None:
+        check_early_stop(settings.run.early_stop, dataset)
+    if dataset.pairs is not None:
+        asked = asked_prediction(settings.loss)
+        check_places([asked] if asked else [*PREDICTIONS], settings.loss, dataset.pairs)
     preserved, notes = preserved_in(settings.loss.preserve, dataset, settings.run.seed)
     prompts = sample_prompts(settings)
     check_samplers(settings, prompts)
     prompts, note = as_captions(prompts, dataset)
-    notes = [*notes, *([note] if note else []), *dataset_notes(settings.data, dataset)]
-    return Looked(preserved, prompts, notes)
+    judging, told = plan_judging(settings, dataset, prompts)
+    notes = [*notes, *([note] if note else []), *dataset_notes(settings.data, dataset), *told]
+    return Looked(preserved, prompts, notes, judging)
 
 
 def check_objective(

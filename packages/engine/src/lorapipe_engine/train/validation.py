@@ -20,6 +20,7 @@ from lorapipe_engine.pictures.captions import START, CaptionRule, fixed_caption
 from lorapipe_engine.settings import RunSettings
 from lorapipe_engine.train.data.examples import TrainingData
 from lorapipe_engine.train.data.microbatch import MicroBatch
+from lorapipe_engine.train.judging import Judge
 from lorapipe_engine.train.optimizers import evaluating
 from lorapipe_engine.train.results.best import Best
 from lorapipe_engine.train.results.results import Results
@@ -57,30 +58,40 @@ class Validation:
     """Measures the loss on the pictures that are kept from training, when it is time to.
 
     ``data`` holds these pictures (None: there are none), of which ``limit`` batches are used. ``results`` gets the
-    figures, as ``loss/validation/...``.
+    figures, as ``loss/validation/...``. ``judge``: what says in the loss's place where the run ends.
     """
 
-    def __init__(self, data: TrainingData | None, stepper: Stepper, run: RunSettings, seed: int) -> None:
+    def __init__(
+        self,
+        data: TrainingData | None,
+        stepper: Stepper,
+        run: RunSettings,
+        seed: int,
+        judge: Judge | None = None,
+    ) -> None:
         self.data = data
+        self._judge = judge
         self.stepper = stepper
         self.seed = seed
         self.every_steps = run.validate_every_n_steps
         self.every_epochs = run.validate_every_n_epochs or (None if self.every_steps else 1)
         self._limit = run.max_validation_steps
-        self._best = Best(run.early_stop)
+        self._best = Best(run.early_stop if judge is None else None)
         self._last: tuple[int, Measured] | None = None
 
     def after_step(self, state: State, results: Results) -> None:
         """Measure and record if it is time to."""
         if self.data is not None and self.every_steps and state.step % self.every_steps == 0:
-            self._record("step", state, results)
+            self._record("step", state, state.epoch, results)
 
-    def after_epoch(self, state: State, results: Results) -> None:
-        """Measure and record if it is time to."""
-        if self.data is not None and self.every_epochs and state.epoch % self.every_epochs == 0:
-            self._record("epoch", state, results)
+    def after_epoch(self, state: State, epoch: int, results: Results, *, last: bool) -> None:
+        """Measure and record if it is time to. ``epoch``: the number of those finished with this one."""
+        if self.data is not None and self.every_epochs and epoch % self.every_epochs == 0:
+            self._record("epoch", state, epoch, results)
+        if self._judge is not None:
+            self._judge.after_epoch(state, epoch, results, last=last)
 
-    def _record(self, kind: str, state: State, results: Results) -> None:
+    def _record(self, kind: str, state: State, epoch: int, results: Results) -> None:
         if self._last is None or self._last[0] != state.step:
             self._last = state.step, self.measure()
         measured = self._last[1]
@@ -91,15 +102,15 @@ class Validation:
             **{f"loss/validation/{kind}_at_{time:g}": loss for time, loss in measured.by_time.items()},
         }
         results.log.scalars(state.step, figures)
-        self._best.after_measuring(measured.loss, state, results)
+        self._best.after_measuring(measured.loss, state, epoch, results)
 
     def is_over(self, state: State) -> bool:
         """Whether the run ends here, as it was not better for long enough."""
-        return self._best.is_over(state)
+        return (self._judge or self._best).is_over(state)
 
-    def told(self, state: State, results: Results) -> str | None:
-        """Which network was the best, in words, where that was asked."""
-        return self._best.told(state, results)
+    def told(self, state: State, results: Results) -> list[str]:
+        """Which network was the best, in lines, where that was asked."""
+        return (self._judge or self._best).told(state, results)
 
     def measure(self) -> Measured:
         """The mean losses of the pictures at fixed timesteps, weighted as in training."""

@@ -25,7 +25,7 @@ lora-inspect curves out/mina.metrics.jsonl --only loss --smooth 100
 lora-inspect curves slow/ fast/ -o runs.svg
 lora-inspect curves logs/ --tag loss/average
 """
-KINDS = ("rate", "loss", "timesteps", "validation", "norms")
+KINDS = ("rate", "loss", "timesteps", "validation", "figures", "norms")
 
 
 @dataclass(frozen=True, kw_only=True)

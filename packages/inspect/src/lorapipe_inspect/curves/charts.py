@@ -21,6 +21,7 @@ Pick = tuple[Run, str, str]  # a run, its name, a tag
 _EPOCHS = "loss/epoch_average"  # recorded by epoch, beside curves by step
 _FEW = 50  # steps by which a curve is smoothed, at most
 _COUNT = "max_norm/keys_scaled"
+_FIGURES, _PASSES = "figures/", "figures/passes"  # of lora-train --early_stop_by; the second is 0 or 1
 
 
 def kind_of(tag: str) -> str | None:
@@ -33,6 +34,8 @@ def kind_of(tag: str) -> str | None:
         return None if tag == _EPOCHS else "loss"
     if tag.startswith("lr/"):
         return "rate"
+    if tag.startswith(_FIGURES):
+        return None if tag == _PASSES else "figures"
     if tag.startswith(("norm/", "max_norm/")) or tag == "grad_norm":
         return None if tag == _COUNT else "norms"
     return None
@@ -69,6 +72,8 @@ def _of_kind(run: Run, kind: str) -> Iterator[tuple[str, str]]:
         yield from ((_HELD, tag) for tag in tags if known and tag == "loss/preservation")
     elif kind == "timesteps":
         yield from (("loss by timestep", tag) for tag in sorted(tags))
+    elif kind == "figures":
+        yield from ((tag.removeprefix(_FIGURES), tag) for tag in tags)
     elif kind == "validation":
         yield from ((_validation_chart(tag), tag) for tag in tags)
     else:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from lorapipe_engine.command.progress import QUIET
 
+# The commands that others run, and where pip finds their packages in the repository.
+PACKAGES = {"lora-sample": "./packages/engine[train]", "lora-grid": "./packages/inspect[grid]"}
 # What a launcher tells the processes of one run; a program that one of them starts is none of these.
 _LAUNCHER = (
     "RANK",
@@ -27,10 +29,11 @@ _LAUNCHER = (
 
 @dataclass(frozen=True)
 class Ran:
-    """What a program wrote to stdout, and its exit status. Its stderr went to ours."""
+    """What a program wrote to stdout, and its exit status. Its stderr went to ours, or is what it ``told``."""
 
     output: str
     status: int
+    told: str = ""
 
 
 def find_program(name: str) -> Path | None:
@@ -43,17 +46,19 @@ def find_program(name: str) -> Path | None:
     return None
 
 
-def run_program(program: Path, words: Sequence[str]) -> Ran:
-    """Run a program with its words until it ends; quiet where we are. It ends with us where we are interrupted."""
+def run_program(program: Path, words: Sequence[str], *, listen: bool = False) -> Ran:
+    """Run a program with its words until it ends; quiet where we are. It ends with us where we are interrupted.
+    ``listen``: keep what it tells on stderr."""
     environment = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
     quiet = ["--quiet"] if QUIET.get() else []
     done = subprocess.run(
         [str(program), *words, *quiet],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if listen else None,
         env=environment,
         encoding="utf-8",
         errors="replace",
         check=False,
     )
-    return Ran(done.stdout, done.returncode)
+    return Ran(done.stdout, done.returncode, done.stderr or "")

@@ -11,6 +11,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.batches import stream
 from lorapipe_engine.pictures.captions import CaptionRule
 from lorapipe_engine.pictures.triggers import has_word, without_words
+from lorapipe_engine.sampling.choosing import Caption, find_trigger
 from lorapipe_engine.settings.preserve import Preserve, read_preserve
 
 MOST = 100_000  # captions of a file
@@ -73,7 +74,7 @@ def preserved_in(words: tuple[str, ...], dataset: Dataset, seed: int) -> tuple[P
         )
     if asked.file is not None:
         asked = replace(asked, captions=_captions_of(asked), file=None)
-    notes = _trigger_notes(asked, dataset)
+    notes = [*_trigger_notes(asked, dataset), *_held_notes(asked, dataset)]
     if not asked.weight:
         return None, [*notes, "preserve does nothing at weight=0"]
     return Preserved(asked, seed), notes
@@ -109,6 +110,23 @@ def _trigger_notes(asked: Preserve, dataset: Dataset) -> list[str]:
                 "and held to the base, alike"
             )
     return notes
+
+
+def _held_notes(asked: Preserve, dataset: Dataset) -> list[str]:
+    """A line where captions that are held call what is learned, as far as that can be guessed."""
+    rows = [row for row in dataset.pictures if not dataset.subset_of(row).is_reg]
+    own = [Caption(_whole(row.caption, dataset.subset_of(row).captions), row.repeats) for row in rows]
+    trigger = find_trigger(own)
+    having = [text for text in asked.captions if trigger is not None and has_word(text, trigger.word)]
+    if trigger is None or not having:
+        return []
+    count = (
+        "the caption that is held has" if len(asked.captions) == 1 else f"{len(having)} of those held have"
+    )
+    return [
+        f"preserve: {count} {trigger.word!a} in it, as {trigger.seen} of {trigger.total} captions of an epoch: if that "
+        "calls what is learned, it is held back"
+    ]
 
 
 def _whole(caption: str, rule: CaptionRule) -> str:

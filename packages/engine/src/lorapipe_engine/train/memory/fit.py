@@ -32,7 +32,7 @@ def memory_line(
 ) -> str:
     """What the run with a network of this kind will take of ``free`` bytes, in words. Raises ConfigError, with
     what to change, if that is more."""
-    if (other := uncounted(source, dtype)) is not None:
+    if (other := uncounted(settings, source, dtype)) is not None:
         return f"memory: not known for {other}; the run begins without a forecast"
     unet, shapes = shapes_of(source, dtype)
     load = load_of(settings, kind, dataset, dtype, sdxl="te2" in shapes)
@@ -53,8 +53,11 @@ def memory_line(
     )
 
 
-def uncounted(source: str | Path, dtype: torch.dtype) -> str | None:
-    """The title of the base's family where its memory cannot be counted, as it has no UNet; None where it can."""
+def uncounted(settings: TrainSettings, source: str | Path, dtype: torch.dtype) -> str | None:
+    """What it is whose memory cannot be counted, in words: a slider, whose blocks are not fused, or a family without a
+    UNet; None where it can."""
+    if settings.data.slider is not None:
+        return "a slider"
     path = resolve(source, dtype)
     if path.is_dir():
         return None

@@ -61,7 +61,7 @@ def find_options(
     """Options that make the run fit into ``room`` GiB, and the GiB that it takes then. Raises ConfigError."""
     dataset = scan(settings.data, settings.run.seed)
     source = resolve_base(settings.model.pretrained_model_name_or_path or "")
-    if (other := uncounted(source, dtype)) is not None:
+    if (other := uncounted(settings, source, dtype)) is not None:
         raise ConfigError(
             f"vram: the memory of {other} is not known; leave it out and choose the options by hand"
         )

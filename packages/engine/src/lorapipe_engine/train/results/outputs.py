@@ -31,6 +31,11 @@ def metrics_file(run: RunSettings) -> Path:
     return run.output_dir / f"{run.output_name}.metrics.jsonl"
 
 
+def judged_folder(run: RunSettings) -> Path:
+    """Where the cells of ``--early_stop_by figures`` go."""
+    return run.output_dir / f"{run.output_name}-judged"
+
+
 def sample_folder(run: RunSettings) -> Path:
     """Where the pictures drawn while training go."""
     return run.output_dir / "sample"
@@ -68,6 +73,8 @@ def _folders(run: RunSettings) -> Iterator[Path]:
     """The folders that a run makes below those that the user names."""
     if run.sample_prompts is not None:
         yield sample_folder(run)
+    if run.by_figures is not None:
+        yield judged_folder(run)
     if run.logging_dir is None:
         yield run.logs
     if run.trace_steps and run.trace_dir is None:
@@ -85,6 +92,8 @@ def _earlier(run: RunSettings) -> Iterator[Path]:
     if run.sample_prompts is not None:
         sample = re.compile(rf"{re.escape(name)}_e?\d{{6,}}_\d+\.png")
         yield from (path for path in _listed(sample_folder(run)) if sample.fullmatch(path.name))
+    if run.by_figures is not None and os.path.lexists(judged_folder(run)):
+        yield judged_folder(run)
     for step in run.trace_steps:
         if os.path.lexists(trace_path(run.traces, step)):
             yield trace_path(run.traces, step)
@@ -182,7 +191,7 @@ def remove_leftovers(run: RunSettings, now: float | None = None) -> list[Path]:
     """
     limit = (time.time() if now is None else now) - LEFTOVER_AGE
     gone = []
-    for place in (run.output_dir, sample_folder(run)):
+    for place in (run.output_dir, sample_folder(run), judged_folder(run)):
         with suppress(OSError, LoraError), open_folder(place, inside=run.output_dir) as folder:
             for name in folder.names():
                 status = folder.lstat(name) if re.fullmatch(r"\.lorapipe-.*\.tmp", name) else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ from lorapipe_engine.train.results.numbering import (
 from lorapipe_engine.train.results.outputs import sample_folder
 from lorapipe_engine.train.results.record import RunRecord
 from lorapipe_engine.train.results.state import SUFFIX as STATE
-from lorapipe_engine.train.results.state import State
+from lorapipe_engine.train.results.state import State, state_file
 from lorapipe_engine.train.results.underflow import underflow_note
 from lorapipe_engine.train.sample.draw import draw
 from lorapipe_engine.train.sample.prompts import Prompt
@@ -141,12 +142,34 @@ class Results:
 
     @property
     def best_file(self) -> Path:
-        """Where the network of the lowest validation loss is kept."""
+        """Where the best network so far is kept."""
         return best_file(self.run.output_dir, self.run.output_name, self._suffix)
 
     def save_best(self, step: int, epoch: int) -> None:
         """The best network so far, in the place of the one before it."""
         self._save(self.best_file, step, epoch)
+
+    def keep_best_of(self, epoch: int) -> bool:
+        """Have the network that was saved after an epoch as the best so far; whether it is there."""
+        source, target = self._of_epoch(epoch), self.best_file
+        pairs = [(source, target)]
+        if self.average is not None:
+            pairs.insert(0, (average_of(source), average_of(target)))
+        if not all(one.is_file() for one, _ in pairs):
+            return False
+        for one, other in pairs:
+            with (
+                one.open("rb") as saved,
+                atomic_write(other, force=self.replaces or other in self.files) as file,
+            ):
+                shutil.copyfileobj(saved, file)
+            if other not in self.files:
+                self.files.append(other)
+        return True
+
+    def write_state(self) -> None:
+        """Write the state now, for an end that is not the run's own fault."""
+        self._save_state(state_file(self.run))
 
     def save_interrupted(self, step: int, epoch: int) -> None:
         """What an interrupted run has learned so far, unless that was nothing."""
@@ -218,9 +241,7 @@ class Results:
         if not self.prompts:
             return
         folder = sample_folder(self.run)
-        self.network.train(False)
-        drawn = self.average.in_place() if self.average and self.run.sample_ema else nullcontext()
-        with evaluating(self.optimizer), drawn:
+        with self.drawing():
             pictures = draw(
                 self.family,
                 self.objective,
@@ -234,6 +255,14 @@ class Results:
                     picture.save(file, "PNG")
                 self.samples.append(path)
                 self.log.picture(step, f"sample/{index:02d}", picture)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Have the network as pictures are drawn with it: at rest, an optimizer's or the run's average in its place."""
+        self.network.train(False)
+        drawn = self.average.in_place() if self.average and self.run.sample_ema else nullcontext()
+        with evaluating(self.optimizer), drawn:
+            yield
         self.network.train()
         if (
             self.settings.data.cache_text_encoder_outputs
@@ -263,6 +292,12 @@ class Onlooker(Results):
     def _save(self, path: Path, step: int, epoch: int) -> None:  # noqa: ARG002
         with evaluating(self.optimizer):
             pass
+
+    def keep_best_of(self, epoch: int) -> bool:  # noqa: ARG002
+        return True
+
+    def write_state(self) -> None:
+        pass
 
     def _prune(self, named: Callable[[int], Path], number: int | None, suffix: str) -> None:
         pass

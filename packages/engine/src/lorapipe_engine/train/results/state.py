@@ -69,9 +69,9 @@ class Kept:
 @dataclass
 class State:
     """Where the run is: finished optimizer steps, finished epochs, mean loss of late; when it began (seconds);
-    the losses of the first steps and of late. Where the run is to stop early: the lowest validation loss with its step
-    and epoch, the step that was measured last, and how many measurements were no lower since. Sums of losses by
-    timestep since they were recorded last."""
+    the losses of the first steps and of late. Where the run is to stop early: the best figure with its step and epoch,
+    the step that was measured last, how many measurements were no better since, and what was measured (``loss`` or a
+    figure of lora-grid). Sums of losses by timestep since they were recorded last."""
 
     step: int = 0
     epoch: int = 0
@@ -82,6 +82,7 @@ class State:
     best: list[float] = field(default_factory=list)
     measured: int = -1
     worse: int = 0
+    by: str = ""
     times: list[list[float]] = field(default_factory=list)
 
 
@@ -245,7 +246,7 @@ def _state(row: Any) -> State:
         raise ValueError("no best network")
     if type(state.step) is not int or type(state.epoch) is not int or not 0 <= state.epoch <= state.step:
         raise ValueError("no step and epoch")
-    if not all(isinstance(number, int | float) for number in numbers):
+    if not all(isinstance(number, int | float) for number in numbers) or not isinstance(state.by, str):
         raise TypeError("no losses")
     return state
 

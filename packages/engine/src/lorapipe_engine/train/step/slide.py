@@ -19,11 +19,37 @@ from torch import Tensor
 from lorapipe_engine.datasets.pairs import Pairs
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.attach import Network
+from lorapipe_engine.settings import LossSettings
 from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning, Tokens
-from lorapipe_engine.train.objective.objective import Noised, Objective
+from lorapipe_engine.train.objective.objective import Noised, Objective, objective_class
 from lorapipe_engine.train.step.forward import Forward
+
+
+def places_of(objective: Objective, pairs: Pairs) -> list[int]:
+    """The steps of the way from noise to a picture, from 0, that are trained. Raises ConfigError where none is."""
+    low, high = objective.options.min_timestep, objective.options.max_timestep
+    times = objective.sampler(None, pairs.steps).timesteps.tolist()
+    # Pure noise shows nothing of a picture, so the way is gone a step at least.
+    places = [place for place, time in enumerate(times) if place and low <= time < high]
+    if not places:
+        raise ConfigError(
+            f"min_timestep: none of the slider's {pairs.steps} steps lies in {low} to {high}; give a wider range"
+        )
+    return places
+
+
+def check_places(predictions: Sequence[str], options: LossSettings, pairs: Pairs) -> None:
+    """Raise ConfigError where a base of none of ``predictions`` has a step that is trained."""
+    refused: list[ConfigError] = []
+    for prediction in predictions:
+        try:
+            places_of(objective_class(prediction)(options, prediction), pairs)
+        except ConfigError as error:
+            refused.append(error)
+    if len(refused) == len(predictions):
+        raise refused[0]
 
 
 class Slide:
@@ -34,14 +60,7 @@ class Slide:
 
     def __init__(self, family: Family, objective: Objective, network: Network, pairs: Pairs) -> None:
         self.family, self.objective, self.network, self.pairs = family, objective, network, pairs
-        low, high = objective.options.min_timestep, objective.options.max_timestep
-        times = objective.sampler(None, pairs.steps).timesteps.tolist()
-        # Pure noise shows nothing of a picture, so the way is gone a step at least.
-        self._places = [place for place, time in enumerate(times) if place and low <= time < high]
-        if not self._places:
-            raise ConfigError(
-                f"min_timestep: none of the slider's {pairs.steps} steps lies in {low} to {high}; give a wider range"
-            )
+        self._places = places_of(objective, pairs)
 
     def __call__(self, batch: MicroBatch, *, train_text: bool) -> Forward:
         """The losses of a batch, whose numbers come from torch's global streams."""
