@@ -27,12 +27,14 @@ class Dropouts:
     """The three dropouts of an adapter, each a probability in 0..1 and active in training only.
 
     ``element``: of single values of the rank activation (``network_dropout``); ``rank``: of whole rank
-    channels per sample; ``module``: of the whole branch, one draw a forward.
+    channels per sample; ``module``: of the whole branch, one draw a forward. ``rank_scale``: whether what a dropout of
+    ranks keeps is divided by the share that is kept (LyCORIS' ``rank_dropout_scale``); None: as the algorithm has it.
     """
 
     element: float = 0.0
     rank: float = 0.0
     module: float = 0.0
+    rank_scale: bool | None = None
 
     @property
     def any(self) -> bool:

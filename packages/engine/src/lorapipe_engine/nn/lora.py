@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Options, Size, is_low_rank
-from lorapipe_engine.nn.change import layer_shape, parameter
+from lorapipe_engine.nn.change import kept_ranks, layer_shape, parameter
 from lorapipe_engine.nn.factored import EPSILON, MAGNITUDE, SCALAR, Factored
 from lorapipe_engine.nn.magnitudes import squares_of_sum
 from lorapipe_engine.nn.options import flag
@@ -127,7 +127,8 @@ class Lora(Factored):
         if self.training and p.element:
             hidden = F.dropout(hidden, p.element)
         if self.training and p.rank:
-            hidden, scale = _drop_ranks(hidden, p.rank, self._rank_axis), scale / (1 - p.rank)
+            hidden, share = _drop_ranks(hidden, p, self._rank_axis)
+            scale /= share
         if self.training and p.module:
             # Times zero instead of a branch in Python: nothing waits for the device, and a graph can hold it.
             hidden = hidden * (torch.rand((), device=x.device) >= p.module).to(x.dtype)
@@ -259,12 +260,18 @@ class DressedLora(Lora):
         return super(Lora, cls).limit_(rows, limit)
 
 
-def _drop_ranks(hidden: Tensor, probability: float, axis: int) -> Tensor:
-    """Zero whole rank channels, drawn per sample. ``hidden`` is (B, ..., r) or (B, r, H, W)."""
+def _has_rows(pictures: Tensor) -> bool:
+    """Whether the channels of each pixel lie side by side in memory, as in the fused blocks."""
+    return pictures.is_contiguous(memory_format=torch.channels_last)
+
+
+def _drop_ranks(hidden: Tensor, dropouts: Dropouts, axis: int) -> tuple[Tensor, float]:
+    """Zero whole rank channels, drawn per sample; what is left is yet to be divided by the number. ``hidden`` is
+    (B, ..., r) or (B, r, H, W)."""
     shape = [1] * hidden.dim()
     shape[0], shape[axis] = hidden.shape[0], hidden.shape[axis]
-    keep = torch.rand(shape, device=hidden.device) > probability
-    return hidden * keep.to(hidden.dtype)
+    kept, share = kept_ranks(shape, axis, dropouts, hidden.device)
+    return hidden * kept.to(hidden.dtype), share
 
 
 def _norms(up: Tensor, down: Tensor, scale: float) -> Tensor:

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.nn.base import Adapter, Dropouts, is_low_rank
+from lorapipe_engine.nn.change import kept_ranks
 from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.forms import Form, group_forms
 from lorapipe_engine.nn.fused.gradients import FactorGradients
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
+HALF = (torch.float16, torch.bfloat16)
 
 
 class LowRank(Protocol):
@@ -127,8 +129,8 @@ class Packed:
             if p.element:
                 part.mul_(torch.rand_like(part) >= p.element).div_(1 - p.element)
             if p.rank:
-                keep = torch.rand(samples, 1, rank, device=like.device) > p.rank
-                part.view(samples, -1, rank).mul_(keep).div_(1 - p.rank)
+                kept, share = kept_ranks((samples, 1, rank), 2, p, like.device)
+                part.view(samples, -1, rank).mul_(kept).div_(share)
             if p.module:
                 part.mul_(torch.rand((), device=like.device) >= p.module)
             column += rank

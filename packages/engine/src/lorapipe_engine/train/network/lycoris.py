@@ -17,7 +17,7 @@ from lorapipe_engine.train.network.preset_file import is_preset_file
 MODULE = "lycoris.kohya"
 DEFAULT_ALGO, DEFAULT_PRESET = "lora", "full"
 # Words that mean nothing while they are off, and what they ask for, where an algorithm knows nothing of it.
-_OFF = frozenset({"false", "0", "0.0", "none", ""})
+OFF = frozenset({"false", "0", "0.0", "none", ""})
 _SWITCHES: Mapping[str, str] = {
     "dora_wd": "DoRA",
     "use_scalar": "a learned scalar",
@@ -28,7 +28,6 @@ _SWITCHES: Mapping[str, str] = {
     "rs_lora": "rank-stabilised scaling",
     "rescaled": "rescaled OFT",
     "constraint": "constrained OFT",
-    "rank_dropout_scale": "scaled dropout of ranks",
     "use_tucker": "a Tucker core",
     "use_cp": "a Tucker core",
     "dropout": "dropout under this name (network_dropout is)",
@@ -102,7 +101,7 @@ def _is_off(word: str, own: set[str], algorithm: str) -> bool:
     name, _, text = word.partition("=")
     if name not in _SWITCHES or name in own:
         return False
-    if text.lower() in _OFF:
+    if text.lower() in OFF:
         return True
     raise ConfigError(
         f"network_args: {word} asks for {_SWITCHES[name]}, which {algorithm} networks are not trained with here"
