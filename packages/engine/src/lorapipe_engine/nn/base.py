@@ -131,6 +131,19 @@ class Adapter(nn.Module):
         """
         raise NotImplementedError
 
+    def short_axis(self) -> int | None:
+        """0 where base and change together are multiplied with a number for each output, 1 where the input is, with one
+        for each input: :meth:`short_ratio`. None: neither."""
+        return None
+
+    @classmethod
+    def short_ratio(
+        cls, rows: Sequence[Self], values: Mapping[str, Tensor], down: Tensor, up: Tensor
+    ) -> Tensor:
+        """The numbers of :meth:`short_axis` for N adapters that are :func:`alike`, (N, out) or (N, in), beside the
+        factors of :meth:`short_form`, without the change's share of them in it. Gradients go back to ``values``."""
+        raise NotImplementedError
+
     @property
     def roles(self) -> tuple[str, ...]:
         """Names of the parameters, in the order of :meth:`shapes`."""

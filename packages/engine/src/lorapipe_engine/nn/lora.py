@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Options, Size, is_low_rank
 from lorapipe_engine.nn.change import kept_ranks, layer_shape, parameter
-from lorapipe_engine.nn.factored import EPSILON, MAGNITUDE, SCALAR, Factored
+from lorapipe_engine.nn.factored import EPSILON, SCALAR, Factored
 from lorapipe_engine.nn.magnitudes import squares_of_sum
 from lorapipe_engine.nn.options import flag
 from lorapipe_engine.nn.quantize import is_quantized
@@ -211,7 +211,7 @@ class DressedLora(Lora):
                 nn.init.kaiming_uniform_(own, a=math.sqrt(5))
 
     def short_rank(self) -> int:
-        return 0 if self.dropouts.any or self.has("lora_mid") or self.has(MAGNITUDE) else self.rank
+        return 0 if self.dropouts.any or self.has("lora_mid") else self.rank
 
     @classmethod
     def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
