@@ -138,12 +138,20 @@ class Lora(Factored):
         return self._project(x, self.lora_down.to(x.dtype), first=True)
 
     def _add(self, out: Tensor, hidden: Tensor, scale: float) -> Tensor:
-        """``out + scale · up(hidden)``, for linear layers in one product, which rounds once."""
-        up = self.lora_up.to(hidden.dtype)
-        if isinstance(self.base, nn.Conv2d) or out.dtype != hidden.dtype:
-            return out + self._project(hidden * scale, up, first=False)
-        rows = torch.addmm(out.reshape(-1, up.shape[0]), hidden.reshape(-1, up.shape[1]), up.mT, alpha=scale)
-        return rows.view_as(out)
+        """``out + scale · up(hidden)``, in one product where rows lie as one matrix, which rounds once."""
+        if out.dtype != hidden.dtype:
+            return out + self._project(hidden * scale, self.lora_up.to(hidden.dtype), first=False)
+        if not isinstance(self.base, nn.Conv2d):
+            up = self.lora_up.to(hidden.dtype)
+            rows = torch.addmm(out.reshape(-1, len(up)), hidden.reshape(-1, up.shape[1]), up.mT, alpha=scale)
+            return rows.view_as(out)
+        # The scale goes to the factor, which is small.
+        up = (self.lora_up * scale).to(hidden.dtype)
+        if not (_has_rows(out) and _has_rows(hidden)):
+            return out + F.conv2d(hidden, up)
+        rows, of_rank = (part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in (out, hidden))
+        added = torch.addmm(rows, of_rank, up.flatten(1).mT)
+        return added.view(len(out), *out.shape[2:], -1).permute(0, 3, 1, 2)
 
     def inner_delta(self) -> Tensor:
         product = self.lora_up.flatten(1) @ self.lora_down.flatten(1)
