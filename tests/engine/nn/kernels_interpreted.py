@@ -74,7 +74,9 @@ def activation(kind: int, rows: int = 5, width: int = 1100) -> list[Any]:
     inner = torch.randn(rows, width * (2 if kind == kernels.GEGLU else 1))
     out = sliced(rows, width)
     kernels.activate(kind, inner, out)
-    return [out, *kernels.activate_backward(kind, inner, sliced(rows, width))]
+    scaled = sliced(rows, width)
+    kernels.activate(kind, inner, scaled, torch.randn(width))
+    return [out, scaled, *kernels.activate_backward(kind, inner, sliced(rows, width))]
 
 
 def lift(residual: bool, rows: int = 70, width: int = 150, rank: int = 40) -> list[Any]:
@@ -84,6 +86,31 @@ def lift(residual: bool, rows: int = 70, width: int = 150, rank: int = 40) -> li
     both, more = sliced(rows, width + rank), sliced(rows, width) if residual else None
     turned = torch.randn(width, rank).mT
     return [*kernels.lift(both.clone(), factor, more), *kernels.lift(both.clone(), turned, more)]
+
+
+def lift_scaled(more: bool, rows: int = 70, width: int = 150, rank: int = 40) -> list[Any]:
+    torch.manual_seed(0)
+    both, factor = sliced(rows, width + rank), torch.randn(width, rank).mT
+    residual, other = sliced(rows, width), sliced(rows, width)
+    if more:
+        return [
+            *kernels.lift(both.clone(), factor, residual, more=other),
+            kernels.lift(both, factor, more=other)[0],
+        ]
+    ratio, bias = torch.randn(width), torch.randn(width)
+    kept = both.clone()
+    found = [
+        *kernels.lift(both, factor, residual, ratio=ratio, bias=bias),
+        kernels.lift(both, factor, ratio=ratio)[0],
+    ]
+    return [*found, both - kept + 1]
+
+
+def scale_columns(also: bool, rows: int = 300, width: int = 150) -> list[Any]:
+    torch.manual_seed(0)
+    into = torch.randn(width)
+    x, other, more = sliced(rows, width), sliced(rows, width), sliced(rows, width) if also else None
+    return [kernels.scale_columns(x, torch.randn(width), other, into, more), into]
 
 
 def factor_gradients(apart: bool, ranks: tuple[int, int] = (5, 7), rows: int = 600) -> list[Any]:
@@ -148,6 +175,10 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "sums and copies": sums_and_copies,
     "lift": lambda: lift(residual=False),
     "lift onto a residual, wide": lambda: lift(residual=True, rows=2100, rank=33),
+    "lift, with more": lambda: lift_scaled(more=True),
+    "lift, scaled": lambda: lift_scaled(more=False),
+    "scaled columns": lambda: scale_columns(also=False),
+    "scaled columns, with more": lambda: scale_columns(also=True, rows=100),
     "gradients of factors": lambda: factor_gradients(apart=False),
     "gradients of factors, in units, apart": lambda: factor_gradients(apart=True, ranks=(16, 16)),
     "few keys": few_keys,

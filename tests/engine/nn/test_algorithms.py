@@ -231,6 +231,31 @@ def test_rows_and_whole_changes_are_dropped(path: Path, layer: str) -> None:
     torch.testing.assert_close((adapter(x) - base(x)).detach(), change, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("p", [0.5, 0.999999])
+@pytest.mark.parametrize(
+    "path",
+    [DATA / f"{stem}.safetensors" for stem in ("loha", "lokr_factor", "full")],
+    ids=lambda path: path.stem,
+)
+@pytest.mark.parametrize("layer", ["linear", "conv3x3"])
+def test_rows_that_are_kept_are_divided_by_their_share(path: Path, layer: str, p: float) -> None:
+    """LyCORIS' ``rank_dropout_scale``: the mask of the rows is divided by its mean. Where no row is kept that is 0 / 0
+    there, and nothing here."""
+    base, tensors, _ = read(path, layer)
+    adapter = adapter_of(path, base, tensors)
+    x = inputs(base)
+    change = (adapter(x) - base(x)).detach()
+    shape = [1] * x.dim()
+    shape[1 if isinstance(base, nn.Conv2d) else -1] = len(base.weight)
+    adapter.dropouts = Dropouts(rank=p, rank_scale=True)
+    torch.manual_seed(0)
+    mask = (torch.rand(len(base.weight)) >= p).float()
+    assert bool(mask.any()) == (p == 0.5)
+    wanted = mask / mask.mean() if bool(mask.any()) else mask
+    torch.manual_seed(0)
+    torch.testing.assert_close(adapter(x) - base(x), change * wanted.view(shape), rtol=1e-3, atol=1e-4)
+
+
 def test_a_large_loha_is_computed_as_a_dense_weight() -> None:
     loha = adapter_class("loha")
     short, full = (loha.create(nn.Linear(40, 36), Size(r, 2.0), NO_DROPOUT, {}) for r in (4, 5))

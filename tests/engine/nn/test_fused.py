@@ -332,6 +332,10 @@ def test_dropouts_leave_the_mean_and_zero_at_probability_one() -> None:
     whole = hidden(Dropouts(rank=0.5))[:, :4].view(40, 100, 4)
     assert bool((whole == whole[:, :1]).all())  # a channel is dropped for all rows of a picture
     assert float(hidden(Dropouts(module=1.0))[:, :4].abs().sum()) == 0
+    plain, scaled = (hidden(Dropouts(rank=0.5, rank_scale=choice))[:, :4] for choice in (False, True))
+    assert set(plain.unique().tolist()) == {0.0, 1.0}
+    means = scaled.view(40, 100, 4).mean(dim=2)
+    assert bool((((means - 1).abs() < 1e-6) | (means == 0)).all())
 
 
 def test_drawing_uses_the_blocks_own_way() -> None:

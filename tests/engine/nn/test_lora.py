@@ -184,3 +184,25 @@ def test_dropouts_keep_the_mean_and_rest_outside_training(kind: str) -> None:
     # kohya's module dropout is the one that is not compensated by a scale.
     expected = still * (0.5 if kind == "module" else 1.0)
     torch.testing.assert_close(drawn.mean(0), expected, rtol=0.1, atol=0.35)
+
+
+@pytest.mark.parametrize("rank_scale", [None, True, False])
+@pytest.mark.parametrize("layer", ["linear", "conv"])
+def test_ranks_that_are_kept_are_scaled_as_asked(rank_scale: bool | None, layer: str) -> None:
+    """By 1 / (1 - p) as in sd-scripts, by the share of a sample's ranks that is kept as in LyCORIS, or not at all."""
+    base: nn.Module = nn.Linear(10, 12) if layer == "linear" else nn.Conv2d(10, 12, 3, padding=1)
+    adapter = Lora(base, 4, 2.0, Dropouts(rank=0.6, rank_scale=rank_scale))
+    nn.init.normal_(adapter.lora_up)
+    x = torch.randn(40, 7, 10) if layer == "linear" else torch.randn(40, 10, 5, 5)
+    shape = (40, 1, 4) if layer == "linear" else (40, 4, 1, 1)
+    torch.manual_seed(3)
+    kept = (torch.rand(shape) > 0.6).float()
+    share = kept.mean(dim=2 if layer == "linear" else 1, keepdim=True)
+    assert bool((share == 0).any())
+    factor = kept / 0.4 if rank_scale is None else kept / share.clamp(min=0.1) if rank_scale else kept
+    if layer == "linear":
+        change = F.linear(F.linear(x, adapter.lora_down) * factor, adapter.lora_up)
+    else:
+        change = F.conv2d(F.conv2d(x, adapter.lora_down, padding=1) * factor, adapter.lora_up)
+    torch.manual_seed(3)
+    torch.testing.assert_close(adapter(x) - base(x), change * 0.5, rtol=1e-4, atol=1e-5)

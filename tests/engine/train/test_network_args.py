@@ -178,6 +178,7 @@ def test_ranks_by_block() -> None:
         (("conv_dim=4", "conv_dim=8"), "given twice"),
         (("conv_dim=1.5",), "whole number"),
         (("rank_dropout=1",), "from 0 to under 1"),
+        (("rank_dropout=0.1", "rank_dropout_scale=2"), "rank_dropout_scale takes True or False"),
         (("algo=loha",), "lycoris.kohya"),
         (("down_lr_weight=cosin",), "one of sine, cosine"),
         (("down_lr_weight=1,2,x",), "'x'"),
@@ -206,3 +207,39 @@ def test_lists_are_checked_for_the_family() -> None:
     plan = network_plan(NetworkSettings(network_dim=4), NetworkArgs())
     with pytest.raises(ConfigError, match="23 numbers, but this model has 25 blocks"):
         by_block(plan, args, [], "sd1")
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "wanted"),
+    [
+        ("networks.lora", "rank_dropout=0.1", None),
+        ("networks.lora", "rank_dropout=0.1 rank_dropout_scale=True", True),
+        ("lycoris.kohya", "algo=loha rank_dropout=0.1 rank_dropout_scale=True", True),
+        ("lycoris.kohya", "algo=lokr rank_dropout=0.1 rank_dropout_scale=False", False),
+        ("lycoris.kohya", "algo=full rank_dropout=0.1 rank_dropout_scale=1", True),
+    ],
+)
+def test_scaled_dropout_of_ranks_is_read(module: str, words: str, wanted: bool | None) -> None:
+    settings = NetworkSettings(network_module=module, network_dim=4, network_args=tuple(words.split()))
+    args = read_network_args(settings)
+    dropouts = network_plan(settings, args).dropouts
+    assert (dropouts.rank, dropouts.rank_scale, args.unused) == (0.1, wanted, ())
+
+
+def test_scaled_dropout_of_ranks_without_one_is_told() -> None:
+    def plan(module: str, *words: str) -> tuple[str, ...]:
+        settings = NetworkSettings(network_module=module, network_dim=4, network_args=words)
+        args = read_network_args(settings)
+        network_plan(settings, args)
+        return args.unused
+
+    with pytest.raises(ConfigError, match="rank_dropout_scale needs rank_dropout"):
+        plan("networks.lora", "rank_dropout_scale=True")
+    assert plan("lycoris.kohya", "algo=loha", "rank_dropout_scale=True") == ("rank_dropout_scale",)
+    assert plan("lycoris.kohya", "algo=ia3", "rank_dropout=0.1", "rank_dropout_scale=True") == (
+        "rank_dropout",
+        "rank_dropout_scale",
+    )
+    assert plan("lycoris.kohya", "algo=ia3", "rank_dropout_scale=False") == ()
+    with pytest.raises(ConfigError, match="rank_dropout_scale: means nothing for oft networks"):
+        plan("networks.oft", "rank_dropout_scale=True")

@@ -191,11 +191,112 @@ def test_a_preset_file_chooses_layers_by_class_and_by_name(tmp_path: Path) -> No
     assert choice.notes == (f"note: preset: {path}: conv_in fits no layer of this model",) or not choice.notes
 
 
+def names_of(path: Path, text: str, family: Any) -> tuple[set[str], Choice]:
+    """The modules that a preset of this text chooses, with their algorithms and sizes."""
+    path.write_text(text)
+    choice = chosen(family, network_module="lycoris.kohya", network_args=(f"preset={path}",))
+    plan = choice.plan
+    found = {
+        f"{t.name} {plan.kinds.get(t.name, plan.kind).algorithm} {plan.size_of(t.module, t.name)}"
+        for t in choice.targets
+    }
+    return found, choice
+
+
+# The modules of the table: classes and names as diffusers has them, and as LDM and SGM do.
+_DIFFUSERS = """
+unet_target_module = ["Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D"]
+unet_target_name = ["conv_in", "conv_out", "time_embedding[.]linear_.*"]
+text_encoder_target_module = ["CLIPAttention", "CLIPMLP"]
+"""
+_SGM = """
+unet_target_module = ["SpatialTransformer", "ResBlock", "Downsample", "Upsample"]
+unet_target_name = ["input_blocks[.]0[.]0", "out[.]2", "model[.]diffusion_model[.]time_embed[.][02]"]
+text_encoder_target_module = ["CLIPSdpaAttention", "CLIPMLP"]
+"""
+# The same, said by diffusers' names and by SGM's.
+ALIKE: dict[str, tuple[str, str]] = {
+    "by class": (
+        "unet_target_module = ['Attention', 'FeedForward']\n[module_algo_map.Attention]\nalgo = 'loha'\ndim = 2",
+        "unet_target_module = ['MemoryEfficientCrossAttention', 'FeedForward']\n[module_algo_map.CrossAttention]\n"
+        "algo = 'loha'\ndim = 2",
+    ),
+    "by name": (
+        "unet_target_name = ['down_blocks[.]1[.]', 'up_blocks[.]0[.]', '.*conv_shortcut', '.*resnets[.].[.]conv1']\n"
+        "exclude_name = ['.*time_emb_proj']\n[name_algo_map.'mid_block.*']\ndim = 3\n"
+        "[name_algo_map.'down_blocks[.]1[.]attentions[.]0']\ndim = 5",
+        "unet_target_name = ['input_blocks\\.[456]\\.', '^output_blocks\\.[012]\\.', '.*skip_connection', "
+        "'.*in_layers[.]2']\nexclude_name = ['.*emb_layers']\n[name_algo_map.'middle_block.*']\ndim = 3\n"
+        "[name_algo_map.'input_blocks[.]4[.]1']\ndim = 5",
+    ),
+    "as a shell": (
+        "use_fnmatch = true\nunet_target_name = ['down_blocks.1.attentions.*', 'conv_out']",
+        "use_fnmatch = true\nunet_target_name = ['model.diffusion_model.input_blocks.[45].1.*', 'out.2']",
+    ),
+}
+COUNTS = {"sd15": (282, 72), "sdxl": (792, 264)}
+
+
+@pytest.mark.parametrize("arch", COUNTS)
+def test_preset_files_have_the_modules_of_the_table_by_either_names(arch: str, tmp_path: Path) -> None:
+    family = real_family(arch)
+    for number, text in enumerate((_DIFFUSERS, _SGM)):
+        names, choice = names_of(tmp_path / f"{number}.toml", text, family)
+        unet = sum(target.part == "unet" for target in choice.targets)
+        assert (unet, len(names) - unet) == COUNTS[arch]
+        assert choice.notes == ()
+
+
+@pytest.mark.parametrize("arch", COUNTS)
+@pytest.mark.parametrize("which", ALIKE)
+def test_a_preset_in_names_of_sgm_is_the_one_in_names_of_diffusers(
+    which: str, arch: str, tmp_path: Path
+) -> None:
+    family = real_family(arch)
+    # An upsampler without attention before it is number 1 in SD 1.x's names, 2 elsewhere: both are in the pattern.
+    ours, theirs = (names_of(tmp_path / "a.toml", text, family)[0] for text in ALIKE[which])
+    assert ours == theirs
+    assert len(ours) > 10
+
+
+def test_layers_of_openclip_go_by_its_names_too(tmp_path: Path) -> None:
+    family = real_family("sdxl")
+    text = "text_encoder_target_name = ['conditioner[.]embedders[.]1[.]model[.]transformer[.]resblocks[.]3[.]attn']"
+    names, _ = names_of(tmp_path / "a.toml", text, family)
+    layer = "lora_te2_text_model_encoder_layers_3_self_attn"
+    assert {name.split()[0] for name in names} == {f"{layer}_{side}_proj" for side in ("q", "k", "v", "out")}
+
+
+def test_a_pattern_of_diffusers_names_is_not_held_against_sgms(tmp_path: Path) -> None:
+    """`.*out` fits to_out and conv_out, and not all that lies in output_blocks."""
+    names, _ = names_of(tmp_path / "a.toml", "unet_target_name = ['.*out']", real_family("sd15"))
+    assert len(names) == 32 + 16 + 1  # to_out, proj_out, conv_out
+    assert not any("resnets" in name for name in names)
+
+
+def test_classes_and_patterns_that_fit_nothing_are_noted_by_name(tmp_path: Path) -> None:
+    text = """
+unet_target_module = ["SpatialTransformer", "TimestepEmbedSequential", "WanAttentionBlock"]
+unet_target_name = ["label_emb[.]0[.]0"]
+exclude_name = ["input_blocks[.]99"]
+[module_algo_map.SelfAttention]
+dim = 4
+[name_algo_map."output_blocks[.]77"]
+dim = 4
+"""
+    _, choice = names_of(tmp_path / "a.toml", text, real_family("sdxl"))
+    (note,) = choice.notes
+    for name in ("TimestepEmbedSequential", "WanAttentionBlock", "label_emb", "blocks[.]99", "SelfAttention"):
+        assert name in note
+    assert "blocks[.]77" in note
+    assert "SpatialTransformer" not in note
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("unet_target_modul = []", "did you mean 'unet_target_module'?"),
-        ("unet_target_module = ['Nothing']", "fits a layer of this model"),
+        ("unet_target_module = ['Nothing']", "fits a layer of this model: Nothing"),
         ("enable_conv = 1", "enable_conv takes true or false"),
         ("unet_target_name = ['(']", "is no pattern"),
         (

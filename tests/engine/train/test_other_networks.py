@@ -112,15 +112,16 @@ def test_presets_have_the_modules_of_the_reference(preset: str) -> None:
         assert len({target.name for target in targets}) == len(targets)
 
 
-def test_the_preset_ia3_scales_inputs_of_the_second_layers() -> None:
+@pytest.mark.parametrize(("arch", "blocks", "layers"), [("sd15", 16, 12), ("sdxl", 70, 12 + 32)])
+def test_the_preset_ia3_scales_inputs_of_the_second_layers(arch: str, blocks: int, layers: int) -> None:
     settings = NetworkSettings(network_module="lycoris.kohya", network_args=("algo=ia3", "preset=ia3"))
-    targets = targets_of(real_family("sd15"), conv=False, preset="ia3")
+    targets = targets_of(real_family(arch), conv=False, preset="ia3")
     plan = with_kinds(network_plan(settings, read_network_args(settings)), "ia3", targets)
     on_input = {name for name, kind in plan.kinds.items() if kind.options["train_on_input"]}
     ends = Counter(target.name.split("_", 5)[-1][-6:] for target in targets if target.name in on_input)
     assert set(ends) == {"_net_2", "lp_fc2"}
-    assert len(targets) == 16 * 5 + 12 * 3
-    assert len(on_input) == 16 + 12
+    assert len(targets) == blocks * 5 + layers * 3
+    assert len(on_input) == blocks + layers
 
 
 LYCORIS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 Kind = Literal["checkpoint", "lora", "unet", "vae", "text_encoder", "refiner", "unknown"]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -123,6 +123,17 @@ class Names:
     ) -> tuple[str, ...]:
         """Further names that a LoRA file may have for a layer. ``checkpoint_path``: its path there, where known."""
         return (f"{part}.{path}",)
+
+    classes: ClassVar[Mapping[str, str]] = {}
+    """Classes as the model's first code named them, and what they are called in the module tree that is trained."""
+
+    def in_checkpoint(self, family: Family, part: str, path: str, layers_per_block: int) -> str | None:  # noqa: ARG002
+        """The layer's path in a checkpoint without the part's prefix; None where it has none."""
+        return path
+
+    def speaks_checkpoint(self, pattern: str) -> bool:  # noqa: ARG002
+        """Whether a pattern of paths is written for a checkpoint's, where those are others than the module tree's."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from lorapipe_engine.models.family import STANDARD, Family, Layout, Names, Place, flat_name, whole_place
 
@@ -302,14 +302,45 @@ def find_layout(checkpoint_keys: Iterable[str]) -> Layout:
 # -------------------------------------------------------------------------------- the family's names
 
 
+# Words of LDM, SGM and OpenCLIP paths that no path of diffusers or transformers has. A dot may be escaped in a pattern.
+_CHECKPOINT_WORDS = re.compile(
+    r"(in|out)put_blocks|middle_block|time_embed(?!ding)|label_emb|(in|out|emb)_layers|skip_connection|resblocks"
+    r"|in_proj|mlp\W{1,3}c_(fc|proj)|diffusion_model|cond_stage_model|conditioner|^\^?out(\\\.|\[\.\]|\.)\d"
+)
+
+
 class LdmNames(Names):
     """The names of Stable Diffusion's three families, which differ by their facts alone.
 
     SDXL's UNet goes by LDM names in LoRA files, those of SD 1.x and 2.x by diffusers'.
     """
 
+    classes: ClassVar[Mapping[str, str]] = {
+        "UNetModel": "UNet2DConditionModel",
+        "SpatialTransformer": "Transformer2DModel",
+        "ResBlock": "ResnetBlock2D",
+        "Downsample": "Downsample2D",
+        "Upsample": "Upsample2D",
+        "CrossAttention": "Attention",
+        "MemoryEfficientCrossAttention": "Attention",
+        "ResidualAttentionBlock": "CLIPEncoderLayer",
+        "MultiheadAttention": "CLIPAttention",
+        "CLIPSdpaAttention": "CLIPAttention",
+    }
+
     def canonical(self, part: str, path: str) -> str:
         return path if part in ("unet", "vae") else text_path(path)
+
+    def in_checkpoint(self, family: Family, part: str, path: str, layers_per_block: int) -> str | None:
+        if part == "unet":
+            return unet_to_ldm(path, layers_per_block, family.plain_up_blocks)
+        if not family.checkpoint_prefixes[part].endswith(".model."):
+            return path
+        place = openclip_key(f"{path}.weight")
+        return place and re.sub(r"[._]weight$", "", place.key)
+
+    def speaks_checkpoint(self, pattern: str) -> bool:
+        return _CHECKPOINT_WORDS.search(pattern) is not None
 
     def locate(self, family: Family, key: str, shape: tuple[int, ...], layout: Layout) -> tuple[Place, ...]:
         """As the base class says. UNet and VAE keys may lack their prefix, as in files of one part."""

@@ -27,12 +27,14 @@ class Dropouts:
     """The three dropouts of an adapter, each a probability in 0..1 and active in training only.
 
     ``element``: of single values of the rank activation (``network_dropout``); ``rank``: of whole rank
-    channels per sample; ``module``: of the whole branch, one draw a forward.
+    channels per sample; ``module``: of the whole branch, one draw a forward. ``rank_scale``: whether what a dropout of
+    ranks keeps is divided by the share that is kept (LyCORIS' ``rank_dropout_scale``); None: as the algorithm has it.
     """
 
     element: float = 0.0
     rank: float = 0.0
     module: float = 0.0
+    rank_scale: bool | None = None
 
     @property
     def any(self) -> bool:
@@ -143,6 +145,19 @@ class Adapter(OverLayer):
         ``values``: their parameters by name, those of all ``rows`` stacked, (N, ...) in float32. Gradients go back to
         them.
         """
+        raise NotImplementedError
+
+    def short_axis(self) -> int | None:
+        """0 where base and change together are multiplied with a number for each output, 1 where the input is, with one
+        for each input: :meth:`short_ratio`. None: neither."""
+        return None
+
+    @classmethod
+    def short_ratio(
+        cls, rows: Sequence[Self], values: Mapping[str, Tensor], down: Tensor, up: Tensor
+    ) -> Tensor:
+        """The numbers of :meth:`short_axis` for N adapters that are :func:`alike`, (N, out) or (N, in), beside the
+        factors of :meth:`short_form`, without the change's share of them in it. Gradients go back to ``values``."""
         raise NotImplementedError
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,22 +24,43 @@ def layer_shape(base: nn.Module) -> tuple[int, ...]:
     return tuple(base.weight.shape)
 
 
-def apply_weight(base: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """``weight``, in the place of the layer's own and without a bias, on what the layer takes."""
+def apply_weight(base: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``weight`` and ``bias``, in the place of the layer's own, on what the layer takes."""
     if isinstance(base, nn.Conv2d):
-        return F.conv2d(x, weight, None, base.stride, base.padding, base.dilation)
-    return F.linear(x, weight)
+        return F.conv2d(x, weight, bias, base.stride, base.padding, base.dilation)
+    return F.linear(x, weight, bias)
 
 
 def kept_rows(count: int, dropouts: Dropouts, device: torch.device) -> Tensor:
     """0 for each output row of a change that is dropped, else 1, (count,): by ``dropouts.rank``, and all at once by
-    ``dropouts.module``. As LyCORIS does it, what stays is not made stronger. Nothing waits for the device."""
+    ``dropouts.module``. As in LyCORIS, what stays is made stronger only where ``dropouts.rank_scale`` asks for it.
+    Nothing waits for the device."""
     kept = torch.ones(count, device=device)
     if dropouts.rank:
         kept = kept * (torch.rand_like(kept) >= dropouts.rank)
+        if dropouts.rank_scale:
+            kept = share_out(kept)
     if dropouts.module:
         kept = kept * (torch.rand((), device=device) >= dropouts.module)
     return kept
+
+
+def kept_ranks(
+    shape: Sequence[int], axis: int, dropouts: Dropouts, device: torch.device
+) -> tuple[Tensor, float]:
+    """0 for each rank channel of a sample that ``dropouts.rank`` drops, else what it is multiplied with, in ``shape``,
+    which has the ranks on an axis; and a number to divide all of them by. As in sd-scripts that is 1 - p, unless
+    ``dropouts.rank_scale`` says otherwise: with True a sample's ranks are divided by the share of them that is kept,
+    with False nothing is made stronger. Nothing waits for the device."""
+    kept = (torch.rand(shape, device=device) > dropouts.rank).float()
+    if dropouts.rank_scale is None:
+        return kept, 1 - dropouts.rank
+    return (share_out(kept, axis) if dropouts.rank_scale else kept), 1.0
+
+
+def share_out(kept: Tensor, axis: int = 0) -> Tensor:
+    """A mask of zeros and ones divided by its mean along an axis; where nothing is kept it stays zero."""
+    return kept / kept.mean(dim=axis, keepdim=True).clamp(min=1 / kept.shape[axis])
 
 
 def frozen_weight(base: nn.Module) -> Tensor:

@@ -8,15 +8,15 @@ constant in the backward pass, as in the paper. At multiplier m the weight is W 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.nn.base import Adapter, Options
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
-from lorapipe_engine.nn.magnitudes import StandIn
+from lorapipe_engine.nn.magnitudes import StandIn, squares_of_sums
 from lorapipe_engine.nn.options import flag
 
 Shape = tuple[int, ...]
@@ -125,6 +125,21 @@ class Factored(Adapter):
             if self.bias is not None:
                 moved = moved - self.bias.view([-1 if d == axis % x.dim() else 1 for d in range(x.dim())])
         return plain_out + (moved + change)
+
+    def short_axis(self) -> int | None:
+        if not self.has(MAGNITUDE):
+            return None
+        return 0 if self._by_output else 1
+
+    @classmethod
+    def short_ratio(
+        cls, rows: Sequence[Self], values: Mapping[str, Tensor], down: Tensor, up: Tensor
+    ) -> Tensor:
+        with torch.no_grad():
+            squares = torch.stack([row.base_squares().flatten() for row in rows])
+            weights = [row.weight.detach() for row in rows]
+            norms = squares_of_sums(weights, squares, up, down, by_output=rows[0]._by_output).sqrt()
+        return values[MAGNITUDE].flatten(1) / (norms + EPSILON)
 
     @property
     def _by_output(self) -> bool:

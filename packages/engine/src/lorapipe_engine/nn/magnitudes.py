@@ -8,6 +8,7 @@ With V = W + s U D, summed over everything but the axis:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,18 +30,45 @@ def squares_of_sum(
     return (squares + more.view(squares.shape)).clamp(min=0)
 
 
-def _product(factor: Tensor, weight: Tensor) -> Tensor:
-    """``factor`` (r, m) times a frozen weight (m, n), in the factor's dtype.
+def squares_of_sums(
+    weights: Sequence[Tensor], squares: Tensor, up: Tensor, down: Tensor, *, by_output: bool
+) -> Tensor:
+    """:func:`squares_of_sum` of N layers that are alike, (N, out) or (N, in): ``up`` (N, out, r), ``down`` (N, r, in),
+    ``squares`` those of the ``weights``. Each weight is read by one product, and all else is done for all of them
+    together."""
+    flat = [weight.flatten(1) for weight in weights]
+    if by_output:
+        crossed = _products(down, [weight.mT for weight in flat]).mT  # (N, out, r)
+        inner = torch.baddbmm(crossed, up, down @ down.mT, beta=2)
+        more = (up * inner).sum(dim=2)
+    else:
+        crossed = _products(up.mT, flat)  # (N, r, in)
+        inner = torch.baddbmm(crossed, up.mT @ up, down, beta=2)
+        more = (down * inner).sum(dim=1)
+    return (squares + more).clamp(min=0)
 
-    On a card a weight in half precision is not made wide: the factor goes as two numbers of its type, of which the
+
+def _product(factor: Tensor, weight: Tensor) -> Tensor:
+    """``factor`` (r, m) times a frozen weight (m, n), in the factor's dtype."""
+    return _products(factor[None], [weight])[0]
+
+
+def _products(factors: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Each of ``factors`` (N, r, m) times its frozen weight (m, n), (N, r, n) in the factors' dtype.
+
+    On a card weights in half precision are not made wide: factors go as two numbers of their type, of which the
     second has what the first rounds away.
     """
-    if not (weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16)):
-        return factor @ weight.to(factor.dtype)
-    high = factor.to(weight.dtype)
-    low = (factor - high.to(factor.dtype)).to(weight.dtype)
-    both = torch.mm(torch.cat([high, low]), weight, out_dtype=torch.float32)
-    return (both[: len(factor)] + both[len(factor) :]).to(factor.dtype)
+    like = weights[0]
+    if not (like.is_cuda and like.dtype in (torch.bfloat16, torch.float16)):
+        rows = zip(factors.unbind(), weights, strict=True)
+        return torch.stack([factor @ weight.to(factor.dtype) for factor, weight in rows])
+    high = factors.to(like.dtype)
+    low = (factors - high.to(factors.dtype)).to(like.dtype)
+    both = zip(torch.cat([high, low], dim=1).unbind(), weights, strict=True)
+    made = torch.stack([torch.mm(pair, weight, out_dtype=torch.float32) for pair, weight in both])
+    ranks = factors.shape[1]
+    return (made[:, :ranks] + made[:, ranks:]).to(factors.dtype)
 
 
 class StandIn(torch.autograd.Function):

@@ -19,7 +19,7 @@ from lorapipe_engine.files.writing.atomic import probe_folder
 from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
-from lorapipe_engine.nn.attach import Kind, detach
+from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.pictures.buckets import FINEST_STEP
 from lorapipe_engine.pictures.captions import prompt_caption
 from lorapipe_engine.settings import (
@@ -127,7 +127,7 @@ def train_checked(
     looked = look_at(settings, dataset)
     say_notes(looked.notes, say)
     settings = with_file_ranks(settings)
-    check_memory(settings, args.kind, dataset, model, say)
+    check_memory(settings, args, dataset, model, say)
 
     opened = open_base(settings, dataset, model, queued.shelf, say)
     settings, family = opened.settings, opened.family
@@ -397,7 +397,9 @@ def check_samplers(settings: TrainSettings, prompts: list[Prompt]) -> None:
         objective.check_sampler(prompt.sampler)
 
 
-def check_memory(settings: TrainSettings, kind: Kind, dataset: Dataset, plan: ModelPlan, say: Say) -> None:
+def check_memory(
+    settings: TrainSettings, args: NetworkArgs, dataset: Dataset, plan: ModelPlan, say: Say
+) -> None:
     """Report what a run on a CUDA card will take. Raises ConfigError where it cannot fit.
 
     On other devices, and with ``--ignore_memory``, nothing is counted.
@@ -411,7 +413,7 @@ def check_memory(settings: TrainSettings, kind: Kind, dataset: Dataset, plan: Mo
     from lorapipe_engine.train.memory.fit import memory_line
 
     free = torch.cuda.mem_get_info(plan.device)[0]
-    say(memory_line(settings, kind, dataset, plan.source, plan.dtype, free))
+    say(memory_line(settings, args, dataset, plan.source, plan.dtype, free))
 
 
 @dataclass(frozen=True)

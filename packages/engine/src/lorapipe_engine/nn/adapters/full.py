@@ -64,16 +64,20 @@ class Full(_Difference):
     def forward(self, x: Tensor) -> Tensor:
         """Works on what the base module takes: (..., in) or (B, in, H, W)."""
         out: Tensor = self.base(x)
-        diff = self.diff * self.multiplier
-        bias = self.diff_b * self.multiplier if "diff_b" in self._parameters else None
+        diff: Tensor = self.diff
+        bias: Tensor | None = self.diff_b if "diff_b" in self._parameters else None
+        if self.multiplier != 1:  # a pass over all of the values, and one more backward
+            diff, bias = diff * self.multiplier, None if bias is None else bias * self.multiplier
         if self.training and self.dropouts.any:
             kept = kept_rows(len(diff), self.dropouts, diff.device)
             diff = diff * kept.view(-1, *[1] * (diff.dim() - 1))
             bias = None if bias is None else bias * kept
-        change = apply_weight(self.base, x, diff.to(x.dtype))
-        if bias is not None:
-            change = change + bias.to(x.dtype).view(-1, *[1] * (2 if isinstance(self.base, nn.Conv2d) else 0))
-        return out + change
+        diff, bias = diff.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        if bias is None and not isinstance(self.base, nn.Conv2d) and out.dtype == x.dtype:
+            # One product on top of the other, which rounds once.
+            rows = torch.addmm(out.reshape(-1, len(diff)), x.reshape(-1, diff.shape[1]), diff.mT)
+            return rows.view_as(out)
+        return out + apply_weight(self.base, x, diff, bias)
 
     def delta(self) -> Tensor:
         return self.diff

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import apply_weight, kept_rows, layer_shape, parameter
-from lorapipe_engine.nn.factored import MAGNITUDE, SCALAR, Factored
+from lorapipe_engine.nn.factored import SCALAR, Factored
 from lorapipe_engine.nn.options import flag
 
 
@@ -94,7 +94,7 @@ class Loha(Factored):
         return F.linear(hidden, up.to(x.dtype))
 
     def short_rank(self) -> int:
-        return self.rank**2 if self.is_short and not (self.has(MAGNITUDE) or self.dropouts.any) else 0
+        return self.rank**2 if self.is_short and not self.dropouts.any else 0
 
     @classmethod
     def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

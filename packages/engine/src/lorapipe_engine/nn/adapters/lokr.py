@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.nn.base import Dropouts, Options, Size
 from lorapipe_engine.nn.change import apply_weight, kept_rows, layer_shape, parameter
-from lorapipe_engine.nn.factored import MAGNITUDE, SCALAR, Factored
+from lorapipe_engine.nn.factored import SCALAR, Factored
 from lorapipe_engine.nn.options import factor as read_factor
 from lorapipe_engine.nn.options import flag
 
@@ -135,7 +135,7 @@ class Lokr(Factored):
 
     def short_rank(self) -> int:
         """Of (w1 ⊗ w2_a) · (1 ⊗ w2_b): i1 · r."""
-        if self.has(MAGNITUDE) or self.dropouts.any or "w2_a" not in self._shapes or "t2" in self._shapes:
+        if self.dropouts.any or "w2_a" not in self._shapes or "t2" in self._shapes:
             return 0
         weight = self.weight.flatten(1)
         rank = self._inputs * self._shapes["w2_b"][0]

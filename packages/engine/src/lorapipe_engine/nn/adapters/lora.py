@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Options, Size, is_low_rank
-from lorapipe_engine.nn.change import layer_shape, parameter
-from lorapipe_engine.nn.factored import EPSILON, MAGNITUDE, SCALAR, Factored
+from lorapipe_engine.nn.change import kept_ranks, layer_shape, parameter
+from lorapipe_engine.nn.factored import EPSILON, SCALAR, Factored
 from lorapipe_engine.nn.magnitudes import squares_of_sum
 from lorapipe_engine.nn.options import flag
 from lorapipe_engine.nn.quantize import is_quantized
@@ -127,7 +127,8 @@ class Lora(Factored):
         if self.training and p.element:
             hidden = F.dropout(hidden, p.element)
         if self.training and p.rank:
-            hidden, scale = _drop_ranks(hidden, p.rank, self._rank_axis), scale / (1 - p.rank)
+            hidden, share = _drop_ranks(hidden, p, self._rank_axis)
+            scale /= share
         if self.training and p.module:
             # Times zero instead of a branch in Python: nothing waits for the device, and a graph can hold it.
             hidden = hidden * (torch.rand((), device=x.device) >= p.module).to(x.dtype)
@@ -137,12 +138,20 @@ class Lora(Factored):
         return self._project(x, self.lora_down.to(x.dtype), first=True)
 
     def _add(self, out: Tensor, hidden: Tensor, scale: float) -> Tensor:
-        """``out + scale · up(hidden)``, for linear layers in one product, which rounds once."""
-        up = self.lora_up.to(hidden.dtype)
-        if isinstance(self.base, nn.Conv2d) or out.dtype != hidden.dtype:
-            return out + self._project(hidden * scale, up, first=False)
-        rows = torch.addmm(out.reshape(-1, up.shape[0]), hidden.reshape(-1, up.shape[1]), up.mT, alpha=scale)
-        return rows.view_as(out)
+        """``out + scale · up(hidden)``, in one product where rows lie as one matrix, which rounds once."""
+        if out.dtype != hidden.dtype:
+            return out + self._project(hidden * scale, self.lora_up.to(hidden.dtype), first=False)
+        if not isinstance(self.base, nn.Conv2d):
+            up = self.lora_up.to(hidden.dtype)
+            rows = torch.addmm(out.reshape(-1, len(up)), hidden.reshape(-1, up.shape[1]), up.mT, alpha=scale)
+            return rows.view_as(out)
+        # The scale goes to the factor, which is small.
+        up = (self.lora_up * scale).to(hidden.dtype)
+        if not (_has_rows(out) and _has_rows(hidden)):
+            return out + F.conv2d(hidden, up)
+        rows, of_rank = (part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in (out, hidden))
+        added = torch.addmm(rows, of_rank, up.flatten(1).mT)
+        return added.view(len(out), *out.shape[2:], -1).permute(0, 3, 1, 2)
 
     def inner_delta(self) -> Tensor:
         product = self.lora_up.flatten(1) @ self.lora_down.flatten(1)
@@ -210,7 +219,7 @@ class DressedLora(Lora):
                 nn.init.kaiming_uniform_(own, a=math.sqrt(5))
 
     def short_rank(self) -> int:
-        return 0 if self.dropouts.any or self.has("lora_mid") or self.has(MAGNITUDE) else self.rank
+        return 0 if self.dropouts.any or self.has("lora_mid") else self.rank
 
     @classmethod
     def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -259,12 +268,18 @@ class DressedLora(Lora):
         return super(Lora, cls).limit_(rows, limit)
 
 
-def _drop_ranks(hidden: Tensor, probability: float, axis: int) -> Tensor:
-    """Zero whole rank channels, drawn per sample. ``hidden`` is (B, ..., r) or (B, r, H, W)."""
+def _has_rows(pictures: Tensor) -> bool:
+    """Whether the channels of each pixel lie side by side in memory, as in the fused blocks."""
+    return pictures.is_contiguous(memory_format=torch.channels_last)
+
+
+def _drop_ranks(hidden: Tensor, dropouts: Dropouts, axis: int) -> tuple[Tensor, float]:
+    """Zero whole rank channels, drawn per sample; what is left is yet to be divided by the number. ``hidden`` is
+    (B, ..., r) or (B, r, H, W)."""
     shape = [1] * hidden.dim()
     shape[0], shape[axis] = hidden.shape[0], hidden.shape[axis]
-    keep = torch.rand(shape, device=hidden.device) > probability
-    return hidden * keep.to(hidden.dtype)
+    kept, share = kept_ranks(shape, axis, dropouts, hidden.device)
+    return hidden * kept.to(hidden.dtype), share
 
 
 def _norms(up: Tensor, down: Tensor, scale: float) -> Tensor:

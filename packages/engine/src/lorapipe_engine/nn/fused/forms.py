@@ -4,6 +4,10 @@ LoKr's w1 ⊗ (w2_a · w2_b) is (w1 ⊗ w2_a) · (1 ⊗ w2_b), LoHa's product of
 some ranks left out. Packed as such they are two short products more in the base's own; what makes the factors of the
 parameters is small, and done for all layers of one shape together. Gradients reach the factors first, and go on to the
 parameters from there.
+
+Under magnitudes (DoRA) a form has a ratio besides, which multiplies the outputs or the inputs of base and change. Its
+factors' gradients are those of up times the ratio, or of down times it: what the ratio gets through the change goes
+through these to the magnitudes.
 """
 
 from __future__ import annotations
@@ -21,14 +25,21 @@ class Form:
     """An adapter as a LoRA of rank ``adapter.short_rank()`` and scale 1, for a pack: see :class:`.packed.LowRank`.
 
     ``lora_down`` (R, in), ``lora_up`` (out, R) and their gradients are views of the buffers of a :class:`FormGroup`.
+    ``axis``: see :meth:`.Adapter.short_axis`; with 1 ``lora_down`` is multiplied with the ratio already. Its pack sets
+    ``ratio`` and ``ratio_grad``, (out,) or (in,), what the base's product is multiplied with and where its gradient
+    goes; ``less`` (1, in) is the ratio minus 1, of inputs alone.
     """
 
     dropouts = NO_DROPOUT
+    ratio: Tensor
+    ratio_grad: Tensor
+    less: Tensor
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
         self.base = adapter.base
         self.rank = adapter.short_rank()
+        self.axis = adapter.short_axis()
         self.alpha = float(self.rank)
         weight = adapter.weight.flatten(1)
         like = next(adapter.parameters())
@@ -58,20 +69,38 @@ class FormGroup:
         for index, form in enumerate(forms):
             form.lora_down.data, form.lora_up.data = self.down[index], self.up[index]
             form.lora_down.grad, form.lora_up.grad = (part[index] for part in self._gradients)
+        self.axis = first.axis
+        self._ratios = [form.ratio for form in forms if self.axis is not None]
+        self._ratio_grads = [form.ratio_grad for form in forms if self.axis is not None]
+        if self.axis == 1:
+            self._less = self.down.new_zeros(len(forms), 1, self.down.shape[2])
+            for form, less in zip(forms, self._less, strict=True):
+                form.less = less
         self._values: dict[str, Tensor] = {}
-        self._made: tuple[Tensor, Tensor] | None = None
+        self._made: tuple[Tensor, ...] | None = None
 
     def compute(self) -> None:
-        """Make the factors of the parameters as they are now; their gradients are zero again."""
+        """Make factors and ratio of the parameters as they are now; their gradients are zero again."""
         first = self.rows[0]
         names = [*first.roles, *first.frozen]
         values = {name: torch.stack([getattr(row, name).detach() for row in self.rows]) for name in names}
         self._values = {name: values[name].requires_grad_() for name in first.roles}
         with torch.enable_grad():
-            self._made = type(first).short_form(self.rows, values)
-        for into, made in zip((self.down, self.up), self._made, strict=True):
-            into.copy_(made.detach())
+            down, up = factors = type(first).short_form(self.rows, values)
+            if self.axis is not None:
+                ratio = type(first).short_ratio(self.rows, values, down, up)
+                factors = (down, up * ratio[:, :, None]) if self.axis == 0 else (down * ratio[:, None], up)
+                self._take_ratio(ratio.detach())
+        self._made = factors if self.axis is None else (*factors, ratio)
+        # By outputs the pack's product is multiplied with the ratio as a whole.
+        self.down.copy_(factors[0].detach())
+        self.up.copy_(up.detach())
         self._clear()
+
+    def _take_ratio(self, ratio: Tensor) -> None:
+        torch._foreach_copy_(self._ratios, list(ratio.unbind()))
+        if self.axis == 1:
+            torch.sub(ratio[:, None], 1, out=self._less)
 
     def pass_on(self) -> None:
         """Add the gradients that the factors have to those of the parameters. May be called after each of several
@@ -79,7 +108,10 @@ class FormGroup:
         if self._made is None:
             return
         values = list(self._values.values())
-        pairs = [pair for pair in zip(self._made, self._gradients, strict=True) if pair[0].requires_grad]
+        reached: tuple[Tensor, ...] = self._gradients
+        if self.axis is not None:
+            reached = (*reached, torch.stack(self._ratio_grads))
+        pairs = [pair for pair in zip(self._made, reached, strict=True) if pair[0].requires_grad]
         made, passed = zip(*pairs, strict=True)
         gradients = torch.autograd.grad(made, values, passed, retain_graph=True)
         for name, gradient in zip(self._values, gradients, strict=True):
@@ -88,8 +120,7 @@ class FormGroup:
         self._clear()
 
     def _clear(self) -> None:
-        for gradient in self._gradients:
-            gradient.zero_()
+        torch._foreach_zero_([*self._gradients, *self._ratio_grads])
 
 
 def group_forms(forms: Sequence[Form]) -> list[FormGroup]:

@@ -46,6 +46,7 @@ class Op:
 
 OPS: Mapping[str, Op] = {
     "lift": Op("triton_dots:lift", plain.lift, products=True),
+    "scale_columns": Op("triton_dots:scale_columns", plain.scale_columns),
     "layer_norm": Op("triton_kernels:layer_norm", plain.layer_norm),
     "layer_norm_backward": Op("triton_kernels:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
@@ -110,12 +111,34 @@ def most_ranks(room: int) -> int:
     return 256 if room >= LARGE else 128 if room >= SMALL else 64
 
 
-def lift(both: Tensor, factor: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Of rows [y | h] (N, C + R): y + h · factor + residual (N, C), and h (N, R). ``factor`` (R, C). The rows may be
-    written to."""
+def lift(
+    both: Tensor,
+    factor: Tensor,
+    residual: Tensor | None = None,
+    *,
+    more: Tensor | None = None,
+    ratio: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Of rows [y | h] (N, C + R): y + h · factor + residual + more (N, C), and h (N, R). ``factor`` (R, C). The rows
+    may be written to.
+
+    With ``ratio`` (C,), float32: (y + h · factor) · ratio + bias + residual, without ``more``; the rows stay as they
+    are.
+    """
     fits = runs_products(both) and factor.shape[0] <= most_ranks(_room(both))
-    lifted: tuple[Tensor, Tensor] = _choose("lift", both, fits=fits)(both, factor, residual)
+    chosen = _choose("lift", both, fits=fits)
+    lifted: tuple[Tensor, Tensor] = chosen(both, factor, residual, more, ratio, bias)
     return lifted
+
+
+def scale_columns(
+    x: Tensor, ratio: Tensor, other: Tensor, into: Tensor, also: Tensor | None = None
+) -> Tensor:
+    """x · ratio + also (N, C), of x (N, C) and ``ratio`` (C,), float32; the sums of x · other (N, C) over the rows are
+    added to ``into`` (C,)."""
+    scaled: Tensor = _choose("scale_columns", x)(x, ratio, other, into, also)
+    return scaled
 
 
 class FactorBatch(Protocol):
@@ -189,9 +212,10 @@ def layer_norm_backward(
     return gradient
 
 
-def activate(kind: int, inner: Tensor, out: Tensor) -> None:
-    """Activation of ``inner`` in ``out`` (N, F), whose rows may be longer."""
-    _choose("activate", inner)(kind, inner, out)
+def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None) -> None:
+    """Activation of ``inner``, times ``ratio`` (F,) float32 where there is one, in ``out`` (N, F), whose rows may be
+    longer."""
+    _choose("activate", inner)(kind, inner, out, ratio)
 
 
 def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Rows are (B·N, C); ``samples`` is B.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import Adapter
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, QUICK_GELU
-from lorapipe_engine.nn.fused.packed import Packed, can_pack
+from lorapipe_engine.nn.fused.packed import Packed, axis_of, can_pack
 
 
 class Own:
@@ -39,13 +39,14 @@ Layers = Packed | Own
 
 
 def layers_of(*modules: Any) -> Layers:
-    """Pack the layers where all of them can be packed."""
-    return pack(*modules) if all(can_pack(module) for module in modules) else Own(modules)
+    """Pack the layers where all of them can be packed, and have magnitudes alike or none."""
+    fit = all(can_pack(module) for module in modules) and len({axis_of(module) for module in modules}) == 1
+    return pack(*modules) if fit else Own(modules)
 
 
 def frozen(layers: Layers) -> Own:
     """The same layers, each by itself: those of a network that is off, which a pack cannot leave out."""
-    return layers if isinstance(layers, Own) else Own(cast("list[nn.Module]", layers.layers))
+    return layers if isinstance(layers, Own) else Own(layers.modules)
 
 
 def pack(*modules: Any) -> Packed:

@@ -18,11 +18,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn.fused import kernels
-from lorapipe_engine.nn.fused.packed import Packed
+from lorapipe_engine.nn.fused.packed import (
+    HALF,
+    Packed,
+    back,
+    product,
+    scaled,
+    scaled_back,
+    scaled_norms,
+)
 
 
 def linear(x: Tensor, pack: Packed, residual: Tensor | None = None, samples: int = 1) -> Tensor:
     """The packed layers on x (N, in), plus ``residual`` (N, out)."""
+    if pack.axis is not None:
+        whole: tuple[Tensor, ...] = _Scaled.apply(x, pack, residual, False, None, *pack.trained)  # type: ignore[no-untyped-call]
+        return whole[0]
     y: Tensor = _Linear.apply(x, pack, residual, samples, *pack.trained)  # type: ignore[no-untyped-call]
     return y
 
@@ -30,8 +41,14 @@ def linear(x: Tensor, pack: Packed, residual: Tensor | None = None, samples: int
 def norm_linear(x: Tensor, norm: nn.LayerNorm, pack: Packed, samples: int = 1) -> tuple[Tensor, ...]:
     """x itself, and each packed layer on the norm of x (N, in). Go on with the x that is returned: its gradient is then
     added in the same kernel."""
-    outputs: tuple[Tensor, ...] = _NormLinear.apply(x, norm, pack, samples, *pack.trained)  # type: ignore[no-untyped-call]
-    return outputs
+    outputs: tuple[Tensor, ...]
+    if pack.axis is None:
+        outputs = _NormLinear.apply(x, norm, pack, samples, *pack.trained)  # type: ignore[no-untyped-call]
+        return outputs
+    x, normed = _LayerNorm.apply(x, norm)  # type: ignore[no-untyped-call]
+    inputs = scaled_norms(x, norm, pack)
+    outputs = _Scaled.apply(normed, pack, None, True, inputs, *pack.trained)  # type: ignore[no-untyped-call]
+    return x, *outputs
 
 
 def feed_forward(
@@ -107,10 +124,6 @@ ENOUGH_ROWS = 2048
 # ------------------------------------------------------------------------------------------ parts
 
 
-def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    return rows @ matrix.mT if bias is None else torch.addmm(bias, rows, matrix.mT)
-
-
 def _normed(
     x: Tensor, norm: nn.LayerNorm, pack: Packed, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,20 +140,9 @@ def _masked(hidden: Tensor, mask: Tensor | None) -> Tensor:
     return hidden if mask is None else hidden.mul_(mask)
 
 
-def _back(dys: Sequence[Tensor], pack: Packed, mask: Tensor | None) -> Tensor:
-    """Gradients of input and rank activation side by side, dy [W | sB]; A's share of the first is yet to be added."""
-    both = dys[0] @ pack.joined[: dys[0].shape[1]]
-    row = dys[0].shape[1]
-    for dy in dys[1:]:
-        both.addmm_(dy, pack.joined[row : row + dy.shape[1]])
-        row += dy.shape[1]
-    _masked(both[:, pack.width :], mask)
-    return both
-
-
 def _back_added(dys: Sequence[Tensor], pack: Packed, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of input and rank activation; the rows of the first are longer than it is."""
-    both = _back(dys, pack, mask)
+    both = back(dys, pack, mask)
     dx, dhidden = both[:, : pack.width], both[:, pack.width :]
     return dx.addmm_(dhidden, pack.down), dhidden
 
@@ -156,7 +158,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, pack: Packed, residual: Tensor | None, samples: int, *_trained: Tensor
     ) -> Tensor:
         mask = pack.mask(len(x), samples)
-        both = _product(x, pack.left, pack.left_bias)
+        both = product(x, pack.left, pack.left_bias)
         _masked(both[:, pack.out :], mask)
         out, hidden = kernels.lift(both, pack.up.mT, residual)
         ctx.pack = pack
@@ -169,7 +171,7 @@ class _Linear(torch.autograd.Function):
         pack: Packed = ctx.pack
         dx = None
         if ctx.needs_input_grad[0]:
-            dx, dhidden = kernels.lift(_back([dy], pack, mask), pack.down)
+            dx, dhidden = kernels.lift(back([dy], pack, mask), pack.down)
         else:
             dhidden = _masked(dy @ pack.up, mask)
         pack.add_gradients(x, hidden, [dy], dhidden)
@@ -184,7 +186,7 @@ class _NormLinear(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         mask = pack.mask(len(x), samples)
         both, mean, rstd = _normed(x, norm, pack, mask)
-        out = _product(both, pack.joined, pack.bias)
+        out = product(both, pack.joined, pack.bias)
         ctx.pack, ctx.norm = pack, norm
         ctx.save_for_backward(x, mean, rstd, both, mask)
         return x, *torch.split(out, pack.outs, dim=1)
@@ -198,6 +200,53 @@ class _NormLinear(torch.autograd.Function):
         dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, dnormed, also)
         pack.add_gradients(both[:, : pack.width], both[:, pack.width :], parts, dhidden)
         return dx, None, None, None, *[None] * len(pack.trained)
+
+
+class _LayerNorm(torch.autograd.Function):
+    """x itself and its norm, for layers that cannot be joined with it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        out = torch.empty_like(x)
+        mean, rstd = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, out)
+        ctx.norm = norm
+        ctx.save_for_backward(x, mean, rstd)
+        return x, out
+
+    @staticmethod
+    def backward(ctx: Any, also: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, None]:
+        x, mean, rstd = ctx.saved_tensors
+        if dy is None:
+            return also, None
+        return kernels.layer_norm_backward(x, mean, rstd, ctx.norm.weight, dy, also), None
+
+
+class _Scaled(torch.autograd.Function):
+    """:class:`_Linear` of layers under magnitudes; with ``apart`` each layer's result by itself. ``inputs``: see
+    :func:`.packed.scaled`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        pack: Packed,
+        residual: Tensor | None,
+        apart: bool,
+        inputs: Sequence[Tensor] | None,
+        *_trained: Tensor,
+    ) -> tuple[Tensor, ...]:
+        out, hidden, both = scaled(x, pack, residual, inputs)
+        ctx.pack = pack
+        ctx.save_for_backward(x, hidden, both)
+        return torch.split(out, pack.outs, dim=1) if apart else (out,)
+
+    @staticmethod
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
+        x, hidden, both = ctx.saved_tensors
+        pack: Packed = ctx.pack
+        dx = scaled_back(_apart_or_joined(dys), x, hidden, both, pack, ctx.needs_input_grad[0])
+        return dx, None, dys[0] if ctx.needs_input_grad[2] else None, *[None] * (2 + len(pack.trained))
 
 
 class _Kept(torch.autograd.Function):
@@ -229,20 +278,35 @@ class _Second(torch.autograd.Function):
     ) -> Tensor:
         active = x.new_empty(len(x), second.width)
         kernels.activate(kind, inner, active)
-        both = _product(active, second.left, second.left_bias)
-        _masked(both[:, second.out :], mask)
-        out, hidden = kernels.lift(both, second.up.mT, x)
         ctx.second, ctx.kind, ctx.kept = second, kind, kept
-        # Of the rank's width: kept from the first time on, whatever is repeated.
-        ctx.hidden, ctx.mask = hidden, mask
         if kept is None:
             ctx.save_for_backward(inner)
+        if second.axis is not None:
+            inputs = None
+            if second.axis == 1 and x.dtype in HALF:
+                inputs = [torch.empty_like(active)]
+                kernels.activate(kind, inner, inputs[0], second.ratio[0])
+            out, ctx.hidden, ctx.both = scaled(active, second, x, inputs)
+            return out
+        both = product(active, second.left, second.left_bias)
+        _masked(both[:, second.out :], mask)
+        out, hidden = kernels.lift(both, second.up.mT, x)
+        # Of the rank's width: kept from the first time on, whatever is repeated.
+        ctx.hidden, ctx.mask = hidden, mask
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         (inner,) = (ctx.kept or ctx).saved_tensors
-        second, mask = ctx.second, ctx.mask
+        second = ctx.second
+        if second.axis is not None:
+            active = dy.new_empty(len(dy), second.width)
+            kernels.activate(ctx.kind, inner, active)
+            dactive = scaled_back([dy], active, ctx.hidden, ctx.both, second, True)
+            assert dactive is not None
+            dinner, _ = kernels.activate_backward(ctx.kind, inner, dactive)
+            return dy, dinner, *[None] * (4 + len(second.trained))
+        mask = ctx.mask
         # Narrow to wide: cheaper to put the ranks beside the narrow side than to add their share to the wide one.
         dhidden = _masked(dy @ second.up, mask)
         dactive = torch.cat([dy, dhidden], dim=1) @ second.left
@@ -255,7 +319,7 @@ class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return _product(rows, weight, bias)
+        return product(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:

@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.nn.base import Adapter, Dropouts, is_low_rank
+from lorapipe_engine.nn.change import kept_ranks
 from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.forms import Form, group_forms
 from lorapipe_engine.nn.fused.gradients import FactorGradients
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
+HALF = (torch.float16, torch.bfloat16)
 
 
 class LowRank(Protocol):
@@ -57,19 +59,31 @@ def can_pack(module: nn.Module) -> bool:
     return isinstance(base, nn.Linear)
 
 
+def axis_of(layer: LowRank | Adapter) -> int | None:
+    """Of the magnitudes of a layer that can be packed, see :meth:`.Adapter.short_axis`."""
+    return layer.short_axis() if isinstance(layer, Adapter) and not is_low_rank(layer) else None
+
+
 def _has_form(module: nn.Module) -> bool:
     """A subclass does not inherit a short form, since its forward may be another."""
     return isinstance(module, Adapter) and "short_form" in vars(type(module)) and module.short_rank() > 0
 
 
 class Packed:
-    """Layers packed into ``matrix`` (out + R, in + R); ``outs``, ``ranks``: theirs, one by one.
+    """Layers packed into ``matrix`` (out + R, in + R); ``outs``, ``ranks``: theirs, one by one; ``modules``: their
+    adapters.
 
     The layers' weights become views of it. ``weight`` (out, in), ``joined`` (out, in + R) = [W | sB], ``down`` (R, in),
     ``up`` (out, R) = sB, ``left`` (out + R, in) = [W; A], ``bias`` (out,) or None, ``left_bias`` the same with R zeros.
+
+    ``axis``: of magnitudes, see :class:`.forms.Form`; all layers have the same. With 0 the product without its bias is
+    multiplied with ``ratio`` (out,). With 1 the input of each layer's W is multiplied with its row of ``ratio``
+    (layers, in), of which ``less`` is 1 less in the model's dtype; A has its ratio in it. ``ratio_grad``: where its
+    gradient goes, without what reaches it through the factors.
     """
 
     def __init__(self, layers: Sequence[LowRank | Adapter]) -> None:
+        self.modules = cast("list[nn.Module]", list(layers))
         self.layers = [_low_rank(layer) for layer in layers]
         weights = [layer.weight.detach().flatten(1) for layer in self.layers]
         self.outs = [len(weight) for weight in weights]
@@ -106,8 +120,25 @@ class Packed:
         )
         self.left_bias = None if self.bias is None else torch.cat([self.bias, like.new_zeros(self.rank)])
         self.trained = [p for layer in self.layers for p in (layer.lora_down, layer.lora_up)]
+        self.axis = axis_of(layers[0])
+        self.less: Tensor | None = None
+        self.ratio: Tensor
+        self.ratio_grad: Tensor
+        if self.axis is not None:
+            self._make_ratios()
         self.deferred: DeferredGradients | None = None  # set by the packs of a network
         self._into: FactorGradients | None = None
+
+    def _make_ratios(self) -> None:
+        forms = cast("list[Form]", self.layers)
+        shape = (self.out,) if self.axis == 0 else (len(forms), self.width)
+        self.ratio, self.ratio_grad = (forms[0].lora_up.detach().new_zeros(shape) for _ in range(2))
+        if self.axis == 1:
+            self.less = self.matrix.new_zeros(len(forms), self.width)
+        split = self.outs if self.axis == 0 else 1
+        parts = zip(forms, torch.split(self.ratio, split), torch.split(self.ratio_grad, split), strict=True)
+        for form, ratio, gradient in parts:
+            form.ratio, form.ratio_grad = ratio.flatten(), gradient.flatten()
 
     @property
     def dropping(self) -> bool:
@@ -127,8 +158,8 @@ class Packed:
             if p.element:
                 part.mul_(torch.rand_like(part) >= p.element).div_(1 - p.element)
             if p.rank:
-                keep = torch.rand(samples, 1, rank, device=like.device) > p.rank
-                part.view(samples, -1, rank).mul_(keep).div_(1 - p.rank)
+                kept, share = kept_ranks((samples, 1, rank), 2, p, like.device)
+                part.view(samples, -1, rank).mul_(kept).div_(share)
             if p.module:
                 part.mul_(torch.rand((), device=like.device) >= p.module)
             column += rank
@@ -181,6 +212,11 @@ class Packs:
                 sources += [layer.lora_up.detach().flatten(1), layer.lora_down.detach().flatten(1)]
                 targets += [up, down]
                 scales += [scale, 1.0]
+            if pack.less is not None:
+                forms = cast("list[Form]", pack.layers)
+                sources += [form.less for form in forms]
+                targets += list(torch.split(pack.less, 1))
+                scales += [1.0] * len(forms)
         self._copy = kernels.many_copies(sources, targets, scales)
         self._deferred = DeferredGradients()
         for pack in self.packs:
@@ -199,3 +235,119 @@ class Packs:
         for group in self._forms:
             group.compute()
         self._copy.run()
+
+
+# -------------------------------------------------------------------------------- products
+
+
+def product(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """rows (N, in) times matrix (out, in) plus bias (out,), in ``out`` where it is given."""
+    if bias is None:
+        return torch.mm(rows, matrix.mT, out=out)
+    return torch.addmm(bias, rows, matrix.mT, out=out)
+
+
+def back(dys: Sequence[Tensor], pack: Packed, mask: Tensor | None) -> Tensor:
+    """Gradients of input and rank activation side by side, dy [W | sB]; A's share of the first is yet to be added."""
+    both = _added(dys, pack.joined)
+    if mask is not None:
+        both[:, pack.width :].mul_(mask)
+    return both
+
+
+def _added(dys: Sequence[Tensor], matrix: Tensor) -> Tensor:
+    """The sum of dy times the rows of ``matrix`` that belong to it."""
+    total, row = dys[0] @ matrix[: dys[0].shape[1]], dys[0].shape[1]
+    for dy in dys[1:]:
+        total.addmm_(dy, matrix[row : row + dy.shape[1]])
+        row += dy.shape[1]
+    return total
+
+
+# -------------------------------------------------------------------------------- magnitudes
+
+
+def scaled(
+    x: Tensor, pack: Packed, residual: Tensor | None, inputs: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Layers under magnitudes on x (N, in): the result (N, out), the rank activation, and by outputs [x Wᵀ | x Aᵀ],
+    which the backward pass needs.
+
+    ``inputs``, by inputs: x times the ratio of each layer, rounded once, (N, in), or with room for the rank activation
+    (N, in + R). Without them W reads, in half precision, x and in products of their own what the magnitudes add to x: x
+    times a ratio near 1 would be rounded to x.
+    """
+    if pack.axis == 0:
+        both = x @ pack.left.mT
+        out, hidden = kernels.lift(both, pack.up.mT, residual, ratio=pack.ratio, bias=pack.bias)
+        return out, hidden, both
+    if inputs is None and x.dtype in HALF:
+        assert pack.less is not None
+        both, moved = product(x, pack.left, pack.left_bias), x.new_empty(len(x), pack.out)
+        rows = zip(
+            torch.split(moved, pack.outs, dim=1), pack.less, torch.split(pack.weight, pack.outs), strict=True
+        )
+        for part, less, weight in rows:
+            product(x * less, weight, None, part)
+        return *kernels.lift(both, pack.up.mT, residual, more=moved), None
+    given = [x * ratio for ratio in pack.ratio] if inputs is None else inputs
+    biases: Sequence[Tensor | None] = (
+        [None] * len(given) if pack.bias is None else torch.split(pack.bias, pack.outs)
+    )
+    if given[0].shape[1] == pack.width:
+        both = x.new_empty(len(x), pack.out + pack.rank)
+        torch.mm(x, pack.down.mT, out=both[:, pack.out :])
+        parts, matrices = (
+            torch.split(both[:, : pack.out], pack.outs, dim=1),
+            torch.split(pack.weight, pack.outs),
+        )
+        for part, own, matrix, bias in zip(parts, given, matrices, biases, strict=True):
+            product(own, matrix, bias, part)
+        return *kernels.lift(both, pack.up.mT, residual), None
+    out, hidden = x.new_empty(len(x), pack.out), x @ pack.down.mT
+    parts, matrices = torch.split(out, pack.outs, dim=1), torch.split(pack.joined, pack.outs)
+    for part, own, matrix, bias in zip(parts, given, matrices, biases, strict=True):
+        own[:, pack.width :] = hidden
+        product(own, matrix, bias, part)
+    return (out if residual is None else out + residual), hidden, None
+
+
+@torch.no_grad()
+def scaled_norms(x: Tensor, norm: nn.LayerNorm, pack: Packed) -> list[Tensor] | None:
+    """The norm of x times the ratio of each layer of a pack, rounded once, with room for the rank activation; None
+    where that is not needed."""
+    if pack.axis != 1 or x.dtype not in HALF:
+        return None
+    inputs = [x.new_empty(len(x), pack.width + pack.rank) for _ in pack.ratio]
+    for out, ratio in zip(inputs, pack.ratio, strict=True):
+        kernels.layer_norm(x, norm.weight * ratio, norm.bias * ratio, norm.eps, out[:, : pack.width])
+    return inputs
+
+
+def scaled_back(
+    dys: Sequence[Tensor], x: Tensor, hidden: Tensor, both: Tensor | None, pack: Packed, needs: bool
+) -> Tensor | None:
+    """The gradient of what :func:`scaled` read, None where nothing ``needs`` it; those of ratio and factors are added
+    up. ``dys``: as for :meth:`Packed.add_gradients`."""
+    dx = None
+    if pack.axis == 0:
+        assert both is not None
+        turned, column = [], 0
+        for dy in dys:
+            here = slice(column, column + dy.shape[1])
+            into = pack.ratio_grad[here]
+            turned.append(kernels.scale_columns(dy, pack.ratio[here], both[:, here], into))
+            column = here.stop
+        if needs:
+            dx, dhidden = kernels.lift(back(turned, pack, None), pack.down)
+        else:
+            dhidden = _added(turned, pack.up)
+    else:
+        parts = dys if len(dys) == len(pack.outs) else torch.split(dys[0], pack.outs, dim=1)
+        rows = zip(parts, torch.split(pack.weight, pack.outs), pack.ratio, pack.ratio_grad, strict=True)
+        for dy, weight, ratio, into in rows:
+            dx = kernels.scale_columns(dy @ weight, ratio, x, into, dx)
+        dhidden = _added(dys, pack.up)
+        dx = dx.addmm_(dhidden, pack.down) if needs and dx is not None else None
+    pack.add_gradients(x, hidden, dys, dhidden)
+    return dx

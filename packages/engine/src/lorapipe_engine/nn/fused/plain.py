@@ -14,11 +14,33 @@ from torch.nn import functional as F
 GEGLU, GELU, QUICK_GELU = 0, 1, 2
 
 
-def lift(both: Tensor, factor: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+def lift(
+    both: Tensor,
+    factor: Tensor,
+    residual: Tensor | None,
+    more: Tensor | None = None,
+    ratio: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     width = factor.shape[1]
     hidden = both[:, width:].clone()
-    out = both[:, :width].addmm_(hidden, factor)
-    return (out.contiguous() if residual is None else out + residual), hidden
+    if ratio is None and more is None:
+        out = both[:, :width].addmm_(hidden, factor)
+        return (out.contiguous() if residual is None else out + residual), hidden
+    # As on a card: summed in float32, and rounded once.
+    wide = _wide(both[:, :width]) + _wide(hidden) @ _wide(factor)
+    if ratio is not None:
+        wide = wide * ratio
+    for part in (bias, residual, more):
+        wide = wide if part is None else wide + part
+    return wide.to(both.dtype), hidden
+
+
+def scale_columns(x: Tensor, ratio: Tensor, other: Tensor, into: Tensor, also: Tensor | None) -> Tensor:
+    wide = _wide(x)
+    into.add_((wide * other).sum(dim=0))
+    out = wide * ratio
+    return (out if also is None else out + also).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,9 +66,10 @@ def layer_norm_backward(
     return (dx if also is None else dx + also).to(x.dtype)
 
 
-def activate(kind: int, inner: Tensor, out: Tensor) -> None:
+def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None) -> None:
     value, gate = _value_and_gate(kind, inner)
-    out.copy_(value * gate * _share(kind, gate)[0])
+    active = value * gate * _share(kind, gate)[0]
+    out.copy_(active if ratio is None else active * ratio)
 
 
 def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,10 @@ def _rank(size: int) -> int:
 
 @triton.jit
 def _lift(
-    both, factor, residual, out, kept, N, C, R, stride_both, stride_rank, stride_column, stride_residual,
-    RESIDUAL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    both, factor, residual, more, ratio, bias, out, kept, N, C, R,
+    stride_both, stride_rank, stride_column, stride_residual, stride_more,
+    RESIDUAL: tl.constexpr, MORE: tl.constexpr, RATIO: tl.constexpr, BIAS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -57,26 +59,80 @@ def _lift(
     place = factor + rank[:, None] * stride_rank + column[None, :] * stride_column
     weights = tl.load(place, mask=(rank[:, None] < R) & (column[None, :] < C), other=0.0)
     values = tl.load(both + line * stride_both + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if RATIO:
+        values += tl.dot(hidden, weights, input_precision="ieee")
+        values *= tl.load(ratio + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
+        if BIAS:
+            values += tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
     if RESIDUAL:
-        more = tl.load(residual + line * stride_residual + column[None, :], mask=inside, other=0.0)
-        values += more.to(tl.float32)
-    values += tl.dot(hidden, weights, input_precision="ieee")
+        added = tl.load(residual + line * stride_residual + column[None, :], mask=inside, other=0.0)
+        values += added.to(tl.float32)
+    if MORE:
+        added = tl.load(more + line * stride_more + column[None, :], mask=inside, other=0.0)
+        values += added.to(tl.float32)
+    if not RATIO:
+        values += tl.dot(hidden, weights, input_precision="ieee")
     tl.store(out + line * C + column[None, :], values, mask=inside)
     if tl.program_id(1) == 0:
         tl.store(kept + line * R + rank[None, :], hidden, mask=of_rank)
 
 
-def lift(both: Tensor, factor: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+def lift(
+    both: Tensor,
+    factor: Tensor,
+    residual: Tensor | None,
+    more: Tensor | None = None,
+    ratio: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     size, width = factor.shape
     rows = len(both)
     out, kept = both.new_empty(rows, width), both.new_empty(rows, size)
-    more = out if residual is None else _rows(residual)
+    first, second = (out if part is None else _rows(part) for part in (residual, more))
     high, wide = (64, 128) if rows >= 2048 else (32, 64)
     _lift[(triton.cdiv(rows, high), triton.cdiv(width, wide))](
-        both, factor, more, out, kept, rows, width, size, both.stride(0), factor.stride(0), factor.stride(1),
-        more.stride(0), RESIDUAL=residual is not None, ROWS=high, COLUMNS=wide, RANK=_rank(size), num_warps=4,
+        both, factor, first, second, out if ratio is None else ratio, out if bias is None else bias, out, kept,
+        rows, width, size,
+        both.stride(0), factor.stride(0), factor.stride(1), first.stride(0), second.stride(0),
+        RESIDUAL=residual is not None, MORE=more is not None, RATIO=ratio is not None, BIAS=bias is not None,
+        ROWS=high, COLUMNS=wide, RANK=_rank(size), num_warps=4,
     )  # fmt: skip
     return out, kept
+
+
+# ------------------------------------------------------------------------------------------ magnitudes
+
+
+@triton.jit
+def _scale_columns(
+    x, ratio, other, also, out, into, N, C, stride_x, stride_other, stride_also,
+    ALSO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    here = column < C
+    inside = (row[:, None] < N) & here[None, :]
+    line = row[:, None].to(tl.int64)
+    values = tl.load(x + line * stride_x + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    beside = tl.load(other + line * stride_other + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.atomic_add(into + column, tl.sum(values * beside, axis=0), mask=here, sem="relaxed")
+    values *= tl.load(ratio + column, mask=here, other=0.0).to(tl.float32)[None, :]
+    if ALSO:
+        more = tl.load(also + line * stride_also + column[None, :], mask=inside, other=0.0)
+        values += more.to(tl.float32)
+    tl.store(out + line * C + column[None, :], values, mask=inside)
+
+
+def scale_columns(x: Tensor, ratio: Tensor, other: Tensor, into: Tensor, also: Tensor | None) -> Tensor:
+    x, other = _rows(x), _rows(other)
+    rows, width = x.shape
+    out = x.new_empty(rows, width)
+    more = out if also is None else _rows(also)
+    _scale_columns[(triton.cdiv(rows, 128), triton.cdiv(width, 64))](
+        x, ratio, other, more, out, into, rows, width, x.stride(0), other.stride(0), more.stride(0),
+        ALSO=also is not None, ROWS=128, COLUMNS=64, num_warps=4,
+    )  # fmt: skip
+    return out
 
 
 # ------------------------------------------------------------------------------------------ gradients of factors

@@ -104,7 +104,7 @@ def _share_of(gate, KIND: tl.constexpr):
 
 
 @triton.jit
-def _activate(inner, out, stride_out, F, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _activate(inner, ratio, out, stride_out, F, KIND: tl.constexpr, RATIO: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < F
@@ -115,7 +115,10 @@ def _activate(inner, out, stride_out, F, KIND: tl.constexpr, BLOCK: tl.constexpr
         gate = tl.load(inner + row * F + column, mask=inside, other=0.0).to(tl.float32)
         value = 1.0
     share, _ = _share_of(gate, KIND)
-    tl.store(out + row * stride_out + column, value * gate * share, mask=inside)
+    active = value * gate * share
+    if RATIO:
+        active *= tl.load(ratio + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * stride_out + column, active, mask=inside)
 
 
 @triton.jit
@@ -141,12 +144,13 @@ def _activate_backward(inner, grad, stride_grad, F, KIND: tl.constexpr, BLOCK: t
         tl.store(of_grad, gate * share, mask=inside)
 
 
-def activate(kind: int, inner: Tensor, out: Tensor) -> None:
+def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None) -> None:
     inner = inner.contiguous()
     rows, width = out.shape
     _activate[(rows, triton.cdiv(width, 1024))](
-        inner, out, out.stride(0), width, KIND=kind, BLOCK=1024, num_warps=4
-    )
+        inner, out if ratio is None else ratio, out, out.stride(0), width,
+        KIND=kind, RATIO=ratio is not None, BLOCK=1024, num_warps=4,
+    )  # fmt: skip
 
 
 def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

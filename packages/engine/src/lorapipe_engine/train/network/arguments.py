@@ -31,7 +31,8 @@ _DROPOUT = "dropout"
 _PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 _LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 _WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
-COMMON = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS, "train_norm")
+_RANK_SCALE = "rank_dropout_scale"
+COMMON = (*_NUMBERS, *_PLUS, *_LISTS, *_WEIGHTS, "train_norm", _RANK_SCALE)
 _ELSEWHERE = {
     "algo": "kinds of LyCORIS need --network_module lycoris.kohya",
     "preset": "presets of LyCORIS need --network_module lycoris.kohya",
@@ -46,8 +47,8 @@ class NetworkArgs:
     number of blocks shows only with the base. ``kind``: the algorithm, and the arguments that it alone has.
     ``preset``: LyCORIS' choice of modules, a name or a file; None: sd-scripts'. ``conv_follows``: kernels above 1x1
     are trained with the rank and alpha of linear layers unless conv_dim and conv_alpha say otherwise. ``train_norm``:
-    norms beside trained layers are trained too. ``dropout``: LyCORIS' word for network_dropout. ``unused``: names that
-    change nothing here."""
+    norms beside trained layers are trained too. ``dropout``: LyCORIS' word for network_dropout. ``rank_scale``: see
+    :class:`Dropouts`. ``unused``: names that change nothing here."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     lists: Mapping[str, str] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class NetworkArgs:
     conv_follows: bool = False
     train_norm: bool = False
     dropout: float = 0.0
+    rank_scale: bool | None = None
     unused: tuple[str, ...] = ()
 
     def plus(self, part: str) -> float | None:
@@ -102,17 +104,19 @@ def read_network_args(network: NetworkSettings) -> NetworkArgs:
         Kind(asked.algorithm, {**asked.options, **own}),
         preset,
         asked.conv_follows,
-        _switch("train_norm", texts),
+        _switch("train_norm", texts) or False,
         _number(_DROPOUT, texts.get(_DROPOUT, "0")),
+        _switch(_RANK_SCALE, texts),
         unused,
     )
     _check(args)
     return args
 
 
-def _switch(name: str, texts: Mapping[str, str]) -> bool:
+def _switch(name: str, texts: Mapping[str, str]) -> bool | None:
+    """True or False; None where it is not given."""
     try:
-        return flag(texts[name]) if name in texts else False
+        return flag(texts[name]) if name in texts else None
     except ValueError as error:
         raise ConfigError(f"network_args: {name} takes {error}, not '{texts[name]}'") from error
 
@@ -200,7 +204,9 @@ def network_plan(network: NetworkSettings, args: NetworkArgs) -> NetworkPlan:
         conv_rank=conv_rank,
         conv_alpha=args.numbers.get("conv_alpha", alpha if args.conv_follows else 1.0),
         kind=args.kind,
-        dropouts=Dropouts(**{kind: value for kind, value in asked.values() if kind in known}),
+        dropouts=Dropouts(
+            **{kind: value for kind, value in asked.values() if kind in known}, rank_scale=args.rank_scale
+        ),
     )
 
 
@@ -222,6 +228,10 @@ def _check_dropouts(network: NetworkSettings, args: NetworkArgs) -> None:
     for name, (kind, value) in _dropouts(network, args).items():
         if value and kind not in known:
             raise ConfigError(f"{name}: means nothing for {args.kind.algorithm} networks; leave it out")
+    if args.rank_scale and "rank" not in known:
+        raise ConfigError(f"{_RANK_SCALE}: means nothing for {args.kind.algorithm} networks; leave it out")
+    if args.rank_scale and not args.numbers.get("rank_dropout"):
+        raise ConfigError(f"network_args: {_RANK_SCALE} needs rank_dropout")
 
 
 def _without_use(network: NetworkSettings, algorithm: str) -> list[str]:
@@ -234,7 +244,11 @@ def _without_use(network: NetworkSettings, algorithm: str) -> list[str]:
         "rank_dropout": ("rank", texts.get("rank_dropout", "0")),
         "module_dropout": ("module", texts.get("module_dropout", "0")),
     }
-    return [name for name, (kind, text) in given.items() if kind not in known and text.strip("0.")]
+    unused = [name for name, (kind, text) in given.items() if kind not in known and text.strip("0.")]
+    dropped = "rank" in known and given["rank_dropout"][1].strip("0.")
+    if not dropped and texts.get(_RANK_SCALE, "0").lower() not in lycoris.OFF:
+        unused.append(_RANK_SCALE)
+    return unused
 
 
 def wants_conv(plan: NetworkPlan, args: NetworkArgs) -> bool:

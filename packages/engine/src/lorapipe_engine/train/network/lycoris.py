@@ -17,11 +17,11 @@ from lorapipe_engine.train.network.preset_file import is_preset_file
 MODULE = "lycoris.kohya"
 DEFAULT_ALGO, DEFAULT_PRESET = "lora", "full"
 # Words that mean nothing while they are off.
-_OFF = frozenset({"false", "0", "0.0", "none", ""})
+OFF = frozenset({"false", "0", "0.0", "none", ""})
 # What LyCORIS takes for every algorithm, and only some read: where one does not, it changes nothing there either.
 _OF_SOME = frozenset(
     {
-        *("dora_wd", "use_scalar", "rs_lora", "use_tucker", "use_cp", "rank_dropout_scale"),
+        *("dora_wd", "use_scalar", "rs_lora", "use_tucker", "use_cp"),
         *("full_matrix", "decompose_both", "unbalanced_factorization", "factor"),
         *("train_on_input", "rescaled", "constraint", "block_size", "wd_on_output", "wd_on_out"),
     }
@@ -70,7 +70,7 @@ def read_lycoris(words: Iterable[str], presets: Iterable[str], known: Mapping[st
         raise ConfigError(f"network_args: preset '{preset}' is not known{told}; a preset file ends in .toml")
     own = set(known.get(algorithm, ()))
     others = [word for word in rest if (name := word.partition("=")[0]) in _OF_SOME and name not in own]
-    unused += [word.partition("=")[0] for word in others if word.partition("=")[2].lower() not in _OFF]
+    unused += [word.partition("=")[0] for word in others if word.partition("=")[2].lower() not in OFF]
     left = tuple(word for word in rest if word not in others)
     names = {word.partition("=")[0] for word in left}
     if names.isdisjoint({"unit", "block_size"}):

@@ -4,12 +4,16 @@ A layer is chosen where it lies in a module of a class that ``unet_target_module
 names, or where its path matches a pattern of ``..._target_name``. ``module_algo_map`` says by class, ``name_algo_map``
 by pattern, what such layers have instead of the run's own; a pattern counts before a class, an inner class before an
 outer one. Patterns are regular expressions that match from the start of the path, with ``use_fnmatch`` of shells.
+
+Classes and paths are those of diffusers and transformers, or those of the model's first code (LDM, SGM, OpenCLIP). A
+pattern is held against a checkpoint's paths only where it has a word of them, since ``.*out`` would fit all of
+``output_blocks``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -45,11 +49,26 @@ class PresetFile:
     enable_conv: bool = True
     use_fnmatch: bool = False
 
+    @property
+    def maps(self) -> Mapping[str, Mapping[str, Mapping[str, str]]]:
+        """The tables of classes and patterns, by the file's names."""
+        return {"module_algo_map": self.by_class, "name_algo_map": self.by_name}
+
     def matches(self, pattern: str, paths: Iterable[str]) -> bool:
-        """Whether a pattern fits one of a layer's paths."""
+        """Whether a pattern fits one of these paths."""
         if self.use_fnmatch:
             return any(fnmatchcase(path, pattern) for path in paths)
         return any(re.match(pattern, path) for path in paths)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a layer lies: its paths in the module tree, in a checkpoint with and without the part's prefix, and the
+    names of the classes around it from the root on, those of the model's first code too."""
+
+    paths: tuple[str, ...]
+    in_checkpoint: tuple[str, ...]
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -96,44 +115,72 @@ def read_preset_file(path: Path) -> PresetFile:
 
 def choose(preset: PresetFile, family: Family, layers: Iterable[TargetModule]) -> list[Chosen]:
     """The layers that the file chooses, in their order. Raises ConfigError where there is none."""
-    places = {
-        id(module): (path, _classes(root, path))
-        for root in family.parts.values()
-        for path, module in root.named_modules()
-    }
     chosen: list[Chosen] = []
-    for row in layers:
-        path, classes = places[id(row.module)]
+    for row, place in _places(family, layers):
         side = "text_encoder" if is_text(row.part) else "unet"
-        paths = tuple(dict.fromkeys((path, row.path)))
-        wanted = [c for c in preset.lists.get(f"{side}_target_module", ()) if c in classes]
-        wanted += [p for p in preset.lists.get(f"{side}_target_name", ()) if preset.matches(p, paths)]
-        out = any(preset.matches(p, paths) for p in preset.lists.get("exclude_name", ()))
+        wanted = any(name in place.classes for name in preset.lists.get(f"{side}_target_module", ()))
+        wanted |= any(_fits(preset, p, place, family) for p in preset.lists.get(f"{side}_target_name", ()))
+        out = any(_fits(preset, p, place, family) for p in preset.lists.get("exclude_name", ()))
         large = isinstance(row.module, nn.Conv2d) and max(row.module.kernel_size) > 1
         if not wanted or out or (large and not preset.enable_conv):
             continue
-        named = [changes for pattern, changes in preset.by_name.items() if preset.matches(pattern, paths)]
-        inner = [preset.by_class[name] for name in reversed(classes) if name in preset.by_class]
+        named = [changes for p, changes in preset.by_name.items() if _fits(preset, p, place, family)]
+        inner = [preset.by_class[name] for name in reversed(place.classes) if name in preset.by_class]
         chosen.append(Chosen(row, (*named, *inner, {})[0]))
     if not chosen:
+        names = ", ".join(text for name in _LISTS[:4] for text in preset.lists.get(name, ()))
         raise ConfigError(
-            f"preset: {preset.path}: none of its classes and patterns fits a layer of this model"
+            f"preset: {preset.path}: none of its classes and patterns fits a layer of this model: {names}"
         )
     return chosen
 
 
 def spare(preset: PresetFile, family: Family, layers: Iterable[TargetModule]) -> list[str]:
-    """Classes and patterns of the file that fit no layer of the model."""
-    rows = list(layers)
-    missing = []
-    for name in _LISTS[:4]:
-        for text in preset.lists.get(name, ()):
-            one = PresetFile(preset.path, {name: (text,)}, use_fnmatch=preset.use_fnmatch)
-            try:
-                choose(one, family, rows)
-            except ConfigError:
+    """Classes and patterns of the file that fit no layer of the model, each once."""
+    places = [(is_text(row.part), place) for row, place in _places(family, layers)]
+    missing: list[str] = []
+    for name, texts in (*preset.lists.items(), *((name, [*rows]) for name, rows in preset.maps.items())):
+        side = None if name not in _LISTS[:4] else name.startswith("text_encoder")
+        here = [place for of_text, place in places if side is None or of_text == side]
+        for text in texts:
+            if name.endswith("_module") or name == "module_algo_map":
+                fits = any(text in place.classes for place in here)
+            else:
+                fits = any(_fits(preset, text, place, family) for place in here)
+            if not fits:
                 missing.append(text)
-    return missing
+    return list(dict.fromkeys(missing))
+
+
+def _fits(preset: PresetFile, pattern: str, place: _Place, family: Family) -> bool:
+    paths = place.paths
+    if family.facts.names.speaks_checkpoint(pattern):
+        paths += place.in_checkpoint
+    return preset.matches(pattern, paths)
+
+
+def _places(family: Family, layers: Iterable[TargetModule]) -> Iterator[tuple[TargetModule, _Place]]:
+    roots = family.parts.items()
+    inside = {id(module): (path, root) for _, root in roots for path, module in root.named_modules()}
+    names = family.facts.names
+    first: dict[str, list[str]] = {}
+    for old, new in names.classes.items():
+        first.setdefault(new, []).append(old)
+    depth = getattr(getattr(family.denoiser, "config", None), "layers_per_block", 2)
+    for row in layers:
+        path, root = inside[id(row.module)]
+        stored = (
+            names.in_checkpoint(family.facts, row.part, row.path, depth) if isinstance(depth, int) else None
+        )
+        prefix = family.facts.checkpoint_prefixes[row.part]
+        yield (
+            row,
+            _Place(
+                tuple(dict.fromkeys((path, row.path))),
+                () if stored is None else (stored, prefix + stored),
+                tuple(name for own in _classes(root, path) for name in (own, *first.get(own, ()))),
+            ),
+        )
 
 
 def _classes(root: nn.Module, path: str) -> list[str]:

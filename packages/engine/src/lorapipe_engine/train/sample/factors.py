@@ -52,8 +52,9 @@ def without_factors(file: TrainedFile, names: Iterable[str]) -> list[str]:
 @torch.no_grad()
 def short_factors(adapters: Mapping[str, Adapter]) -> dict[str, Factor]:
     """The factors that adapters equal, by their names, those of one kind and shape made together; without those that
-    have no such form."""
-    names = {id(adapter): name for name, adapter in adapters.items() if adapter.short_rank()}
+    have no such form, or magnitudes besides."""
+    plain = ((name, adapter) for name, adapter in adapters.items() if adapter.short_axis() is None)
+    names = {id(adapter): name for name, adapter in plain if adapter.short_rank()}
     factors: dict[str, Factor] = {}
     for rows in alike(adapter for adapter in adapters.values() if id(adapter) in names):
         roles = [*rows[0].roles, *rows[0].frozen]
