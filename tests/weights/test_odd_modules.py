@@ -196,3 +196,44 @@ def test_models_name_the_one_with_the_odd_numbers(tmp_path: Path) -> None:
     ):
         path = save(tmp_path / f"{name}.safetensors", tensors | {key: value})
         refused(path, ("--models", SD1, path, "--ratio", 0.5), text, key)
+
+
+# -------------------------------------------------------------------------------- beside a network, and folders
+
+
+def test_tools_own_tensors_are_told(tmp_path: Path) -> None:
+    """Slider tools add ``_aux.*``; merges go on without it."""
+    path = save(tmp_path / "n.safetensors", module(kohya(TO_Q), lora()) | {"_aux.1f3a": numbers(3)})
+    for words in ((SD1, path), ("--networks", path, path)):
+        done = run("lora-merge", *words, "-o", tmp_path / "o.safetensors", "--force")
+        assert done.returncode == 0, done.stderr
+        assert "its tools' own tensors are left out: _aux.1f3a" in done.stderr
+
+
+def test_folders_of_parts_and_of_one(tmp_path: Path) -> None:
+    path = save(tmp_path / "n.safetensors", module(kohya(TO_Q), lora(alpha=4.0)))
+    done = run("lora-convert", path, "--to", "peft", "-o", tmp_path / "parts")
+    assert done.returncode == 0, done.stderr
+    refused(
+        path.with_name("parts"),
+        (SD1, tmp_path / "parts"),
+        f"holds a network for each part of a model; name one: {tmp_path / 'parts' / 'unet'}",
+    )
+    config = tmp_path / "parts" / "unet" / "adapter_config.json"
+    config.write_text(config.read_text(encoding="utf-8"), encoding="utf-8-sig")  # as Windows' editors save
+    found = moved(tmp_path / "parts" / "unet", tmp_path / "m.safetensors")
+    up, down = (lora()[f"lora_{side}.weight"].astype(np.float64) for side in ("up", "down"))
+    assert np.allclose(found[IN_BASE[TO_Q]], 2 * up @ down, atol=1e-4)
+    output = tmp_path / "small.safetensors"
+    done = run("lora-resize", tmp_path / "parts" / "unet", "--new-rank", 1, "-o", output)
+    assert done.returncode == 0, done.stderr
+    assert output.is_file()
+    done = run("lora-resize", path, output, "--new-rank", 1, "-o", tmp_path / "two.safetensors")
+    assert done.returncode == 2
+    assert "two.safetensors: is one file, and here are 2 networks: give -o FOLDER/" in done.stderr
+
+
+def test_a_network_is_no_base(tmp_path: Path) -> None:
+    path = save(tmp_path / "n.safetensors", module(kohya(TO_Q), lora()))
+    refused(path, ("delta", path, "--base", path), "is a network itself, no base", tool="lora-inspect")
+    refused(path, (path, path), "not a checkpoint", "it goes on top of one")

@@ -191,8 +191,8 @@ def certain_families(keys: Shapes) -> frozenset[str]:
 def network_of_stable_diffusion(keys: Shapes) -> str | None:
     """Family of a network file, from sure signs, else from the custom of programs."""
     signs = _signs(keys)
-    for family, names in (("sdxl", ("sdxl",)), ("sd2", ("sd2",)), ("sd1", ("sd1", "old"))):
-        if not signs.keys().isdisjoint(names):
+    for family, certain in (("sdxl", {"sdxl"}), ("sd2", {"sd2"}), ("sd1", {"sd1", "old"})):
+        if certain & signs.keys():
             return family
     names = [_plain_name(key) for key in keys]
     unet = [name for name in names if name.startswith("unet_")]
