@@ -27,10 +27,14 @@ from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.networks import algorithms  # noqa: E402
 from lorapipe_engine.networks.describe import describe_network  # noqa: E402
+from lorapipe_engine.nn.attach import Kind, NetworkPlan, attach  # noqa: E402
 from lorapipe_engine.nn.base import Size  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
+from lorapipe_engine.train.memory.fit import outline_of  # noqa: E402
+from lorapipe_engine.train.memory.network import rows_of  # noqa: E402
 from lorapipe_engine.train.network.apply import attach_file  # noqa: E402
+from lorapipe_engine.train.network.targets import targets_of  # noqa: E402
 from lorapipe_inspect.cli import lora_inspect  # noqa: E402
 from lorapipe_merge.cli import lora_merge  # noqa: E402
 from lorapipe_resize.cli import lora_resize  # noqa: E402
@@ -188,6 +192,16 @@ def test_it_is_planned_and_drawn_with(trained: Path) -> None:
         )
         counted = type(adapter).count(layers[name], Size(adapter.rank, adapter.alpha), {})
         assert counted == sum(p.numel() for p in adapter.parameters() if p.requires_grad)
+
+
+def test_the_memory_plan_counts_it() -> None:
+    outline = outline_of(resolve_base("demo"), torch.bfloat16)
+    plan = NetworkPlan(rank=4, alpha=2, conv_rank=2, kind=Kind("toy"))
+    rows = rows_of(outline, targets_of(outline, conv=True), plan)
+    network = attach(outline.parts.values(), targets_of(outline, conv=True), plan)
+    assert sum(row.trained for row in rows) == sum(g.parameter.numel() for g in network.groups.values())
+    # Its own forward keeps what it reads, and rank activations in half precision.
+    assert all(row.keeps.reads and row.keeps.each > 0 for row in rows)
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -18,8 +18,12 @@ from dataclasses import replace
 import torch
 from train import WORKLOADS, Workload, make_family, measure
 
+from lorapipe_engine.nn.attach import NetworkPlan
+from lorapipe_engine.train.memory.fit import shapes_of
 from lorapipe_engine.train.memory.model import GIB, Load, predict
+from lorapipe_engine.train.memory.network import rows_of
 from lorapipe_engine.train.memory.preset import KEPT
+from lorapipe_engine.train.network.targets import targets_of
 
 _A, _C = WORKLOADS["A"], WORKLOADS["C"]
 CARDS = {
@@ -40,21 +44,20 @@ def predicted(work: Workload) -> float:
     """GiB of a workload."""
     with torch.device("meta"):
         family = make_family(work, torch.device("meta"), torch.bfloat16)
-    parts = {"unet": family.denoiser} | ({"te1": family.text.modules["te1"]} if work.text else {})
-    shapes = {
-        part: {name: tuple(value.shape) for name, value in module.named_parameters()}
-        for part, module in parts.items()
-    }
+    parts = ["unet", *(["te1"] if work.text else [])]
+    unet, shapes = shapes_of(family)
+    targets = [target for target in targets_of(family, conv=False) if target.part in parts]
     load = Load(
         work.size,
         work.size,
         work.batch,
-        work.rank,
+        rows_of(family, targets, NetworkPlan(rank=work.rank, alpha=work.rank)),
         checkpointing=work.checkpoint,
         tokens=77 * work.chunks if work.text else 0,
+        context=77 * work.chunks,
         text_there=work.text,
     )
-    return predict(dict(family.denoiser.config), shapes, load).gib
+    return predict(unet, {part: shapes[part] for part in parts}, load).gib
 
 
 def measured(work: Workload, steps: int) -> str:

@@ -19,7 +19,7 @@ from lorapipe_engine.files.atomic import probe_folder
 from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
 from lorapipe_engine.networks.metadata import thumbnail_url
-from lorapipe_engine.nn.attach import Kind, detach
+from lorapipe_engine.nn.attach import detach
 from lorapipe_engine.pictures.buckets import FINEST_STEP
 from lorapipe_engine.pictures.captions import prompt_caption
 from lorapipe_engine.settings import (
@@ -122,7 +122,7 @@ def train_checked(
         say(f"note: {note}")
     settings = with_file_ranks(settings)
     if model.device.type == "cuda" and not settings.model.ignore_memory:
-        check_memory(settings, args.kind, dataset, model, say)
+        check_memory(settings, args, dataset, model, say)
     with memory_explained(settings):
         base = queued.shelf.base(
             base_key(settings.model, model.source, model.dtype),
@@ -359,7 +359,9 @@ def check_samplers(settings: TrainSettings, prompts: list[Prompt]) -> None:
         objective.check_sampler(prompt.sampler)
 
 
-def check_memory(settings: TrainSettings, kind: Kind, dataset: Dataset, plan: ModelPlan, say: Say) -> None:
+def check_memory(
+    settings: TrainSettings, args: NetworkArgs, dataset: Dataset, plan: ModelPlan, say: Say
+) -> None:
     """Report what a run on a CUDA card will take. Raises ConfigError where it cannot fit."""
     model = settings.model
     # What is counted are the fused blocks, which quantized weights go without.
@@ -368,7 +370,7 @@ def check_memory(settings: TrainSettings, kind: Kind, dataset: Dataset, plan: Mo
     from lorapipe_engine.train.memory.fit import memory_line
 
     free = torch.cuda.mem_get_info(plan.device)[0]
-    say(memory_line(settings, kind, dataset, plan.source, plan.dtype, free))
+    say(memory_line(settings, args, dataset, plan.source, plan.dtype, free))
 
 
 def read_model(model: ModelSettings, plan: ModelPlan) -> BaseModel:

@@ -34,9 +34,19 @@ Pieces = Mapping[str, Piece]
 
 def build_unet(config: Mapping[str, Any], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
     """A ``UNet2DConditionModel`` on the CPU. ``where`` names the file in errors."""
+    return _filled(lambda: _make_unet(config), pieces, dtype, f"{where}: UNet")
+
+
+def outline_unet(config: Mapping[str, Any], where: str) -> Any:
+    """The same on the meta device, without values."""
+    return _on_meta(lambda: _make_unet(config), f"{where}: UNet")
+
+
+def _make_unet(config: Mapping[str, Any]) -> nn.Module:
     with library_imports():
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    return _filled(lambda: UNet2DConditionModel(**config), pieces, dtype, f"{where}: UNet")
+    module: nn.Module = UNet2DConditionModel(**config)
+    return module
 
 
 def build_vae(config: Mapping[str, Any], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
@@ -51,32 +61,42 @@ def build_text_encoder(config: Mapping[str, Any], pieces: Pieces, dtype: torch.d
 
     The names in ``pieces`` start with ``text_model.`` (save the projection), whatever transformers' version.
     """
-    with library_imports():
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-    kind = CLIPTextModelWithProjection if "text_projection.weight" in pieces else CLIPTextModel
-
-    def make() -> nn.Module:
-        module: nn.Module = kind(CLIPTextConfig(**config))
-        return module
-
-    with torch.device("meta"):
-        nested = hasattr(make(), "text_model")
-    if not nested:
+    projects = "text_projection.weight" in pieces
+    where = f"{where}: text encoder"
+    if not hasattr(_on_meta(lambda: _make_text_encoder(config, projects), where), "text_model"):
         pieces = {name.removeprefix("text_model."): piece for name, piece in pieces.items()}
-    module = _filled(make, pieces, dtype, f"{where}: text encoder")
+    module = _filled(lambda: _make_text_encoder(config, projects), pieces, dtype, where)
     embeddings = getattr(module, "text_model", module).embeddings
     # Not in any file, and made on "meta" with the rest.
     embeddings.position_ids = torch.arange(config["max_position_embeddings"])[None]
     return module
 
 
-def _filled(make: Callable[[], nn.Module], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
+def outline_text_encoder(config: Mapping[str, Any], pieces: Pieces) -> Any:
+    """The same on the meta device, without values."""
+    projects = "text_projection.weight" in pieces
+    return _on_meta(lambda: _make_text_encoder(config, projects), "text encoder")
+
+
+def _make_text_encoder(config: Mapping[str, Any], projects: bool) -> nn.Module:
+    with library_imports():
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    kind = CLIPTextModelWithProjection if projects else CLIPTextModel
+    module: nn.Module = kind(CLIPTextConfig(**config))
+    return module
+
+
+def _on_meta(make: Callable[[], nn.Module], where: str) -> nn.Module:
     try:
         with torch.device("meta"):
-            module = make()
+            return make()
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
         reason = (str(error).splitlines() or ["unknown"])[0]
         raise InputError(f"{where}: its shapes make no module that diffusers knows ({reason})") from error
+
+
+def _filled(make: Callable[[], nn.Module], pieces: Pieces, dtype: torch.dtype, where: str) -> Any:
+    module = _on_meta(make, where)
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     _check(wanted, {name: piece.shape for name, piece in pieces.items()}, where)
     module.load_state_dict({name: pieces[name].load(dtype) for name in wanted}, assign=True)

@@ -20,12 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.models import architecture
 from lorapipe_engine.models.families import get_family
 from lorapipe_engine.train.base.model import BaseModel
-from lorapipe_engine.train.base.modules import Piece, build_text_encoder, build_unet, build_vae
+from lorapipe_engine.train.base.modules import (
+    Piece,
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    outline_text_encoder,
+    outline_unet,
+)
 from lorapipe_engine.train.base.sources import Draft, read_base, read_vae
 from lorapipe_engine.train.base.tokenizers import Tokenizer, find_tokenizer
 from lorapipe_engine.train.base.weights import Weights
@@ -69,13 +77,25 @@ def load(
     return model
 
 
+def outline(draft: Draft) -> BaseModel:
+    """UNet and text encoders of a draft as modules on the meta device, which have shapes and no values; without VAE and
+    tokenizers. Raises InputError."""
+    texts = tuple(outline_text_encoder(config, draft.parts[part]) for part, config in _text_configs(draft))
+    where = str(draft.path)
+    unet = outline_unet(_unet_config(draft), where)
+    return BaseModel(draft.family, unet, nn.Identity(), texts, (), draft.prediction_type, where, draft.path)
+
+
 def _unet(draft: Draft, dtype: torch.dtype) -> Any:
-    pieces = draft.parts["unet"]
+    return build_unet(_unet_config(draft), draft.parts["unet"], dtype, str(draft.path))
+
+
+def _unet_config(draft: Draft) -> dict[str, Any]:
     projection = draft.parts.get("te2", {}).get("text_projection.weight")
     pooled = _rows(projection) if projection else None
     with _naming(draft.path):
-        config = architecture.unet_config(_shapes(pieces), heads_of(draft.family), pooled)
-    return build_unet({**config, **draft.hints.get("unet", {})}, pieces, dtype, str(draft.path))
+        config = architecture.unet_config(_shapes(draft.parts["unet"]), heads_of(draft.family), pooled)
+    return {**config, **draft.hints.get("unet", {})}
 
 
 def _vae(draft: Draft, other: Path | None, dtype: torch.dtype, stack: ExitStack) -> Any:
@@ -100,12 +120,16 @@ def heads_of(family: str) -> architecture.Heads:
 
 
 def _text_encoders(draft: Draft, dtype: torch.dtype) -> Iterator[Any]:
+    for part, config in _text_configs(draft):
+        yield build_text_encoder(config, draft.parts[part], dtype, str(draft.path))
+
+
+def _text_configs(draft: Draft) -> Iterator[tuple[str, dict[str, Any]]]:
     facts = get_family(draft.family)
     for part, activation in zip(facts.text_parts, facts.activations, strict=True):
-        pieces = draft.parts[part]
         with _naming(draft.path):
-            config = architecture.clip_config(_shapes(pieces), activation)
-        yield build_text_encoder({**config, **draft.hints.get(part, {})}, pieces, dtype, str(draft.path))
+            config = architecture.clip_config(_shapes(draft.parts.get(part, {})), activation)
+        yield part, {**config, **draft.hints.get(part, {})}
 
 
 @contextmanager

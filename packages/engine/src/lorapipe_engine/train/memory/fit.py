@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,37 @@ import torch
 
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.models import architecture
-from lorapipe_engine.models.families import get_family, recognise
-from lorapipe_engine.nn.attach import Kind
-from lorapipe_engine.nn.base import Size, adapter_class
+from lorapipe_engine.models.families import get_family, is_text, recognise
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.settings.preserve import read_preserve
 from lorapipe_engine.train.base.sources import read_base, resolve
+from lorapipe_engine.train.base.stable_diffusion import outline
 from lorapipe_engine.train.base.weights import Weights
+from lorapipe_engine.train.families import open_family
+from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.clip import positions
 from lorapipe_engine.train.memory.model import GIB, Load, Shapes, predict
+from lorapipe_engine.train.memory.network import rows_of_run
+from lorapipe_engine.train.network.arguments import NetworkArgs
 
 LATENT_BYTES = 8 * 4 / 64  # of a pixel: mean and deviation of four channels in float32, one for 8 x 8 pixels
 
 
 def memory_line(
-    settings: TrainSettings, kind: Kind, dataset: Dataset, source: str | Path, dtype: torch.dtype, free: float
+    settings: TrainSettings,
+    args: NetworkArgs,
+    dataset: Dataset,
+    source: str | Path,
+    dtype: torch.dtype,
+    free: float,
 ) -> str:
-    """What the run with a network of this kind will take of ``free`` bytes, in words. Raises ConfigError, with
+    """What the run with a network of these arguments will take of ``free`` bytes, in words. Raises ConfigError, with
     what to change, if that is more."""
     if (other := uncounted(source, dtype)) is not None:
         return f"memory: not known for {other}; the run begins without a forecast"
-    unet, shapes = shapes_of(source, dtype)
-    load = load_of(settings, kind, dataset, dtype, sdxl="te2" in shapes)
+    family = outline_of(source, dtype)
+    unet, shapes = shapes_of(family)
+    load = load_of(settings, args, dataset, family)
     wanted = predict(unet, shapes, load).gib
     if wanted * GIB <= free:
         return f"memory: about {wanted:.1f} GiB of {free / GIB:.1f} GiB that are free"
@@ -63,42 +70,47 @@ def uncounted(source: str | Path, dtype: torch.dtype) -> str | None:
     return None if family is None or get_family(family).denoiser == "unet" else get_family(family).title
 
 
-def shapes_of(source: str | Path, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Shapes]]:
-    """The UNet's configuration, and the shapes of UNet and text encoders, of a base that is not loaded."""
+def outline_of(source: str | Path, dtype: torch.dtype) -> Family:
+    """A base's family on the meta device: its modules without values, from the shapes in its file. Raises
+    InputError."""
     with ExitStack() as stack:
-        draft = read_base(resolve(source, dtype), stack)
-        shapes: dict[str, Shapes] = {
-            part: {name: piece.shape for name, piece in pieces.items()}
-            for part, pieces in draft.parts.items()
-            if part != "vae"
-        }
-        heads = architecture.wide_heads  # how many there are does not matter here
-        projection = shapes.get("te2", {}).get("text_projection.weight")
-        pooled = projection[0] if projection else None
-        return architecture.unet_config(shapes["unet"], heads, pooled), shapes
+        base = outline(read_base(resolve(source, dtype), stack))
+    return open_family(base, device="meta", dtype=dtype)
 
 
-def load_of(settings: TrainSettings, kind: Kind, dataset: Dataset, dtype: torch.dtype, *, sdxl: bool) -> Load:
-    """What the options and the pictures ask for."""
+def shapes_of(family: Family) -> tuple[dict[str, Any], dict[str, Shapes]]:
+    """The UNet's configuration, and the shapes of UNet and text encoders."""
+    shapes: dict[str, Shapes] = {
+        part: {name: tuple(value.shape) for name, value in module.named_parameters()}
+        for part, module in family.parts.items()
+    }
+    return dict(family.denoiser.config), shapes
+
+
+def load_of(settings: TrainSettings, args: NetworkArgs, dataset: Dataset, family: Family) -> Load:
+    """What the options and the pictures ask for, of a family on the meta device. Raises ConfigError for options of the
+    network that do not fit it, InputError for files that do not."""
     model, data, network = settings.model, settings.data, settings.network
-    rank = network.network_dim or (32 if sdxl else 64)
-    count = partial(adapter_class(kind.algorithm).count, size=Size(rank, rank), options=kind.options)
+    settings = replace(
+        settings, network=replace(network, network_dim=network.network_dim or family.facts.rank)
+    )
+    rows = rows_of_run(settings, args, family)
     sizes = [picture.placement.bucket for picture in dataset.pictures]
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     cached = data.cache_text_encoder_outputs or data.cache_text_encoder_outputs_to_disk
-    trains_text = not network.network_train_unet_only and not (sdxl and not any(_text_rates(settings)))
+    tokens = positions(model.max_token_length)
     return Load(
         width,
         height,
         max(dataset.batch_sizes),
-        rank,
-        weight_bytes=torch.empty(0, dtype=dtype).element_size(),
+        rows,
+        weight_bytes=torch.empty(0, dtype=family.dtype).element_size(),
         optimizer=settings.optimizer.optimizer_type,
         checkpointing=model.gradient_checkpointing,
-        tokens=positions(model.max_token_length) if trains_text else 0,
+        tokens=tokens if any(is_text(row.part) for row in rows) else 0,
+        context=tokens,
         text_there=not cached,
         latents=sum(w * h for w, h in sizes) * LATENT_BYTES,
-        count=count,
         joined=is_joined(settings),
         averaged=settings.optimizer.ema_decay is not None or settings.optimizer.ema_width is not None,
     )
@@ -110,10 +122,6 @@ def is_joined(settings: TrainSettings) -> bool:
     return (
         asked is not None and asked.has_captions and bool(asked.weight) and not settings.loss.preserve_apart
     )
-
-
-def _text_rates(settings: TrainSettings) -> Iterator[float]:
-    yield from settings.optimizer.text_encoder_lr
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,75 @@
 """How much memory of a card a run will take, from the shapes of its model alone, before a weight is loaded.
 
-Counted are the frozen weights, the network with its gradients and optimizer state, what the fused blocks (see
-``nn/fused``) keep of each picture for the backward pass, and the largest block's own temporaries. Two numbers cannot be
-counted: SPARE (the libraries' workspaces) and WORKING (temporaries of a backward pass, in widths of a token). They are
-fitted by hand: measure workloads with ``tools/bench/train.py --json`` and compare its ``peak_gib`` with
-:func:`predict`; what does not grow with the batch belongs to SPARE, what does to WORKING.
+Counted are the frozen weights, what each layer of the network has (see :mod:`.network`) with gradients and optimizer
+state, what the fused blocks (see ``nn/fused``) and these layers keep of each picture for the backward pass, and the
+largest block's own temporaries. Two numbers cannot be counted: SPARE (the libraries' workspaces) and WORKING
+(temporaries of a backward pass, in widths of a token). They are fitted by hand: measure workloads with
+``tools/bench/train.py --json`` and compare its ``peak_gib`` with :func:`predict`; what does not grow with the batch
+belongs to SPARE, what does to WORKING.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from lorapipe_engine.train.memory.network import Row
 
 GIB = 2**30
 SPARE = 0.5 * GIB
 WORKING = 24
 
-# What a transformer block keeps of each token, in its width: x and its norm thrice each, q, k, v, the attention's
-# result, q and the result of cross-attention, and GEGLU's input of eight widths. A layer of CLIP has no
-# cross-attention, and four widths in its middle.
-BLOCK, TEXT_LAYER = 20, 12
-BLOCK_RANKS, TEXT_RANKS = 8, 6  # activations of the network's rank in each
+# What a frozen transformer block keeps of each token, in its width: x of each norm, q, k, v, the attention's result, q
+# and the result of cross-attention, and GEGLU's input of eight widths. A layer of CLIP has no cross-attention, and four
+# widths in its middle. ACTIVE: the activation's result, where it is not computed again.
+BLOCK, TEXT_LAYER, ACTIVE = 17, 10, 4
 STATE_BYTES: Mapping[str, int] = {"adamw8bit": 2, "lion8bit": 1, "lion": 4, "sgdnesterov": 4, "adafactor": 1}
+
+# What a layer reads, by the end of its path: layers of a block with the same word read the same. "": what is there
+# anyway, as x of a norm or the attention's result. "active": the activation's result, which packs compute again. A
+# layer of another path reads something of its own.
+_READS: tuple[tuple[str, str], ...] = (
+    (r"attn1\.to_[qkv]|self_attn\.[qkv]_proj", "first norm"),
+    (r"attn2\.to_q|mlp\.fc1", "second norm"),
+    (r"ff\.net\.0\.proj", "third norm"),
+    (r"attn\d\.to_(k|v|out\.0)|self_attn\.out_proj|conv_shortcut|time_emb_proj|\w*norm\w*", ""),
+    (r"ff\.net\.2|mlp\.fc2", "active"),
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is trained: pixels of the largest bucket, pictures in a batch, rank, bytes of a weight, optimizer.
+    """What is trained: pixels of the largest bucket, pictures in a batch, bytes of a weight, optimizer, and the layers
+    of the network.
 
-    ``tokens``: of a caption with its marks, where the text encoders are trained, else 0. ``text_there``: whether the
-    encoders lie on the card. ``latents``: bytes of cached latents there. ``count``: trained values of the network for
-    a weight of a shape; None: LoRA's at ``rank``. ``joined``: rows that hold the network to the base go beside those of
-    the batch, as many (see :mod:`lorapipe_engine.train.step.preserving`). ``averaged``: an average of the network is
-    kept.
+    ``tokens``: of a caption with its marks, where the text encoders are trained, else 0; ``context``: those that the
+    UNet reads. ``text_there``: whether the encoders lie on the card. ``latents``: bytes of cached latents there.
+    ``joined``: rows that hold the network to the base go beside those of the batch, as many (see
+    :mod:`lorapipe_engine.train.step.preserving`). ``averaged``: an average of the network is kept.
     """
 
     width: int
     height: int
     batch: int
-    rank: int
+    network: Sequence[Row] = ()
     weight_bytes: int = 2
     optimizer: str = "adamw"
     checkpointing: bool = False
     tokens: int = 0
+    context: int = 77
     text_there: bool = False
     latents: float = 0.0
-    count: Callable[[tuple[int, ...]], int] | None = None
     joined: bool = False
     averaged: bool = False
+
+    @property
+    def rows(self) -> list[Row]:
+        """The layers that are trained now: without the text encoders' where these are left alone."""
+        return [row for row in self.network if row.part == "unet" or self.tokens]
 
 
 @dataclass(frozen=True)
@@ -74,35 +93,105 @@ def predict(unet: Mapping[str, Any], shapes: Mapping[str, Shapes], load: Load) -
     "te2"), both as :mod:`.architecture` has them."""
     texts = {part: of_text for part, of_text in shapes.items() if part.startswith("te")}
     values = _count(shapes["unet"]) + sum(_count(row) for row in texts.values() if load.text_there)
-    trained = [shapes["unet"], *(texts.values() if load.tokens else ())]
-    network = sum(_trained(row, load) for row in trained)
-    # The parameter and its gradient in float32, the optimizer's state, and the copy that the products read.
-    per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + load.weight_bytes + 4 * load.averaged
-    blocks = list(_unet_blocks(unet, load))
+    blocks = _unet_blocks(unet, load)
     if load.tokens:
-        blocks += [row for of_text in texts.values() for row in _text_layers(of_text, load)]
-    kept = sum(block.least if load.checkpointing else block.kept for block in blocks)
-    again = max(block.kept for block in blocks) if load.checkpointing else 0
-    scale = load.batch * (2 if load.joined else 1) * load.weight_bytes
+        blocks += [row for part, of_text in texts.items() for row in _text_layers(part, of_text, load)]
+    pictures = load.batch * (2 if load.joined else 1)
+    kept = sum(block.bytes(pictures, load, again=load.checkpointing) for block in blocks)
+    again = max(block.bytes(pictures, load) for block in blocks) if load.checkpointing else 0
+    working = WORKING * max(block.token for block in blocks) * pictures * load.weight_bytes
     return Memory(
         values * load.weight_bytes,
-        network * per_value,
-        kept * scale,
-        (again + WORKING * max(block.token for block in blocks)) * scale,
+        network_bytes(load),
+        kept,
+        again + working,
         SPARE + load.latents,
     )
 
 
+def network_bytes(load: Load) -> float:
+    """Of the network: parameters and gradients in float32, the optimizer's state, an average, what is not trained, and
+    the copies that products read."""
+    per_value = 8 + STATE_BYTES.get(load.optimizer.lower(), 8) + 4 * load.averaged
+    return sum(row.trained * per_value + row.frozen * 4 + row.copies for row in load.rows)
+
+
+# -------------------------------------------------------------------------------- blocks
+
+
 @dataclass(frozen=True)
 class _Block:
-    """Values of one picture: kept for the backward pass, kept where it is computed again, one width of all tokens."""
+    """What is kept of one picture for the backward pass, in values: all, what is left where the block is computed
+    again, and one width of all tokens; ``own`` and ``once``: bytes of the network's layers, for each picture and for
+    any number of them. ``stays``: the block is never computed again."""
 
     kept: float
     least: float
     token: float
+    own: float = 0.0
+    once: float = 0.0
+    stays: bool = False
+
+    def bytes(self, pictures: int, load: Load, *, again: bool = False) -> float:
+        """Of so many pictures; ``again``: only what is left where it is computed again."""
+        if again and not self.stays:
+            return self.least * pictures * load.weight_bytes
+        return (self.kept * load.weight_bytes + self.own) * pictures + self.once
 
 
-def _unet_blocks(unet: Mapping[str, Any], load: Load) -> Iterator[_Block]:
+class _Rows:
+    """The network's layers of a part, which blocks take out by their paths."""
+
+    def __init__(self, part: str, load: Load) -> None:
+        self._left = {row.path: row for row in load.rows if row.part == part}
+        self._load = load
+
+    def take(self, root: str = "") -> list[tuple[str, Row]]:
+        """Those inside a module that were not taken before, with their paths there."""
+        start = f"{root}." if root else ""
+        inside = [path for path in self._left if path.startswith(start)]
+        return [(path.removeprefix(start), self._left.pop(path)) for path in inside]
+
+    def block(
+        self, root: str, area: int, kept: float, least: float, token: float = 0.0, *, stays: bool = False
+    ) -> _Block:
+        """The block at ``root`` with what its layers keep; ``kept``, ``least``, ``token``: of the frozen block."""
+        shared: dict[str, float] = {}
+        own = once = 0.0
+        rows = self.take(root)
+        for path, row in rows:
+            reads = next((word for pattern, word in _READS if re.fullmatch(pattern, path)), path)
+            if row.keeps.reads and reads and not (reads == "active" and row.keeps.packed):
+                shared[reads] = float(row.inputs * area)
+            own += row.keeps.each * self._positions(path, area)
+            once += row.keeps.once
+            if row.is_norm and ".resnets." in f".{root}":  # the activation behind it keeps what it reads
+                shared[f"{path} result"] = float(row.inputs * area)
+        more = sum(shared.values())
+        if token and not _is_fused(rows):
+            more += ACTIVE * token
+        return _Block(kept + more, least + (more if stays else 0.0), token, own, once, stays)
+
+    def _positions(self, path: str, area: int) -> int:
+        if path == "time_emb_proj":
+            return 1
+        return self._load.context if path in ("attn2.to_k", "attn2.to_v") else area
+
+
+def _is_fused(rows: Sequence[tuple[str, Row]]) -> bool:
+    """Whether both layers of a feed-forward block are packed, with a plain norm before them: the activation's result is
+    computed again then."""
+    by_path = dict(rows)
+    packed = [
+        path
+        for path, row in rows
+        if row.keeps.packed and path in ("ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2")
+    ]
+    return len(packed) == 2 and by_path.keys().isdisjoint({"norm3", "layer_norm2"})
+
+
+def _unet_blocks(unet: Mapping[str, Any], load: Load) -> list[_Block]:
+    rows = _Rows("unet", load)
     widths = list(unet["block_out_channels"])
     count = len(widths)
     layers = _each(unet.get("layers_per_block", 2), count)
@@ -113,53 +202,56 @@ def _unet_blocks(unet: Mapping[str, Any], load: Load) -> Iterator[_Block]:
     ]
     skips = [widths[0]]
     channels = widths[0]
+    blocks: list[_Block] = []
     for level, width in enumerate(widths):
         depth = deep[level] if "CrossAttn" in unet["down_block_types"][level] else 0
-        for _ in range(layers[level]):
-            yield from _layer(channels, width, areas[level], depth, load)
+        for layer in range(layers[level]):
+            blocks += _layer(f"down_blocks.{level}", layer, channels, width, areas[level], depth, rows)
             channels = width
             skips.append(width)
         if level < count - 1:
             skips.append(width)
+        blocks.append(_end(f"down_blocks.{level}", areas[level], rows))
     middle = deep[-1] if unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") else 0
-    yield from _layer(channels, channels, areas[-1], middle, load)
-    yield from _layer(channels, channels, areas[-1], 0, load)
+    blocks += _layer("mid_block", 0, channels, channels, areas[-1], middle, rows)
+    blocks += _layer("mid_block", 1, channels, channels, areas[-1], 0, rows)
     for level in reversed(range(count)):
-        width = widths[level]
-        depth = deep[level] if "CrossAttn" in unet["up_block_types"][count - 1 - level] else 0
-        for _ in range(layers[level] + 1):
-            yield from _layer(channels + skips.pop(), width, areas[level], depth, load)
+        width, index = widths[level], count - 1 - level
+        depth = deep[level] if "CrossAttn" in unet["up_block_types"][index] else 0
+        for layer in range(layers[level] + 1):
+            into = channels + skips.pop()
+            blocks += _layer(f"up_blocks.{index}", layer, into, width, areas[level], depth, rows)
             channels = width
+        blocks.append(_end(f"up_blocks.{index}", areas[max(0, level - 1)], rows))
+    return [*blocks, _end("time_embedding", 1, rows), _end("", areas[0], rows)]
 
 
-def _layer(into: int, width: int, area: int, depth: int, load: Load) -> Iterator[_Block]:
+def _layer(
+    root: str, layer: int, into: int, width: int, area: int, depth: int, rows: _Rows
+) -> Iterator[_Block]:
     """A residual block (the inputs of its two norms) and the transformer behind it, if any."""
-    yield _Block((into + width) * area, into * area, 0)
+    yield rows.block(f"{root}.resnets.{layer}", area, (into + width) * area, into * area)
     if depth:
-        # Of the transformer itself: the input of its norm, and those of its first and last product.
-        yield _Block((3 * width + 2 * load.rank) * area, (3 * width + 2 * load.rank) * area, 0)
-        one = (BLOCK * width + BLOCK_RANKS * load.rank) * area
-        yield from [_Block(one, width * area, width * area)] * depth
+        transformer = f"{root}.attentions.{layer}"
+        for index in range(depth):
+            inner = f"{transformer}.transformer_blocks.{index}"
+            yield rows.block(inner, area, BLOCK * width * area, width * area, width * area)
+        # The input of its norm.
+        yield rows.block(transformer, area, width * area, width * area, stays=True)
 
 
-def _text_layers(shapes: Shapes, load: Load) -> Iterator[_Block]:
-    first = "encoder.layers.0.mlp.fc1.weight"
-    width = next(shape[1] for name, shape in shapes.items() if name.endswith(first))
-    layers = sum(name.endswith(".mlp.fc1.weight") for name in shapes)
-    one = (TEXT_LAYER * width + TEXT_RANKS * load.rank) * load.tokens
-    yield from [_Block(one, width * load.tokens, width * load.tokens)] * layers
+def _end(root: str, area: int, rows: _Rows) -> _Block:
+    """What is left of a part of the UNet: samplers, embeddings, the layers at both ends."""
+    return rows.block(root, area, 0.0, 0.0, stays=True)
 
 
-def _trained(shapes: Shapes, load: Load) -> int:
-    """Values of a network on every linear layer and 1x1 convolution of attention and feed-forward."""
-    count = load.count or (lambda shape: load.rank * (shape[0] + shape[1]))
-    return sum(
-        count(shape)
-        for name, shape in shapes.items()
-        if name.endswith(".weight")
-        and len(shape) >= 2
-        and ("attentions." in name or "self_attn." in name or ".mlp." in name)
-    )
+def _text_layers(part: str, shapes: Shapes, load: Load) -> Iterator[_Block]:
+    ends = re.compile(r"(.*encoder\.layers\.\d+)\.mlp\.fc1\.weight")
+    rows = _Rows(part, load)
+    for name, shape in shapes.items():
+        if layer := ends.fullmatch(name):
+            token = float(shape[1] * load.tokens)
+            yield rows.block(layer[1], load.tokens, TEXT_LAYER * token, token, token)
 
 
 def _count(shapes: Shapes) -> int:

@@ -13,7 +13,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import scan
-from lorapipe_engine.train.memory.fit import changes, load_of, shapes_of, uncounted
+from lorapipe_engine.train.memory.fit import changes, load_of, outline_of, shapes_of, uncounted
 from lorapipe_engine.train.memory.model import GIB, predict
 from lorapipe_engine.train.network.arguments import read_network_args
 from lorapipe_engine.train.plan import DTYPES, choose_device, choose_precision
@@ -26,7 +26,7 @@ def fit_to_card(parts: Sequence[Any], origin: Mapping[str, str]) -> tuple[list[A
     """The options with what ``vram`` asks for, where each came from, and a line for the user.
 
     Options that the user gave stay. Raises ConfigError where the run cannot fit, and what :func:`.scan` and
-    :func:`.shapes_of` raise.
+    :func:`.outline_of` raise.
     """
     model, data, network, optimizer, loss, run = parts
     settings = TrainSettings(model=model, data=data, network=network, optimizer=optimizer, loss=loss, run=run)
@@ -65,9 +65,9 @@ def find_options(
         raise ConfigError(
             f"vram: the memory of {other} is not known; leave it out and choose the options by hand"
         )
-    unet, shapes = shapes_of(source, dtype)
-    kind = read_network_args(settings.network).kind
-    load = load_of(settings, kind, dataset, dtype, sdxl="te2" in shapes)
+    family = outline_of(source, dtype)
+    unet, shapes = shapes_of(family)
+    load = load_of(settings, read_network_args(settings.network), dataset, family)
     needed = predict(unet, shapes, load).gib
     chosen: dict[str, Any] = {}
     fixed = {*given} if find_spec("bitsandbytes") else {*given, "optimizer_type"}

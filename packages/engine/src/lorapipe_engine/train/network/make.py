@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
 
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.nn.attach import Network, attach
+from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import quantize
-from lorapipe_engine.settings import ModelSettings, TrainSettings
+from lorapipe_engine.settings import ModelSettings, NetworkSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan
 from lorapipe_engine.train.network.choice import choose_layers, every_target
@@ -23,8 +23,38 @@ from lorapipe_engine.train.network.start_from import (
     read_start,
     with_sizes_of,
 )
+from lorapipe_engine.train.network.trained_file import TrainedFile
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The layers that are trained, what each of them gets, and notes. ``start``: the file that is gone on with, and
+    the names that it may have for a layer."""
+
+    targets: Sequence[Target]
+    plan: NetworkPlan
+    notes: tuple[str, ...]
+    start: TrainedFile | None
+    names: Mapping[str, str]
+
+
+def plan_network(
+    network: NetworkSettings, args: NetworkArgs, family: Family, parts: Collection[str]
+) -> Planned:
+    """What the ``parts`` of a family that are trained will have. Call it before adapters are attached.
+
+    Raises ConfigError for block-wise options that do not fit the family, InputError for files that do not.
+    """
+    plan = network_plan(network, args)
+    names = file_names(family)
+    start = read_start(network.network_weights) if network.network_weights else None
+    if start is not None and network.dim_from_weights:
+        targets = [target for target in every_target(family) if target.part in parts]
+        return Planned(targets, with_sizes_of(start, plan, targets, names), (), start, names)
+    choice = choose_layers(plan, args, family, parts)
+    return Planned(choice.targets, choice.plan, choice.notes, start, names)
 
 
 def make_network(
@@ -37,29 +67,23 @@ def make_network(
     """
     chosen = settings.network
     quantize_base(settings.model, family)
-    plan = network_plan(chosen, args)
     if args.unused:
         say(f"note: network_args: {', '.join(args.unused)} changes nothing here")
-    parts = [part for part, rate in rates.items() if rate > 0]
-    names = file_names(family)
-    start = read_start(chosen.network_weights) if chosen.network_weights else None
-    if start is not None and chosen.dim_from_weights:
-        targets = [target for target in every_target(family) if target.part in parts]
-        plan = with_sizes_of(start, plan, targets, names)
-    else:
-        choice = choose_layers(plan, args, family, parts)
-        targets, plan = choice.targets, choice.plan
-        for note in choice.notes:
-            say(note)
+    planned = plan_network(chosen, args, family, [part for part, rate in rates.items() if rate > 0])
+    for note in planned.notes:
+        say(note)
     torch.manual_seed(settings.run.seed)
-    network = attach(family.parts.values(), targets, plan, rate_of=RateGroups(args, family.name, rates))
-    if start is not None:
-        for note in load_start(start, network, names):
+    network = attach(
+        family.parts.values(), planned.targets, planned.plan, rate_of=RateGroups(args, family.name, rates)
+    )
+    if planned.start is not None:
+        for note in load_start(planned.start, network, planned.names):
             say(note)
     network.train()
     if settings.model.gradient_checkpointing:
         family.checkpoint_activations(
-            with_draws=plan.dropouts.any or any(adapter.draws for adapter in network.adapters.values())
+            with_draws=planned.plan.dropouts.any
+            or any(adapter.draws for adapter in network.adapters.values())
         )
     return network
 
