@@ -26,8 +26,8 @@ from lorapipe_engine.settings import PARTS, NetworkSettings, TrainSettings  # no
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.data.examples import scan  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
-from lorapipe_engine.train.memory.fit import load_of, memory_line, shapes_of  # noqa: E402, outline_of
-from lorapipe_engine.train.memory.model import GIB, Load, predict  # noqa: E402, network_bytes
+from lorapipe_engine.train.memory.fit import load_of, memory_line, outline_of, shapes_of  # noqa: E402
+from lorapipe_engine.train.memory.model import GIB, Load, network_bytes, predict  # noqa: E402
 from lorapipe_engine.train.memory.network import Row, rows_of  # noqa: E402
 from lorapipe_engine.train.memory.preset import find_options  # noqa: E402
 from lorapipe_engine.train.network.arguments import network_plan, read_network_args  # noqa: E402
@@ -255,7 +255,7 @@ def test_what_a_way_to_learn_adds_to_the_forecast(
 ) -> None:
     plain, settings = (settings_of(tmp_path, **one) for one in ({}, flags))
     dataset = scan(plain.data, 0)
-    loads = [load_of(one, Kind(), dataset, torch.bfloat16, sdxl=False) for one in (plain, settings)]
+    loads = [load_of(one, read_network_args(one.network), dataset, outlined()) for one in (plain, settings)]
     assert replace(loads[1], count=None) == replace(loads[0], count=None, **like)
 
 
@@ -266,7 +266,9 @@ def test_the_memory_of_a_slider_is_not_told(tmp_path: Path) -> None:
         settings, data=replace(settings.data, train_data_dir=None, slider=tmp_path / "pairs.toml")
     )
     (tmp_path / "pairs.toml").write_text('[[pairs]]\npositive = "smile"\n')
-    line = memory_line(slider, Kind(), scan(settings.data, 0), BASE, torch.bfloat16, GIB)
+    line = memory_line(
+        slider, read_network_args(slider.network), scan(settings.data, 0), BASE, torch.bfloat16, GIB
+    )
     assert line == "memory: not known for a slider; the run begins without a forecast"
     with pytest.raises(ConfigError, match="the memory of a slider is not known; leave it out"):
         find_options(slider, torch.bfloat16, 8.0, ())

@@ -149,10 +149,8 @@ class _Rows:
     def take(self, root: str = "") -> list[tuple[str, Row]]:
         """Those inside a module that were not taken before, with their paths there."""
         start = f"{root}." if root else ""
-        found = [(path, row) for path, row in self._left.items() if path.startswith(start)]
-        for path, _ in found:
-            del self._left[path]
-        return [(path.removeprefix(start), row) for path, row in found]
+        inside = [path for path in self._left if path.startswith(start)]
+        return [(path.removeprefix(start), self._left.pop(path)) for path in inside]
 
     def block(
         self, root: str, area: int, kept: float, least: float, token: float = 0.0, *, stays: bool = False
@@ -251,9 +249,9 @@ def _text_layers(part: str, shapes: Shapes, load: Load) -> Iterator[_Block]:
     ends = re.compile(r"(.*encoder\.layers\.\d+)\.mlp\.fc1\.weight")
     rows = _Rows(part, load)
     for name, shape in shapes.items():
-        if found := ends.fullmatch(name):
+        if layer := ends.fullmatch(name):
             token = float(shape[1] * load.tokens)
-            yield rows.block(found[1], load.tokens, TEXT_LAYER * token, token, token)
+            yield rows.block(layer[1], load.tokens, TEXT_LAYER * token, token, token)
 
 
 def _count(shapes: Shapes) -> int:
