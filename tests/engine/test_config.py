@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorapipe_engine.command.options import build_settings, option, print_config, settings_options
+from lorapipe_engine.command.options import build_settings, option, settings_options
+from lorapipe_engine.command.printed import print_config
 from lorapipe_engine.command.tool import tool_command
 from lorapipe_engine.errors import ConfigError, InputError
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorapipe_engine.cli import lora_train
-from lorapipe_engine.command.options import Field, build_settings, fields_of, print_config
+from lorapipe_engine.command.options import Field, build_settings, fields_of
+from lorapipe_engine.command.printed import print_config
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import PARTS
 

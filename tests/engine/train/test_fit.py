@@ -256,7 +256,7 @@ def test_what_a_way_to_learn_adds_to_the_forecast(
     plain, settings = (settings_of(tmp_path, **one) for one in ({}, flags))
     dataset = scan(plain.data, 0)
     loads = [load_of(one, read_network_args(one.network), dataset, outlined()) for one in (plain, settings)]
-    assert replace(loads[1], count=None) == replace(loads[0], count=None, **like)
+    assert replace(loads[1], network=()) == replace(loads[0], network=(), **like)
 
 
 def test_the_memory_of_a_slider_is_not_told(tmp_path: Path) -> None:

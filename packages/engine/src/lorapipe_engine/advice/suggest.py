@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lorapipe_engine.command.options import fields_of, toml_line
+from lorapipe_engine.command.options import fields_of
+from lorapipe_engine.command.printed import toml_line
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.datasets.kinds import KINDS, Kind
 from lorapipe_engine.datasets.leading import leading_tag

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.configuration import nearest
-from lorapipe_engine.command.options import Field, convert, fields_of, print_config
+from lorapipe_engine.command.options import Field, convert, fields_of
+from lorapipe_engine.command.printed import print_config
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import PARTS, TrainSettings
 
