@@ -154,7 +154,8 @@ def test_the_key_goes_to_wandb_by_its_variable_and_its_configuration_has_none(
     pytest.importorskip("torch")
     import types
 
-    from lorapipe_engine.command.options import build_settings, print_config
+    from lorapipe_engine.command.options import build_settings
+    from lorapipe_engine.command.printed import print_config
     from lorapipe_engine.settings import PARTS
     from lorapipe_engine.train.results.boards import WeightsAndBiases
 

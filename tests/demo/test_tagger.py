@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 
 from lorapipe_demo.painting.drawing import draw_scene
 from lorapipe_demo.scene import TRIGGER, random_scene
-from lorapipe_tagger.models.names import demo_model
+from lorapipe_engine.models.bases import demo_asset
 
 COUNT = 200
 
@@ -43,7 +43,7 @@ def test_it_finds_the_tags_of_fresh_pictures(tmp_path: Path) -> None:
 
 
 def test_it_is_small_and_comes_as_wd_taggers_do() -> None:
-    folder = demo_model()
+    folder = demo_asset("tagger", "model")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
     lines = (folder / "selected_tags.csv").read_text().splitlines()
     assert lines[:2] == ["tag_id,name,category,count", "0,general,9,40000"]

@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lorapipe_engine.cli import lora_train
-from lorapipe_engine.command.options import build_settings, fields_of, print_config
+from lorapipe_engine.command.options import build_settings, fields_of
+from lorapipe_engine.command.printed import print_config
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import PARTS, OptimizerSettings
 from lorapipe_engine.settings.refused import FOREIGN
