@@ -33,8 +33,7 @@ def test_the_page_shows_the_readmes_pipe() -> None:
     readme = (ROOT / "packages/dataset-tools/README.md").read_text(encoding="utf-8")
     (line,) = (line for line in readme.splitlines() if line.startswith("lora-tag") and "|" in line)
     shown = blocks()[0].commands[1].text
-    assert "--model demo " in shown
-    assert shown.replace("--model demo ", "") == line
+    assert shown == line.replace("mirelune", f'"{CONCEPT}"').replace("train/", "dataset/")
     assert shlex.split(line)[1] == "./imgs"
 
 
