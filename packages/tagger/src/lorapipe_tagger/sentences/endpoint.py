@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from lorapipe_engine.command.json_text import NoJson, parse_json
+from lorapipe_engine.command.masking import masked
 from lorapipe_engine.command.text import one_line
 from lorapipe_tagger.sentences.address import OPTION, Address
 from lorapipe_tagger.sentences.failures import Hopeless, NoSentence, Unavailable
@@ -50,7 +51,7 @@ class Reply:
             return "an HTML page"
         with suppress(NoJson):
             text = said(parse_json(text)) or text
-        line = one_line(text)
+        line = masked(one_line(text))  # a server may say the key that it was given
         return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
 
 

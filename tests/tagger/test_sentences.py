@@ -1,0 +1,542 @@
+"""Sentences by a server of the user's: a real one, in a thread, that answers as the test wants."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from .making import MODEL, Tag, save_picture
+
+SENTENCE = "A girl in a white hoodie holds a book."
+ALONE = ("--caption-style", "sentence", "--no-hints")
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def answer(text: str | None = SENTENCE, ending: str = "stop", **more: Any) -> Answer:
+    """A chat completion as servers write it."""
+    message = {"role": "assistant", "content": text, **more.pop("message", {})}
+    return as_json({"choices": [{"message": message, "finish_reason": ending}], **more})
+
+
+def as_json(value: Any, status: int = 200, **headers: str) -> Answer:
+    return status, {"Content-Type": "application/json", **headers}, json.dumps(value).encode()
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with what ``say`` gives for the number of the question (from 0) and its body."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.say: Callable[[int, dict[str, Any]], Answer] = lambda _number, _question: answer()
+        self.questions: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
+        self.guard = threading.Lock()
+        self.now = self.most = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    @property
+    def words(self) -> list[str]:
+        return [question["messages"][0]["content"][0]["text"] for question in self.questions]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_words: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.asked.append(("GET", self.path))
+        self.reply(as_json({"data": [{"id": "first-model"}, {"id": "second"}]}))
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.guard:
+            number = len(self.server.questions)
+            self.server.questions.append(question)
+            self.server.asked.append(("POST", self.path))
+            self.server.headers.append(dict(self.headers))
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
+        try:
+            said = self.server.say(number, question)
+        finally:
+            with self.server.guard:
+                self.server.now -= 1
+        self.reply(said)
+
+    def reply(self, said: Answer) -> None:
+        status, headers, body = said
+        try:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as one:
+        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield one
+        one.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LORA_TAG_CAPTION_KEY", raising=False)
+
+
+def test_tags_and_a_sentence_in_captions_and_records(tag: Tag, folder: Path, server: Server) -> None:
+    server.say = lambda _number, _question: answer("A girl\n in a white hoodie\tholds a book.\n")
+    result = tag(folder, "--max-tags", 2, "--trigger", "mina", "--caption-url", server.url)
+    assert result.code == 0, result.err
+    assert (folder / "exif.txt").read_text() == f"mina, k-on! logo, <o>_<o>, {SENTENCE}\n"
+    first = result.records[0]
+    assert first["sentence"] == SENTENCE
+    assert first["caption"] == f"mina, k-on! logo, <o>_<o>, {SENTENCE}"
+    assert first["model"] == "model"
+    assert server.asked == [("GET", "/v1/models"), *[("POST", "/v1/chat/completions")] * 3]
+    assert {question["model"] for question in server.questions} == {"first-model"}
+    assert any("Tags of the picture, which may help: k-on! logo, <o>_<o>." in words for words in server.words)
+    assert "sentences: 3 asked for" in result.err
+    undone = tag("--undo", folder, model=None)
+    assert undone.code == 0
+    assert not list(folder.glob("*.txt"))
+
+
+def test_the_picture_is_sent_upright_and_small(tag: Tag, tmp_path: Path, server: Server) -> None:
+    place = tmp_path / "imgs"
+    place.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (2000, 500), (200, 30, 90)).save(place / "a.jpg", exif=exif)
+    Image.new("RGBA", (30, 20), (0, 0, 0, 0)).save(place / "b.png")
+    assert tag(place, *ALONE, "--caption-url", server.url, "--caption-jobs", 1, model=None).code == 0
+    sent = [question["messages"][0]["content"][1]["image_url"]["url"] for question in server.questions]
+    assert [address.partition(",")[0] for address in sent] == ["data:image/jpeg;base64"] * 2
+    large, clear = (Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) for address in sent)
+    assert large.size == (256, 1024)
+    assert clear.size == (30, 20)
+    assert clear.convert("L").getextrema() == (255, 255)
+
+
+@pytest.mark.parametrize(
+    ("style", "wanted"),
+    [
+        ("both", "mina, ;), hands on own face, {}\n"),
+        ("sentence", "mina, {}\n"),
+        ("two-lines", "mina, ;), hands on own face\nmina, {}\n"),
+    ],
+)
+def test_styles(tag: Tag, folder: Path, server: Server, style: str, wanted: str) -> None:
+    words = (folder / "rgba.png", "--max-tags", 2, "--character", "off", "--trigger", "mina")
+    result = tag(*words, "--caption-url", server.url, "--caption-style", style)
+    assert result.code == 0, result.err
+    assert (folder / "rgba.txt").read_text() == wanted.format(SENTENCE)
+
+
+def test_a_trigger_that_the_sentence_has_is_not_said_twice(tag: Tag, folder: Path, server: Server) -> None:
+    server.say = lambda _number, _question: answer("mina (smiling) holds a book.")
+    words = (folder / "rgba.png", *ALONE, "--trigger", "mina", "--escape", "--caption-url", server.url)
+    assert tag(*words, model=None).code == 0
+    assert (folder / "rgba.txt").read_text() == "mina \\(smiling\\) holds a book.\n"
+
+
+def test_without_hints_no_tagger_is_loaded(tag: Tag, folder: Path, server: Server) -> None:
+    result = tag(folder, *ALONE, "--offline", "--caption-url", server.url, model=None)
+    assert result.code == 2
+    assert "--offline has no use here, for no tagger is loaded" in result.error
+    result = tag(folder, *ALONE, "--caption-url", f"{server.url}/chat/completions", model=None)
+    assert result.code == 0, result.err
+    assert "3 captioned" in result.err
+    assert result.records[0] == {
+        "path": str(folder / "exif.jpg"),
+        "sentence": SENTENCE,
+        "caption": SENTENCE,
+    }
+    assert {"Tags" in words for words in server.words} == {False}
+
+
+def test_a_question_of_ones_own(tag: Tag, folder: Path, tmp_path: Path, server: Server) -> None:
+    file = tmp_path / "ask.txt"
+    file.write_text("Of {trigger} in {name}: {tags} {and so} on.\n", encoding="utf-8")
+    words = (folder / "rgba.png", "--max-tags", 1, "--character", "off", "--trigger", "mina")
+    asked = ("--caption-url", server.url, "--caption-prompt", f"@{file}", "--caption-model", "other")
+    assert tag(*words, *asked, "--caption-tokens", 33).code == 0
+    assert server.words == ["Of mina in rgba: ;) {and so} on."]
+    assert server.asked == [("POST", "/v1/chat/completions")]
+    assert (server.questions[0]["model"], server.questions[0]["max_tokens"]) == ("other", 33)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--caption-prompt", "{tag}"), "{tag} stands for nothing; there are {tags}, {trigger} and {name}"),
+        (("--caption-prompt", "{trigger}"), "{trigger} needs --trigger or --trigger-from-folder"),
+        (("--caption-prompt", "{tags}", "--no-hints"), "exclude each other"),
+        (("--caption-prompt", " "), "an empty text"),
+        (("--caption-prompt", "@none.txt"), "cannot be read (No such file or directory)"),
+        (("--caption-style", "two-lines", "--existing", "append"), "--existing skip or replace"),
+        (("--caption-style", "sentence", "--no-hints", "--html", "a.html"), "--html has no use here"),
+        (("--caption-key", "a\nb"), "letters that no key has"),
+        (("--explain",), "--caption-url has no use with --explain"),
+    ],
+)
+def test_options_that_make_no_sense(
+    tag: Tag, folder: Path, server: Server, words: tuple[str, ...], told: str
+) -> None:
+    result = tag(folder, "--caption-url", server.url, *words, model=None)
+    assert result.code == 2
+    assert told in result.error
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("127.0.0.1:8080/v1", "needs http:// or https://"),
+        ("ftp://a/v1", "needs http:// or https://"),
+        ("http://a:b/v1", "no address"),
+        ("http://a/v1#x", "leave it out"),
+        ("http://a/v 1", "letters that no address has"),
+    ],
+)
+def test_addresses_that_are_none(tag: Tag, folder: Path, url: str, told: str) -> None:
+    result = tag(folder, "--caption-url", url, model=None)
+    assert result.code == 2
+    assert told in result.error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--caption-style", "both"),
+        ("--no-hints",),
+        ("--caption-key", "abcdefghij"),
+        ("--caption-jobs", "3"),
+        ("--caption-prompt", "x"),
+    ],
+)
+def test_options_without_an_address(tag: Tag, folder: Path, words: tuple[str, ...]) -> None:
+    result = tag(folder, *words, model=None)
+    assert result.code == 2
+    assert f"{words[0]} has a use only with --caption-url" in result.error
+
+
+def test_a_dry_run_sends_nothing(tag: Tag, folder: Path, server: Server) -> None:
+    words = (folder / "rgba.png", "--max-tags", 1, "--character", "off", "-n", "--caption-url", server.url)
+    result = tag(*words, "--text", "--caption-prompt", "Look: {tags}")
+    assert result.code == 0
+    assert f"would ask the first model at {server.url}: Look: ;)" in result.text
+    assert tag(*words, "--caption-prompt", "Look: {tags}").records[0]["question"] == "Look: ;)"
+    assert server.asked == []
+    assert not list(folder.glob("*.txt"))
+
+
+def test_what_has_its_sentence_is_not_asked_for_again(tag: Tag, folder: Path, server: Server) -> None:
+    (folder / "rgba.txt").write_text("my own words")
+    words = (folder, *ALONE, "--caption-url", server.url)
+    assert tag(*words, model=None).code == 0
+    assert len(server.questions) == 2
+    again = tag(*words, model=None)
+    assert "3 had captions already" in again.err
+    assert len(server.asked) == 3  # not even the name of the model
+    # The same question was answered already: the caption that has the sentence stays as it is.
+    appended = tag(*words, "--existing", "append", model=None)
+    assert appended.code == 0
+    assert len(server.questions) == 3
+    assert "1 asked for, 2 from the cache" in appended.err
+    assert (folder / "rgba.txt").read_text() == f"my own words, {SENTENCE}\n"
+    assert (folder / "exif.txt").read_text() == f"{SENTENCE}\n"
+    assert tag(*words, "--existing", "replace", "--no-cache", model=None).code == 0
+    assert len(server.questions) == 6
+
+
+def test_records_that_come_with_a_sentence(tag: Tag, folder: Path, server: Server) -> None:
+    words = (*ALONE, "--no-txt", "--jsonl", "--caption-url", server.url)
+    first = tag(folder, *words, model=None)
+    assert [record["sentence"] for record in first.records] == [SENTENCE] * 3
+    server.say = lambda _number, _question: answer("Another one.")
+    again = tag("-", *words, "--no-cache", model=None, stdin=first.text.encode())
+    assert [record["sentence"] for record in again.records] == [SENTENCE] * 3
+    assert len(server.questions) == 3
+    assert not list(folder.glob("*.txt"))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (answer(""), "the answer is empty"),
+        (answer(None), "the answer is empty"),
+        (answer("A girl in a", "length"), "cut off after 200 tokens; give --caption-tokens 400"),
+        (answer("I'm sorry, but I can't help with that."), "the model refuses (I'm sorry, but I can't"),
+        (answer(None, message={"refusal": "No."}), "the model refuses (No.)"),
+        (answer("A girl.", "content_filter"), "the model refuses (content_filter)"),
+        (answer("one\u202etwo"), "control or directional characters"),
+        (as_json({"error": {"message": "out of slots"}}), "(out of slots)"),
+        (as_json([1]), "not an answer as OpenAI's chat completions have it"),
+        ((200, {}, b"hello"), "the answer is no JSON (hello)"),
+        ((200, {}, b""), "the answer is no JSON (nothing)"),
+        (as_json({"detail": "too long"}, 400), "refuses the question (status 400): too long"),
+    ],
+)
+def test_answers_of_no_use(tag: Tag, folder: Path, server: Server, said: Answer, told: str) -> None:
+    server.say = lambda number, _question: said if number == 0 else answer()
+    words = (folder, *ALONE, "--caption-jobs", 1, "--caption-url", server.url)
+    result = tag(*words, model=None)
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    (line,) = (line for line in result.err.splitlines() if "no sentence" in line)
+    assert str(folder / "exif.jpg") in line
+    assert told in line
+    assert "2 captioned, 1 failed" in result.err
+    assert not (folder / "exif.txt").exists()
+    assert "no sentence" in result.records[0]["error"]
+    # The next run asks for the one that is missing.
+    assert tag(*words, model=None).code == 0
+    assert (folder / "exif.txt").read_text() == f"{SENTENCE}\n"
+    assert len(server.questions) == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ((200, {"Content-Type": "text/html"}, b"<!doctype html><p>hi"), "is an HTML page, not JSON"),
+        (as_json({"error": "no route"}, 404), "(status 404: no route); is the address right"),
+        (
+            as_json({"error": {"message": "bad key"}}, 401),
+            "wants a key (status 401: bad key); see --caption-key",
+        ),
+        (
+            (307, {"Location": "http://elsewhere.example/v1"}, b""),
+            "leads on to http://elsewhere.example/v1, which",
+        ),
+        (
+            as_json({"error": {"message": "image input is not supported, provide the mmproj"}}, 500),
+            "the model takes no pictures",
+        ),
+    ],
+)
+def test_what_no_other_question_would_mend_ends_the_run(
+    tag: Tag, folder: Path, server: Server, said: Answer, told: str
+) -> None:
+    server.say = lambda _number, _question: said
+    words = (folder, *ALONE, "--caption-model", "m", "--caption-jobs", 1, "--caption-url", server.url)
+    result = tag(*words, model=None)
+    assert result.code == 2
+    (line,) = (line for line in result.err.splitlines() if "error:" in line)
+    assert told in line
+    assert "Traceback" not in result.err
+    assert 1 <= len(server.questions) <= 3
+    assert not list(folder.glob("*.txt"))
+
+
+def test_what_is_done_stays_where_the_run_ends(tag: Tag, folder: Path, server: Server) -> None:
+    server.say = lambda number, _question: answer() if number == 0 else as_json({}, 404)
+    result = tag(folder, *ALONE, "--caption-jobs", 1, "--caption-url", server.url, model=None)
+    assert result.code == 1
+    assert "what is done stays, and the same command goes on" in result.err
+    assert "1 captioned" in result.err
+    assert [path.name for path in folder.glob("*.txt")] == ["exif.txt"]
+
+
+def test_a_busy_server_is_asked_again(tag: Tag, folder: Path, server: Server) -> None:
+    told = [as_json({}, 429), as_json({}, 503), answer()]
+    server.say = lambda number, _question: told[min(number, 2)]
+    begun = time.monotonic()
+    result = tag(folder / "rgba.png", *ALONE, "--caption-url", server.url, model=None)
+    assert result.code == 0, result.err
+    assert len(server.questions) == 3
+    assert time.monotonic() - begun >= 0.5 + 1
+    assert (folder / "rgba.txt").read_text() == f"{SENTENCE}\n"
+
+
+def test_retries_are_bounded(tag: Tag, tmp_path: Path, server: Server) -> None:
+    place = tmp_path / "imgs"
+    place.mkdir()
+    for number in range(8):
+        save_picture(place / f"{number}.png")
+    server.say = lambda _number, _question: as_json({"error": "broken"}, 500)
+    words = (*ALONE, "--caption-jobs", 1, "--caption-url", server.url)
+    one = tag(place / "0.png", *words, "--caption-retries", 1, model=None)
+    assert one.code == 1
+    assert "in trouble (status 500, tried 2 times): broken" in one.err
+    assert len(server.questions) == 2
+    result = tag(place, *words, "--caption-retries", 0, model=None)
+    assert result.code == 2
+    assert "5 pictures in a row got no answer" in result.err
+    assert len(server.questions) < 2 + 8
+
+
+def test_a_server_that_is_not_there(tag: Tag, folder: Path, server: Server) -> None:
+    url = server.url
+    server.server_close()
+    result = tag(folder, "--caption-url", url, "--caption-retries", 1, model=None)
+    assert result.code == 2
+    assert "cannot be reached (Connection refused, tried 2 times); is the server running?" in result.error
+
+
+def test_an_answer_that_does_not_come_in_time(tag: Tag, folder: Path, server: Server) -> None:
+    def say(number: int, _question: object) -> Answer:
+        time.sleep(3 if number == 0 else 0)
+        return answer()
+
+    server.say = say
+    words = (folder, *ALONE, "--caption-jobs", 1, "--caption-timeout", 0.5, "--caption-url", server.url)
+    result = tag(*words, model=None)
+    assert result.code == 1
+    assert "exif.jpg: no sentence: no answer within 0.5 s; give --caption-timeout more" in result.err
+    assert sorted(path.name for path in folder.glob("*.txt")) == ["gray16.txt", "rgba.txt"]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_no_more_questions_together_than_asked_for(
+    tag: Tag, tmp_path: Path, server: Server, jobs: int
+) -> None:
+    place = tmp_path / "imgs"
+    place.mkdir()
+    for number in range(9):
+        save_picture(place / f"{number}.png", colour=(number, 0, 0))
+
+    def say(_number: int, _question: object) -> Answer:
+        time.sleep(0.1)
+        return answer()
+
+    server.say = say
+    assert tag(place, *ALONE, "--caption-jobs", jobs, "--caption-url", server.url, model=None).code == 0
+    assert server.most == jobs
+
+
+def test_keys_go_to_the_server_and_nowhere_else(
+    tag: Tag, folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, picture = "a-key-of-this-test", folder / "rgba.png"
+    again = (picture, *ALONE, "--existing", "replace", "--no-cache")
+    server.say = lambda _number, question: as_json({"error": f"no {key}"}, 400)
+    shown = tag(*again, "--caption-url", server.url, "--caption-key", key, model=None)
+    assert shown.code == 1
+    assert key not in shown.err
+    assert key not in shown.text
+    monkeypatch.setenv("LORA_TAG_CAPTION_KEY", "another-key-of-it")
+    monkeypatch.setenv("OPENAI_API_KEY", "not-to-be-sent")
+    tag(*again, "--caption-url", server.url, model=None)
+    monkeypatch.delenv("LORA_TAG_CAPTION_KEY")
+    tag(*again, "--caption-url", server.url, model=None)
+    login = server.url.replace("://", "://me:password-of-it@")
+    hidden = tag(*again, "--caption-url", login, model=None)
+    assert "password-of-it" not in hidden.err
+    basic = f"Basic {base64.b64encode(b'me:password-of-it').decode()}"
+    wanted = [f"Bearer {key}", "Bearer another-key-of-it", None, basic]
+    assert [headers.get("Authorization") for headers in server.headers] == wanted
+
+
+def test_no_proxy_is_used(tag: Tag, folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert tag(folder, *ALONE, "--caption-url", server.url, model=None).code == 0
+    assert len(server.questions) == 3
+
+
+def test_long_answers_are_told(tag: Tag, folder: Path, server: Server) -> None:
+    long = " ".join(["word"] * 80)
+    server.say = lambda _number, _question: answer(
+        f"<think>Well,\nnow.</think>\n{long}", usage={"completion_tokens": 300}
+    )
+    result = tag(folder / "rgba.png", *ALONE, "--caption-url", server.url, model=None)
+    assert result.code == 0
+    assert (folder / "rgba.txt").read_text() == f"{long}\n"
+    assert "an answer of 300 tokens, more than --caption-tokens 200 allows" in result.err
+    assert "1 of the sentences have more than 75 words" in result.err
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_ended_leaves_nothing_half_written(
+    folder: Path, server: Server, tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
+    waits = threading.Event()
+
+    def say(number: int, _question: object) -> Answer:
+        if number:
+            waits.set()
+            time.sleep(20)
+        return answer()
+
+    server.say = say
+    words = [str(folder), *ALONE, "--caption-jobs", "1", "--caption-url", server.url]
+    command = [sys.executable, "-m", "lorapipe_tagger", *words]
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    ) as process:
+        assert waits.wait(30)
+        begun = time.monotonic()
+        process.send_signal(sent)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == status, said.decode()
+    assert time.monotonic() - begun < 10
+    assert b"Traceback" not in said
+    assert [path.name for path in folder.glob("*.txt")] == ["exif.txt"]
+    assert (folder / "exif.txt").read_text() == f"{SENTENCE}\n"
+    assert not list(folder.rglob("*.tmp"))
+    server.say = lambda _number, _question: answer()
+    before = len(server.questions)
+    done = subprocess.run(
+        command, capture_output=True, check=False, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(server.questions) == before + 2
+    assert len(list(folder.glob("*.txt"))) == 3
+
+
+def test_nothing_is_imported_for_it_without_the_option(folder: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom lorapipe_tagger.cli import lora_tag\n"
+        "try:\n    lora_tag.main(sys.argv[1:])\nexcept SystemExit as end:\n    code = end.code\n"
+        "print([name for name in sys.modules if 'tagger.sentences' in name])\nsys.exit(code)"
+    )
+    words = [
+        str(folder / "rgba.png"),
+        "--model",
+        str(MODEL),
+        "--device",
+        "cpu",
+        "--quiet",
+        "--no-txt",
+        "--text",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
