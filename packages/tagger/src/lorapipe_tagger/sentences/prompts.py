@@ -48,7 +48,7 @@ def places_in(prompt: str) -> set[str]:
 def fill_prompt(prompt: str, *, tags: str, trigger: str, name: str) -> str:
     """The template with words for its names. ``name``: the picture's file without its suffix."""
     words = {"tags": tags or "none", "trigger": trigger, "name": name}
-    return _PLACE.sub(lambda found: words.get(found[1], found[0]), prompt)
+    return _PLACE.sub(lambda place: words.get(place[1], place[0]), prompt)
 
 
 def _read(path: Path) -> str:
