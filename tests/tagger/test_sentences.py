@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,20 +20,6 @@ from .making import MODEL, Tag, save_picture
 from .serving import SENTENCE, Answer, Server, answer, as_json
 
 ALONE = ("--caption-style", "sentence", "--no-hints")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as one:
-        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        yield one
-        one.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LORA_TAG_CAPTION_KEY", raising=False)
 
 
 def test_tags_and_a_sentence_in_captions_and_records(tag: Tag, folder: Path, server: Server) -> None:
@@ -118,61 +104,6 @@ def test_a_question_of_ones_own(tag: Tag, folder: Path, tmp_path: Path, server: 
     assert (server.questions[0]["model"], server.questions[0]["max_tokens"]) == ("other", 33)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (("--caption-prompt", "{tag}"), "{tag} stands for nothing; there are {tags}, {trigger} and {name}"),
-        (("--caption-prompt", "{trigger}"), "{trigger} needs --trigger or --trigger-from-folder"),
-        (("--caption-prompt", "{tags}", "--no-hints"), "exclude each other"),
-        (("--caption-prompt", " "), "an empty text"),
-        (("--caption-prompt", "@none.txt"), "cannot be read (No such file or directory)"),
-        (("--caption-style", "two-lines", "--existing", "append"), "--existing skip or replace"),
-        (("--caption-style", "sentence", "--no-hints", "--html", "a.html"), "--html has no use here"),
-        (("--caption-key", "a\nb"), "letters that no key has"),
-        (("--explain",), "--caption-url has no use with --explain"),
-    ],
-)
-def test_options_that_make_no_sense(
-    tag: Tag, folder: Path, server: Server, words: tuple[str, ...], told: str
-) -> None:
-    result = tag(folder, "--caption-url", server.url, *words, model=None)
-    assert result.code == 2
-    assert told in result.error
-    assert server.asked == []
-
-
-@pytest.mark.parametrize(
-    ("url", "told"),
-    [
-        ("127.0.0.1:8080/v1", "needs http:// or https://"),
-        ("ftp://a/v1", "needs http:// or https://"),
-        ("http://a:b/v1", "no address"),
-        ("http://a/v1#x", "leave it out"),
-        ("http://a/v 1", "letters that no address has"),
-    ],
-)
-def test_addresses_that_are_none(tag: Tag, folder: Path, url: str, told: str) -> None:
-    result = tag(folder, "--caption-url", url, model=None)
-    assert result.code == 2
-    assert told in result.error
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--caption-style", "both"),
-        ("--no-hints",),
-        ("--caption-key", "abcdefghij"),
-        ("--caption-jobs", "3"),
-        ("--caption-prompt", "x"),
-    ],
-)
-def test_options_without_an_address(tag: Tag, folder: Path, words: tuple[str, ...]) -> None:
-    result = tag(folder, *words, model=None)
-    assert result.code == 2
-    assert f"{words[0]} has a use only with --caption-url" in result.error
-
-
 def test_a_dry_run_sends_nothing(tag: Tag, folder: Path, server: Server) -> None:
     words = (folder / "rgba.png", "--max-tags", 1, "--character", "off", "-n", "--caption-url", server.url)
     result = tag(*words, "--text", "--caption-prompt", "Look: {tags}")
@@ -222,6 +153,7 @@ def test_records_that_come_with_a_sentence(tag: Tag, folder: Path, server: Serve
         (answer("I'm sorry, but I can't help with that."), "the model refuses (I'm sorry, but I can't"),
         (answer(None, message={"refusal": "No."}), "the model refuses (No.)"),
         (answer("A girl.", "content_filter"), "the model refuses (content_filter)"),
+        (answer("A girl ||| a book."), "which training takes for a mark"),
         (answer("one\u202etwo"), "control or directional characters"),
         (as_json({"error": {"message": "out of slots"}}), "(out of slots)"),
         (as_json([1]), "not an answer as OpenAI's chat completions have it"),
@@ -290,6 +222,40 @@ def test_what_is_done_stays_where_the_run_ends(tag: Tag, folder: Path, server: S
     assert [path.name for path in folder.glob("*.txt")] == ["exif.txt"]
 
 
+def test_a_run_that_ends_tells_how_to_take_back_what_it_wrote(tag: Tag, folder: Path, server: Server) -> None:
+    """Though what was written stands behind the picture that ended it."""
+
+    def say(_number: int, question: dict[str, Any]) -> Answer:
+        if question["messages"][0]["content"][0]["text"] != "exif":
+            return answer()
+        time.sleep(1)
+        return as_json({}, 404)
+
+    server.say = say
+    result = tag(folder, *ALONE, "--caption-prompt", "{name}", "--caption-url", server.url, model=None)
+    assert result.code == 1
+    assert "to take it back: lora-tag --undo" in result.err
+    assert sorted(path.name for path in folder.glob("*.txt")) == ["gray16.txt", "rgba.txt"]
+
+
+def test_a_connection_that_breaks_off_is_asked_again(tag: Tag, folder: Path, server: Server) -> None:
+    status, headers, body = answer()
+    short = (status, {**headers, "Content-Length": str(len(body) + 10), "Connection": "close"}, body)
+    server.say = lambda number, _question: short if number == 0 else answer()
+    result = tag(folder / "rgba.png", *ALONE, "--caption-url", server.url, model=None)
+    assert result.code == 0, result.err
+    assert len(server.questions) == 2
+
+
+def test_pictures_that_are_none_are_not_sent(tag: Tag, folder: Path, server: Server) -> None:
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    result = tag(folder, *ALONE, "--caption-url", server.url, model=None)
+    assert result.code == 1
+    assert "b.png: " in result.err
+    assert "3 captioned, 1 failed" in result.err
+    assert len(server.questions) == 3
+
+
 def test_a_busy_server_is_asked_again(tag: Tag, folder: Path, server: Server) -> None:
     told = [as_json({}, 429), as_json({}, 503), answer()]
     server.say = lambda number, _question: told[min(number, 2)]
@@ -323,7 +289,8 @@ def test_a_server_that_is_not_there(tag: Tag, folder: Path, server: Server) -> N
     server.server_close()
     result = tag(folder, "--caption-url", url, "--caption-retries", 1, model=None)
     assert result.code == 2
-    assert "cannot be reached (Connection refused, tried 2 times); is the server running?" in result.error
+    assert "cannot be reached (" in result.error
+    assert "tried 2 times); is the server running?" in result.error
 
 
 def test_an_answer_that_does_not_come_in_time(tag: Tag, folder: Path, server: Server) -> None:
@@ -399,6 +366,7 @@ def test_long_answers_are_told(tag: Tag, folder: Path, server: Server) -> None:
     assert "1 of the sentences have more than 75 words" in result.err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_ended_leaves_nothing_half_written(
     folder: Path, server: Server, tmp_path: Path, sent: signal.Signals, status: int

@@ -23,6 +23,7 @@ from lorapipe_tagger.options import Options, rules_for, shape_for
 from lorapipe_tagger.report import open_report
 from lorapipe_tagger.scoring.combine import Consensus
 from lorapipe_tagger.scoring.embeddings import open_embeddings
+from lorapipe_tagger.scoring.picture import without_pillow_limit
 from lorapipe_tagger.scoring.pipeline import Pipeline, Result, Tagger
 from lorapipe_tagger.scoring.scores import ScoreCache, cache_folder
 from lorapipe_tagger.sources import Task, check_folders, find_tasks, warn_of_formats
@@ -77,7 +78,7 @@ def run(options: Options, stdin: BinaryIO | None = None) -> int:
                     embeddings.add(outcome.record.path, outcome.vector)
                 bar.update()
     except LoraError as error:
-        if captioner.sentences is None or not count.tagged:
+        if captioner.sentences is None or not (count.tagged or captioner.writer.folders):
             raise
         ended = error
     say(count.line())
@@ -119,7 +120,9 @@ def tag_all(tasks: Sequence[Task], options: Options, captioner: Captioner) -> Ge
     if wanted:
         captioner.begin()
     jobs = options.asking.jobs if options.asking else _WRITERS
+    ahead = max(_WRITES_AHEAD, 2 * jobs)
     with (
+        without_pillow_limit() if options.asking else nullcontext(),
         closing(score_all(wanted, captioner, options)) as results,
         ThreadPoolExecutor(jobs, "write") as writers,
     ):
@@ -129,7 +132,7 @@ def tag_all(tasks: Sequence[Task], options: Options, captioner: Captioner) -> Ge
                     waiting.append(writers.submit(captioner.keep, outcome.task, outcome.text))
                 else:
                     waiting.append(writers.submit(captioner.finish, outcome or next(results)))
-                while waiting and (len(waiting) > _WRITES_AHEAD or waiting[0].done()):
+                while waiting and (len(waiting) > ahead or waiting[0].done()):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

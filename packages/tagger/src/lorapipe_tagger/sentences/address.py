@@ -33,10 +33,11 @@ def parse_address(text: str) -> Address:
     try:
         parts = urlsplit(text.strip())
         port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{OPTION}: no address ({error}); give one such as {_SUCH}") from None
+    except ValueError:
+        # Without its words, which may be a password.
+        raise ConfigError(f"{OPTION}: no address; give one such as {_SUCH}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{OPTION} {text}: needs http:// or https:// and a host, such as {_SUCH}")
+        raise ConfigError(f"{OPTION}: needs http:// or https:// and a host, such as {_SUCH}")
     if not text.strip().isascii() or not text.strip().isprintable() or " " in text.strip():
         raise ConfigError(f"{OPTION}: has letters that no address has; give one such as {_SUCH}")
     if parts.fragment:

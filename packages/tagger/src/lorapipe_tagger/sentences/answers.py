@@ -7,6 +7,7 @@ from typing import Any
 
 from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.text import hidden_letter, one_line
+from lorapipe_engine.pictures.captions import KEEP_MARK
 from lorapipe_tagger.sentences.address import OPTION
 from lorapipe_tagger.sentences.endpoint import Reply, said
 from lorapipe_tagger.sentences.failures import Hopeless, NoSentence
@@ -67,6 +68,8 @@ def read_answer(reply: Reply, tokens: int) -> tuple[str, int]:
         )
     if hidden_letter(line):
         raise NoSentence("no sentence: the answer has control or directional characters")
+    if KEEP_MARK in line:
+        raise NoSentence(f"no sentence: the answer has {KEEP_MARK}, which training takes for a mark")
     return line, _count_of(value)
 
 

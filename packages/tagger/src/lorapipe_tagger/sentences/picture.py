@@ -22,7 +22,7 @@ def picture_address(path: Path, *, max_pixels: int) -> str:
             with GATE.room(image.width * image.height):
                 image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
                 flat, _ = flatten(turn_upright(image))
-            flat.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+                flat.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
             data = BytesIO()
             flat.save(data, "JPEG", quality=_QUALITY)
     except (PictureBound, MemoryError, Exception) as error:  # decoders raise whatever they stumble over
