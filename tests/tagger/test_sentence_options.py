@@ -20,6 +20,7 @@ from .serving import Server
         (("--caption-prompt", "@none.txt"), "cannot be read (No such file or directory)"),
         (("--caption-style", "two-lines", "--existing", "append"), "--existing skip or replace"),
         (("--caption-style", "sentence", "--no-hints", "--html", "a.html"), "--html has no use here"),
+        (("--caption-style", "sentence", "--frequency"), "captions get no tags"),
         (("--caption-key", "a\nb"), "letters that no key has"),
         (("--explain",), "--caption-url has no use with --explain"),
     ],

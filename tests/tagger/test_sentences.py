@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import signal
 import subprocess
@@ -71,6 +72,16 @@ def test_styles(tag: Tag, folder: Path, server: Server, style: str, wanted: str)
     assert (folder / "rgba.txt").read_text() == wanted.format(SENTENCE)
 
 
+def test_hints_are_not_called_tags_of_the_captions(tag: Tag, tmp_path: Path, server: Server) -> None:
+    for number in range(10):
+        save_picture(tmp_path / f"{number}.png")
+    words = (tmp_path, "--trigger", "mina", "--caption-url", server.url)
+    assert "note: in over 90% of the captions:" in tag(*words).err
+    alone = tag(*words, "--caption-style", "sentence", "--existing", "replace")
+    assert "of the captions:" not in alone.err
+    assert "Tags of the picture" in server.words[-1]
+
+
 def test_a_trigger_that_the_sentence_has_is_not_said_twice(tag: Tag, folder: Path, server: Server) -> None:
     server.say = lambda _number, _question: answer("mina (smiling) holds a book.")
     words = (folder / "rgba.png", *ALONE, "--trigger", "mina", "--escape", "--caption-url", server.url)
@@ -131,6 +142,14 @@ def test_what_has_its_sentence_is_not_asked_for_again(tag: Tag, folder: Path, se
     assert (folder / "exif.txt").read_text() == f"{SENTENCE}\n"
     assert tag(*words, "--existing", "replace", "--no-cache", model=None).code == 0
     assert len(server.questions) == 6
+
+
+def test_a_sentence_of_a_record_is_looked_at(tag: Tag, folder: Path, server: Server) -> None:
+    record = json.dumps({"path": str(folder / "rgba.png"), "sentence": "one\u202etwo"})
+    result = tag("-", *ALONE, "--caption-url", server.url, model=None, stdin=record.encode())
+    assert result.code == 1
+    assert "the sentence in its record has control or directional characters" in result.err
+    assert not (folder / "rgba.txt").exists()
 
 
 def test_records_that_come_with_a_sentence(tag: Tag, folder: Path, server: Server) -> None:

@@ -63,13 +63,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Draft:
-    """The parts of each line of a caption; the first ``front`` stand in front because the user said so.
+    """The parts of each line of a caption; the first ``front`` stand in front because the user said so. ``tags``: those
+    parts that are tags.
 
     Several lines are never joined with a caption that is there.
     """
 
     lines: Sequence[Sequence[str]]
     front: int
+    tags: Sequence[str]
 
 
 class Captioner:
@@ -125,11 +127,11 @@ class Captioner:
             return Outcome(self._record(task, {"error": str(error)}), error=str(error))
         selection = self._select(result)
         fields: dict[str, Any] = {}
-        tags = without_repeats(given_tags(shape))
+        tags: Sequence[str] = without_repeats(given_tags(shape))
         if selection is not None:
             tags = caption_tags(selection, shape)
             fields = {"size": list(result.size), "model": self._model, **_scores(selection)}
-        draft = Draft([tags], front_count(tags, shape))
+        draft = Draft([tags], front_count(tags, shape), tags)
         try:
             if self._options.asking is not None and not self._stands(task):
                 if self._options.dry_run:
@@ -137,6 +139,7 @@ class Captioner:
                 sentence = self._sentence(task, tags, shape)
                 fields["sentence"] = sentence
                 draft = self._with_sentence(tags, sentence, shape)
+                tags = draft.tags
         except InputError as error:
             return Outcome(self._record(task, {**fields, "error": str(error)}), error=str(error))
         try:
@@ -187,11 +190,14 @@ class Captioner:
         return Outcome(self._record(task, {**fields, "question": words}), tags=tags, text=text)
 
     def _carried(self, task: Task) -> str | None:
-        """The sentence that the picture's record came with."""
+        """The sentence that the picture's record came with. Raises InputError for one with hidden letters."""
         sentence = task.data.get("sentence")
         if not isinstance(sentence, str) or self._options.existing == "replace":
             return None
-        return " ".join(sentence.split()) or None
+        line = " ".join(sentence.split())
+        if hidden_letter(line):
+            raise InputError("the sentence in its record has control or directional characters; mend it")
+        return line or None
 
     def _sentence(self, task: Task, tags: Sequence[str], shape: Shape) -> str:
         """The picture's sentence. Raises InputError where there is none, another LoraError where none will come."""
@@ -207,8 +213,9 @@ class Captioner:
         assert self._options.asking is not None
         style, given = self._options.asking.style, without_repeats(given_tags(shape))
         lines = caption_parts(tags, given, escaped(sentence) if shape.escape else sentence, style)
-        front = len(lines[0]) - 1 if style == "sentence" else front_count(tags, shape)
-        return Draft(lines, front)
+        if style == "sentence":
+            return Draft(lines, len(lines[0]) - 1, lines[0][:-1])
+        return Draft(lines, front_count(tags, shape), tags)
 
     def _caption(self, task: Task, draft: Draft) -> tuple[str | None, str]:
         """:meth:`_write`, again where another program changed the caption meanwhile."""

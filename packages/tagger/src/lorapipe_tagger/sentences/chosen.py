@@ -51,6 +51,8 @@ def asking_of(chosen: Chosen, existing: Existing, *, max_pixels: int) -> Asking:
             f"--caption-style two-lines with --existing {existing}: tags would go into each line of a caption; give "
             "--existing skip or replace, or --caption-style both"
         )
+    if settings.caption_style == "sentence" and chosen[ResultSettings].frequency:
+        raise ConfigError("--frequency has no use with --caption-style sentence: captions get no tags")
     prompt = read_prompt(
         settings.caption_prompt,
         hints=not settings.no_hints,
