@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from lorapipe_tagger.cli import lora_tag
 from support.called import caller
 
 from .making import MODEL, PICTURES, Result, Tag
+from .serving import Server
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +42,14 @@ def folder(tmp_path: Path) -> Path:
     for name in ("rgba.png", "exif.jpg", "gray16.png"):
         shutil.copy(PICTURES / name, place)
     return place
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server for sentences, and no key for it in the environment."""
+    monkeypatch.delenv("LORA_TAG_CAPTION_KEY", raising=False)
+    with Server() as one:
+        thread = threading.Thread(target=one.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield one
+        one.shutdown()

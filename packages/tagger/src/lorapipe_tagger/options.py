@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.tool import say
@@ -39,10 +40,14 @@ from lorapipe_tagger.settings import (
     Place,
     ResultSettings,
     SelectSettings,
+    SentenceSettings,
     ShapeSettings,
     UndoSettings,
     WorkSettings,
 )
+
+if TYPE_CHECKING:
+    from lorapipe_tagger.sentences.asking import Asking
 
 CATEGORIES = ("general", "character", "copyright", "artist", "species", "meta", "lore", "quality")
 _MILLION = 1_000_000
@@ -85,6 +90,12 @@ class Options:
     force: bool
     undo: bool
     run: str | None
+    asking: Asking | None
+
+    @property
+    def tagger(self) -> bool:
+        """Whether tags are wanted at all, not only sentences."""
+        return self.asking is None or self.asking.needs_tags
 
     @classmethod
     def of(cls, inputs: Sequence[str], chosen: Chosen) -> Options:
@@ -101,6 +112,7 @@ class Options:
         models = model.models or (DEFAULT,)
         if "combine" in chosen.given and len(models) < 2:
             raise ConfigError("--combine has a use only with several models: give --model once for each")
+        existing, tagging = _existing_of(captions, chosen.given), _work_of(work, model)
         return cls(
             inputs=inputs,
             recursive=stream.recursive,
@@ -109,7 +121,7 @@ class Options:
             revision=model.revision,
             model_dir=model.model_dir,
             offline=model.offline,
-            work=_work_of(work, model),
+            work=tagging,
             cache=not work.no_cache,
             thresholds=thresholds_of(select),
             mcut=select.mcut,
@@ -121,7 +133,7 @@ class Options:
             implications=shape.implications,
             trigger_from_folder=shape.trigger_from_folder,
             transparent_tag=shape.transparent_tag,
-            existing=_existing_of(captions, chosen.given),
+            existing=existing,
             extension=caption_suffix(captions.extension, "--ext"),
             output_dir=captions.output_dir,
             collision=captions.collision,
@@ -135,7 +147,16 @@ class Options:
             force=results.force,
             undo=chosen[UndoSettings].undo,
             run=chosen[UndoSettings].run,
+            asking=_asking_of(chosen, existing, tagging),
         )
+
+
+def _asking_of(chosen: Chosen, existing: Existing, work: Work) -> Asking | None:
+    if chosen[SentenceSettings].caption_url is None:
+        return None
+    from lorapipe_tagger.sentences.chosen import asking_of
+
+    return asking_of(chosen, existing, max_pixels=work.max_pixels)
 
 
 def _check_texts(model: ModelSettings, shape: ShapeSettings) -> None:

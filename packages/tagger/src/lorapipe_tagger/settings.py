@@ -18,6 +18,7 @@ Characters = Literal["first", "last", "mixed"]
 Place = Literal["off", "first", "last"]
 Existing = Literal["skip", "append", "prepend", "replace", "merge"]
 Collision = Literal["error", "first", "suffix"]
+CaptionStyle = Literal["both", "sentence", "two-lines"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,9 +298,70 @@ class ShapeSettings:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SentenceSettings:
+    """Sentences, by a model that you run"""
+
+    caption_url: str | None = flag(
+        None,
+        "Ask an OpenAI-compatible server (llama.cpp, vLLM, LM Studio) for sentences: http://127.0.0.1:8080/v1.",
+        metavar="URL",
+    )
+    caption_style: CaptionStyle = flag(
+        "both",
+        "What captions get: tags and the sentence behind them, the sentence alone, or a line for each.",
+        needs="caption_url",
+    )
+    caption_prompt: str | None = flag(
+        None,
+        "What the server's model is asked, with {tags}, {trigger}, {name} for this picture's.",
+        metavar="TEXT|@FILE",
+        needs="caption_url",
+    )
+    no_hints: bool = flag(
+        False,
+        "Tell it no tags; with --caption-style sentence no tagger is loaded.",
+        needs="caption_url",
+    )
+    caption_model: str | None = flag(
+        None,
+        "The name it goes by at the server.  [default: the first of GET /models]",
+        metavar="NAME",
+        needs="caption_url",
+    )
+    caption_tokens: int = flag(
+        200,
+        "The longest answer; one that is cut off there is refused.",
+        min=1,
+        metavar="N",
+        needs="caption_url",
+    )
+    caption_jobs: int = flag(
+        2, "Questions that are under way together.", min=1, max=64, metavar="N", needs="caption_url"
+    )
+    caption_timeout: float = flag(
+        120.0, "How long to wait for an answer.", metavar="SECONDS", above=0, max=86400, needs="caption_url"
+    )
+    caption_retries: int = flag(
+        4,
+        "How often to ask again, after growing pauses, a server that is busy or away.",
+        min=0,
+        max=20,
+        metavar="N",
+        needs="caption_url",
+    )
+    caption_key: str | None = flag(
+        None,
+        "Your key at the server; better in the environment, as LORA_TAG_CAPTION_KEY.",
+        metavar="KEY",
+        needs="caption_url",
+        secret=True,
+    )
+
+
 _TAGGING = (ResultSettings, WorkSettings, ShapeSettings, ModelSettings, SelectSettings, InputSettings)
 MODES = (
-    Mode("tagging", (CaptionSettings, DrySettings, *_TAGGING)),
+    Mode("tagging", (CaptionSettings, DrySettings, SentenceSettings, *_TAGGING)),
     Mode("--explain", (ExplainSettings, *_TAGGING), by="explain"),
     Mode("--verify", (VerifySettings, ModelSettings, SelectSettings, InputSettings), by="verify"),
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
@@ -311,6 +373,7 @@ ORDER = (
     ShapeSettings,
     CaptionSettings,
     DrySettings,
+    SentenceSettings,
     ResultSettings,
     WorkSettings,
     InputSettings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.records import write_record
@@ -14,6 +15,9 @@ from lorapipe_tagger.captions.shape import Shape, is_count
 from lorapipe_tagger.options import Options
 from lorapipe_tagger.scoring.select import spelling
 
+if TYPE_CHECKING:
+    from lorapipe_tagger.sentences.asking import Sentences
+
 _CONSTANT_SHARE = 0.9
 _FEWEST_FOR_SHARES = 10
 
@@ -22,6 +26,7 @@ _FEWEST_FOR_SHARES = 10
 class Count:
     """What came of the pictures."""
 
+    word: str = "tagged"
     tagged: int = 0
     cached: int = 0
     kept: int = 0
@@ -29,7 +34,7 @@ class Count:
 
     def line(self) -> str:
         """One line for the user."""
-        parts = [f"{self.tagged} tagged" + (f" ({self.cached} from the cache)" if self.cached else "")]
+        parts = [f"{self.tagged} {self.word}" + (f" ({self.cached} from the cache)" if self.cached else "")]
         parts += [f"{self.kept} had captions already (see --existing)"] * bool(self.kept)
         parts += [f"{self.failed} failed"] * bool(self.failed)
         return f"lora-tag: {', '.join(parts)}"
@@ -50,6 +55,13 @@ def tell(outcome: Outcome, options: Options, count: Count) -> None:
     elif outcome.error is None and not (outcome.kept and not options.dry_run):
         first, *more = outcome.text.split("\n")
         show(f"{outcome.record.path}: {first}", *more)
+
+
+def tell_sentences(sentences: Sentences) -> None:
+    """Tell how many sentences came from where, and of those that training would cut."""
+    say(sentences.line())
+    if note := sentences.note():
+        say(note)
 
 
 def tell_constant(tags: Counter[str], pictures: int, shape: Shape) -> None:

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterable
 
 MASK = "***"
-# Of Weights & Biases and of the hub.
+# Of Weights & Biases, of the hub, and of the server that lora-tag asks for sentences.
 VARIABLES = (
     "WANDB_API_KEY",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "HUGGINGFACE_TOKEN",
     "HUGGINGFACE_HUB_TOKEN",
+    "LORA_TAG_CAPTION_KEY",
 )
 _SHORTEST = 8  # letters; anything shorter may be a part of plain words
 # The user of an address, a key in its question, and what the hub's own tokens look like. As texts: a help, which

@@ -56,12 +56,13 @@ def flag(
     min: float | None = None,  # noqa: A002
     max: float | None = None,  # noqa: A002
     above: float | None = None,
+    secret: bool = False,
 ) -> Any:
     """A field that is an option of a tool. ``flags``: its spellings, by default the field's name with dashes.
 
     ``opposite``: the flag that turns a switch off. ``min`` and ``max`` are allowed themselves, ``above`` is not.
     ``needs``: the option has a use only where one of these options is given ("trigger") or has one of these values
-    ("order=alphabet|length", "order!=keep"). A literal type gives the choices.
+    ("order=alphabet|length", "order!=keep"). A literal type gives the choices. A ``secret`` is shown nowhere.
     """
     needed = (needs,) if isinstance(needs, str) else tuple(needs)
     facts = Facts(
@@ -74,6 +75,7 @@ def flag(
         min=min,
         max=max,
         above=above,
+        secret=secret,
     )
     return dataclasses.field(default=default, metadata={_KEY: facts})
 

@@ -66,7 +66,7 @@ def caption_tags(selection: Selection, shape: Shape) -> list[str]:
     names = [tag.name for tag in order_tags(tags, shape.order, shape.characters)]
     names = add_rating(names, selection.ratings, shape.rating)
     names = move(names, shape.first, shape.last)
-    given = without_repeats(_given(shape))
+    given = without_repeats(given_tags(shape))
     names = without_repeats([*given, *names])
     # What the user gave stands as it was given: a trigger must be the same in every caption and prompt.
     return [*given, *(write_tag(name, shape) for name in names[len(given) :])]
@@ -93,12 +93,13 @@ def tag_steps(tags: Sequence[Tag], shape: Shape) -> Iterator[tuple[str, list[Tag
 
 def front_count(tags: Sequence[str], shape: Shape) -> int:
     """How many tags of a caption stand in front because the user said so: trigger, added and first ones."""
-    front = {spelling(tag) for tag in (*_given(shape), *shape.first)}
+    front = {spelling(tag) for tag in (*given_tags(shape), *shape.first)}
     front |= {spelling(write_tag(tag, shape)) for tag in shape.first}
     return next((at for at, tag in enumerate(tags) if spelling(tag) not in front), len(tags))
 
 
-def _given(shape: Shape) -> list[str]:
+def given_tags(shape: Shape) -> list[str]:
+    """What every caption has in front because the user said so: the trigger and added tags."""
     return [tag for tag in (shape.trigger, *shape.add) if tag]
 
 
@@ -219,9 +220,12 @@ def without_repeats(names: Iterable[str]) -> list[str]:
 def write_tag(name: str, shape: Shape) -> str:
     """A tag as it stands in the caption."""
     text = with_spaces(name) if shape.spaces else name
-    if shape.escape:
-        text = re.sub(r"([\\()])", r"\\\1", text)
-    return text
+    return escaped(text) if shape.escape else text
+
+
+def escaped(text: str) -> str:
+    """A text with its brackets as prompts want them."""
+    return re.sub(r"([\\()])", r"\\\1", text)
 
 
 def with_spaces(name: str) -> str:

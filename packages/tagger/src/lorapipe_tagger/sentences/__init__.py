@@ -1,0 +1,1 @@
+"""Sentences about pictures, by a model that the user runs."""
