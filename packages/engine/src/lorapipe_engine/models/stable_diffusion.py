@@ -214,8 +214,8 @@ def _context_widths(shapes: Shapes) -> Iterator[tuple[int, str]]:
             modules.setdefault(match[1], {})[match[2]] = shape
     for name, own in modules.items():
         for ends in _CONTEXT_COLUMNS:
-            found = [next((own[end] for end in group if end in own), None) for group in ends]
-            columns = [shape[1] for shape in found if shape is not None]
+            factors = [next((own[end] for end in group if end in own), None) for group in ends]
+            columns = [shape[1] for shape in factors if shape is not None]
             if len(columns) == len(ends):
                 yield math.prod(columns), name
                 break

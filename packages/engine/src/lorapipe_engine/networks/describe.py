@@ -201,8 +201,8 @@ def _describe_network(file: WeightFile) -> Network:
 def _spelt(sign: tuple[str, str], modules: Sequence[NetworkModule]) -> tuple[str, str]:
     """A family and the module that shows it, as the file spells it."""
     title, name = sign
-    found = (m.path for m in modules if name == m.name or name.startswith(f"{m.name}."))
-    return title, next(found, name)
+    paths = (m.path for m in modules if name == m.name or name.startswith(f"{m.name}."))
+    return title, next(paths, name)
 
 
 def _other_kind(kind: Recognised, shapes: Mapping[str, tuple[int, ...]]) -> str:
