@@ -81,6 +81,9 @@ def copy_home(home: Path, folder: Path, page: Path) -> Path:
         shutil.copytree(home / "imgs", folder / "imgs")
         return folder
     shutil.copytree(home, folder, symlinks=True, copy_function=_copied)
+    if page.name == "datasets.md":  # begins with a folder that it draws
+        for name in ("imgs", "dataset"):
+            shutil.rmtree(folder / name)
     for name, text in files_of(page).items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder
