@@ -145,7 +145,8 @@ def train(
         average,
     ) as results:
         results.log.text("configuration", configuration)
-        with processes.leaving(), nothing_lost(results, keeper, state, length, say):
+        # The loss of a process is known inside, where what was learned is still kept.
+        with processes.leaving(), nothing_lost(results, keeper, state, length, say), processes.losses_told():
             with processes.interrupted_together():
                 run_steps(settings, plan, data, stepper, state, results, keeper, validation)
             results.save_final(state.step, state.epoch)

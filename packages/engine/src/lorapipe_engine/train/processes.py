@@ -180,6 +180,10 @@ class Processes:
         before = {number: signal.signal(number, note) for number in _ENDINGS}
         try:
             yield
+        except ProcessLost:
+            # The launcher ends the others now, while they keep what was learned.
+            before[signal.SIGTERM] = signal.SIG_IGN
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -34,6 +34,12 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def pass_over_sigterm() -> None:
+    """Pass over SIGTERM from now on, for a command that keeps what it has and then ends."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _raise(number: int, _frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)
     raise Terminated

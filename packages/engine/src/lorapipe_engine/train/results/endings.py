@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lorapipe_engine.command.process.terminating import pass_over_sigterm
 from lorapipe_engine.errors import OutputError, ProblemFound
 from lorapipe_engine.train.plan import Length
 from lorapipe_engine.train.processes import ProcessLost
@@ -37,6 +38,7 @@ def nothing_lost(
         if not state.step or not results.writes:
             kept = f"the last state is {keeper.path}" if keeper.path.exists() else "no state was written yet"
             raise ProcessLost(f"{error}; {kept}") from error
+        pass_over_sigterm()  # which the launcher sends to those that are left
         keeper.write()
         results.save_interrupted(state.step, state.epoch)
         raise ProcessLost(
