@@ -310,6 +310,8 @@ def test_a_server_that_is_not_there(tag: Tag, folder: Path, server: Server) -> N
     assert result.code == 2
     assert "cannot be reached (" in result.error
     assert "tried 2 times); is the server running?" in result.error
+    result = tag(folder, "--caption-url", url, "--caption-retries", 0, model=None)
+    assert "tried once); is the server running?" in result.error
 
 
 def test_an_answer_that_does_not_come_in_time(tag: Tag, folder: Path, server: Server) -> None:

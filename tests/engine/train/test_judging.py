@@ -259,7 +259,7 @@ def test_its_words_are_options_of_lora_grid() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["figure"], "did you mean 'figures'?"),
+        (["figure"], "the first word is loss or figures, not 'figure', did you mean 'figures'?"),
         (["loss", "encoder=a"], "loss takes no further words"),
         (["figures", "encoder"], "is not of the form name=value"),
         (["figures", "encodr=a"], "did you mean 'encoder'?"),

@@ -30,7 +30,7 @@ def read_early_stop_by(words: Sequence[str]) -> ByFigures | None:
     kind, *more = words or (LOSS,)
     if kind not in (LOSS, FIGURES):
         raise ConfigError(
-            f"early_stop_by: {kind!a} comes first{nearest(kind, (LOSS, FIGURES))}; loss or figures does"
+            f"early_stop_by: the first word is loss or figures, not {kind!a}{nearest(kind, (LOSS, FIGURES))}"
         )
     if kind == LOSS and more:
         raise ConfigError(f"early_stop_by: {more[0]!a} is for figures; loss takes no further words")

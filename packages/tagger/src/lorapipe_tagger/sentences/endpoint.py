@@ -103,7 +103,10 @@ class Endpoint:
             self._judge(reply)
         if self._stopped.is_set():
             raise Hopeless("stopped")
-        where, tries = self.address.shown, f"tried {self._retries + 1} times"
+        where, tries = (
+            self.address.shown,
+            "tried " + (f"{self._retries + 1} times" if self._retries else "once"),
+        )
         if reply is None:
             raise Hopeless(
                 f"{OPTION}: {where} cannot be reached ({one_line(lost)}, {tries}); is the server running?"
