@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.fused.drawing.unet import Drawing
+from lorapipe_engine.train.broken_graph import first_reason, leave_graph
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
 from lorapipe_engine.train.sample.draw import Guidance, Predict, evaluate_guided
@@ -115,6 +116,7 @@ class GuidedGraphs:
     @torch.no_grad()
     def _record(self, kind: _Kind) -> None:
         graph = torch.cuda.CUDAGraph()
+        draws = torch.cuda.get_rng_state()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
@@ -123,9 +125,9 @@ class GuidedGraphs:
                 answer = self._evaluate(kind)
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             self._able = False
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            leave_graph(draws)
             self._say(
-                f"note: evaluations cannot be captured as a graph here ({reason}); drawing goes on without"
+                f"note: evaluations cannot be captured as a graph here ({first_reason(error)}); drawing goes on without"
             )
             return
         kind.graph, kind.answer = graph, answer

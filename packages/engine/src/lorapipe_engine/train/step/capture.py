@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorapipe_engine.train.broken_graph import first_reason, leave_graph
 from lorapipe_engine.train.data.microbatch import MicroBatch, map_tensors, shape_of, tensors_of
 
 Say = Callable[[str], None]
@@ -125,10 +126,9 @@ class StepGraphs:
                 results = (loss,) if finish is None else finish(loss)
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             self._able = False
-            torch.cuda.set_rng_state(draws)
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            leave_graph(draws)
             self._say(
-                f"note: the step cannot be captured as a graph here ({reason}); training goes on without"
+                f"note: the step cannot be captured as a graph here ({first_reason(error)}); training goes on without"
             )
             return
         cost = max(0, free - torch.cuda.mem_get_info()[0])
