@@ -1,8 +1,9 @@
-"""The Triton kernels of the fused blocks run on the CPU by Triton's interpreter, beside torch's own operations.
+"""The Triton kernels of the fused blocks beside torch's own operations: on a card, or on the CPU by Triton's interpreter.
 
 A program by itself, since the interpreter must be chosen before the kernels are imported:
 
-    TRITON_INTERPRET=1 python tests/engine/nn/kernels_interpreted.py
+    python tests/engine/nn/kernels_compared.py                       # compiled, on the card
+    TRITON_INTERPRET=1 python tests/engine/nn/kernels_compared.py    # on the CPU
 
 prints one JSON object: for each comparison, the largest relative difference of its results.
 """
@@ -10,6 +11,7 @@ prints one JSON object: for each comparison, the largest relative difference of 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +30,12 @@ from lorapipe_engine.nn.fused.gradients import FactorGradients
 
 def both_ways(work: Callable[[], list[Any]]) -> float:
     """The largest difference between what ``work`` gives with the kernels and without."""
-    own, quick = (kernels.runs_triton, kernels.runs_products), lambda x: x.dtype != torch.float64
-    plain = work()
+    found, plain = [], []
+    own = kernels.runs_triton, kernels.runs_products
     try:
-        kernels.runs_triton = kernels.runs_products = quick
-        found = work()
+        for results, runs in ((plain, lambda _: False), (found, lambda x: x.dtype != torch.float64)):
+            kernels.runs_triton = kernels.runs_products = runs
+            results += work()
     finally:
         kernels.runs_triton, kernels.runs_products = own
     return max(test_fused.apart(a.double(), b.double()) for a, b in zip(found, plain, strict=True))
@@ -47,7 +50,7 @@ def sliced(*shape: int) -> Any:
 def unet(linear: bool, **more: Any) -> list[Any]:
     """The fused UNet with the kernels, the library's own without; small, the interpreter is slow."""
     fused = kernels.runs_triton(torch.zeros(1))
-    return test_fused.passes(linear, fused=fused, size=(6, 4), **more)
+    return test_fused.passes(linear, fused=fused, size=(6, 4), device=str(torch.get_default_device()), **more)
 
 
 def layer_norm(also: bool, rows: int = 37, width: int = 40) -> list[Any]:
@@ -186,4 +189,8 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
 }
 
 if __name__ == "__main__":
+    if not os.environ.get("TRITON_INTERPRET"):
+        torch.set_default_device("cuda")
+        # The card's matrix units would drop digits of what the kernels are compared with.
+        torch.backends.cudnn.allow_tf32 = False
     print(json.dumps({name: both_ways(work) for name, work in COMPARED.items()}, indent=1))
