@@ -25,6 +25,7 @@ import test_fused
 
 from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused import unet as fused_unet
+from lorapipe_engine.nn.fused.blocks import Blocks
 from lorapipe_engine.nn.fused.gradients import FactorGradients
 
 
@@ -165,6 +166,20 @@ def sums_and_copies() -> list[Any]:
     return [x, kernels.turned(weight), *targets]
 
 
+def rotations(blocks: Blocks, rows: int = 150) -> list[Any]:
+    """Turns of one step, as the first of several, and as the last."""
+    torch.manual_seed(0)
+    width, bias = blocks.count * blocks.size, torch.randn(blocks.count * blocks.size)
+    turns, into = (torch.randn(blocks.count, blocks.size, blocks.size) for _ in range(2))
+    x, change, grad, also = (sliced(rows, width) for _ in range(4))
+    alone = kernels.rotate(x, None, None, turns, blocks, whole=True)
+    first = kernels.rotate(x, bias, None, turns, blocks, whole=False)
+    last = kernels.rotate(x, bias, change, turns, blocks, whole=True)
+    back = kernels.rotate_back(x, bias, change, grad, None, turns, blocks, into, whole=False)
+    whole = kernels.rotate_back(x, bias, None, grad, also, turns, blocks, into, whole=True)
+    return [alone, first, last, back, whole, into]
+
+
 COMPARED: dict[str, Callable[[], list[Any]]] = {
     "unet, linear projections, added conditions": lambda: unet(True, added=True),
     "unet, convolutions as projections, checkpointed": lambda: unet(False, checkpointed=True),
@@ -184,6 +199,9 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "scaled columns, with more": lambda: scale_columns(also=True, rows=100),
     "gradients of factors": lambda: factor_gradients(apart=False),
     "gradients of factors, in units, apart": lambda: factor_gradients(apart=True, ranks=(16, 16)),
+    "turns of small blocks": lambda: rotations(Blocks(15, 10)),
+    "turns of large blocks": lambda: rotations(Blocks(2, 70), rows=40),
+    "turns of channels that lie apart": lambda: rotations(Blocks(2, 5, 4, 4)),
     "few keys": few_keys,
     "few keys, many rows": lambda: few_keys(rows=1100, count=77, width=40, heads=1),
 }

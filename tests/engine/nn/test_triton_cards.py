@@ -15,13 +15,14 @@ triton = pytest.importorskip("triton", reason="Triton is for Linux")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from lorapipe_engine.nn.fused import kernels, triton_dots, triton_few_keys  # noqa: E402
+from lorapipe_engine.nn.fused import kernels, triton_blocks, triton_dots, triton_few_keys  # noqa: E402
+from lorapipe_engine.nn.fused.blocks import Blocks  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 # Compute capability -> bytes that one block may take (CUDA C++ programming guide, technical specifications).
 CARDS = {75: 64 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
-FLOATS, WHOLES = ("part", "scales", "like_target"), ("jobs", "slots")
+FLOATS, WHOLES = ("part", "scales", "like_target", "turns", "into"), ("jobs", "slots")
 NUMBERS = ("M", "N", "C", "R", "rows_each", "total")
 
 
@@ -62,6 +63,24 @@ def test_short_products_fit(card: int) -> None:
         constants = {"UNIT": 16, "RANK_UNIT": 16, "FIELDS": triton_dots.FIELDS, "RANK": rank}
         constants |= {"ROWS": triton_dots.ROWS, "COLUMNS": triton_dots.COLUMNS}
         assert room_taken(triton_dots._factors, card, constants) <= CARDS[card]
+
+
+@pytest.mark.parametrize(
+    ("card", "blocks"),
+    [
+        (75, Blocks(40, 8)),
+        (75, Blocks(4, 5, 8, 8)),
+        (90, Blocks(40, 8)),
+        (90, Blocks(2, kernels.most_channels(CARDS[90]))),
+    ],
+)
+def test_turns_of_blocks_fit(card: int, blocks: Blocks) -> None:
+    _, known = triton_blocks.tiles(blocks)
+    warps, stages = known.pop("num_warps"), known.pop("num_stages")
+    constants = {**known, "BIAS": True, "CHANGE": True, "WHOLE": False}
+    assert room_taken(triton_blocks._rotate, card, constants, warps, stages) <= CARDS[card]
+    constants = {**constants, "ALSO": True, "WHOLE": True}
+    assert room_taken(triton_blocks._rotate_back, card, constants, warps, stages) <= CARDS[card]
 
 
 @pytest.mark.parametrize("card", [card for card in CARDS if not small(card)])

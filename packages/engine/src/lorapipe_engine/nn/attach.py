@@ -91,6 +91,28 @@ class Network:
             owned.sort(key=lambda row: (places[row[1]], row[2]))
             self.groups[part] = FlatGroup(part, [p for p, _, _ in owned], [rate for _, rate, _ in owned])
 
+        classes: dict[type[Adapter], list[Adapter]] = {}
+        for adapter in self.adapters.values():
+            classes.setdefault(type(adapter), []).append(adapter)
+        works = [kind.together(rows) for kind, rows in classes.items()]
+        self.together = [work for work in works if work is not None]
+
+    def begin(self) -> None:
+        """Before the passes of a step: what adapters compute together. Then :meth:`finish` after each backward pass,
+        and :meth:`end` before the parameters change."""
+        for work in self.together:
+            work.begin()
+
+    def finish(self) -> None:
+        """Bring the gradients of what is computed together to the parameters."""
+        for work in self.together:
+            work.finish()
+
+    def end(self) -> None:
+        """Forget what was computed together."""
+        for work in self.together:
+            work.end()
+
     def file_tensors(self) -> dict[str, Tensor]:
         """Every tensor of the LoRA file, by its key, on the CPU in float32 and sorted by key."""
         tensors = {

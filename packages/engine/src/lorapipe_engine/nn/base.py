@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,19 @@ class OverLayer(nn.Module):
     def bias(self) -> Tensor | None:
         """The frozen bias, if any."""
         return cast("Tensor | None", self.base.bias)
+
+
+class Together(Protocol):
+    """Work for the passes of a step that adapters have in common."""
+
+    def begin(self) -> None:
+        """Compute it from the parameters as they are."""
+
+    def finish(self) -> None:
+        """After a backward pass: add what it gave to the gradients of the parameters."""
+
+    def end(self) -> None:
+        """The parameters change: forget it. Until the next :meth:`begin` each adapter computes its own."""
 
 
 class Adapter(OverLayer):
@@ -159,6 +172,12 @@ class Adapter(OverLayer):
         """The numbers of :meth:`short_axis` for N adapters that are :func:`alike`, (N, out) or (N, in), beside the
         factors of :meth:`short_form`, without the change's share of them in it. Gradients go back to ``values``."""
         raise NotImplementedError
+
+    @classmethod
+    def together(cls, rows: Sequence[Self]) -> Together | None:  # noqa: ARG003
+        """What all adapters of the class in a network compute together for the passes of a step, before them; None:
+        nothing."""
+        return None
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -8,17 +8,20 @@ norm constraint·out where that is above 0 and exceeded (norm over all blocks); 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn import cayley
 from lorapipe_engine.nn.adapters.lokr import split
-from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size
+from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size, alike
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
+from lorapipe_engine.nn.fused.blocks import TILE, Blocks
 from lorapipe_engine.nn.options import flag, not_negative, whole
+from lorapipe_engine.nn.rotations import Made, Rotated, Together, turned
 
 Shape = tuple[int, ...]
 
@@ -37,6 +40,7 @@ class Rotation(Adapter):
 
     oft_blocks: nn.Parameter
     rescale: nn.Parameter
+    made: Made | None = None
 
     @classmethod
     def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:
@@ -48,8 +52,9 @@ class Rotation(Adapter):
         """Shape of ``oft_blocks`` for a layer. Raises ConfigError where none fits."""
 
     @abstractmethod
-    def turned(self, rows: Tensor, turns: Tensor) -> Tensor:
-        """The change of ``rows`` (..., out) by ``turns``, rotations minus one in the shape of ``oft_blocks``."""
+    def applied(self, turns: Tensor) -> tuple[list[Tensor], list[Blocks]]:
+        """From R - I of N layers that are alike, (N, *shape of ``oft_blocks``): the turns one after the other, each (N,
+        count, size, size) for rows from the left, and of which outputs each is."""
 
     @classmethod
     def shapes(cls, layer: Shape, size: Size, options: Options) -> dict[str, Shape]:
@@ -83,37 +88,53 @@ class Rotation(Adapter):
         out: Tensor = self.base(x)
         is_conv = isinstance(self.base, nn.Conv2d)
         plain = out.movedim(1, -1) if is_conv else out
-        if self.bias is not None:
-            plain = plain - self.bias
-        change = self._moved(plain, self.multiplier)
+        rows = plain.reshape(-1, plain.shape[-1])
+        # What is made together is of strength 1.
+        made = self.made if self.multiplier == 1 else None
+        made = made or self._make_alone(self.multiplier)
+        moved = turned(rows, self.bias, made, self.oft_blocks)
         if self.training and self.dropouts.module:
-            change = change * (torch.rand((), device=x.device) >= self.dropouts.module).to(x.dtype)
-        return out + (change.movedim(-1, 1) if is_conv else change)
+            moved = torch.where(torch.rand((), device=x.device) >= self.dropouts.module, moved, rows)
+        moved = moved.view(plain.shape)
+        return moved.movedim(-1, 1) if is_conv else moved
 
-    def _moved(self, rows: Tensor, multiplier: float) -> Tensor:
-        """The change of ``rows`` (..., out)."""
-        change = self.turned(rows, (self._turns() * multiplier).to(rows.dtype))
-        if "rescale" in self._parameters:
-            factor = self.rescale.flatten()
-            change = change * factor.to(rows.dtype) + rows * (factor - 1).to(rows.dtype)
-        return change
+    @classmethod
+    def together(cls, rows: Sequence[Self]) -> Together:
+        return Together(cast("list[list[Rotated]]", alike(rows)))
 
-    def _turns(self) -> Tensor:
-        """R - I of every block, as 2Q(I - Q)⁻¹, so that small turns lose no digits."""
-        skew = self.oft_blocks - self.oft_blocks.mT
+    def skew(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Q, (N, ..., b, b), of N layers that are alike with these parameters, brought to the constraint."""
+        blocks = values["oft_blocks"]
+        skew = blocks - blocks.mT
         if limit := self.alpha * self.weight.shape[0]:
-            skew = skew * (limit / torch.linalg.vector_norm(skew).clamp(min=limit))
-        one = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
-        # I - Q of a skew Q is never singular, so there is nothing to check, and nothing waits for the device.
-        inverse: Tensor = torch.linalg.inv_ex(one - skew)[0]
-        return 2 * skew @ inverse
+            norms = torch.linalg.vector_norm(skew, dim=list(range(1, skew.dim())), keepdim=True)
+            skew = skew * (limit / norms.clamp(min=limit))
+        return skew
+
+    def make(
+        self, turns: Tensor, values: Mapping[str, Tensor], multiplier: float = 1.0
+    ) -> tuple[list[Tensor], list[Blocks]]:
+        """From R - I, in the shape of Q: the turns as they are applied at a strength, ``rescale`` in the last."""
+        own, blocks = self.applied(turns if multiplier == 1 else turns * multiplier)
+        if "rescale" in values:
+            factor = blocks[-1].apart(values["rescale"].flatten(1)).transpose(0, 1)
+            own[-1] = own[-1] * factor[:, :, None] + torch.diag_embed(factor - 1)
+        return own, blocks
+
+    def _make_alone(self, multiplier: float) -> Made:
+        values = {role: getattr(self, role)[None] for role in self.roles}
+        skew = self.skew(values)
+        flat = cayley.turns(skew.reshape(-1, *skew.shape[-2:]))
+        own, blocks = self.make(flat.view(skew.shape), values, multiplier)
+        return Made([turn[0] for turn in own], blocks)
 
     def delta(self) -> Tensor:
         return self.delta_at(1.0)
 
     def delta_at(self, multiplier: float) -> Tensor:
         weight = frozen_weight(self.base).to(self.oft_blocks.dtype)
-        return self._moved(weight.flatten(1).mT, multiplier).mT.reshape(weight.shape)
+        change = turned(weight.flatten(1).mT.contiguous(), None, self._make_alone(multiplier), whole=False)
+        return change.mT.reshape(weight.shape)
 
     def file_tensors(self) -> dict[str, Tensor]:
         own = {role: getattr(self, role) for role in self.roles}
@@ -159,10 +180,8 @@ class Oft(Rotation):
         block, count = split(outputs, rank)
         return (count, block, block)
 
-    def turned(self, rows: Tensor, turns: Tensor) -> Tensor:
-        count, size = turns.shape[0], turns.shape[1]
-        parts = rows.reshape(*rows.shape[:-1], count, 1, size)
-        return (parts @ turns).reshape(rows.shape)
+    def applied(self, turns: Tensor) -> tuple[list[Tensor], list[Blocks]]:
+        return [turns], [Blocks(turns.shape[1], turns.shape[2])]
 
 
 class Boft(Rotation):
@@ -189,18 +208,37 @@ class Boft(Rotation):
         count = outputs // block
         return (count.bit_length(), count, block, block)
 
-    def turned(self, rows: Tensor, turns: Tensor) -> Tensor:
-        stages, count, size = turns.shape[0], turns.shape[1], turns.shape[2]
-        change = torch.zeros_like(rows)
-        for stage in range(stages):
-            half = 2**stage * size // 2
-            now = (
-                (rows + change).reshape(*rows.shape[:-1], -1, 2, half).transpose(-1, -2)
-            )  # (..., c, half, 2)
-            parts = now.reshape(*rows.shape[:-1], count, 1, size)
-            turned = (parts @ turns[stage].mT).reshape(now.shape)
-            change = change + turned.transpose(-1, -2).reshape(rows.shape)
-        return change
+    def applied(self, turns: Tensor) -> tuple[list[Tensor], list[Blocks]]:
+        """Stage j turns outputs (c, s, t, l) by s, one of 2, and l, one of b/2; t is one of 2^j. So stages that follow
+        each other make one turn of what all their s and l name, and a few such turns are all."""
+        stages, half = turns.shape[1], turns.shape[-1] // 2
+        most = max(1, (TILE // half).bit_length() - 1)
+        parts = -(-stages // most)
+        ends = [stages * (part + 1) // parts for part in range(parts)]
+        own, blocks, start = [], [], 0
+        for end in ends:
+            own.append(_joined(turns[:, start:end], 2**start))
+            outer = turns.shape[2] // 2 ** (end - 1)
+            blocks.append(Blocks(outer, half, 2 ** (end - start), 2**start))
+            start = end
+        return own, blocks
+
+
+def _joined(turns: Tensor, inner: int) -> Tensor:
+    """R - I of stages (N, stages, n, b, b) that follow each other, as one turn of rows, (N, n', size, size).
+    ``inner``: 2^j of the first of them."""
+    count, stages, blocks, width = turns.shape[:4]
+    half, outer = width // 2, blocks // (inner * 2 ** (stages - 1))
+    size = 2**stages * half
+    one = torch.eye(size, device=turns.device, dtype=turns.dtype)
+    change = torch.zeros(count, outer * inner, size, size, device=turns.device, dtype=turns.dtype)
+    for stage in range(stages):
+        above, below = 2 ** (stages - 1 - stage), 2**stage
+        rows = (change + one).view(count, outer, inner, size, above, 2, below, half)
+        of_stage = turns[:, stage].reshape(count, outer, above, below, inner, half, 2, half, 2)
+        moved = torch.einsum("noigusdl,noudiprls->noigurdp", rows, of_stage)
+        change = change + moved.reshape(change.shape)
+    return change
 
 
 def _butterflies(outputs: int) -> list[int]:

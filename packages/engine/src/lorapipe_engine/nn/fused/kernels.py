@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lorapipe_engine.nn.fused import blocks as plain_blocks
 from lorapipe_engine.nn.fused import plain
+from lorapipe_engine.nn.fused.blocks import Blocks
 from lorapipe_engine.nn.fused.gradients import FactorGradients
 from lorapipe_engine.nn.fused.plain import GEGLU, GELU, QUICK_GELU
 
@@ -47,6 +49,8 @@ class Op:
 OPS: Mapping[str, Op] = {
     "lift": Op("triton_dots:lift", plain.lift, products=True),
     "scale_columns": Op("triton_dots:scale_columns", plain.scale_columns),
+    "rotate": Op("triton_blocks:rotate", plain_blocks.rotate, products=True),
+    "rotate_back": Op("triton_blocks:rotate_back", plain_blocks.rotate_back, products=True),
     "layer_norm": Op("triton_kernels:layer_norm", plain.layer_norm),
     "layer_norm_backward": Op("triton_kernels:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
@@ -139,6 +143,45 @@ def scale_columns(
     added to ``into`` (C,)."""
     scaled: Tensor = _choose("scale_columns", x)(x, ratio, other, into, also)
     return scaled
+
+
+def rotate(
+    rows: Tensor, bias: Tensor | None, change: Tensor | None, turns: Tensor, blocks: Blocks, *, whole: bool
+) -> Tensor:
+    """change + (rows - bias + change) T, (N, C), and with ``whole`` also + rows: blocks of channels times ``turns``
+    (blocks, size, size), float32. ``change`` (N, C) is what turns before this one add to the rows, ``bias`` (C,)."""
+    moved: Tensor = _choose("rotate", rows, fits=_holds(rows, blocks))(
+        rows, bias, change, turns, blocks, whole
+    )
+    return moved
+
+
+def rotate_back(
+    rows: Tensor,
+    bias: Tensor | None,
+    change: Tensor | None,
+    grad: Tensor,
+    also: Tensor | None,
+    turns: Tensor,
+    blocks: Blocks,
+    into: Tensor,
+    *,
+    whole: bool,
+) -> Tensor:
+    """The way back through :func:`rotate`: also + (grad + also) Tᵀ, (N, C), and with ``whole`` also + grad. The
+    gradient of the turns, of rows - bias + change and grad + also, is added to ``into``."""
+    chosen = _choose("rotate_back", rows, fits=_holds(rows, blocks))
+    moved: Tensor = chosen(rows, bias, change, grad, also, turns, blocks, into, whole)
+    return moved
+
+
+def _holds(rows: Tensor, blocks: Blocks) -> bool:
+    return runs_products(rows) and blocks.size <= most_channels(_room(rows))
+
+
+def most_channels(room: int) -> int:
+    """Channels of a block that the kernels turn at once; larger blocks are products enough by themselves."""
+    return 128 if room >= LARGE else 64
 
 
 class FactorBatch(Protocol):

@@ -76,6 +76,7 @@ class Stepper:
             group.zero_grad()
         if self.packs is not None:
             self.packs.refresh()
+        self.network.begin()
         if self.trace is not None:
             self.trace.record_network(self.network)
 
@@ -126,6 +127,7 @@ class Stepper:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if self.packs is not None:
             self.packs.finish()
+        self.network.finish()
 
     def add_up(self, share: Tensor) -> Tensor:
         """Add the gradients up over all processes; the loss of all, from this one's ``share``, a tensor."""
@@ -151,6 +153,7 @@ class Stepper:
 
     def step(self) -> None:
         """Move the network by the clipped gradients, within its limits."""
+        self.network.end()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.norm_limit is not None:
