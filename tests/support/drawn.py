@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from lorapipe_engine.nn.base import Size, adapter_class
+from lorapipe_engine.nn.base import NO_DROPOUT, Size, adapter_class
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.shelf import Loaded, NetworkFile
 from lorapipe_engine.train.families.base import Family
@@ -47,6 +48,25 @@ def write_factored(path: Path, family: Family, algorithm: str, *, rank: int) -> 
         for role, shape in adapter.shapes(tuple(module.weight.shape), Size(rank, 1.0), {}).items():
             tensors[f"{name}.{adapter.suffix(role)}"] = torch.randn(shape, generator=draw) * 0.2
         tensors[f"{name}.alpha"] = torch.tensor(rank / 2)
+    save_file(tensors, path)
+    return Loaded(NetworkFile(path, path.stem), 0.8, 0.7)
+
+
+def write_adapters(
+    path: Path, family: Family, algorithm: str, options: Mapping[str, Any], seed: int = 5
+) -> Loaded:
+    """A network of any algorithm on every layer in blocks, not far from what training begins with."""
+    draw = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Any] = {}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for part, place, module in family.target_modules():
+            adapter = adapter_class(algorithm).create(module, Size(2, 1.0), NO_DROPOUT, options)
+            for parameter in adapter.parameters(recurse=False):
+                parameter += 0.05 * torch.randn(parameter.shape, generator=draw).to(parameter.device)
+            name = family.lora_name(part, place)
+            for suffix, tensor in adapter.file_tensors().items():
+                tensors[f"{name}.{suffix}"] = tensor.detach().cpu().clone()
     save_file(tensors, path)
     return Loaded(NetworkFile(path, path.stem), 0.8, 0.7)
 

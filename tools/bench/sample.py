@@ -1,13 +1,14 @@
 """Times drawing on full-size models of random weights, beside diffusers' own pipeline in the same run.
 
-    python tools/bench/sample.py [sd15 sdxl] [--profile] [--quick] [--minutes 6] [--vae fp16] [--json]
+    python tools/bench/sample.py [sd15 sdxl] [--parts swap,grid] [--profile] [--minutes 6] [--vae fp16] [--json]
     python tools/bench/sample.py --small           tiny models, on a CPU too: whether all of it runs
 
 SD1.5 512 px batch 4 and SDXL 1024 px batch 2, 20 steps of Euler with guidance, from text states to pictures in memory.
-For each: diffusers' pipeline as it is, ours, the kernels of one evaluation by kind (``--profile``), the time of a
-swap, a grid of five networks and five seeds beside as many pictures without networks, written as PNG, and at last
-diffusers' pipeline with compiled blocks. Parts that would begin after ``--minutes`` are left out. Nothing is
-downloaded: models and networks are made on the device.
+The parts, in this order, first of all models and then the last one of all: diffusers' pipeline as it is; ours, with the
+kernels of one evaluation by kind (``--profile``); a swap of networks, whole and what its parts take; a grid of five
+networks and five seeds beside as many pictures without networks, written as PNG; diffusers' pipeline with compiled
+blocks. Of each part its seconds are told. A part that would begin after ``--minutes`` is left out, which is told too.
+Nothing is downloaded: models and networks are made on the device.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import gc
 import logging
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,14 +28,13 @@ from typing import Any
 import torch
 from kernels import shares, table
 from measuring import print_row
+from sample_swaps import network_folder, swap_row, write_network
 from train import FLOOR, WORKLOADS, make_family
 
-from lorapipe_engine.files.dtypes import Encoded
-from lorapipe_engine.files.tensorfile import write_tensors
 from lorapipe_engine.models.predictions import EPSILON
 from lorapipe_engine.pictures.parameters import save_with_parameters
 from lorapipe_engine.sampling.cells import Cell
-from lorapipe_engine.sampling.shelf import Loaded, NetworkFile
+from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.base.modules import place
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
@@ -44,6 +43,7 @@ from lorapipe_engine.train.sample.draw import Guidance, evaluate_guided, first_n
 from lorapipe_engine.train.sample.picture import CellPainter
 from lorapipe_engine.train.sample.writing import Writer
 
+PARTS = ("diffusers", "ours", "swap", "grid", "compiled")
 REPEATS = 3
 SIDE = 5  # of the grid
 
@@ -85,12 +85,13 @@ class Bench:
         self.name, self.model, self.options, self.began = name, MODELS[name], options, began
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.eager = 0.0
+        self.side = SIDE if name != "small" else 2
+        self.eager = self.plain = 0.0  # seconds of a batch by diffusers, of a grid without networks
 
     def run(self) -> None:
-        """Measure all that there is time for."""
+        """Measure all that there is time for, but what takes long to compile."""
         gc.collect()
-        family = self.make()
+        family = self.made()
         self.part("diffusers", partial(self.diffusers, family, compiled=False))
         painter = CellPainter(
             family,
@@ -101,27 +102,54 @@ class Bench:
             decoding=DTYPES[self.options.vae] if self.options.vae != "float" else None,
         )
         self.part("ours", partial(self.ours, painter))
-        with tempfile.TemporaryDirectory() as folder:
-            self.part("grid", partial(self.grid, painter, Path(folder)))
+        with network_folder() as folder:
+            if self.options.parts & {"swap", "grid"}:
+                began = time.monotonic()
+                networks = [
+                    write_network(folder / f"{number}.safetensors", family, self.model.rank)
+                    for number in range(self.side)
+                ]
+                self.tell_time("writing networks", began)
+            self.part("without", lambda: self.without(painter, folder), of="grid")
+            self.part("swap", lambda: self.swap(painter, networks))
+            self.part("grid", lambda: self.grid(painter, networks, folder))
 
     def run_compiled(self) -> None:
         """What takes long to compile, after all that does not."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-            self.part("diffusers, compiled", lambda: self.diffusers(self.make(), compiled=True))
+            self.part("compiled", lambda: self.diffusers(self.made(), compiled=True))
 
-    def part(self, what: str, measured: Callable[[], None]) -> None:
-        """Run a part, unless the time is over; what goes wrong in it is told."""
+    def part(self, what: str, measured: Callable[[], None], *, of: str = "") -> None:
+        """Run a part that was asked for, unless the time is over; what goes wrong in it is told. ``of``: what asks for
+        it, where it is not its own name."""
+        if (of or what) not in self.options.parts:
+            return
         if time.monotonic() - self.began > self.options.minutes * 60:
             say(f"{self.name}: {what} is left out: {self.options.minutes:g} minutes are over")
             return
+        began = time.monotonic()
         try:
             measured()
         except Exception as error:
             if self.options.small:
                 raise
             say(f"{self.name}: {what} failed: {type(error).__name__}: {str(error)[:500]}")
+        self.tell_time(what, began)
+
+    def tell_time(self, what: str, began: float) -> None:
+        """Say how long something took."""
+        now = time.monotonic()
+        say(f"{self.name}: {what} took {now - began:.1f} s, {now - self.began:.0f} s since the start")
+
+    def made(self) -> Family:
+        """The models, with the time that they take."""
+        began = time.monotonic()
+        family = self.make()
+        self.wait()
+        self.tell_time("making the models", began)
+        return family
 
     def make(self) -> Family:
         """The models."""
@@ -232,31 +260,32 @@ class Bench:
                     f"{row.self_device_time_total / 1e3:9.3f} ms {row.count:6} x  {row.key[:110]}", flush=True
                 )
 
-    def grid(self, painter: CellPainter, folder: Path) -> None:
-        """Swaps, and networks by seeds beside as many pictures without networks; PNGs are written."""
-        networks = [
-            write_network(folder / f"{number}.safetensors", painter.family, self.model.rank)
-            for number in range(SIDE if self.name != "small" else 2)
-        ]
-        nothing: list[tuple[Loaded, ...]] = [()] * len(networks)
-        times: dict[str, float] = {}
-        # Without networks first: there is no room for them in the layers yet.
-        for what, sets in () if self.options.quick else (("warm", nothing[:1]), ("without", nothing)):
-            times[what] = self.draw_grid(painter, sets, folder)
-        new, known = self.swaps(painter, networks)
-        row: dict[str, Any] = {"model": self.name, "what": "swap", "rank": self.model.rank}
-        print_row(
-            row | {"new_file_ms": round(new * 1e3, 1), "known_ms": round(known * 1e3, 1)},
-            as_json=self.options.json,
-        )
-        if self.options.quick:
-            return
+    def without(self, painter: CellPainter, folder: Path) -> None:
+        """The pictures of a grid without networks: before there is room for them in the layers."""
+        nothing: list[tuple[Loaded, ...]] = [()] * self.side
+        self.draw_grid(painter, nothing[:1], folder)
+        self.plain = self.draw_grid(painter, nothing, folder)
+
+    def swap(self, painter: CellPainter, networks: Sequence[Loaded]) -> None:
+        """Swaps to files that were not read before, and to those that were."""
+        row = {"model": self.name, "what": "swap", "rank": self.model.rank}
+        row |= swap_row(painter.swapper.use, networks, self.wait)
+        print_row(row, as_json=self.options.json)
+
+    def grid(self, painter: CellPainter, networks: Sequence[Loaded], folder: Path) -> None:
+        """Networks by seeds, beside as many pictures without networks; PNGs are written."""
         alone: list[tuple[Loaded, ...]] = [(one,) for one in networks]
-        for what, sets in (("first network", alone[:1]), ("with", alone)):
-            times[what] = self.draw_grid(painter, sets, folder)
-        row = {"model": self.name, "what": f"grid of {len(networks) ** 2} pictures"}
-        row |= {f"{what}_s": round(seconds, 3) for what, seconds in times.items()}
-        print_row(row | {"times": round(times["with"] / times["without"], 3)}, as_json=self.options.json)
+        first = self.draw_grid(painter, alone[:1], folder)
+        seconds = self.draw_grid(painter, alone, folder)
+        row = {
+            "model": self.name,
+            "what": f"grid of {self.side**2} pictures",
+            "without_s": round(self.plain, 3),
+            "first_network_s": round(first, 3),
+            "with_s": round(seconds, 3),
+            "times": round(seconds / self.plain, 3) if self.plain else 0.0,
+        }
+        print_row(row, as_json=self.options.json)
 
     def draw_grid(self, painter: CellPainter, sets: Sequence[tuple[Loaded, ...]], folder: Path) -> float:
         """Seconds of as many seeds as the grid has for each of some sets of networks, PNGs written."""
@@ -265,26 +294,11 @@ class Bench:
         with Writer() as writer:
             for place, rows in enumerate(sets):
                 painter.swapper.use(rows)
-                cells = [self.cell(seed, rows) for seed in range(SIDE if self.name != "small" else 2)]
+                cells = [self.cell(seed, rows) for seed in range(self.side)]
                 for cell, drawn in zip(cells, painter.draw(cells), strict=True):
                     path = folder / f"{place}-{cell.seed}.png"
                     writer.add(partial(save, path, drawn), lambda: None)
         return time.perf_counter() - began
-
-    def swaps(self, painter: CellPainter, networks: Sequence[Loaded]) -> tuple[float, float]:
-        """Median seconds of a swap to a network that is not read yet, and to one that is."""
-        painter.swapper.use(networks[:1])  # room in the slots
-        medians = []
-        for rows in (networks[1:], networks):
-            times = []
-            for row in rows:
-                self.wait()
-                began = time.perf_counter()
-                painter.swapper.use((row,))
-                self.wait()
-                times.append(time.perf_counter() - began)
-            medians.append(statistics.median(times))
-        return medians[0], medians[1]
 
     # ---------------------------------------------------------------- parts of them
 
@@ -353,27 +367,6 @@ def make_pipeline(family: Family) -> Any:
     )
 
 
-def write_network(path: Path, family: Family, rank: int) -> Loaded:
-    """A file of small random values on all attention and feed-forward layers, in fp16."""
-    tensors: dict[str, Encoded] = {}
-    for name, tensor in network_tensors(family, rank):
-        values = tensor.half().cpu().contiguous().numpy()
-        tensors[name] = Encoded("F16", tuple(values.shape), values)
-    write_tensors(path, dict(sorted(tensors.items())), {}, force=False)
-    return Loaded(NetworkFile(path, path.stem))
-
-
-def network_tensors(family: Family, rank: int) -> Iterator[tuple[str, Any]]:
-    """Names and values of a network's tensors."""
-    for part, place_of, module in family.target_modules():
-        name, weight = family.lora_name(part, place_of), module.weight
-        shape = weight.shape
-        down = torch.randn(rank, *shape[1:], device=weight.device) / 100
-        yield f"{name}.lora_down.weight", down
-        yield f"{name}.lora_up.weight", torch.randn(shape[0], rank, *shape[2:], device=weight.device) / 100
-        yield f"{name}.alpha", torch.tensor(float(rank))
-
-
 def repeat(work: Callable[[], Any], count: int) -> None:
     """Do it so many times."""
     for _ in range(count):
@@ -391,6 +384,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _parts(text: str) -> set[str]:
+    parts = set(text.split(","))
+    if odd := sorted(parts - set(PARTS)):
+        raise argparse.ArgumentTypeError(f"there is no part '{odd[0]}'; there are {', '.join(PARTS)}")
+    return parts
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the models one after the other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -398,7 +398,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="tiny models, for a CPU")
     parser.add_argument("--profile", action="store_true", help="print the kernels of an evaluation by kind")
     parser.add_argument(
-        "--quick", action="store_true", help="leave out the grid and diffusers with compiled blocks"
+        "--parts", type=_parts, default=set(PARTS), help=f"what to run, of {','.join(PARTS)} (default: all)"
     )
     parser.add_argument("--minutes", type=float, default=6.0, help="begin no part after so long")
     parser.add_argument(
@@ -415,8 +415,9 @@ def main(words: Sequence[str] | None = None) -> int:
     names = ["small"] if options.small else options.models or ["sd15", "sdxl"]
     benches = [Bench(name, options, began) for name in names]
     for bench in benches:
-        bench.run()
-    for bench in [] if options.quick else benches:
+        if options.parts - {"compiled"}:
+            bench.run()
+    for bench in benches:
         bench.run_compiled()
     return 0
 

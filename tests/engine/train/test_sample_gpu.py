@@ -21,7 +21,7 @@ from lorapipe_engine.models.predictions import EPSILON  # noqa: E402
 from lorapipe_engine.sampling.cells import Cell  # noqa: E402
 from lorapipe_engine.sampling.shelf import Loaded  # noqa: E402
 from lorapipe_engine.train.sample.picture import CellPainter  # noqa: E402
-from support.drawn import cell_of, write_network  # noqa: E402
+from support.drawn import cell_of, write_adapters, write_factored, write_network  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
@@ -92,6 +92,25 @@ def test_networks_are_swapped_without_another_graph(tmp_path: Path) -> None:
     assert fast.recorded == graphs == 1
     assert all(farthest(some, others) == 0 for some, others in zip(first, again, strict=True))
     assert farthest(first[0], first[1]) > 5
+
+
+def test_captured_steps_go_on_after_networks_of_other_algorithms(tmp_path: Path) -> None:
+    said: list[str] = []
+    plain, fast = make_painter(fused=False), make_painter(fused=True, say=said.append)
+    family = plain.family
+    lora = write_network(tmp_path / "lora.safetensors", family, rank=8, seed=1)
+    loha, lokr = (
+        write_factored(tmp_path / f"{name}.safetensors", family, name, rank=rank)
+        for name, rank in (("loha", 3), ("lokr", 1))
+    )
+    dora = write_adapters(tmp_path / "dora.safetensors", family, "lora", {"dora_wd": True})
+    oft = write_adapters(tmp_path / "oft.safetensors", family, "oft", {})
+    cells = [cell_of(seed) for seed in range(2)]
+    for rows in ([lora], [loha], [dora], [lora], [lokr], [oft], [lora, dora], [lora, loha, lokr], [lora]):
+        for _ in range(2):  # the second time from a graph alone, where there is one
+            assert farthest(pictures(plain, rows, cells), pictures(fast, rows, cells)) <= 1
+    assert fast.recorded == 1
+    assert [line.split(":")[1].strip() for line in said] == [str(dora.file.path), str(oft.file.path)]
 
 
 def test_a_cell_in_a_batch_of_8_is_that_cell_alone() -> None:

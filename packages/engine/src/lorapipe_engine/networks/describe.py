@@ -14,12 +14,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError, naming
-from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
+from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind
 from lorapipe_engine.models.families import (
+    FAMILIES,
     Recognised,
     get_family,
     mixed_families,
@@ -29,6 +31,7 @@ from lorapipe_engine.models.families import (
     strange_network,
 )
 from lorapipe_engine.models.foreign import foreign_family, no_network
+from lorapipe_engine.networks import algorithms
 from lorapipe_engine.networks.adapter_config import AdapterConfig, find_config
 from lorapipe_engine.networks.algorithms import core_suffixes, find_algorithm
 from lorapipe_engine.networks.names import read_name
@@ -170,31 +173,89 @@ def describe_network(file: WeightFile) -> Network:
 
 def _describe_network(file: WeightFile) -> Network:
     shapes = {name: info.shape for name, info in file.tensors.items()}
-    kind = recognise(shapes)
-    groups, others = find_modules(file.tensors)
+    layout = _lay_out(tuple(shapes.items()), _tables())
     # Other kinds of files can have tensors called alpha too.
-    if not any(find_algorithm(module.keys) for module in groups) or kind.kind not in ("lora", "unknown"):
-        if kind.kind in ("unknown", "unet") and (known := no_network(shapes)):
+    if not layout.has_network or layout.kind.kind not in ("lora", "unknown"):
+        if layout.kind.kind in ("unknown", "unet") and (known := no_network(shapes)):
             raise InputError(f"{file.path}: this is {known}, which tools for networks do not read")
-        raise InputError(f"{file.path}: this is {_other_kind(kind, shapes)}, not a LoRA or other network")
-    adapter = _adapter_of(file)
-    foreign = foreign_family(shapes)
-    modules = [_describe(file, module) for module in groups]
-    config = _config_of(file, modules, adapter) if foreign is None else None
+        raise InputError(
+            f"{file.path}: this is {_other_kind(layout.kind, shapes)}, not a LoRA or other network"
+        )
+    adapter = _adapter_of(file, layout.adapters)
+    modules = [_with_alpha(module, file) for module in layout.modules]
+    config = _config_of(file, modules, adapter) if layout.foreign is None else None
     modules = [_with_config(module, config) for module in _with_text_encoder(file, modules, config)]
-    canonical = _canonical_shapes(file, modules)
-    foreign = foreign or strange_network(canonical)
-    mixed = None if foreign else mixed_families(canonical)
+    models = _find_models(tuple(_canonical_shapes(file, modules).items()), _tables())
+    foreign = layout.foreign or models.strange
+    known = foreign is None and models.mixed is None
     return Network(
         path=file.path,
-        family=None if foreign or mixed else network_family(canonical),
+        family=models.family if known else None,
         foreign=foreign,
-        possible=frozenset() if foreign or mixed else possible_families(canonical),
-        mixed=None if mixed is None else (_spelt(mixed[0], modules), _spelt(mixed[1], modules)),
+        possible=models.possible if known else frozenset(),
+        mixed=None
+        if foreign or models.mixed is None
+        else (_spelt(models.mixed[0], modules), _spelt(models.mixed[1], modules)),
         scale_unknown=config is None and foreign is None and adapter is not None and _lack_alphas(modules),
         modules={module.name: module for module in modules},
-        others=tuple(others),
+        others=layout.others,
         metadata=file.metadata,
+    )
+
+
+# ------------------------------------------------------------------------------- what names and shapes alone say
+
+_Tensors = tuple[tuple[str, tuple[int, ...]], ...]
+MOST_KEPT = 8  # files of one run have the same names and shapes, which then are understood once
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """``modules``: without what other tensors or files say of their strengths. ``adapters``: PEFT's names for them."""
+
+    kind: Recognised
+    has_network: bool
+    modules: tuple[NetworkModule, ...]
+    others: tuple[str, ...]
+    adapters: tuple[str, ...]
+    foreign: str | None
+
+
+@dataclass(frozen=True)
+class _Models:
+    """What a network is for; see :class:`Network`. ``strange``: a model that shares the names of a known family."""
+
+    strange: str | None
+    mixed: tuple[tuple[str, str], tuple[str, str]] | None
+    family: str | None
+    possible: frozenset[str]
+
+
+def _tables() -> tuple[object, ...]:
+    """The rows that names are understood by."""
+    return (*algorithms.ALGORITHMS, *FAMILIES)
+
+
+@lru_cache(MOST_KEPT)
+def _lay_out(tensors: _Tensors, _of: tuple[object, ...]) -> _Layout:
+    shapes = dict(tensors)
+    groups, others = find_modules(shapes)
+    names = {known.adapter for name in shapes if (known := read_name(name)) is not None}
+    return _Layout(
+        kind=recognise(shapes),
+        has_network=any(find_algorithm(module.keys) for module in groups),
+        modules=tuple(_describe(shapes, module) for module in groups),
+        others=tuple(others),
+        adapters=tuple(sorted(names - {""})),
+        foreign=foreign_family(shapes),
+    )
+
+
+@lru_cache(MOST_KEPT)
+def _find_models(canonical: _Tensors, _of: tuple[object, ...]) -> _Models:
+    shapes = dict(canonical)
+    return _Models(
+        strange_network(shapes), mixed_families(shapes), network_family(shapes), possible_families(shapes)
     )
 
 
@@ -212,13 +273,11 @@ def _other_kind(kind: Recognised, shapes: Mapping[str, tuple[int, ...]]) -> str:
     return describe_kind(kind)
 
 
-def _adapter_of(file: WeightFile) -> str | None:
+def _adapter_of(file: WeightFile, named: Sequence[str]) -> str | None:
     """The name of PEFT's adapter in the file, "" for one without a name; None where PEFT itself did not write it.
 
     diffusers' pipelines write a part's name in front, and without alphas mean a strength of 1.
     """
-    names = {known.adapter for name in file.tensors if (known := read_name(name)) is not None}
-    named = sorted(names - {""})
     if len(named) > 1:
         shown = ", ".join(quote(name)[1:-1] for name in named[:5])
         raise InputError(
@@ -310,24 +369,25 @@ def _canonical_shapes(file: WeightFile, modules: Iterable[NetworkModule]) -> dic
     }
 
 
-def _describe(file: WeightFile, module: ModuleKeys) -> NetworkModule:
-    infos = {suffix: file.tensors[name] for suffix, name in module.keys.items()}
-    row = find_algorithm(infos)
+def _describe(shapes: Mapping[str, tuple[int, ...]], module: ModuleKeys) -> NetworkModule:
+    """A module without its alpha."""
+    own = {suffix: shapes[name] for suffix, name in module.keys.items()}
+    row = find_algorithm(own)
     algorithm = row.name if row else "unknown"
-    if algorithm == "oft" and len(infos["oft_blocks"].shape) == 4:
+    if algorithm == "oft" and len(own["oft_blocks"]) == 4:
         algorithm = "boft"
-    ranked = next((infos[name] for name in (row.ranks if row else ()) if name in infos), None)
+    ranked = next((own[name] for name in (row.ranks if row else ()) if name in own), None)
     return NetworkModule(
         name=module.name,
         keys=module.keys,
         path=module.path,
         part=part_of(module.name),
         algorithm=algorithm,
-        rank=ranked.shape[0] if ranked and ranked.shape else None,
-        alpha=_alpha(file, module),
-        kernel=_kernel(infos),
-        tucker=not core_suffixes().isdisjoint(infos),
-        dora="dora_scale" in infos,
+        rank=ranked[0] if ranked else None,
+        alpha=None,
+        kernel=_kernel(own),
+        tucker=not core_suffixes().isdisjoint(own),
+        dora="dora_scale" in own,
     )
 
 
@@ -336,21 +396,19 @@ def part_of(module: str) -> str:
     return next((part for pattern, part in _PARTS if pattern.match(module)), "other")
 
 
-def _alpha(file: WeightFile, module: ModuleKeys) -> float | None:
+def _with_alpha(module: NetworkModule, file: WeightFile) -> NetworkModule:
     name = module.keys.get("alpha")
     if name is None:
-        return None
+        return module
     values = file.read(name)
     if values.size != 1:
         raise InputError(f"{file.path}: {quote(name)} is not one number")
-    return float(values.reshape(()))
+    return replace(module, alpha=float(values.reshape(())))
 
 
-def _kernel(infos: Mapping[str, TensorInfo]) -> tuple[int, ...]:
+def _kernel(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """(k, k) of a convolution larger than 1x1; () for all else, and where factors are stored flattened."""
-    kernels = {
-        info.shape[2:] for suffix, info in infos.items() if len(info.shape) == 4 and suffix != "oft_blocks"
-    }
+    kernels = {shape[2:] for suffix, shape in shapes.items() if len(shape) == 4 and suffix != "oft_blocks"}
     large = [kernel for kernel in kernels if max(kernel) > 1]
     return large[0] if len(large) == 1 else ()
 

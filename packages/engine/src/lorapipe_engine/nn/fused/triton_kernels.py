@@ -474,10 +474,10 @@ class CopyTable:
             [source.data_ptr(), target.data_ptr(), source.shape[1], target.stride(0), source.numel()]
             for source, target in zip(sources, targets, strict=True)
         ]
-        jobs = [[index, start] for index, row in enumerate(rows) for start in range(0, row[4], self.BLOCK)]
+        table = torch.tensor(rows, dtype=torch.int64).view(-1, 5)
         self.kept = (list(sources), list(targets))
-        self.table = torch.tensor(rows, dtype=torch.int64, device=device)
-        self.jobs = torch.tensor(jobs, dtype=torch.int64, device=device)
+        self.table = table.to(device)
+        self.jobs = _blocks_of(table[:, 4], self.BLOCK).to(device)
         self.scales = torch.tensor(list(scales), dtype=torch.float32, device=device)
 
     def run(self) -> None:
@@ -485,3 +485,11 @@ class CopyTable:
         _copy_many[(len(self.jobs),)](
             self.table, self.scales, self.jobs, sources[0], targets[0], BLOCK=self.BLOCK, num_warps=4
         )
+
+
+def _blocks_of(sizes: Tensor, block: int) -> Tensor:
+    """The blocks that rows of these sizes (N,) are done in, (blocks, 2): which row, and where to begin."""
+    counts = (sizes + block - 1) // block
+    row = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+    first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    return torch.stack([row, (torch.arange(len(row)) - first) * block], 1)

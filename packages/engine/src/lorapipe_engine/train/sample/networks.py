@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +13,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError, LoraError
-from lorapipe_engine.nn.attach import Network, Target, children_of, detach
+from lorapipe_engine.nn.attach import Target, children_of
 from lorapipe_engine.nn.base import Adapter, OverLayer
 from lorapipe_engine.nn.fused.drawing.slots import Factor
 from lorapipe_engine.nn.fused.drawing.unet import Drawing
 from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.choice import every_target
-from lorapipe_engine.train.network.files.apply import attach_modules, fitting_targets
+from lorapipe_engine.train.network.files.apply import fitting_targets
 from lorapipe_engine.train.network.files.trained_file import (
     StoredFile,
     TrainedFile,
@@ -26,6 +28,7 @@ from lorapipe_engine.train.network.files.trained_file import (
     read_trained,
 )
 from lorapipe_engine.train.sample.factors import read_factors, short_factors, without_factors
+from lorapipe_engine.train.sample.moulds import Moulds
 
 MOST_READ = 8  # networks that stay in memory for the next swap
 
@@ -54,6 +57,7 @@ class Swapper:
             id(child): (parent, name) for parent, name, child in children_of(family.parts.values())
         }
         self._read: dict[Path, _Read] = {}
+        self._moulds = Moulds()
         self._changed: list[tuple[nn.Module, str, nn.Module]] = []
         self._told: set[Path] = set()
         self._reader: ThreadPoolExecutor | None = None
@@ -65,7 +69,10 @@ class Swapper:
         Raises NetworkProblem for a file that is broken, of another family or an algorithm that is not attached; the
         model is the base by itself then.
         """
-        rows = list(rows)
+        with _garbage_kept():
+            self._swap(list(rows))
+
+    def _swap(self, rows: Sequence[Loaded]) -> None:
         self._take_out()
         try:
             read = [self._network(row.file.path) for row in rows]
@@ -78,8 +85,7 @@ class Swapper:
         is_fused = drawing is not None and drawing.active
         adapters: list[Adapter] = []
         for row, network in zip(rows, read, strict=True):
-            modules = network.modules(text_alone=is_fused)
-            adapters += _at_strength(modules, self._family.facts.denoiser, row)
+            adapters += network.at_strength(row, text_alone=is_fused)
         self._put_in(adapters)
 
     def clear(self) -> None:
@@ -149,7 +155,7 @@ class Swapper:
                 stored = self._stored(path) if ahead is None else ahead.result()
                 file = stored.on(self._family.device)
                 targets = fitting_targets(self._family, file, self._targets)
-                self._read[path] = _Read(self._family, file, targets, self._drawing)
+                self._read[path] = _Read(self._family, file, targets, self._drawing, self._moulds)
             except (LoraError, TypeError) as error:
                 raise NetworkProblem(path, str(error)) from error
         self._read[path] = self._read.pop(path)  # the last to be dropped
@@ -164,36 +170,56 @@ class _Read:
     """
 
     def __init__(
-        self, family: Family, file: TrainedFile, targets: dict[str, Target], drawing: Drawing | None
+        self,
+        family: Family,
+        file: TrainedFile,
+        targets: dict[str, Target],
+        drawing: Drawing | None,
+        moulds: Moulds,
     ) -> None:
-        self._family, self._path, self._targets = family, file.path, targets
-        self._of_text = [name for name, row in targets.items() if row.part != family.facts.denoiser]
-        self._attached: dict[bool, Network | None] = {}
+        self._path, self._targets, self._moulds = file.path, targets, moulds
+        self._denoiser = family.facts.denoiser
+        self._of_text = [name for name, row in targets.items() if row.part != self._denoiser]
+        self._modules: dict[bool, Mapping[str, Adapter]] = {}
         self.changes_text = bool(self._of_text)
         self.factors: list[tuple[nn.Module, Factor]] | None = None
         self.why_not = ""
         if drawing is not None:
-            own = {name: row.module for name, row in targets.items() if row.part == family.facts.denoiser}
+            own = {name: row.module for name, row in targets.items() if row.part == self._denoiser}
             odd = without_factors(file, own)
-            forms = short_factors(self._attach(file, odd).adapters) if odd else {}
+            forms = short_factors(moulds.adapters(file, targets, odd))
             self.factors, self.why_not = read_factors(file, own, drawing.slots, forms)
         # What will most likely be used; the rest of the file is not kept.
-        self.modules(text_alone=self.factors is not None, file=file)
+        self._make(text_alone=self.factors is not None, file=file)
 
-    def modules(self, *, text_alone: bool, file: TrainedFile | None = None) -> Network | None:
-        """All of it as modules, or what is of text encoders, out of the model; None where there is nothing."""
-        if text_alone not in self._attached:
-            names = self._of_text if text_alone else list(self._targets)
-            self._attached[text_alone] = (
-                self._attach(file or read_trained(self._path), names) if names else None
-            )
-        return self._attached[text_alone]
+    def at_strength(self, row: Loaded, *, text_alone: bool) -> Iterator[Adapter]:
+        """All of its modules, or those of text encoders, with their strengths in a picture; none of parts at 0."""
+        if text_alone not in self._modules:
+            self._make(text_alone=text_alone, file=read_trained(self._path))
+        for name, adapter in self._modules[text_alone].items():
+            strength = row.unet if self._targets[name].part == self._denoiser else row.te
+            if strength:
+                # A copy with the same parameters: a network may be in a picture twice.
+                own = _with_base(adapter, adapter.base)
+                own.multiplier = strength
+                yield own
 
-    def _attach(self, file: TrainedFile, names: Sequence[str]) -> Network:
-        try:
-            return attach_modules(self._family, file, self._targets, names)
-        finally:
-            detach(self._family.parts.values())
+    def _make(self, *, text_alone: bool, file: TrainedFile) -> None:
+        names = self._of_text if text_alone else self._targets
+        self._modules[text_alone] = self._moulds.adapters(file, self._targets, names)
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Put off Python's search for garbage: a network is thousands of small objects, none of them garbage, and the
+    search that they would start walks through all of the model."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Together(OverLayer):
@@ -227,19 +253,6 @@ class Together(OverLayer):
 
         layer.forward = forward
         return layer
-
-
-def _at_strength(network: Network | None, denoiser: str, row: Loaded) -> Iterator[Adapter]:
-    """The adapters of a network with its strengths in a picture, without those of parts at 0."""
-    if network is None:
-        return
-    for name, adapter in network.adapters.items():
-        strength = row.unet if network.parts[name] == denoiser else row.te
-        if strength:
-            # A copy with the same parameters: a network may be in a picture twice.
-            own = _with_base(adapter, adapter.base)
-            own.multiplier = strength
-            yield own
 
 
 def _with_base(adapter: Adapter, base: nn.Module) -> Adapter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lorapipe_engine.errors import InputError
@@ -20,7 +20,13 @@ def attach_file(family: Family, path: Path, multiplier: float = 1.0) -> Network:
     Raises InputError where the file is of an algorithm that is not trained here, or has a module that the model lacks.
     """
     file = read_trained(path)
-    network = attach_modules(family, file, fitting_targets(family, file), file.sizes)
+    plan = NetworkPlan(rank=1, alpha=1.0, sizes=file.sizes, kinds=file.kinds)
+    network = attach(family.parts.values(), fitting_targets(family, file).values(), plan)
+    try:
+        network.load({f"{n}.{suffix}": t for n, row in file.tensors.items() for suffix, t in row.items()})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    network.train(False)
     network.set_multiplier(multiplier)
     return network
 
@@ -46,19 +52,3 @@ def fitting_targets(
             f"{file.path}: {len(missing)} modules fit nowhere in the model, first {quote(missing[0])}"
         )
     return {name: targets[name] for name in file.sizes}
-
-
-def attach_modules(
-    family: Family, file: TrainedFile, targets: Mapping[str, Target], names: Collection[str]
-) -> Network:
-    """Attach some of a file's modules at strength 1. Raises InputError where one does not fit its layer."""
-    sizes = {name: file.sizes[name] for name in names}
-    kinds = {name: file.kinds[name] for name in names}
-    plan = NetworkPlan(rank=1, alpha=1.0, sizes=sizes, kinds=kinds)
-    network = attach(family.parts.values(), [targets[name] for name in names], plan)
-    try:
-        network.load({f"{n}.{suffix}": t for n in names for suffix, t in file.tensors[n].items()})
-    except InputError as error:
-        raise InputError(f"{file.path}: {error}") from error
-    network.train(False)
-    return network
