@@ -56,7 +56,10 @@ def layer_norm(also: bool, rows: int = 37, width: int = 40) -> list[Any]:
     grad, more = sliced(rows, width), sliced(rows, width) if also else None
     mean, rstd = kernels.layer_norm(x, weight, bias, 1e-5, out)
     dx = kernels.layer_norm_backward(x, mean, rstd, weight, grad, more)
-    return [out, mean, rstd, dx]
+    sums, alone = torch.randn(2, width), torch.randn(width)
+    again = kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (sums[0], sums[1]))
+    kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (alone, None))
+    return [out, mean, rstd, dx, again, sums, alone]
 
 
 def group_norm(shift: bool, silu: bool, also: bool, size: int = 150) -> list[Any]:
@@ -66,7 +69,10 @@ def group_norm(shift: bool, silu: bool, also: bool, size: int = 150) -> list[Any
     moved, more = sliced(2, width) if shift else None, sliced(2, size, width) if also else None
     out, mean, rstd = kernels.group_norm(x, 8, weight, bias, 1e-5, moved, silu)
     dx = kernels.group_norm_backward(x, mean, rstd, weight, bias, moved, silu, grad, more)
-    return [out, mean, rstd, dx]
+    sums = torch.randn(2, width)
+    into = sums[0], sums[1]
+    again = kernels.group_norm_backward(x, mean, rstd, weight, bias, moved, silu, grad, more, into)
+    return [out, mean, rstd, dx, again, sums]
 
 
 def activation(kind: int, rows: int = 5, width: int = 1100) -> list[Any]:
@@ -166,7 +172,7 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "unet, linear projections, added conditions": lambda: unet(True, added=True),
     "unet, convolutions as projections, checkpointed": lambda: unet(False, checkpointed=True),
     "layer norm": lambda: layer_norm(also=False),
-    "layer norm, with more": lambda: layer_norm(also=True),
+    "layer norm, with more": lambda: layer_norm(also=True, rows=300, width=150),
     "group norm": lambda: group_norm(shift=False, silu=False, also=False),
     "group norm, with more": lambda: group_norm(shift=True, silu=True, also=True),
     "geglu": lambda: activation(kernels.GEGLU),

@@ -47,12 +47,12 @@ class Op:
 OPS: Mapping[str, Op] = {
     "lift": Op("triton_dots:lift", plain.lift, products=True),
     "scale_columns": Op("triton_dots:scale_columns", plain.scale_columns),
-    "layer_norm": Op("triton_kernels:layer_norm", plain.layer_norm),
-    "layer_norm_backward": Op("triton_kernels:layer_norm_backward", plain.layer_norm_backward),
+    "layer_norm": Op("triton_norms:layer_norm", plain.layer_norm),
+    "layer_norm_backward": Op("triton_norms:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
     "activate_backward": Op("triton_kernels:activate_backward", plain.activate_backward),
-    "group_norm": Op("triton_kernels:group_norm", plain.group_norm),
-    "group_norm_backward": Op("triton_kernels:group_norm_backward", plain.group_norm_backward),
+    "group_norm": Op("triton_norms:group_norm", plain.group_norm),
+    "group_norm_backward": Op("triton_norms:group_norm_backward", plain.group_norm_backward),
     "turned": Op("triton_kernels:turned", plain.turned),
     "add_bias": Op("triton_kernels:add_bias", plain.add_bias),
     "copies": Op("triton_kernels:CopyTable", plain.CopyTable),
@@ -206,9 +206,10 @@ def layer_norm_backward(
     weight: Tensor,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
-    """Gradient of x plus ``also``."""
-    gradient: Tensor = _choose("layer_norm_backward", x)(x, mean, rstd, weight, grad, also)
+    """Gradient of x plus ``also``. Those of weight and bias are added to ``into``, (C,) float32, where it is given."""
+    gradient: Tensor = _choose("layer_norm_backward", x)(x, mean, rstd, weight, grad, also, into)
     return gradient
 
 
@@ -247,9 +248,12 @@ def group_norm_backward(
     silu: bool,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
-    """Gradient of x (B, S, C) plus ``also``."""
-    gradient: Tensor = _choose("group_norm_backward", x)(x, mean, rstd, weight, bias, shift, silu, grad, also)
+    """Gradient of x (B, S, C) plus ``also``. ``into``: as for :func:`layer_norm_backward`."""
+    gradient: Tensor = _choose("group_norm_backward", x)(
+        x, mean, rstd, weight, bias, shift, silu, grad, also, into
+    )
     return gradient
 
 

@@ -6,17 +6,18 @@ Rows are (B·N, C); ``samples`` is B.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn.adapters.full import Norm
-from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.base import Adapter, is_off
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, QUICK_GELU
 from lorapipe_engine.nn.fused.packed import Packed, axis_of, can_pack
+from lorapipe_engine.nn.fused.trained.norms import trained_norm
 
 
 class Own:
@@ -74,22 +75,29 @@ def linear(x: Tensor, layers: Layers, residual: Tensor | None = None, samples: i
 def norm_linear(
     x: Tensor, norm: nn.LayerNorm | Adapter, layers: Layers, samples: int = 1
 ) -> tuple[Tensor, ...]:
-    """x itself, and each layer on the norm of x (N, in). Go on with the x that is returned. A trained norm runs its own
-    forward."""
-    if isinstance(norm, Adapter):
+    """x itself, and each layer on the norm of x (N, in). Go on with the x that is returned."""
+    fused = fused_norm(norm)
+    if fused is None:
         normed = norm(x)
         if isinstance(layers, Packed):
             return x, *torch.split(ops.linear(normed, layers, samples=samples), layers.outs, dim=1)
         return x, *layers.on_rows(normed, samples)
     if isinstance(layers, Packed):
-        return ops.norm_linear(x, norm, layers, samples)
-    normed = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return ops.norm_linear(x, fused, layers, samples)
+    x, normed = ops.layer_norm(x, fused)
     return x, *layers.on_rows(normed, samples)
 
 
+def fused_norm(norm: nn.Module) -> Any:
+    """What the fused operations read of a norm; None where it has to run its own forward."""
+    if isinstance(norm, Adapter):
+        return trained_norm(norm)
+    return None if norm.weight is None or norm.bias is None else norm
+
+
 class GroupNorm:
-    """A group norm of pictures, frozen or trained, by the fused operation. A trained one is normed there without weight
-    and bias, which follow in operations of their own."""
+    """A group norm of pictures, frozen or trained, by the fused operation. A trained one with dropouts is normed there
+    without weight and bias, which follow in operations of their own."""
 
     def __init__(self, norm: nn.GroupNorm | Norm) -> None:
         self.norm = norm
@@ -106,16 +114,21 @@ class GroupNorm:
         """See :func:`.ops.group_norm`."""
         if not isinstance(self.norm, Norm):
             return ops.group_norm(x, self.norm, silu=silu, shift=shift)
+        if is_off(self.norm):
+            return ops.group_norm(x, cast(nn.GroupNorm, self.norm.base), silu=silu, shift=shift)
+        if (trained := trained_norm(self.norm)) is not None:
+            return ops.group_norm(x, trained, silu=silu, shift=shift)
         assert isinstance(self.plain, nn.GroupNorm)
         x, hat = ops.group_norm(x, self.plain, silu=False, shift=shift)
         out = self.norm.on_normed(hat)
         return x, F.silu(out) if silu else out
 
 
-def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """A frozen convolution, or an adapter by its own forward, on x (B, C, H, W), plus ``residual``."""
+def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None, *, bias: bool = True) -> Tensor:
+    """A frozen convolution, or an adapter by its own forward, on x (B, C, H, W), plus ``residual``. ``bias``: False
+    where that of a frozen one is added elsewhere."""
     if isinstance(layer, nn.Conv2d):
-        return ops.convolution(x, layer, bias=layer.bias, residual=residual)
+        return ops.convolution(x, layer, bias=layer.bias if bias else None, residual=residual)
     out: Tensor = layer(x)
     return out if residual is None else out + residual
 
@@ -139,8 +152,9 @@ def feed_forward(
     repeated: bool = False,
 ) -> Tensor:
     """x + second(activation(first(norm(x)))), (N, C); see :func:`.ops.feed_forward`."""
-    if isinstance(first, Packed) and isinstance(second, Packed) and not isinstance(norm, Adapter):
-        return ops.feed_forward(x, norm, first, second, kind, samples, repeated=repeated)
+    fused = fused_norm(norm)
+    if isinstance(first, Packed) and isinstance(second, Packed) and fused is not None:
+        return ops.feed_forward(x, fused, first, second, kind, samples, repeated=repeated)
     x, inner = norm_linear(x, norm, first, samples)
     # Torch's activation: ours writes its gradient over what it read, which a layer's own backward may still need.
     return linear(_activation(kind, inner), second, x, samples)

@@ -26,6 +26,7 @@ from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.forms import Form, group_forms
 from lorapipe_engine.nn.fused.gradients import FactorGradients
+from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, TrainedNorms
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
 HALF = (torch.float16, torch.bfloat16)
@@ -196,10 +197,11 @@ def _low_rank(layer: LowRank | Adapter) -> LowRank:
 
 
 class Packs:
-    """All packs of a network, brought up to date together before each step."""
+    """All packs and trained norms of a network, brought up to date together before each step."""
 
-    def __init__(self, packs: Sequence[Packed]) -> None:
+    def __init__(self, packs: Sequence[Packed], norms: Sequence[TrainedNorm] = ()) -> None:
         self.packs = list(packs)
+        self._norms = TrainedNorms(norms)
         # First of all: the factors of a form move into the buffers of its group.
         self._forms = group_forms(
             [row for pack in self.packs for row in pack.layers if isinstance(row, Form)]
@@ -230,11 +232,12 @@ class Packs:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the trained factors into the packed matrices, B times its scale."""
+        """Copy the trained factors into the packed matrices, B times its scale, and bring the norms up to date."""
         self._deferred.forget()
         for group in self._forms:
             group.compute()
         self._copy.run()
+        self._norms.refresh()
 
 
 # -------------------------------------------------------------------------------- products
@@ -313,7 +316,7 @@ def scaled(
 
 
 @torch.no_grad()
-def scaled_norms(x: Tensor, norm: nn.LayerNorm, pack: Packed) -> list[Tensor] | None:
+def scaled_norms(x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed) -> list[Tensor] | None:
     """The norm of x times the ratio of each layer of a pack, rounded once, with room for the rank activation; None
     where that is not needed."""
     if pack.axis != 1 or x.dtype not in HALF:

@@ -58,12 +58,24 @@ def layer_norm_backward(
     weight: Tensor,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     hat = (_wide(x) - mean[:, None]) * rstd[:, None]
+    _sum_up(_wide(grad), hat, into)
     inner = _wide(grad) * weight
     dx = inner - inner.mean(dim=1, keepdim=True) - hat * (inner * hat).mean(dim=1, keepdim=True)
     dx = dx * rstd[:, None]
     return (dx if also is None else dx + also).to(x.dtype)
+
+
+def _sum_up(dz: Tensor, hat: Tensor, into: tuple[Tensor, Tensor | None] | None) -> None:
+    """Add the gradients of a norm's weight and bias, of rows that are normed and of gradients."""
+    if into is None:
+        return
+    weight, bias = into
+    weight.add_((dz * hat).flatten(0, -2).sum(dim=0))
+    if bias is not None:
+        bias.add_(dz.flatten(0, -2).sum(dim=0))
 
 
 def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None) -> None:
@@ -118,6 +130,7 @@ def group_norm_backward(
     silu: bool,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     parts = _in_groups(x, shift, mean.shape[1])
     hat = _normed(parts, mean, rstd)
@@ -126,6 +139,7 @@ def group_norm_backward(
         z = hat * weight + bias
         sigmoid = torch.sigmoid(z)
         dz = dz * sigmoid * (1 + z * (1 - sigmoid))
+    _sum_up(dz, hat, into)
     inner = (dz * weight).view(parts.shape)
     hat = hat.view(parts.shape)
     dx = inner - inner.mean(dim=(1, 3), keepdim=True) - hat * (inner * hat).mean(dim=(1, 3), keepdim=True)
