@@ -324,7 +324,7 @@ def _fuse_residual(blocks: Sequence[Any], of: Adapter | None) -> None:
     in_one = [block for block in blocks if not isinstance(block.time_emb_proj, Adapter)]
     shifts = TimeShifts(in_one) if in_one else None
     for block in blocks:
-        forward = partial(_resnet, block, shifts)
+        forward: Forward = partial(_resnet, block, shifts)
         if has_adapter(block):
             forward = _fuse_trained_resnet(block, shifts if block in in_one else None)
         _replace(block, forward, forward, of)
