@@ -82,7 +82,19 @@ def activation(kind: int, rows: int = 5, width: int = 1100) -> list[Any]:
     kernels.activate(kind, inner, out)
     scaled = sliced(rows, width)
     kernels.activate(kind, inner, scaled, torch.randn(width))
-    return [out, scaled, *kernels.activate_backward(kind, inner, sliced(rows, width))]
+    kept, grad = inner.clone(), sliced(rows, width)
+    alone = kernels.activate_backward(kind, inner, grad, apart=True)[0]
+    assert torch.equal(inner, kept)
+    return [out, scaled, alone, *kernels.activate_backward(kind, inner, grad)]
+
+
+def without_factors(rows: int = 70, width: int = 150) -> list[Any]:
+    """A ratio of outputs and no ranks."""
+    torch.manual_seed(0)
+    both, factor = sliced(rows, width), torch.randn(width, 0).mT
+    return [
+        kernels.lift(both, factor, sliced(rows, width), ratio=torch.randn(width), bias=torch.randn(width))[0]
+    ]
 
 
 def lift(residual: bool, rows: int = 70, width: int = 150, rank: int = 40) -> list[Any]:
@@ -165,7 +177,9 @@ def sums_and_copies() -> list[Any]:
     sources = [torch.randn(5, 40), torch.randn(70, 90)]
     targets = [torch.zeros(5, 64)[:, 8:48], torch.zeros(70, 90)]
     kernels.many_copies(sources, targets, [0.5, 2.0]).run()
-    return [x, kernels.turned(weight), *targets]
+    sums = torch.randn(90)
+    kernels.sum_rows(sliced(300, 90), sums)
+    return [x, kernels.turned(weight), sums, *targets]
 
 
 COMPARED: dict[str, Callable[[], list[Any]]] = {
@@ -183,6 +197,7 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "lift onto a residual, wide": lambda: lift(residual=True, rows=2100, rank=33),
     "lift, with more": lambda: lift_scaled(more=True),
     "lift, scaled": lambda: lift_scaled(more=False),
+    "lift, without factors": without_factors,
     "scaled columns": lambda: scale_columns(also=False),
     "scaled columns, with more": lambda: scale_columns(also=True, rows=100),
     "gradients of factors": lambda: factor_gradients(apart=False),

@@ -55,6 +55,7 @@ OPS: Mapping[str, Op] = {
     "group_norm_backward": Op("triton_norms:group_norm_backward", plain.group_norm_backward),
     "turned": Op("triton_kernels:turned", plain.turned),
     "add_bias": Op("triton_kernels:add_bias", plain.add_bias),
+    "sum_rows": Op("triton_kernels:sum_rows", plain.sum_rows),
     "copies": Op("triton_kernels:CopyTable", plain.CopyTable),
 }
 
@@ -219,10 +220,12 @@ def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None)
     _choose("activate", inner)(kind, inner, out, ratio)
 
 
-def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def activate_backward(
+    kind: int, inner: Tensor, grad: Tensor, *, apart: bool = False
+) -> tuple[Tensor, Tensor]:
     """Gradient of ``inner``, and the forward's result once more; they may take the places of ``inner`` and ``grad``,
-    which are the widest tensors of a block."""
-    both: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad)
+    which are the widest tensors of a block. ``apart``: both stay as they are, and only the gradient is made."""
+    both: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad, apart)
     return both
 
 
@@ -281,6 +284,11 @@ def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None) -> Tensor:
         return x if also is None else x.add_(also)
     _choose("add_bias", x)(x, bias, also)
     return x
+
+
+def sum_rows(x: Tensor, into: Tensor) -> None:
+    """Add the sums of x (N, C) over the rows to ``into`` (C,), float32."""
+    _choose("sum_rows", x)(x, into)
 
 
 def many_copies(sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float]) -> Copies:

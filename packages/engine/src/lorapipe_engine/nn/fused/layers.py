@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import Adapter, is_off
 from lorapipe_engine.nn.fused import ops
-from lorapipe_engine.nn.fused.kernels import GEGLU, QUICK_GELU
 from lorapipe_engine.nn.fused.packed import Packed, axis_of, can_pack
+from lorapipe_engine.nn.fused.trained.differences import different, trained_differences
 from lorapipe_engine.nn.fused.trained.norms import trained_norm
 
 
@@ -28,6 +28,8 @@ class Own:
 
     def on_rows(self, rows: Tensor, samples: int) -> list[Tensor]:
         """Each layer's result (B·N, out). The layers see (B, N, C), as in the library's block."""
+        if found := trained_differences(self.layers):
+            return list(different(rows, found))
         x = rows.reshape(samples, -1, rows.shape[1])
         return [layer(x).flatten(0, 1) for layer in self.layers]
 
@@ -67,6 +69,8 @@ def linear(x: Tensor, layers: Layers, residual: Tensor | None = None, samples: i
     """The layers on x (N, in) side by side, plus ``residual`` (N, out)."""
     if isinstance(layers, Packed):
         return ops.linear(x, layers, residual, samples)
+    if len(layers.layers) == 1 and (found := trained_differences(layers.layers)):
+        return different(x, found, residual)[0]
     parts = layers.on_rows(x, samples)
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return out if residual is None else out + residual
@@ -136,6 +140,8 @@ def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None, *, 
 def project(rows: Tensor, layers: Layers, like: Tensor, residual: Tensor | None = None) -> Tensor:
     """A linear layer or 1x1 convolution on the rows of pictures such as ``like``, plus ``residual``."""
     if isinstance(layers, Own) and isinstance(_inner(layers.layers[0]), nn.Conv2d):
+        if found := trained_differences(layers.layers):
+            return different(rows, found, residual)[0]
         out = layers.on_pictures(rows, like)
         return out if residual is None else out + residual
     return linear(rows, layers, residual, len(like))
@@ -156,15 +162,8 @@ def feed_forward(
     if isinstance(first, Packed) and isinstance(second, Packed) and fused is not None:
         return ops.feed_forward(x, fused, first, second, kind, samples, repeated=repeated)
     x, inner = norm_linear(x, norm, first, samples)
-    # Torch's activation: ours writes its gradient over what it read, which a layer's own backward may still need.
-    return linear(_activation(kind, inner), second, x, samples)
-
-
-def _activation(kind: int, inner: Tensor) -> Tensor:
-    if kind == GEGLU:
-        value, gate = inner.chunk(2, dim=1)
-        return value * F.gelu(gate)
-    return inner * torch.sigmoid(1.702 * inner) if kind == QUICK_GELU else F.gelu(inner)
+    # Apart: a layer's own backward may still need what the activation read.
+    return linear(ops.activation(inner, kind), second, x, samples)
 
 
 def _inner(layer: nn.Module) -> nn.Module:

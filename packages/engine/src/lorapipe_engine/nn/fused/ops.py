@@ -85,6 +85,12 @@ def feed_forward(
     return y
 
 
+def activation(inner: Tensor, kind: int) -> Tensor:
+    """The activation of a feed-forward layer alone, (N, F): see :mod:`.kernels`. What it reads stays as it is."""
+    active: Tensor = _Activation.apply(inner, kind)  # type: ignore[no-untyped-call]
+    return active
+
+
 def frozen_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows (N, in) times weight (out, in), which is not trained; keeps nothing."""
     y: Tensor = _Frozen.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
@@ -250,7 +256,7 @@ class _Scaled(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         out, hidden, both = scaled(x, pack, residual, inputs)
         ctx.pack = pack
-        ctx.save_for_backward(x, hidden, both)
+        ctx.save_for_backward(x if pack.reads_input else None, hidden, both)
         return torch.split(out, pack.outs, dim=1) if apart else (out,)
 
     @staticmethod
@@ -325,6 +331,21 @@ class _Second(torch.autograd.Function):
         dinner, active = kernels.activate_backward(ctx.kind, inner, dactive)
         second.add_gradients(active, ctx.hidden, [dy], dhidden)
         return dy, dinner, *[None] * (4 + len(second.trained))
+
+
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, kind: int) -> Tensor:
+        active = inner.new_empty(len(inner), inner.shape[1] // (2 if kind == kernels.GEGLU else 1))
+        kernels.activate(kind, inner, active)
+        ctx.kind = kind
+        ctx.save_for_backward(inner)
+        return active
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (inner,) = ctx.saved_tensors
+        return kernels.activate_backward(ctx.kind, inner, dy, apart=True)[0], None
 
 
 class _Frozen(torch.autograd.Function):

@@ -84,7 +84,12 @@ def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None)
     out.copy_(active if ratio is None else active * ratio)
 
 
-def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def activate_backward(
+    kind: int,
+    inner: Tensor,
+    grad: Tensor,
+    apart: bool = False,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
     value, gate = _value_and_gate(kind, inner)
     share, slope = _share(kind, gate)
     wide = _wide(grad)
@@ -166,6 +171,10 @@ def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
     x.add_(bias)
     if also is not None:
         x.add_(also)
+
+
+def sum_rows(x: Tensor, into: Tensor) -> None:
+    into.add_(x.sum(dim=0, dtype=into.dtype))
 
 
 class CopyTable:

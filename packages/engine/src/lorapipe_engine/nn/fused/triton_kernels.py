@@ -56,26 +56,28 @@ def _activate(inner, ratio, out, stride_out, F, KIND: tl.constexpr, RATIO: tl.co
 
 
 @triton.jit
-def _activate_backward(inner, grad, stride_grad, F, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _activate_backward(
+    inner, grad, into, active, stride_grad, F, KIND: tl.constexpr, AGAIN: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < F
-    of_grad = grad + row * stride_grad + column
-    dy = tl.load(of_grad, mask=inside, other=0.0).to(tl.float32)
+    dy = tl.load(grad + row * stride_grad + column, mask=inside, other=0.0).to(tl.float32)
     if KIND == 0:
-        of_value = inner + row * (2 * F) + column
-        value = tl.load(of_value, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.load(of_value + F, mask=inside, other=0.0).to(tl.float32)
+        place = row * (2 * F) + column
+        value = tl.load(inner + place, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(inner + place + F, mask=inside, other=0.0).to(tl.float32)
         share, slope = _share_of(gate, KIND)
-        tl.store(of_value, dy * gate * share, mask=inside)
-        tl.store(of_value + F, dy * value * slope, mask=inside)
-        tl.store(of_grad, value * gate * share, mask=inside)
+        tl.store(into + place, dy * gate * share, mask=inside)
+        tl.store(into + place + F, dy * value * slope, mask=inside)
     else:
-        of_gate = inner + row * F + column
-        gate = tl.load(of_gate, mask=inside, other=0.0).to(tl.float32)
+        place = row * F + column
+        value = 1.0
+        gate = tl.load(inner + place, mask=inside, other=0.0).to(tl.float32)
         share, slope = _share_of(gate, KIND)
-        tl.store(of_gate, dy * slope, mask=inside)
-        tl.store(of_grad, gate * share, mask=inside)
+        tl.store(into + place, dy * slope, mask=inside)
+    if AGAIN:
+        tl.store(active + row * stride_grad + column, value * gate * share, mask=inside)
 
 
 def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None) -> None:
@@ -87,13 +89,14 @@ def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None)
     )  # fmt: skip
 
 
-def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def activate_backward(kind: int, inner: Tensor, grad: Tensor, apart: bool = False) -> tuple[Tensor, Tensor]:
     inner, grad = inner.contiguous(), _rows(grad)
     rows, width = grad.shape
+    into = torch.empty_like(inner) if apart else inner
     _activate_backward[(rows, triton.cdiv(width, 1024))](
-        inner, grad, grad.stride(0), width, KIND=kind, BLOCK=1024, num_warps=4
+        inner, grad, into, grad, grad.stride(0), width, KIND=kind, AGAIN=not apart, BLOCK=1024, num_warps=4
     )
-    return inner, grad
+    return into, grad
 
 
 # ------------------------------------------------------------------------------------------ sums and copies
@@ -120,6 +123,24 @@ def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
     added = x if also is None else _rows(also)
     _add_bias[(triton.cdiv(rows, 64), triton.cdiv(width, WIDE))](
         x, bias, added, rows, added.stride(0), width, ALSO=also is not None, ROWS=64, WIDE=WIDE
+    )
+
+
+@triton.jit
+def _sum_rows(x, into, N, C, stride, ROWS: tl.constexpr, WIDE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    here = column < C
+    inside = (row[:, None] < N) & here[None, :]
+    values = tl.load(x + row[:, None] * stride + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.atomic_add(into + column, tl.sum(values, axis=0), mask=here, sem="relaxed")
+
+
+def sum_rows(x: Tensor, into: Tensor) -> None:
+    x = _rows(x)
+    rows, width = x.shape
+    _sum_rows[(triton.cdiv(rows, 128), triton.cdiv(width, WIDE))](
+        x, into, rows, width, x.stride(0), ROWS=128, WIDE=WIDE
     )
 
 

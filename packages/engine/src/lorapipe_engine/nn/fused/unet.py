@@ -34,6 +34,7 @@ from lorapipe_engine.nn.fused.layers import (
 )
 from lorapipe_engine.nn.fused.packed import Packed, Packs, can_pack
 from lorapipe_engine.nn.fused.time_shifts import TimeShifts
+from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, can_differ, different
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm
 
 Forward = Callable[..., Any]
@@ -74,13 +75,10 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
                 packs += _fuse_text(module)
     for layer in _layers([unet, *others]):
         packs += _fuse_layer(layer)
-    norms = [
-        _fuse_norm(module)
-        for root in (unet, *others)
-        for module in root.modules()
-        if isinstance(module, Norm)
-    ]
-    return Packs(packs, norms)
+    modules = [module for root in (unet, *others) for module in root.modules()]
+    norms = [_fuse_norm(module) for module in modules if isinstance(module, Norm)]
+    differences = [_fuse_difference(module) for module in modules if can_differ(module)]
+    return Packs(packs, norms, differences)
 
 
 def _layers(roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
@@ -156,6 +154,22 @@ def _fuse_norm(norm: Norm) -> TrainedNorm:
         return ops.layer_norm(x.reshape(-1, x.shape[-1]), trained)[1].view(x.shape)
 
     _replace(norm, fused)
+    return trained
+
+
+def _fuse_difference(layer: Any) -> TrainedDifference:
+    """A whole difference of a layer of products, wherever it is."""
+    trained, own, is_conv = TrainedDifference(layer), layer.forward, isinstance(layer.base, nn.Conv2d)
+
+    def fused(x: Tensor) -> Tensor:
+        if not trained.ready or x.dtype != trained.weight.dtype:
+            output: Tensor = own(x)
+            return output
+        rows = ops.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
+        (out,) = different(rows, [trained])
+        return ops.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
+
+    _replace(layer, fused)
     return trained
 
 
