@@ -1,4 +1,4 @@
-"""The Triton kernels of the fused blocks beside torch's own operations: on a card, or on the CPU by Triton's interpreter.
+"""The Triton kernels of the fused blocks beside torch's own operations: on a card, or by Triton's interpreter.
 
 A program by itself, since the interpreter must be chosen before the kernels are imported:
 
@@ -60,7 +60,10 @@ def layer_norm(also: bool, rows: int = 37, width: int = 40) -> list[Any]:
     grad, more = sliced(rows, width), sliced(rows, width) if also else None
     mean, rstd = kernels.layer_norm(x, weight, bias, 1e-5, out)
     dx = kernels.layer_norm_backward(x, mean, rstd, weight, grad, more)
-    return [out, mean, rstd, dx]
+    sums, alone = torch.randn(2, width), torch.randn(width)
+    again = kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (sums[0], sums[1]))
+    kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (alone, None))
+    return [out, mean, rstd, dx, again, sums, alone]
 
 
 def group_norm(shift: bool, silu: bool, also: bool, size: int = 150) -> list[Any]:
@@ -70,7 +73,10 @@ def group_norm(shift: bool, silu: bool, also: bool, size: int = 150) -> list[Any
     moved, more = sliced(2, width) if shift else None, sliced(2, size, width) if also else None
     out, mean, rstd = kernels.group_norm(x, 8, weight, bias, 1e-5, moved, silu)
     dx = kernels.group_norm_backward(x, mean, rstd, weight, bias, moved, silu, grad, more)
-    return [out, mean, rstd, dx]
+    sums = torch.randn(2, width)
+    into = sums[0], sums[1]
+    again = kernels.group_norm_backward(x, mean, rstd, weight, bias, moved, silu, grad, more, into)
+    return [out, mean, rstd, dx, again, sums]
 
 
 def activation(kind: int, rows: int = 5, width: int = 1100) -> list[Any]:
@@ -80,7 +86,19 @@ def activation(kind: int, rows: int = 5, width: int = 1100) -> list[Any]:
     kernels.activate(kind, inner, out)
     scaled = sliced(rows, width)
     kernels.activate(kind, inner, scaled, torch.randn(width))
-    return [out, scaled, *kernels.activate_backward(kind, inner, sliced(rows, width))]
+    kept, grad = inner.clone(), sliced(rows, width)
+    alone = kernels.activate_backward(kind, inner, grad, apart=True)[0]
+    assert torch.equal(inner, kept)
+    return [out, scaled, alone, *kernels.activate_backward(kind, inner, grad)]
+
+
+def without_factors(rows: int = 70, width: int = 150) -> list[Any]:
+    """A ratio of outputs and no ranks."""
+    torch.manual_seed(0)
+    both, factor = sliced(rows, width), torch.randn(width, 0).mT
+    return [
+        kernels.lift(both, factor, sliced(rows, width), ratio=torch.randn(width), bias=torch.randn(width))[0]
+    ]
 
 
 def lift(residual: bool, rows: int = 70, width: int = 150, rank: int = 40) -> list[Any]:
@@ -163,7 +181,9 @@ def sums_and_copies() -> list[Any]:
     sources = [torch.randn(5, 40), torch.randn(70, 90)]
     targets = [torch.zeros(5, 64)[:, 8:48], torch.zeros(70, 90)]
     kernels.many_copies(sources, targets, [0.5, 2.0]).run()
-    return [x, kernels.turned(weight), *targets]
+    sums = torch.randn(90)
+    kernels.sum_rows(sliced(300, 90), sums)
+    return [x, kernels.turned(weight), sums, *targets]
 
 
 def rotations(blocks: Blocks, rows: int = 150) -> list[Any]:
@@ -184,7 +204,7 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "unet, linear projections, added conditions": lambda: unet(True, added=True),
     "unet, convolutions as projections, checkpointed": lambda: unet(False, checkpointed=True),
     "layer norm": lambda: layer_norm(also=False),
-    "layer norm, with more": lambda: layer_norm(also=True),
+    "layer norm, with more": lambda: layer_norm(also=True, rows=300, width=150),
     "group norm": lambda: group_norm(shift=False, silu=False, also=False),
     "group norm, with more": lambda: group_norm(shift=True, silu=True, also=True),
     "geglu": lambda: activation(kernels.GEGLU),
@@ -195,6 +215,7 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "lift onto a residual, wide": lambda: lift(residual=True, rows=2100, rank=33),
     "lift, with more": lambda: lift_scaled(more=True),
     "lift, scaled": lambda: lift_scaled(more=False),
+    "lift, without factors": without_factors,
     "scaled columns": lambda: scale_columns(also=False),
     "scaled columns, with more": lambda: scale_columns(also=True, rows=100),
     "gradients of factors": lambda: factor_gradients(apart=False),

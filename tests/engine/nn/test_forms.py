@@ -90,6 +90,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "loha by inputs": ("loha", {"dora_wd": True}),
     "loha by outputs": ("loha", {"dora_wd": True, "wd_on_output": True}),
     "lokr by inputs": ("lokr", {"factor": 4, "dora_wd": True}),
+    "ia3 by outputs": ("ia3", {}),
+    "ia3 by inputs": ("ia3", {"train_on_input": True}),
     "lokr by outputs": ("lokr", {"factor": 4, "dora_wd": True, "wd_on_output": True}),
 }
 
@@ -104,7 +106,7 @@ def test_a_form_is_the_algorithm(name: str) -> None:
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6 * float(other.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["lokr", "loha", "dora by inputs"])
+@pytest.mark.parametrize("name", ["lokr", "loha", "dora by inputs", "ia3 by outputs"])
 def test_what_has_no_form_runs_its_own_forward(name: str) -> None:
     algorithm, options = KINDS[name]
     assert run(algorithm, options, fused=True, times=1, dropouts=Dropouts(module=0.5))[2] == 0
@@ -176,7 +178,7 @@ def test_half_precision_under_magnitudes_is_as_exact_as_the_layers_own(by_output
         assert apart(other.float(), wanted) < apart(one.float(), wanted) * 1.15
 
 
-@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize("algorithm", ["lora", "loha", "lokr", "ia3"])
 @pytest.mark.parametrize("by_output", [False, True])
 @pytest.mark.parametrize(("count", "reads"), [(1, True), (3, True), (2, False)])
 def test_products_under_magnitudes_have_the_gradients_of_the_dense_form(
@@ -185,6 +187,8 @@ def test_products_under_magnitudes_have_the_gradients_of_the_dense_form(
     """In float64. Layers of one pack have ratios of their own; ``reads``: their input has a gradient too."""
     torch.manual_seed(3)
     options = {"dora_wd": True, "wd_on_output": by_output, **({"factor": 4} if algorithm == "lokr" else {})}
+    if algorithm == "ia3":
+        options = {"train_on_input": not by_output}
     kind = adapter_class(algorithm)
     bases = [nn.Linear(WIDE, NARROW + 16 * index) for index in range(count)]
     adapters = [kind.create(base, Size(2, 3.0), NO_DROPOUT, options).double() for base in bases]
@@ -253,7 +257,7 @@ def test_small_magnitudes_have_an_effect_in_packed_half_precision(by_output: boo
     assert apart(packed, exact) < max(apart(own, exact), apart(exact.bfloat16().double(), exact)) * 1.05
 
 
-@pytest.mark.parametrize("name", ["lokr", "dora by inputs", "dora by outputs"])
+@pytest.mark.parametrize("name", ["lokr", "dora by inputs", "dora by outputs", "ia3 by outputs"])
 def test_with_the_network_off_blocks_of_forms_give_the_base(name: str) -> None:
     unet = make_unet(True, False)
     algorithm, options = KINDS[name]

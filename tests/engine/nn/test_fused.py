@@ -294,6 +294,32 @@ def test_trained_norms_are_not_passed_by(kinds: tuple[type[nn.Module], ...], ins
     assert max(apart(a, b) for a, b in zip(fused, own, strict=True)) < 1e-5
 
 
+def test_with_the_network_off_trained_norms_are_the_base() -> None:
+    unet = make_unet(True, False)
+    torch.manual_seed(2)
+    noisy, text = torch.randn(1, 4, 8, 8), torch.randn(1, 7, 24).requires_grad_()
+    answer = partial(unet, noisy, torch.tensor([3]), text, return_dict=False)
+    base = answer()[0].detach()
+    targets = [
+        Target("unet", path, module)
+        for path, module in unet.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+    ]
+    network = attach([unet], targets, NetworkPlan(rank=4, alpha=4, kind=Kind("norm")))
+    for adapter in network.adapters.values():
+        for role in adapter.roles:
+            nn.init.normal_(getattr(adapter, role), std=0.1)
+    fuse(unet).refresh()
+    with network.off():
+        assert apart(answer()[0].detach(), base) < 1e-5
+    with_it = answer()[0].detach()
+    assert apart(with_it, base) > 1e-3
+    # Another strength than the one that is trained at runs the norms' own forward.
+    with network.scaled(0.5):
+        half = answer()[0].detach()
+    assert 0.1 < apart(half, base) / apart(with_it, base) < 0.9
+
+
 def test_gradients_of_two_passes_are_summed() -> None:
     one, two = (passes(True, fused=True, times=times) for times in (1, 2))
     assert apart(two[1], 2 * one[1]) < 1e-6
@@ -463,7 +489,7 @@ def test_kernels_that_were_compiled_before_are_known(tmp_path: Path, monkeypatch
     program = (
         "from triton.backends.compiler import GPUTarget\n"
         "from triton.compiler import ASTSource, compile\n"
-        "from lorapipe_engine.nn.fused.triton_kernels import _group_values as kernel\n"
+        "from lorapipe_engine.nn.fused.triton_norms import _group_values as kernel\n"
         "fixed = {'SHIFT': False, 'SILU': True, 'ROWS': 128, 'WIDE': 64}\n"
         "kinds = {'S': 'i32', 'C': 'i32', 'G': 'i32', 'stride_shift': 'i32'}\n"
         "signature = {n: 'constexpr' if n in fixed else kinds.get(n, '*fp32') for n in kernel.arg_names}\n"

@@ -150,6 +150,10 @@ class Adapter(OverLayer):
         costs more than the base's own product."""
         return 0
 
+    def has_short_form(self) -> bool:
+        """Whether fused blocks may compute it by its :meth:`short_form`."""
+        return self.short_rank() > 0
+
     @classmethod
     def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The changes of N adapters that are :func:`alike` as products of two factors: down (N, R, in), up (N, out, R).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -64,6 +64,28 @@ class Ia3(Adapter):
     def delta(self) -> Tensor:
         weight = frozen_weight(self.base)
         return weight * self._along(self.w, 1 if self.on_input else 0, weight.dim())
+
+    def has_short_form(self) -> bool:
+        return not self.dropouts.any
+
+    @classmethod
+    def short_form(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Factors of no rank: there is nothing but the ratio."""
+        (out, into), w = rows[0].weight.shape[:2], values["w"]
+        return w.new_zeros(len(rows), 0, into), w.new_zeros(len(rows), out, 0)
+
+    def short_axis(self) -> int | None:
+        return 1 if self.on_input else 0
+
+    @classmethod
+    def short_ratio(
+        cls,
+        rows: Sequence[Self],  # noqa: ARG003
+        values: Mapping[str, Tensor],
+        down: Tensor,  # noqa: ARG003
+        up: Tensor,  # noqa: ARG003
+    ) -> Tensor:
+        return 1 + values["w"]
 
     @staticmethod
     def _along(values: Tensor, axis: int, dims: int) -> Tensor:

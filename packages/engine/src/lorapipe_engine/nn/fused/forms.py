@@ -126,5 +126,9 @@ class FormGroup:
 def group_forms(forms: Sequence[Form]) -> list[FormGroup]:
     """The forms by adapters that are alike, so that each kind is made in a few operations."""
     of = {id(form.adapter): form for form in forms}
-    rows = alike(form.adapter for form in forms)
-    return [FormGroup([of[id(adapter)] for adapter in group]) for group in rows]
+    groups = [
+        group
+        for axis in dict.fromkeys(form.axis for form in forms)
+        for group in alike(form.adapter for form in forms if form.axis == axis)
+    ]
+    return [FormGroup([of[id(adapter)] for adapter in group]) for group in groups]

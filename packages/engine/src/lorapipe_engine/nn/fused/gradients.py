@@ -24,13 +24,13 @@ class FactorGradients:
         (N, sum of out), or one (N, out) for each layer."""
         parts = dys if len(dys) > 1 else torch.split(dys[0], [len(up) for up in self.ups], dim=1)
         if self._stacked is not None:
-            _add_product(self._stacked, dhidden[:, : len(self._stacked)].mT, x)
+            add_product(self._stacked, dhidden[:, : len(self._stacked)].mT, x)
         column = 0
         for down, up, scale, dy in zip(self.downs, self.ups, self.scales, parts, strict=True):
             columns = slice(column, column + len(down))
             if self._stacked is None:
-                _add_product(down, dhidden[:, columns].mT, x)
-            _add_product(up, dy.mT, hidden[:, columns], scale)
+                add_product(down, dhidden[:, columns].mT, x)
+            add_product(up, dy.mT, hidden[:, columns], scale)
             column = columns.stop
 
     @cached_property
@@ -46,7 +46,7 @@ class FactorGradients:
         return first.as_strided((sum(len(down) for down in self.downs), width), (width, 1))
 
 
-def _add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+def add_product(into: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
     """``into += scale · a b``, summed in the dtype of ``into`` (float32) whatever a and b are."""
     if into.dtype == a.dtype:
         into.addmm_(a, b, alpha=scale)

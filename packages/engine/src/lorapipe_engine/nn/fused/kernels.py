@@ -51,14 +51,15 @@ OPS: Mapping[str, Op] = {
     "scale_columns": Op("triton_dots:scale_columns", plain.scale_columns),
     "rotate": Op("triton_blocks:rotate", plain_blocks.rotate, products=True),
     "rotate_back": Op("triton_blocks:rotate_back", plain_blocks.rotate_back, products=True),
-    "layer_norm": Op("triton_kernels:layer_norm", plain.layer_norm),
-    "layer_norm_backward": Op("triton_kernels:layer_norm_backward", plain.layer_norm_backward),
+    "layer_norm": Op("triton_norms:layer_norm", plain.layer_norm),
+    "layer_norm_backward": Op("triton_norms:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
     "activate_backward": Op("triton_kernels:activate_backward", plain.activate_backward),
-    "group_norm": Op("triton_kernels:group_norm", plain.group_norm),
-    "group_norm_backward": Op("triton_kernels:group_norm_backward", plain.group_norm_backward),
+    "group_norm": Op("triton_norms:group_norm", plain.group_norm),
+    "group_norm_backward": Op("triton_norms:group_norm_backward", plain.group_norm_backward),
     "turned": Op("triton_kernels:turned", plain.turned),
     "add_bias": Op("triton_kernels:add_bias", plain.add_bias),
+    "sum_rows": Op("triton_kernels:sum_rows", plain.sum_rows),
     "copies": Op("triton_kernels:CopyTable", plain.CopyTable),
 }
 
@@ -249,9 +250,10 @@ def layer_norm_backward(
     weight: Tensor,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
-    """Gradient of x plus ``also``."""
-    gradient: Tensor = _choose("layer_norm_backward", x)(x, mean, rstd, weight, grad, also)
+    """Gradient of x plus ``also``. Those of weight and bias are added to ``into``, (C,) float32, where it is given."""
+    gradient: Tensor = _choose("layer_norm_backward", x)(x, mean, rstd, weight, grad, also, into)
     return gradient
 
 
@@ -261,10 +263,12 @@ def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None)
     _choose("activate", inner)(kind, inner, out, ratio)
 
 
-def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def activate_backward(
+    kind: int, inner: Tensor, grad: Tensor, *, apart: bool = False
+) -> tuple[Tensor, Tensor]:
     """Gradient of ``inner``, and the forward's result once more; they may take the places of ``inner`` and ``grad``,
-    which are the widest tensors of a block."""
-    both: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad)
+    which are the widest tensors of a block. ``apart``: both stay as they are, and only the gradient is made."""
+    both: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad, apart)
     return both
 
 
@@ -290,9 +294,12 @@ def group_norm_backward(
     silu: bool,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
-    """Gradient of x (B, S, C) plus ``also``."""
-    gradient: Tensor = _choose("group_norm_backward", x)(x, mean, rstd, weight, bias, shift, silu, grad, also)
+    """Gradient of x (B, S, C) plus ``also``. ``into``: as for :func:`layer_norm_backward`."""
+    gradient: Tensor = _choose("group_norm_backward", x)(
+        x, mean, rstd, weight, bias, shift, silu, grad, also, into
+    )
     return gradient
 
 
@@ -320,6 +327,11 @@ def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None) -> Tensor:
         return x if also is None else x.add_(also)
     _choose("add_bias", x)(x, bias, also)
     return x
+
+
+def sum_rows(x: Tensor, into: Tensor) -> None:
+    """Add the sums of x (N, C) over the rows to ``into`` (C,), float32."""
+    _choose("sum_rows", x)(x, into)
 
 
 def many_copies(sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float]) -> Copies:

@@ -6,17 +6,18 @@ Rows are (B·N, C); ``samples`` is B.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn.adapters.full import Norm
-from lorapipe_engine.nn.base import Adapter
+from lorapipe_engine.nn.base import Adapter, is_off
 from lorapipe_engine.nn.fused import ops
-from lorapipe_engine.nn.fused.kernels import GEGLU, QUICK_GELU
 from lorapipe_engine.nn.fused.packed import Packed, axis_of, can_pack
+from lorapipe_engine.nn.fused.trained.differences import different, trained_differences
+from lorapipe_engine.nn.fused.trained.norms import trained_norm
 
 
 class Own:
@@ -27,6 +28,8 @@ class Own:
 
     def on_rows(self, rows: Tensor, samples: int) -> list[Tensor]:
         """Each layer's result (B·N, out). The layers see (B, N, C), as in the library's block."""
+        if found := trained_differences(self.layers):
+            return list(different(rows, found))
         x = rows.reshape(samples, -1, rows.shape[1])
         return [layer(x).flatten(0, 1) for layer in self.layers]
 
@@ -66,6 +69,8 @@ def linear(x: Tensor, layers: Layers, residual: Tensor | None = None, samples: i
     """The layers on x (N, in) side by side, plus ``residual`` (N, out)."""
     if isinstance(layers, Packed):
         return ops.linear(x, layers, residual, samples)
+    if len(layers.layers) == 1 and (found := trained_differences(layers.layers)):
+        return different(x, found, residual)[0]
     parts = layers.on_rows(x, samples)
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return out if residual is None else out + residual
@@ -74,22 +79,29 @@ def linear(x: Tensor, layers: Layers, residual: Tensor | None = None, samples: i
 def norm_linear(
     x: Tensor, norm: nn.LayerNorm | Adapter, layers: Layers, samples: int = 1
 ) -> tuple[Tensor, ...]:
-    """x itself, and each layer on the norm of x (N, in). Go on with the x that is returned. A trained norm runs its own
-    forward."""
-    if isinstance(norm, Adapter):
+    """x itself, and each layer on the norm of x (N, in). Go on with the x that is returned."""
+    fused = fused_norm(norm)
+    if fused is None:
         normed = norm(x)
         if isinstance(layers, Packed):
             return x, *torch.split(ops.linear(normed, layers, samples=samples), layers.outs, dim=1)
         return x, *layers.on_rows(normed, samples)
     if isinstance(layers, Packed):
-        return ops.norm_linear(x, norm, layers, samples)
-    normed = F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+        return ops.norm_linear(x, fused, layers, samples)
+    x, normed = ops.layer_norm(x, fused)
     return x, *layers.on_rows(normed, samples)
 
 
+def fused_norm(norm: nn.Module) -> Any:
+    """What the fused operations read of a norm; None where it has to run its own forward."""
+    if isinstance(norm, Adapter):
+        return trained_norm(norm)
+    return None if norm.weight is None or norm.bias is None else norm
+
+
 class GroupNorm:
-    """A group norm of pictures, frozen or trained, by the fused operation. A trained one is normed there without weight
-    and bias, which follow in operations of their own."""
+    """A group norm of pictures, frozen or trained, by the fused operation. A trained one with dropouts is normed there
+    without weight and bias, which follow in operations of their own."""
 
     def __init__(self, norm: nn.GroupNorm | Norm) -> None:
         self.norm = norm
@@ -106,16 +118,21 @@ class GroupNorm:
         """See :func:`.ops.group_norm`."""
         if not isinstance(self.norm, Norm):
             return ops.group_norm(x, self.norm, silu=silu, shift=shift)
+        if is_off(self.norm):
+            return ops.group_norm(x, cast(nn.GroupNorm, self.norm.base), silu=silu, shift=shift)
+        if (trained := trained_norm(self.norm)) is not None:
+            return ops.group_norm(x, trained, silu=silu, shift=shift)
         assert isinstance(self.plain, nn.GroupNorm)
         x, hat = ops.group_norm(x, self.plain, silu=False, shift=shift)
         out = self.norm.on_normed(hat)
         return x, F.silu(out) if silu else out
 
 
-def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """A frozen convolution, or an adapter by its own forward, on x (B, C, H, W), plus ``residual``."""
+def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None, *, bias: bool = True) -> Tensor:
+    """A frozen convolution, or an adapter by its own forward, on x (B, C, H, W), plus ``residual``. ``bias``: False
+    where that of a frozen one is added elsewhere."""
     if isinstance(layer, nn.Conv2d):
-        return ops.convolution(x, layer, bias=layer.bias, residual=residual)
+        return ops.convolution(x, layer, bias=layer.bias if bias else None, residual=residual)
     out: Tensor = layer(x)
     return out if residual is None else out + residual
 
@@ -123,6 +140,8 @@ def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None) -> 
 def project(rows: Tensor, layers: Layers, like: Tensor, residual: Tensor | None = None) -> Tensor:
     """A linear layer or 1x1 convolution on the rows of pictures such as ``like``, plus ``residual``."""
     if isinstance(layers, Own) and isinstance(_inner(layers.layers[0]), nn.Conv2d):
+        if found := trained_differences(layers.layers):
+            return different(rows, found, residual)[0]
         out = layers.on_pictures(rows, like)
         return out if residual is None else out + residual
     return linear(rows, layers, residual, len(like))
@@ -139,18 +158,12 @@ def feed_forward(
     repeated: bool = False,
 ) -> Tensor:
     """x + second(activation(first(norm(x)))), (N, C); see :func:`.ops.feed_forward`."""
-    if isinstance(first, Packed) and isinstance(second, Packed) and not isinstance(norm, Adapter):
-        return ops.feed_forward(x, norm, first, second, kind, samples, repeated=repeated)
+    fused = fused_norm(norm)
+    if isinstance(first, Packed) and isinstance(second, Packed) and fused is not None:
+        return ops.feed_forward(x, fused, first, second, kind, samples, repeated=repeated)
     x, inner = norm_linear(x, norm, first, samples)
-    # Torch's activation: ours writes its gradient over what it read, which a layer's own backward may still need.
-    return linear(_activation(kind, inner), second, x, samples)
-
-
-def _activation(kind: int, inner: Tensor) -> Tensor:
-    if kind == GEGLU:
-        value, gate = inner.chunk(2, dim=1)
-        return value * F.gelu(gate)
-    return inner * torch.sigmoid(1.702 * inner) if kind == QUICK_GELU else F.gelu(inner)
+    # Apart: a layer's own backward may still need what the activation read.
+    return linear(ops.activation(inner, kind), second, x, samples)
 
 
 def _inner(layer: nn.Module) -> nn.Module:

@@ -27,6 +27,7 @@ from lorapipe_engine.nn.fused.packed import (
     scaled_back,
     scaled_norms,
 )
+from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, into_of, trained_of
 
 
 def linear(x: Tensor, pack: Packed, residual: Tensor | None = None, samples: int = 1) -> Tensor:
@@ -38,22 +39,30 @@ def linear(x: Tensor, pack: Packed, residual: Tensor | None = None, samples: int
     return y
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, pack: Packed, samples: int = 1) -> tuple[Tensor, ...]:
+def norm_linear(
+    x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed, samples: int = 1
+) -> tuple[Tensor, ...]:
     """x itself, and each packed layer on the norm of x (N, in). Go on with the x that is returned: its gradient is then
     added in the same kernel."""
     outputs: tuple[Tensor, ...]
     if pack.axis is None:
-        outputs = _NormLinear.apply(x, norm, pack, samples, *pack.trained)  # type: ignore[no-untyped-call]
+        outputs = _NormLinear.apply(x, norm, pack, samples, *pack.trained, *trained_of(norm))  # type: ignore[no-untyped-call]
         return outputs
-    x, normed = _LayerNorm.apply(x, norm)  # type: ignore[no-untyped-call]
+    x, normed = layer_norm(x, norm)
     inputs = scaled_norms(x, norm, pack)
     outputs = _Scaled.apply(normed, pack, None, True, inputs, *pack.trained)  # type: ignore[no-untyped-call]
     return x, *outputs
 
 
+def layer_norm(x: Tensor, norm: nn.LayerNorm | TrainedNorm) -> tuple[Tensor, Tensor]:
+    """x itself (see :func:`norm_linear`) and its norm, (N, C)."""
+    normed: tuple[Tensor, Tensor] = _LayerNorm.apply(x, norm, *trained_of(norm))  # type: ignore[no-untyped-call]
+    return normed
+
+
 def feed_forward(
     x: Tensor,
-    norm: nn.LayerNorm,
+    norm: nn.LayerNorm | TrainedNorm,
     first: Packed,
     second: Packed,
     kind: int,
@@ -76,6 +85,12 @@ def feed_forward(
     return y
 
 
+def activation(inner: Tensor, kind: int) -> Tensor:
+    """The activation of a feed-forward layer alone, (N, F): see :mod:`.kernels`. What it reads stays as it is."""
+    active: Tensor = _Activation.apply(inner, kind)  # type: ignore[no-untyped-call]
+    return active
+
+
 def frozen_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """rows (N, in) times weight (out, in), which is not trained; keeps nothing."""
     y: Tensor = _Frozen.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
@@ -83,11 +98,11 @@ def frozen_linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def group_norm(
-    x: Tensor, norm: nn.GroupNorm, *, silu: bool, shift: Tensor | None = None
+    x: Tensor, norm: nn.GroupNorm | TrainedNorm, *, silu: bool, shift: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """x itself (see :func:`norm_linear`) and the norm of x + shift, through SiLU where asked: (B, C, H, W) in
     channels-last order. ``shift`` is (B, C); where that needs a gradient, go on without the x that is returned."""
-    normed: tuple[Tensor, Tensor] = _GroupNorm.apply(x, norm, silu, shift)  # type: ignore[no-untyped-call]
+    normed: tuple[Tensor, Tensor] = _GroupNorm.apply(x, norm, silu, shift, *trained_of(norm))  # type: ignore[no-untyped-call]
     return normed
 
 
@@ -125,7 +140,7 @@ ENOUGH_ROWS = 2048
 
 
 def _normed(
-    x: Tensor, norm: nn.LayerNorm, pack: Packed, mask: Tensor | None
+    x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """[norm of x | its rank activation], and the mean and 1/deviation of the rows of x."""
     both = x.new_empty(len(x), pack.width + pack.rank)
@@ -181,7 +196,7 @@ class _Linear(torch.autograd.Function):
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm: nn.LayerNorm, pack: Packed, samples: int, *_trained: Tensor
+        ctx: Any, x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed, samples: int, *_trained: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         mask = pack.mask(len(x), samples)
@@ -197,16 +212,18 @@ class _NormLinear(torch.autograd.Function):
         pack, norm = ctx.pack, ctx.norm
         parts = _apart_or_joined(dys)
         dnormed, dhidden = _back_added(parts, pack, mask)
-        dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, dnormed, also)
+        dx = kernels.layer_norm_backward(x, mean, rstd, norm.weight, dnormed, also, into_of(norm))
         pack.add_gradients(both[:, : pack.width], both[:, pack.width :], parts, dhidden)
-        return dx, None, None, None, *[None] * len(pack.trained)
+        return dx, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 class _LayerNorm(torch.autograd.Function):
     """x itself and its norm, for layers that cannot be joined with it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, norm: nn.LayerNorm | TrainedNorm, *_trained: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         out = torch.empty_like(x)
         mean, rstd = kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, out)
@@ -215,11 +232,12 @@ class _LayerNorm(torch.autograd.Function):
         return x, out
 
     @staticmethod
-    def backward(ctx: Any, also: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, also: Tensor | None, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         x, mean, rstd = ctx.saved_tensors
+        rest, norm = [None] * (len(ctx.needs_input_grad) - 1), ctx.norm
         if dy is None:
-            return also, None
-        return kernels.layer_norm_backward(x, mean, rstd, ctx.norm.weight, dy, also), None
+            return also, *rest
+        return kernels.layer_norm_backward(x, mean, rstd, norm.weight, dy, also, into_of(norm)), *rest
 
 
 class _Scaled(torch.autograd.Function):
@@ -238,7 +256,7 @@ class _Scaled(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         out, hidden, both = scaled(x, pack, residual, inputs)
         ctx.pack = pack
-        ctx.save_for_backward(x, hidden, both)
+        ctx.save_for_backward(x if pack.reads_input else None, hidden, both)
         return torch.split(out, pack.outs, dim=1) if apart else (out,)
 
     @staticmethod
@@ -315,6 +333,21 @@ class _Second(torch.autograd.Function):
         return dy, dinner, *[None] * (4 + len(second.trained))
 
 
+class _Activation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, kind: int) -> Tensor:
+        active = inner.new_empty(len(inner), inner.shape[1] // (2 if kind == kernels.GEGLU else 1))
+        kernels.activate(kind, inner, active)
+        ctx.kind = kind
+        ctx.save_for_backward(inner)
+        return active
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (inner,) = ctx.saved_tensors
+        return kernels.activate_backward(ctx.kind, inner, dy, apart=True)[0], None
+
+
 class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -343,7 +376,12 @@ class _AttendFew(torch.autograd.Function):
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm: nn.GroupNorm, silu: bool, shift: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        norm: nn.GroupNorm | TrainedNorm,
+        silu: bool,
+        shift: Tensor | None,
+        *_trained: Tensor,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         rows = as_rows(x).view(len(x), -1, x.shape[1])
@@ -357,8 +395,9 @@ class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, also: Tensor | None, dy: Tensor | None) -> tuple[Any, ...]:
         x, mean, rstd, shift = ctx.saved_tensors
+        rest = [None] * (len(ctx.needs_input_grad) - 4)
         if dy is None:
-            return also, None, None, None
+            return also, None, None, None, *rest
         norm, shape = ctx.norm, (len(x), -1, x.shape[1])
         dx = kernels.group_norm_backward(
             as_rows(x).view(shape),
@@ -370,9 +409,10 @@ class _GroupNorm(torch.autograd.Function):
             ctx.silu,
             as_rows(dy).view(shape),
             None if also is None else as_rows(also).view(shape),
+            into_of(norm),
         )
         dshift = dx.sum(dim=1) if ctx.needs_input_grad[3] else None
-        return as_pictures(dx, x), None, None, dshift
+        return as_pictures(dx, x), None, None, dshift, *rest
 
 
 class _Convolution(torch.autograd.Function):

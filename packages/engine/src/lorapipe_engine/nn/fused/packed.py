@@ -26,6 +26,8 @@ from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.forms import Form, group_forms
 from lorapipe_engine.nn.fused.gradients import FactorGradients
+from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, TrainedDifferences
+from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, TrainedNorms
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
 HALF = (torch.float16, torch.bfloat16)
@@ -66,7 +68,7 @@ def axis_of(layer: LowRank | Adapter) -> int | None:
 
 def _has_form(module: nn.Module) -> bool:
     """A subclass does not inherit a short form, since its forward may be another."""
-    return isinstance(module, Adapter) and "short_form" in vars(type(module)) and module.short_rank() > 0
+    return isinstance(module, Adapter) and "short_form" in vars(type(module)) and module.has_short_form()
 
 
 class Packed:
@@ -90,10 +92,10 @@ class Packed:
         self.ranks = [layer.rank for layer in self.layers]
         self.width = weights[0].shape[1]
         self.out = sum(self.outs)
-        self.rank = -(-sum(self.ranks) // STEP) * STEP
+        self.rank = -(-sum(self.ranks) // STEP) * STEP  # 0 where there are ratios and no factors
         like = weights[0]
         self.matrix = like.new_zeros(self.out + self.rank, self.width + self.rank)
-        self.scales = [layer.alpha / layer.rank for layer in self.layers]
+        self.scales = [layer.alpha / layer.rank if layer.rank else 1.0 for layer in self.layers]
         self.ups: list[Tensor] = []
         self.downs: list[Tensor] = []
         row, column = 0, 0
@@ -141,6 +143,11 @@ class Packed:
             form.ratio, form.ratio_grad = ratio.flatten(), gradient.flatten()
 
     @property
+    def reads_input(self) -> bool:
+        """Whether the backward pass needs what went in: not where there is a ratio of outputs and nothing else."""
+        return self.rank > 0 or self.axis != 0
+
+    @property
     def dropping(self) -> bool:
         """Whether any dropout is on."""
         p = self.layers[0].dropouts
@@ -169,6 +176,8 @@ class Packed:
         """Add the factors' gradients to the flat buffers. ``x`` (N, in), ``hidden`` (N, R) = xAᵀ, ``dys`` one (N, out)
         or one for each layer, ``dhidden`` (N, R) = s·dy·B. None of these may be written to afterwards.
         """
+        if not self.rank:
+            return
         into = self.gradients()
         if self.deferred is not None and kernels.can_batch(into, x, len(dys)):
             self.deferred.add(into, x, hidden, dys, dhidden)
@@ -196,10 +205,16 @@ def _low_rank(layer: LowRank | Adapter) -> LowRank:
 
 
 class Packs:
-    """All packs of a network, brought up to date together before each step."""
+    """All packs, trained norms and differences of a network, brought up to date together before each step."""
 
-    def __init__(self, packs: Sequence[Packed]) -> None:
+    def __init__(
+        self,
+        packs: Sequence[Packed],
+        norms: Sequence[TrainedNorm] = (),
+        differences: Sequence[TrainedDifference] = (),
+    ) -> None:
         self.packs = list(packs)
+        self._norms, self._differences = TrainedNorms(norms), TrainedDifferences(differences)
         # First of all: the factors of a form move into the buffers of its group.
         self._forms = group_forms(
             [row for pack in self.packs for row in pack.layers if isinstance(row, Form)]
@@ -208,7 +223,8 @@ class Packs:
         targets: list[Tensor] = []
         scales: list[float] = []
         for pack in self.packs:
-            for layer, up, down, scale in zip(pack.layers, pack.ups, pack.downs, pack.scales, strict=True):
+            rows = zip(pack.layers, pack.ups, pack.downs, pack.scales, strict=True)
+            for layer, up, down, scale in rows if pack.rank else ():
                 sources += [layer.lora_up.detach().flatten(1), layer.lora_down.detach().flatten(1)]
                 targets += [up, down]
                 scales += [scale, 1.0]
@@ -230,11 +246,13 @@ class Packs:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the trained factors into the packed matrices, B times its scale."""
+        """Copy the trained factors into the packed matrices, B times its scale, and bring all else up to date."""
         self._deferred.forget()
         for group in self._forms:
             group.compute()
         self._copy.run()
+        self._norms.refresh()
+        self._differences.refresh()
 
 
 # -------------------------------------------------------------------------------- products
@@ -313,7 +331,7 @@ def scaled(
 
 
 @torch.no_grad()
-def scaled_norms(x: Tensor, norm: nn.LayerNorm, pack: Packed) -> list[Tensor] | None:
+def scaled_norms(x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed) -> list[Tensor] | None:
     """The norm of x times the ratio of each layer of a pack, rounded once, with room for the rank activation; None
     where that is not needed."""
     if pack.axis != 1 or x.dtype not in HALF:
@@ -325,10 +343,10 @@ def scaled_norms(x: Tensor, norm: nn.LayerNorm, pack: Packed) -> list[Tensor] | 
 
 
 def scaled_back(
-    dys: Sequence[Tensor], x: Tensor, hidden: Tensor, both: Tensor | None, pack: Packed, needs: bool
+    dys: Sequence[Tensor], x: Tensor | None, hidden: Tensor, both: Tensor | None, pack: Packed, needs: bool
 ) -> Tensor | None:
     """The gradient of what :func:`scaled` read, None where nothing ``needs`` it; those of ratio and factors are added
-    up. ``dys``: as for :meth:`Packed.add_gradients`."""
+    up. ``dys``: as for :meth:`Packed.add_gradients`. ``x``: may be None where :attr:`Packed.reads_input` says so."""
     dx = None
     if pack.axis == 0:
         assert both is not None
@@ -338,16 +356,20 @@ def scaled_back(
             into = pack.ratio_grad[here]
             turned.append(kernels.scale_columns(dy, pack.ratio[here], both[:, here], into))
             column = here.stop
+        if needs and not pack.rank:
+            return back(turned, pack, None)
         if needs:
             dx, dhidden = kernels.lift(back(turned, pack, None), pack.down)
         else:
             dhidden = _added(turned, pack.up)
     else:
+        assert x is not None
         parts = dys if len(dys) == len(pack.outs) else torch.split(dys[0], pack.outs, dim=1)
         rows = zip(parts, torch.split(pack.weight, pack.outs), pack.ratio, pack.ratio_grad, strict=True)
         for dy, weight, ratio, into in rows:
             dx = kernels.scale_columns(dy @ weight, ratio, x, into, dx)
         dhidden = _added(dys, pack.up)
         dx = dx.addmm_(dhidden, pack.down) if needs and dx is not None else None
-    pack.add_gradients(x, hidden, dys, dhidden)
+    if x is not None:
+        pack.add_gradients(x, hidden, dys, dhidden)
     return dx

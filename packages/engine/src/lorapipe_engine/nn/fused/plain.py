@@ -58,12 +58,24 @@ def layer_norm_backward(
     weight: Tensor,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     hat = (_wide(x) - mean[:, None]) * rstd[:, None]
+    _sum_up(_wide(grad), hat, into)
     inner = _wide(grad) * weight
     dx = inner - inner.mean(dim=1, keepdim=True) - hat * (inner * hat).mean(dim=1, keepdim=True)
     dx = dx * rstd[:, None]
     return (dx if also is None else dx + also).to(x.dtype)
+
+
+def _sum_up(dz: Tensor, hat: Tensor, into: tuple[Tensor, Tensor | None] | None) -> None:
+    """Add the gradients of a norm's weight and bias, of rows that are normed and of gradients."""
+    if into is None:
+        return
+    weight, bias = into
+    weight.add_((dz * hat).flatten(0, -2).sum(dim=0))
+    if bias is not None:
+        bias.add_(dz.flatten(0, -2).sum(dim=0))
 
 
 def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None) -> None:
@@ -72,7 +84,12 @@ def activate(kind: int, inner: Tensor, out: Tensor, ratio: Tensor | None = None)
     out.copy_(active if ratio is None else active * ratio)
 
 
-def activate_backward(kind: int, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def activate_backward(
+    kind: int,
+    inner: Tensor,
+    grad: Tensor,
+    apart: bool = False,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
     value, gate = _value_and_gate(kind, inner)
     share, slope = _share(kind, gate)
     wide = _wide(grad)
@@ -118,6 +135,7 @@ def group_norm_backward(
     silu: bool,
     grad: Tensor,
     also: Tensor | None,
+    into: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     parts = _in_groups(x, shift, mean.shape[1])
     hat = _normed(parts, mean, rstd)
@@ -126,6 +144,7 @@ def group_norm_backward(
         z = hat * weight + bias
         sigmoid = torch.sigmoid(z)
         dz = dz * sigmoid * (1 + z * (1 - sigmoid))
+    _sum_up(dz, hat, into)
     inner = (dz * weight).view(parts.shape)
     hat = hat.view(parts.shape)
     dx = inner - inner.mean(dim=(1, 3), keepdim=True) - hat * (inner * hat).mean(dim=(1, 3), keepdim=True)
@@ -152,6 +171,10 @@ def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
     x.add_(bias)
     if also is not None:
         x.add_(also)
+
+
+def sum_rows(x: Tensor, into: Tensor) -> None:
+    into.add_(x.sum(dim=0, dtype=into.dtype))
 
 
 class CopyTable:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import Adapter, is_off
 from lorapipe_engine.nn.fused import ops
 from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
@@ -33,6 +34,8 @@ from lorapipe_engine.nn.fused.layers import (
 )
 from lorapipe_engine.nn.fused.packed import Packed, Packs, can_pack
 from lorapipe_engine.nn.fused.time_shifts import TimeShifts
+from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, can_differ, different
+from lorapipe_engine.nn.fused.trained.norms import TrainedNorm
 
 Forward = Callable[..., Any]
 
@@ -52,7 +55,7 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
     make, or without an adapter, stay as they are. Packed layers are trained at a multiplier of 1.
     """
     packs: list[Packed] = []
-    plain: list[Any] = []
+    residual: list[Any] = []
     for module in list(unet.modules()):
         name = type(module).__name__
         if isinstance(
@@ -62,24 +65,20 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
         if name == "BasicTransformerBlock":
             packs += _fuse_block(module)
         elif name == "ResnetBlock2D" and _is_known_resnet(module):
-            if has_adapter(module):
-                _fuse_trained_resnet(module)
-            else:
-                plain.append(module)
+            residual.append(module)
         elif name == "Transformer2DModel" and _plain_transformer(module):
             packs += _fuse_transformer(module)
-    if plain:
-        shifts = TimeShifts(plain)
-        for module in plain:
-            forward = partial(_resnet, module, shifts)
-            _replace(module, forward, forward, _adapter_in(unet))
+    _fuse_residual(residual, _adapter_in(unet))
     for root in others:
         for module in root.modules():
             if type(module).__name__ == "CLIPEncoderLayer":
                 packs += _fuse_text(module)
     for layer in _layers([unet, *others]):
         packs += _fuse_layer(layer)
-    return Packs(packs)
+    modules = [module for root in (unet, *others) for module in root.modules()]
+    norms = [_fuse_norm(module) for module in modules if isinstance(module, Norm)]
+    differences = [_fuse_difference(module) for module in modules if can_differ(module)]
+    return Packs(packs, norms, differences)
 
 
 def _layers(roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
@@ -140,6 +139,38 @@ def _fuse_layer(layer: Any) -> list[Packed]:
     packed = pack(layer)
     _replace(layer, partial(_layer, packed, isinstance(layer.base, nn.Conv2d)))
     return [packed]
+
+
+def _fuse_norm(norm: Norm) -> TrainedNorm:
+    """A trained norm, wherever it is."""
+    trained, own = TrainedNorm(norm), norm.forward
+    groups = isinstance(norm.base, nn.GroupNorm)
+
+    def fused(x: Tensor) -> Tensor:
+        if not trained.ready or (groups and x.dim() != 4):
+            return own(x)
+        if groups:
+            return ops.group_norm(x, trained, silu=False)[1]
+        return ops.layer_norm(x.reshape(-1, x.shape[-1]), trained)[1].view(x.shape)
+
+    _replace(norm, fused)
+    return trained
+
+
+def _fuse_difference(layer: Any) -> TrainedDifference:
+    """A whole difference of a layer of products, wherever it is."""
+    trained, own, is_conv = TrainedDifference(layer), layer.forward, isinstance(layer.base, nn.Conv2d)
+
+    def fused(x: Tensor) -> Tensor:
+        if not trained.ready or x.dtype != trained.weight.dtype:
+            output: Tensor = own(x)
+            return output
+        rows = ops.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
+        (out,) = different(rows, [trained])
+        return ops.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
+
+    _replace(layer, fused)
+    return trained
 
 
 def _packed(slots: Sequence[Layers]) -> list[Packed]:
@@ -302,25 +333,35 @@ def _is_known_resnet(block: Any) -> bool:
     )
 
 
+def _fuse_residual(blocks: Sequence[Any], of: Adapter | None) -> None:
+    """``of``: an adapter of the network, by which one sees whether it is off."""
+    in_one = [block for block in blocks if not isinstance(block.time_emb_proj, Adapter)]
+    shifts = TimeShifts(in_one) if in_one else None
+    for block in blocks:
+        forward: Forward = partial(_resnet, block, shifts)
+        if has_adapter(block):
+            forward = _fuse_trained_resnet(block, shifts if block in in_one else None)
+        _replace(block, forward, forward, of)
+
+
 def _resnet(
-    block: Any, shifts: TimeShifts, input_tensor: Tensor, temb: Tensor, *_args: Any, **_more: Any
+    block: Any, shifts: TimeShifts | None, input_tensor: Tensor, temb: Tensor, *_args: Any, **_more: Any
 ) -> Tensor:
     """``input_tensor`` (B, C, H, W), ``temb`` (B, T)."""
+    assert shifts is not None  # its projection is not trained
     shift = shifts.of(block, temb)
     x, y = ops.group_norm(input_tensor, block.norm1, silu=True)
     y = ops.convolution(y, block.conv1)
     _, y = ops.group_norm(y, block.norm2, silu=True, shift=shift)
     if block.conv_shortcut is not None:
-        short = block.conv_shortcut
-        x = ops.as_pictures(ops.frozen_linear(ops.as_rows(x), short.weight.flatten(1), short.bias), x)
+        x = _shortcut(block.conv_shortcut, x)
     return ops.convolution(y, block.conv2, bias=block.conv2.bias, residual=x)
 
 
-def _fuse_trained_resnet(block: Any) -> None:
+def _fuse_trained_resnet(block: Any, shifts: TimeShifts | None) -> Forward:
     for layer in (block.conv1, block.conv2):
         _fuse_base(layer)
-    forward = partial(_trained_resnet, block, GroupNorm(block.norm1), GroupNorm(block.norm2))
-    _replace(block, forward, forward, _adapter_in(block))
+    return partial(_trained_resnet, block, GroupNorm(block.norm1), GroupNorm(block.norm2), shifts)
 
 
 def _fuse_base(layer: Any) -> None:
@@ -334,15 +375,25 @@ def _trained_resnet(
     block: Any,
     norm1: GroupNorm,
     norm2: GroupNorm,
+    shifts: TimeShifts | None,
     input_tensor: Tensor,
     temb: Tensor,
     *_args: Any,
     **_more: Any,
 ) -> Tensor:
-    """The same with adapters on some of the layers and norms, which run their own forward."""
+    """The same with adapters on some of the layers and norms."""
+    shift = block.time_emb_proj(F.silu(temb)) if shifts is None else shifts.of(block, temb)
     x, y = norm1(input_tensor, silu=True)
-    y = convolution(block.conv1, y)
-    _, y = norm2(y, silu=True, shift=block.time_emb_proj(F.silu(temb)))
+    y = convolution(block.conv1, y, bias=shifts is None)
+    _, y = norm2(y, silu=True, shift=shift)
     if block.conv_shortcut is not None:
-        x = block.conv_shortcut(x)
+        x = _shortcut(block.conv_shortcut, x)
     return convolution(block.conv2, y, residual=x)
+
+
+def _shortcut(layer: Any, x: Tensor) -> Tensor:
+    """The 1x1 convolution beside a residual block on x (B, C, H, W)."""
+    if isinstance(layer, Adapter):
+        out: Tensor = layer(x)
+        return out
+    return ops.as_pictures(ops.frozen_linear(ops.as_rows(x), layer.weight.flatten(1), layer.bias), x)

@@ -1,0 +1,1 @@
+"""What is trained in fused blocks beside packed layers."""
