@@ -176,8 +176,8 @@ def _describe_network(file: WeightFile) -> Network:
     layout = _lay_out(tuple(shapes.items()), _tables())
     # Other kinds of files can have tensors called alpha too.
     if not layout.has_network or layout.kind.kind not in ("lora", "unknown"):
-        if layout.kind.kind in ("unknown", "unet") and (known := no_network(shapes)):
-            raise InputError(f"{file.path}: this is {known}, which tools for networks do not read")
+        if layout.kind.kind in ("unknown", "unet") and (what := no_network(shapes)):
+            raise InputError(f"{file.path}: this is {what}, which tools for networks do not read")
         raise InputError(
             f"{file.path}: this is {_other_kind(layout.kind, shapes)}, not a LoRA or other network"
         )
