@@ -173,13 +173,14 @@ def few_keys(rows: int = 150, count: int = 21, width: int = 24, heads: int = 2) 
 def sums_and_copies() -> list[Any]:
     torch.manual_seed(0)
     x = kernels.add_bias(torch.randn(70, 96), torch.randn(96), sliced(70, 96))
+    both = kernels.add_bias(torch.randn(70, 96), torch.randn(96), sliced(70, 96), sliced(70, 96))
     weight = torch.randn(70, 33, 3, 3).contiguous(memory_format=torch.channels_last)
     sources = [torch.randn(5, 40), torch.randn(70, 90)]
     targets = [torch.zeros(5, 64)[:, 8:48], torch.zeros(70, 90)]
     kernels.many_copies(sources, targets, [0.5, 2.0]).run()
     sums = torch.randn(90)
     kernels.sum_rows(sliced(300, 90), sums)
-    return [x, kernels.turned(weight), sums, *targets]
+    return [x, both, kernels.turned(weight), sums, *targets]
 
 
 COMPARED: dict[str, Callable[[], list[Any]]] = {

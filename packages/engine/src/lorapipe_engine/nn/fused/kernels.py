@@ -278,11 +278,13 @@ def turned(weight: Tensor) -> Tensor:
     return copy
 
 
-def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None) -> Tensor:
-    """x (N, C) + bias + also, in place of x."""
+def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None, more: Tensor | None = None) -> Tensor:
+    """x (N, C) + bias + also + more, in place of x."""
     if bias is None:
-        return x if also is None else x.add_(also)
-    _choose("add_bias", x)(x, bias, also)
+        for part in (also, more):
+            x = x if part is None else x.add_(part)
+        return x
+    _choose("add_bias", x)(x, bias, also, more)
     return x
 
 

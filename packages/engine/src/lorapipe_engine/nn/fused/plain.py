@@ -167,10 +167,12 @@ def turned(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
-    x.add_(bias)
-    if also is not None:
-        x.add_(also)
+def add_bias(x: Tensor, bias: Tensor, also: Tensor | None, more: Tensor | None = None) -> None:
+    # As on a card: summed in float32, and rounded once.
+    wide = _wide(x) + bias
+    for part in (also, more):
+        wide = wide if part is None else wide + part
+    x.copy_(wide)
 
 
 def sum_rows(x: Tensor, into: Tensor) -> None:
