@@ -113,6 +113,7 @@ def lift_scaled(more: bool, rows: int = 70, width: int = 150, rank: int = 40) ->
     if more:
         return [
             *kernels.lift(both.clone(), factor, residual, more=other),
+            *kernels.lift(both.clone(), factor, residual, bias=torch.randn(width)),
             kernels.lift(both, factor, more=other)[0],
         ]
     ratio, bias = torch.randn(width), torch.randn(width)

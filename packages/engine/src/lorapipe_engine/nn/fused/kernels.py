@@ -121,8 +121,8 @@ def lift(
     ratio: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Of rows [y | h] (N, C + R): y + h · factor + residual + more (N, C), and h (N, R). ``factor`` (R, C). The rows
-    may be written to.
+    """Of rows [y | h] (N, C + R): y + h · factor + bias + residual + more (N, C), and h (N, R). ``factor`` (R, C). The
+    rows may be written to.
 
     With ``ratio`` (C,), float32: (y + h · factor) · ratio + bias + residual, without ``more``; the rows stay as they
     are.

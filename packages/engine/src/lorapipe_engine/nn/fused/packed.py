@@ -26,6 +26,7 @@ from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.forms import Form, group_forms
 from lorapipe_engine.nn.fused.gradients import FactorGradients
+from lorapipe_engine.nn.fused.trained.convolutions import TrainedConvolution, TrainedConvolutions
 from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, TrainedDifferences
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, TrainedNorms
 
@@ -205,16 +206,21 @@ def _low_rank(layer: LowRank | Adapter) -> LowRank:
 
 
 class Packs:
-    """All packs, trained norms and differences of a network, brought up to date together before each step."""
+    """All that a network trains in fused blocks, brought up to date together before each step."""
 
     def __init__(
         self,
         packs: Sequence[Packed],
         norms: Sequence[TrainedNorm] = (),
         differences: Sequence[TrainedDifference] = (),
+        convolutions: Sequence[TrainedConvolution] = (),
     ) -> None:
         self.packs = list(packs)
-        self._norms, self._differences = TrainedNorms(norms), TrainedDifferences(differences)
+        self._others = (
+            TrainedNorms(norms),
+            TrainedDifferences(differences),
+            TrainedConvolutions(convolutions),
+        )
         # First of all: the factors of a form move into the buffers of its group.
         self._forms = group_forms(
             [row for pack in self.packs for row in pack.layers if isinstance(row, Form)]
@@ -251,8 +257,8 @@ class Packs:
         for group in self._forms:
             group.compute()
         self._copy.run()
-        self._norms.refresh()
-        self._differences.refresh()
+        for others in self._others:
+            others.refresh()
 
 
 # -------------------------------------------------------------------------------- products

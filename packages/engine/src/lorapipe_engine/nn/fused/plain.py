@@ -24,7 +24,7 @@ def lift(
 ) -> tuple[Tensor, Tensor]:
     width = factor.shape[1]
     hidden = both[:, width:].clone()
-    if ratio is None and more is None:
+    if ratio is None and more is None and bias is None:
         out = both[:, :width].addmm_(hidden, factor)
         return (out.contiguous() if residual is None else out + residual), hidden
     # As on a card: summed in float32, and rounded once.
