@@ -59,7 +59,9 @@ def layer_norm(also: bool, rows: int = 37, width: int = 40) -> list[Any]:
     sums, alone = torch.randn(2, width), torch.randn(width)
     again = kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (sums[0], sums[1]))
     kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (alone, None))
-    return [out, mean, rstd, dx, again, sums, alone]
+    each = sliced(3, rows, width)
+    kernels.layer_norm_each(x, weight, bias, 1e-5, torch.randn(3, width), each)
+    return [out, mean, rstd, dx, again, sums, alone, each]
 
 
 def group_norm(shift: bool, silu: bool, also: bool, size: int = 150) -> list[Any]:

@@ -48,6 +48,7 @@ OPS: Mapping[str, Op] = {
     "lift": Op("triton_dots:lift", plain.lift, products=True),
     "scale_columns": Op("triton_dots:scale_columns", plain.scale_columns),
     "layer_norm": Op("triton_norms:layer_norm", plain.layer_norm),
+    "layer_norm_each": Op("triton_norms:layer_norm_each", plain.layer_norm_each),
     "layer_norm_backward": Op("triton_norms:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
     "activate_backward": Op("triton_kernels:activate_backward", plain.activate_backward),
@@ -198,6 +199,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
     """Norm of rows (N, C) into ``out``, whose rows may be longer; their mean and 1/deviation, (N,) float32."""
     moments: tuple[Tensor, Tensor] = _choose("layer_norm", x)(x, weight, bias, eps, out)
     return moments
+
+
+def layer_norm_each(x: Tensor, weight: Tensor, bias: Tensor, eps: float, ratio: Tensor, out: Tensor) -> None:
+    """The norm of rows (N, C) times each row of ``ratio`` (K, C), rounded once, into ``out`` (K, N, C), whose rows may
+    be longer."""
+    _choose("layer_norm_each", x)(x, weight, bias, eps, ratio, out)
 
 
 def layer_norm_backward(

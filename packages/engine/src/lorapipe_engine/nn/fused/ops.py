@@ -236,7 +236,7 @@ class _Scaled(torch.autograd.Function):
         pack: Packed,
         residual: Tensor | None,
         apart: bool,
-        inputs: Sequence[Tensor] | None,
+        inputs: Tensor | None,
         *_trained: Tensor,
     ) -> tuple[Tensor, ...]:
         out, hidden, both = scaled(x, pack, residual, inputs)
@@ -287,7 +287,7 @@ class _Second(torch.autograd.Function):
         if second.axis is not None:
             inputs = None
             if second.axis == 1 and x.dtype in HALF:
-                inputs = [torch.empty_like(active)]
+                inputs = torch.empty_like(active)[None]
                 kernels.activate(kind, inner, inputs[0], second.ratio[0])
             out, ctx.hidden, ctx.both = scaled(active, second, x, inputs)
             return out

@@ -51,6 +51,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
     return mean, rstd
 
 
+def layer_norm_each(x: Tensor, weight: Tensor, bias: Tensor, eps: float, ratio: Tensor, out: Tensor) -> None:
+    for own, into in zip(ratio, out, strict=True):
+        layer_norm(x, weight * own, bias * own, eps, into)
+
+
 def layer_norm_backward(
     x: Tensor,
     mean: Tensor,
