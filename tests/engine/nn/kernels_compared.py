@@ -63,7 +63,9 @@ def layer_norm(also: bool, rows: int = 37, width: int = 40) -> list[Any]:
     sums, alone = torch.randn(2, width), torch.randn(width)
     again = kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (sums[0], sums[1]))
     kernels.layer_norm_backward(x, mean, rstd, weight, grad, more, (alone, None))
-    return [out, mean, rstd, dx, again, sums, alone]
+    each = sliced(3, rows, width)
+    kernels.layer_norm_each(x, weight, bias, 1e-5, torch.randn(3, width), each)
+    return [out, mean, rstd, dx, again, sums, alone, each]
 
 
 def group_norm(shift: bool, silu: bool, also: bool, size: int = 150) -> list[Any]:
@@ -117,6 +119,7 @@ def lift_scaled(more: bool, rows: int = 70, width: int = 150, rank: int = 40) ->
     if more:
         return [
             *kernels.lift(both.clone(), factor, residual, more=other),
+            *kernels.lift(both.clone(), factor, residual, bias=torch.randn(width)),
             kernels.lift(both, factor, more=other)[0],
         ]
     ratio, bias = torch.randn(width), torch.randn(width)
@@ -177,13 +180,14 @@ def few_keys(rows: int = 150, count: int = 21, width: int = 24, heads: int = 2) 
 def sums_and_copies() -> list[Any]:
     torch.manual_seed(0)
     x = kernels.add_bias(torch.randn(70, 96), torch.randn(96), sliced(70, 96))
+    both = kernels.add_bias(torch.randn(70, 96), torch.randn(96), sliced(70, 96), sliced(70, 96))
     weight = torch.randn(70, 33, 3, 3).contiguous(memory_format=torch.channels_last)
     sources = [torch.randn(5, 40), torch.randn(70, 90)]
     targets = [torch.zeros(5, 64)[:, 8:48], torch.zeros(70, 90)]
     kernels.many_copies(sources, targets, [0.5, 2.0]).run()
     sums = torch.randn(90)
     kernels.sum_rows(sliced(300, 90), sums)
-    return [x, kernels.turned(weight), sums, *targets]
+    return [x, both, kernels.turned(weight), sums, *targets]
 
 
 def rotations(blocks: Blocks, rows: int = 150) -> list[Any]:

@@ -38,23 +38,24 @@ def squares_of_sums(
     together."""
     flat = [weight.flatten(1) for weight in weights]
     if by_output:
-        crossed = _products(down, [weight.mT for weight in flat]).mT  # (N, out, r)
-        inner = torch.baddbmm(crossed, up, down @ down.mT, beta=2)
+        crossed, square = _products(down, [weight.mT for weight in flat])
+        inner = torch.baddbmm(crossed.mT, up, square, beta=2)  # (N, out, r)
         more = (up * inner).sum(dim=2)
     else:
-        crossed = _products(up.mT, flat)  # (N, r, in)
-        inner = torch.baddbmm(crossed, up.mT @ up, down, beta=2)
+        crossed, square = _products(up.mT, flat)
+        inner = torch.baddbmm(crossed, square, down, beta=2)  # (N, r, in)
         more = (down * inner).sum(dim=1)
     return (squares + more).clamp(min=0)
 
 
 def _product(factor: Tensor, weight: Tensor) -> Tensor:
     """``factor`` (r, m) times a frozen weight (m, n), in the factor's dtype."""
-    return _products(factor[None], [weight])[0]
+    return _products(factor[None], [weight])[0][0]
 
 
-def _products(factors: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Each of ``factors`` (N, r, m) times its frozen weight (m, n), (N, r, n) in the factors' dtype.
+def _products(factors: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Each of ``factors`` F (N, r, m) times its frozen weight (m, n), (N, r, n), and F Fᵀ (N, r, r), in the factors'
+    dtype.
 
     On a card weights in half precision are not made wide: factors go as two numbers of their type, of which the
     second has what the first rounds away.
@@ -62,13 +63,16 @@ def _products(factors: Tensor, weights: Sequence[Tensor]) -> Tensor:
     like = weights[0]
     if not (like.is_cuda and like.dtype in (torch.bfloat16, torch.float16)):
         rows = zip(factors.unbind(), weights, strict=True)
-        return torch.stack([factor @ weight.to(factor.dtype) for factor, weight in rows])
+        made = torch.stack([factor @ weight.to(factor.dtype) for factor, weight in rows])
+        return made, factors @ factors.mT
+    count, ranks, _ = factors.shape
     high = factors.to(like.dtype)
     low = (factors - high.to(factors.dtype)).to(like.dtype)
-    both = zip(torch.cat([high, low], dim=1).unbind(), weights, strict=True)
-    made = torch.stack([torch.mm(pair, weight, out_dtype=torch.float32) for pair, weight in both])
-    ranks = factors.shape[1]
-    return (made[:, :ranks] + made[:, ranks:]).to(factors.dtype)
+    both = torch.cat([high, low], dim=1)
+    pairs = zip(both.unbind(), weights, strict=True)
+    made = torch.stack([torch.mm(pair, weight, out_dtype=torch.float32) for pair, weight in pairs])
+    squares = torch.bmm(both, both.mT, out_dtype=torch.float32).view(count, 2, ranks, 2, ranks)
+    return (made[:, :ranks] + made[:, ranks:]).to(factors.dtype), squares.sum(dim=(1, 3)).to(factors.dtype)
 
 
 class StandIn(torch.autograd.Function):

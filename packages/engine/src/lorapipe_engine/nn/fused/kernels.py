@@ -52,6 +52,7 @@ OPS: Mapping[str, Op] = {
     "rotate": Op("triton_blocks:rotate", plain_blocks.rotate, products=True),
     "rotate_back": Op("triton_blocks:rotate_back", plain_blocks.rotate_back, products=True),
     "layer_norm": Op("triton_norms:layer_norm", plain.layer_norm),
+    "layer_norm_each": Op("triton_norms:layer_norm_each", plain.layer_norm_each),
     "layer_norm_backward": Op("triton_norms:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
     "activate_backward": Op("triton_kernels:activate_backward", plain.activate_backward),
@@ -125,8 +126,8 @@ def lift(
     ratio: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Of rows [y | h] (N, C + R): y + h · factor + residual + more (N, C), and h (N, R). ``factor`` (R, C). The rows
-    may be written to.
+    """Of rows [y | h] (N, C + R): y + h · factor + bias + residual + more (N, C), and h (N, R). ``factor`` (R, C). The
+    rows may be written to.
 
     With ``ratio`` (C,), float32: (y + h · factor) · ratio + bias + residual, without ``more``; the rows stay as they
     are.
@@ -243,6 +244,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
     return moments
 
 
+def layer_norm_each(x: Tensor, weight: Tensor, bias: Tensor, eps: float, ratio: Tensor, out: Tensor) -> None:
+    """The norm of rows (N, C) times each row of ``ratio`` (K, C), rounded once, into ``out`` (K, N, C), whose rows may
+    be longer."""
+    _choose("layer_norm_each", x)(x, weight, bias, eps, ratio, out)
+
+
 def layer_norm_backward(
     x: Tensor,
     mean: Tensor,
@@ -321,11 +328,13 @@ def turned(weight: Tensor) -> Tensor:
     return copy
 
 
-def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None) -> Tensor:
-    """x (N, C) + bias + also, in place of x."""
+def add_bias(x: Tensor, bias: Tensor | None, also: Tensor | None, more: Tensor | None = None) -> Tensor:
+    """x (N, C) + bias + also + more, in place of x."""
     if bias is None:
-        return x if also is None else x.add_(also)
-    _choose("add_bias", x)(x, bias, also)
+        for part in (also, more):
+            x = x if part is None else x.add_(part)
+        return x
+    _choose("add_bias", x)(x, bias, also, more)
     return x
 
 

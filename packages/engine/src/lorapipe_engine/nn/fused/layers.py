@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import Adapter, is_off
-from lorapipe_engine.nn.fused import ops
+from lorapipe_engine.nn.fused import ops, pictures
 from lorapipe_engine.nn.fused.packed import Packed, axis_of, can_pack
+from lorapipe_engine.nn.fused.trained.convolutions import trained_convolution
 from lorapipe_engine.nn.fused.trained.differences import different, trained_differences
 from lorapipe_engine.nn.fused.trained.norms import trained_norm
 
@@ -35,7 +36,7 @@ class Own:
 
     def on_pictures(self, rows: Tensor, like: Tensor) -> Tensor:
         """The result of a 1x1 convolution, (B·H·W, out); B, H, W of ``like``."""
-        return ops.as_rows(self.layers[0](ops.as_pictures(rows, like)))
+        return pictures.as_rows(self.layers[0](pictures.as_pictures(rows, like)))
 
 
 Layers = Packed | Own
@@ -133,6 +134,8 @@ def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None, *, 
     where that of a frozen one is added elsewhere."""
     if isinstance(layer, nn.Conv2d):
         return ops.convolution(x, layer, bias=layer.bias if bias else None, residual=residual)
+    if (trained := trained_convolution(layer, x)) is not None:
+        return trained(x, residual)
     out: Tensor = layer(x)
     return out if residual is None else out + residual
 

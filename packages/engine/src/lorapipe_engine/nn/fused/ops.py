@@ -27,6 +27,7 @@ from lorapipe_engine.nn.fused.packed import (
     scaled_back,
     scaled_norms,
 )
+from lorapipe_engine.nn.fused.pictures import ENOUGH_ROWS, as_pictures, as_rows, convolution_input
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, into_of, trained_of
 
 
@@ -119,22 +120,6 @@ def attend_few(query: Tensor, keys: Tensor, batch: int, heads: int) -> Tensor:
     attended: Tensor = _AttendFew.apply(query, keys, batch, heads)  # type: ignore[no-untyped-call]
     return attended
 
-
-def as_rows(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B·H·W, C), a view where the order is channels-last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def as_pictures(rows: Tensor, like: Tensor) -> Tensor:
-    """(B·H·W, C) -> (B, C, H, W) in channels-last order; B, H, W of ``like``."""
-    batch, _, height, width = like.shape
-    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
-
-
-# Rows from which on one way is the faster one. For convolutions: turning a kernel around, since cuDNN's own input
-# gradient runs at half the speed of its forward convolution. For query, key and value: their own products, which fill
-# a card then, instead of putting their gradients side by side first.
-ENOUGH_ROWS = 2048
 
 # ------------------------------------------------------------------------------------------ parts
 
@@ -251,7 +236,7 @@ class _Scaled(torch.autograd.Function):
         pack: Packed,
         residual: Tensor | None,
         apart: bool,
-        inputs: Sequence[Tensor] | None,
+        inputs: Tensor | None,
         *_trained: Tensor,
     ) -> tuple[Tensor, ...]:
         out, hidden, both = scaled(x, pack, residual, inputs)
@@ -302,7 +287,7 @@ class _Second(torch.autograd.Function):
         if second.axis is not None:
             inputs = None
             if second.axis == 1 and x.dtype in HALF:
-                inputs = [torch.empty_like(active)]
+                inputs = torch.empty_like(active)[None]
                 kernels.activate(kind, inner, inputs[0], second.ratio[0])
             out, ctx.hidden, ctx.both = scaled(active, second, x, inputs)
             return out
@@ -429,18 +414,5 @@ class _Convolution(torch.autograd.Function):
         conv, dx = ctx.conv, None
         if ctx.needs_input_grad[0]:
             dy = dy.contiguous(memory_format=torch.channels_last)
-            dx = _convolution_input(ctx.shape, conv, dy)
+            dx = convolution_input(ctx.shape, conv, dy, conv.weight)
         return dx, None, None, dy if ctx.needs_input_grad[3] else None
-
-
-def _convolution_input(shape: torch.Size, conv: nn.Conv2d, dy: Tensor) -> Tensor:
-    """The gradient of a convolution's input, where that pays as a convolution with the kernel turned around."""
-    size, padding = conv.kernel_size[0], conv.padding
-    whole = conv.stride == (1, 1) and conv.kernel_size == (3, 3) and padding == (1, 1) and conv.groups == 1
-    if whole and dy.is_cuda and len(dy) * dy.shape[2] * dy.shape[3] >= ENOUGH_ROWS:
-        return F.conv2d(dy, kernels.turned(conv.weight), None, 1, size - 1 - int(padding[0]))
-    # Only its shape and order are read. torch.nn.grad's own helper hands over one that has to be made contiguous first.
-    like = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
-    own = (None, conv.stride, padding, conv.dilation, False, [0, 0], conv.groups)
-    dx: Tensor = torch.ops.aten.convolution_backward(dy, like, conv.weight, *own, [True, False, False])[0]
-    return dx

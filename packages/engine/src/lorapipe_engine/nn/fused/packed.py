@@ -26,6 +26,7 @@ from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.forms import Form, group_forms
 from lorapipe_engine.nn.fused.gradients import FactorGradients
+from lorapipe_engine.nn.fused.trained.convolutions import TrainedConvolution, TrainedConvolutions
 from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, TrainedDifferences
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, TrainedNorms
 
@@ -205,16 +206,21 @@ def _low_rank(layer: LowRank | Adapter) -> LowRank:
 
 
 class Packs:
-    """All packs, trained norms and differences of a network, brought up to date together before each step."""
+    """All that a network trains in fused blocks, brought up to date together before each step."""
 
     def __init__(
         self,
         packs: Sequence[Packed],
         norms: Sequence[TrainedNorm] = (),
         differences: Sequence[TrainedDifference] = (),
+        convolutions: Sequence[TrainedConvolution] = (),
     ) -> None:
         self.packs = list(packs)
-        self._norms, self._differences = TrainedNorms(norms), TrainedDifferences(differences)
+        self._others = (
+            TrainedNorms(norms),
+            TrainedDifferences(differences),
+            TrainedConvolutions(convolutions),
+        )
         # First of all: the factors of a form move into the buffers of its group.
         self._forms = group_forms(
             [row for pack in self.packs for row in pack.layers if isinstance(row, Form)]
@@ -251,8 +257,8 @@ class Packs:
         for group in self._forms:
             group.compute()
         self._copy.run()
-        self._norms.refresh()
-        self._differences.refresh()
+        for others in self._others:
+            others.refresh()
 
 
 # -------------------------------------------------------------------------------- products
@@ -286,14 +292,14 @@ def _added(dys: Sequence[Tensor], matrix: Tensor) -> Tensor:
 
 
 def scaled(
-    x: Tensor, pack: Packed, residual: Tensor | None, inputs: Sequence[Tensor] | None = None
+    x: Tensor, pack: Packed, residual: Tensor | None, inputs: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Layers under magnitudes on x (N, in): the result (N, out), the rank activation, and by outputs [x Wᵀ | x Aᵀ],
     which the backward pass needs.
 
-    ``inputs``, by inputs: x times the ratio of each layer, rounded once, (N, in), or with room for the rank activation
-    (N, in + R). Without them W reads, in half precision, x and in products of their own what the magnitudes add to x: x
-    times a ratio near 1 would be rounded to x.
+    ``inputs``, by inputs: x times the ratio of each layer, rounded once, (layers, N, in), or with room for the rank
+    activation (layers, N, in + R). Without them W reads, in half precision, x and in products of their own what the
+    magnitudes add to x: x times a ratio near 1 would be rounded to x.
     """
     if pack.axis == 0:
         both = x @ pack.left.mT
@@ -308,11 +314,11 @@ def scaled(
         for part, less, weight in rows:
             product(x * less, weight, None, part)
         return *kernels.lift(both, pack.up.mT, residual, more=moved), None
-    given = [x * ratio for ratio in pack.ratio] if inputs is None else inputs
+    given = x * pack.ratio[:, None] if inputs is None else inputs
     biases: Sequence[Tensor | None] = (
         [None] * len(given) if pack.bias is None else torch.split(pack.bias, pack.outs)
     )
-    if given[0].shape[1] == pack.width:
+    if given.shape[2] == pack.width:
         both = x.new_empty(len(x), pack.out + pack.rank)
         torch.mm(x, pack.down.mT, out=both[:, pack.out :])
         parts, matrices = (
@@ -323,22 +329,21 @@ def scaled(
             product(own, matrix, bias, part)
         return *kernels.lift(both, pack.up.mT, residual), None
     out, hidden = x.new_empty(len(x), pack.out), x @ pack.down.mT
+    given[:, :, pack.width :] = hidden
     parts, matrices = torch.split(out, pack.outs, dim=1), torch.split(pack.joined, pack.outs)
     for part, own, matrix, bias in zip(parts, given, matrices, biases, strict=True):
-        own[:, pack.width :] = hidden
         product(own, matrix, bias, part)
     return (out if residual is None else out + residual), hidden, None
 
 
 @torch.no_grad()
-def scaled_norms(x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed) -> list[Tensor] | None:
-    """The norm of x times the ratio of each layer of a pack, rounded once, with room for the rank activation; None
-    where that is not needed."""
+def scaled_norms(x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed) -> Tensor | None:
+    """The norm of x times the ratio of each layer of a pack, rounded once, with room for the rank activation, (layers,
+    N, in + R); None where that is not needed."""
     if pack.axis != 1 or x.dtype not in HALF:
         return None
-    inputs = [x.new_empty(len(x), pack.width + pack.rank) for _ in pack.ratio]
-    for out, ratio in zip(inputs, pack.ratio, strict=True):
-        kernels.layer_norm(x, norm.weight * ratio, norm.bias * ratio, norm.eps, out[:, : pack.width])
+    inputs = x.new_empty(len(pack.ratio), len(x), pack.width + pack.rank)
+    kernels.layer_norm_each(x, norm.weight, norm.bias, norm.eps, pack.ratio, inputs[:, :, : pack.width])
     return inputs
 
 

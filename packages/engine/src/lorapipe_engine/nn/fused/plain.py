@@ -24,7 +24,7 @@ def lift(
 ) -> tuple[Tensor, Tensor]:
     width = factor.shape[1]
     hidden = both[:, width:].clone()
-    if ratio is None and more is None:
+    if ratio is None and more is None and bias is None:
         out = both[:, :width].addmm_(hidden, factor)
         return (out.contiguous() if residual is None else out + residual), hidden
     # As on a card: summed in float32, and rounded once.
@@ -49,6 +49,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
     rstd = (wide.var(dim=1, unbiased=False) + eps).rsqrt()
     out.copy_((wide - mean[:, None]) * rstd[:, None] * weight + bias)
     return mean, rstd
+
+
+def layer_norm_each(x: Tensor, weight: Tensor, bias: Tensor, eps: float, ratio: Tensor, out: Tensor) -> None:
+    for own, into in zip(ratio, out, strict=True):
+        layer_norm(x, weight * own, bias * own, eps, into)
 
 
 def layer_norm_backward(
@@ -167,10 +172,12 @@ def turned(weight: Tensor) -> Tensor:
     return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
-    x.add_(bias)
-    if also is not None:
-        x.add_(also)
+def add_bias(x: Tensor, bias: Tensor, also: Tensor | None, more: Tensor | None = None) -> None:
+    # As on a card: summed in float32, and rounded once.
+    wide = _wide(x) + bias
+    for part in (also, more):
+        wide = wide if part is None else wide + part
+    x.copy_(wide)
 
 
 def sum_rows(x: Tensor, into: Tensor) -> None:

@@ -62,8 +62,8 @@ def _lift(
     if RATIO:
         values += tl.dot(hidden, weights, input_precision="ieee")
         values *= tl.load(ratio + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
-        if BIAS:
-            values += tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
+    if BIAS:
+        values += tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
     if RESIDUAL:
         added = tl.load(residual + line * stride_residual + column[None, :], mask=inside, other=0.0)
         values += added.to(tl.float32)

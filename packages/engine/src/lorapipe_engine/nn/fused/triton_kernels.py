@@ -105,7 +105,10 @@ WIDE = 64
 
 
 @triton.jit
-def _add_bias(x, bias, also, N, stride_also, C, ALSO: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
+def _add_bias(
+    x, bias, also, more, N, stride_also, stride_more, C,
+    ALSO: tl.constexpr, MORE: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     inside = (row[:, None] < N) & (column[None, :] < C)
@@ -115,15 +118,19 @@ def _add_bias(x, bias, also, N, stride_also, C, ALSO: tl.constexpr, ROWS: tl.con
     if ALSO:
         place_also = row[:, None] * stride_also + column[None, :]
         values += tl.load(also + place_also, mask=inside, other=0.0).to(tl.float32)
+    if MORE:
+        place_more = row[:, None] * stride_more + column[None, :]
+        values += tl.load(more + place_more, mask=inside, other=0.0).to(tl.float32)
     tl.store(x + place, values, mask=inside)
 
 
-def add_bias(x: Tensor, bias: Tensor, also: Tensor | None) -> None:
+def add_bias(x: Tensor, bias: Tensor, also: Tensor | None, more: Tensor | None = None) -> None:
     rows, width = x.shape
-    added = x if also is None else _rows(also)
+    first, second = (x if part is None else _rows(part) for part in (also, more))
     _add_bias[(triton.cdiv(rows, 64), triton.cdiv(width, WIDE))](
-        x, bias, added, rows, added.stride(0), width, ALSO=also is not None, ROWS=64, WIDE=WIDE
-    )
+        x, bias, first, second, rows, first.stride(0), second.stride(0), width,
+        ALSO=also is not None, MORE=more is not None, ROWS=64, WIDE=WIDE,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -70,6 +70,27 @@ def _layer_norm(x, weight, bias, out, mean, rstd, stride_out, eps, C, BLOCK: tl.
 
 
 @triton.jit
+def _layer_norm_each(
+    x, weight, bias, ratio, out, stride_out, stride_each, eps, C, COUNT: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < C
+    values = tl.load(x + row * C + column, mask=inside, other=0.0).to(tl.float32)
+    middle = tl.sum(values, axis=0) / C
+    centred = tl.where(inside, values - middle, 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / C + eps)
+    w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    normed = centred * scale * w + b
+    place = out + row * stride_out + column
+    for each in tl.static_range(COUNT):
+        own = tl.load(ratio + each * C + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(place, normed * own, mask=inside)
+        place += stride_each
+
+
+@triton.jit
 def _layer_norm_backward(
     x, weight, mean, rstd, grad, also, dx, stride_grad, stride_also, C, ALSO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -87,6 +108,16 @@ def _layer_norm_backward(
     if ALSO:
         grad_x += tl.load(also + row * stride_also + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(dx + row * C + column, grad_x, mask=inside)
+
+
+def layer_norm_each(x: Tensor, weight: Tensor, bias: Tensor, eps: float, ratio: Tensor, out: Tensor) -> None:
+    x, ratio = x.contiguous(), ratio.contiguous()
+    rows, width = x.shape
+    block = triton.next_power_of_2(width)
+    _layer_norm_each[(rows,)](
+        x, weight, bias, ratio, out, out.stride(1), out.stride(0), eps,
+        C=width, COUNT=len(ratio), BLOCK=block, num_warps=4 if block <= 2048 else 8,
+    )  # fmt: skip
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:

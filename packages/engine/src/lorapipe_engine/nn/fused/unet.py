@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import Adapter, is_off
-from lorapipe_engine.nn.fused import ops
+from lorapipe_engine.nn.fused import ops, pictures
 from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
 from lorapipe_engine.nn.fused.layers import (
     GroupNorm,
@@ -34,6 +34,11 @@ from lorapipe_engine.nn.fused.layers import (
 )
 from lorapipe_engine.nn.fused.packed import Packed, Packs, can_pack
 from lorapipe_engine.nn.fused.time_shifts import TimeShifts
+from lorapipe_engine.nn.fused.trained.convolutions import (
+    TrainedConvolution,
+    can_convolve,
+    trained_convolution,
+)
 from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, can_differ, different
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm
 
@@ -78,7 +83,8 @@ def fuse(unet: nn.Module, others: Sequence[nn.Module] = ()) -> Packs:
     modules = [module for root in (unet, *others) for module in root.modules()]
     norms = [_fuse_norm(module) for module in modules if isinstance(module, Norm)]
     differences = [_fuse_difference(module) for module in modules if can_differ(module)]
-    return Packs(packs, norms, differences)
+    convolutions = [_fuse_convolution(module) for module in modules if can_convolve(module)]
+    return Packs(packs, norms, differences, convolutions)
 
 
 def _layers(roots: Sequence[nn.Module]) -> Iterator[nn.Module]:
@@ -165,9 +171,21 @@ def _fuse_difference(layer: Any) -> TrainedDifference:
         if not trained.ready or x.dtype != trained.weight.dtype:
             output: Tensor = own(x)
             return output
-        rows = ops.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
+        rows = pictures.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
         (out,) = different(rows, [trained])
-        return ops.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
+        return pictures.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
+
+    _replace(layer, fused)
+    return trained
+
+
+def _fuse_convolution(layer: Any) -> TrainedConvolution:
+    """A LoRA on a convolution, wherever it is."""
+    trained, own = TrainedConvolution(layer), layer.forward
+
+    def fused(x: Tensor) -> Tensor:
+        output: Tensor = own(x) if trained_convolution(layer, x) is None else trained(x)
+        return output
 
     _replace(layer, fused)
     return trained
@@ -178,9 +196,9 @@ def _packed(slots: Sequence[Layers]) -> list[Packed]:
 
 
 def _layer(packed: Packed, is_conv: bool, x: Tensor) -> Tensor:
-    rows = ops.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
+    rows = pictures.as_rows(x) if is_conv else x.reshape(-1, x.shape[-1])
     out = ops.linear(rows, packed, samples=len(x))
-    return ops.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
+    return pictures.as_pictures(out, x) if is_conv else out.view(*x.shape[:-1], -1)
 
 
 # ------------------------------------------------------------------------------------------ transformer blocks
@@ -260,7 +278,7 @@ def _transformer(
     """``hidden_states`` (B, C, H, W)."""
     batch = len(hidden_states)
     residual, normed = norm(hidden_states, silu=False)
-    x = project(ops.as_rows(normed), into, hidden_states)
+    x = project(pictures.as_rows(normed), into, hidden_states)
     x = x.view(batch, -1, x.shape[1])
     for block in model.transformer_blocks:
         if model.gradient_checkpointing and torch.is_grad_enabled():
@@ -268,8 +286,8 @@ def _transformer(
             x = model._gradient_checkpointing_func(whole, x, None, encoder_hidden_states)
         else:
             x = block(x, None, encoder_hidden_states)
-    out = project(x.reshape(-1, x.shape[-1]), out_of, hidden_states, ops.as_rows(residual))
-    sample = ops.as_pictures(out, hidden_states)
+    out = project(x.reshape(-1, x.shape[-1]), out_of, hidden_states, pictures.as_rows(residual))
+    sample = pictures.as_pictures(out, hidden_states)
     if not return_dict:
         return (sample,)
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -396,4 +414,6 @@ def _shortcut(layer: Any, x: Tensor) -> Tensor:
     if isinstance(layer, Adapter):
         out: Tensor = layer(x)
         return out
-    return ops.as_pictures(ops.frozen_linear(ops.as_rows(x), layer.weight.flatten(1), layer.bias), x)
+    return pictures.as_pictures(
+        ops.frozen_linear(pictures.as_rows(x), layer.weight.flatten(1), layer.bias), x
+    )

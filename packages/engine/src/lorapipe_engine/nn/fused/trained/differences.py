@@ -101,8 +101,12 @@ class _Different(torch.autograd.Function):
         outputs = []
         for layer in layers:
             out = x @ layer.weight.mT if layer.bias is None else torch.addmm(layer.bias, x, layer.weight.mT)
-            out.addmm_(x, layer.change.mT)
-            outputs.append(kernels.add_bias(out, layer.bias_change, residual))
+            if layer.bias_change is None:  # one product on top of the other
+                more = None
+                out.addmm_(x, layer.change.mT)
+            else:
+                more = x @ layer.change.mT
+            outputs.append(kernels.add_bias(out, layer.bias_change, residual, more))
         ctx.layers = layers
         ctx.save_for_backward(x)
         return tuple(outputs)
