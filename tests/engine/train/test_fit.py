@@ -125,6 +125,7 @@ KINDS: dict[str, tuple[str, int]] = {
     "ia3": ("ia3", 16),
     "full": ("full preset=full train_norm=True", 16),
     "oft": ("oft", 8),
+    "boft": ("boft", 8),
 }
 
 
@@ -181,10 +182,12 @@ def test_what_is_kept_for_the_backward_pass_is_what_is_counted(name: str) -> Non
     side, tokens = 32, 77
     text = torch.randn(1, tokens, root.config.cross_attention_dim, dtype=torch.bfloat16)
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        network.begin()
         out = root(
             torch.randn(1, 4, side, side, dtype=torch.bfloat16), torch.tensor([7]), text, return_dict=False
         )
     there = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    there += sum(work.bytes for work in network.together)
     assert out[0].requires_grad
     unet = [row for row in rows(*KINDS[name]) if row.part == "unet"]
     load = Load(side * 8, side * 8, 1, unet)

@@ -74,6 +74,10 @@ class Together(Protocol):
     def begin(self) -> None:
         """Compute it from the parameters as they are."""
 
+    @property
+    def bytes(self) -> int:
+        """Of what :meth:`begin` made room for, beside what autograd saves of it."""
+
     def finish(self) -> None:
         """After a backward pass: add what it gave to the gradients of the parameters."""
 

@@ -131,11 +131,17 @@ class Together:
             skews = [group.rows[0].skew(group.values) for group in self._made]
             for group, turns in zip(self._made, _turns_of(skews), strict=True):
                 group.turns, blocks = group.rows[0].make(turns, group.values)
-                group.gradients = [torch.zeros_like(turn) for turn in group.turns]
-                shown = [turn.detach() for turn in group.turns]
+                group.gradients = [turn.detach().new_zeros(turn.shape) for turn in group.turns]
+                shown = [turn.detach().contiguous() for turn in group.turns]
                 for index, row in enumerate(group.rows):
                     into = [gradient[index] for gradient in group.gradients]
                     row.made = Made([turn[index] for turn in shown], blocks, into)
+
+    @property
+    def bytes(self) -> int:
+        """Of the turns' gradients."""
+        gradients = [gradient for group in self._made for gradient in group.gradients]
+        return sum(gradient.numel() * gradient.element_size() for gradient in gradients)
 
     def finish(self) -> None:
         """Add the gradients of a backward pass to the parameters'. May be called after each of several."""
@@ -172,6 +178,8 @@ def _turns_of(skews: Sequence[Tensor]) -> list[Tensor]:
     for size in dict.fromkeys(skew.shape[-1] for skew in skews):
         places = [place for place, skew in enumerate(skews) if skew.shape[-1] == size]
         flat = [skews[place].reshape(-1, size, size) for place in places]
-        split = torch.split(cayley.turns(torch.cat(flat)), [len(part) for part in flat])
+        split = torch.split(
+            cayley.turns(torch.cat(flat) if len(flat) > 1 else flat[0]), [len(part) for part in flat]
+        )
         results |= {place: part.view(skews[place].shape) for place, part in zip(places, split, strict=True)}
     return [results[place] for place in range(len(skews))]

@@ -162,10 +162,16 @@ def _saved(adapter: Adapter, rows: int) -> _Saved:
         return tensor
 
     adapter.train()
+    work = type(adapter).together([adapter])
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        if work is not None:
+            work.begin()
         adapter(x)
+    room = 0 if work is None else work.bytes
+    if work is not None:
+        work.end()
     adapter.train(training)
     own = {value.untyped_storage()._cdata for value in (*adapter.parameters(), *adapter.buffers())}
     reads = x.untyped_storage()._cdata
     counted = [tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in {*own, reads}]
-    return _Saved(64 * rows * (64 if is_picture else 1), sum(counted), reads in kept)
+    return _Saved(64 * rows * (64 if is_picture else 1), sum(counted) + room, reads in kept)
