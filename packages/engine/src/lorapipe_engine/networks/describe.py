@@ -187,12 +187,12 @@ def _describe_network(file: WeightFile) -> Network:
     modules = [_with_config(module, config) for module in _with_text_encoder(file, modules, config)]
     models = _find_models(tuple(_canonical_shapes(file, modules).items()), _tables())
     foreign = layout.foreign or models.strange
-    known = foreign is None and models.mixed is None
+    is_known = foreign is None and models.mixed is None
     return Network(
         path=file.path,
-        family=models.family if known else None,
+        family=models.family if is_known else None,
         foreign=foreign,
-        possible=models.possible if known else frozenset(),
+        possible=models.possible if is_known else frozenset(),
         mixed=None
         if foreign or models.mixed is None
         else (_spelt(models.mixed[0], modules), _spelt(models.mixed[1], modules)),

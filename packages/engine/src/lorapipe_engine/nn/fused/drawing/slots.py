@@ -8,9 +8,9 @@ captured graph reads the next networks where the last ones were.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -138,6 +138,9 @@ class Slots:
         }
         # Places and ranks of the factors in each slot: where the next ones lie alike, nothing is left between them.
         self._filled: dict[int, list[tuple[int, int]]] = {}
+        # The layers and ranks of the last factors, in their order, and the places that these were copied to.
+        self._order: list[tuple[int, int]] | None = None
+        self._targets: list[tuple[Tensor, Tensor]] = []
         self.version = 0
 
     def has(self, layer: nn.Module) -> bool:
@@ -148,25 +151,39 @@ class Slots:
     @torch.no_grad()
     def fill(self, changes: Sequence[tuple[nn.Module, Factor]]) -> None:
         """Have these factors in the model, and no others. Room that is too small grows."""
-        by_slot: dict[int, list[tuple[int, Factor]]] = {}
+        order = [(id(layer), factor.rank) for layer, factor in changes]
+        if order != self._order:  # networks of one run lie alike
+            self._order, self._targets = None, []  # which would keep the memory of slots that grow
+            self._targets = self._lay_out(changes)
+            self._order = order
+        copies = _Copies()
+        for (_, factor), (down, up) in zip(changes, self._targets, strict=True):
+            copies.add(factor.down, down, 1.0)
+            copies.add(factor.up.flatten(1), up, factor.scale)
+        copies.run()
+
+    def _lay_out(self, changes: Sequence[tuple[nn.Module, Factor]]) -> list[tuple[Tensor, Tensor]]:
+        """The places of each factor's down and up. Nothing is left in the others."""
+        by_slot: dict[int, list[tuple[int, int]]] = {}
         for layer, factor in changes:
             slot, place = self._places[id(layer)]
-            by_slot.setdefault(id(slot), []).append((place, factor))
-        self._grow({key: sum(factor.rank for _, factor in rows) for key, rows in by_slot.items()})
-        copies = _Copies()
+            by_slot.setdefault(id(slot), []).append((place, factor.rank))
+        self._grow({key: sum(rank for _, rank in rows) for key, rows in by_slot.items()})
         for slot in self._slots:
-            rows = by_slot.get(id(slot), [])
-            layout = [(place, factor.rank) for place, factor in rows]
+            layout = by_slot.get(id(slot), [])
             if slot.rank and layout != self._filled.get(id(slot), []):
                 slot.down.zero_()
                 slot.up.zero_()
             self._filled[id(slot)] = layout
-            starts = accumulate((factor.rank for _, factor in rows), initial=0)
-            for (place, factor), start in zip(rows, starts, strict=False):
-                ranks = slice(start, start + factor.rank)
-                copies.add(factor.down, slot.down[ranks], 1.0)
-                copies.add(factor.up.flatten(1), slot.up_of(place)[:, ranks], factor.scale)
-        copies.run()
+        taken: Counter[int] = Counter()
+        targets = []
+        for layer, factor in changes:
+            slot, place = self._places[id(layer)]
+            start = taken[id(slot)]
+            taken[id(slot)] += factor.rank
+            ranks = slice(start, start + factor.rank)
+            targets.append((slot.down[ranks], slot.up_of(place)[:, ranks]))
+        return targets
 
     def _grow(self, needs: Mapping[int, int]) -> None:
         for slot in self._slots:
