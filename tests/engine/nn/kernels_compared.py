@@ -224,7 +224,7 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "scaled columns, with more": lambda: scale_columns(also=True, rows=100),
     "gradients of factors": lambda: factor_gradients(apart=False),
     "gradients of factors, in units, apart": lambda: factor_gradients(apart=True, ranks=(16, 16)),
-    "turns of small blocks": lambda: rotations(Blocks(15, 10)),
+    "turns of small blocks": lambda: rotations(Blocks(15, 10), rows=2100),
     "turns of large blocks": lambda: rotations(Blocks(2, 70), rows=40),
     "turns of channels that lie apart": lambda: rotations(Blocks(2, 5, 4, 4)),
     "few keys": few_keys,

@@ -219,7 +219,9 @@ class Boft(Rotation):
         for end in ends:
             own.append(_joined(turns[:, start:end], 2**start))
             outer = turns.shape[2] // 2 ** (end - 1)
-            blocks.append(Blocks(outer, half, 2 ** (end - start), 2**start))
+            size, inner = 2 ** (end - start) * half, 2**start
+            # Those of the first stages lie side by side.
+            blocks.append(Blocks(outer, half, size // half, inner) if start else Blocks(outer, size))
             start = end
         return own, blocks
 

@@ -137,6 +137,8 @@ def rotate(
     out = rows.new_empty(rows.shape)
     moved = out if change is None else _rows(change)
     count, known = tiles(blocks)
+    if len(rows) >= 2048 and known["SIDE"] <= TILE:  # a program's matrix is then read for more rows
+        known["ROWS"] = 128
     _rotate[(count, triton.cdiv(len(rows), known["ROWS"]))](
         rows, rows if bias is None else bias, moved, turns, out, *rows.shape, rows.stride(0), moved.stride(0),
         BIAS=bias is not None, CHANGE=change is not None, WHOLE=whole, **known,
