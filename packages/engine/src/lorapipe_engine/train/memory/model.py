@@ -23,12 +23,12 @@ WORKING = 24
 
 # What a frozen transformer block keeps of each token, in its width: x of each norm, q, k, v, the attention's result, q
 # and the result of cross-attention, and GEGLU's input of eight widths. A layer of CLIP has no cross-attention, and four
-# widths in its middle. ACTIVE: the activation's result, where it is not computed again.
+# widths in its middle. ACTIVE: half of that once more, in a block of the library's own.
 BLOCK, TEXT_LAYER, ACTIVE = 17, 10, 4
 STATE_BYTES: Mapping[str, int] = {"adamw8bit": 2, "lion8bit": 1, "lion": 4, "sgdnesterov": 4, "adafactor": 1}
 
 # What a layer reads, by the end of its path: layers of a block with the same word read the same. "": what is there
-# anyway, as x of a norm or the attention's result. "active": the activation's result, which packs compute again. A
+# anyway, as x of a norm or the attention's result. "active": the activation's result, which two packs compute again. A
 # layer of another path reads something of its own.
 _READS: tuple[tuple[str, str], ...] = (
     (r"attn1\.to_[qkv]|self_attn\.[qkv]_proj", "first norm"),
@@ -159,16 +159,17 @@ class _Rows:
         shared: dict[str, float] = {}
         own = once = 0.0
         rows = self.take(root)
+        fused = _is_fused(rows)
         for path, row in rows:
             reads = next((word for pattern, word in _READS if re.fullmatch(pattern, path)), path)
-            if row.keeps.reads and reads and not (reads == "active" and row.keeps.packed):
+            if row.keeps.reads and reads and not (reads == "active" and fused):
                 shared[reads] = float(row.inputs * area)
             own += row.keeps.each * self._positions(path, area)
             once += row.keeps.once
-            if row.is_norm and ".resnets." in f".{root}":  # the activation behind it keeps what it reads
+            if row.own_norm and ".resnets." in f".{root}":  # the activation behind it keeps what it reads
                 shared[f"{path} result"] = float(row.inputs * area)
         more = sum(shared.values())
-        if token and not _is_fused(rows):
+        if token and not rows:
             more += ACTIVE * token
         return _Block(kept + more, least + (more if stays else 0.0), token, own, once, stays)
 
@@ -179,15 +180,15 @@ class _Rows:
 
 
 def _is_fused(rows: Sequence[tuple[str, Row]]) -> bool:
-    """Whether both layers of a feed-forward block are packed, with a plain norm before them: the activation's result is
-    computed again then."""
-    by_path = dict(rows)
+    """Whether both layers of a feed-forward block are packed, with a norm of the fused operations before them: the
+    activation's result is computed again then."""
     packed = [
         path
         for path, row in rows
         if row.keeps.packed and path in ("ff.net.0.proj", "ff.net.2", "mlp.fc1", "mlp.fc2")
     ]
-    return len(packed) == 2 and by_path.keys().isdisjoint({"norm3", "layer_norm2"})
+    apart = any(row.own_norm for path, row in rows if path in ("norm3", "layer_norm2"))
+    return len(packed) == 2 and not apart
 
 
 def _unet_blocks(unet: Mapping[str, Any], load: Load) -> list[_Block]:

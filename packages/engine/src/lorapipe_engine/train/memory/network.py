@@ -14,10 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn.adapters.full import Full, Norm
+from lorapipe_engine.nn.adapters.lora import Lora
 from lorapipe_engine.nn.attach import NetworkPlan, Target
 from lorapipe_engine.nn.base import Adapter, adapter_class, is_low_rank
 from lorapipe_engine.nn.flat import ALIGN
 from lorapipe_engine.nn.fused.packed import axis_of, can_pack
+from lorapipe_engine.nn.fused.trained.convolutions import STEP, can_convolve
+from lorapipe_engine.nn.fused.trained.differences import can_differ
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import NetworkArgs
@@ -42,7 +46,7 @@ class Keeps:
 class Row:
     """A layer with an adapter: where it lies, how many values it trains with the buffer's padding, how many it has
     besides, bytes of what is made of them for the products, and what it keeps. ``inputs``: values of a position that it
-    reads."""
+    reads. ``own_norm``: a norm that runs its own forward, outside of the fused blocks' operations."""
 
     part: str
     path: str
@@ -51,7 +55,7 @@ class Row:
     copies: int
     inputs: int
     keeps: Keeps
-    is_norm: bool = False
+    own_norm: bool = False
 
 
 def rows_of_run(settings: TrainSettings, args: NetworkArgs, family: Family) -> tuple[Row, ...]:
@@ -83,7 +87,7 @@ def rows_of(family: Family, targets: Iterable[Target], plan: NetworkPlan) -> tup
                 _copies(adapter),
                 _inputs(target.module),
                 _keeps(adapter, known),
-                not isinstance(target.module, nn.Linear | nn.Conv2d),
+                isinstance(adapter, Norm) and not _is_beside(adapter),
             )
         )
     return tuple(rows)
@@ -101,13 +105,19 @@ def _packed_rank(adapter: Adapter) -> int:
 def _copies(adapter: Adapter) -> int:
     """Bytes of the copy that products read; of a change that is made into factors also of these, their gradients and
     what autograd holds of the making."""
+    size, own = adapter.weight.element_size(), list(adapter.parameters(recurse=False))
+    if _is_beside(adapter):
+        if isinstance(adapter, Norm):  # weights and biases, their frozen ones, and the changes
+            return 24 * len(adapter.weight)
+        change = adapter.weight.numel() if isinstance(adapter, Full) else sum(p.numel() for p in own)
+        return change * size if own[0].dtype != adapter.weight.dtype else 0
     if not can_pack(adapter):
         return 0
     factors = _packed_rank(adapter) * sum(adapter.weight.flatten(1).shape)
-    copy = factors * adapter.weight.element_size()
+    copy = factors * size
     if is_low_rank(adapter):
         return copy
-    return copy + 4 * (3 * factors + sum(p.numel() for p in adapter.parameters(recurse=False)))
+    return copy + 4 * (3 * factors + sum(p.numel() for p in own))
 
 
 def _keeps(adapter: Adapter, known: dict[object, Keeps]) -> Keeps:
@@ -125,15 +135,33 @@ def _keeps(adapter: Adapter, known: dict[object, Keeps]) -> Keeps:
         str(adapter.options),
     )
     if key not in known:
-        known[key] = _of_pack(adapter) if can_pack(adapter) else _measured(adapter)
+        known[key] = _of_fused(adapter) or _measured(adapter)
     return known[key]
+
+
+def _is_beside(adapter: Adapter) -> bool:
+    """Whether the fused blocks train it beside their packs: see ``nn/fused/trained``."""
+    fits = isinstance(adapter, Norm) or can_differ(adapter) or can_convolve(adapter)
+    return fits and not (isinstance(adapter, Norm | Full | Lora) and adapter.dropouts.any)
+
+
+def _of_fused(adapter: Adapter) -> Keeps | None:
+    """What the fused blocks keep of it; None where it runs its own forward there."""
+    if can_pack(adapter):
+        return _of_pack(adapter)
+    if not _is_beside(adapter):
+        return None
+    if isinstance(adapter, Lora):
+        return Keeps(-(-adapter.rank // STEP) * STEP * adapter.weight.element_size())
+    return Keeps(0.0, reads=not isinstance(adapter, Norm))  # what a frozen norm reads is kept too
 
 
 def _of_pack(adapter: Adapter) -> Keeps:
     """The rank activation, and under magnitudes of outputs what they multiply."""
     rank, outputs = _packed_rank(adapter), len(adapter.weight)
     values = rank if axis_of(adapter) != 0 else 2 * rank + outputs
-    return Keeps(values * adapter.weight.element_size(), packed=True)
+    reads = rank > 0 or axis_of(adapter) != 0
+    return Keeps(values * adapter.weight.element_size(), reads=reads, packed=True)
 
 
 def _measured(adapter: Adapter) -> Keeps:
