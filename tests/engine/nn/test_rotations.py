@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from lorapipe_engine.nn import cayley  # noqa: E402
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
-from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Size  # noqa: E402
+from lorapipe_engine.nn.base import NO_DROPOUT, Dropouts, Size, adapter_class  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -179,3 +179,20 @@ def test_nothing_in_a_step_is_a_solver_or_waits_for_the_device(
     assert [name for name in counted.names if any(word in name for word in odd)] == []
     # One elimination for each size of block: a step for each row of it, of all layers together.
     assert counted.names["aten.addcmul_.default"] == sum(sides)
+
+
+@pytest.mark.parametrize("algorithm", ["oft", "boft"])
+def test_layers_that_are_alike_are_held_under_a_norm_together(algorithm: str) -> None:
+    found = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        rows = [adapter_class(algorithm).create(nn.Linear(5, 24), Size(6, 0.0), NO_DROPOUT, {}) for _ in "ab"]
+        for row, scale in zip(rows, (0.3, 0.01), strict=True):
+            row.oft_blocks.data.normal_(0, scale)
+        for group in [rows] if together else [[row] for row in rows]:
+            type(rows[0]).limit_(group, 0.5)
+        found.append([row.delta().detach() for row in rows])
+    torch.testing.assert_close(found[0], found[1])
+    norms = [float(change.norm()) for change in found[0]]
+    assert norms[0] == pytest.approx(0.5, rel=0.01)
+    assert norms[1] < 0.4

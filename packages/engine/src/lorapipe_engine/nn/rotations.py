@@ -126,7 +126,7 @@ class Together:
 
     def begin(self) -> None:
         """Make all rotations of the parameters as they are now."""
-        self._made = [_Alike(rows, _stacked(rows)) for rows in self._groups]
+        self._made = [_Alike(rows, stacked(rows)) for rows in self._groups]
         with torch.enable_grad():
             skews = [group.rows[0].skew(group.values) for group in self._made]
             for group, turns in zip(self._made, _turns_of(skews), strict=True):
@@ -165,7 +165,8 @@ class Together:
         self._made = []
 
 
-def _stacked(rows: Sequence[Rotated]) -> dict[str, Tensor]:
+def stacked(rows: Sequence[Rotated]) -> dict[str, Tensor]:
+    """Copies of the parameters of layers that are alike, by name, (N, ...)."""
     parts = {
         name: [cast(nn.Parameter, getattr(row, name)).detach() for row in rows] for name in rows[0].roles
     }

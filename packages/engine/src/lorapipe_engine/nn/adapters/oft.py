@@ -21,7 +21,7 @@ from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size, alike
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
 from lorapipe_engine.nn.fused.blocks import TILE, Blocks
 from lorapipe_engine.nn.options import flag, not_negative, whole
-from lorapipe_engine.nn.rotations import Made, Rotated, Together, turned
+from lorapipe_engine.nn.rotations import Made, Rotated, Together, stacked, turned
 
 Shape = tuple[int, ...]
 
@@ -121,43 +121,84 @@ class Rotation(Adapter):
             own[-1] = own[-1] * factor[:, :, None] + torch.diag_embed(factor - 1)
         return own, blocks
 
-    def _make_alone(self, multiplier: float) -> Made:
-        values = {role: getattr(self, role)[None] for role in self.roles}
+    def _make(
+        self, values: Mapping[str, Tensor], multiplier: float = 1.0
+    ) -> tuple[list[Tensor], list[Blocks]]:
         skew = self.skew(values)
         flat = cayley.turns(skew.reshape(-1, *skew.shape[-2:]))
-        own, blocks = self.make(flat.view(skew.shape), values, multiplier)
+        return self.make(flat.view(skew.shape), values, multiplier)
+
+    def _make_alone(self, multiplier: float) -> Made:
+        own, blocks = self._make({role: getattr(self, role)[None] for role in self.roles}, multiplier)
         return Made([turn[0] for turn in own], blocks)
 
     def delta(self) -> Tensor:
         return self.delta_at(1.0)
 
     def delta_at(self, multiplier: float) -> Tensor:
+        return self._change(self._make_alone(multiplier)).mT.reshape(self.weight.shape)
+
+    def _change(self, made: Made) -> Tensor:
+        """The change of the weight, (in, out)."""
         weight = frozen_weight(self.base).to(self.oft_blocks.dtype)
-        change = turned(weight.flatten(1).mT.contiguous(), None, self._make_alone(multiplier), whole=False)
-        return change.mT.reshape(weight.shape)
+        return turned(weight.flatten(1).mT.contiguous(), None, made, whole=False)
 
     def file_tensors(self) -> dict[str, Tensor]:
         own = {role: getattr(self, role) for role in self.roles}
         return {**own, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
 
+    # ---------------------------------------------------------------- norms
+
     def scale_(self, factor: Tensor) -> None:
-        """A rotation times a number is none: all angles are made smaller, until the norm is ``factor`` of what it was.
+        self._scale([self], factor.reshape(1), self.change_norms([self]))
+
+    @classmethod
+    def limit_(cls, rows: Sequence[Self], limit: float) -> Tensor:
+        norms = cls.change_norms(rows)
+        cls._scale(rows, limit / norms.clamp(min=limit), norms)
+        return norms
+
+    @classmethod
+    def change_norms(cls, rows: Sequence[Self]) -> Tensor:
+        return cls._norms(rows, stacked(cast("Sequence[Rotated]", rows)))
+
+    @classmethod
+    @torch.no_grad()
+    def _norms(cls, rows: Sequence[Self], values: Mapping[str, Tensor]) -> Tensor:
+        """Of the changes with these parameters, (N,)."""
+        own, blocks = rows[0]._make(values)
+        norms = []
+        for index, row in enumerate(rows):
+            made = Made([turn[index] for turn in own], blocks)
+            norms.append(torch.linalg.vector_norm(row._change(made)))
+        return torch.stack(norms)
+
+    @classmethod
+    @torch.no_grad()
+    def _scale(cls, rows: Sequence[Self], factors: Tensor, norms: Tensor) -> None:
+        """A rotation times a number is none: all angles are made smaller, until the norm is ``factors`` of ``norms``.
 
         The norm grows less than in proportion to Q, so a few steps of a fixed point come close from above.
         """
-        before = self.delta().square().sum().sqrt()
-        tiny = torch.finfo(before.dtype).tiny
-        blocks, limit = self.oft_blocks.data, self.alpha * self.weight.shape[0]
-        if limit:  # what is above the constraint has no effect
-            norm = torch.linalg.vector_norm(blocks - blocks.mT)
-            blocks.mul_((limit / norm.clamp(min=limit)) * (factor < 1) + (factor >= 1))
-        rescaled = "rescale" in self._parameters
+        values = {role: tensor.detach() for role, tensor in stacked(cast("Sequence[Rotated]", rows)).items()}
+        tiny = torch.finfo(norms.dtype).tiny
+
+        def shrink(shares: Tensor, name: str) -> Tensor:
+            return values[name].mul_(shares.view(-1, *[1] * (values[name].dim() - 1)))
+
+        if limit := rows[0].alpha * rows[0].weight.shape[0]:  # what is above the constraint has no effect
+            blocks = values["oft_blocks"]
+            sizes = torch.linalg.vector_norm((blocks - blocks.mT).flatten(1), dim=1)
+            shrink(torch.where(factors < 1, limit / sizes.clamp(min=limit), 1.0), "oft_blocks")
         for _ in range(8):
-            now = self.delta().square().sum().sqrt()
-            share = ((factor * before).clamp(min=tiny) / now.clamp(min=tiny)).clamp(max=1.0)
-            blocks.mul_(share)
-            if rescaled:
-                self.rescale.data.sub_(1).mul_(share).add_(1)
+            now = cls._norms(rows, values)
+            shares = ((factors * norms).clamp(min=tiny) / now.clamp(min=tiny)).clamp(max=1.0)
+            shrink(shares, "oft_blocks")
+            if "rescale" in values:
+                values["rescale"].sub_(1)
+                shrink(shares, "rescale").add_(1)
+        for name, tensor in values.items():
+            torch._foreach_copy_([getattr(row, name).data for row in rows], list(tensor.unbind()))
 
 
 class Oft(Rotation):
