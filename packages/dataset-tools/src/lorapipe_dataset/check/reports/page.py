@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,40 @@ from lorapipe_dataset.check.pictures.dataset import Picture
 from lorapipe_dataset.check.reports.report import Report, concepts, summary
 from lorapipe_dataset.texts.vocabulary import canonical, shown
 
-TEMPLATE = Path(__file__).with_name("page.html")
-MARK = "/*DATA*/null"
+HERE = Path(__file__).parent
+STYLE, SCRIPT, DATA = "/*STYLE*/", "/*SCRIPT*/", "/*DATA*/null"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a page is joined from: files beside this one."""
+
+    frame: str
+    styles: tuple[str, ...]
+    scripts: tuple[str, ...]
+
+
+REPORT = Parts("page.html", ("page.css",), ("filters.js", "report.js"))
 
 
 def page(report: Report) -> str:
     """The whole page. Its script works on a JSON object in it; nothing is loaded from anywhere."""
-    text = json.dumps(_data(report), ensure_ascii=False, separators=(",", ":"))
+    return _joined(REPORT, _data(report))
+
+
+def _joined(parts: Parts, data: dict[str, Any]) -> str:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # A caption must not end the script.
     for letter, escape in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
         text = text.replace(letter, escape)
-    before, after = TEMPLATE.read_text(encoding="utf-8").split(MARK)
-    return f"{before}{text}{after}"
+    head, body = _read((parts.frame,)).split(STYLE)
+    body, end = body.split(SCRIPT)
+    script, rest = _read(parts.scripts).split(DATA)
+    return f"{head}{_read(parts.styles)}{body}{script}{text}{rest}{end}"
+
+
+def _read(names: tuple[str, ...]) -> str:
+    return "".join((HERE / name).read_text(encoding="utf-8") for name in names)
 
 
 def _data(report: Report) -> dict[str, Any]:
