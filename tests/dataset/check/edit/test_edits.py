@@ -46,38 +46,38 @@ ROWS: list[tuple[str, bytes | None, dict[str, Any], bytes | None]] = [
         b"solo, cat, solo_focus\n",
         {"action": "rename", "from": "Solo", "to": "alone"},
         b"alone, cat, solo_focus\n",
-    ),  # fmt: skip
+    ),
     ("both", b"solo, alone, cat\n", {"action": "rename", "from": "solo", "to": "alone"}, b"alone, cat\n"),
     (
         "spelling",
         b"Long_hair, cat\n",
         {"action": "rename", "from": "long hair", "to": "long hair"},
         b"long hair, cat\n",
-    ),  # fmt: skip
+    ),
     (
         "mark",
         b"mina, cat ||| hat, tree ||| best\n",
         {"action": "rename", "from": "mina", "to": "nina"},
         b"nina, cat ||| hat, tree ||| best\n",
-    ),  # fmt: skip
+    ),
     (
         "mark2",
         b"mina ||| hat, tree ||| best\n",
         {"action": "add", "tags": ["x"]},
         b"mina ||| hat, tree, x ||| best\n",
-    ),  # fmt: skip
+    ),
     (
         "mark3",
         b"mina ||| hat, tree\n",
         {"action": "add", "tags": ["x"], "where": "front"},
         b"x, mina ||| hat, tree\n",
-    ),  # fmt: skip
+    ),
     (
         "lines",
         b"solo, hat\n\nA cat in the rain.\nhat, solo\n",
         {"action": "rename", "from": "solo", "to": "alone"},
         b"alone, hat\nA cat in the rain.\nhat, alone\n",
-    ),  # fmt: skip
+    ),
     # A sentence is not cut at its commas.
     (
         "said",
@@ -105,7 +105,7 @@ ROWS: list[tuple[str, bytes | None, dict[str, Any], bytes | None]] = [
         b"a, b ||| c\nd, e\n",
         {"action": "order", "tags": ["c", "|||", "b", "a"]},
         b"c ||| b, a\nd, e\n",
-    ),  # fmt: skip
+    ),
     # By hand nothing but the ends of lines is tidied.
     (
         "hand",
@@ -123,7 +123,7 @@ ROWS: list[tuple[str, bytes | None, dict[str, Any], bytes | None]] = [
         b"{red|blue, green} hat, tree\n",
         {"action": "remove", "tags": ["tree"]},
         b"{red|blue, green} hat\n",
-    ),  # fmt: skip
+    ),
 ]
 UNTOUCHED = {"same", "nothing", "move3", "hand3"}
 
@@ -164,7 +164,9 @@ def test_every_edit_byte_for_byte(folder: Path) -> None:
         # And done again, all of them.
         for _ in range(count):
             assert editor.post("api/redo").json["errors"] == []
-        assert {name: (folder / f"{name}.txt").read_bytes() for name, _, _, new in ROWS if new is not None} == {name: new for name, _, _, new in ROWS if new is not None}  # fmt: skip
+        assert {
+            name: (folder / f"{name}.txt").read_bytes() for name, _, _, new in ROWS if new is not None
+        } == {name: new for name, _, _, new in ROWS if new is not None}
         assert editor.post("api/redo").status == 400
     assert not (folder / "nothing.txt").exists()
 
@@ -206,7 +208,9 @@ def test_a_selection_is_one_edit(folder: Path) -> None:
         expected -= {"choice"}  # red|blue, green hat is another tag
         assert {Path(one["path"]).stem for one in answer["changed"]} == expected
         assert answer["undo"] == {"count": 1, "label": f"rename hat to cap on {len(expected)} captions"}
-        assert {name for name, data in held(folder).items() if data != before[name]} == {f"{name}.txt" for name in expected}  # fmt: skip
+        assert {name for name, data in held(folder).items() if data != before[name]} == {
+            f"{name}.txt" for name in expected
+        }
         editor.undo()
     assert held(folder) == before
 
@@ -224,7 +228,11 @@ def test_captions_with_other_names(tmp_path: Path) -> None:
     with editing(folder, "--caption-extension", ".cap") as editor:
         answer = editor.edit("add", tags=["hat"])
         assert answer["errors"] == []
-        files = {name: data for name, data in held(folder).items() if Path(name).suffix.lower() not in (".png", ".jpg")}  # fmt: skip
+        files = {
+            name: data
+            for name, data in held(folder).items()
+            if Path(name).suffix.lower() not in (".png", ".jpg")
+        }
         assert files == {
             "a.caption": b"cat, hat\n",
             "b.txt": b"two, hat\n",
@@ -253,7 +261,9 @@ def test_what_cannot_be_written_is_told_and_the_others_go_on(folder: Path) -> No
         answer = editor.edit("remove", tags=["hat"])
         assert len(answer["changed"]) > 10
         texts = {editor.state()["pictures"][one["id"]]["path"]: one["text"] for one in answer["errors"]}
-        assert set(texts) == {str(Path(name)) for name in ("5_cat/add.png", "5_cat/front.png", "2_dog/dog.png")}  # fmt: skip
+        assert set(texts) == {
+            str(Path(name)) for name in ("5_cat/add.png", "5_cat/front.png", "2_dog/dog.png")
+        }
         assert "a folder, not a file" in texts[str(Path("5_cat/front.png"))]
         assert "add.txt: not UTF-8 (byte 0); lora-clean --encoding NAME" in texts[str(Path("5_cat/add.png"))]
         assert "2_dog: its files cannot be changed" in texts[str(Path("2_dog/dog.png"))]
@@ -286,7 +296,9 @@ def test_left_out_where_no_tool_trains_it(folder: Path, check: Any) -> None:
     with editing(folder.parent) as editor:
         answer = editor.edit("out", "add.png", "bom.png", "none.png", out=True)
         assert answer["errors"] == []
-        assert {(one["path"], one["out"]) for one in answer["changed"]} >= {(str(Path("5_cat/bom.png")), True)}  # fmt: skip
+        assert {(one["path"], one["out"]) for one in answer["changed"]} >= {
+            (str(Path("5_cat/bom.png")), True)
+        }
         now = held(folder)
         assert {*before} - {*now} == {"add.png", "bom.png", "bom.txt", "none.png"}
         assert {*now} - {*before} == {".add.png", ".bom.png", ".bom.txt", ".none.png"}

@@ -97,7 +97,18 @@ def test_nothing_without_the_secret(editor: Editor, kind: str, method: str) -> N
     assert (reply.status, reply.body) == (404, b"")
 
 
-@pytest.mark.parametrize("host", ["evil.example:{}", "127.0.0.1", "127.0.0.1:1", "127.0.0.1.evil.example:{}", "[::1]:{}", "0.0.0.0:{}", ""])  # fmt: skip
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example:{}",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "127.0.0.1.evil.example:{}",
+        "[::1]:{}",
+        "0.0.0.0:{}",
+        "",
+    ],
+)
 def test_nothing_for_another_host(editor: Editor, host: str) -> None:
     """A name that a stranger's server has made point to this machine."""
     for method, body in (("GET", None), ("POST", b"{}")):
@@ -115,13 +126,27 @@ def test_nothing_for_two_hosts_or_none(editor: Editor) -> None:
             return b"".join(iter(lambda: link.recv(65536), b""))
 
     assert answer([f"Host: {host_of(editor)}"]).split()[1] == b"200"
-    for lines in ([], ["Host: evil.example", f"Host: {host_of(editor)}"], [f"Host: {host_of(editor)}", "Host: evil.example"]):  # fmt: skip
+    for lines in (
+        [],
+        ["Host: evil.example", f"Host: {host_of(editor)}"],
+        [f"Host: {host_of(editor)}", "Host: evil.example"],
+    ):
         assert answer(lines).split()[1] in (b"400", b"403")
     whole = answer([f"Host: {host_of(editor)}"])
     assert b"cat, hat" in whole
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{}", "http://127.0.0.1", "http://localhost:{}", "http://127.0.0.1:{}.evil.example"])  # fmt: skip
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "https://127.0.0.1:{}",
+        "http://127.0.0.1",
+        "http://localhost:{}",
+        "http://127.0.0.1:{}.evil.example",
+    ],
+)
 def test_nothing_for_another_origin(editor: Editor, origin: str) -> None:
     """A page that the same browser has open."""
     headers = {**JSON, "Origin": origin.format(editor.port)}
@@ -254,7 +279,9 @@ def test_no_link_out_of_the_folder_is_followed(editor: Editor, place: Path) -> N
         (place / "set/5_cat" / name).unlink()
         (place / "set/5_cat" / name).symlink_to(place / f"secret{Path(name).suffix}")
     late = pictures["b.png"]
-    assert [editor.get(path).status for path in (late["link"], late["image"], "thumb/1", "picture/1")] == [404] * 4  # fmt: skip
+    assert [editor.get(path).status for path in (late["link"], late["image"], "thumb/1", "picture/1")] == [
+        404
+    ] * 4
     assert WORDS not in editor.get("api/state").body
     answer = editor.post("api/edit", action="add", tags=["x"], ids=[1], versions={1: late["version"]}).json
     assert (place / "secret.txt").read_bytes() == WORDS
