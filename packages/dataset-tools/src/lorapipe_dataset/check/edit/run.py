@@ -78,7 +78,7 @@ def _desk(root: Path, options: Options, settings: EditSettings) -> Any:
 
     words = read_words(options.tags_file)
     shelf = Shelf(root, options.caption_extension, recursive=options.recursive)
-    for line in shelf.found.left_out:
+    for line in shelf.scanned.left_out:
         say(f"lora-check: note: {line}")
     hints = Hints() if settings.hints is None else read_hints(settings.hints, shelf)
     return Desk(shelf, Judge(shelf, options), hints, words)
