@@ -212,7 +212,9 @@ class Shelf:
         try:
             scanned = scan([Record(self.root)], self._extension, recursive=self._recursive)
         except InputError:
-            scanned = Dataset()  # all pictures are left out, or gone
+            # All pictures are left out or gone, or a folder came that nobody can train.
+            there = [one for one in self.scanned.pictures if one.path.exists()]
+            scanned = replace(self.scanned, pictures=there)
         return self._scan(scanned)
 
     def _scan(self, scanned: Dataset) -> list[Item]:
