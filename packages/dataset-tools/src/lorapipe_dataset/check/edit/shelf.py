@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,8 +74,9 @@ class Item:
         if image == self.image:
             return False
         self.image = image
-        self.picture = replace(self.picture, size=None, problem=None)
-        read_header(self.picture)
+        self.picture = replace(self.picture, size=None, problem=None if seen else "no plain file")
+        if seen is not None:
+            read_header(self.picture)
         return True
 
     def check_caption(self) -> bool:
@@ -136,10 +138,12 @@ def version_of(data: bytes | None) -> str | None:
 
 
 def signature_of(path: Path | str) -> Signature | None:
-    """A file's signature, links followed; None where there is none."""
+    """A plain file's signature, links followed; None where there is none: a pipe would be waited for."""
     try:
         facts = os.stat(path)  # noqa: PTH116 - thousands of files a second
     except OSError:
+        return None
+    if not stat.S_ISREG(facts.st_mode):
         return None
     return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
