@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, is_text
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_dataset.texts.vocabulary import canonical
 from lorapipe_engine.datasets.leading import is_common
@@ -143,7 +143,7 @@ def find_trigger(dataset: Dataset, options: Options) -> Iterator[Finding]:
     where = " (most captions have it; --trigger WORD makes sure)" if guessed else ""
     word = canonical(trigger)
     for picture in dataset.captioned:
-        tags = [canonical(tag) for tag in picture.tags]
+        tags = picture.keys
         data = {"trigger": trigger}
         if not _has(picture, word, tags):
             milder = "warning" if guessed else None
@@ -157,7 +157,7 @@ def find_trigger(dataset: Dataset, options: Options) -> Iterator[Finding]:
 
 
 def _has(picture: Picture, word: str, tags: Sequence[str]) -> bool:
-    return word in tags or (is_text(picture.caption or "") and word in canonical(picture.caption or ""))
+    return word in tags or (picture.is_text and word in canonical(picture.caption or ""))
 
 
 def guess_trigger(dataset: Dataset) -> str | None:
@@ -166,9 +166,7 @@ def guess_trigger(dataset: Dataset) -> str | None:
     """
     captioned = dataset.captioned
     for concept in dataset.concepts if len(dataset.concepts) == 1 else ():
-        if 2 * sum(canonical(concept) in map(canonical, picture.tags) for picture in captioned) > len(
-            captioned
-        ):
+        if 2 * sum(canonical(concept) in picture.keys for picture in captioned) > len(captioned):
             return concept
     firsts = Counter(picture.tags[0] for picture in captioned if picture.tags)
     word, count = firsts.most_common(1)[0] if firsts else ("", 0)
@@ -202,14 +200,14 @@ def find_styles(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Captions unlike the others, or too much like them."""
     style = dataset.style
     for picture in dataset.captioned:
-        if is_text(picture.caption or "") != (style == "text"):
+        if picture.is_text != (style == "text"):
             odd = "tags" if style == "text" else "a sentence"
             yield Finding(MIXED, f"{odd} among {'sentences' if style == 'text' else 'tags'}", (picture.path,))
         elif style == "tags" and len(picture.tags) < FEW_TAGS:
             yield Finding(SHORT, f"{len(picture.tags)} tag{'s' * (len(picture.tags) != 1)}", (picture.path,))
     alike: dict[str, list[Picture]] = {}
     for picture in dataset.captioned:
-        alike.setdefault(", ".join(sorted(map(canonical, picture.tags))), []).append(picture)
+        alike.setdefault(", ".join(sorted(picture.keys)), []).append(picture)
     for group in alike.values():
         if len(group) > 2 and len(group) > SAME_SHARE * len(dataset.trained):
             share = len(group) / len(dataset.trained)
