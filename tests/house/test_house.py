@@ -108,6 +108,7 @@ def cpu_seconds(code: str) -> float:
     return (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), scripts())
 def test_commands_answer_help_with_examples_at_once(name: str, target: str) -> None:
     """In a few times what ``import click`` takes beside it: 0.3 s on a quiet machine are some seven of them."""
