@@ -10,11 +10,11 @@ import pytest
 from hypothesis import settings
 
 from lorapipe_engine.command.progress import QUIET
-from support.quick import QuickLane
+from support.quick import QUICK_EXAMPLES, WHOLE_EXAMPLES, QuickLane
 
 # A busy machine is no fault of the code: how long an example takes is not what these tests ask.
-settings.register_profile("lorapipe", deadline=None)
-settings.register_profile("quick", deadline=None, max_examples=20)
+settings.register_profile("lorapipe", deadline=None, max_examples=WHOLE_EXAMPLES)
+settings.register_profile("quick", deadline=None, max_examples=QUICK_EXAMPLES)
 settings.load_profile("lorapipe")
 
 # Runs of the tests are not the user's.

@@ -95,6 +95,7 @@ def test_no_torch(machine: Machine) -> None:
     assert rows["trial"]["text"].startswith("left out")
 
 
+@pytest.mark.slow
 def test_a_torch_that_is_too_old(machine: Machine) -> None:
     about = machine.stubs / "torch-1.13.1.dist-info"
     about.mkdir()
@@ -111,6 +112,7 @@ def test_a_torch_that_ends_python_at_its_import(machine: Machine) -> None:
     assert rows["torch"]["text"] == "cannot be imported (Python itself ended with 3 at its import)"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stub is a shell's script")
 def test_a_torch_for_the_cpu_beside_a_card(machine: Machine) -> None:
     machine.driver("580.82")
@@ -119,6 +121,7 @@ def test_a_torch_for_the_cpu_beside_a_card(machine: Machine) -> None:
     assert "built for the CPU, and would not use the NVIDIA GeForce RTX 3060" in rows["torch"]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stub is a shell's script")
 def test_an_old_driver(machine: Machine) -> None:
     machine.driver("470.199.02")
@@ -129,6 +132,7 @@ def test_an_old_driver(machine: Machine) -> None:
     assert "no CUDA toolkit is needed" in rows["driver"]["mend"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stub is a shell's script")
 def test_a_card_that_torch_has_no_kernels_for_and_one_that_it_has(machine: Machine) -> None:
     machine.driver("580.82")
@@ -139,6 +143,7 @@ def test_a_card_that_torch_has_no_kernels_for_and_one_that_it_has(machine: Machi
     assert rows["card 1"]["mend"].startswith("close what else uses the card, and try --vram auto")
 
 
+@pytest.mark.slow
 def test_no_room_on_the_disk(machine: Machine) -> None:
     machine.at_start(
         "import shutil; shutil.disk_usage = lambda _: shutil._ntuple_diskusage(2**30, 2**30, 1000)"
@@ -148,6 +153,7 @@ def test_no_room_on_the_disk(machine: Machine) -> None:
     assert "has only 0.00 GiB free" in rows["output_dir"]["text"]
 
 
+@pytest.mark.slow
 def test_no_hub(machine: Machine) -> None:
     del machine.env["HF_HUB_OFFLINE"]
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
@@ -164,6 +170,7 @@ def test_no_hub(machine: Machine) -> None:
     assert "https by http://127.0.0.1:9" in rows["hub"]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "state"),
     [
@@ -179,6 +186,7 @@ def test_no_bitsandbytes(machine: Machine, words: list[str], state: str) -> None
     assert rows["bitsandbytes"]["mend"].startswith("pip install bitsandbytes")
 
 
+@pytest.mark.slow
 def test_packages_of_two_installations(machine: Machine) -> None:
     (machine.stubs / "torch.py").unlink()
     (machine.stubs / "torch").mkdir()

@@ -7,11 +7,13 @@ import sys
 from collections import Counter
 
 import pytest
+from hypothesis import settings
 
 # Of the processor, with the programs that a test starts: a busy machine makes no test longer by it.
 SECONDS_OF_A_TEST = 0.5
 SHOWN = 15
 CASES_OF_A_TABLE = 3
+WHOLE_EXAMPLES, QUICK_EXAMPLES = 100, 10  # of a property that names no number; the first is the library's own
 BEGAN = pytest.StashKey[float]()
 SPENT = "processor_seconds"
 
@@ -77,6 +79,11 @@ class QuickLane:
             )
         for name in sorted(long, key=long.__getitem__, reverse=True)[:SHOWN]:
             write(f"  {long[name]:5.2f} s  {name}")
+
+
+def examples(number: int) -> int:
+    """How many examples of a property to draw, of ``number`` in a whole run: in the quick lane a tenth."""
+    return max(1, number * settings.default.max_examples // WHOLE_EXAMPLES)
 
 
 def further_cases(items: list[pytest.Item]) -> set[pytest.Item]:
