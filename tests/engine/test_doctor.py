@@ -197,6 +197,7 @@ def test_packages_of_two_installations(machine: Machine) -> None:
     assert "--system-site-packages" in rows["mixed packages"]["mend"]
 
 
+@pytest.mark.slow
 def test_no_tokenizer(machine: Machine) -> None:
     base = machine.folder / "base.safetensors"
     base.touch()
@@ -208,6 +209,7 @@ def test_no_tokenizer(machine: Machine) -> None:
     assert machine.examined("--base", str(base))["tokenizer"]["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_no_right_to_write(machine: Machine) -> None:
     closed = machine.folder / "closed"
     closed.mkdir(mode=0o500)
@@ -219,6 +221,7 @@ def test_no_right_to_write(machine: Machine) -> None:
     assert f"{place} cannot be written to" in rows["output_dir"]["text"]
 
 
+@pytest.mark.slow
 def test_a_python_that_is_too_old(machine: Machine) -> None:
     machine.at_start("import sys; sys.version_info = (3, 10, 4, 'final', 0)")
     rows = machine.examined("--base", "demo")
@@ -226,6 +229,7 @@ def test_a_python_that_is_too_old(machine: Machine) -> None:
     assert rows["python"]["text"] == "3.10.4 is too old"
 
 
+@pytest.mark.slow
 def test_a_base_that_is_not_there(machine: Machine) -> None:
     assert machine.examined("--base", "nowhere.safetensors")["base"]["state"] == "stop"
 
@@ -244,6 +248,7 @@ def test_a_sound_machine_trains_two_steps(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_the_doctor_excludes(machine: Machine) -> None:
     for words in (["--json"], ["--doctor", "--dry-run"], ["--doctor", "--vary", "network_dim=4,8"]):
         ended = subprocess.run(

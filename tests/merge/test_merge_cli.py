@@ -109,6 +109,7 @@ def test_dry_run_and_json(merge: Run, data: Path, tmp_path: Path) -> None:
         (tmp_path / "n.safetensors").unlink()
 
 
+@pytest.mark.slow
 def test_network_from_a_pipe(merge: Run, data: Path, tmp_path: Path) -> None:
     code = "from lorapipe_merge.cli import main; main()"
     with (data / LORA).open("rb") as stream:
