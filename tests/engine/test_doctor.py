@@ -87,6 +87,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_torch(machine: Machine) -> None:
     machine.at_start("import sys; sys.modules['torch'] = None")
     rows = machine.examined("--base", "demo")
@@ -106,6 +107,7 @@ def test_a_torch_that_is_too_old(machine: Machine) -> None:
     assert "stop  torch: 1.13.1 is older than 2.8; pip install 'torch>=2.8' --upgrade\n" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_torch_that_ends_python_at_its_import(machine: Machine) -> None:
     (machine.stubs / "torch.py").write_text("import os; os._exit(3)")
     rows = machine.examined("--base", "demo")
