@@ -4,16 +4,17 @@ import atexit
 import os
 import shutil
 import signal
-import sys
 import tempfile
 
 import pytest
 from hypothesis import settings
 
 from lorapipe_engine.command.progress import QUIET
+from support.quick import QUICK_EXAMPLES, WHOLE_EXAMPLES, QuickLane
 
 # A busy machine is no fault of the code: how long an example takes is not what these tests ask.
-settings.register_profile("lorapipe", deadline=None)
+settings.register_profile("lorapipe", deadline=None, max_examples=WHOLE_EXAMPLES)
+settings.register_profile("quick", deadline=None, max_examples=QUICK_EXAMPLES)
 settings.load_profile("lorapipe")
 
 # Runs of the tests are not the user's.
@@ -40,13 +41,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--quick"):
-        # Tests that need it ask with importorskip, and are skipped then.
-        sys.modules["torch"] = None  # type: ignore[assignment]
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--quick"):
-        slow = pytest.mark.skip(reason="slow, and --quick was asked for")
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(slow)
+        settings.load_profile("quick")
+        config.pluginmanager.register(QuickLane(), "quick lane")

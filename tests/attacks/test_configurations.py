@@ -44,6 +44,7 @@ HOSTILE: dict[str, str] = {
 }
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_configuration(name: str, tmp_path: Path) -> None:
     (tmp_path / "options.toml").write_bytes(HOSTILE[name].encode("utf-8", "surrogateescape"))

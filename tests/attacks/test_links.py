@@ -83,6 +83,7 @@ def test_only_temporary_files_of_these_tools_are_cleared(tool: Tool, world: Worl
     assert digest(world.home) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("race", ["hidden folder", "folder in the path"])
 def test_a_link_that_comes_into_the_path_200_times(tool: Tool, world: World, race: str) -> None:
     """The hidden folder, or the folder of the captions, is a link to the user's own every other moment."""
@@ -225,6 +226,7 @@ def test_links_within_the_dataset_are_as_good_as_files(tool: Tool, world: World)
     assert digest(world.data) == before
 
 
+@pytest.mark.slow
 def test_a_caption_that_becomes_a_link_200_times(tool: Tool, world: World) -> None:
     before = digest(world.home)
     with flipping(world.data / "a.txt", world.home / "secret.txt"):
@@ -309,6 +311,7 @@ def test_a_tree_with_a_link_in_it_is_not_added_to(
     assert (digest(world.home), digest(out)) == (before, held)
 
 
+@pytest.mark.slow
 def test_a_tree_in_which_a_folder_becomes_a_link_200_times(tool: Tool, world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     fill(out / "2_data")

@@ -82,6 +82,7 @@ def tag_words(root: Path) -> Sequence[object]:
 # -------------------------------------------------------------------------------- formats
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 def test_postscript_never_runs(name: str, tmp_path: Path) -> None:
@@ -140,6 +141,7 @@ def test_every_format_of_the_list_opens(form: str, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- pixels
 
 
+@pytest.mark.slow
 @linux
 def test_small_files_of_many_pixels_share_a_budget(tmp_path: Path) -> None:
     one, other = flat_png(7000), flat_png(7010)  # 49 million pixels each, which took 830 MB each
@@ -161,6 +163,7 @@ def check_refused(root: Path, words: str) -> None:
     assert any(words in line for line in ended.lines)
 
 
+@pytest.mark.slow
 @linux
 def test_more_pixels_than_a_picture_has_are_refused_by_the_header(tmp_path: Path) -> None:
     root = dataset(tmp_path, {"a.png": png(header(20_000, 20_000), (b"IDAT", b""), (b"IEND", b""))})
@@ -173,6 +176,7 @@ def test_more_pixels_than_a_picture_has_are_refused_by_the_header(tmp_path: Path
 # -------------------------------------------------------------------------------- notes
 
 
+@pytest.mark.slow
 @linux
 def test_a_note_of_400_megabytes_is_not_read(tmp_path: Path) -> None:
     root = dataset(tmp_path, {})
@@ -276,6 +280,7 @@ def gif(frames: int) -> bytes:
     return b"GIF89a\x40\0\x40\0\x80\0\0\0\0\0\xff\xff\xff" + frame * frames + b";"
 
 
+@pytest.mark.slow
 @linux
 def test_frames_are_not_counted_one_by_one(tmp_path: Path) -> None:
     root = dataset(tmp_path, {"a.png": gif(2_000_000)})
@@ -331,6 +336,7 @@ def test_folder_names_that_are_numbers_of_pictures(number: str, tmp_path: Path) 
     assert f"rename it to '1_{number}_p0'" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_number_of_a_picture_is_no_number_of_repeats(tmp_path: Path) -> None:
     root = dataset(tmp_path, {}, "98765432_p0")
     ended = run_limited("lora-repeats", [root, "-o", tmp_path / "new"], memory=0)

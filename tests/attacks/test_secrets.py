@@ -75,6 +75,7 @@ def test_training_writes_and_says_no_key(pictures: Path, tmp_path: Path) -> None
     look(tmp_path, first, second, but=(config,))
 
 
+@pytest.mark.slow
 def test_a_configuration_is_printed_without_its_keys(tmp_path: Path) -> None:
     config = tmp_path / "options.toml"
     config.write_text(f'wandb_api_key = "{WANDB_IN_FILE}"\nmetadata_author = "me"\n')

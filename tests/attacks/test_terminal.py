@@ -13,7 +13,8 @@ from PIL import Image
 
 from lorapipe_engine.command.text import one_line, printable
 from lorapipe_engine.files.tensorfile import write_tensors
-from support.limited import Ended, run_limited
+from support.commands import run
+from support.limited import Ended
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names of files")
 
@@ -29,6 +30,12 @@ def check_lines(data: bytes) -> None:
     for line in data.decode("utf-8", "strict").split("\n"):
         assert line.isprintable(), ascii(line)
         assert not line.startswith("INJECTED"), ascii(line)
+
+
+def run_here(command: str, words: Sequence[object]) -> Ended:
+    """Run a command in this process; what it printed, as bytes."""
+    done = run(command, *words)
+    return Ended(done.returncode, done.stdout.encode(), done.stderr.encode())
 
 
 def check(ended: Ended, *codes: int) -> Ended:
@@ -87,7 +94,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_tag(words: Sequence[str], root: Path) -> None:
     given = [root, "-r", "--model", MODEL, "--device", "cpu", "--no-cache", *words]
-    check(run_limited("lora-tag", given, memory=0), 1)
+    check(run_here("lora-tag", given), 1)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_tag(words: Sequence[str], root: Path) -> None:
     ],
 )
 def test_dataset(command: str, words: Sequence[str], codes: Sequence[int], root: Path) -> None:
-    ended = run_limited(command, [root, *words], memory=0)
+    ended = run_here(command, [root, *words])
     if "--json" in words:
         json.loads(ended.out)
         ended = Ended(ended.code, b"", ended.err)
@@ -111,8 +118,8 @@ def test_dataset(command: str, words: Sequence[str], codes: Sequence[int], root:
 
 
 def test_dataset_subcommands_and_results(root: Path, tmp_path: Path) -> None:
-    check(run_limited("lora-check", ["buckets", root], memory=0), 0, 1)
-    check(run_limited("lora-repeats", [root, "-o", tmp_path / NAME], memory=0), 0, 1)
+    check(run_here("lora-check", ["buckets", root]), 0, 1)
+    check(run_here("lora-repeats", [root, "-o", tmp_path / NAME]), 0, 1)
     assert (tmp_path / NAME).is_dir()
 
 
@@ -156,21 +163,19 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_inspect(words: Sequence[str], network: Path) -> None:
-    check(run_limited("lora-inspect", [*words, network], memory=0), 0, 1, 2)
+    check(run_here("lora-inspect", [*words, network]), 0, 1, 2)
 
 
 def test_inspect_two(network: Path, tmp_path: Path) -> None:
     other = tmp_path / f"other{NAME}.safetensors"
     write_tensors(other, {f"lora_unet_{TEXT}2.alpha": np.asarray(1, dtype=np.float32)}, {TEXT: "x"})
-    check(run_limited("lora-inspect", ["diff", network, other], memory=0), 0, 1, 2)
-    check(
-        run_limited("lora-inspect", ["meta", network, "--set", f"{TEXT}=1", "-o", tmp_path], memory=0), 0, 2
-    )
+    check(run_here("lora-inspect", ["diff", network, other]), 0, 1, 2)
+    check(run_here("lora-inspect", ["meta", network, "--set", f"{TEXT}=1", "-o", tmp_path]), 0, 2)
 
 
 def test_merge_and_resize(network: Path, tmp_path: Path) -> None:
     words = [network, "-o", tmp_path / f"out{NAME}.safetensors"]
-    check(run_limited("lora-merge", words, memory=0), 0, 1, 2)
+    check(run_here("lora-merge", words), 0, 1, 2)
     words = [
         network,
         "--new-rank",
@@ -180,30 +185,30 @@ def test_merge_and_resize(network: Path, tmp_path: Path) -> None:
         "-o",
         tmp_path / f"o{NAME}.safetensors",
     ]
-    check(run_limited("lora-resize", words, memory=0), 0, 1, 2)
+    check(run_here("lora-resize", words), 0, 1, 2)
     words = [network, "--new-rank", 2, "--allow-nonfinite", "-o", tmp_path / f"p{NAME}.safetensors"]
-    check(run_limited("lora-resize", words, memory=0), 0, 1, 2)
+    check(run_here("lora-resize", words), 0, 1, 2)
 
 
 def test_extract(network: Path, tmp_path: Path) -> None:
     words = [network, "-o", tmp_path / f"out{NAME}.safetensors"]
-    check(run_limited("lora-extract", words, memory=0), 0, 1, 2)
+    check(run_here("lora-extract", words), 0, 1, 2)
 
 
 def test_convert(network: Path, tmp_path: Path) -> None:
     words = [network, "--to", "diffusers", "-o", tmp_path / f"out{NAME}.safetensors"]
-    check(run_limited("lora-convert", words, memory=0), 0, 1, 2)
+    check(run_here("lora-convert", words), 0, 1, 2)
 
 
 @pytest.mark.parametrize("command", ["lora-tag", "lora-check", "lora-repeats", "lora-clean", "lora-inspect"])
 def test_words_of_the_command_line(command: str) -> None:
-    check(run_limited(command, [f"--{NAME}"], memory=0), 2)
+    check(run_here(command, [f"--{NAME}"]), 2)
 
 
 @pytest.mark.parametrize("command", ["lora-check", "lora-inspect"])
 def test_where_an_error_came_from(command: str, tmp_path: Path) -> None:
     words = ["zeros"] if command == "lora-inspect" else []
-    ended = run_limited(command, [*words, tmp_path / NAME, "-v"], memory=0)
+    ended = run_here(command, [*words, tmp_path / NAME, "-v"])
     assert ended.code in (1, 2)
     assert b"Traceback" in ended.err
     check_lines(ended.err)
@@ -232,7 +237,7 @@ def test_an_error_of_training(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / f"99999_{NAME}").mkdir()
     words = ["--base", "demo", "--train_data_dir", tmp_path, "--output_dir", tmp_path]
-    ended = check(run_limited("lora-train", words, memory=0, seconds=60), 2)
+    ended = check(run_here("lora-train", words), 2)
     assert len(ended.lines) == 1
     assert "its name asks for 99,999 repeats of each picture, more than 10,000" in ended.lines[0]
 
@@ -256,7 +261,7 @@ def test_pictures_of_plans(
 ) -> None:
     places = {"PICTURES": str(root), "OUT": str(tmp_path / "page.html")}
     given = [word.replace("PICTURES", places["PICTURES"]).replace("OUT", places["OUT"]) for word in words]
-    ended = run_limited(command, given, memory=0)
+    ended = run_here(command, given)
     for line in ended.out.splitlines() if command == "lora-sample" else ():
         json.loads(line)
     check(Ended(ended.code, b"" if command == "lora-sample" else ended.out, ended.err), *codes)

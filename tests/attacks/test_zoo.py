@@ -199,6 +199,7 @@ ANIMALS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("animal", ANIMALS, ids=lambda animal: animal.name)
 def test_the_zoo(animal: Animal, tmp_path: Path) -> None:
     zoo, out, home = (tmp_path / name for name in ("zoo", "out", "home"))

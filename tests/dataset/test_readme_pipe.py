@@ -37,6 +37,7 @@ def test_the_page_shows_the_readmes_pipe() -> None:
     assert shlex.split(line)[1] == "./imgs"
 
 
+@pytest.mark.slow
 def test_what_comes_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     drawing, mending = blocks()
@@ -77,6 +78,7 @@ def test_what_comes_of_the_folder(tmp_path: Path) -> None:
     assert {path.stem for path in folder.iterdir() if path.suffix == ".png"} == stems - {"07 (1)"}
 
 
+@pytest.mark.slow
 def test_each_odd_thing_is_told(tmp_path: Path) -> None:
     HELD["make"](tmp_path / "imgs")
     pipe = blocks()[0].commands[1].text

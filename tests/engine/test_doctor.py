@@ -87,6 +87,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_torch(machine: Machine) -> None:
     machine.at_start("import sys; sys.modules['torch'] = None")
     rows = machine.examined("--base", "demo")
@@ -95,6 +96,7 @@ def test_no_torch(machine: Machine) -> None:
     assert rows["trial"]["text"].startswith("left out")
 
 
+@pytest.mark.slow
 def test_a_torch_that_is_too_old(machine: Machine) -> None:
     about = machine.stubs / "torch-1.13.1.dist-info"
     about.mkdir()
@@ -105,12 +107,14 @@ def test_a_torch_that_is_too_old(machine: Machine) -> None:
     assert "stop  torch: 1.13.1 is older than 2.8; pip install 'torch>=2.8' --upgrade\n" in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_torch_that_ends_python_at_its_import(machine: Machine) -> None:
     (machine.stubs / "torch.py").write_text("import os; os._exit(3)")
     rows = machine.examined("--base", "demo")
     assert rows["torch"]["text"] == "cannot be imported (Python itself ended with 3 at its import)"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stub is a shell's script")
 def test_a_torch_for_the_cpu_beside_a_card(machine: Machine) -> None:
     machine.driver("580.82")
@@ -119,6 +123,7 @@ def test_a_torch_for_the_cpu_beside_a_card(machine: Machine) -> None:
     assert "built for the CPU, and would not use the NVIDIA GeForce RTX 3060" in rows["torch"]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stub is a shell's script")
 def test_an_old_driver(machine: Machine) -> None:
     machine.driver("470.199.02")
@@ -129,6 +134,7 @@ def test_an_old_driver(machine: Machine) -> None:
     assert "no CUDA toolkit is needed" in rows["driver"]["mend"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the stub is a shell's script")
 def test_a_card_that_torch_has_no_kernels_for_and_one_that_it_has(machine: Machine) -> None:
     machine.driver("580.82")
@@ -139,6 +145,7 @@ def test_a_card_that_torch_has_no_kernels_for_and_one_that_it_has(machine: Machi
     assert rows["card 1"]["mend"].startswith("close what else uses the card, and try --vram auto")
 
 
+@pytest.mark.slow
 def test_no_room_on_the_disk(machine: Machine) -> None:
     machine.at_start(
         "import shutil; shutil.disk_usage = lambda _: shutil._ntuple_diskusage(2**30, 2**30, 1000)"
@@ -148,6 +155,7 @@ def test_no_room_on_the_disk(machine: Machine) -> None:
     assert "has only 0.00 GiB free" in rows["output_dir"]["text"]
 
 
+@pytest.mark.slow
 def test_no_hub(machine: Machine) -> None:
     del machine.env["HF_HUB_OFFLINE"]
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
@@ -164,6 +172,7 @@ def test_no_hub(machine: Machine) -> None:
     assert "https by http://127.0.0.1:9" in rows["hub"]["text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "state"),
     [
@@ -179,6 +188,7 @@ def test_no_bitsandbytes(machine: Machine, words: list[str], state: str) -> None
     assert rows["bitsandbytes"]["mend"].startswith("pip install bitsandbytes")
 
 
+@pytest.mark.slow
 def test_packages_of_two_installations(machine: Machine) -> None:
     (machine.stubs / "torch.py").unlink()
     (machine.stubs / "torch").mkdir()
@@ -189,6 +199,7 @@ def test_packages_of_two_installations(machine: Machine) -> None:
     assert "--system-site-packages" in rows["mixed packages"]["mend"]
 
 
+@pytest.mark.slow
 def test_no_tokenizer(machine: Machine) -> None:
     base = machine.folder / "base.safetensors"
     base.touch()
@@ -200,6 +211,7 @@ def test_no_tokenizer(machine: Machine) -> None:
     assert machine.examined("--base", str(base))["tokenizer"]["state"] == "ok"
 
 
+@pytest.mark.slow
 def test_no_right_to_write(machine: Machine) -> None:
     closed = machine.folder / "closed"
     closed.mkdir(mode=0o500)
@@ -211,6 +223,7 @@ def test_no_right_to_write(machine: Machine) -> None:
     assert f"{place} cannot be written to" in rows["output_dir"]["text"]
 
 
+@pytest.mark.slow
 def test_a_python_that_is_too_old(machine: Machine) -> None:
     machine.at_start("import sys; sys.version_info = (3, 10, 4, 'final', 0)")
     rows = machine.examined("--base", "demo")
@@ -218,6 +231,7 @@ def test_a_python_that_is_too_old(machine: Machine) -> None:
     assert rows["python"]["text"] == "3.10.4 is too old"
 
 
+@pytest.mark.slow
 def test_a_base_that_is_not_there(machine: Machine) -> None:
     assert machine.examined("--base", "nowhere.safetensors")["base"]["state"] == "stop"
 
@@ -236,6 +250,7 @@ def test_a_sound_machine_trains_two_steps(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_the_doctor_excludes(machine: Machine) -> None:
     for words in (["--json"], ["--doctor", "--dry-run"], ["--doctor", "--vary", "network_dim=4,8"]):
         ended = subprocess.run(

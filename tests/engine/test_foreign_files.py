@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lorapipe_engine.cli import lora_train
 from support.accounting import is_off, keys_of, unsaid
 from support.configurations import CONFIGS, NAMES
+from support.quick import examples
 
 FILES = Path(__file__).parents[1] / "data/foreign_configs"
 KOHYA, KOHYA_OLD, KOHYA_JULY = (
@@ -410,7 +411,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=6))
 def test_whatever_stands_there_is_taken_or_refused(
     tmp_path_factory: pytest.TempPathFactory, table: dict[str, Any]

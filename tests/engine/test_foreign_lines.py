@@ -18,6 +18,7 @@ from lorapipe_engine.command.options import Field, build_settings, fields_of
 from lorapipe_engine.command.printed import print_config
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import PARTS
+from support.quick import examples
 
 # As a guide's PowerShell script puts it together.
 SCRIPT = """
@@ -190,7 +191,7 @@ GIVEN = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(GIVEN)
 def test_what_is_printed_means_the_same_and_prints_the_same(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]

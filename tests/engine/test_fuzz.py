@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "fuzz_weights.py"
 
 
+@pytest.mark.slow
 def test_broken_weight_files() -> None:
     words = ["--headers", "20000", "--files", "300", "--seed", "7"]
     done = subprocess.run([sys.executable, TOOL, *words], capture_output=True, text=True, check=False)

@@ -35,6 +35,7 @@ def error_of(found: Leading, matrix: Array) -> float:
     return float(np.linalg.norm(matrix - up.astype(np.float64) @ down.astype(np.float64)))
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("kind", ["noise and signal", "flat", "power law", "steps", "noise alone"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -52,6 +52,7 @@ def test_any_numbers_of_any_count(numbers: list[float]) -> None:
     assert guarded[-1] == 0xABCD
 
 
+@pytest.mark.slow
 @needs_library
 @given(
     st.lists(

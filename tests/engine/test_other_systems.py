@@ -44,6 +44,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_report_on_a_console_without_its_letters(dataset: Path, page: str) -> None:
     done = started("from lorapipe_dataset.check.cli import main; main()", "日本", folder=dataset, page=page)
@@ -52,6 +53,7 @@ def test_a_report_on_a_console_without_its_letters(dataset: Path, page: str) -> 
     assert ("тест" in done.stdout.decode(page)) is False or page == "cp1251"
 
 
+@pytest.mark.slow
 def test_a_configuration_goes_into_a_file_as_utf_8_whatever_the_console_has(dataset: Path) -> None:
     code = "from lorapipe_engine.cli import train_main; train_main()"
     words = ("日本", "--suggest", "--kind", "character")
@@ -155,6 +157,7 @@ def test_a_backslash_in_a_configuration_is_told(
 # -------------------------------------------------------------------------------- workers
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_started_anew_cleans_as_a_copy_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

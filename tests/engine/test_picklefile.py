@@ -20,6 +20,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.picklefile import PickleFile, open_weights
 from lorapipe_engine.files.tensorfile import TensorFile, write_tensors
 from lorapipe_engine.files.unpickle import BadPickleError, Call, Global, read_pickle
+from support.quick import examples
 
 PythonPickler: Any = pickle._Pickler
 
@@ -262,7 +263,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(VALUES, st.integers(0, 5))
 def test_plain_data_come_out_as_they_went_in(value: Any, protocol: int) -> None:
     data = pickle.dumps([value, value], protocol)
@@ -281,7 +282,7 @@ def test_sets_and_special_tables() -> None:
     assert call.function.name.endswith(".getcwd")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4)
     | st.lists(st.sampled_from([ord(op.code) for op in pickletools.opcodes]), min_size=4, max_size=60).map(

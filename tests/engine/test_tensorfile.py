@@ -19,10 +19,13 @@ from hypothesis.extra import numpy as hnp
 from lorapipe_engine.errors import InputError, OutputError
 from lorapipe_engine.files.dtypes import DTYPE_BITS, Array
 from lorapipe_engine.files.tensorfile import Encoded, build_header, encode, open_tensors, write_tensors
+from support.quick import examples
 
 MALFORMED = Path(__file__).parents[1] / "data" / "weights" / "malformed"
 VERDICTS = json.loads((MALFORMED / "verdicts.json").read_text())
-QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def as_file(header: bytes | dict[str, Any], data: bytes = b"") -> bytes:
@@ -230,7 +233,7 @@ def check_verdict(data: bytes) -> None:
     assert "\n" not in refused if refused else official_accepts(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     changes=st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4)
 )
@@ -241,7 +244,7 @@ def test_changed_bytes(changes: list[tuple[int, int]]) -> None:
     check_verdict(bytes(data))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     header=st.dictionaries(st.text(max_size=3), ENTRIES | JSON, max_size=3) | JSON, size=st.integers(0, 40)
 )
@@ -249,7 +252,7 @@ def test_changed_headers(header: Any, size: int) -> None:
     check_verdict(as_file(json.dumps(header).encode(), bytes(size)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 2**64 - 1) | st.integers(0, 220))
 def test_bytes_that_are_no_file(data: bytes, length: int) -> None:
     check_verdict(length.to_bytes(8, "little") + data)

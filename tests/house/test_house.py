@@ -60,11 +60,41 @@ def light_modules() -> list[str]:
     return sorted(set(found))
 
 
-@pytest.mark.parametrize("module", light_modules())
-def test_light_modules_import_nothing_heavy(module: str) -> None:
-    code = f"import {module}, sys; print([name for name in {HEAVY} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+# Imports modules in turn, each as the first of ours, and prints which of them brought in what is heavy.
+IMPORT_EACH = """
+import sys
+from importlib import import_module
+
+heavy = set(sys.argv[1].split())
+for module in sys.argv[2:]:
+    for name in [name for name in sys.modules if name.startswith("lorapipe_")]:
+        del sys.modules[name]
+    import_module(module)
+    for name in sorted(heavy & sys.modules.keys()):
+        heavy.remove(name)
+        print(module, name)
+"""
+
+
+def imports_of(modules: list[str]) -> list[str]:
+    """Who is the first to import something heavy, and what; one process, for a start is most of an import."""
+    words = [sys.executable, "-c", IMPORT_EACH, " ".join(HEAVY), *modules]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_light_modules_import_nothing_heavy() -> None:
+    modules = light_modules()
+    assert len(modules) > 150
+    assert imports_of(modules) == []
+
+
+def test_what_is_heavy_is_seen() -> None:
+    """Also where another module was imported before."""
+    pytest.importorskip("lorapipe_demo")
+    heavy, light = "lorapipe_demo.painting.drawing", "lorapipe_engine.errors"
+    assert imports_of([light, heavy, light, heavy]) == [f"{heavy} PIL"]
 
 
 def cpu_seconds(code: str) -> float:
@@ -78,23 +108,19 @@ def cpu_seconds(code: str) -> float:
     return (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no times of children there")
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), scripts())
-def test_commands_answer_help_at_once(name: str, target: str) -> None:
+def test_commands_answer_help_with_examples_at_once(name: str, target: str) -> None:
     """In a few times what ``import click`` takes beside it: 0.3 s on a quiet machine are some seven of them."""
     module, function = target.split(":")
     code = f"import sys; sys.argv = ['{name}', '--help']; from {module} import {function} as main; main()"
-    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)  # compiles what is new
-    ratios = [cpu_seconds(code) / cpu_seconds("import click") for _ in range(5)]
-    assert statistics.median(ratios) < HELP_TAKES
-
-
-@pytest.mark.parametrize(("name", "target"), scripts())
-def test_help_has_examples(name: str, target: str) -> None:
-    module, function = target.split(":")
-    code = f"import sys; sys.argv = ['{name}', '--help']; from {module} import {function} as main; main()"
+    # The first start compiles what is new.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Examples" in done.stdout
+    if os.name == "nt":
+        return  # no times of children there
+    ratios = [cpu_seconds(code) / cpu_seconds("import click") for _ in range(5)]
+    assert statistics.median(ratios) < HELP_TAKES
 
 
 def test_no_file_is_too_long() -> None:

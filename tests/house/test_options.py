@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import runpy
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +142,25 @@ def test_a_name_is_one_option_in_all_modes() -> None:
                 assert rows.setdefault(field.name, field) == field
 
 
+@cache
+def names_read(package: str) -> set[str]:
+    """What the lines of a package read as attributes, or name in quotes."""
+    read = set[str]()
+    for path in ROOT.glob(f"packages/*/src/{package}/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                read.add(node.value)
+    return read
+
+
 def test_every_option_is_read() -> None:
     """A field that no line reads, as an attribute or by a name in quotes, would be an option that is ignored."""
     for name, command in WITH_MODES.items():
         package = str(command.callback.__module__).partition(".")[0]  # type: ignore[union-attr]
-        read = set[str]()
-        for path in ROOT.glob(f"packages/*/src/{package}/**/*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Attribute):
-                    read.add(node.attr)
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    read.add(node.value)
         for mode in modes_of(command):
-            assert mode.fields().keys() - {mode.by} <= read, (name, mode.name)
+            assert mode.fields().keys() - {mode.by} <= names_read(package), (name, mode.name)
 
 
 def test_what_shows_a_run_shows_one_thing(capsys: pytest.CaptureFixture[str]) -> None:

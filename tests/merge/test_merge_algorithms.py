@@ -61,6 +61,7 @@ def build(golden: Path, folder: Path) -> dict[str, np.ndarray]:
 GOLDEN = sorted(NETWORKS.glob("*.safetensors"))
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
 def test_every_algorithm(golden: Path, merge: Run, tmp_path: Path) -> None:
     deltas = build(golden, tmp_path)
@@ -89,6 +90,7 @@ def test_every_algorithm(golden: Path, merge: Run, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
 def test_pieces_of_rows_give_the_whole(golden: Path, tmp_path: Path) -> None:
     build(golden, tmp_path)

@@ -109,6 +109,7 @@ def test_dry_run_and_json(merge: Run, data: Path, tmp_path: Path) -> None:
         (tmp_path / "n.safetensors").unlink()
 
 
+@pytest.mark.slow
 def test_network_from_a_pipe(merge: Run, data: Path, tmp_path: Path) -> None:
     code = "from lorapipe_merge.cli import main; main()"
     with (data / LORA).open("rb") as stream:
@@ -251,6 +252,7 @@ def large_base(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
@@ -273,6 +275,7 @@ def test_interrupted(number: signal.Signals, tmp_path: Path) -> None:
         assert not list(tmp_path.glob(".lorapipe-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/shm").is_dir() or os.name == "nt", reason="needs limits of POSIX")
 def test_a_full_disk(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk that fills up while it is written."""
@@ -292,6 +295,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".lorapipe-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_stays_small(tmp_path: Path) -> None:
     large_base(tmp_path)

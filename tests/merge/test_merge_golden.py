@@ -23,6 +23,7 @@ def words_of(case: dict[str, object]) -> list[object]:
     return [DATA / str(case["base"]), *loras, *blocks]
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("precision", ["fp32", "keep"])
 def test_golden_merge(name: str, precision: str, merge: Run, tmp_path: Path) -> None:

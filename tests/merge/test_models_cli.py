@@ -91,6 +91,7 @@ def test_weighted_sum(merge: Run, models: list[dict[str, Array]], tmp_path: Path
         np.testing.assert_array_equal(out[key], a[key])
 
 
+@pytest.mark.slow
 def test_three_models(merge: Run, models: list[dict[str, Array]], tmp_path: Path) -> None:
     files = [f"{name}.safetensors" for name in "abc"]
     done = merge(

@@ -61,6 +61,7 @@ def test_golden(kind: str, size: int, method: str, name: str, models: str, golde
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("density", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("vote", ["count", "sum"])

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # noqa: E402
 
-from support import tiny
-from support.commands import run
+from support import tiny  # noqa: E402
+from support.commands import run  # noqa: E402
 
 PEOPLE = Path(__file__).parents[1] / "data" / "people"
 PARTS = (

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from support import tiny
-
 CONFIGS = Path(__file__).parents[1] / "data/train_configs"
 FOREIGN = CONFIGS.parent / "foreign_configs"  # files of other programs
 NAMES = sorted({path.name.partition(".")[0] for path in CONFIGS.iterdir()})
@@ -50,6 +48,8 @@ class Place:
 def make_place(root: Path, side: int) -> Place:
     """The configurations with a tiny SDXL base, four folders of two pictures of ``side`` pixels, prompts and a
     metadata file."""
+    from support import tiny  # needs torch, which who reads the configurations alone has no use for
+
     shutil.copytree(CONFIGS, root / "CFG")
     tiny.save_checkpoint(tiny.build("sdxl"), root / "WORK/bases/sdxl/sdxl.safetensors")
     for number, folder in enumerate(

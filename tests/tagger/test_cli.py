@@ -256,6 +256,7 @@ def test_quiet_is_quiet(tag: Tag, folder: Path) -> None:
     assert tag(folder, "-q").err == ""
 
 
+@pytest.mark.slow
 def test_the_real_command_in_a_pipe(folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lorapipe_tagger", str(folder), "--model", str(MODEL), "--device", "cpu"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

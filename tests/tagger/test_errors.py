@@ -193,6 +193,7 @@ def test_names_that_begin_with_dashes_as_words(
     assert result.records[0]["path"] == "--help.png"
 
 
+@pytest.mark.slow
 def test_huge_pictures(tag: Tag, tmp_path: Path) -> None:
     from PIL import Image
 

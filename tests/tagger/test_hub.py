@@ -113,6 +113,7 @@ def run(endpoint: str, home: Path, *words: object, **more: str) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_downloaded_once_then_offline(hub: str, tmp_path: Path, asked: list[str]) -> None:
     first = run(hub, tmp_path, "--model", "someone/tagger")
     assert first.returncode == 0, first.stderr
@@ -127,6 +128,7 @@ def test_downloaded_once_then_offline(hub: str, tmp_path: Path, asked: list[str]
         assert run(hub, tmp_path, "--model", "someone/tagger", **more).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_folder_for_models(hub: str, tmp_path: Path, asked: list[str]) -> None:
     words = ["--model", "someone/tagger", "--model-dir", tmp_path / "models"]
     assert run(hub, tmp_path / "home", *words).returncode == 0
@@ -137,6 +139,7 @@ def test_a_folder_for_models(hub: str, tmp_path: Path, asked: list[str]) -> None
     assert asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "more", "expected"),
     [

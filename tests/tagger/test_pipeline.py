@@ -74,6 +74,7 @@ def test_a_changed_file_is_looked_at_again(tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.slow
 def test_order_is_kept_whatever_the_batch(tag: Tag, tmp_path: Path) -> None:
     for index in range(23):
         size = (1500, 1200) if index % 5 == 0 else (20, 30)
@@ -89,6 +90,7 @@ def test_order_is_kept_whatever_the_batch(tag: Tag, tmp_path: Path) -> None:
     assert [record.get("caption") for record in fixed.records] == [r.get("caption") for r in one.records]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     place = tmp_path / "imgs"
@@ -115,6 +117,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in done} == times
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_kill_leaves_captions_old_or_new(tmp_path: Path) -> None:
     place = tmp_path / "imgs"
@@ -146,6 +149,7 @@ def test_a_kill_leaves_captions_old_or_new(tmp_path: Path) -> None:
     assert all(text.endswith("\n") for text in texts)
 
 
+@pytest.mark.slow
 def test_large_jpegs_are_decoded_small(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -186,6 +190,7 @@ def test_the_gate_lets_large_pictures_in_alone() -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("seed", range(int(os.environ.get("LORAPIPE_KILLS", "3"))))
 def test_a_killed_run_leaves_whole_captions_and_can_be_taken_back(tmp_path: Path, seed: int) -> None:

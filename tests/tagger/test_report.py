@@ -25,6 +25,7 @@ def rows_of(page: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_sure_and_unsure_tags(tag: Tag, tmp_path: Path) -> None:
     model = save_model(tmp_path / "m", CHANCES)
     save_picture(tmp_path / "a.png")
@@ -46,6 +47,7 @@ def test_sure_and_unsure_tags(tag: Tag, tmp_path: Path) -> None:
     assert tag(tmp_path, "--report", page, "--force", "--no-txt", model=model).code == 1
 
 
+@pytest.mark.slow
 def test_models_that_disagree(tag: Tag, tmp_path: Path) -> None:
     other = {**CHANCES, "dog": (0, 0.8)}
     models = ["--model", save_model(tmp_path / "m", CHANCES), "--model", save_model(tmp_path / "n", other)]
@@ -56,6 +58,7 @@ def test_models_that_disagree(tag: Tag, tmp_path: Path) -> None:
     assert row["caption"] == "</script>, dog, solo"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None or os.name == "nt", reason="no Chromium here: apt-get install chromium")
 def test_the_page_in_a_browser(tag: Tag, folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "the page.html"

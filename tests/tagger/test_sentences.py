@@ -163,6 +163,7 @@ def test_records_that_come_with_a_sentence(tag: Tag, folder: Path, server: Serve
     assert not list(folder.glob("*.txt"))
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -199,6 +200,7 @@ def test_answers_of_no_use(tag: Tag, folder: Path, server: Server, said: Answer,
     assert len(server.questions) == 4
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -387,6 +389,7 @@ def test_long_answers_are_told(tag: Tag, folder: Path, server: Server) -> None:
     assert "1 of the sentences have more than 75 words" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_ended_leaves_nothing_half_written(

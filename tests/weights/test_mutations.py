@@ -369,6 +369,7 @@ def agree(found: dict[str, Array], wanted: dict[str, Array]) -> bool:
     return True
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_never_a_wrong_number(group: int, tmp_path: Path) -> None:
     outcomes = {"read": 0, "refused": 0}

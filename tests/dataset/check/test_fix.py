@@ -20,6 +20,7 @@ from lorapipe_dataset.check.rules import CHECKS, RULES
 from lorapipe_engine.changes.journal import HIDDEN
 from lorapipe_engine.changes.undo import undo
 from lorapipe_engine.command.records import Record
+from support.quick import examples
 
 SIZE = ["--resolution", 96]
 
@@ -241,7 +242,9 @@ TEXT_RULES = [
 ]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     captions=st.lists(CAPTION, min_size=1, max_size=6),
     rules=st.lists(st.sampled_from(TEXT_RULES), min_size=1, max_size=4, unique=True),

@@ -91,6 +91,7 @@ def tab(report: Path, tmp_path: Path) -> Iterator[Any]:
         yield tab
 
 
+@pytest.mark.slow
 @needs_browser
 def test_in_a_browser(tab: Any, report: Path) -> None:
     everything = [f"{number}.png" for number in range(5)] + ["x#%.png"]
@@ -142,6 +143,7 @@ def test_in_a_browser(tab: Any, report: Path) -> None:
     assert [address for address in tab.requests if address.startswith("file:")] == [report.as_uri()]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_link_opens_the_same_view(report: Path, tmp_path: Path) -> None:
     with browser.open_browser(PROGRAM, tmp_path / "profile") as tab:

@@ -75,6 +75,7 @@ def test_a_truncated_jpeg_is_seen_at_any_scale(check: Any, folder: Path, clean: 
     assert names(check(clean, *BASE).found("unreadable")) == [["0.jpg"]]
 
 
+@pytest.mark.slow
 def test_a_picture_of_30000_pixels(check: Any, folder: Path, clean: Path) -> None:
     Image.new("1", (30_000, 30_000)).save(folder / "0.png")
     done = check(clean, *BASE)

@@ -255,6 +255,7 @@ def test_the_mark_of_the_trainer_is_known_by_any_name(clean: Clean, tmp_path: Pa
     assert "signs such as '|||'" in clean(tmp_path, "--keep-tokens-separator", "a, b").err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no such signal there")
 @pytest.mark.parametrize("seed", range(int(os.environ.get("LORAPIPE_KILLS", "3"))))
 def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:
@@ -285,6 +286,7 @@ def test_kill_leaves_each_caption_old_or_new(tmp_path: Path, seed: int) -> None:
     assert (tmp_path / "1.txt").read_text() == "new, old, 1\n"
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_changed_leaves_the_others_right(tmp_path: Path) -> None:
     """With the second process at work: what it was asked for of the one folder is not taken for the next one's."""
     for name in ("a", "b"):
@@ -303,6 +305,7 @@ def test_a_folder_that_cannot_be_changed_leaves_the_others_right(tmp_path: Path)
     assert all(record["caption"].startswith("new, b, ") for record in records if "error" not in record)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no list of processes there")
 def test_the_second_process_does_not_outlive_a_kill(tmp_path: Path) -> None:
     for number in range(6000):
@@ -334,6 +337,7 @@ def relatives(folder: Path, pid: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
     count = 600
     for number in range(count):
@@ -347,6 +351,7 @@ def test_two_runs_at_once_lose_nothing(tmp_path: Path) -> None:
         assert sorted(tags) == sorted(["old", str(number), "one", "two"])
 
 
+@pytest.mark.slow
 def test_pipe_of_two_on_one_folder_goes_through(imgs: Path) -> None:
     one = subprocess.Popen([*PROGRAM, "-q", str(imgs), "--add", "one"], stdout=subprocess.PIPE)
     two = subprocess.run([*PROGRAM, "-q", "--add", "two"], stdin=one.stdout, capture_output=True, check=True)
@@ -363,6 +368,7 @@ def test_help_is_light() -> None:
     assert not {"numpy", "PIL", "torch", "lorapipe_dataset.clean.run"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_a_second_process_makes_no_difference(
     clean: Clean, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

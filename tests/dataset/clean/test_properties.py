@@ -16,6 +16,7 @@ from lorapipe_dataset.clean.run import run
 from lorapipe_dataset.texts.tokens import estimate
 from lorapipe_engine.changes.undo import undo
 from lorapipe_engine.errors import ConfigError
+from support.quick import examples
 
 WORDS = [
     "1girl", "2girls", "solo", "blue hair", "red_hair", "white shirt", "shirt", "Shirt", "long hair", "hair",
@@ -117,7 +118,7 @@ def clean_all(captions: list[str], some: Rules, known: Facts) -> list[str]:
     return [cleaner.clean(text, known) for text in captions]
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(captions=st.lists(caption, min_size=1, max_size=3), some=rules(), known=facts)
 def test_cleaning_twice_is_cleaning_once(captions: list[str], some: Rules, known: Facts) -> None:
     try:
@@ -127,7 +128,7 @@ def test_cleaning_twice_is_cleaning_once(captions: list[str], some: Rules, known
     assert clean_all(once, some, known) == once
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text=caption, some=rules(), known=facts)
 def test_only_replacements_may_never_settle(text: str, some: Rules, known: Facts) -> None:
     """A caption is refused for options that contradict each other only: those that put new texts into captions."""
@@ -136,7 +137,7 @@ def test_only_replacements_may_never_settle(text: str, some: Rules, known: Facts
     Cleaner(some).clean(text, known)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(text=caption.filter(lambda text: "{" not in text))
 def test_no_tag_is_lost_by_default(text: str) -> None:
     cleaner = Cleaner(Rules())
@@ -156,7 +157,7 @@ BYTES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(contents=st.lists(BYTES, min_size=1, max_size=4), some=rules())
 def test_files_twice_and_undone(
     tmp_path_factory: pytest.TempPathFactory, contents: list[bytes], some: Rules

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from lorapipe_engine.cli import lora_train

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from safetensors.torch import load_file
 
+pytest.importorskip("torch")
 pytest.importorskip("diffusers")
+
+from safetensors.torch import load_file
 
 from lorapipe_engine.cli import lora_train
 from lorapipe_engine.datasets.described import dataset_notes, folder_lines
