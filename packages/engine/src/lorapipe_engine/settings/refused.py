@@ -147,10 +147,8 @@ FOREIGN: dict[str, Foreign] = {
     ),
     **refused("masks of inpainting models are not trained here; leave it out", "train_inpainting", flag=True),
     # Saving and going on.
-    **refused("use --save_every_n_epochs", "save_n_epoch_ratio", off=(0,)),
-    **refused(
-        "run the same command again: it goes on where the run stopped", "initial_epoch", "initial_step"
-    ),
+    **refused("run the same command again: it goes on where the run stopped", "initial_epoch", off=(1,)),
+    **refused("run the same command again: it goes on where the run stopped", "initial_step", off=(0,)),
     **refused(
         "run the same command again: it goes on where the run stopped", "skip_until_initial_step", flag=True
     ),

@@ -19,7 +19,7 @@ def unused_notes(
     needs = [
         ("save_last_n_steps", run.save_last_n_steps, run.save_every_n_steps, "save_every_n_steps"),
         ("save_last_n_steps_state", run.save_last_n_steps_state, states, "save_every_n_steps and save_state"),
-        ("save_last_n_epochs", run.save_last_n_epochs, run.save_every_n_epochs, "save_every_n_epochs"),
+        ("save_last_n_epochs", run.save_last_n_epochs, run.saves_epochs, "save_every_n_epochs"),
         ("save_last_n_epochs_state", run.save_last_n_epochs_state, run.save_state, "save_state"),
         (
             "sample_prompts",
