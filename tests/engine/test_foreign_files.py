@@ -430,7 +430,18 @@ def test_whatever_stands_there_is_taken_or_refused(
 @pytest.mark.parametrize(
     ("line", "name", "value", "note"),
     [
-        ("persistent_data_loader_workers = 1", "persistent_data_loader_workers", True, ""),
+        ("flip_aug = 1", "flip_aug", True, ""),
+        (
+            "persistent_data_loader_workers = 1",
+            "seed",
+            42,
+            "persistent_data_loader_workers is not needed: latents are always cached",
+        ),
+        ("max_data_loader_n_workers = '0'", "seed", 42, "max_data_loader_n_workers is not needed"),
+        ("cache_latents = 'False'", "seed", 42, ""),
+        ("initial_epoch = 1", "seed", 42, ""),
+        ("zero_stage = 3", "seed", 42, "zero_stage is not needed: it is DeepSpeed's"),
+        ("save_n_epoch_ratio = 5", "save_n_epoch_ratio", 5, ""),
         ("vae = ''", "vae", None, ""),
         ("resume = false", "resume", None, ""),
         ("max_token_length = 255", "max_token_length", 225, "max_token_length: 255 is taken as 225"),
@@ -442,7 +453,7 @@ def test_whatever_stands_there_is_taken_or_refused(
         ("sample_every_n_steps = 0", "sample_every_n_steps", None, ""),
         ("max_train_epochs = 0", "max_train_epochs", None, ""),
         ("scale_weight_norms = 0.0", "scale_weight_norms", None, ""),
-        ("save_n_epoch_ratio = 0", "save_every_n_epochs", 1, ""),
+        ("save_n_epoch_ratio = 0", "save_n_epoch_ratio", None, ""),
         ("torch_compile = true", "seed", 42, "torch_compile is not needed: it changes speed alone"),
         ("ddp_gradient_as_bucket_view = true", "seed", 42, "ddp_gradient_as_bucket_view is not needed"),
         ("gpu_ids = ['1']", "device", "cuda:1", "gpu_ids: the card is taken as device"),

@@ -412,7 +412,7 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
         return text
     if not text:
         raise ConfigError(f"{name}: expected a path, got an empty text{where}")
-    if text[1:2] == ":" and not text.isprintable():
+    if text[:1].isalpha() and text[1:2] == ":" and not text.isprintable():
         raise ConfigError(
             f"{name}: {printable(text[:200])} was read with a \\ as an escape{where}; write / for each \\ in a path"
         )
