@@ -17,9 +17,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lorapipe_engine.cli import lora_train
+from lorapipe_engine.command.options import build_settings
 from lorapipe_engine.datasets.file import read_dataset_file
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.settings import DataSettings
+from lorapipe_engine.settings import PARTS, DataSettings
+from lorapipe_engine.settings.unused import unused_notes
 
 OBEYED: dict[str, Any] = {
     # The base.
@@ -266,6 +268,39 @@ def test_it_is_refused_by_name(name: str, tmp_path: Path) -> None:
         assert found.exit_code == 2
         (error,) = found.stderr.splitlines()
         assert f"{name}: " in error
+
+
+# What each of them does nothing without.
+NEEDS = {
+    **dict.fromkeys(
+        ["validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "validation_seed"],
+        "validation_split",
+    ),
+    **dict.fromkeys(["sample_every_n_steps", "sample_every_n_epochs", "sample_sampler"], "sample_prompts"),
+    **dict.fromkeys(["huber_schedule", "huber_c", "huber_scale"], "loss_type huber"),
+    **dict.fromkeys(["log_tracker_name", "wandb_run_name", "wandb_api_key"], "log_with wandb"),
+    "sample_prompts": "sample_every_n_epochs",
+    "save_last_n_steps": "save_every_n_steps",
+    "save_last_n_steps_state": "save_every_n_steps and save_state",
+    "save_last_n_epochs_state": "save_state",
+    "keep_tokens": "shuffle_caption",
+    "token_warmup_min": "token_warmup_step",
+    "prior_loss_weight": "reg_data_dir",
+    "adaptive_noise_scale": "noise_offset",
+    "noise_offset_random_strength": "noise_offset",
+    "ip_noise_gamma_random_strength": "ip_noise_gamma",
+    "multires_noise_discount": "multires_noise_iterations",
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_it_says_what_it_does_nothing_without(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "options.toml"
+    path.write_text(f"{name} = {json.dumps(OBEYED[name])}\n")
+    parts, _ = build_settings(PARTS, {}, path)
+    _, data, _, optimizer, loss, run = parts
+    (note,) = unused_notes(data, optimizer, loss, run)
+    assert note.startswith(f"{name} does nothing without {NEEDS[name]}")
 
 
 # --------------------------------------------------------------------------------------- dataset files
