@@ -283,6 +283,7 @@ NEEDS = {
     "save_last_n_steps": "save_every_n_steps",
     "save_last_n_steps_state": "save_every_n_steps and save_state",
     "save_last_n_epochs_state": "save_state",
+    "dataset_repeats": "in_json or dataset_config",
     "keep_tokens": "shuffle_caption",
     "token_warmup_min": "token_warmup_step",
     "prior_loss_weight": "reg_data_dir",

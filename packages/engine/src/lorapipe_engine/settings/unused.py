@@ -39,6 +39,12 @@ def unused_notes(
         ("validate_every_n_epochs", run.validate_every_n_epochs, validates, "validation_split"),
         ("validate_every_n_steps", run.validate_every_n_steps, validates, "validation_split"),
         ("max_validation_steps", run.max_validation_steps, validates, "validation_split"),
+        (
+            "dataset_repeats",
+            data.dataset_repeats not in (None, 1),
+            data.in_json or data.dataset_config or data.slider,
+            "in_json or dataset_config",
+        ),
         ("validation_seed", data.validation_seed, validates, "validation_split"),
         ("keep_tokens", data.keep_tokens, moves_tags or data.dataset_config, "shuffle_caption"),
         (
