@@ -153,6 +153,30 @@ def test_folders_that_are_not_there() -> None:
         read(ONE.replace("maid", "maids"))
 
 
-def test_what_has_no_effect_anywhere_is_taken() -> None:
-    more = "cache_info = true\ncustom_attributes = {}\n"
-    assert read("[general]\nnetwork_multiplier = 1.0\n" + ONE + more)[0].subsets[0].repeats == 1
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("cache_info = true", "cache_info is not needed: sizes of pictures are read from their headers"),
+        ("cache_info = false", ""),
+        ("network_multiplier = 0.5", "network_multiplier is not needed: every picture is trained"),
+        ("network_multiplier = 1.0", ""),
+        ("custom_attributes = { artist = 'x' }", "custom_attributes: diff_output_preservation in it"),
+    ],
+)
+def test_what_has_no_effect_is_taken_with_a_note(line: str, note: str) -> None:
+    (plain,) = read(ONE)
+    (spec,) = read(f"[general]\n{line}\n{ONE}{line}\n")
+    assert (spec.subsets, spec.buckets) == (plain.subsets, plain.buckets)
+    assert len(spec.notes) == bool(note)
+    assert "".join(spec.notes).startswith(note)
+
+
+def test_pictures_held_to_the_base_by_sd_scripts_own_name() -> None:
+    held = (
+        "\n[[datasets.subsets]]\nimage_dir = 'nekochan'\ncustom_attributes.diff_output_preservation = true\n"
+    )
+    (spec,) = read(ONE + held)
+    assert [subset.is_preserved for subset in spec.subsets] == [False, True]
+    assert spec.notes == (
+        "custom_attributes: diff_output_preservation in it is taken as is_preserved, and nothing else is read",
+    )

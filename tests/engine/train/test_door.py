@@ -389,3 +389,34 @@ def test_what_does_nothing_is_told_and_the_text_encoder_may_be_trained_alone(tmp
     assert "note: sample_prompts does nothing without sample_every_n_epochs" in found.stderr
     names = load_file(tmp_path / "out/last.safetensors")
     assert {name.partition("_text")[0] for name in names} == {"lora_te"}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "saved"),
+    [
+        (2, 12, ["net-000003.safetensors", "net.safetensors"]),
+        (9, 3, ["net-000001.safetensors", "net.safetensors"]),
+    ],
+)
+def test_as_many_networks_are_saved_as_are_asked_for(
+    ratio: int, steps: int, saved: list[str], tmp_path: Path
+) -> None:
+    draw(tmp_path / "data/1_mira")
+    words = ["--output_name", "net", "--max_train_steps", str(steps), "--save_n_epoch_ratio", str(ratio)]
+    result = train(tmp_path, *words, "--network_train_unet_only")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.glob("out/*.safetensors")) == sorted(saved)
+
+
+def test_keys_of_a_dataset_file_that_do_nothing_are_told_once(tmp_path: Path) -> None:
+    draw(tmp_path / "data/1_mira")
+    subset = f"[[datasets.subsets]]\nimage_dir = '{tmp_path}/data/1_mira'\ncache_info = true\n"
+    path = tmp_path / "dataset.toml"
+    path.write_text(f"[general]\nnetwork_multiplier = 0.5\n[[datasets]]\n{subset}[[datasets]]\n{subset}")
+    result = train(tmp_path, "--train_data_dir", "", "--dataset_config", str(path), "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    told = [line.partition(f"{path}: ")[2] for line in result.stderr.splitlines() if "not needed" in line]
+    assert told == [
+        "network_multiplier is not needed: every picture is trained with the whole network, as in sd-scripts",
+        "cache_info is not needed: sizes of pictures are read from their headers, which is quick",
+    ]

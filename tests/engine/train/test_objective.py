@@ -35,8 +35,6 @@ PREDICTION = {None: None, False: "epsilon", True: "v_prediction"}
     ("loss", "v", "word"),
     [
         (LossSettings(adaptive_noise_scale=0.01), None, "noise_offset"),
-        (LossSettings(noise_offset_random_strength=True), None, "needs noise_offset"),
-        (LossSettings(ip_noise_gamma_random_strength=True), None, "needs ip_noise_gamma"),
         (LossSettings(scale_v_pred_loss_like_noise_pred=True), False, "for v-prediction"),
         (LossSettings(v_pred_like_loss=0.5), True, "for epsilon"),
         (LossSettings(loss_type="huber", huber_c=0.0), None, "above 0"),

@@ -335,6 +335,35 @@ def test_a_curve_that_is_not_used_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            {"lr_scheduler_num_cycles": 3.0},
+            "lr_scheduler_num_cycles 3.0 does nothing with lr_scheduler cosine",
+        ),
+        (
+            {"lr_scheduler_power": 2.0},
+            "lr_scheduler_power 2.0 does nothing with lr_scheduler cosine, only with poly",
+        ),
+        ({"lr_scheduler_timescale": 9}, "lr_scheduler_timescale 9 does nothing"),
+        ({"lr_scheduler_min_lr_ratio": 0.1}, "lr_scheduler_min_lr_ratio 0.1 does nothing"),
+        ({"lr_decay_steps": "20%"}, "lr_decay_steps 20% does nothing"),
+        ({"lr_scheduler": "cosine_with_restarts", "lr_scheduler_num_cycles": 3.0}, ""),
+        ({"lr_scheduler": "polynomial", "lr_scheduler_power": 2.0}, ""),
+        (
+            {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ("step_size=3",), "lr_scheduler_power": 2.0},
+            "StepLR",
+        ),
+        ({"lr_scheduler_min_lr_ratio": 0.0, "lr_decay_steps": "0", "lr_scheduler_power": 1.0}, ""),
+    ],
+)
+def test_an_option_of_another_curve_is_named(options: dict[str, Any], told: str) -> None:
+    notes = schedule_notes(OptimizerSettings(**{"lr_scheduler": "cosine", **options}))
+    assert len(notes) == bool(told)
+    assert told in "".join(notes)
+
+
+@pytest.mark.parametrize(
     ("value", "steps"), [("0.05", 50), (0.1, 100), ("100", 100), ("10%", 100), (0, 0), ("0.5%", 5)]
 )
 def test_warm_up_in_steps_or_as_a_share(value: float | str, steps: int) -> None:

@@ -78,7 +78,7 @@ class ForeignOptions:
         row = self.table.get(name)
         if row is None:
             return None
-        if is_nothing(value) or value in row.off or (row.flag and value == 0):
+        if _is_off(row, value):
             return {}
         where = f"{place}: " if place else ""
         if row.means is not None:
@@ -102,7 +102,15 @@ class ForeignOptions:
             f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not needed: {why}"
             for why, names in self._unneeded.items()
         ]
-        return [*unneeded, *self._meant]
+        return [*unneeded, *dict.fromkeys(self._meant)]
+
+
+def _is_off(row: Foreign, value: Any) -> bool:
+    """Whether a value leaves the option off: as it is, or as the text that a GUI writes for it."""
+    text = str(value).lower()
+    if is_nothing(value) or text == "none" or (row.flag and text in ("0", "false")):
+        return True
+    return value in row.off or text in map(str, row.off)
 
 
 def foreign_options(table: Mapping[str, Foreign]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -68,9 +68,9 @@ def option(
     heading: str | None = None,
 ) -> Any:
     """A field of a settings class. ``min`` and ``max`` are allowed themselves; ``alias`` is a second flag; the value of
-    a ``secret`` is shown nowhere (see :mod:`lorapipe_engine.command.masking`). ``zero_is_off``: 0 stands for None, as
-    other programs write it. ``taken_as``: values of other programs, as texts, with what they mean here. ``heading``:
-    what stands above it and those that follow it in the help, instead of the class's."""
+    a ``secret`` is shown nowhere (see :mod:`lorapipe_engine.command.masking`). ``zero_is_off``: 0 and -1 stand for
+    None, as other programs write it. ``taken_as``: values of other programs, as texts, with what they mean here.
+    ``heading``: what stands above it and those that follow it in the help, instead of the class's."""
     facts = Facts(help=help, choices=choices, min=min, max=max, alias=alias, secret=secret, heading=heading)
     facts = dataclasses.replace(facts, zero_is_off=zero_is_off, taken_as=tuple((taken_as or {}).items()))
     return dataclasses.field(default=default, metadata={_KEY: facts})
@@ -314,7 +314,7 @@ def _read(field: Field, raw: Any, where: str, source: str) -> tuple[Any, str]:
     """A value as the field's type, and where it came from, with what another program's value was taken for."""
     if raw is None:
         return field.default, source
-    if field.facts.zero_is_off and not isinstance(raw, bool) and str(raw) in ("0", "0.0"):
+    if field.facts.zero_is_off and not isinstance(raw, bool) and str(raw) in ("0", "0.0", "-1"):
         return None, source
     meant = dict(field.facts.taken_as).get(str(raw).lower())
     if meant is not None:
@@ -331,11 +331,23 @@ def taken_notes(origin: Mapping[str, str]) -> list[str]:
 def _is_given(field: Field, value: Any) -> bool:
     """Whether a value of a file or the command line asks for something. An empty text, nothing, and for what is no
     switch false, stand for an option that is not given."""
+    if _means_nothing(field, value):
+        return False
     if field.type is bool:
         return value is not None and value != ""
     if isinstance(value, list | tuple):
         return any(not is_nothing(item) for item in value)
     return not is_nothing(value)
+
+
+def _means_nothing(field: Field, value: Any) -> bool:
+    """Whether a text is another program's word for nothing, where it can be no value of the option."""
+    word = value.lower() if isinstance(value, str) else ""
+    if word not in ("none", "null") or field.facts.flags:
+        return False
+    return (
+        word not in field.facts.choices if field.facts.choices else field.type is not str or not field.default
+    )
 
 
 def convert(field: Field, value: Any, where: str) -> Any:
@@ -347,6 +359,8 @@ def convert(field: Field, value: Any, where: str) -> Any:
     if field.facts.secret and not isinstance(value, str):
         raise ConfigError(f"{field.label}: expected a text{where}")
     result = _scalar(field.label, field.type, value, where)
+    if field.facts.choices is not None and str(result).lower() in field.facts.choices:
+        result = result.lower()
     if field.facts.choices is not None and result not in field.facts.choices:
         shown = ", ".join(map(str, field.facts.choices))
         raise ConfigError(f"{field.label}: {_shown(result)} is none of {shown}{where}")
@@ -385,7 +399,7 @@ def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
-    items = list(value) if isinstance(value, list | tuple) else str(value).split(",")
+    items = list(value) if isinstance(value, list | tuple) else str(value).strip("()[] ").split(",")
     if len(items) not in (1, 2):
         raise ConfigError(
             f"{field.label}: expected one number or two, as 512 or 512,768; got {_shown(value)}{where}"
@@ -412,7 +426,7 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
         return text
     if not text:
         raise ConfigError(f"{name}: expected a path, got an empty text{where}")
-    if text[1:2] == ":" and not text.isprintable():
+    if text[:1].isalpha() and text[1:2] == ":" and not text.isprintable():
         raise ConfigError(
             f"{name}: {printable(text[:200])} was read with a \\ as an escape{where}; write / for each \\ in a path"
         )
@@ -429,7 +443,7 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
 
 
 # How programs write switches: the most used GUI for sd-scripts writes 0 and 1.
-_SWITCH = {"true": True, "false": False, "1": True, "0": False}
+_SWITCH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
 
 def _truth(name: str, value: Any, where: str) -> bool:
@@ -442,9 +456,12 @@ def _truth(name: str, value: Any, where: str) -> bool:
 
 def _whole(name: str, value: Any, where: str) -> int:
     try:
-        if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        digits = _digits(value)
+        if isinstance(digits, str) and "." in digits:
+            digits = float(digits)
+        if isinstance(value, bool) or (isinstance(digits, float) and digits != int(digits)):
             raise ValueError
-        return int(_digits(value))
+        return int(digits)
     except (ValueError, TypeError, OverflowError):
         raise ConfigError(f"{name}: expected a whole number, got {_shown(value)}{where}") from None
 

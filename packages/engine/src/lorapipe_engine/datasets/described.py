@@ -52,6 +52,9 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
     if data.dataset_config is not None:
         unused = [name for name in ("train_data_dir", "reg_data_dir") if getattr(data, name) is not None]
         notes += [f"{name} is not used: dataset_config names the folders" for name in unused]
+        notes += dict.fromkeys(
+            f"{data.dataset_config}: {note}" for spec in dataset.specs for note in spec.notes
+        )
     elif data.in_json is None:
         roots = [root for root in (data.train_data_dir, data.reg_data_dir) if root is not None]
         for root in roots:

@@ -7,12 +7,13 @@ line. Every key is checked where it stands; one that is not known is an error th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.configuration import is_nothing, nearest, place_of
 from lorapipe_engine.command.documents import parse_json, parse_toml, read_text
+from lorapipe_engine.command.foreign import ForeignOptions, ignored, obeyed, refused
 from lorapipe_engine.command.options import Field, convert, fields_of, option
 from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subset_of
 from lorapipe_engine.errors import ConfigError, InputError
@@ -64,14 +65,29 @@ SUBSET_KEYS = {
     **{name: OWN[name] for name in ("image_dir", "is_reg", "is_preserved", "metadata_file")},
     **{name: _OPTIONS[name] for name in ("alpha_mask", "conditioning_data_dir")},
 }
-# Known, and not taken: why. Values that switch them off are taken in silence.
-REFUSED = {
-    "custom_attributes": "is of no use for a LoRA",
-    "face_crop_aug_range": "use random_crop; or cut the pictures around the faces before",
-    "caption_extention": "is spelt caption_extension",
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The one of ``custom_attributes`` that sd-scripts reads. Raises ConfigError for what is no table."""
+    if not isinstance(value, dict):
+        raise ConfigError("must be a table, as { diff_output_preservation = true }")
+    return {"is_preserved": value.get("diff_output_preservation", False)}
+
+
+# Known, and no keys of ours.
+FOREIGN = {
+    **ignored("sizes of pictures are read from their headers, which is quick", "cache_info", flag=True),
+    **ignored(
+        "every picture is trained with the whole network, as in sd-scripts", "network_multiplier", off=(1,)
+    ),
+    **obeyed(
+        "diff_output_preservation in it is taken as is_preserved, and nothing else is read",
+        "custom_attributes",
+        _attributes,
+    ),
+    **refused("use random_crop; or cut the pictures around the faces before", "face_crop_aug_range"),
+    **refused("is spelt caption_extension", "caption_extention"),
 }
-# What happens anyway, or has no effect in sd-scripts either.
-IGNORED = frozenset({"cache_info", "network_multiplier"})
 
 
 @dataclass(frozen=True)
@@ -91,10 +107,11 @@ _TOP = _Level("the file itself", {}, ("general", "datasets"))
 
 @dataclass(frozen=True)
 class _Source:
-    """The file, its text and its folder; finds the places of keys."""
+    """The file, its text and its folder; finds the places of keys, and judges those of :data:`FOREIGN`."""
 
     path: Path
     text: str
+    foreign: ForeignOptions = field(default_factory=lambda: ForeignOptions(FOREIGN))
 
     def at(self, table: str, key: str = "") -> str:
         """Where a table, or a key in it, stands."""
@@ -126,7 +143,7 @@ def read_dataset_file(path: Path, data: DataSettings) -> tuple[DatasetSpec, ...]
         if not subsets:
             raise ConfigError(f"{source.at(place)}: has no [[datasets.subsets]]")
         specs.append(_dataset(source, data, values, subsets, place))
-    return tuple(specs)
+    return tuple(replace(spec, notes=tuple(source.foreign.notes)) for spec in specs)
 
 
 def _dataset(
@@ -212,16 +229,16 @@ def _values(source: _Source, level: _Level, table: Mapping[str, Any], place: str
     _check_keys(source, level, table, place)
     options: dict[str, Any] = {}
     for key, value in table.items():
-        field = level.keys.get(key)
-        if field is None:
-            continue
-        if _leaves_open(field, value):
-            continue
-        try:
-            options[key] = convert(field, value, "")
-        except ConfigError as error:
-            reason = str(error).replace(f"{field.name}:", f"{key}:", 1)
-            raise ConfigError(f"{source.at(place, key)}: {reason}") from None
+        meant = source.foreign(key, value, source.at(place, key))
+        for name, given in ({key: value} if meant is None else meant).items():
+            field = level.keys.get(name) or OWN.get(name)
+            if field is None or _leaves_open(field, given):
+                continue
+            try:
+                options[name] = convert(field, given, "")
+            except ConfigError as error:
+                reason = str(error).replace(f"{field.name}:", f"{key}:", 1)
+                raise ConfigError(f"{source.at(place, key)}: {reason}") from None
     return options
 
 
@@ -234,18 +251,14 @@ def _leaves_open(field: Field, value: Any) -> bool:
 
 
 def _check_keys(source: _Source, level: _Level, table: Mapping[str, Any], place: str) -> None:
-    for key, value in table.items():
-        if key in level.keys or key in level.inside or key in IGNORED:
+    for key in table:
+        if key in level.keys or key in level.inside or (key in FOREIGN and level is not _TOP):
             continue
         where = source.at(f"{place}.{key}" if place else key, key)
-        if key in REFUSED and level is not _TOP:
-            if value in (None, False, "", {}, []):
-                continue
-            raise ConfigError(f"{where}: {REFUSED[key]}")
         home = _home_of(key)
         if home:
             raise ConfigError(f"{where}: belongs in {home}, not in {level.name}")
-        known = [*level.keys, *level.inside, *REFUSED] if level.keys else [*level.inside, "subsets"]
+        known = [*level.keys, *level.inside, *FOREIGN] if level.keys else [*level.inside, "subsets"]
         near = nearest(key, known)
         if key in _OF_RUN and not near:
             raise ConfigError(f"{where}: an option of the run; give it as --{key} or in --config_file")
@@ -255,7 +268,9 @@ def _check_keys(source: _Source, level: _Level, table: Mapping[str, Any], place:
 def _home_of(key: str) -> str:
     """Where a known key may stand; empty for an unknown one."""
     return " or ".join(
-        row.name for row in (_GENERAL, _DATASET, _SUBSET, _TOP) if key in row.keys or key in row.inside
+        row.name
+        for row in (_GENERAL, _DATASET, _SUBSET, _TOP)
+        if key in row.keys or key in row.inside or (key in FOREIGN and row is not _TOP)
     )
 
 

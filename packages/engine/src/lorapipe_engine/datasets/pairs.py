@@ -29,8 +29,7 @@ _DATA = frozenset(
             "bucket_reso_steps",
             "weighted_captions",
         ),
-        *("cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
-        *("max_data_loader_n_workers", "persistent_data_loader_workers"),
+        *("cache_latents_to_disk", "cache_dir", "vae_batch_size"),
     }
 )
 _LOSS = frozenset(

@@ -55,7 +55,8 @@ class Subset:
 class DatasetSpec:
     """Subsets that are trained at one resolution, in batches of one size. ``validation_split``: share of the pictures
     that is kept from training; ``validation_seed``: chooses which, None for the run's seed. ``asked_step``: what
-    bucket_reso_steps asks for, where the buckets' own is a coarser one."""
+    bucket_reso_steps asks for, where the buckets' own is a coarser one. ``notes``: what the user should know of the
+    file that describes it."""
 
     subsets: tuple[Subset, ...]
     buckets: BucketRule
@@ -63,6 +64,7 @@ class DatasetSpec:
     validation_split: float = 0.0
     validation_seed: int | None = None
     asked_step: int | None = None
+    notes: tuple[str, ...] = ()
 
     def with_finest_step(self, finest: int) -> DatasetSpec:
         """The dataset with buckets whose sides are multiples of ``finest`` pixels at least, as a family needs it."""

@@ -98,12 +98,9 @@ class DataSettings:
     validation_seed: int | None = option(
         None, "Seed by which the pictures of validation_split are drawn. [default: seed]", min=0
     )
-    cache_latents: bool = option(
-        True,
-        "Latents are always cached; accepted for sd-scripts' command lines.",
-        heading="Caches and loading",
+    cache_latents_to_disk: bool = option(
+        False, "Keep the latents for later runs, in the cache folder.", heading="Caches"
     )
-    cache_latents_to_disk: bool = option(False, "Keep the latents for later runs, in the cache folder.")
     cache_text_encoder_outputs: bool = option(
         False, "Encode every caption before the first step; the text encoders then need no memory."
     )
@@ -119,8 +116,6 @@ class DataSettings:
     vae_batch_size: int = option(
         1, "Pictures that the VAE encodes at once, before the first step.", min=1, taken_as={"0": 1}
     )
-    max_data_loader_n_workers: int = option(0, "Not needed (latents stay in memory); accepted.", min=0)
-    persistent_data_loader_workers: bool = option(False, "Not needed; accepted.")
 
     @property
     def size(self) -> tuple[int, int]:

@@ -77,6 +77,7 @@ class LossSettings:
         "How errors count: l2 by their square, l1 plainly, huber and smooth_l1 large ones less, so that odd pictures "
         "weigh less.",
         choices=("l2", "l1", "huber", "smooth_l1"),
+        taken_as={"mse": "l2", "mae": "l1"},
         heading="How errors count",
     )
     huber_schedule: str = option(

@@ -92,7 +92,10 @@ class OptimizerSettings:
         min=0,
     )
     gradient_accumulation_steps: int = option(
-        1, "Batches whose gradients are summed for one step, as a larger batch with less memory.", min=1
+        1,
+        "Batches whose gradients are summed for one step, as a larger batch with less memory.",
+        min=1,
+        taken_as={"0": 1},
     )
 
     def __post_init__(self) -> None:

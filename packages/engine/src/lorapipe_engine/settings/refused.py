@@ -13,9 +13,10 @@ from typing import Any
 from lorapipe_engine.command.foreign import Foreign, ignored, items_of, obeyed, refused
 from lorapipe_engine.errors import ConfigError
 
-_NOT_SPREAD = "DeepSpeed is not used here, each card has the whole base: leave it out"
+_OF_DEEPSPEED = "it is DeepSpeed's, which is not used here"
 _NO_DDP = "several cards work without DDP here"
 _NOT_COMPILED = "it changes speed alone, and the step has kernels of its own"
+_CACHED = "latents are always cached, and stay in memory"
 _CARDS = "is accelerate's; several cards: torchrun --no_python --nproc_per_node N lora-train ..."
 # Where sd-scripts keeps the tokenizer in the folder of its cache.
 _CACHED_TOKENIZERS = ("", "openai_clip-vit-large-patch14")
@@ -47,6 +48,8 @@ FOREIGN: dict[str, Foreign] = {
     **ignored("attention is always torch's fused kernel", "attn_mode"),
     **ignored("tensors are read one by one, straight to where they go", "lowram", "highvram", flag=True),
     **ignored("files are read in the way that suits the disk", "disable_mmap_load_safetensors", flag=True),
+    **ignored(_CACHED, "cache_latents", "persistent_data_loader_workers", flag=True),
+    **ignored(_CACHED, "max_data_loader_n_workers"),
     **ignored(
         "entries of the cache are found by their content and need no check", "skip_cache_check", flag=True
     ),
@@ -118,7 +121,9 @@ FOREIGN: dict[str, Foreign] = {
         _tokenizer,
     ),
     # Speed and memory.
-    **refused("is for larger models; use --gradient_checkpointing", "blocks_to_swap", off=(0,)),
+    **ignored(
+        "it is for larger models; gradient_checkpointing saves memory here", "blocks_to_swap", off=(0,)
+    ),
     **ignored(_NOT_COMPILED, "torch_compile", "compile", "compile_fullgraph", flag=True),
     **ignored(_NOT_COMPILED, "dynamo_backend", off=("no", "inductor")),
     **ignored(
@@ -127,12 +132,12 @@ FOREIGN: dict[str, Foreign] = {
     **refused("use --gradient_checkpointing", "cpu_offload_checkpointing", flag=True),
     **ignored(_NO_DDP, "ddp_timeout"),
     **ignored(_NO_DDP, "ddp_gradient_as_bucket_view", "ddp_static_graph", flag=True),
-    **refused(_NOT_SPREAD, "deepspeed", flag=True),
-    **refused(_NOT_SPREAD, "zero_stage", off=(2,)),
-    **refused(_NOT_SPREAD, "zero3_init_flag", "zero3_save_16bit_model", flag=True),
-    **refused(_NOT_SPREAD, "fp16_master_weights_and_gradients", flag=True),
-    **refused(_NOT_SPREAD, "offload_optimizer_device", "offload_param_device", off=("none", "cpu")),
-    **refused(_NOT_SPREAD, "offload_optimizer_nvme_path", "offload_param_nvme_path"),
+    **refused("it is not used here, each card has the whole base: leave it out", "deepspeed", flag=True),
+    **ignored(_OF_DEEPSPEED, "zero_stage"),
+    **ignored(_OF_DEEPSPEED, "zero3_init_flag", "zero3_save_16bit_model", flag=True),
+    **ignored(_OF_DEEPSPEED, "fp16_master_weights_and_gradients", flag=True),
+    **ignored(_OF_DEEPSPEED, "offload_optimizer_device", "offload_param_device", off=("none",)),
+    **ignored(_OF_DEEPSPEED, "offload_optimizer_nvme_path", "offload_param_nvme_path"),
     # Other families.
     **refused(
         "is of FLUX, SD3 and the like, which are not trained here; leave it out for SD 1.x, 2.x and SDXL",
@@ -147,10 +152,8 @@ FOREIGN: dict[str, Foreign] = {
     ),
     **refused("masks of inpainting models are not trained here; leave it out", "train_inpainting", flag=True),
     # Saving and going on.
-    **refused("use --save_every_n_epochs", "save_n_epoch_ratio", off=(0,)),
-    **refused(
-        "run the same command again: it goes on where the run stopped", "initial_epoch", "initial_step"
-    ),
+    **refused("run the same command again: it goes on where the run stopped", "initial_epoch", off=(1,)),
+    **refused("run the same command again: it goes on where the run stopped", "initial_step", off=(0,)),
     **refused(
         "run the same command again: it goes on where the run stopped", "skip_until_initial_step", flag=True
     ),
@@ -190,8 +193,5 @@ FOREIGN: dict[str, Foreign] = {
     # Logs.
     **ignored("-q says less, -v says more", "console_log_level", off=("INFO",)),
     **refused("send the messages to a file: lora-train ... 2> FILE", "console_log_file"),
-    **refused(
-        "curves are written for TensorBoard and as metrics.jsonl, which need no settings",
-        "log_tracker_config",
-    ),
+    **ignored("curves need no settings of their programs", "log_tracker_config"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lorapipe_engine.command.options import option
@@ -30,6 +30,12 @@ class RunSettings:
     )
     save_every_n_epochs: int | None = option(
         1, "Save a network after every N epochs; 0 saves the end alone.", min=1, zero_is_off=True
+    )
+    save_n_epoch_ratio: int | None = option(
+        None,
+        "Save at least N networks over the run, after every so many epochs; goes before save_every_n_epochs.",
+        min=1,
+        zero_is_off=True,
     )
     save_every_n_steps: int | None = option(
         None, "Save a network after every N steps.", min=1, zero_is_off=True
@@ -82,7 +88,8 @@ class RunSettings:
     state_interval: float = option(
         120.0, "Seconds between states, from which the same command goes on after a crash.", min=0
     )
-    seed: int = option(42, "Seed of every random draw.", min=0)
+    # -1 is a drawn seed elsewhere.
+    seed: int = option(42, "Seed of every random draw.", min=0, taken_as={"-1": 42})
     sample_prompts: str | None = option(
         None,
         "File of prompts to draw during training (.txt, .toml, .json), or prompts themselves, a line each.",
@@ -191,6 +198,18 @@ class RunSettings:
         """The figures that say where the run ends, None where none do. Raises ConfigError for what means nothing."""
         asked = read_early_stop_by(self.early_stop_by)
         return asked if self.early_stop is not None else None
+
+    @property
+    def saves_epochs(self) -> bool:
+        """Whether networks are saved after epochs too, not at the end alone."""
+        return bool(self.save_every_n_epochs or self.save_n_epoch_ratio)
+
+    def with_rhythm(self, epochs: int) -> RunSettings:
+        """The settings with the epochs between two networks, where save_n_epoch_ratio says how many networks a run of
+        so many ``epochs`` saves. Formula: sd-scripts' train_network.py."""
+        if self.save_n_epoch_ratio is None:
+            return self
+        return replace(self, save_every_n_epochs=max(1, epochs // self.save_n_epoch_ratio))
 
     @property
     def logs(self) -> Path:

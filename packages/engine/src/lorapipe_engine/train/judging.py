@@ -72,7 +72,7 @@ def check_judging(settings: TrainSettings) -> None:
     run = settings.run
     if run.by_figures is None:
         return
-    if run.save_every_n_epochs is None:
+    if not run.saves_epochs:
         raise ConfigError(
             "early_stop_by: figures judge saved epochs, and none is saved; give --save_every_n_epochs 1"
         )

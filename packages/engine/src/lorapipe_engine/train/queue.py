@@ -96,6 +96,7 @@ def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset]) -> Che
     notes += look_at(settings, dataset).notes
     batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
     length = plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps)
+    settings = replace(settings, run=settings.run.with_rhythm(length.epochs))
     notes += advice(Planned(settings=settings, dataset=dataset, steps=length.steps))
     asked = purpose(settings, dataset)
     checked = Checked(

@@ -132,6 +132,7 @@ def train_checked(
     opened = open_base(settings, dataset, model, queued.shelf, say)
     settings, family = opened.settings, opened.family
     plan = plan_run(settings, model, args, dataset, family.train_parts, processes.count)
+    settings = replace(settings, run=settings.run.with_rhythm(plan.length.epochs))
     say_notes(length_notes(plan.updates.schedule), say)
     planned = Planned(settings=settings, dataset=dataset, steps=plan.length.steps, processes=processes.count)
     say_notes(advice(planned), say)

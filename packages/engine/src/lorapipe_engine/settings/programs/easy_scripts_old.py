@@ -25,8 +25,6 @@ _RENAMED = {
     "max_clip_token_length": "max_token_length",
     "max_steps": "max_train_steps",
     "num_epochs": "max_train_epochs",
-    "num_workers": "max_data_loader_n_workers",
-    "persistent_workers": "persistent_data_loader_workers",
     "test_seed": "seed",
     "gradient_acc_steps": "gradient_accumulation_steps",
     "log_dir": "logging_dir",
@@ -46,7 +44,7 @@ _RENAMED = {
     "locon_alpha": "conv_alpha",
 }
 _WORDS = ("optimizer_args", "network_args", "lr_scheduler_args")
-# Of the program itself.
+# Of the program itself, and of how it loads pictures.
 _OWN = (
     "save_json_folder",
     "load_json_path",
@@ -55,6 +53,8 @@ _OWN = (
     "save_json_only",
     "tag_occurrence_txt_file",
     "sort_tag_occurrence_alphabetically",
+    "num_workers",
+    "persistent_workers",
 )
 _PREFIX = "sd_scripts."
 

@@ -77,10 +77,6 @@ def check_noise(loss: LossSettings) -> None:
     """Raise ConfigError for options of the noise that mean nothing together."""
     if loss.adaptive_noise_scale and loss.noise_offset is None:
         raise ConfigError("adaptive_noise_scale: changes the strength of noise_offset, so give that too")
-    if loss.noise_offset_random_strength and not loss.noise_offset:
-        raise ConfigError("noise_offset_random_strength: needs noise_offset, the highest strength")
-    if loss.ip_noise_gamma_random_strength and not loss.ip_noise_gamma:
-        raise ConfigError("ip_noise_gamma_random_strength: needs ip_noise_gamma, the highest strength")
 
 
 def noise_notes(loss: LossSettings) -> list[str]:

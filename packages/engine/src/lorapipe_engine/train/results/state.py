@@ -42,8 +42,7 @@ _FREE: Mapping[str, frozenset[str]] = {
     "data": frozenset(
         {
             *("train_data_dir", "reg_data_dir", "dataset_config", "slider"),
-            *("cache_latents", "cache_latents_to_disk", "cache_dir", "vae_batch_size"),
-            *("max_data_loader_n_workers", "persistent_data_loader_workers"),
+            *("cache_latents_to_disk", "cache_dir", "vae_batch_size"),
         }
     ),
 }

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, ScheduleSettings, with_warmup
+from lorapipe_engine.train.schedules.kinds import (
+    CYCLES,
+    FLOOR,
+    POWER,
+    Multiplier,
+    ScheduleKind,
+    ScheduleSettings,
+    with_warmup,
+)
 
 
 def constant(_: ScheduleSettings) -> Multiplier:
@@ -66,8 +74,8 @@ KINDS = {
     "constant_with_warmup": ScheduleKind(make=constant_with_warmup),
     "linear": ScheduleKind(make=linear),
     "cosine": ScheduleKind(make=cosine),
-    "cosine_with_restarts": ScheduleKind(make=cosine_with_restarts),
-    "polynomial": ScheduleKind(make=polynomial),
-    "cosine_with_min_lr": ScheduleKind(make=cosine_with_min_lr),
+    "cosine_with_restarts": ScheduleKind(make=cosine_with_restarts, reads=(CYCLES,)),
+    "polynomial": ScheduleKind(make=polynomial, reads=(POWER,)),
+    "cosine_with_min_lr": ScheduleKind(make=cosine_with_min_lr, reads=(CYCLES, FLOOR)),
     "rex": ScheduleKind(make=rex, arguments={"d": 0.5}),
 }

@@ -9,6 +9,10 @@ from typing import Any
 from lorapipe_engine.errors import ConfigError
 
 Multiplier = Callable[[int], float]
+CYCLES, POWER, TIMESCALE = "lr_scheduler_num_cycles", "lr_scheduler_power", "lr_scheduler_timescale"
+FLOOR, DECAY = "lr_scheduler_min_lr_ratio", "lr_decay_steps"
+# Options that not every curve reads.
+OF_SOME = (CYCLES, POWER, TIMESCALE, FLOOR, DECAY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +40,14 @@ class ScheduleSettings:
 @dataclass(frozen=True, kw_only=True)
 class ScheduleKind:
     """``make`` gives λ(t); ``arguments``: names and defaults of the lr_scheduler_args that it takes; ``warms_up``:
-    whether it can begin with a warm-up; ``warmup``: the share of the run that this takes by default."""
+    whether it can begin with a warm-up; ``warmup``: the share of the run that this takes by default; ``reads``: those
+    of :data:`OF_SOME` that it reads."""
 
     make: Callable[[ScheduleSettings], Multiplier]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     warms_up: bool = True
     warmup: float = 0.05
+    reads: tuple[str, ...] = ()
 
 
 def warmup_steps(value: float | str, total: int, option: str = "lr_warmup_steps") -> int:

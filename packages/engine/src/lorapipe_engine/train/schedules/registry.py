@@ -11,7 +11,14 @@ from lorapipe_engine.train.optimizers.arguments import checked, parse_arguments,
 from lorapipe_engine.train.optimizers.registry import EASY_PACKAGE, optimizer_kind
 from lorapipe_engine.train.schedules import curves, restarts, stages
 from lorapipe_engine.train.schedules.classes import tabulate
-from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, ScheduleSettings, warmup_steps
+from lorapipe_engine.train.schedules.kinds import (
+    CYCLES,
+    OF_SOME,
+    Multiplier,
+    ScheduleKind,
+    ScheduleSettings,
+    warmup_steps,
+)
 
 CURVES: dict[str, ScheduleKind] = {**curves.KINDS, **stages.KINDS, **restarts.KINDS}
 
@@ -125,6 +132,31 @@ def length_notes(schedule: ScheduleSettings) -> list[str]:
 
 def schedule_notes(optimizer: OptimizerSettings) -> list[str]:
     """What the user should know of the curve before the run; most often nothing."""
+    return [*_passed_over(optimizer), *_unread(optimizer)]
+
+
+def _unread(optimizer: OptimizerSettings) -> list[str]:
+    """Options of other curves than the run's, with the curves that read them."""
+    name = _name(optimizer, set(parse_arguments(optimizer.lr_scheduler_args, "lr_scheduler_args")))
+    reads = CURVES[name].reads if name in CURVES else ()
+    if _asked(optimizer).partition(".")[0] == EASY_PACKAGE:
+        reads = (CYCLES,)
+    notes = []
+    for option in OF_SOME:
+        given = str(getattr(optimizer, option))
+        if option not in reads and given not in (
+            "None",
+            "0",
+            "0.0",
+            str(getattr(OptimizerSettings(), option)),
+        ):
+            readers = ", ".join(curve for curve, kind in CURVES.items() if option in kind.reads)
+            notes.append(f"{option} {given} does nothing with lr_scheduler {name}, only with {readers}")
+    return notes
+
+
+def _passed_over(optimizer: OptimizerSettings) -> list[str]:
+    """A warm-up or a whole curve that is not used."""
     warmup = optimizer.lr_warmup_steps
     if optimizer.lr_scheduler == "constant" and not optimizer.lr_scheduler_type and not _overruled(optimizer):
         if warmup and warmup_steps(warmup, 10_000):

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, ScheduleSettings
+from lorapipe_engine.train.schedules.kinds import CYCLES, Multiplier, ScheduleKind, ScheduleSettings
 
 CLASS = "CosineAnnealingWarmupRestarts"
 WARM: dict[str, Any] = {
@@ -240,7 +240,7 @@ def _share(name: str, value: Any) -> float:
 
 KINDS = {
     "rex_annealing_warm_restarts": ScheduleKind(make=rex_annealing_warm_restarts, arguments=REX, warmup=0.0),
-    "cosine_warm_restarts": ScheduleKind(make=cosine_warm_restarts, arguments=WARM),
+    "cosine_warm_restarts": ScheduleKind(make=cosine_warm_restarts, arguments=WARM, reads=(CYCLES,)),
     "cosine_annealing_warmup_restarts": ScheduleKind(
         make=cosine_annealing_warmup_restarts, arguments=CLASSIC, warms_up=False, warmup=0.0
     ),

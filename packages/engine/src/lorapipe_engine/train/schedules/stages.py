@@ -6,7 +6,15 @@ import math
 from itertools import pairwise
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.train.schedules.kinds import Multiplier, ScheduleKind, ScheduleSettings
+from lorapipe_engine.train.schedules.kinds import (
+    CYCLES,
+    DECAY,
+    FLOOR,
+    TIMESCALE,
+    Multiplier,
+    ScheduleKind,
+    ScheduleSettings,
+)
 
 
 def inverse_sqrt(settings: ScheduleSettings) -> Multiplier:
@@ -69,8 +77,8 @@ def adafactor(_: ScheduleSettings) -> Multiplier:
 
 
 KINDS = {
-    "inverse_sqrt": ScheduleKind(make=inverse_sqrt),
-    "warmup_stable_decay": ScheduleKind(make=warmup_stable_decay),
+    "inverse_sqrt": ScheduleKind(make=inverse_sqrt, reads=(TIMESCALE,)),
+    "warmup_stable_decay": ScheduleKind(make=warmup_stable_decay, reads=(CYCLES, FLOOR, DECAY)),
     "piecewise_constant": ScheduleKind(
         make=piecewise_constant, arguments={"step_rules": None}, warms_up=False, warmup=0.0
     ),
