@@ -2,7 +2,7 @@
 // The filters at the side, of the report and of the editor alike. `show()` is theirs: it draws what was chosen.
 const data = /*DATA*/null;
 const MOST_TAGS = 400;
-const state = { tags: new Set(), without: new Set(), rule: null, concept: null };
+const state = { tags: new Set(), without: new Set(), rule: null, concept: null, mark: null };
 const $ = id => document.getElementById(id);
 // Captions come from anywhere: whatever is shown is set as text and never as markup.
 const make = (name, text, attributes = {}) => {
@@ -11,10 +11,9 @@ const make = (name, text, attributes = {}) => {
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   return element;
 };
-// The tags of each picture, and how many pictures have each: the commonest first.
-const sets = data.pictures.map(picture => new Set(picture.tags.map(index => data.tags[index][0])));
-let tagRows = data.tags;
-let findings = [];
+const sets = []; // the tags of each picture
+let tagRows = data.tags; // each tag and how many pictures have it, the commonest first
+let findings = []; // of each picture
 
 function placeFindings() {
   findings = data.pictures.map(() => []);
@@ -42,15 +41,21 @@ function choice(box, label, count, pressed, act, severity) {
   return button;
 }
 
-function change(edit) {
-  // The lists are drawn anew: whoever pressed a key there goes on from the same line.
+// The lists are drawn anew: whoever pressed a key there goes on from the same line.
+function keepPlace(work) {
   const box = document.activeElement?.closest("nav div[id]");
   const place = box ? [...box.children].indexOf(document.activeElement) : -1;
-  edit();
-  save();
-  renderSide();
-  show();
+  work();
   if (place >= 0) box.children[Math.min(place, box.children.length - 1)]?.focus({ preventScroll: true });
+}
+
+function change(edit) {
+  keepPlace(() => {
+    edit();
+    save();
+    renderSide();
+    show();
+  });
 }
 
 function toggleTag(tag, without) {
@@ -64,7 +69,7 @@ function toggleTag(tag, without) {
 function clearFilters() {
   state.tags.clear();
   state.without.clear();
-  state.rule = state.concept = null;
+  state.rule = state.concept = state.mark = null;
 }
 
 function filterWords() {

@@ -26,6 +26,14 @@ class Parts:
     scripts: tuple[str, ...]
 
 
+EDITOR = Parts(
+    "editor/editor.html",
+    ("page.css", "editor/editor.css"),
+    (
+        "filters.js",
+        *(f"editor/{name}.js" for name in ("model", "server", "grid", "words", "panel", "chips", "caption", "keys")),
+    ),
+)
 REPORT = Parts("page.html", ("page.css",), ("filters.js", "report.js"))
 
 
