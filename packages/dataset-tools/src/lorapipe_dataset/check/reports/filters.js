@@ -102,7 +102,10 @@ function renderTags() {
   $("tag-count").textContent = String(tagRows.length);
   $("tags").replaceChildren();
   let left = MOST_TAGS;
-  for (const [tag, count] of tagRows) {
+  const known = new Set(tagRows.map(([tag]) => tag));
+  // A filter by a tag that was edited away can still be taken off.
+  const lost = [...state.tags, ...state.without].filter(tag => !known.has(tag)).map(tag => [tag, 0]);
+  for (const [tag, count] of [...lost, ...tagRows]) {
     const on = state.tags.has(tag), off = state.without.has(tag);
     if (!(on || off || plain(tag).includes(wanted)) || left-- <= 0) continue;
     const button = choice($("tags"), off ? `not ${tag}` : tag, count, on || off,

@@ -55,6 +55,17 @@ function forget(id) {
   return index;
 }
 
+// A picture that came into the folder. Its id is its place.
+function welcome(picture) {
+  if (indexOf.has(picture.id)) return false;
+  const index = data.pictures.push(picture) - 1;
+  indexOf.set(picture.id, index);
+  findings.push([]);
+  describe(index);
+  count(index, 1);
+  return true;
+}
+
 function describe(index) {
   const tags = tagsOf(data.pictures[index]);
   sets[index] = new Set(tags.map(keyOf));
@@ -67,6 +78,7 @@ function sortTags() {
 
 function learnRules(answer) {
   if (answer.rules) data.rules = answer.rules;
+  if (answer.concepts) data.concepts = answer.concepts;
   if (answer.summary !== undefined) $("summary").textContent = answer.summary;
   placeFindings();
 }

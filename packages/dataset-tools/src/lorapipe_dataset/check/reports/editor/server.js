@@ -60,8 +60,7 @@ function take(answer, told) {
   (answer.changed ?? []).forEach(learn);
   const conflicts = (answer.conflicts ?? []).map(one => { learn(one); return indexOf.get(one.id); });
   const errors = answer.errors ?? [];
-  undoable = answer.undo ?? null;
-  redoable = answer.redo ?? null;
+  learnSteps(answer);
   learnRules(answer);
   refresh();
   const done = told?.(answer) ?? "";
@@ -95,19 +94,27 @@ async function poll() {
 async function look() {
   const answer = await ask(`api/changes?since=${revision}`, undefined, PATIENCE);
   setConnected(true);
-  if (answer.revision === revision && !answer.added) return;
+  learnSteps(answer);
+  if (answer.revision === revision) return;
   revision = answer.revision;
   const changed = (answer.changed ?? []).map(learn).filter(index => index !== null);
   const gone = (answer.gone ?? []).map(forget).filter(index => index !== null);
-  if ("undo" in answer) undoable = answer.undo;
-  if ("redo" in answer) redoable = answer.redo;
+  const added = answer.added ? (await ask("api/state", undefined, PATIENCE)).pictures.filter(welcome).length : 0;
   learnRules(answer);
   refresh();
   const parts = [];
   if (changed.length) parts.push(`${many(changed.length, "caption")} changed elsewhere.`);
   if (gone.length) parts.push(`${many(gone.length, "picture")} went away.`);
+  if (added) parts.push(`${many(added, "picture")} came.`);
   if (parts.length) tell(parts.join(" "), { pictures: changed });
-  else if (answer.added) tell("The folder has new pictures: end lora-check and start it again to edit them.");
+}
+
+// What Undo and Redo would do; another tab's edits are among them.
+function learnSteps(answer) {
+  const before = JSON.stringify([undoable, redoable]);
+  undoable = answer.undo ?? null;
+  redoable = answer.redo ?? null;
+  if (JSON.stringify([undoable, redoable]) !== before) renderState();
 }
 
 // Edits -------------------------------------------------------------------------------------------

@@ -1,0 +1,100 @@
+"""``lora-check --edit`` in a process of its own, and its page in a browser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support import browser
+from support.commands import TARGETS
+
+# The browser has no network; what the test serves is no network.
+LOCAL = "--proxy-bypass-list=127.0.0.1"
+SECONDS = 60
+
+
+@contextmanager
+def serving(folder: Path, *words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start the command; its address and its process. It is ended at the end, if it still runs."""
+    module, _, function = TARGETS["lora-check"].partition(":")
+    code = f"import sys; sys.argv[0] = 'lora-check'; from {module} import {function} as main; main()"
+    command = [sys.executable, "-c", code, str(folder), "--edit", "--no-browser", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def opened(address: str, profile: Path, width: int = 1400, height: int = 900) -> Iterator[browser.Tab]:
+    """The page in a browser of its own, with its pictures there."""
+    program = browser.find_browser()
+    assert program is not None
+    with browser.open_browser(program, profile, LOCAL) as tab:
+        tab.resize(width, height)
+        tab.open(address)
+        tab.wait("document.querySelector('.tile') !== null")
+        yield tab
+
+
+def captions(folder: Path) -> dict[str, bytes]:
+    """All caption files and their bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.txt"))}
+
+
+def wait_for(path: Path, content: bytes) -> None:
+    """Wait until a file holds this."""
+    end = time.monotonic() + SECONDS
+    while not path.exists() or path.read_bytes() != content:
+        assert time.monotonic() < end, f"{path}: {path.read_bytes() if path.exists() else None!r}"
+        time.sleep(0.02)
+
+
+def text(tab: browser.Tab, selector: str) -> str:
+    """What an element says."""
+    found: str = tab.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
+    return found
+
+
+def says(tab: browser.Tab, selector: str, words: str) -> None:
+    """Wait until an element says this, among other things."""
+    tab.wait(f"document.querySelector({json.dumps(selector)}).textContent.includes({json.dumps(words)})")
+
+
+def chips(tab: browser.Tab) -> list[str]:
+    """The tags of the one picture that is selected."""
+    found: list[str] = tab.evaluate(
+        "[...document.querySelectorAll('#chips [data-chip]')].map(one => one.dataset.chip)"
+    )
+    return found
+
+
+def pick(tab: browser.Tab, name: str, **how: bool) -> None:
+    """Click a picture, wherever it is scrolled to."""
+    tab.evaluate(
+        f"reveal(rows.findIndex(index => data.pictures[index].path.endsWith({json.dumps(name)}))), null"
+    )
+    tab.click(f".tile[data-path$={json.dumps(name)}] .words", **how)
+
+
+def type_over(tab: browser.Tab, selector: str, words: str) -> None:
+    """Type into a field in place of what it holds."""
+    tab.click(selector)
+    tab.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
+    tab.call("Input.insertText", text=words)
+
+
+def press_twice(tab: browser.Tab, key: str) -> None:
+    tab.press(key)
+    tab.press(key)
