@@ -24,10 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "installed.sha256"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-# The engine first: the others need it. Training is its extra.
+# The engine first: the others need it.
 PACKAGES = sorted(
     ROOT.glob("packages/*/pyproject.toml"), key=lambda path: (path.parent.name != "engine", path)
 )
+# Extras that the tests need.
+EXTRAS = {"engine": "[train]", "dataset-tools": "[edit]"}
 SOURCES = [f"packages/{path.parent.name}/src" for path in PACKAGES]
 
 
@@ -60,8 +62,8 @@ def set_up() -> None:
     if not PYTHON.exists():
         venv.create(VENV, with_pip=True, clear=VENV.exists())
     pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    ours = [f"./packages/{path.parent.name}" for path in PACKAGES]
-    ours[0] += "[train]"
+    names = [path.parent.name for path in PACKAGES]
+    ours = [f"./packages/{name}{EXTRAS.get(name, '')}" for name in names]
     editable = [word for path in ours for word in ("-e", path)]
     run([*pip, *editable, "-r", "requirements-dev.txt", "-c", "constraints.txt"])
     STAMP.write_text(wanted)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lorapipe_dataset.check.settings import FOREIGN, MODES, ORDER, ListSettings
+from lorapipe_dataset.check.settings import FOREIGN, MODES, ORDER, EditSettings, ListSettings
 from lorapipe_engine.command.foreign import foreign_notes, foreign_options
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.tool import ToolCommand, show, tool_command
@@ -21,6 +21,7 @@ lora-check dataset/ --tags selected_tags.csv --json
 lora-check downloads/ --recursive -o report.html
 lora-check dataset/ --fix orphan-caption --fix duplicate-tag --dry-run
 lora-check dataset/ --undo
+lora-check --edit dataset/ --tags selected_tags.csv
 lora-check buckets dataset/ --resolution 768,768 --json
 """
 
@@ -63,6 +64,10 @@ def lora_check(inputs: tuple[str, ...], **flags: Any) -> int:
         if inputs:
             raise ConfigError(f"--rules lists the rules and checks nothing: leave out {inputs[0]}")
         return print_rules()
+    if chosen[EditSettings].edit:
+        from lorapipe_dataset.check.edit.run import edit
+
+        return edit(inputs, chosen)
     from lorapipe_dataset.check.options import Options
     from lorapipe_dataset.check.run import run
 

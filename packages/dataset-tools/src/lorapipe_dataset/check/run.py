@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lorapipe_dataset.check.buckets import Placed, bucket_report, place_all
@@ -28,9 +28,7 @@ THUMBNAIL = 176  # longest side in pixels
 
 def run(options: Options) -> int:
     """Check and tell; returns the exit status. Raises LoraErrors."""
-    for name in (*options.only, *options.ignore, *options.fix):
-        if name not in RULES:
-            raise ConfigError(f"no rule '{name}'{nearest(name, RULES)} (--rules lists them)")
+    check_rules(options)
     for name in {*options.only, *options.fix}.intersection(options.ignore):
         raise ConfigError(f"--ignore {name}: it is asked for as well; leave one of the two out")
     check_fixable(options.fix)
@@ -45,6 +43,13 @@ def run(options: Options) -> int:
         return mend(report, options)
     write(report, options)
     return int(report.worst is not None and at_least(report.worst, options.fail_on))
+
+
+def check_rules(options: Options) -> None:
+    """Raise ConfigError for the name of a rule that is none."""
+    for name in (*options.only, *options.ignore, *options.fix):
+        if name not in RULES:
+            raise ConfigError(f"no rule '{name}'{nearest(name, RULES)} (--rules lists them)")
 
 
 def write(report: Report, options: Options) -> None:
@@ -117,11 +122,13 @@ def mend(report: Report, options: Options) -> int:
     return 1 if failures else 0
 
 
-def try_rules(dataset: Dataset, options: Options) -> tuple[list[Finding], list[tuple[Rule, str]]]:
-    """Findings of the wanted rules, and the rules that could not be tried."""
+def try_rules(
+    dataset: Dataset, options: Options, checks: Sequence[Check] = CHECKS
+) -> tuple[list[Finding], list[tuple[Rule, str]]]:
+    """Findings of the wanted rules of ``checks``, and the rules that could not be tried."""
     findings: list[Finding] = []
     skipped: list[tuple[Rule, str]] = []
-    for one in CHECKS:
+    for one in checks:
         wanted = _wanted(one, options)
         if not wanted:
             continue

@@ -79,6 +79,23 @@ class FixSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EditSettings:
+    """Instead of a report"""
+
+    edit: bool = flag(False, "Serve a page to this machine alone, in which the captions of DIR are edited.")
+    port: int = flag(0, "With --edit: the port.  [default: a free one]", min=0, max=65535, metavar="N")
+    browser: bool = flag(
+        True,
+        "With --edit: open the page in a browser, or print its address only.",
+        "--browser",
+        opposite="no-browser",
+    )
+    hints: Path | None = flag(
+        None, "With --edit: tags to offer, records of lora-tag --no-txt --jsonl.", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class UndoSettings:
     """Instead of a report"""
 
@@ -103,6 +120,7 @@ class ListSettings:
 MODES = (
     Mode("the report", (ReportSettings, InputSettings, RuleSettings, BucketSettings)),
     Mode("--fix", (FixSettings, DrySettings, InputSettings, RuleSettings, BucketSettings), by="fix"),
+    Mode("--edit", (EditSettings, InputSettings, RuleSettings, BucketSettings), by="edit"),
     Mode("--undo", (UndoSettings, DrySettings), by="undo"),
     Mode("--rules", (ListSettings,), by="rules"),
 )
@@ -121,4 +139,5 @@ ORDER = (
     FixSettings,
     UndoSettings,
     DrySettings,
+    EditSettings,
 )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WORK_SIDE = 512  # pixels of the shorter side that the measures are made at
 AHEAD = 4 * WORKERS
 _TURN = 0x0112
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error)
 
 
 def look_at_all(pictures: Iterable[Picture], thumbnail: int | None) -> Iterator[Picture]:
@@ -61,16 +62,7 @@ def look_at(path: Path, thumbnail: int | None = None) -> Look:
         return Look(problem=str(error), too_large=True)
     except MemoryError:
         return Look(problem="not enough memory to decode it", too_large=True)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        EOFError,
-        KeyError,
-        IndexError,
-        struct.error,
-    ) as error:
+    except _BROKEN as error:
         return Look(problem=_reason(path, error))
 
 
@@ -110,6 +102,22 @@ def _look(picture: Image, thumbnail: int | None) -> Look:
         measures=measure(flat),
         thumbnail=_thumbnail(flat, thumbnail) if thumbnail else None,
     )
+
+
+def thumbnail_of(data: bytes, side: int) -> bytes | None:
+    """A JPEG of a picture's bytes whose longer side has ``side`` pixels at most; None for what is no picture."""
+    # What a broken file makes Pillow raise has no common base but this.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with open_picture(data) as picture:
+                if picture.format == "JPEG":
+                    picture.draft(picture.mode, (side, side))
+                with GATE.room(picture.width * picture.height):
+                    picture.load()
+                    return _thumbnail(_as_trained(picture)[0], side)
+    except (MemoryError, *_BROKEN):
+        return None
 
 
 def flat_picture(path: Path) -> Image:

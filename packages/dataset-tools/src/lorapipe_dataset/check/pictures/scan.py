@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -157,18 +157,31 @@ def read_files(dataset: Dataset) -> None:
 
 
 def _read(picture: Picture) -> None:
-    if picture.caption_path is not None:
-        try:
-            root = picture.place.root or picture.place.path
-            if picture.place.linked is not None:
-                check_inside(picture.caption_path, root)
-            text = read_caption(picture.caption_path, every_line=True, read=within(root))
-            picture.lines = text.count("\n") + 1 if text else 0
-            picture.caption = text.split("\n", 1)[0]
-        except LeadsOut as error:
-            picture.outside = error.target
-        except InputError as error:
-            picture.trouble = _reason(error, picture.caption_path)
+    read_words(picture)
+    read_header(picture)
+
+
+def read_words(picture: Picture, read: Callable[[Path], bytes] | None = None) -> None:
+    """Read a picture's caption, or why that cannot be. ``read`` brings the bytes, without following a link out of the
+    folder that was named; :func:`within` it by default.
+    """
+    if picture.caption_path is None:
+        return
+    try:
+        root = picture.place.root or picture.place.path
+        if picture.place.linked is not None:
+            check_inside(picture.caption_path, root)
+        text = read_caption(picture.caption_path, every_line=True, read=read or within(root))
+        picture.lines = text.count("\n") + 1 if text else 0
+        picture.caption = text.split("\n", 1)[0]
+    except LeadsOut as error:
+        picture.outside = error.target
+    except InputError as error:
+        picture.trouble = _reason(error, picture.caption_path)
+
+
+def read_header(picture: Picture) -> None:
+    """Read how large a picture is, or why that cannot be."""
     try:
         picture.size = image_size(picture.path)
     except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ def page(report: Report) -> str:
     return _joined(REPORT, _data(report))
 
 
+def edit_page(data: dict[str, Any]) -> str:
+    """The page of ``lora-check --edit``, of data that the server makes."""
+    return _joined(REPORT, data)
+
+
 def _joined(parts: Parts, data: dict[str, Any]) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     # A caption must not end the script.
@@ -68,25 +74,30 @@ def _data(report: Report) -> dict[str, Any]:
         "tags": report.tags,
         "buckets": report.buckets.as_record(),
         "pictures": [_picture(picture, words) for picture in report.dataset.pictures],
-        "rules": [
-            {
-                "id": name,
-                "severity": group[0].severity,
-                "title": group[0].rule.title,
-                "fix": group[0].rule.fix,
-                "cases": [
-                    {
-                        "text": finding.text,
-                        "pictures": [places[path] for path in finding.paths if path in places],
-                        "files": [str(path) for path in finding.paths if path not in places],
-                    }
-                    for finding in group
-                ],
-            }
-            for name, group in report.by_rule.items()
-        ],
+        "rules": rules_of(report, places),
         "skipped": [[rule.id, why] for rule, why in report.skipped],
     }
+
+
+def rules_of(report: Report, places: Mapping[Path, int]) -> list[dict[str, Any]]:
+    """The rules with their cases, the gravest first; ``places``: the pictures' numbers on the page."""
+    return [
+        {
+            "id": name,
+            "severity": group[0].severity,
+            "title": group[0].rule.title,
+            "fix": group[0].rule.fix,
+            "cases": [
+                {
+                    "text": finding.text,
+                    "pictures": [places[path] for path in finding.paths if path in places],
+                    "files": [str(path) for path in finding.paths if path not in places],
+                }
+                for finding in group
+            ],
+        }
+        for name, group in report.by_rule.items()
+    ]
 
 
 def _picture(picture: Picture, words: dict[str, int]) -> dict[str, Any]:

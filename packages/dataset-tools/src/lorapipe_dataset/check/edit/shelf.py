@@ -1,0 +1,259 @@
+"""The pictures of a folder and their captions as they are on the disk, whoever changes them.
+
+What is a picture, its caption and its concept is decided by the check's own scan. A picture keeps its number for as
+long as the server runs, also when it is left out or goes away. Whatever changes gets the number of the revision in
+which that was seen.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, Place
+from lorapipe_dataset.check.pictures.scan import WORKERS, read_header, read_words, scan
+from lorapipe_engine.changes.filebytes import digest, read_stamped
+from lorapipe_engine.changes.journal import HIDDEN
+from lorapipe_engine.command.records import Record
+from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.pictures.caption_files import CaptionNames
+from lorapipe_engine.pictures.captions import caption_lines, decode_caption
+from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, is_mask, split_suffix
+
+OUT = "."  # in front of a name: every tool here leaves such a picture out and says so
+_FORK = "._"  # what macOS keeps of a file beside it
+_YOUNG = 3_000_000_000  # ns; a file so young may be written again without its time telling
+
+
+class Signature(NamedTuple):
+    """What tells that a file is still the one that was read."""
+
+    inode: int
+    size: int
+    written: int
+    changed: int
+
+
+@dataclass
+class Item:
+    """A picture of the shelf. ``home``: where it lies when it is not left ``out``; ``gone``: it is in neither place.
+
+    ``text`` is its whole caption, ``version`` a digest of its file's bytes, both None where there is no file.
+    """
+
+    id: int
+    home: Path
+    picture: Picture
+    out: bool = False
+    gone: bool = False
+    text: str | None = None
+    version: str | None = None
+    revision: int = 0
+    added: int = 0  # the revision in which it came
+    image: str = ""  # changes with the picture's file
+    _caption: Signature | None = None
+    _sure: bool = False
+    _has_words: bool = False
+
+    @property
+    def root(self) -> Path:
+        """The folder that links must not leave."""
+        return self.picture.place.root or self.picture.place.path
+
+    def check(self) -> bool:
+        """Read again what changed on the disk; whether anything did."""
+        seen = signature_of(self.picture.path)
+        image = "" if seen is None else f"{seen.inode:x}.{seen.size:x}.{seen.written:x}"
+        changed = image != self.image
+        if changed:
+            self.image = image
+            self.picture = replace(self.picture, size=None, problem=None)
+            read_header(self.picture)
+        return self._check_caption() or changed
+
+    def _check_caption(self) -> bool:
+        path = self.picture.caption_path
+        found = None if path is None else signature_of(path)
+        if found == self._caption and (self._sure or found is None) and self._has_words:
+            return False
+        self._has_words = True
+        self._caption = found
+        self._sure = found is not None and time.time_ns() - max(found.written, found.changed) > _YOUNG
+        before = self.version, self.text, self.picture.trouble
+        self._read()
+        return before != (self.version, self.text, self.picture.trouble)
+
+    def _read(self) -> None:
+        held: list[bytes] = []
+
+        def read(path: Path) -> bytes:
+            data, _ = read_stamped(path, self.root)
+            if data is None:
+                raise FileNotFoundError(2, "No such file or directory", str(path))
+            held.append(data)
+            return data
+
+        self.picture = replace(self.picture, caption=None, lines=0, trouble=None, outside=None)
+        read_words(self.picture, read)
+        self.version = version_of(held[0]) if held else None
+        self.text = None
+        if self.picture.caption is not None:
+            with suppress(LoraError):
+                self.text = "\n".join(caption_lines(decode_caption(held[0], self.picture.path)))
+
+    def take(self, picture: Picture, *, out: bool) -> bool:
+        """What a scan found in its place; whether that is new."""
+        old = self.picture
+        same = (old.path, old.captions, old.place) == (picture.path, picture.captions, picture.place)
+        if same and self.out == out and not self.gone:
+            return False
+        if old.path == picture.path or self.out != out:
+            picture = replace(picture, look=old.look)
+        self.picture = replace(picture, size=old.size, problem=old.problem)
+        self.out, self.gone, self._has_words = out, False, False
+        return True
+
+
+def version_of(data: bytes | None) -> str | None:
+    """A short digest of a caption file's bytes; None where there is no file."""
+    return None if data is None else digest(data)[:16]
+
+
+def signature_of(path: Path | str) -> Signature | None:
+    """A file's signature, links followed; None where there is none."""
+    try:
+        facts = os.stat(path)  # noqa: PTH116 - thousands of files a second
+    except OSError:
+        return None
+    return Signature(facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+class Shelf:
+    """All pictures of the folder ``root``, and what changed since which revision."""
+
+    def __init__(self, root: Path, extension: str, *, recursive: bool) -> None:
+        self.root = root
+        self.items: list[Item] = []
+        self.revision = 0
+        self.structure = 0  # grows with each scan
+        self.found = Dataset()
+        self._extension = extension
+        self._recursive = recursive
+        self._by_home: dict[Path, Item] = {}
+        self._places: dict[Path, Place] = {}
+        self._names: dict[Path, frozenset[str]] = {}
+        self._scan(scan([Record(root)], extension, recursive=recursive))
+        with ThreadPoolExecutor(WORKERS) as pool:
+            list(pool.map(Item.check, self.items))
+
+    def refresh(self) -> None:
+        """Look at the disk again; what changed is of the next revision."""
+        now = self.revision + 1
+        changed = self._scan_again() if self._listed() != self._names else []
+        changed += [item for item in self.items if not item.gone and item.check()]
+        for item in changed:
+            item.revision = now
+        if changed:
+            self.revision = now
+
+    def present(self) -> Iterator[Item]:
+        """The pictures that are there and not left out."""
+        return (item for item in self.items if not (item.gone or item.out))
+
+    def since(self, revision: int) -> list[Item]:
+        """The pictures that changed after a revision."""
+        return [item for item in self.items if item.revision > revision]
+
+    def caption_of(self, item: Item) -> Path:
+        """The caption file of a picture; where there is none, the one that it would have."""
+        path = item.picture.caption_path
+        if path is not None:
+            return path
+        folder, name = item.picture.path.parent, item.picture.path.name
+        return folder / CaptionNames.in_folder(folder, self._extension).usual(name)[0]
+
+    def relative(self, path: Path | str) -> str:
+        """A path from the folder on: nothing else of the machine is shown."""
+        return os.path.relpath(path, self.root)
+
+    def plain(self, text: str) -> str:
+        """A message with paths from the folder on."""
+        for folder in dict.fromkeys((str(self.root), str(self.root.resolve()))):
+            text = text.replace(os.path.join(folder, ""), "")  # noqa: PTH118
+        return text
+
+    # ------------------------------------------------------------------------ the folders
+
+    def _listed(self) -> dict[Path, frozenset[str]]:
+        return {folder: _names_in(folder) for folder in dict.fromkeys((self.root, *self._places))}
+
+    def _scan_again(self) -> list[Item]:
+        try:
+            found = scan([Record(self.root)], self._extension, recursive=self._recursive)
+        except InputError:
+            found = Dataset()  # all pictures are left out, or gone
+        return self._scan(found)
+
+    def _scan(self, found: Dataset) -> list[Item]:
+        self.found = found
+        self.structure += 1
+        self._places |= {picture.place.path: picture.place for picture in found.pictures}
+        # Taken before the pictures are: what comes meanwhile is a difference the next time.
+        self._names = self._listed()
+        seen: dict[Path, tuple[Picture, bool]] = {
+            picture.path: (picture, False) for picture in found.pictures
+        }
+        for home, picture in self._hidden():
+            seen.setdefault(home, (picture, True))
+        changed = [item for item in map(self._placed, seen.items()) if item is not None]
+        for item in self.items:
+            if item.home not in seen and not item.gone:
+                item.gone = True
+                changed.append(item)
+        return changed
+
+    def _placed(self, row: tuple[Path, tuple[Picture, bool]]) -> Item | None:
+        """The item of a picture that was found, if it is new or lies elsewhere than before."""
+        home, (picture, out) = row
+        item = self._by_home.get(home)
+        if item is not None:
+            return item if item.take(picture, out=out) else None
+        item = Item(len(self.items), home, picture, out, added=self.revision + 1 if self.structure > 1 else 0)
+        self._by_home[home] = item
+        self.items.append(item)
+        return item
+
+    def _hidden(self) -> Iterable[tuple[Path, Picture]]:
+        """Pictures that are left out, by the paths that they had."""
+        for folder, place in self._places.items():
+            names = self._names.get(folder, frozenset())
+            captions = CaptionNames(names, self._extension)
+            for name in sorted(names):
+                path = folder / name
+                if not _is_out(name) or is_mask(path):
+                    continue
+                named = [folder / caption for caption in captions.of(name)]
+                picture = Picture(path, place, named[0] if named else None, tuple(named[1:]))
+                yield folder / name[len(OUT) :], picture
+
+
+def _is_out(name: str) -> bool:
+    return (
+        name.startswith(OUT)
+        and not name.startswith(_FORK)
+        and split_suffix(name)[1].lower() in IMAGE_SUFFIXES
+        and len(split_suffix(name)[0]) > len(OUT)
+    )
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(folder)) - {HIDDEN}  # noqa: PTH208 - path objects take longer
+    except OSError:
+        return frozenset()
