@@ -32,7 +32,10 @@ EDITOR = Parts(
     ("page.css", "editor/editor.css"),
     (
         "filters.js",
-        *(f"editor/{name}.js" for name in ("model", "server", "grid", "words", "panel", "chips", "caption", "keys")),
+        *(
+            f"editor/{name}.js"
+            for name in ("model", "server", "grid", "words", "panel", "chips", "caption", "keys")
+        ),
     ),
 )
 REPORT = Parts("page.html", ("page.css",), ("filters.js", "report.js"))
@@ -45,7 +48,7 @@ def page(report: Report) -> str:
 
 def edit_page(data: dict[str, Any]) -> str:
     """The page of ``lora-check --edit``, of data that the server makes."""
-    return _joined(REPORT, data)
+    return _joined(EDITOR, data)
 
 
 def _joined(parts: Parts, data: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 // The tags of one picture, in their order: moved, renamed and removed one by one.
 const ORDER_REST = 500; // milliseconds without a move until the order is saved: many steps are one edit
-let pending = null; // an order not sent yet: { index, tags, version, timer }
+let pending = null; // the order that is not saved yet
 let chipAt = 0, chipsOf = -1, chipRename = false, dragged = -1;
 
 const chipTags = index => (pending?.index === index ? pending.tags : data.pictures[index].tags ?? []);
@@ -51,21 +51,39 @@ function moveChip(from, to) {
   to = Math.max(0, Math.min(last, to));
   if (from === to || from < 0 || from > last) return;
   tags.splice(to, 0, ...tags.splice(from, 1));
-  if (pending && pending.index !== chipsOf) flushOrder();
   clearTimeout(pending?.timer);
-  pending = { index: chipsOf, tags, version: pending?.version ?? data.pictures[chipsOf].version, timer: setTimeout(flushOrder, ORDER_REST) };
+  const before = pending?.index === chipsOf ? pending : null;
+  if (pending && !before) flushOrder();
+  pending = {
+    index: chipsOf, tags, timer: setTimeout(flushOrder, ORDER_REST), sent: null, saved: false,
+    // An order on its way is gone on from, whatever version it leaves.
+    after: before?.sent ? before : before?.after,
+    version: before?.version ?? data.pictures[chipsOf].version,
+  };
   chipAt = to;
   renderChips(chipsOf);
   renderState();
 }
 
-// Sends the order; every other edit and Undo does this first.
+// Sends the order; every other edit and Undo does this first. It is shown until the answer is there.
 function flushOrder() {
-  if (!pending) return Promise.resolve(true);
-  const { index, tags, version, timer } = pending, id = data.pictures[index].id;
-  clearTimeout(timer);
-  pending = null;
-  return send("api/edit", () => ({ action: "order", ids: [id], versions: { [id]: version }, tags }), () => "Order saved.");
+  const order = pending;
+  if (!order) return Promise.resolve();
+  clearTimeout(order.timer);
+  const id = data.pictures[order.index].id;
+  const body = () => {
+    if (order.after && !order.after.saved) return null;
+    const version = order.after ? data.pictures[order.index].version : order.version;
+    return { action: "order", ids: [id], versions: { [id]: version }, tags: order.tags };
+  };
+  order.sent ??= send("api/edit", body, () => "Order saved.").then(saved => {
+    order.saved = saved;
+    if (pending !== order) return;
+    pending = null;
+    renderPanel();
+    renderState();
+  });
+  return order.sent;
 }
 
 function actOnChip(act) {

@@ -102,7 +102,7 @@ function draw() {
     tile.setAttribute("aria-posinset", place + 1);
     tile.setAttribute("aria-setsize", rows.length);
     fill(tile, index);
-    if (!tile.isConnected) $("sheet").append(tile);
+    $("sheet").append(tile);
     fresh.add(index);
   }
   // A picture that flies past is not asked for.
@@ -122,8 +122,8 @@ function drop(index, tile) {
   tiles.delete(index);
   fresh.delete(index);
   tile.picture.removeAttribute("src");
-  if (spare.length > 80) tile.remove();
-  else { tile.style.transform = "translate(0, -9999px)"; spare.push(tile); }
+  tile.remove();
+  spare.push(tile);
 }
 
 function newTile() {

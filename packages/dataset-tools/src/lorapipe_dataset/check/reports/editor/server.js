@@ -124,6 +124,7 @@ const saidOf = (words, number) => `${words}: ${many(number, "caption")} saved.`;
 function apply(action, more, words, indexes) {
   const which = indexes ?? [...selected];
   if (!which.length) return Promise.resolve(false);
+  flushOrder();
   return send("api/edit", () => ({ action, ...selection(which), ...more }),
     answer => answer.changed?.length ? saidOf(words, answer.changed.length) : answer.conflicts?.length ? "" : `${words}: nothing to change.`);
 }
@@ -132,7 +133,7 @@ const addTags = (tags, where, indexes) => apply("add", { tags, where }, `Add ${t
 const removeTag = (tag, indexes) => apply("remove", { tags: [tag] }, `Remove ${tag}`, indexes);
 const renameTag = (from, to, indexes) => apply("rename", { from, to }, `Rename ${from} to ${to}`, indexes);
 const moveTag = (tag, where, indexes) => apply("move", { tag, where }, `${tag} to the ${where}`, indexes);
-const leaveOut = (out, indexes) => send("api/edit", () => ({ action: "out", ...selection(indexes ?? [...selected]), out }),
+const leaveOut = (out, indexes = [...selected]) => send("api/edit", () => ({ action: "out", ...selection(indexes), out }),
   answer => `${many(answer.changed?.length ?? 0, "picture")} ${out ? "left out" : "taken in again"}.`);
 
 async function undo() {
