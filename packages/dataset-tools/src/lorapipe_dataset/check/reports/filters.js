@@ -100,19 +100,33 @@ const plain = text => text.toLowerCase().replaceAll("_", " ");
 function renderTags() {
   const wanted = plain($("search").value.trim());
   $("tag-count").textContent = String(tagRows.length);
-  $("tags").replaceChildren();
-  let left = MOST_TAGS;
   const known = new Set(tagRows.map(([tag]) => tag));
   // A filter by a tag that was edited away can still be taken off.
   const lost = [...state.tags, ...state.without].filter(tag => !known.has(tag)).map(tag => [tag, 0]);
+  const buttons = [];
+  let left = MOST_TAGS;
   for (const [tag, count] of [...lost, ...tagRows]) {
     const on = state.tags.has(tag), off = state.without.has(tag);
     if (!(on || off || plain(tag).includes(wanted)) || left-- <= 0) continue;
-    const button = choice($("tags"), off ? `not ${tag}` : tag, count, on || off,
-      event => toggleTag(tag, event.shiftKey || event.altKey));
-    button.title = "click: pictures with it; shift-click: without it";
-    button.dataset.tag = tag;
+    if (!tagButtons.has(tag)) tagButtons.set(tag, tagButton(tag));
+    const button = tagButtons.get(tag), [word, number] = button.children, label = off ? `not ${tag}` : tag;
+    if (word.textContent !== label) word.textContent = label;
+    if (number.textContent !== String(count)) number.textContent = count;
+    button.setAttribute("aria-pressed", String(on || off));
+    buttons.push(button);
   }
+  const now = $("tags").children;
+  if (now.length !== buttons.length || buttons.some((button, place) => button !== now[place])) $("tags").replaceChildren(...buttons);
+}
+
+// Hundreds of them are made once and not with every click.
+const tagButtons = new Map();
+
+function tagButton(tag) {
+  const button = choice($("tags"), tag, "", false, event => toggleTag(tag, event.shiftKey || event.altKey));
+  button.title = "click: pictures with it; shift-click: without it";
+  button.dataset.tag = tag;
+  return button;
 }
 
 function renderCase() {
@@ -142,7 +156,9 @@ function renderStill() {
   const shapes = Object.entries(data.buckets.orientation).map(([name, share]) => `${name} ${Math.round(100 * share)} %`);
   $("buckets").append(rows, make("p", shapes.join(", ")));
   $("skipped-title").hidden = !data.skipped.length;
-  for (const [rule, why] of data.skipped) $("skipped").append(make("p", `${rule}: ${why}`));
+  const reasons = new Map();
+  for (const [rule, why] of data.skipped) reasons.set(why, [...(reasons.get(why) ?? []), rule]);
+  for (const [why, rules] of reasons) $("skipped").append(make("p", `${rules.join(", ")}: ${why}`));
 }
 
 // The address holds the filters, so that a view can be kept or sent.

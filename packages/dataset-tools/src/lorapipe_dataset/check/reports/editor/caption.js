@@ -16,6 +16,8 @@ function renderCaption(index) {
     field.value = text;
     if (document.activeElement === field) field.setSelectionRange(selectionStart, selectionEnd);
   }
+  // What cannot be read is not written over.
+  field.readOnly = Boolean(one.trouble);
   const clash = clashes(index);
   $("clash").hidden = !clash;
   $("theirs").textContent = one.caption || "(no caption)";

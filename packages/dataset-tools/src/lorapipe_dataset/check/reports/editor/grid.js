@@ -73,7 +73,7 @@ function renderAbout() {
   const rule = data.rules.find(one => one.id === state.rule);
   $("about").hidden = !rule;
   if (rule) $("about-rule").textContent = `${rule.title} (${many(rule.cases.length, "case")})`;
-  renderCase();
+  if (rule && $("about").open) renderCase();
 }
 
 function layOut() {
@@ -146,6 +146,7 @@ function fill(tile, index) {
   tile.id = `tile-${index}`;
   tile.dataset.index = index;
   tile.dataset.path = one.path;
+  if (tile.picture.hasAttribute("src") && tile.picture.getAttribute("src") !== one.image) tile.picture.src = one.image;
   tile.name.textContent = nameOf(one);
   tile.text.textContent = one.caption || "no caption";
   const flags = [one.gone && "gone", one.out && "left out", drafts.has(index) && "not saved"].filter(Boolean);
@@ -241,9 +242,11 @@ $("grid").addEventListener("keydown", event => {
     PageUp: cursor - page, PageDown: cursor + page, Home: 0, End: rows.length - 1 }[event.key];
   if (to !== undefined && !event.altKey) go(to < 0 && event.key === "ArrowUp" ? Math.max(0, cursor) : to, event);
   else if (event.key === " " && cursor >= 0) toggle(cursor);
+  else if (event.key === "Enter") focusField("add");
   else return;
   event.preventDefault();
 });
+$("about").addEventListener("toggle", renderAbout);
 $("again").addEventListener("click", show);
 $("all").addEventListener("click", selectAll);
 new ResizeObserver(() => { const keep = cursor >= 0 && selected.has(rows[cursor]); layOut(); if (keep) reveal(cursor); }).observe($("grid"));

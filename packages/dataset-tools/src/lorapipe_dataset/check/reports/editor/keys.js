@@ -2,7 +2,7 @@
 const KEYS = [
   ["Pictures", [
     ["← → ↑ ↓", "go from picture to picture; with Shift select on the way, with Ctrl go only"],
-    ["Space", "select or leave the picture"], ["Ctrl+A", "select all shown"], ["Esc", "clear the selection"],
+    ["Space", "select or leave the picture"], ["Enter", "add tags to the selection"], ["Ctrl+A", "select all shown"], ["Esc", "clear the selection"],
     ["Alt+Page ↓, Alt+Page ↑", "next and previous picture, from any field"], ["x", "leave the selection out of training, or take it in again"],
   ]],
   ["Go to", [
@@ -22,7 +22,8 @@ const KEYS = [
 function renderKeys() {
   const close = make("button", "Close", { type: "button" });
   close.addEventListener("click", () => $("keys").close());
-  $("keys").append(make("h2", "Keys", { id: "keys-title" }));
+  const top = make("div", undefined, { class: "row" });
+  top.append(make("h2", "Keys", { id: "keys-title" }), close);
   const body = make("div", undefined, { class: "key-groups" });
   for (const [title, rows] of KEYS) {
     const group = make("section"), list = make("dl");
@@ -30,7 +31,7 @@ function renderKeys() {
     group.append(make("h3", title), list);
     body.append(group);
   }
-  $("keys").append(body, close);
+  $("keys").append(top, body);
 }
 
 // What happened -----------------------------------------------------------------------------------

@@ -37,10 +37,9 @@ function learn(fresh) {
   const index = indexOf.get(fresh.id);
   if (index === undefined) return null;
   const picture = data.pictures[index];
-  const isNew = picture.version !== fresh.version || ("out" in fresh && Boolean(picture.out) !== Boolean(fresh.out)) || picture.gone;
+  const isNew = picture.version !== fresh.version || picture.out !== fresh.out || Boolean(picture.gone) !== Boolean(fresh.gone);
   count(index, -1);
-  for (const name of ["caption", "tags", "version", "out", "hints"]) if (name in fresh) picture[name] = fresh[name];
-  picture.gone = false;
+  Object.assign(picture, { hints: [], trouble: null, gone: false }, fresh);
   describe(index);
   count(index, 1);
   return isNew ? index : null;

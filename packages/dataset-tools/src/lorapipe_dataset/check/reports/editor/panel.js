@@ -1,5 +1,5 @@
 // The side where the selection is edited: what is common to one picture and many.
-const MOST_ROWS = 150;
+const MOST_ROWS = 100;
 const FULL_AFTER = 150; // milliseconds until the whole picture is asked for, so that arrow keys fly past
 let rowAt = null, rowRename = null, manyLimit = MOST_ROWS, lookAt = -1, fullTimer = 0;
 
@@ -18,6 +18,7 @@ function renderPanel() {
   $("out").setAttribute("aria-pressed", String(out));
   document.body.classList.toggle("selecting", number > 0);
   for (const id of ["one", "text-box", "look"]) $(id).hidden = one < 0;
+  $("found-box").hidden = one < 0 || !findings[one].length;
   $("many").hidden = number < 2;
   renderCaption(one);
   if (number > 1) renderMany();
@@ -27,7 +28,8 @@ function renderPanel() {
 
 function renderLook(index) {
   const one = data.pictures[index];
-  $("facts").textContent = [one.size && one.size.join("×"), one.concept, one.caption === null ? "no caption file" : `${many(tagsOf(one).length, "tag")}`].filter(Boolean).join(", ");
+  $("facts").textContent = [one.size && one.size.join("×"), one.concept, one.version === null ? "no caption file" : one.trouble ? `its caption cannot be read: ${one.trouble}` : many(tagsOf(one).length, "tag")].filter(Boolean).join(", ");
+  $("tags-of").textContent = (one.caption ?? "").includes("\n") ? "Tags of the first line" : "Tags";
   $("found").replaceChildren(...findings[index].map(([rule, text]) => {
     const row = make("li", undefined, { class: rule.severity, title: rule.fix });
     row.append(make("span", `${rule.id}: ${text}`));
