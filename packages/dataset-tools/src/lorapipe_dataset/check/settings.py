@@ -80,7 +80,7 @@ class FixSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings:
-    """Instead of a report"""
+    """Editing in the browser"""
 
     edit: bool = flag(False, "Serve a page to this machine alone, in which the captions of DIR are edited.")
     port: int = flag(0, "With --edit: the port.  [default: a free one]", min=0, max=65535, metavar="N")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lorapipe_dataset.clean.captions.steps.normalise import tidy
 from lorapipe_dataset.clean.captions.tags import MARK, split_caption
 from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.text import printable
@@ -175,4 +176,4 @@ def _tag(value: Any, name: str) -> str:
 def _line(value: Any, name: str) -> str:
     if not isinstance(value, str) or len(value) > LONGEST or len(value.splitlines()) > 1:
         raise InputError(f"{name}: texts of one line, of {LONGEST:,} letters at most, are needed")
-    return value.strip()
+    return tidy(value)

@@ -58,8 +58,8 @@ class Gate:
         host = environ.get("HTTP_HOST", "")
         if host not in (f"127.0.0.1:{self.port}", f"localhost:{self.port}"):
             return 403
-        before, _, rest = environ.get("PATH_INFO", "").removeprefix("/").partition("/")
-        if not hmac.compare_digest(before.encode("latin-1", "replace"), self._secret):
+        before, slash, rest = environ.get("PATH_INFO", "").removeprefix("/").partition("/")
+        if not hmac.compare_digest(before.encode("latin-1", "replace"), self._secret) or not slash:
             return 404
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None and origin != f"http://{host}":

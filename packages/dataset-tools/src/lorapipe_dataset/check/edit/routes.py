@@ -32,7 +32,6 @@ PATHS = Map(
         Rule("/api/undo", endpoint="undo", methods=["POST"]),
         Rule("/api/redo", endpoint="redo", methods=["POST"]),
     ],
-    strict_slashes=False,
     merge_slashes=False,
     redirect_defaults=False,
 )

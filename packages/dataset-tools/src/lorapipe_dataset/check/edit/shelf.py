@@ -11,10 +11,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, Place
 from lorapipe_dataset.check.pictures.scan import WORKERS, read_header, read_words, scan
@@ -31,13 +29,8 @@ _FORK = "._"  # what macOS keeps of a file beside it
 _YOUNG = 3_000_000_000  # ns; a file so young may be written again without its time telling
 
 
-class Signature(NamedTuple):
-    """What tells that a file is still the one that was read."""
-
-    inode: int
-    size: int
-    written: int
-    changed: int
+# What tells that a file is still the one that was read: its number, size, and times of writing and change.
+Signature = tuple[int, int, int, int]
 
 
 @dataclass
@@ -60,6 +53,7 @@ class Item:
     _caption: Signature | None = None
     _sure: bool = False
     _has_words: bool = False
+    _trouble: Exception | None = None
 
     @property
     def root(self) -> Path:
@@ -69,7 +63,7 @@ class Item:
     def check(self) -> bool:
         """Read again what changed on the disk; whether anything did."""
         seen = signature_of(self.picture.path)
-        image = "" if seen is None else f"{seen.inode:x}.{seen.size:x}.{seen.written:x}"
+        image = "" if seen is None else ".".join(f"{number:x}" for number in seen[:3])
         changed = image != self.image
         if changed:
             self.image = image
@@ -82,30 +76,39 @@ class Item:
         found = None if path is None else signature_of(path)
         if found == self._caption and (self._sure or found is None) and self._has_words:
             return False
-        self._has_words = True
-        self._caption = found
-        self._sure = found is not None and time.time_ns() - max(found.written, found.changed) > _YOUNG
-        before = self.version, self.text, self.picture.trouble
-        self._read()
-        return before != (self.version, self.text, self.picture.trouble)
+        known = self._has_words, self.version, str(self._trouble)
+        self._has_words, self._caption = True, found
+        self._sure = found is not None and time.time_ns() - max(found[2:]) > _YOUNG
+        held = self._bytes()
+        if known == (True, self.version, str(self._trouble)):
+            return False
+        self._take_words(held)
+        return True
 
-    def _read(self) -> None:
-        held: list[bytes] = []
+    def _bytes(self) -> bytes | None:
+        """What the caption file holds, None where that cannot be read; its version, or the reason, is noted."""
+        path, held = self.picture.caption_path, None
+        self.version, self._trouble = None, None
+        try:
+            held = None if path is None else read_stamped(path, self.root)[0]
+            self.version = version_of(held)
+        except (LoraError, OSError) as error:
+            self._trouble = error
+        return held
 
+    def _take_words(self, held: bytes | None) -> None:
         def read(path: Path) -> bytes:
-            data, _ = read_stamped(path, self.root)
-            if data is None:
+            if self._trouble is not None:
+                raise self._trouble
+            if held is None:
                 raise FileNotFoundError(2, "No such file or directory", str(path))
-            held.append(data)
-            return data
+            return held
 
         self.picture = replace(self.picture, caption=None, lines=0, trouble=None, outside=None)
         read_words(self.picture, read)
-        self.version = version_of(held[0]) if held else None
         self.text = None
-        if self.picture.caption is not None:
-            with suppress(LoraError):
-                self.text = "\n".join(caption_lines(decode_caption(held[0], self.picture.path)))
+        if held is not None and self.picture.caption is not None:
+            self.text = "\n".join(caption_lines(decode_caption(held, self.picture.path)))
 
     def take(self, picture: Picture, *, out: bool) -> bool:
         """What a scan found in its place; whether that is new."""
@@ -131,7 +134,7 @@ def signature_of(path: Path | str) -> Signature | None:
         facts = os.stat(path)  # noqa: PTH116 - thousands of files a second
     except OSError:
         return None
-    return Signature(facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 class Shelf:

@@ -76,6 +76,11 @@ class Picture:
     def tags(self) -> list[str]:
         return [tag for tag in self.pieces if tag != MARK]
 
+    @cached_property
+    def is_text(self) -> bool:
+        """Whether its caption is a sentence."""
+        return is_text(self.caption or "")
+
     @property
     def captions(self) -> tuple[Path, ...]:
         """All of its caption files, the one that is read first."""
@@ -131,14 +136,10 @@ class Dataset:
             by_concept.setdefault(picture.place.concept, []).append(picture)
         return by_concept
 
-    @property
+    @cached_property
     def style(self) -> str:
         """``text`` if most captions are sentences, else ``tags``."""
-        return (
-            "text"
-            if 2 * sum(is_text(p.caption or "") for p in self.captioned) > len(self.captioned)
-            else "tags"
-        )
+        return "text" if 2 * sum(one.is_text for one in self.captioned) > len(self.captioned) else "tags"
 
 
 def is_text(caption: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
-from lorapipe_dataset.check.pictures.dataset import Dataset, Picture, is_text
+from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_dataset.texts.vocabulary import canonical
 from lorapipe_engine.datasets.leading import is_common
@@ -157,7 +157,7 @@ def find_trigger(dataset: Dataset, options: Options) -> Iterator[Finding]:
 
 
 def _has(picture: Picture, word: str, tags: Sequence[str]) -> bool:
-    return word in tags or (is_text(picture.caption or "") and word in canonical(picture.caption or ""))
+    return word in tags or (picture.is_text and word in canonical(picture.caption or ""))
 
 
 def guess_trigger(dataset: Dataset) -> str | None:
@@ -202,7 +202,7 @@ def find_styles(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Captions unlike the others, or too much like them."""
     style = dataset.style
     for picture in dataset.captioned:
-        if is_text(picture.caption or "") != (style == "text"):
+        if picture.is_text != (style == "text"):
             odd = "tags" if style == "text" else "a sentence"
             yield Finding(MIXED, f"{odd} among {'sentences' if style == 'text' else 'tags'}", (picture.path,))
         elif style == "tags" and len(picture.tags) < FEW_TAGS:
