@@ -43,6 +43,7 @@ class Tab:
     def __init__(self, send: int, receive: int) -> None:
         self._send, self._receive = send, receive
         self._number, self._buffer, self._session = 0, b"", ""
+        self._traced: list[dict[str, Any]] | None = None
         self.requests: list[str] = []
         self.errors: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -121,6 +122,33 @@ class Tab:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
 
+    @contextmanager
+    def tasks(self) -> Iterator[list[float]]:
+        """Milliseconds of the page's tasks meanwhile, the longest first; the list is filled at the end.
+
+        By the browser's own log, in the time of their thread: what else the machine does is not counted.
+        """
+        found: list[float] = []
+        self._traced = events = []
+        self.call("Tracing.start", transferMode="ReportEvents", categories="toplevel")
+        try:
+            yield found
+        finally:
+            self.call("Tracing.end")
+            while self._traced is not None:
+                self._next()
+            names = {
+                event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"
+            }
+            found += sorted(
+                (
+                    event.get("tdur", 0) / 1000
+                    for event in events
+                    if event["name"].endswith("RunTask") and names.get(event["tid"]) == "CrRendererMain"
+                ),
+                reverse=True,
+            )
+
     def picture(self, path: Path) -> None:
         """Save what is seen as a PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
@@ -142,6 +170,10 @@ class Tab:
         message: dict[str, Any] = json.loads(line)
         if message.get("method") == "Network.requestWillBeSent":
             self.requests.append(message["params"]["request"]["url"])
+        if message.get("method") == "Tracing.dataCollected" and self._traced is not None:
+            self._traced += message["params"]["value"]
+        if message.get("method") == "Tracing.tracingComplete":
+            self._traced = None
         if message.get("method") == "Runtime.exceptionThrown":
             self.errors.append(message["params"]["exceptionDetails"].get("text", "error"))
         return message

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from support import browser
-from support.editing import captions, chips, opened, pick, says, serving, text, type_over, wait_for
+from support.editor import Editor, editing, held
+from support.editor_page import chips, opened, pick, says, text, type_over, wait_for
 
 pytestmark = pytest.mark.skipif(
     browser.find_browser() is None or os.name == "nt", reason="no Chromium here: apt-get install chromium"
@@ -29,9 +30,9 @@ def folder(draw: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def served(folder: Path) -> Iterator[Any]:
-    with serving(folder) as (address, process):
-        yield address, process
+def served(folder: Path) -> Iterator[Editor]:
+    with editing(folder) as editor:
+        yield editor
 
 
 def shown(tab: Any) -> list[str]:
@@ -53,11 +54,11 @@ def filter_by(tab: Any, selector: str) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1400, 900), (420, 800)])
 def test_every_edit_is_on_the_disk_and_can_be_undone(
-    served: Any, folder: Path, tmp_path: Path, width: int, height: int
+    served: Editor, folder: Path, tmp_path: Path, width: int, height: int
 ) -> None:
-    before = captions(folder)
+    before = held(folder)
     first, third, last = folder / "5_mayu/1.txt", folder / "5_mayu/3.txt", folder / "3_okabe/b.txt"
-    with opened(served[0], tmp_path / "profile", width, height) as tab:
+    with opened(served.record["url"], tmp_path / "profile", width, height) as tab:
         assert text(tab, "#shown") == "12 pictures"
         assert text(tab, "#state") == "all saved"
         filter_by(tab, "nav [data-tag='hat']")
@@ -74,13 +75,13 @@ def test_every_edit_is_on_the_disk_and_can_be_undone(
         says(tab, "#undo-what", "rename hat to cap")
         says(tab, "#again", "6 no longer match")
         assert text(tab, "#which") == "6 pictures selected"
-        renamed = captions(folder)
+        renamed = held(folder)
         tab.press("z", ctrl=True)
         says(tab, "#line-text", "Taken back")
-        assert captions(folder) == before
+        assert held(folder) == before
         tab.press("z", ctrl=True, shift=True)
         says(tab, "#line-text", "Done again")
-        assert captions(folder) == renamed
+        assert held(folder) == renamed
 
         # Enter takes what was typed; an arrow key chooses what is completed.
         tab.write("#add", "nig")
@@ -144,17 +145,17 @@ def test_every_edit_is_on_the_disk_and_can_be_undone(
             tab.evaluate("clearLine()")
             tab.click("#undo")
             says(tab, "#line-text", "Taken back")
-        assert captions(folder) == before
+        assert held(folder) == before
 
         assert tab.errors == []
         assert {address.split("/")[2] for address in tab.requests if address.startswith("http")} == {
-            served[0].split("/")[2]
+            f"127.0.0.1:{served.port}"
         }
         assert {address.split(":")[0] for address in tab.requests} <= {"http", "data"}
 
 
-def test_pictures_are_selected_by_keys_and_by_the_mouse(served: Any, tmp_path: Path) -> None:
-    with opened(served[0], tmp_path / "profile") as tab:
+def test_pictures_are_selected_by_keys_and_by_the_mouse(served: Editor, tmp_path: Path) -> None:
+    with opened(served.record["url"], tmp_path / "profile") as tab:
         pick(tab, "3_okabe/b.png")
         assert text(tab, "#which") == "b.png"
         tab.press("ArrowRight")
@@ -201,9 +202,9 @@ def test_pictures_are_selected_by_keys_and_by_the_mouse(served: Any, tmp_path: P
 
 
 def test_leaving_the_field_saves_and_a_new_caption_is_written(
-    served: Any, folder: Path, tmp_path: Path
+    served: Editor, folder: Path, tmp_path: Path
 ) -> None:
-    with opened(served[0], tmp_path / "profile") as tab:
+    with opened(served.record["url"], tmp_path / "profile") as tab:
         pick(tab, "3_okabe/a.png")
         tab.write("#caption", "okabe, sea")
         pick(tab, "3_okabe/b.png")
@@ -220,10 +221,13 @@ def test_leaving_the_field_saves_and_a_new_caption_is_written(
 
 
 def test_a_second_tab_sees_it_and_an_old_edit_loses_nothing(
-    served: Any, folder: Path, tmp_path: Path
+    served: Editor, folder: Path, tmp_path: Path
 ) -> None:
     path = folder / "5_mayu/2.txt"
-    with opened(served[0], tmp_path / "one") as one, opened(served[0], tmp_path / "two") as two:
+    with (
+        opened(served.record["url"], tmp_path / "one") as one,
+        opened(served.record["url"], tmp_path / "two") as two,
+    ):
         pick(two, "5_mayu/2.png")
         type_over(two, "#caption", "mayu, written in the second tab")
         pick(one, "5_mayu/2.png")
@@ -247,9 +251,11 @@ def test_a_second_tab_sees_it_and_an_old_edit_loses_nothing(
         wait_for(path, b"mayu, tree, thing 2, rain, umbrella")
 
 
-def test_an_edit_from_outside_is_seen_and_not_overwritten(served: Any, folder: Path, tmp_path: Path) -> None:
+def test_an_edit_from_outside_is_seen_and_not_overwritten(
+    served: Editor, folder: Path, tmp_path: Path
+) -> None:
     path = folder / "5_mayu/4.txt"
-    with opened(served[0], tmp_path / "profile") as tab:
+    with opened(served.record["url"], tmp_path / "profile") as tab:
         pick(tab, "5_mayu/4.png")
         path.write_bytes(b"mayu, from outside")
         says(tab, "#line-text", "1 caption changed elsewhere")
@@ -279,11 +285,11 @@ def test_an_edit_from_outside_is_seen_and_not_overwritten(served: Any, folder: P
         assert chips(tab) == ["mayu", "a third time"]
 
 
-def test_a_server_that_ended_is_told_and_the_text_kept(served: Any, folder: Path, tmp_path: Path) -> None:
-    with opened(served[0], tmp_path / "profile") as tab:
+def test_a_server_that_ended_is_told_and_the_text_kept(served: Editor, folder: Path, tmp_path: Path) -> None:
+    with opened(served.record["url"], tmp_path / "profile") as tab:
         pick(tab, "5_mayu/4.png")
         type_over(tab, "#caption", "mayu, not to be lost")
-        served[1].kill()
+        served.process.kill()
         says(tab, "#state", "No connection: 1 text kept here")
         tab.press("Enter", ctrl=True)
         says(tab, "#line-text", "Not saved: no connection to lora-check")

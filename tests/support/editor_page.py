@@ -1,39 +1,18 @@
-"""``lora-check --edit`` in a process of its own, and its page in a browser."""
+"""The page of ``lora-check --edit`` in a browser."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from support import browser
-from support.commands import TARGETS
 
 # The browser has no network; what the test serves is no network.
 LOCAL = "--proxy-bypass-list=127.0.0.1"
 SECONDS = 30
-
-
-@contextmanager
-def serving(folder: Path, *words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start the command; its address and its process. It is ended at the end, if it still runs."""
-    module, _, function = TARGETS["lora-check"].partition(":")
-    code = f"import sys; sys.argv[0] = 'lora-check'; from {module} import {function} as main; main()"
-    command = [sys.executable, "-c", code, str(folder), "--edit", "--no-browser", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip(), process
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 @contextmanager
@@ -46,11 +25,6 @@ def opened(address: str, profile: Path, width: int = 1400, height: int = 900) ->
         tab.open(address)
         tab.wait("document.querySelector('.tile') !== null")
         yield tab
-
-
-def captions(folder: Path) -> dict[str, bytes]:
-    """All caption files and their bytes, without what Undo keeps."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*.txt"))}
 
 
 def wait_for(path: Path, content: bytes) -> None:
@@ -93,8 +67,3 @@ def type_over(tab: browser.Tab, selector: str, words: str) -> None:
     tab.click(selector)
     tab.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
     tab.call("Input.insertText", text=words)
-
-
-def press_twice(tab: browser.Tab, key: str) -> None:
-    tab.press(key)
-    tab.press(key)
