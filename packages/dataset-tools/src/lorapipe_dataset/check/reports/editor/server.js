@@ -76,8 +76,10 @@ function take(answer, told) {
 }
 
 function setConnected(now) {
-  if (now && !connected) tell("Connected again.");
+  if (now === connected) return;
   connected = now;
+  if (now) tell("Connected again.");
+  else tell("No connection to lora-check. What is saved is on the disk; what you write is kept here.", { grave: true });
   renderState();
 }
 

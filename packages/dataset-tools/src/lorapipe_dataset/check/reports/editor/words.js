@@ -53,6 +53,7 @@ function complete(input, accept) {
     }));
     at = -1;
     list.hidden = !found.length;
+    if (!list.hidden) list.scrollIntoView({ block: "nearest" });
     input.setAttribute("aria-expanded", String(!list.hidden));
     input.removeAttribute("aria-activedescendant");
   };
