@@ -25,6 +25,7 @@ def canonical(tag: str) -> str:
     return " ".join(text.replace("\\(", "(").replace("\\)", ")").replace("_", " ").casefold().split())
 
 
+@lru_cache(maxsize=1 << 16)
 def shown(tag: str) -> str:
     """A canonical tag as people read it: faces such as ``^_^`` have their underscores."""
     return tag if is_word(tag) else tag.replace(" ", "_")
@@ -187,9 +188,16 @@ APART_FOR_ONE: tuple[tuple[str, ...], ...] = (
 )
 
 
+_CLASHING = SEVERAL.union(
+    *ALWAYS_APART, *APART_FOR_ONE, *({one} | others for one, others in ALONE)
+)  # what any of them speaks of
+
+
 def contradictions(tags: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of the canonical ``tags`` that exclude each other."""
-    here = set(tags)
+    here = _CLASHING.intersection(tags)
+    if len(here) < 2:
+        return []
     groups = ALWAYS_APART if here & SEVERAL else (*ALWAYS_APART, *APART_FOR_ONE)
     listed: list[tuple[str, ...]] = []
     clashes = [tuple(tag for tag in group if tag in here) for group in groups]
@@ -218,6 +226,7 @@ PANELS = frozenset(
 RATINGS = frozenset({"general", "sensitive", "questionable", "explicit", "safe"})
 
 
+@lru_cache(maxsize=1 << 16)
 def rating_of(tag: str) -> str | None:
     """The rating that a canonical tag names (``rating:safe``, ``explicit``), or None."""
     word = tag.removeprefix("rating:").strip()

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 WEIGHT = re.compile(r"(?<!\\)[(\[][^()\[\]]+:\s*[+-]?\d*\.?\d+[)\]]")
 # Networks called by name, and words that some user interfaces read as commands.
 COMMAND = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>|\bBREAK\b|\bADDROW\b|\bADDCOL\b")
-_LIKELY = re.compile(r"[|(\[<{]|BREAK|ADDROW|ADDCOL")
+# What every one of them has; most captions have none.
+LIKELY = re.compile(r"[|(\[<{]|BREAK|ADDROW|ADDCOL")
 WILDCARD = re.compile(r"(?<!\{)\{[^{}|]*\|[^{}]*\}(?!\})")
 
 
@@ -60,8 +61,7 @@ _SIGNS = (
 
 def sign_notes(data: DataSettings, dataset: Dataset) -> list[str]:
     """A line for each kind of sign that the captions have and that no option obeys."""
-    # Most captions have none of the letters that signs are made of.
-    likely = [picture for picture in dataset.pictures if _LIKELY.search(picture.caption)]
+    likely = [picture for picture in dataset.pictures if LIKELY.search(picture.caption)]
     return [line for sign in _SIGNS if (line := _note(sign, list(_having(sign, likely, data, dataset))))]
 
 

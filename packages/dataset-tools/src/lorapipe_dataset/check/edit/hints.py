@@ -31,7 +31,7 @@ class Hints:
         tags = self._tags.get(_whole(picture.path))
         if not tags:
             return []
-        there = set(map(canonical, picture.tags))
+        there = set(picture.keys)
         return [tag for tag in tags if canonical(tag) not in there]
 
 

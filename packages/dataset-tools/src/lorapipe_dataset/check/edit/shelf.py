@@ -26,6 +26,7 @@ from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, is_mask, split_suffi
 
 OUT = "."  # in front of a name: every tool here leaves such a picture out and says so
 _FORK = "._"  # what macOS keeps of a file beside it
+SELDOM = 5.0  # seconds between two looks at whether pictures' files are still the same
 _YOUNG = 3_000_000_000  # ns; a file so young may be written again without its time telling
 
 
@@ -62,16 +63,21 @@ class Item:
 
     def check(self) -> bool:
         """Read again what changed on the disk; whether anything did."""
+        return bool(self.check_image() | self.check_caption())
+
+    def check_image(self) -> bool:
+        """The same of the picture's file alone."""
         seen = signature_of(self.picture.path)
         image = "" if seen is None else ".".join(f"{number:x}" for number in seen[:3])
-        changed = image != self.image
-        if changed:
-            self.image = image
-            self.picture = replace(self.picture, size=None, problem=None)
-            read_header(self.picture)
-        return self._check_caption() or changed
+        if image == self.image:
+            return False
+        self.image = image
+        self.picture = replace(self.picture, size=None, problem=None)
+        read_header(self.picture)
+        return True
 
-    def _check_caption(self) -> bool:
+    def check_caption(self) -> bool:
+        """The same of its caption."""
         path = self.picture.caption_path
         found = None if path is None else signature_of(path)
         if found == self._caption and (self._sure or found is None) and self._has_words:
@@ -145,6 +151,7 @@ class Shelf:
         self.items: list[Item] = []
         self.revision = 0
         self.structure = 0  # grows with each scan
+        self._looked = time.monotonic()
         self.found = Dataset()
         self._extension = extension
         self._recursive = recursive
@@ -159,7 +166,12 @@ class Shelf:
         """Look at the disk again; what changed is of the next revision."""
         now = self.revision + 1
         changed = self._scan_again() if self._listed() != self._names else []
-        changed += [item for item in self.items if not item.gone and item.check()]
+        present = [item for item in self.items if not item.gone]
+        # Half of the work, for what seldom happens.
+        if changed or time.monotonic() - self._looked > SELDOM:
+            self._looked = time.monotonic()
+            changed += [item for item in present if item.check_image()]
+        changed += [item for item in present if item.check_caption()]
         for item in changed:
             item.revision = now
         if changed:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lorapipe_dataset.check.pictures.hashing import Hashes, Small
 from lorapipe_dataset.check.pictures.measures import Measures
 from lorapipe_dataset.clean.captions.tags import MARK, split_caption
+from lorapipe_dataset.texts.vocabulary import canonical
 from lorapipe_engine.pictures.buckets import Size
 from lorapipe_engine.pictures.captions import split_tags
 
@@ -75,6 +76,11 @@ class Picture:
     @cached_property
     def tags(self) -> list[str]:
         return [tag for tag in self.pieces if tag != MARK]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """What its tags are compared by, in their order."""
+        return [canonical(tag) for tag in self.tags]
 
     @cached_property
     def is_text(self) -> bool:

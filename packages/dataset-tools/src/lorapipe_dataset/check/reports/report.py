@@ -14,7 +14,7 @@ from lorapipe_dataset.check.buckets import table as bucket_table
 from lorapipe_dataset.check.findings import SEVERITIES, Finding, Rule
 from lorapipe_dataset.check.pictures.dataset import Dataset
 from lorapipe_dataset.check.settings import Severity
-from lorapipe_dataset.texts.vocabulary import canonical, shown
+from lorapipe_dataset.texts.vocabulary import shown
 from lorapipe_engine.command.text import printable
 
 SHOWN_CASES = 4
@@ -44,7 +44,7 @@ class Report:
         """Tags of the trained captions with the number of pictures, the commonest first."""
         counts: Counter[str] = Counter()
         for picture in self.dataset.captioned:
-            counts.update({shown(canonical(tag)) for tag in picture.tags})
+            counts.update({shown(key) for key in picture.keys})
         return sorted(counts.items(), key=lambda row: (-row[1], row[0]))
 
     def count(self, severity: Severity) -> int:

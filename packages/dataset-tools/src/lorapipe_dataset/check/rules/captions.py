@@ -143,7 +143,7 @@ def find_trigger(dataset: Dataset, options: Options) -> Iterator[Finding]:
     where = " (most captions have it; --trigger WORD makes sure)" if guessed else ""
     word = canonical(trigger)
     for picture in dataset.captioned:
-        tags = [canonical(tag) for tag in picture.tags]
+        tags = picture.keys
         data = {"trigger": trigger}
         if not _has(picture, word, tags):
             milder = "warning" if guessed else None
@@ -166,9 +166,7 @@ def guess_trigger(dataset: Dataset) -> str | None:
     """
     captioned = dataset.captioned
     for concept in dataset.concepts if len(dataset.concepts) == 1 else ():
-        if 2 * sum(canonical(concept) in map(canonical, picture.tags) for picture in captioned) > len(
-            captioned
-        ):
+        if 2 * sum(canonical(concept) in picture.keys for picture in captioned) > len(captioned):
             return concept
     firsts = Counter(picture.tags[0] for picture in captioned if picture.tags)
     word, count = firsts.most_common(1)[0] if firsts else ("", 0)
@@ -209,7 +207,7 @@ def find_styles(dataset: Dataset, _options: Options) -> Iterator[Finding]:
             yield Finding(SHORT, f"{len(picture.tags)} tag{'s' * (len(picture.tags) != 1)}", (picture.path,))
     alike: dict[str, list[Picture]] = {}
     for picture in dataset.captioned:
-        alike.setdefault(", ".join(sorted(map(canonical, picture.tags))), []).append(picture)
+        alike.setdefault(", ".join(sorted(picture.keys)), []).append(picture)
     for group in alike.values():
         if len(group) > 2 and len(group) > SAME_SHARE * len(dataset.trained):
             share = len(group) / len(dataset.trained)

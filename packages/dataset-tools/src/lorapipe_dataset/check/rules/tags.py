@@ -21,7 +21,7 @@ from lorapipe_dataset.texts.vocabulary import (
     read_vocabulary,
     shown,
 )
-from lorapipe_engine.datasets.signs import COMMAND, WEIGHT, WILDCARD
+from lorapipe_engine.datasets.signs import COMMAND, LIKELY, WEIGHT, WILDCARD
 
 INVARIANT_SHARE = 0.8
 ENOUGH = 5  # captions of a concept from which shares say something
@@ -103,6 +103,8 @@ def find_prompts(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Captions that were copied from prompts with the signs that only prompts have."""
     for picture in dataset.captioned:
         text = picture.caption or ""
+        if not LIKELY.search(text):
+            continue
         signs = list(dict.fromkeys([*WEIGHT.findall(text), *COMMAND.findall(text)]))
         if signs:
             yield Finding(PROMPT, _quoted(signs), (picture.path,), {"signs": signs})
@@ -166,7 +168,7 @@ def _by_tag(dataset: Dataset) -> dict[str, list[Picture]]:
     """Canonical tags, the commonest first, with their pictures."""
     by_tag: dict[str, list[Picture]] = {}
     for picture in dataset.captioned:
-        for tag in dict.fromkeys(map(canonical, picture.tags)):
+        for tag in dict.fromkeys(picture.keys):
             by_tag.setdefault(tag, []).append(picture)
     by_tag.pop("", None)
     return dict(sorted(by_tag.items(), key=lambda row: (-len(row[1]), row[0])))
@@ -175,7 +177,7 @@ def _by_tag(dataset: Dataset) -> dict[str, list[Picture]]:
 def find_in_captions(dataset: Dataset, options: Options) -> Iterator[Finding]:
     """What single captions have wrong."""
     for picture in dataset.captioned:
-        tags = [canonical(tag) for tag in picture.tags]
+        tags = picture.keys
         double = [tag for tag, count in Counter(tags).items() if count > 1]
         if double:
             yield Finding(DOUBLE, _listed(double), (picture.path,), {"tags": double})
@@ -209,12 +211,12 @@ def find_invariant(dataset: Dataset, options: Options) -> Iterator[Finding]:
         own = {canonical(concept), canonical(options.trigger or concept)}
         counts: Counter[str] = Counter()
         for picture in captioned:
-            counts.update({canonical(tag) for tag in picture.tags})
+            counts.update(set(picture.keys))
         for tag, count in sorted(counts.items(), key=lambda row: (-row[1], row[0])):
             if count >= INVARIANT_SHARE * len(captioned) and tag not in own:
                 text = f"'{shown(tag)}' in {count / len(captioned):.0%} of {concept}"
                 text += " (the trigger? then name it with --trigger)" if tag == guessed else ""
-                paths = tuple(p.path for p in captioned if tag in map(canonical, p.tags))
+                paths = tuple(p.path for p in captioned if tag in p.keys)
                 yield Finding(
                     INVARIANT, text, paths, {"tag": tag, "share": round(count / len(captioned), 4)}, milder
                 )
@@ -224,7 +226,7 @@ def find_ratings(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Ratings that only some captions name, or that differ."""
     rated: dict[str, list[Picture]] = {}
     for picture in dataset.captioned:
-        for rating in {rating_of(canonical(tag)) for tag in picture.tags} - {None}:
+        for rating in set(map(rating_of, picture.keys)) - {None}:
             rated.setdefault(str(rating), []).append(picture)
     total = len({picture.path for group in rated.values() for picture in group})
     if rated and (len(rated) > 1 or total < len(dataset.captioned)):
