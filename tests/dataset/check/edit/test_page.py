@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,12 @@ def test_pictures_are_selected_by_keys_and_by_the_mouse(served: Editor, tmp_path
         assert tab.evaluate("document.activeElement.id") == "caption"
         tab.press("Escape")
         assert tab.evaluate("document.activeElement.id") == "grid"
+        tab.press("/")
+        tab.call("Input.insertText", text="Thing_1")
+        assert tab.evaluate("[...document.querySelectorAll('#tags button')].map(b => b.dataset.tag)") == [
+            "thing 1"
+        ]
+        tab.press("Escape")
         tab.press("?")
         assert tab.evaluate("document.querySelector('#keys').open")
         tab.press("Escape")
@@ -218,6 +225,39 @@ def test_leaving_the_field_saves_and_a_new_caption_is_written(
         tab.press("z", ctrl=True)
         assert text(tab, "#undo-what") == ""
         assert (folder / "3_okabe/b.txt").read_bytes() == b"okabe, hat, night\r\n"
+
+
+def test_a_text_outlives_the_page(served: Editor, tmp_path: Path) -> None:
+    with opened(served.record["url"], tmp_path / "profile") as tab:
+        pick(tab, "5_mayu/2.png")
+        type_over(tab, "#caption", "mayu, half a sent")
+        # The browser would ask whether to leave.
+        tab.evaluate("drafts.clear()")
+        tab.call("Page.reload")
+        says(tab, "#state", "1 text not saved")
+        filter_by(tab, "[data-mark='not saved']")
+        assert shown(tab) == ["2.png"]
+        tab.click(".tile")
+        assert tab.evaluate("document.querySelector('#caption').value") == "mayu, half a sent"
+
+
+def test_what_a_tagger_would_add(folder: Path, tmp_path: Path) -> None:
+    hints = tmp_path / "hints.jsonl"
+    rows = [(folder / f"5_mayu/{number}.png", "mayu, blue_sky, wide field") for number in (1, 2)]
+    hints.write_text("".join(json.dumps({"path": str(path), "caption": text}) + "\n" for path, text in rows))
+    with (
+        editing(folder, "--hints", hints) as editor,
+        opened(editor.record["url"], tmp_path / "profile") as tab,
+    ):
+        pick(tab, "5_mayu/1.png")
+        assert text(tab, "#hints") == "+ blue_sky+ wide field"
+        # Written as this dataset writes its tags, and only where the tagger saw it.
+        tab.press("a", ctrl=True)
+        tab.click("[data-hint='blue_sky']")
+        wait_for(folder / "5_mayu/1.txt", b"mayu, hat, thing 1, rain, blue sky")
+        wait_for(folder / "5_mayu/2.txt", b"mayu, tree, thing 2, rain, blue sky")
+        tab.wait("document.querySelector('[data-hint=blue_sky]') === null")
+        assert (folder / "5_mayu/3.txt").read_bytes() == b"mayu, hat, thing 3, rain"
 
 
 def test_a_second_tab_sees_it_and_an_old_edit_loses_nothing(

@@ -1,13 +1,13 @@
 // The pictures that are shown. Only what is in sight has elements: thousands scroll as quickly as ten.
-const LEAST = innerWidth < 700 ? 128 : 164; // a tile's width and height in pixels
-const HIGH = innerWidth < 700 ? 190 : 234;
+const SIZES = [[164, 234], [128, 190]]; // a tile's least width and its height in pixels, as in editor.css; on a narrow screen
+const NARROW = matchMedia("(max-width: 700px)");
 const GAP = 10;
 const SPARE = 2; // rows drawn above and below what is in sight
 const REST = 80; // milliseconds that a tile is there before its picture is asked for
 let rows = []; // indexes of the pictures shown, in order
 let places = new Map(); // picture -> its place in rows
 let cursor = -1, anchor = -1; // places
-let columns = 1, tileWidth = LEAST;
+let columns = 1, tileWidth = 0, high = SIZES[0][1];
 const tiles = new Map(); // picture -> element
 const spare = [];
 let fresh = new Set(), loading = 0;
@@ -77,18 +77,19 @@ function renderAbout() {
 }
 
 function layOut() {
-  const wide = $("grid").clientWidth - 2 * GAP;
-  columns = Math.max(1, Math.floor((wide + GAP) / (LEAST + GAP)));
+  const wide = $("grid").clientWidth - 2 * GAP, [least, height] = SIZES[Number(NARROW.matches)];
+  high = height;
+  columns = Math.max(1, Math.floor((wide + GAP) / (least + GAP)));
   tileWidth = (wide - GAP * (columns - 1)) / columns;
-  $("sheet").style.height = `${Math.ceil(rows.length / columns) * (HIGH + GAP) + GAP}px`;
+  $("sheet").style.height = `${Math.ceil(rows.length / columns) * (high + GAP) + GAP}px`;
   for (const [index, tile] of tiles) drop(index, tile);
   draw();
 }
 
 function draw() {
-  const top = $("grid").scrollTop, high = $("grid").clientHeight, step = HIGH + GAP;
+  const top = $("grid").scrollTop, view = $("grid").clientHeight, step = high + GAP;
   const from = Math.max(0, Math.floor(top / step) - SPARE) * columns;
-  const to = Math.min(rows.length, (Math.ceil((top + high) / step) + SPARE) * columns);
+  const to = Math.min(rows.length, (Math.ceil((top + view) / step) + SPARE) * columns);
   const due = new Set(rows.slice(from, to));
   if (places.get(rows[cursor]) !== undefined) due.add(rows[cursor]);
   for (const [index, tile] of tiles) if (!due.has(index)) drop(index, tile);
@@ -211,7 +212,7 @@ function selectThese(indexes) {
 }
 
 function reveal(place) {
-  const step = HIGH + GAP, top = Math.floor(place / columns) * step, grid = $("grid");
+  const step = high + GAP, top = Math.floor(place / columns) * step, grid = $("grid");
   if (top < grid.scrollTop) grid.scrollTop = top;
   else if (top + step + GAP > grid.scrollTop + grid.clientHeight) grid.scrollTop = top + step + GAP - grid.clientHeight;
   draw();
@@ -237,7 +238,7 @@ $("grid").addEventListener("click", event => {
   else { selectOnly(place); unfold(true); }
 });
 $("grid").addEventListener("keydown", event => {
-  const page = Math.max(1, Math.floor($("grid").clientHeight / (HIGH + GAP))) * columns;
+  const page = Math.max(1, Math.floor($("grid").clientHeight / (high + GAP))) * columns;
   const to = { ArrowLeft: cursor - 1, ArrowRight: cursor + 1, ArrowUp: cursor - columns, ArrowDown: cursor < 0 ? 0 : cursor + columns,
     PageUp: cursor - page, PageDown: cursor + page, Home: 0, End: rows.length - 1 }[event.key];
   if (to !== undefined && !event.altKey) go(to < 0 && event.key === "ArrowUp" ? Math.max(0, cursor) : to, event);

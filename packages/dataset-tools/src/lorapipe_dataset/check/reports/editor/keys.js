@@ -151,7 +151,6 @@ $("fold").addEventListener("click", () => unfold(document.body.classList.contain
 $("line-close").addEventListener("click", clearLine);
 window.addEventListener("beforeunload", event => { if (drafts.size) event.preventDefault(); });
 window.addEventListener("pagehide", () => {
-  keepDrafts();
   if (!pending || pending.sent) return;
   const id = data.pictures[pending.index].id, body = { action: "order", ids: [id], versions: { [id]: pending.version }, tags: pending.tags };
   fetch("api/edit", { method: "POST", keepalive: true, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });

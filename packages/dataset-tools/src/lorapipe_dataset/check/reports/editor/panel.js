@@ -63,6 +63,8 @@ const ROW_ACTS = [
   ["rename", "✎", "Rename (F2)"], ["remove", "×", "Remove (Delete)"],
 ];
 
+const share = number => (number === selected.size ? "all" : `${number.toLocaleString("en")} of ${selected.size.toLocaleString("en")}`);
+
 function renderMany() {
   const found = tagsOfSelection(), list = $("selection-tags"), inside = list.contains(document.activeElement);
   if (rowRename && found.some(([key]) => key === rowRename) && list.querySelector("input")) return renderManyCounts(found);
@@ -92,14 +94,14 @@ function nextRow(found) {
 function renderManyCounts(found) {
   const numbers = new Map(found);
   for (const row of $("selection-tags").children)
-    if (row.dataset.tag) row.querySelector(".count").textContent = `${numbers.get(row.dataset.tag) ?? 0} of ${selected.size}`;
+    if (row.dataset.tag && row.dataset.tag !== rowRename) row.querySelector(".count").textContent = share(numbers.get(row.dataset.tag) ?? 0);
 }
 
 function manyRow(key, number) {
   const row = make("li", undefined, { "data-tag": key });
   const word = make("button", key, { type: "button", class: "word", tabindex: key === rowAt ? "0" : "-1", title: "Click: show pictures with it" });
   word.dataset.act = "show";
-  row.append(word, make("span", number === selected.size ? "all" : `${number.toLocaleString("en")} of ${selected.size.toLocaleString("en")}`, { class: "count" }));
+  row.append(word, make("span", share(number), { class: "count" }));
   for (const [act, sign, name] of ROW_ACTS) {
     const button = make("button", sign, { type: "button", class: "sign", tabindex: "-1", "data-act": act, "aria-label": `${name}: ${key}`, title: name });
     if (act === "all" && number === selected.size) button.classList.add("void"), button.disabled = true;
