@@ -36,8 +36,17 @@ class Reply:
 class Editor:
     """A running server; it is killed when the block ends, if it did not end itself."""
 
-    def __init__(self, folder: Path, *words: object) -> None:
-        command = [sys.executable, "-c", _CODE, "--edit", str(folder), "--json", "--no-browser"]
+    def __init__(self, folder: Path, *words: object, before: str = "") -> None:
+        """``before``: Python code that is run first."""
+        command = [
+            sys.executable,
+            "-c",
+            f"{before}\n{_CODE}",
+            "--edit",
+            str(folder),
+            "--json",
+            "--no-browser",
+        ]
         self.process = subprocess.Popen(
             [*command, *map(str, words)],
             stdout=subprocess.PIPE,

@@ -33,6 +33,7 @@ REASONS = (
     "needs a card",
     "needs the network",
     "needs a server",
+    "serves until it is ended",
     "takes minutes",
     "installs",
     "PowerShell",

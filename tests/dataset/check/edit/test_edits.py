@@ -15,7 +15,7 @@ from PIL import Image
 pytest.importorskip("waitress")
 pytest.importorskip("werkzeug")
 
-from support.editor import editing, held
+from support.editor import Editor, editing, held
 
 # Name of the picture, what its caption holds (None: there is none), the edit, and what it holds then.
 ROWS: list[tuple[str, bytes | None, dict[str, Any], bytes | None]] = [
@@ -282,6 +282,25 @@ def test_a_folder_that_may_not_be_written(folder: Path) -> None:
             assert "cannot be changed (Permission denied)" in answer["errors"][0]["text"]
     finally:
         folder.chmod(0o755)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on files there")
+def test_a_file_that_finds_no_room_stays_as_it_is(folder: Path) -> None:
+    """As on a full disk: the others go on, and all is taken back."""
+    (folder / "add.txt").write_bytes(b"hat, " + b"x" * 2000)
+    before = held(folder)
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    with Editor(folder.parent, before=limit) as editor:
+        answer = editor.edit("remove", "add.png", "front.png", tags=["hat"])
+        assert [(one["id"], one["text"]) for one in answer["errors"]] == [
+            (
+                editor.pictures()["add.png"]["id"],
+                f"{Path('5_cat/add.txt')}: cannot be written (File too large)",
+            )
+        ]
+        assert {name for name, data in held(folder).items() if data != before[name]} == {"front.txt"}
+        assert editor.undo()["errors"] == []
+    assert held(folder) == before
 
 
 # -------------------------------------------------------------------------------- left out

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,44 @@ def test_the_address_is_all_of_stdout(tmp_path: Path) -> None:
     assert line.startswith("http://127.0.0.1:")
     assert line.endswith("/\n")
     assert (out, err) == ("", "lora-check: terminated\n" if os.name != "nt" else err)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no terminals of this kind there")
+def test_a_browser_gets_an_address_that_is_good_once(tmp_path: Path) -> None:
+    """Who lists the machine's processes sees it; the address with the secret stands in the terminal alone."""
+    import pty
+
+    place, seen = make(tmp_path / "set", 1), tmp_path / "seen"
+    program = tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\necho "$1" > {seen}.new\nmv {seen}.new {seen}\n')
+    program.chmod(0o755)
+    code = "from lorapipe_dataset.check.cli import main; main()"
+    path = os.pathsep.join(sys.path)
+    env = {**os.environ, "PYTHONPATH": path, "BROWSER": str(program), "DISPLAY": ":0"}
+    main, side = pty.openpty()
+    command = [sys.executable, "-c", code, "--edit", str(place)]
+    with subprocess.Popen(command, stdout=side, stderr=subprocess.PIPE, env=env) as process:
+        os.close(side)
+        try:
+            until = time.monotonic() + 20
+            while not seen.exists() and time.monotonic() < until:
+                time.sleep(0.02)
+            shown = os.read(main, 1000).decode().strip()
+            opened = seen.read_text().strip()
+            host, ticket = opened.removeprefix("http://").split("/", 1)
+            assert ticket not in shown
+            answers = []
+            for _ in range(2):
+                connection = HTTPConnection(host, timeout=20)
+                connection.request("GET", f"/{ticket}")
+                answer = connection.getresponse()
+                answers.append((answer.status, answer.getheader("Location")))
+                connection.close()
+            assert answers == [(303, "/" + shown.split("/", 3)[3]), (404, None)]
+        finally:
+            process.terminate()
+            process.communicate(timeout=20)
+            os.close(main)
 
 
 def test_no_other_mode_loads_the_server(tmp_path: Path) -> None:

@@ -83,7 +83,13 @@ class EditSettings:
     """Editing in the browser"""
 
     edit: bool = flag(False, "Serve a page to this machine alone, in which the captions of DIR are edited.")
-    port: int = flag(0, "With --edit: the port.  [default: a free one]", min=0, max=65535, metavar="N")
+    port: int = flag(
+        0,
+        "With --edit: serve the page at this port of your machine.  [default: a free one]",
+        min=0,
+        max=65535,
+        metavar="N",
+    )
     browser: bool = flag(
         True,
         "With --edit: open the page in a browser, or print its address only.",

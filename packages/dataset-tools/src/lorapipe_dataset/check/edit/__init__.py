@@ -1,1 +1,1 @@
-"""``lora-check --edit``: the page of the report, served to this machine alone, in which captions are edited."""
+"""The report's page, served to this machine alone, in which captions are edited."""

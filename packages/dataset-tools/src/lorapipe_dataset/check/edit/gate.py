@@ -34,11 +34,16 @@ STATUS = {
 
 
 class Gate:
-    """A WSGI application in front of another. ``port`` is known once the server is bound."""
+    """A WSGI application in front of another. ``port`` is known once the server is bound.
 
-    def __init__(self, app: App, secret: str) -> None:
+    ``ticket``: a path that leads to the page once. A browser's command line, on which it stands, can be read by all
+    users of the machine.
+    """
+
+    def __init__(self, app: App, secret: str, ticket: str | None = None) -> None:
         self._app = app
         self._secret = secret.encode("ascii")
+        self._tickets = [] if ticket is None else [f"/{ticket}"]
         self.port = 0
 
     def __call__(self, environ: Environ, start: Start) -> Iterable[bytes]:
@@ -47,16 +52,32 @@ class Gate:
             extra = [*HEADERS, ("Cache-Control", "no-store")]
             return start(status, [*headers, *(row for row in extra if row[0].lower() not in names)], *more)
 
+        if self._takes_ticket(environ):
+            start_guarded(
+                "303 See Other", [("Location", f"/{self._secret.decode()}/"), ("Content-Length", "0")]
+            )
+            return []
         refused = self._refuse(environ)
         if refused is None:
             return self._app(environ, start_guarded)
         start_guarded(STATUS[refused], [("Content-Length", "0")])
         return []
 
+    def _takes_ticket(self, environ: Environ) -> bool:
+        if self._host_of(environ) is None or environ.get("PATH_INFO") not in self._tickets:
+            return False
+        self._tickets.clear()
+        return True
+
+    def _host_of(self, environ: Environ) -> str | None:
+        """The name by which the server was asked, None for one that is not its own."""
+        host = environ.get("HTTP_HOST", "")
+        return host if host in (f"127.0.0.1:{self.port}", f"localhost:{self.port}") else None
+
     def _refuse(self, environ: Environ) -> int | None:
         """The status that a request is refused with; None for one that may pass, its secret taken off the path."""
-        host = environ.get("HTTP_HOST", "")
-        if host not in (f"127.0.0.1:{self.port}", f"localhost:{self.port}"):
+        host = self._host_of(environ)
+        if host is None:
             return 403
         before, slash, rest = environ.get("PATH_INFO", "").removeprefix("/").partition("/")
         if not hmac.compare_digest(before.encode("latin-1", "replace"), self._secret) or not slash:

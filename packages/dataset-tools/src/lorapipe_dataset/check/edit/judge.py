@@ -57,9 +57,9 @@ class Judge:
         return self._report
 
     def _dataset(self) -> Dataset:
-        found = self._shelf.found
+        scanned = self._shelf.scanned
         pictures = [item.picture for item in self._shelf.present()]
-        return replace(found, pictures=pictures)
+        return replace(scanned, pictures=pictures)
 
     def _copies_left(self, dataset: Dataset) -> list[Finding]:
         """The groups of copies without the pictures that were left out, where two are left at least."""

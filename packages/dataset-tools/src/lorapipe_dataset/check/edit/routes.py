@@ -90,8 +90,8 @@ class Routes:
 
     def _picture(self, request: Request, number: int) -> Response:
         item = self._desk.item(number)
-        found = None if item is None else self._images.whole(item)
-        return self._image(request, number, *(found or ("", None)))
+        held = None if item is None else self._images.whole(item)
+        return self._image(request, number, *(held or ("", None)))
 
     def _image(self, request: Request, number: int, kind: str, data: bytes | None) -> Response:
         if data is None:

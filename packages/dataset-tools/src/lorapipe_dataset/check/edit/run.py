@@ -32,16 +32,14 @@ def edit(words: Sequence[str], chosen: Chosen) -> int:
     root = _folder(words)
     _check_extra()
     desk = _desk(root, options, settings)
-    server, port, secret = _bind(desk, settings.port)
-    address = f"http://127.0.0.1:{port}/{secret}/"
-    _tell(address, port, root, len(desk.shelf.items), as_json=options.as_json)
-    if settings.browser and sys.stdout.isatty() and _has_screen():
-        import webbrowser
-
-        webbrowser.open(address)
+    opens = settings.browser and sys.stdout.isatty() and _has_screen()
+    ticket = secrets.token_urlsafe(24) if opens else None
+    server, port, secret = _bind(desk, settings.port, ticket)
+    place = f"http://127.0.0.1:{port}"
+    _tell(f"{place}/{secret}/", port, root, len(desk.shelf.items), as_json=options.as_json)
     from lorapipe_dataset.check.edit.server import serve
 
-    serve(server, desk.close)
+    serve(server, desk.close, open_at=f"{place}/{ticket}" if opens else None)
     return 0
 
 
@@ -78,13 +76,13 @@ def _desk(root: Path, options: Options, settings: EditSettings) -> Any:
 
     words = read_words(options.tags_file)
     shelf = Shelf(root, options.caption_extension, recursive=options.recursive)
-    for line in shelf.found.left_out:
+    for line in shelf.scanned.left_out:
         say(f"lora-check: note: {line}")
     hints = Hints() if settings.hints is None else read_hints(settings.hints, shelf)
     return Desk(shelf, Judge(shelf, options), hints, words)
 
 
-def _bind(desk: Any, port: int) -> tuple[Any, int, str]:
+def _bind(desk: Any, port: int, ticket: str | None) -> tuple[Any, int, str]:
     """The server, its port, and the secret in its page's address."""
     from lorapipe_dataset.check.edit.gate import Gate
     from lorapipe_dataset.check.edit.images import Images
@@ -92,7 +90,7 @@ def _bind(desk: Any, port: int) -> tuple[Any, int, str]:
     from lorapipe_dataset.check.edit.server import bind
 
     secret = secrets.token_urlsafe(24)
-    gate = Gate(Routes(desk, Images(), copy_context(), verbose=VERBOSE.get()), secret)
+    gate = Gate(Routes(desk, Images(), copy_context(), verbose=VERBOSE.get()), secret, ticket)
     return bind(gate, port), gate.port, secret
 
 

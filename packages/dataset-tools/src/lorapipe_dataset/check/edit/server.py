@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -43,8 +44,11 @@ def bind(gate: Gate, port: int) -> Any:
     return server
 
 
-def serve(server: Any, close: Callable[[], None]) -> None:
-    """Answer until an interrupt comes; ``close`` waits for what is being written then. The interrupt goes on."""
+def serve(server: Any, close: Callable[[], None], *, open_at: str | None = None) -> None:
+    """Answer until an interrupt comes; ``close`` waits for what is being written then. The interrupt goes on.
+
+    ``open_at``: an address to open in the user's browser once there are answers.
+    """
     stopped = threading.Event()
 
     def run() -> None:
@@ -56,6 +60,8 @@ def serve(server: Any, close: Callable[[], None]) -> None:
     # Of a thread its own, since waitress takes an interrupt for its own end.
     threading.Thread(target=run, daemon=True, name="lora-check server").start()
     try:
+        if open_at is not None:
+            webbrowser.open(open_at)
         while not stopped.wait(TICK):
             pass
     finally:

@@ -79,12 +79,12 @@ class Item:
     def check_caption(self) -> bool:
         """The same of its caption."""
         path = self.picture.caption_path
-        found = None if path is None else signature_of(path)
-        if found == self._caption and (self._sure or found is None) and self._has_words:
+        seen = None if path is None else signature_of(path)
+        if seen == self._caption and (self._sure or seen is None) and self._has_words:
             return False
         known = self._has_words, self.version, str(self._trouble)
-        self._has_words, self._caption = True, found
-        self._sure = found is not None and time.time_ns() - max(found[2:]) > _YOUNG
+        self._has_words, self._caption = True, seen
+        self._sure = seen is not None and time.time_ns() - max(seen[2:]) > _YOUNG
         held = self._bytes()
         if known == (True, self.version, str(self._trouble)):
             return False
@@ -152,7 +152,7 @@ class Shelf:
         self.revision = 0
         self.structure = 0  # grows with each scan
         self._looked = time.monotonic()
-        self.found = Dataset()
+        self.scanned = Dataset()
         self._extension = extension
         self._recursive = recursive
         self._by_home: dict[Path, Item] = {}
@@ -210,19 +210,21 @@ class Shelf:
 
     def _scan_again(self) -> list[Item]:
         try:
-            found = scan([Record(self.root)], self._extension, recursive=self._recursive)
+            scanned = scan([Record(self.root)], self._extension, recursive=self._recursive)
         except InputError:
-            found = Dataset()  # all pictures are left out, or gone
-        return self._scan(found)
+            # All pictures are left out or gone, or a folder came that nobody can train.
+            there = [one for one in self.scanned.pictures if one.path.exists()]
+            scanned = replace(self.scanned, pictures=there)
+        return self._scan(scanned)
 
-    def _scan(self, found: Dataset) -> list[Item]:
-        self.found = found
+    def _scan(self, scanned: Dataset) -> list[Item]:
+        self.scanned = scanned
         self.structure += 1
-        self._places |= {picture.place.path: picture.place for picture in found.pictures}
+        self._places |= {picture.place.path: picture.place for picture in scanned.pictures}
         # Taken before the pictures are: what comes meanwhile is a difference the next time.
         self._names = self._listed()
         seen: dict[Path, tuple[Picture, bool]] = {
-            picture.path: (picture, False) for picture in found.pictures
+            picture.path: (picture, False) for picture in scanned.pictures
         }
         for home, picture in self._hidden():
             seen.setdefault(home, (picture, True))
