@@ -201,7 +201,23 @@ def test_pictures_are_selected_by_keys_and_by_the_mouse(served: Editor, tmp_path
         assert tab.evaluate("[...document.querySelectorAll('#tags button')].map(b => b.dataset.tag)") == [
             "thing 1"
         ]
+        tab.press("ArrowDown")
+        tab.press("Enter")
+        assert shown(tab) == ["1.png"]
+        assert tab.evaluate("document.activeElement.dataset.tag") == "thing 1"
+
+        # Escape closes the list of completions first, then leaves the name as it was.
+        tab.press("g")
+        tab.press("Home")
+        tab.press("t")
+        tab.press("F2")
+        tab.call("Input.insertText", text="th")
+        says(tab, "#chips", "thing 2")
         tab.press("Escape")
+        assert tab.evaluate("document.activeElement.value") == "th"
+        tab.press("Escape")
+        assert tab.evaluate("document.activeElement.textContent") == "mayu"
+        assert text(tab, "#undo-what") == ""
         tab.press("?")
         assert tab.evaluate("document.querySelector('#keys').open")
         tab.press("Escape")
@@ -232,8 +248,9 @@ def test_a_text_outlives_the_page(served: Editor, tmp_path: Path) -> None:
         pick(tab, "5_mayu/2.png")
         type_over(tab, "#caption", "mayu, half a sent")
         # The browser would ask whether to leave.
-        tab.evaluate("drafts.clear()")
+        tab.evaluate("drafts.clear(), window.isOld = true")
         tab.call("Page.reload")
+        tab.wait("!window.isOld && document.querySelector('.tile') !== null")
         says(tab, "#state", "1 text not saved")
         filter_by(tab, "[data-mark='not saved']")
         assert shown(tab) == ["2.png"]

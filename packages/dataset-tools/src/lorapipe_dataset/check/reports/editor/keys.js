@@ -6,7 +6,7 @@ const KEYS = [
     ["Alt+Page ↓, Alt+Page ↑", "next and previous picture, from any field"], ["x", "leave the selection out of training, or take it in again"],
   ]],
   ["Go to", [
-    ["a", "add tags"], ["t", "tags of the selection"], ["e", "the caption as text"], ["/", "find a tag to filter by"], ["g", "the pictures"],
+    ["a", "add tags"], ["t", "tags of the selection"], ["e", "the caption as text"], ["/", "find a tag to filter by; ↓ ↑ go through the filters, Enter takes one"], ["g", "the pictures"],
   ]],
   ["A tag", [
     ["← →", "the tag before and behind"], ["Alt+← Alt+→", "move it"], ["Alt+Home, Alt+End", "to the front, to the end"],
@@ -142,6 +142,14 @@ document.addEventListener("keydown", event => {
   event.preventDefault();
 });
 
+$("side").addEventListener("keydown", event => {
+  if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+  const all = [...$("side").querySelectorAll("input, div[id] > button")], from = all.indexOf(event.target);
+  // From the field, down into the tags that were found.
+  const to = from === 0 ? all.indexOf($("tags").querySelector("button")) : from + (event.key === "ArrowDown" ? 1 : -1);
+  all[to]?.focus();
+  event.preventDefault();
+});
 $("undo").addEventListener("click", undo);
 $("redo").addEventListener("click", redo);
 $("show-keys").addEventListener("click", () => $("keys").showModal());

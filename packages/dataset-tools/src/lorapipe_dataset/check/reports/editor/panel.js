@@ -1,6 +1,8 @@
 // The side where the selection is edited: what is common to one picture and many.
 const MOST_ROWS = 100;
 const FULL_AFTER = 150; // milliseconds until the whole picture is asked for, so that arrow keys fly past
+const manyMade = new Map(); // a tag -> its row among those of a selection
+let manyRows = []; // the tags that were shown last
 let rowAt = null, rowRename = null, manyLimit = MOST_ROWS, lookAt = -1, fullTimer = 0;
 
 const only = () => (selected.size === 1 ? selected.values().next().value : -1);
@@ -70,7 +72,13 @@ function renderMany() {
   if (rowRename && found.some(([key]) => key === rowRename) && list.querySelector("input")) return renderManyCounts(found);
   if (!found.some(([key]) => key === rowAt)) rowAt = nextRow(found);
   rowRename = null;
-  list.replaceChildren(...found.slice(0, manyLimit).map(([key, number]) => manyRow(key, number)));
+  const made = found.slice(0, manyLimit).map(([key, number]) => {
+    let row = manyMade.get(key);
+    if (!row || row.classList.contains("renaming")) manyMade.set(key, row = manyRow(key));
+    return fillRow(row, key, number);
+  });
+  // Rows that stay are not made anew: a click on one of them meanwhile is not lost.
+  if (list.children.length !== made.length || made.some((row, place) => row !== list.children[place])) list.replaceChildren(...made);
   if (found.length > manyLimit) {
     const more = make("button", `Show ${(found.length - manyLimit).toLocaleString("en")} more`, { type: "button" });
     more.addEventListener("click", () => { manyLimit = Infinity; renderMany(); });
@@ -82,8 +90,6 @@ function renderMany() {
   $("many-count").textContent = found.length.toLocaleString("en");
   if (inside) list.querySelector(`[tabindex="0"]`)?.focus({ preventScroll: true });
 }
-
-let manyRows = [];
 
 // A tag that went away hands its place on to the one that stood below it.
 function nextRow(found) {
@@ -97,16 +103,20 @@ function renderManyCounts(found) {
     if (row.dataset.tag && row.dataset.tag !== rowRename) row.querySelector(".count").textContent = share(numbers.get(row.dataset.tag) ?? 0);
 }
 
-function manyRow(key, number) {
+function manyRow(key) {
   const row = make("li", undefined, { "data-tag": key });
-  const word = make("button", key, { type: "button", class: "word", tabindex: key === rowAt ? "0" : "-1", title: "Click: show pictures with it" });
-  word.dataset.act = "show";
-  row.append(word, make("span", share(number), { class: "count" }));
-  for (const [act, sign, name] of ROW_ACTS) {
-    const button = make("button", sign, { type: "button", class: "sign", tabindex: "-1", "data-act": act, "aria-label": `${name}: ${key}`, title: name });
-    if (act === "all" && number === selected.size) button.classList.add("void"), button.disabled = true;
-    row.append(button);
-  }
+  row.append(make("button", key, { type: "button", class: "word", title: "Click: show pictures with it", "data-act": "show" }), make("span", "", { class: "count" }));
+  for (const [act, sign, name] of ROW_ACTS)
+    row.append(make("button", sign, { type: "button", class: "sign", tabindex: "-1", "data-act": act, "aria-label": `${name}: ${key}`, title: name }));
+  return row;
+}
+
+function fillRow(row, key, number) {
+  row.querySelector(".word").tabIndex = key === rowAt ? 0 : -1;
+  row.querySelector(".count").textContent = share(number);
+  const toAll = row.querySelector('[data-act="all"]');
+  toAll.disabled = number === selected.size;
+  toAll.classList.toggle("void", toAll.disabled);
   return row;
 }
 

@@ -38,7 +38,7 @@ function send(path, makeBody, told) {
   return queued(async () => {
     try {
       const body = makeBody();
-      if (body === null) return true;
+      if (body === null) return false;
       const answer = await ask(path, body);
       setConnected(true);
       return take(answer, told);
@@ -103,6 +103,8 @@ async function look() {
   const gone = (answer.gone ?? []).map(forget).filter(index => index !== null);
   const added = answer.added ? (await ask("api/state", undefined, PATIENCE)).pictures.filter(welcome).length : 0;
   learnRules(answer);
+  // What the page knows already is not drawn again: that could take a button away from under the mouse.
+  if (!changed.length && !gone.length && !added) return;
   refresh();
   const parts = [];
   if (changed.length) parts.push(`${many(changed.length, "caption")} changed elsewhere.`);

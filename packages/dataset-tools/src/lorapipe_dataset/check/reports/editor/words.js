@@ -78,7 +78,7 @@ function complete(input, accept) {
     else if (event.key === "ArrowDown") point(at + 1 >= list.children.length ? -1 : at + 1);
     else if (event.key === "ArrowUp") point(at < 0 ? list.children.length - 1 : at - 1);
     else if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) at >= 0 ? take(list.children[at].dataset.word) : submit();
-    else if (event.key === "Escape" && !list.hidden) { close(); event.stopPropagation(); }
+    else if (event.key === "Escape" && !list.hidden) { close(); event.stopImmediatePropagation(); }
     else return;
     event.preventDefault();
   });
