@@ -72,7 +72,7 @@ class Editor:
             self.process.kill()
         self.process.communicate()
 
-    def end(self, number: int = signal.SIGINT) -> tuple[int, str]:
+    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """Send a signal; the exit status and what stderr had."""
         self.process.send_signal(number)
         _, err = self.process.communicate(timeout=20)

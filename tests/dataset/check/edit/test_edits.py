@@ -375,6 +375,7 @@ def test_layouts_of_folders(tmp_path: Path, paths: list[str], words: list[str], 
         path.with_suffix(".txt").write_text("cat\n")
     with editing(tmp_path / "set", *words) as editor:
         pictures = editor.state()["pictures"]
+        assert str(tmp_path).encode() not in editor.get("api/state").body + editor.get().body
         assert {Path(one["path"]).as_posix() for one in pictures} == there
         answer = editor.edit("add", tags=["hat"])
         assert len(answer["changed"]) == len(there)

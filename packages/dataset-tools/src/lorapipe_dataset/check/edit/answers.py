@@ -53,7 +53,7 @@ def findings_record(report: Report, shelf: Shelf) -> dict[str, Any]:
 def page_record(report: Report, shelf: Shelf, hints: Hints, more: dict[str, Any]) -> dict[str, Any]:
     """All that the page begins with; ``more`` is what it needs to edit."""
     return {
-        "title": shelf.root.resolve().name,
+        "title": shelf.title,
         "severities": SEVERITIES,
         "buckets": report.buckets.as_record() | {"worst": []},
         "pictures": [picture_record(item, shelf, hints) for item in shelf.items],

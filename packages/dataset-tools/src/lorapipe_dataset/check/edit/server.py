@@ -7,7 +7,6 @@ import logging
 import threading
 import webbrowser
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from lorapipe_dataset.check.edit.gate import MOST_BYTES, Gate
@@ -66,5 +65,3 @@ def serve(server: Any, close: Callable[[], None], *, open_at: str | None = None)
             pass
     finally:
         close()
-        with suppress(OSError):
-            server.socket.close()

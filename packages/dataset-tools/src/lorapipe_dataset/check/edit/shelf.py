@@ -8,6 +8,8 @@ which that was seen.
 from __future__ import annotations
 
 import os
+import re
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,8 +74,9 @@ class Item:
         if image == self.image:
             return False
         self.image = image
-        self.picture = replace(self.picture, size=None, problem=None)
-        read_header(self.picture)
+        self.picture = replace(self.picture, size=None, problem=None if seen else "no plain file")
+        if seen is not None:
+            read_header(self.picture)
         return True
 
     def check_caption(self) -> bool:
@@ -135,10 +138,12 @@ def version_of(data: bytes | None) -> str | None:
 
 
 def signature_of(path: Path | str) -> Signature | None:
-    """A file's signature, links followed; None where there is none."""
+    """A plain file's signature, links followed; None where there is none: a pipe would be waited for."""
     try:
         facts = os.stat(path)  # noqa: PTH116 - thousands of files a second
     except OSError:
+        return None
+    if not stat.S_ISREG(facts.st_mode):
         return None
     return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
@@ -153,6 +158,10 @@ class Shelf:
         self.structure = 0  # grows with each scan
         self._looked = time.monotonic()
         self.scanned = Dataset()
+        self.title = root.resolve().name
+        # With what is behind it: a file in it, or the end of its name.
+        names = "|".join(re.escape(name) for name in {str(root), str(root.resolve())} - {"."})
+        self._own_path = re.compile(rf"(?<![^\s'\"(])({names or '(?!)'})(?:({re.escape(os.sep)})|(?![\w.-]))")
         self._extension = extension
         self._recursive = recursive
         self._by_home: dict[Path, Item] = {}
@@ -199,9 +208,7 @@ class Shelf:
 
     def plain(self, text: str) -> str:
         """A message with paths from the folder on."""
-        for folder in dict.fromkeys((str(self.root), str(self.root.resolve()))):
-            text = text.replace(os.path.join(folder, ""), "")  # noqa: PTH118
-        return text
+        return self._own_path.sub(lambda match: "" if match[2] else self.title, text)
 
     # ------------------------------------------------------------------------ the folders
 
@@ -209,6 +216,8 @@ class Shelf:
         return {folder: _names_in(folder) for folder in dict.fromkeys((self.root, *self._places))}
 
     def _scan_again(self) -> list[Item]:
+        # Listed before it is scanned: what comes meanwhile is a difference the next time.
+        self._names = self._listed()
         try:
             scanned = scan([Record(self.root)], self._extension, recursive=self._recursive)
         except InputError:
@@ -221,11 +230,7 @@ class Shelf:
         self.scanned = scanned
         self.structure += 1
         self._places |= {picture.place.path: picture.place for picture in scanned.pictures}
-        # Taken before the pictures are: what comes meanwhile is a difference the next time.
-        self._names = self._listed()
-        seen: dict[Path, tuple[Picture, bool]] = {
-            picture.path: (picture, False) for picture in scanned.pictures
-        }
+        seen = {picture.path: (picture, False) for picture in scanned.pictures}
         for home, picture in self._hidden():
             seen.setdefault(home, (picture, True))
         changed = [item for item in map(self._placed, seen.items()) if item is not None]
@@ -249,7 +254,7 @@ class Shelf:
     def _hidden(self) -> Iterable[tuple[Path, Picture]]:
         """Pictures that are left out, by the paths that they had."""
         for folder, place in self._places.items():
-            names = self._names.get(folder, frozenset())
+            names = _names_in(folder)
             captions = CaptionNames(names, self._extension)
             for name in sorted(names):
                 path = folder / name
