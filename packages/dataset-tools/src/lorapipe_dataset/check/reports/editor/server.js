@@ -41,7 +41,7 @@ function send(path, makeBody, told) {
       if (body === null) return false;
       const answer = await ask(path, body);
       setConnected(true);
-      return take(answer, told);
+      return await take(answer, told);
     } catch (problem) {
       if (!(problem instanceof Lost)) tell(`Not saved: ${problem.message}.`, { grave: true });
       else {
@@ -56,12 +56,16 @@ function send(path, makeBody, told) {
   });
 }
 
-function take(answer, told) {
+// Of five hundred pictures, what is learned and what is drawn are two tasks: the page answers in between.
+const pause = () => new Promise(done => setTimeout(done));
+
+async function take(answer, told) {
   (answer.changed ?? []).forEach(learn);
   const conflicts = (answer.conflicts ?? []).map(one => { learn(one); return indexOf.get(one.id); });
   const errors = answer.errors ?? [];
   learnSteps(answer);
   learnRules(answer);
+  await pause();
   refresh();
   const done = told?.(answer) ?? "";
   if (conflicts.length) {
