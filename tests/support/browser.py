@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -23,6 +24,10 @@ NAMES = (
     "msedge",
 )
 SECONDS = 60
+KEY_CODES = {
+    "Backspace": 8, "Enter": 13, "Escape": 27, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36, "ArrowLeft": 37,
+    "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "F2": 113,
+}  # fmt: skip
 
 
 def find_browser() -> str | None:
@@ -38,6 +43,7 @@ class Tab:
     def __init__(self, send: int, receive: int) -> None:
         self._send, self._receive = send, receive
         self._number, self._buffer, self._session = 0, b"", ""
+        self._traced: list[dict[str, Any]] | None = None
         self.requests: list[str] = []
         self.errors: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -80,23 +86,72 @@ class Tab:
                 raise TimeoutError(script)
             time.sleep(0.05)
 
-    def click(self, selector: str, *, shift: bool = False) -> None:
+    def click(self, selector: str, *, shift: bool = False, ctrl: bool = False, times: int = 1) -> None:
         """Click in the middle of an element, as a mouse does."""
         place = self.evaluate(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "e.scrollIntoView({block: 'center'});"
             "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent",
-                type=kind,
-                x=place[0],
-                y=place[1],
-                button="left",
-                clickCount=1,
-                modifiers=8 if shift else 0,
+        for count in range(1, times + 1):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call(
+                    "Input.dispatchMouseEvent",
+                    type=kind,
+                    x=place[0],
+                    y=place[1],
+                    button="left",
+                    clickCount=count,
+                    modifiers=8 * shift + 2 * ctrl,
+                )
+
+    def press(self, key: str, *, shift: bool = False, ctrl: bool = False, alt: bool = False) -> None:
+        """Press a key and let it go: a letter, or a name such as ``Enter`` or ``ArrowDown``."""
+        words: dict[str, Any] = {"key": key, "modifiers": alt + 2 * ctrl + 8 * shift}
+        words["windowsVirtualKeyCode"] = KEY_CODES.get(key, ord(key[0].upper()))
+        letter = "\r" if key == "Enter" else key if len(key) == 1 and not (ctrl or alt) else None
+        self.call("Input.dispatchKeyEvent", type="keyDown", **words, **({"text": letter} if letter else {}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", **words)
+
+    def resize(self, width: int, height: int, scheme: str = "light") -> None:
+        """Give the page another size in pixels, and a scheme of colours: ``light`` or ``dark``."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            **{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.call("Emulation.setEmulatedMedia", features=features)
+
+    @contextmanager
+    def tasks(self) -> Iterator[list[float]]:
+        """Milliseconds of the page's tasks meanwhile, the longest first; the list is filled at the end.
+
+        By the browser's own log, in the time of their thread: what else the machine does is not counted.
+        """
+        found: list[float] = []
+        self._traced = events = []
+        self.call("Tracing.start", transferMode="ReportEvents", categories="toplevel")
+        try:
+            yield found
+        finally:
+            self.call("Tracing.end")
+            while self._traced is not None:
+                self._next()
+            names = {
+                event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"
+            }
+            found += sorted(
+                (
+                    event.get("tdur", 0) / 1000
+                    for event in events
+                    if event["name"].endswith("RunTask") and names.get(event["tid"]) == "CrRendererMain"
+                ),
+                reverse=True,
             )
+
+    def picture(self, path: Path) -> None:
+        """Save what is seen as a PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def write(self, selector: str, text: str) -> None:
         """Type into a field."""
@@ -115,20 +170,25 @@ class Tab:
         message: dict[str, Any] = json.loads(line)
         if message.get("method") == "Network.requestWillBeSent":
             self.requests.append(message["params"]["request"]["url"])
+        if message.get("method") == "Tracing.dataCollected" and self._traced is not None:
+            self._traced += message["params"]["value"]
+        if message.get("method") == "Tracing.tracingComplete":
+            self._traced = None
         if message.get("method") == "Runtime.exceptionThrown":
             self.errors.append(message["params"]["exceptionDetails"].get("text", "error"))
         return message
 
 
 @contextmanager
-def open_browser(program: str, profile: Path) -> Iterator[Tab]:
-    """Start the browser, with the network cut off, and end it."""
+def open_browser(program: str, profile: Path, *options: str) -> Iterator[Tab]:
+    """Start the browser, with the network cut off, and end it. ``options`` are more of the browser's own."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
     words = [
         program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
         "--proxy-server=127.0.0.1:9", "--window-size=1200,900", f"--user-data-dir={profile}",
+        *options,
     ]  # fmt: skip
     # The browser reads from descriptor 3 and writes to 4.
     line = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'

@@ -2,7 +2,7 @@
 // The filters at the side, of the report and of the editor alike. `show()` is theirs: it draws what was chosen.
 const data = /*DATA*/null;
 const MOST_TAGS = 400;
-const state = { tags: new Set(), without: new Set(), rule: null, concept: null };
+const state = { tags: new Set(), without: new Set(), rule: null, concept: null, mark: null };
 const $ = id => document.getElementById(id);
 // Captions come from anywhere: whatever is shown is set as text and never as markup.
 const make = (name, text, attributes = {}) => {
@@ -11,10 +11,9 @@ const make = (name, text, attributes = {}) => {
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   return element;
 };
-// The tags of each picture, and how many pictures have each: the commonest first.
-const sets = data.pictures.map(picture => new Set(picture.tags.map(index => data.tags[index][0])));
-let tagRows = data.tags;
-let findings = [];
+const sets = []; // the tags of each picture
+let tagRows = data.tags; // each tag and how many pictures have it, the commonest first
+let findings = []; // of each picture
 
 function placeFindings() {
   findings = data.pictures.map(() => []);
@@ -42,15 +41,21 @@ function choice(box, label, count, pressed, act, severity) {
   return button;
 }
 
-function change(edit) {
-  // The lists are drawn anew: whoever pressed a key there goes on from the same line.
+// The lists are drawn anew: whoever pressed a key there goes on from the same line.
+function keepPlace(work) {
   const box = document.activeElement?.closest("nav div[id]");
   const place = box ? [...box.children].indexOf(document.activeElement) : -1;
-  edit();
-  save();
-  renderSide();
-  show();
+  work();
   if (place >= 0) box.children[Math.min(place, box.children.length - 1)]?.focus({ preventScroll: true });
+}
+
+function change(edit) {
+  keepPlace(() => {
+    edit();
+    save();
+    renderSide();
+    show();
+  });
 }
 
 function toggleTag(tag, without) {
@@ -64,7 +69,7 @@ function toggleTag(tag, without) {
 function clearFilters() {
   state.tags.clear();
   state.without.clear();
-  state.rule = state.concept = null;
+  state.rule = state.concept = state.mark = null;
 }
 
 function filterWords() {
@@ -95,16 +100,33 @@ const plain = text => text.toLowerCase().replaceAll("_", " ");
 function renderTags() {
   const wanted = plain($("search").value.trim());
   $("tag-count").textContent = String(tagRows.length);
-  $("tags").replaceChildren();
+  const known = new Set(tagRows.map(([tag]) => tag));
+  // A filter by a tag that was edited away can still be taken off.
+  const lost = [...state.tags, ...state.without].filter(tag => !known.has(tag)).map(tag => [tag, 0]);
+  const buttons = [];
   let left = MOST_TAGS;
-  for (const [tag, count] of tagRows) {
+  for (const [tag, count] of [...lost, ...tagRows]) {
     const on = state.tags.has(tag), off = state.without.has(tag);
     if (!(on || off || plain(tag).includes(wanted)) || left-- <= 0) continue;
-    const button = choice($("tags"), off ? `not ${tag}` : tag, count, on || off,
-      event => toggleTag(tag, event.shiftKey || event.altKey));
-    button.title = "click: pictures with it; shift-click: without it";
-    button.dataset.tag = tag;
+    if (!tagButtons.has(tag)) tagButtons.set(tag, tagButton(tag));
+    const button = tagButtons.get(tag), [word, number] = button.children, label = off ? `not ${tag}` : tag;
+    if (word.textContent !== label) word.textContent = label;
+    if (number.textContent !== String(count)) number.textContent = count;
+    button.setAttribute("aria-pressed", String(on || off));
+    buttons.push(button);
   }
+  const now = $("tags").children;
+  if (now.length !== buttons.length || buttons.some((button, place) => button !== now[place])) $("tags").replaceChildren(...buttons);
+}
+
+// Hundreds of them are made once and not with every click.
+const tagButtons = new Map();
+
+function tagButton(tag) {
+  const button = choice($("tags"), tag, "", false, event => toggleTag(tag, event.shiftKey || event.altKey));
+  button.title = "click: pictures with it; shift-click: without it";
+  button.dataset.tag = tag;
+  return button;
 }
 
 function renderCase() {
@@ -134,7 +156,9 @@ function renderStill() {
   const shapes = Object.entries(data.buckets.orientation).map(([name, share]) => `${name} ${Math.round(100 * share)} %`);
   $("buckets").append(rows, make("p", shapes.join(", ")));
   $("skipped-title").hidden = !data.skipped.length;
-  for (const [rule, why] of data.skipped) $("skipped").append(make("p", `${rule}: ${why}`));
+  const reasons = new Map();
+  for (const [rule, why] of data.skipped) reasons.set(why, [...(reasons.get(why) ?? []), rule]);
+  for (const [why, rules] of reasons) $("skipped").append(make("p", `${rules.join(", ")}: ${why}`));
 }
 
 // The address holds the filters, so that a view can be kept or sent.

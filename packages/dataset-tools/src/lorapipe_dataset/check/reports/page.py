@@ -27,6 +27,17 @@ class Parts:
     scripts: tuple[str, ...]
 
 
+EDITOR = Parts(
+    "editor/editor.html",
+    ("page.css", "editor/editor.css"),
+    (
+        "filters.js",
+        *(
+            f"editor/{name}.js"
+            for name in ("model", "server", "grid", "words", "panel", "chips", "caption", "keys")
+        ),
+    ),
+)
 REPORT = Parts("page.html", ("page.css",), ("filters.js", "report.js"))
 
 
@@ -37,7 +48,7 @@ def page(report: Report) -> str:
 
 def edit_page(data: dict[str, Any]) -> str:
     """The page of ``lora-check --edit``, of data that the server makes."""
-    return _joined(REPORT, data)
+    return _joined(EDITOR, data)
 
 
 def _joined(parts: Parts, data: dict[str, Any]) -> str:

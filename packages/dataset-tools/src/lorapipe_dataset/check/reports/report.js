@@ -54,6 +54,7 @@ function detail(index) {
 
 $("more").addEventListener("click", () => { limit += PAGE; renderGrid(); });
 $("detail").addEventListener("click", event => { if (event.target === $("detail")) $("detail").close(); });
+for (const picture of data.pictures) sets.push(new Set(picture.tags.map(index => data.tags[index][0])));
 placeFindings();
 renderStill();
 load();
