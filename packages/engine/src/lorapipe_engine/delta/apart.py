@@ -38,8 +38,8 @@ def changes_apart(
     biases = _by_arrays(*(bias_change(Module(name=name, tensors=row), 1.0) for row in (one, two)))
     if weights is None or biases is None:
         return None
-    *norms, product = zip(weights, biases, strict=True)
-    return _record(*(math.hypot(*sides) for sides in norms), sum(product))
+    norm_a, norm_b, apart = (math.hypot(weights[i], biases[i]) for i in range(3))
+    return _record(norm_a, norm_b, apart, weights[3] + biases[3])
 
 
 def _factors(name: str, tensors: Mapping[str, Array]) -> Pair | None:
