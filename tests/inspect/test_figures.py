@@ -104,15 +104,53 @@ def test_diff_compares_what_networks_do(tmp_path: Path) -> None:
     assert found["metadata"]["ss_network_dim"][1] == "99"
     changed(tmp_path / "other.safetensors", 1.5)
     found = record("diff", LORA, tmp_path / "other.safetensors", status=1)
-    moved = [row for row in found["modules"].values() if row["apart"] > 1e-6 * row["norm_a"]]
+    moved = [row for row in found["modules"].values() if row["apart"] > 1e-6 * row["norms"][0]]
     assert len(moved) == 1
     assert moved[0]["relative"] == pytest.approx(0.5, rel=1e-5)
     assert moved[0]["cosine"] == pytest.approx(1.0, rel=1e-6)
 
 
+def test_diff_names_the_files(tmp_path: Path) -> None:
+    changed(tmp_path / "same.safetensors", 1.0)
+    found = record("diff", LORA, tmp_path / "same.safetensors")
+    assert found["paths"] == [str(LORA), str(tmp_path / "same.safetensors")]
+    assert found["only"] == [[], []]
+    assert all(len(row["norms"]) == 2 for row in found["modules"].values())
+
+
+def test_diff_sees_biases_and_norms(tmp_path: Path) -> None:
+    """What a module does to its bias is a part of its change; norms can be compared, too."""
+    plain, other = tmp_path / "plain.safetensors", tmp_path / "other.safetensors"
+    q, norm = "lora_unet_mid_block_attentions_0_proj_in", "lora_unet_mid_block_attentions_0_norm"
+    tensors: dict[str, Array] = {
+        f"{q}.lora_down.weight": np.eye(2, 4, dtype=np.float32),
+        f"{q}.lora_up.weight": np.eye(4, 2, dtype=np.float32),
+        f"{norm}.w_norm": np.full(4, 2, np.float32),
+    }
+    write_tensors(plain, tensors)
+    assert record("diff", plain, plain)["same"]
+    write_tensors(other, tensors | {f"{q}.diff_b": np.full(4, 0.5, np.float32)})
+    found = record("diff", plain, other, status=1)
+    # ‖ΔA‖² is 2 for the identity of rank 2 and 16 for the norm; the bias differs by √(4 · 0.25).
+    assert found["modules"][q]["norms"] == pytest.approx([2**0.5, 3**0.5])
+    assert found["relative"] == pytest.approx(1 / 18**0.5)
+    write_tensors(other, tensors | {f"{norm}.w_norm": np.full(4, 3, np.float32)}, force=True)
+    assert record("diff", plain, other, status=1)["modules"][norm]["apart"] == pytest.approx(2)
+
+
+def test_diff_of_equal_modules_that_depend_on_the_base(tmp_path: Path) -> None:
+    path, other = DATA / "networks" / "dora_out.safetensors", tmp_path / "other.safetensors"
+    assert record("diff", path, path)["same"]
+    with open_tensors(path) as file:
+        tensors: dict[str, Array] = {key: file.read(key) for key in file.tensors}
+    first = next(key for key in tensors if key.endswith("dora_scale"))
+    write_tensors(other, tensors | {first: tensors[first] * 2})
+    assert "not compared: 1 module," in inspect("diff", path, other).stdout
+
+
 def test_diff_of_other_modules() -> None:
     found = record("diff", LORA, DATA / "merge" / "sd15_lora_B.safetensors", status=1)
-    assert found["only_a"] or found["only_b"]
+    assert any(found["only"])
     assert "only in" in inspect("diff", LORA, DATA / "merge" / "sd15_lora_B.safetensors").stdout
 
 

@@ -124,6 +124,41 @@ def test_a_folder_of_a_flow_model_says_so(tmp_path: Path) -> None:
     assert load_base(tmp_path / "ours").prediction_type == "flow_prediction"
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_a_folder_whose_scheduler_says_v(family: str, tmp_path: Path) -> None:
+    """The file that is made of it says so too, by mark or kind, and so does a folder that is made of that."""
+    from lorapipe_engine.train.base.load import load_base
+
+    made = tiny.build(family, linear=family != "sd1")
+    folder = tiny.save_folder(made, tmp_path / "theirs")
+    scheduler = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    turn(folder, "-o", tmp_path / "single.safetensors")
+    tiny.write_tokenizer(tmp_path / "tokenizer")
+    base = load_base(tmp_path / "single.safetensors")
+    assert (base.prediction_type, base.zero_terminal_snr) == ("v_prediction", True)
+    assert ("v_pred" in load_file(tmp_path / "single.safetensors")) is (family != "sd2")
+    assert "no place in a folder" not in turn(tmp_path / "single.safetensors", "-o", tmp_path / "ours")
+    # A folder to copy from says epsilon: the model knows better.
+    plain = tiny.save_folder(made, tmp_path / "plain")
+    (plain / "scheduler").mkdir()
+    (plain / "scheduler/scheduler_config.json").write_text('{"prediction_type": "epsilon", "beta_end": 0.5}')
+    told = turn(tmp_path / "single.safetensors", "--configs", plain, "-o", tmp_path / "copied")
+    assert "the model predicts v_prediction" in told
+    for name in ("ours", "copied"):
+        said = json.loads((tmp_path / name / "scheduler/scheduler_config.json").read_text())
+        assert said["prediction_type"] == "v_prediction"
+        assert said["rescale_betas_zero_snr"]
+    assert said["beta_end"] == 0.5
+
+
+def test_averages_that_are_not_there(tmp_path: Path) -> None:
+    words = (PEOPLE / "sd1_base.safetensors", "--ema", "use", "-o", tmp_path / "o.safetensors")
+    assert "there are no averages" in turn(*words, code=2)
+    assert not (tmp_path / "o.safetensors").exists()
+
+
 def test_configurations_of_another_folder(tmp_path: Path) -> None:
     made = tiny.build("sd1")
     single = tiny.save_checkpoint(made, tmp_path / "single.safetensors")
@@ -159,7 +194,8 @@ def test_repairs(tmp_path: Path) -> None:
     assert "5 tensors are left out: " in told
     assert "position_ids were damaged" in told
     same(load_file(tmp_path / "new.safetensors"), wanted)
-    turn("old.safetensors", "--prune", "--ema", "use", "-o", "ema.safetensors", cwd=tmp_path)
+    told = turn("old.safetensors", "--prune", "--ema", "use", "-o", "ema.safetensors", cwd=tmp_path)
+    assert "weights of the UNet have an average, which is used; the others stay" in told
     same(load_file(tmp_path / "ema.safetensors"), {**wanted, key: average})
     turn("old.safetensors", "-o", "all.safetensors", cwd=tmp_path)
     same(load_file(tmp_path / "all.safetensors"), wanted | extra)

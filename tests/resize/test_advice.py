@@ -71,6 +71,23 @@ def test_an_extraction_is_told_the_same(
     assert ("of the change is lost, which shows in pictures" in done.err) is lossy
 
 
+def test_what_is_lost_is_one_number(write: Write, tmp_path: Path, resize: Any) -> None:
+    """Modules that keep their ranks are a part of the change."""
+    path = write(0.99)
+    with open_tensors(path) as file:
+        tensors = {key: encode(file.read(key), "F32") for key in file.tensors}
+    small = {key.replace("to_q", "to_k"): array for key, array in tensors.items()}
+    up, down = (next(key for key in small if key.endswith(f"{side}.weight")) for side in ("up", "down"))
+    ones = np.ones((64, 1), np.float32)
+    small |= {up: encode(ones, "F32"), down: encode(ones.T.copy() / 640, "F32")}
+    write_tensors(path, tensors | small, {}, force=True)
+    done = resize(path, "-o", tmp_path / "out.safetensors", "--new-rank", 16)
+    assert done.code == 0, done.err
+    said = {line.split(" of the change is lost")[0].split(": ")[-1] for line in done.err.splitlines()[1:]}
+    whole = done.err.split(", error ")[1].split(" from truncation")[0]
+    assert whole in said
+
+
 @pytest.mark.parametrize(
     ("top", "precision", "told"), [(1, "fp16", False), (1e-14, "fp16", True), (1e-14, "bf16", False)]
 )

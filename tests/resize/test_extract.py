@@ -164,6 +164,18 @@ def test_metadata_is_what_kohyas_readers_expect(extract: Any, tmp_path: Path, mo
         assert file.metadata["ss_base_model_version"] == "sd_v1_v"
 
 
+def test_what_the_model_predicts_is_said(extract: Any, tmp_path: Path) -> None:
+    tuned, output = tmp_path / "tuned.safetensors", tmp_path / "lora.safetensors"
+    write_tensors(tuned, tensors_of(TUNED), {"modelspec.prediction_type": "v"})
+    done = extract(tuned, BASE, "-o", output, "--dim", 2, "--verify")
+    assert done.code == 0, done.err
+    assert "verified: the base with the written LoRA" in done.err
+    with open_tensors(output) as file:
+        assert file.metadata["modelspec.prediction_type"] == "v"
+    done = extract(output, "-o", tmp_path / "again.safetensors", "--dim", 2, "--verify")
+    assert "verified: the written LoRA is" in done.err
+
+
 @pytest.mark.parametrize(
     ("method", "param"), [("sv_ratio", 5.0), ("sv_fro", 0.9), ("sv_cumulative", 0.8)], ids=lambda x: str(x)
 )

@@ -281,7 +281,7 @@ def any_layer(scheme: str, name: str) -> tuple[str, str, str] | None:
     """PEFT reads names of any number of blocks, and its patterns go by the path that the file has."""
     end = r"\.my\.run" if scheme == "peft, named" else ""
     layer = r"(?:(?:down|up)_blocks\.\d+|mid_block)\.(?:attentions|resnets)\.\d+\."
-    layer += r"(?:proj_in|conv1|time_emb_proj|transformer_blocks"
+    layer += r"(?:proj_in|conv\d+|time_emb_proj|transformer_blocks"
     layer += r"\.\d+\.(?:attn[12]\.to_(?:q|k|v|out\.0)|ff\.net\.2))"
     found = re.fullmatch(rf"base_model\.model\.({layer})\.lora_([AB]){end}\.weight", name)
     if found is None or not scheme.startswith("peft"):

@@ -64,7 +64,8 @@ def check_same_change(one: Path, other: Path) -> float:
     """
     # Its status is 1 for two files that are not alike to the last digit.
     record = json.loads(run(("lora-inspect", "diff", str(one), str(other), "--json"), allowed=(0, 1)))
-    alone = [*_changing(one, record["only_a"]), *_changing(other, record["only_b"])]
+    only = zip((one, other), record["only"], strict=True)
+    alone = [name for path, names in only for name in _changing(path, names)]
     if alone:
         raise ProblemFound(f"{other}: another change than {one}: only one of them changes {alone[0]}")
     error = float(record["relative"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine import __version__
-from lorapipe_engine.models.predictions import EPSILON, V, find_prediction
+from lorapipe_engine.models.predictions import EPSILON
 from lorapipe_engine.networks.metadata import ModelSpec
 
 RECIPE_KEY = "lora_merge.recipe"
@@ -56,9 +56,12 @@ def merged_metadata(
     title: str,
     merged_from: Sequence[str],
     date: datetime,
-    v_prediction: bool = False,
+    prediction: str | None = None,
 ) -> dict[str, str]:
-    """The metadata of a merged checkpoint: those of the base, ``modelspec.*`` brought up to date, and the recipe."""
+    """The metadata of a merged checkpoint: those of the base, ``modelspec.*`` brought up to date, and the recipe.
+
+    ``prediction``: what the model says that it predicts; epsilon where it says nothing.
+    """
     new = {key: value for key, value in old.items() if key not in _STALE}
     if family is not None:
         spec = ModelSpec(
@@ -66,9 +69,7 @@ def merged_metadata(
             adapter=False,
             title=title,
             date=date,
-            prediction=V.name
-            if v_prediction
-            else find_prediction(old.get("modelspec.prediction_type", "")) or EPSILON.name,
+            prediction=prediction or EPSILON.name,
             merged_from=", ".join(merged_from),
         ).metadata()
         # What the base knows better (resolution, licence, author) stays as it says.

@@ -54,11 +54,16 @@ def loss_advice(modules: Sequence[ModuleReport]) -> list[str]:
     lines = []
     if highest < SAFE_RANK <= max(m.rank or 0 for m in smaller):
         lines.append(low_rank_line(highest))
-    error = error_of_all((m.norm, m.truncation) for m in smaller)
+    error = truncation_of(modules)
     if error > MOST_ERROR:
         lines.append(lost_line(error))
     underflow = sum((m.underflow for m in modules), Underflow()).line()
     return [*lines, *([underflow] if underflow else [])]
+
+
+def truncation_of(modules: Sequence[ModuleReport]) -> float:
+    """√(Σ‖lost‖² / Σ‖change‖²) over all modules that have a new rank, be it the old one."""
+    return error_of_all((m.norm, m.truncation) for m in modules if m.new_rank is not None)
 
 
 def low_rank_line(highest: int) -> str:
@@ -71,7 +76,7 @@ def low_rank_line(highest: int) -> str:
 
 def lost_line(error: float) -> str:
     """What is said where much of a change is left out (a share)."""
-    return f"{error:.0%} of the change is lost, which shows in pictures; a higher rank keeps more"
+    return f"{percent(error)} of the change is lost, which shows in pictures; a higher rank keeps more"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +97,7 @@ class FileReport:
 
     @property
     def truncation(self) -> float:
-        """√(Σ‖lost‖² / Σ‖change‖²) over all resized modules."""
-        return error_of_all((m.norm, m.truncation) for m in self.resized)
+        return truncation_of(self.modules)
 
     @property
     def cast(self) -> float:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.folders import read_config, weight_files
+from lorapipe_engine.files.folders import read_config, read_scheduler, weight_files
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile
 from lorapipe_engine.models.bases import describe_kind, resolve_base
 from lorapipe_engine.models.families import Recognised, get_family, recognise
 from lorapipe_engine.models.keys import Place, find_layout, locate, lora_names, lora_names_of, unet_to_ldm
-from lorapipe_engine.models.predictions import says_flow
+from lorapipe_engine.models.predictions import find_prediction, marked_prediction, scheduler_prediction
 
 # Folders of a diffusers model that networks change.
 PARTS: Mapping[str, str] = MappingProxyType({"unet": "unet", "text_encoder": "te1", "text_encoder_2": "te2"})
@@ -71,14 +71,9 @@ class Base:
         return by_name
 
     @property
-    def v_prediction(self) -> bool:
-        """Whether the file says that its model predicts v."""
-        return any("v_pred" in file.weights.tensors for file in self.files)
-
-    @property
-    def predicts_flow(self) -> bool:
-        """Whether the file says that its model predicts flow."""
-        return any(says_flow(file.weights.metadata) for file in self.files)
+    def prediction(self) -> str | None:
+        """What the base says that it predicts (:func:`said_prediction`)."""
+        return said_prediction(self.path, [file.weights for file in self.files])
 
 
 def _spots_of(file: BaseFile, number: int, family: str) -> Iterator[tuple[tuple[str, ...], Spot]]:
@@ -99,6 +94,21 @@ def _spots_of(file: BaseFile, number: int, family: str) -> Iterator[tuple[tuple[
         for place, answers in names.items():
             ldm = key.rpartition(".")[0] if place.part == "unet" else None
             yield tuple(answers), Spot(number, key, place, ldm)
+
+
+def said_prediction(path: Path, files: Iterable[WeightFile]) -> str | None:
+    """What a model says that it predicts, by a name of :mod:`lorapipe_engine.models.predictions`: the scheduler of a
+    folder, a mark among the tensors, or the metadata; None where nothing does.
+
+    Raises InputError for a scheduler's configuration that is broken.
+    """
+    if path.is_dir() and (said := scheduler_prediction(read_scheduler(path))):
+        return said
+    for file in files:
+        word = file.metadata.get("modelspec.prediction_type", "").lower()
+        if said := marked_prediction(file.tensors) or find_prediction(word):
+            return said
+    return None
 
 
 def is_layer(file: BaseFile, key: str, family: str) -> bool:

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.delta.base import Module, flat
+from lorapipe_engine.delta.full import bias_change
 from lorapipe_engine.delta.registry import dense_delta, known_rule, needs_base
 
 Array = NDArray[Any]
 Pair = tuple[Array, Array]  # up (o, r) with the scale in it, down (r, n)
+Figures = tuple[float, float, float, float]  # ‖A‖, ‖B‖, ‖A - B‖, ⟨A, B⟩
 
 
 def changes_apart(
@@ -21,8 +23,8 @@ def changes_apart(
 ) -> dict[str, Any] | None:
     """Norms of two modules' changes and of their difference, its size relative to the first, and the cosine.
 
-    ``one`` and ``two`` are tensors by suffix. None where they cannot be compared: the changes depend on the base, are
-    not finite, or have other sizes.
+    ``one`` and ``two`` are tensors by suffix. A change is that of the weight and of the bias together. None where they
+    cannot be compared: the changes depend on the base, are not finite, or have other sizes.
     """
     if needs_base(one.keys()) or needs_base(two.keys()):
         return None
@@ -30,10 +32,14 @@ def changes_apart(
         return None
     pairs = [_factors(name, row) for row in (one, two)]
     if pairs[0] is not None and pairs[1] is not None:
-        figures = _by_factors(pairs[0], pairs[1])
+        weights = _by_factors(pairs[0], pairs[1])
     else:
-        figures = _by_matrices(dense_delta(one, name=name).weight, dense_delta(two, name=name).weight)
-    return None if figures is None else _record(*figures)
+        weights = _by_arrays(dense_delta(one, name=name).weight, dense_delta(two, name=name).weight)
+    biases = _by_arrays(*(bias_change(Module(name=name, tensors=row), 1.0) for row in (one, two)))
+    if weights is None or biases is None:
+        return None
+    norm_a, norm_b, apart = (math.hypot(weights[i], biases[i]) for i in range(3))
+    return _record(norm_a, norm_b, apart, weights[3] + biases[3])
 
 
 def _factors(name: str, tensors: Mapping[str, Array]) -> Pair | None:
@@ -44,8 +50,8 @@ def _factors(name: str, tensors: Mapping[str, Array]) -> Pair | None:
     return up * scale, flat(down)
 
 
-def _by_factors(one: Pair, two: Pair) -> tuple[float, float, float, float] | None:
-    """‖A‖, ‖B‖, ‖A - B‖, ⟨A, B⟩, by QR: the small cores hold all that norms and products need."""
+def _by_factors(one: Pair, two: Pair) -> Figures | None:
+    """By QR: the small cores hold all that norms and products need."""
     (up_a, down_a), (up_b, down_b) = one, two
     if up_a.shape[0] != up_b.shape[0] or down_a.shape[1] != down_b.shape[1]:
         return None
@@ -54,11 +60,15 @@ def _by_factors(one: Pair, two: Pair) -> tuple[float, float, float, float] | Non
     rank = up_a.shape[1]
     core_a = left[:, :rank] @ right[:, :rank].T
     core_b = left[:, rank:] @ right[:, rank:].T
-    return _by_matrices(core_a, core_b)
+    return _by_arrays(core_a, core_b)
 
 
-def _by_matrices(a: Array | None, b: Array | None) -> tuple[float, float, float, float] | None:
-    if a is None or b is None or a.size != b.size:
+def _by_arrays(a: Array | None, b: Array | None) -> Figures | None:
+    """Arrays that are not there are zeros; None for other sizes."""
+    if a is None and b is None:
+        return 0.0, 0.0, 0.0, 0.0
+    a, b = np.zeros_like(b) if a is None else a, np.zeros_like(a) if b is None else b
+    if a.size != b.size:
         return None
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     norms = [float(np.linalg.norm(row)) for row in (flat_a, flat_b, flat_a - flat_b)]
@@ -68,8 +78,7 @@ def _by_matrices(a: Array | None, b: Array | None) -> tuple[float, float, float,
 def _record(norm_a: float, norm_b: float, apart: float, product: float) -> dict[str, Any]:
     cosine = product / (norm_a * norm_b) if norm_a and norm_b else None
     return {
-        "norm_a": norm_a,
-        "norm_b": norm_b,
+        "norms": [norm_a, norm_b],
         "apart": apart,
         "relative": apart / norm_a if norm_a else (0.0 if not apart else None),
         "cosine": cosine if cosine is None or math.isfinite(cosine) else None,

@@ -48,6 +48,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_scheduler(folder: Path) -> dict[str, Any]:
+    """The configuration of a model folder's scheduler; empty if there is none. Raises InputError if it is broken."""
+    return read_config(folder / "scheduler" / "scheduler_config.json")
+
+
 def hints(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """What a configuration says about facts that tensors cannot tell."""
     return {name: config[name] for name in names if config.get(name) is not None}

@@ -60,6 +60,13 @@ def says_flow(metadata: Mapping[str, str]) -> bool:
     return find_prediction(metadata.get("modelspec.prediction_type", "").lower()) == FLOW.name
 
 
+def scheduler_prediction(config: Mapping[str, Any]) -> str | None:
+    """The name of the row that the scheduler of a diffusers folder says; None where it says none that is known."""
+    if str(config.get("_class_name", "")).startswith("FlowMatch"):
+        return FLOW.name
+    return find_prediction(str(config.get("prediction_type", "")))
+
+
 def marked_prediction(tensors: Mapping[str, object]) -> str | None:
     """The name of the row whose mark a checkpoint holds; None without any."""
     return next((row.name for row in PREDICTIONS.values() if not row.marks.isdisjoint(tensors)), None)

@@ -10,8 +10,9 @@ import click
 from lorapipe_engine.command.tool import show, tool_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from lorapipe_engine.files.dtypes import Array
     from lorapipe_engine.files.tensorfile import WeightFile
     from lorapipe_engine.networks.describe import Network, NetworkModule
 
@@ -21,6 +22,8 @@ lora-inspect diff big.safetensors small.safetensors --modules
 lora-inspect diff a.safetensors b.safetensors --json
 """
 SHOWN = 8
+# Of modules whose change depends on the base, with the same tensors in both files.
+UNKNOWN_BUT_EQUAL = {"norms": [None, None], "apart": 0.0, "relative": 0.0, "cosine": None}
 
 
 @tool_command("lora-inspect diff", examples=EXAMPLES)
@@ -40,7 +43,7 @@ def command(first: str, second: str, modules: bool, as_json: bool) -> int:
     from lorapipe_inspect.inputs import read_one
 
     with read_one(first).open() as a, read_one(second).open() as b:
-        record = {"a": first, "b": second, **compare(a, b)}
+        record = {"paths": [first, second], **compare(a, b)}
     if as_json:
         click.echo(json.dumps(record))
     else:
@@ -50,7 +53,10 @@ def command(first: str, second: str, modules: bool, as_json: bool) -> int:
 
 
 def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
-    """The comparison as a record. Raises InputError for files that are no networks."""
+    """The comparison as a record; where both files have a value, a pair in their order.
+
+    Raises InputError for files that are no networks.
+    """
     import math
 
     from lorapipe_engine.delta.apart import changes_apart
@@ -65,15 +71,17 @@ def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
     renamed = sum(one[name].name != two[name].name for name in both)
 
     def apart_of(name: str) -> dict[str, Any] | None:
-        if {"unknown", "norm"} & {one[name].algorithm, two[name].algorithm}:
+        if "unknown" in {one[name].algorithm, two[name].algorithm}:
             return None
         check_whole(a, one[name])
         check_whole(b, two[name])
-        return changes_apart(read_module(a, one[name]), read_module(b, two[name]), name=name)
+        tensors = read_module(a, one[name]), read_module(b, two[name])
+        apart = changes_apart(*tensors, name=name)
+        return UNKNOWN_BUT_EQUAL if apart is None and are_equal(*tensors) else apart
 
     rows = dict(zip(both, map_in_threads(apart_of, both, "diff"), strict=True))
     known = [row for row in rows.values() if row is not None]
-    size = math.sqrt(sum(row["norm_a"] ** 2 for row in known))
+    size = math.sqrt(sum((row["norms"][0] or 0) ** 2 for row in known))
     apart = math.sqrt(sum(row["apart"] ** 2 for row in known))
     only_a = sorted(one[name].name for name in set(one) - set(two))
     only_b = sorted(two[name].name for name in set(two) - set(one))
@@ -82,12 +90,18 @@ def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
         "same": not only_a and not only_b and relative <= 1e-6 and len(known) == len(rows),
         "relative": relative if math.isfinite(relative) else None,
         "spelled_otherwise": renamed,
-        "only_a": only_a,
-        "only_b": only_b,
+        "only": [only_a, only_b],
         "metadata": metadata_difference(a.metadata, b.metadata),
         "tensors": tensor_difference(a, b),
         "modules": rows,
     }
+
+
+def are_equal(one: Mapping[str, Array], two: Mapping[str, Array]) -> bool:
+    """Whether two modules have the same tensors, so that they do the same to any base."""
+    if one.keys() != two.keys() or any(one[s].shape != two[s].shape for s in one):
+        return False
+    return all(bool((one[s] == two[s]).all()) for s in one)
 
 
 def layers_of(network: Network, networks: Sequence[Network]) -> dict[str, NetworkModule]:
@@ -138,13 +152,13 @@ def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
     lines = [f"{counted(len(record['modules']), 'module')} in both; ‖ΔA - ΔB‖/‖ΔA‖ = {total}"]
     if record["spelled_otherwise"]:
         lines.append(
-            f"{counted(record['spelled_otherwise'], 'module')} have another name in {printable(record['b'])}"
+            f"{counted(record['spelled_otherwise'], 'module')} have another name in {printable(record['paths'][1])}"
         )
-    for key, name in (("only_a", record["a"]), ("only_b", record["b"])):
-        if record[key]:
-            more = f" and {len(record[key]) - SHOWN} more" if len(record[key]) > SHOWN else ""
-            shown = ", ".join(printable(module) for module in record[key][:SHOWN])
-            lines.append(f"only in {printable(name)}: {counted(len(record[key]), 'module')}: {shown}{more}")
+    for path, only in zip(record["paths"], record["only"], strict=True):
+        if only:
+            more = f" and {len(only) - SHOWN} more" if len(only) > SHOWN else ""
+            shown = ", ".join(printable(module) for module in only[:SHOWN])
+            lines.append(f"only in {printable(path)}: {counted(len(only), 'module')}: {shown}{more}")
     if record["tensors"]:
         lines.append(
             f"{counted(len(record['tensors']), 'tensor')} of another type or shape, or in one file only"

@@ -92,7 +92,7 @@ class Result:
             title=self.output.stem,
             merged_from=[self.base.path.name, *(Path(n.name).name for n in self.networks)],
             date=date_of_inputs([*paths, *(Path(n.name) for n in self.networks)]),
-            v_prediction=self.base.v_prediction,
+            prediction=self.base.prediction,
         )
 
     def _base_dtype(self) -> str | None:

@@ -38,7 +38,7 @@ def largest_difference(
         return worst
     apart = changes_apart(first, second, before.name)
     if apart is not None:
-        return max(worst, _relative(apart["apart"], apart["norm_a"]))
+        return max(worst, _relative(apart["apart"], apart["norms"][0]))
     same = first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
     return worst if same else np.inf
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lorapipe_engine.checkpoints.opened import said_prediction
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say
@@ -215,7 +216,7 @@ def _metadata(
         title=target.stem,
         merged_from=[path.name for path in paths],
         date=date_of_inputs(paths),
-        v_prediction="v_pred" in first.tensors,
+        prediction=said_prediction(first.path, [first]),
     )
 
 

@@ -77,6 +77,8 @@ def plan_models(
     """Match the tensors of all models by name. Raises InputError for shapes that do not fit."""
     first, *rest = files
     plan = Plan()
+    if ema == "use":
+        plan.notes += average_notes(files)
     layout = find_layout(first.tensors)
     missing = dropped = 0
     for key, info in first.tensors.items():
@@ -134,6 +136,24 @@ def weights_of(file: WeightFile, key: str, ema: str) -> Source:
     if ema == "use" and key.startswith("model.") and average in file.tensors:
         return Source(file, average)
     return Source(file, key)
+
+
+def average_notes(files: Sequence[WeightFile]) -> list[str]:
+    """A note on each file in which only some weights have an average, so that the two mix.
+
+    Raises InputError where no file has any.
+    """
+    counts = {}
+    for file in files:
+        keys = [key for key in file.tensors if key.startswith(UNET_PREFIX)]
+        counts[file.path] = len(keys), sum(weights_of(file, key, "use").key != key for key in keys)
+    if not any(there for _, there in counts.values()):
+        raise InputError(f"{', '.join(map(str, counts))}: --ema use: there are no averages (EMA)")
+    return [
+        f"{path}: {there} of {all_keys} weights of the UNet have an average, which is used; the others stay as they are"
+        for path, (all_keys, there) in counts.items()
+        if there < all_keys
+    ]
 
 
 def check_shapes(key: str, sources: Sequence[Source], plan: Plan) -> None:

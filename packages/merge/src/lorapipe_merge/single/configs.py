@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.files.folders import COMPONENTS, read_config
+from lorapipe_engine.files.folders import COMPONENTS, read_config, read_scheduler
 from lorapipe_engine.models.architecture import clip_config, fixed_heads, unet_config, vae_config, wide_heads
 from lorapipe_engine.models.families import get_family
-from lorapipe_engine.models.predictions import EPSILON, FLOW, V
+from lorapipe_engine.models.predictions import EPSILON, FLOW, scheduler_prediction
 from lorapipe_merge.checkpoint.result import check_link
 from lorapipe_merge.single.model import Model
 
 Shapes = Mapping[str, tuple[int, ...]]
 _SMALL = (".json", ".txt", ".model")  # configurations and tokenizers
 _FOLDERS = (*COMPONENTS, "scheduler", "tokenizer", "tokenizer_2")
+_ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
@@ -31,8 +32,8 @@ _CLASSES = {
 }
 
 
-def copy_configs(source: Path, target: Path, shapes: Mapping[str, Shapes]) -> None:
-    """Copy the configurations, the scheduler and the tokenizers of a diffusers folder.
+def copy_configs(model: Model, source: Path, target: Path, shapes: Mapping[str, Shapes]) -> list[str]:
+    """Copy the configurations, the scheduler and the tokenizers of a diffusers folder; notes on what differs.
 
     Raises InputError for a folder that is none, of another model, or with links.
     """
@@ -56,6 +57,21 @@ def copy_configs(source: Path, target: Path, shapes: Mapping[str, Shapes]) -> No
         place = target / path.relative_to(source)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, place)
+    return _mend_scheduler(model, source, target)
+
+
+def _mend_scheduler(model: Model, source: Path, target: Path) -> list[str]:
+    """Let a copied scheduler say what the model predicts, where the model's own files tell; a note on it."""
+    table = read_scheduler(source)
+    said = scheduler_prediction(table) or EPSILON.name
+    if model.prediction in (None, EPSILON.name, said):
+        return []
+    (target / "scheduler").mkdir(exist_ok=True)
+    table |= {"prediction_type": model.prediction, **(_ZERO_SNR if model.zero_snr else {})}
+    _write(target / "scheduler" / "scheduler_config.json", table)
+    return [
+        f"the model predicts {model.prediction}, which the scheduler says now; that of {source} says {said}"
+    ]
 
 
 def write_configs(model: Model, target: Path, shapes: Mapping[str, Shapes]) -> list[str]:
@@ -85,11 +101,11 @@ def write_configs(model: Model, target: Path, shapes: Mapping[str, Shapes]) -> l
         index["requires_safety_checker"] = False
     _write(target / "model_index.json", index)
     notes = ["the folder has no tokenizer; --configs FOLDER takes it from another model's folder"]
-    if model.family == "sd2" and not model.v_prediction:
+    if model.family == "sd2" and model.prediction is None:
         notes.append(
             "SD 2.x comes in two kinds that tensors do not tell: prediction_type epsilon was written"
         )
-    if model.predicts_flow:
+    if model.prediction == FLOW.name:
         notes.append(
             "the model predicts flow, which diffusers' pipelines of this family do not draw; lora-train and "
             "lora-sample read it from the scheduler's prediction_type"
@@ -116,8 +132,6 @@ def _config(model: Model, folder: str, own: Shapes, shapes: Mapping[str, Shapes]
 
 
 def _scheduler(model: Model) -> dict[str, Any]:
-    prediction = V if model.v_prediction else FLOW if model.predicts_flow else EPSILON
-    zero_snr = any("ztsnr" in file.tensors for file in model.files)
     return {
         "_class_name": _CLASSES["scheduler"][1],
         "num_train_timesteps": 1000,
@@ -127,8 +141,8 @@ def _scheduler(model: Model) -> dict[str, Any]:
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,
-        "prediction_type": prediction.name,
-        **({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if zero_snr else {}),
+        "prediction_type": model.prediction or EPSILON.name,
+        **(_ZERO_SNR if model.zero_snr else {}),
     }
 
 

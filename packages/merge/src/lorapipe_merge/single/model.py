@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorapipe_engine.checkpoints.opened import said_prediction
 from lorapipe_engine.errors import InputError, ProblemFound
-from lorapipe_engine.files.folders import COMPONENTS, weight_files
+from lorapipe_engine.files.folders import COMPONENTS, read_scheduler, weight_files
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.models.bases import describe_kind, resolve_base
@@ -23,13 +24,14 @@ from lorapipe_engine.models.keys import (
     vae_to_diffusers,
     vae_to_ldm,
 )
-from lorapipe_engine.models.predictions import V, says_flow
+from lorapipe_engine.models.predictions import V
 from lorapipe_engine.networks.scaled import is_mark, scales_of
-from lorapipe_merge.models.plan import EMA, is_wanted, vae_table, weights_of
-from lorapipe_merge.single.tensors import Made, Part, position_ids, whole
+from lorapipe_merge.models.plan import EMA, average_notes, is_wanted, vae_table, weights_of
+from lorapipe_merge.single.tensors import Made, Part, mark, position_ids, whole
 
 PARTS = {"unet": "unet", "vae": "vae", "text_encoder": "te1", "text_encoder_2": "te2"}
 POSITION_IDS = "position_ids"
+ZERO_SNR = "ztsnr"  # the mark of a model whose noise ends without a signal
 TOKENS = 77
 OPENCLIP_H_LAYERS = 23  # of SD 2.x's text encoder, without the last, which no program runs
 SHOWN = 5
@@ -55,15 +57,16 @@ class Model:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def v_prediction(self) -> bool:
-        """Whether the file says that its model predicts v."""
-        words = [file.metadata.get("modelspec.prediction_type") for file in self.files]
-        return any("v_pred" in file.tensors for file in self.files) or V.word in words
+    def prediction(self) -> str | None:
+        """What the model says that it predicts (:func:`lorapipe_engine.checkpoints.opened.said_prediction`)."""
+        return said_prediction(self.path, self.files)
 
     @property
-    def predicts_flow(self) -> bool:
-        """Whether the file says that its model predicts flow."""
-        return any(says_flow(file.metadata) for file in self.files)
+    def zero_snr(self) -> bool:
+        """Whether the model says that its noise ends without a signal."""
+        if self.folder:
+            return read_scheduler(self.path).get("rescale_betas_zero_snr") is True
+        return any(ZERO_SNR in file.tensors for file in self.files)
 
 
 def open_model(name: str, stack: ExitStack, *, ema: str, prune: bool, vae: Path | None) -> Model:
@@ -91,6 +94,8 @@ def _open_file(path: Path, stack: ExitStack, *, ema: str, prune: bool) -> Model:
             f"{path}: this is {describe_kind(recognised)}, not a checkpoint of SD 1.x, SD 2.x or SDXL"
         )
     model = Model(path, recognised.family, False, [file])
+    if ema == "use":
+        model.notes += average_notes([file])
     scales, layout = scales_of(file.tensors), find_layout(file.tensors)
     dropped, renamed, repaired = [], 0, 0
     for key, info in file.tensors.items():
@@ -256,6 +261,10 @@ def in_file(model: Model) -> dict[str, Made]:
     for key, thirds in fused.items():
         result[key] = _joined(key, thirds)
     _add_spare_layers(model, result)
+    if model.prediction == V.name:
+        # What the scheduler says. SD 2.x has a kind of its own for it in the metadata.
+        names = [*(() if family.v_architecture else V.marks), *([ZERO_SNR] if model.zero_snr else [])]
+        result |= {name: mark() for name in names}
     for part in family.text_parts:
         prefix = family.checkpoint_prefixes[part]
         table = model.layers.get((part, "text_model.embeddings.position_embedding.weight"))
@@ -343,7 +352,11 @@ def in_folder(model: Model) -> tuple[dict[str, dict[str, Made]], list[str]]:
             shape = shape[:2]
         parts.setdefault(folder, {})[name] = Made(made.parts, shape, made.layer, made.fixed)
     notes = [f"{left} tensors of the text encoder that no program runs are left out"] if left else []
-    others = [key for key, made in model.keys.items() if not made.layer and not key.endswith(POSITION_IDS)]
+    others = [
+        key
+        for key, made in model.keys.items()
+        if not made.layer and not key.endswith(POSITION_IDS) and key not in (*V.marks, ZERO_SNR)
+    ]
     others += [key for key in model.keys if key.startswith(EMA)]
     if others:
         shown = ", ".join(quote(key)[1:-1] for key in others[:SHOWN])

@@ -146,3 +146,8 @@ def position_ids(count: int) -> Made:
     """The places of a text encoder's tokens, 0, 1, 2, ..., as programs expect them."""
     shape = (1, count)
     return Made((), shape, False, Encoded("I64", shape, np.arange(count, dtype=np.int64)))
+
+
+def mark() -> Made:
+    """An empty tensor, whose name says something of the model."""
+    return Made((), (0,), False, Encoded("F32", (0,), np.zeros(0, np.float32)))

@@ -111,7 +111,7 @@ def _metadata(model: Model, output: Path, wishes: Wishes) -> dict[str, str]:
         title=output.stem,
         merged_from=[model.path.name],
         date=date_of_inputs(paths),
-        v_prediction=model.v_prediction,
+        prediction=model.prediction,
     )
 
 
@@ -147,7 +147,7 @@ def _write_folder(
     with new_folder(output, force=wishes.force) as folder:
         configs = wishes.configs or (model.path if model.folder else None)
         if configs is not None:
-            copy_configs(configs, folder, shapes)
+            model.notes += copy_configs(model, configs, folder, shapes)
         else:
             model.notes += write_configs(model, folder, shapes)
         for name, table in tables.items():

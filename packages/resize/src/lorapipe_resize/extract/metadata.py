@@ -11,7 +11,7 @@ from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.hashes import legacy_hash
 from lorapipe_engine.files.writing.dates import date_of_inputs
 from lorapipe_engine.models.families import get_family
-from lorapipe_engine.models.predictions import EPSILON, FLOW, V
+from lorapipe_engine.models.predictions import V
 from lorapipe_engine.networks.metadata import ModelSpec, base_version, with_hashes
 from lorapipe_resize.extract.modules import ModuleReport
 
@@ -20,13 +20,14 @@ VARIOUS = "Dynamic"  # sd-scripts' word where ranks differ
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where the LoRA comes from. ``base``: the checkpoint it is for, None where that is not known."""
+    """Where the LoRA comes from. ``base``: the checkpoint it is for, None where that is not known. ``prediction``: what
+    that predicts.
+    """
 
     source: Path
     base: Path | None
     family: str | None
-    v_prediction: bool
-    predicts_flow: bool
+    prediction: str
     how: str
 
 
@@ -53,7 +54,7 @@ def metadata_of(
         "ss_v2": str(origin.family == "sd2"),
     }
     if origin.family is not None:
-        metadata["ss_base_model_version"] = base_version(origin.family, _prediction(origin))
+        metadata["ss_base_model_version"] = base_version(origin.family, origin.prediction)
     if conv and plain:
         metadata["ss_network_args"] = json.dumps(
             {"conv_dim": _dim(conv, ranks[1] if ranks else None), "conv_alpha": str(alpha)}
@@ -73,12 +74,6 @@ def metadata_of(
     return with_hashes(metadata, tensors)
 
 
-def _prediction(origin: Origin) -> str:
-    if origin.v_prediction:
-        return V.name
-    return FLOW.name if origin.predicts_flow else EPSILON.name
-
-
 def _dim(ranks: set[int], asked: int | None) -> str:
     """As metadata have it; layers smaller than the rank asked for do not count."""
     if asked is not None:
@@ -92,13 +87,13 @@ def _against(origin: Origin) -> str:
 
 def _modelspec(origin: Origin, title: str) -> dict[str, str]:
     family = get_family(origin.family or "")
-    side = 512 if family.name == "sd2" and not origin.v_prediction else family.resolution
+    side = 512 if family.name == "sd2" and origin.prediction != V.name else family.resolution
     inputs = [origin.source] + ([origin.base] if origin.base is not None else [])
     return ModelSpec(
         family=family.name,
         adapter=True,
         title=title,
         date=date_of_inputs(inputs),
-        prediction=_prediction(origin),
+        prediction=origin.prediction,
         resolution=(side, side),
     ).metadata()

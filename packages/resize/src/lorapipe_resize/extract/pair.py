@@ -71,7 +71,6 @@ class Pair:
     """The plan of an extraction. ``rest`` are pairs of tensors that are no targets; ``notes`` say what has no pair."""
 
     family: str
-    v_prediction: bool
     layers: list[Layer] = field(default_factory=list)
     rest: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -88,7 +87,7 @@ def pair_up(tuned: Base, base: Base, *, conv: bool) -> Pair:
             f"{tuned.path} is {titles[0]}, {base.path} is {titles[1]}: a LoRA is made of two models of one family"
         )
     ours, theirs = tensors_of(tuned), tensors_of(base)
-    pair = Pair(tuned.family, tuned.v_prediction or base.v_prediction)
+    pair = Pair(tuned.family)
     spare = _spare(ours, theirs)
     misfits: list[str] = []
     for name, tensor in ours.layers.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,10 +175,10 @@ def module_table(report: Report) -> list[str]:
     return lines
 
 
-def verified_line(verified: Verified, names: Mapping[str, str | None]) -> str:
+def verified_line(verified: Verified, tuned: str, base: str | None) -> str:
     """What ``--verify`` says."""
-    target = names["tuned"]
     return (
-        f"verified: the base with the written LoRA is {percent(verified.error)} of the change away from {target} over "
-        f"{verified.modules} modules; the worst is {quote(verified.name)[1:-1]} with {percent(verified.worst)}"
+        f"verified: {'the base with ' if base else ''}the written LoRA is {percent(verified.error)} of the change away "
+        f"from {tuned} over {verified.modules} modules; the worst is {quote(verified.name)[1:-1]} with "
+        f"{percent(verified.worst)}"
     )

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base
+from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base, said_prediction
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
@@ -23,7 +23,7 @@ from lorapipe_engine.files.tensorfile import (
 )
 from lorapipe_engine.models.bases import resolve_base
 from lorapipe_engine.models.families import FAMILIES, recognise
-from lorapipe_engine.models.predictions import says_flow
+from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.networks.describe import describe_network
 from lorapipe_engine.networks.kohya_names import first_text_encoder, text_encoder_alone
 from lorapipe_engine.networks.read import network_path, require_understood
@@ -192,8 +192,7 @@ def _open_pair(options: Options, stack: ExitStack) -> Opened:
         source=tuned.path,
         base=base.path,
         family=pair.family,
-        v_prediction=pair.v_prediction or options.v_prediction,
-        predicts_flow=tuned.predicts_flow or base.predicts_flow,
+        prediction=_prediction(options, tuned.prediction, base.prediction),
         how=_how(options),
     )
     return Opened(CheckpointSource(pair.layers, options.min_diff), origin, notes, compare_rest(pair))
@@ -243,8 +242,7 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
         source=path,
         base=base.path if base is not None else None,
         family=family,
-        v_prediction=options.v_prediction or (base is not None and base.v_prediction),
-        predicts_flow=says_flow(file.metadata) or (base is not None and base.predicts_flow),
+        prediction=_prediction(options, said_prediction(path, [file]), base.prediction if base else None),
         how=_how(options),
     )
     return Opened(source, origin, source.notes, [])
@@ -257,6 +255,13 @@ def _check_family(base: Base, options: Options) -> None:
         raise ConfigError(
             f"{flag}: {base.path} is {FAMILIES[base.family].title}; leave the flag out, files tell their family"
         )
+
+
+def _prediction(options: Options, *said: str | None) -> str:
+    """What the model predicts that the LoRA is for, by the option or by what one of the files says."""
+    if options.v_prediction or V.name in said:
+        return V.name
+    return FLOW.name if FLOW.name in said else EPSILON.name
 
 
 def _swapped(tuned: Base, base: Base) -> list[str]:
@@ -369,7 +374,7 @@ def tell(report: Report, options: Options) -> None:
     for note in report.notes:
         say(f"note: {note}")
     if report.verified is not None:
-        say(verified_line(report.verified, {"tuned": report.tuned}))
+        say(verified_line(report.verified, report.tuned, report.base))
     if options.as_json:
         write_json(report.as_record(), err=options.streamed)
     elif options.report:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.folders import hints, read_config, weight_files
+from lorapipe_engine.files.folders import hints, read_config, read_scheduler, weight_files
 from lorapipe_engine.models import keys
 from lorapipe_engine.models.bases import describe_kind, explain_base
 from lorapipe_engine.models.families import Recognised, get_family, recognise
-from lorapipe_engine.models.predictions import FLOW, find_prediction, marked_prediction
+from lorapipe_engine.models.predictions import find_prediction, marked_prediction, scheduler_prediction
 from lorapipe_engine.train.base import hub
 from lorapipe_engine.train.base.ldm import (
     Parts,
@@ -151,17 +151,14 @@ def _read_folder(path: Path, stack: ExitStack) -> Draft:
     trim_text(parts, family, spare=False)
     wanted = {"unet": UNET_HINTS, "vae": VAE_HINTS}
     count = len(get_family(family).text_parts)
-    scheduler = read_config(path / "scheduler" / "scheduler_config.json")
-    said = find_prediction(str(scheduler.get("prediction_type", "")))
-    if str(scheduler.get("_class_name", "")).startswith("FlowMatch"):
-        said = FLOW.name
+    scheduler = read_scheduler(path)
     return Draft(
         family=family,
         path=path,
         parts=parts,
         hints={part: hints(config, wanted.get(part, CLIP_HINTS)) for part, config in configs.items()},
         tokenizers=((path / "tokenizer",), (path / "tokenizer_2", path / "tokenizer"))[:count],
-        prediction_type=said or get_family(family).prediction,
+        prediction_type=scheduler_prediction(scheduler) or get_family(family).prediction,
         zero_terminal_snr=scheduler.get("rescale_betas_zero_snr") is True,
     )
 
