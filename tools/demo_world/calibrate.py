@@ -178,7 +178,7 @@ def train_rate(work: Path, dataset: Path, rate: str, options: argparse.Namespace
         path = work / f"{rate}-{seed}.toml"
         path.write_text(f'output_name = "{rate}-{seed}"\nseed = {seed}\n', encoding="utf-8")
         files.append(str(path))
-    flags = [word for name, value in words.items() for word in (f"--{name}", value)]
+    flags = [word for name, value in words.items() for word in (f"--{name}", *value.split())]
     places = ("--train_data_dir", str(dataset), "--output_dir", str(work / rate))
     # A run that diverges is told by lora-train, and ends it with 1.
     run(("lora-train", *files, "--base", "demo", *places, "--overwrite", *flags), allowed=(0, 1))
