@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from kernels import shares, table
 from measuring import print_row
 from sample_swaps import network_folder, swap_row, write_network
@@ -173,6 +174,9 @@ class Bench:
         pipeline.set_progress_bar_config(disable=True)
         began = time.perf_counter()
         if compiled:
+            # Nothing of the models before; blocks of more shapes than torch compiles by itself.
+            torch._dynamo.reset()
+            torch._dynamo.config.recompile_limit = 64
             pipeline.unet.compile_repeated_blocks(fullgraph=True)
         family.vae.to(self.dtype)
         model = self.model

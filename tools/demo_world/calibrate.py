@@ -2,6 +2,7 @@
 that `lora-grid --best` reads, and print what it makes of them: which numbers tell too little, right and too much apart.
 
     python tools/demo_world/calibrate.py OUT                 # on a GPU, some two minutes
+    python tools/demo_world/calibrate.py OUT --rates once,double,triple     # what is only a little too much
     python tools/demo_world/calibrate.py OUT --toy --device cpu     # every stage, in two minutes
 
 OUT/trainings.zip holds the cells for `tests/data`, without those of ten times the rates. OUT/figures.md and
@@ -32,7 +33,15 @@ from lorapipe_demo.programs import run
 from lorapipe_demo.scene import TRIGGER, Scene, concept_scene, concept_tags
 
 # Ten times the rates may diverge before the first epoch has ended; five times has something to show.
-RATES: Mapping[str, float] = {"tenth": 0.1, "once": 1.0, "fivefold": 5.0, "tenfold": 10.0}
+RATES: Mapping[str, float] = {
+    "tenth": 0.1,
+    "once": 1.0,
+    "double": 2.0,
+    "triple": 3.0,
+    "fivefold": 5.0,
+    "tenfold": 10.0,
+}
+USUAL_RATES = ("tenth", "once", "fivefold", "tenfold")
 EPOCHS = 6
 # Clothes, a face and a place for her, each with and without the trigger; and prompts that are not about her.
 SCENES = ("1girl, solo, red dress, smile, beach", "1girl, solo, white shirt, frown, holding book, night sky")
@@ -42,7 +51,7 @@ OTHERS = (
 )
 SEEDS = "seed:11,12,13,14"
 KEPT = ("path", "file", "weight", "prompt", "seed", "steps", "sampler", "cfg", "size", "clip_skip")
-KEPT_RATES = ("tenth", "once", "fivefold")  # the pictures of ten times the rates are those of five times
+NOT_KEPT = ("tenfold",)  # their pictures are those of five times the rates
 QUALITY, NOISE_QUALITY = 95, 80  # of the kept pictures, WebP; those of five times the rates are noise
 FIGURES = ("move", "selectivity", "leak_u", "leak_o", "spread")
 BURN = ("chroma", "clipped", "edges")
@@ -63,7 +72,7 @@ def main() -> None:
         judged = judge(cells)
         encoder = ("--encoder", "demo", "--held-out", str(hers(work)))
         said = {
-            f"seed {seed}, {how}": best_of(cells, seed, *words)
+            f"seed {seed}, {how}": best_of(cells, [f"{rate}-{seed}" for rate in options.rates], *words)
             for seed in range(1, options.seeds + 1)
             for how, words in (("without a model", ()), ("by the encoder", encoder))
         }
@@ -81,13 +90,26 @@ def read_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--rates",
+        type=read_rates,
+        default=USUAL_RATES,
+        help=f"of {', '.join(RATES)} (default: {','.join(USUAL_RATES)})",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trainings at each rate")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each training")
-    parser.add_argument("--jobs", type=int, default=len(RATES), help="trainings at a time")
+    parser.add_argument("--jobs", type=int, default=len(USUAL_RATES), help="trainings at a time")
     parser.add_argument("--device", default=None, help="cuda or cpu")
     parser.add_argument("--work", type=Path, default=None, help="keep dataset, networks and cells there")
     parser.add_argument("--toy", action="store_true", help="three updates and two steps a picture")
     return parser.parse_args()
+
+
+def read_rates(text: str) -> tuple[str, ...]:
+    rates = tuple(text.split(","))
+    if odd := [rate for rate in rates if rate not in RATES]:
+        raise argparse.ArgumentTypeError(f"there is no rate '{odd[0]}'; there are {', '.join(RATES)}")
+    return rates
 
 
 # -------------------------------------------------------------------------------- training
@@ -125,9 +147,9 @@ def train_all(work: Path, dataset: Path, options: argparse.Namespace) -> list[Pa
     """
     with ThreadPoolExecutor(options.jobs) as pool:
         # One process for each rate, which keeps the base between its runs.
-        list(pool.map(lambda rate: train_rate(work, dataset, rate, options), RATES))
+        list(pool.map(lambda rate: train_rate(work, dataset, rate, options), options.rates))
     networks = []
-    for rate in RATES:
+    for rate in options.rates:
         for seed in range(1, options.seeds + 1):
             name = f"{rate}-{seed}"
             saved = sorted((work / rate).glob(f"{name}-[0-9]*.safetensors"))
@@ -156,7 +178,7 @@ def train_rate(work: Path, dataset: Path, rate: str, options: argparse.Namespace
         path = work / f"{rate}-{seed}.toml"
         path.write_text(f'output_name = "{rate}-{seed}"\nseed = {seed}\n', encoding="utf-8")
         files.append(str(path))
-    flags = [word for name, value in words.items() for word in (f"--{name}", value)]
+    flags = [word for name, value in words.items() for word in (f"--{name}", *value.split())]
     places = ("--train_data_dir", str(dataset), "--output_dir", str(work / rate))
     # A run that diverges is told by lora-train, and ends it with 1.
     run(("lora-train", *files, "--base", "demo", *places, "--overwrite", *flags), allowed=(0, 1))
@@ -210,10 +232,9 @@ def figures_of(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def best_of(cells: Sequence[dict[str, Any]], seed: int, *words: str) -> list[str]:
-    """What --best says of one seed's trainings."""
-    wanted = [f"{rate}-{seed}" for rate in RATES]
-    return list(ask_grid(list(with_networks(cells, wanted)), "--best", *words)["lines"])
+def best_of(cells: Sequence[dict[str, Any]], networks: Sequence[str], *words: str) -> list[str]:
+    """What --best says of some networks: one seed's trainings."""
+    return list(ask_grid(list(with_networks(cells, networks)), "--best", *words)["lines"])
 
 
 def judge(cells: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
@@ -239,7 +260,7 @@ def keep(cells: Sequence[dict[str, Any]], path: Path) -> int:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for row in cells:
             rate = row["file"].partition("-")[0]
-            if rate not in (*KEPT_RATES, "None"):
+            if rate in NOT_KEPT:
                 continue
             if row["path"] not in stored:
                 stored[row["path"]] = f"{len(stored):03d}.webp"

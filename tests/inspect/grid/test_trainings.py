@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageEnhance
 
 import lorapipe_demo
 from lorapipe_demo.concept import draw_concept
@@ -75,6 +76,40 @@ def test_without_a_model_burnt_trainings_are_out_and_short_ones_are_not_told(
     assert any(
         line.startswith("not seen: whether it is the concept that is drawn") for line in record["lines"]
     )
+
+
+def test_right_pictures_made_a_little_worse_are_out(tmp_path: Path) -> None:
+    """Colours or contrast a quarter stronger, or a fifth of the noise that burnt networks draw, for every seed."""
+    with zipfile.ZipFile(DATA / "trainings.zip") as cells:
+        cells.extractall(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+
+    def picture(row: dict[str, Any], network: str) -> Image.Image:
+        cell = next(
+            other
+            for other in rows
+            if (other["file"], other["prompt"], other["seed"]) == (network, row["prompt"], row["seed"])
+        )
+        with Image.open(tmp_path / cell["path"]) as image:
+            return image.convert("RGB")
+
+    listed = [row for row in rows if row["file"] in ("None", *RIGHT)]
+    for row in [row for row in listed if row["file"] in RIGHT]:
+        own = picture(row, row["file"])
+        burnt = picture(row, row["file"].replace("once", "fivefold"))
+        for how, worse in (
+            ("colours", ImageEnhance.Color(own).enhance(1.25)),
+            ("contrast", ImageEnhance.Contrast(own).enhance(1.25)),
+            ("noise", Image.blend(own, burnt, 0.2)),
+        ):
+            path = f"{how}-{row['path']}.png"
+            worse.save(tmp_path / path)
+            listed.append({**row, "file": f"{row['file']} {how}", "path": path})
+    (tmp_path / "worse.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in listed))
+    done = run("lora-grid", tmp_path / "worse.jsonl", "--best", "--trigger", "mirelune", "--json")
+    failed = json.loads(done.stdout)["best"]["failed"]
+    assert {name.split()[-1] for name in failed} == {"colours", "contrast", "noise"}
+    assert len(failed) == 9, "and none of the right ones"
 
 
 def test_an_encoder_tells_short_right_and_burnt_trainings_apart(tmp_path: Path, held_out: Path) -> None:

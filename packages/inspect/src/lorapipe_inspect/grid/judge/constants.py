@@ -14,7 +14,8 @@ JUST_SEEN = 2.3
 # Gates.
 LEAST_SPREAD = 0.5  # of the base's spread over seeds; right ones have 0.66 and more, no collapse was measured
 # Median absolute deviations of the base over seeds. Calibrated: right ones have up to 0.7, the demo's epochs on a CPU
-# up to 2.6, burnt ones 3 to 6 in chroma and over 20 in clipped and edges.
+# up to 2.6, burnt ones 3 to 6 in chroma and over 20 in clipped and edges. Colours or contrast a quarter too strong are
+# 4 to 5 in chroma.
 MOST_MADS = 3.0
 # Deviations below these count as these: a base whose pictures are alike would let nothing pass. Calibrated: right ones
 # raise unasked tags by up to 0.15, burnt ones by 0.22 and more.
