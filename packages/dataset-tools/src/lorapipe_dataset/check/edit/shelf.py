@@ -167,6 +167,7 @@ class Shelf:
         self._by_home: dict[Path, Item] = {}
         self._places: dict[Path, Place] = {}
         self._names: dict[Path, frozenset[str]] = {}
+        self._beside: dict[Path, CaptionNames] = {}  # of the last scan
         self._scan(scan([Record(root)], extension, recursive=recursive))
         with ThreadPoolExecutor(WORKERS) as pool:
             list(pool.map(Item.check, self.items))
@@ -200,7 +201,9 @@ class Shelf:
         if path is not None:
             return path
         folder, name = item.picture.path.parent, item.picture.path.name
-        return folder / CaptionNames.in_folder(folder, self._extension).usual(name)[0]
+        if folder not in self._beside:
+            self._beside[folder] = CaptionNames.in_folder(folder, self._extension)
+        return folder / self._beside[folder].usual(name)[0]
 
     def relative(self, path: Path | str) -> str:
         """A path from the folder on: nothing else of the machine is shown."""
@@ -229,6 +232,7 @@ class Shelf:
     def _scan(self, scanned: Dataset) -> list[Item]:
         self.scanned = scanned
         self.structure += 1
+        self._beside.clear()
         self._places |= {picture.place.path: picture.place for picture in scanned.pictures}
         seen = {picture.path: (picture, False) for picture in scanned.pictures}
         for home, picture in self._hidden():

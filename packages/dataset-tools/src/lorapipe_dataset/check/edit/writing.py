@@ -67,7 +67,7 @@ def write_captions(shelf: Shelf, versions: Mapping[int, str | None], write: Writ
             with journal.folder(folder, root) as desk:
                 _write_folder(desk, root, files, write, done)
         except LoraError as error:
-            told = {number for number, _ in done.errors}
+            told = {*done.conflicts, *(number for number, _ in done.errors)}
             done.errors += [
                 (number, str(error))
                 for file in files
