@@ -22,19 +22,19 @@ def _options(
 
 # Ranks are those of the recipe (conv 8), but LoHa's and LoKr's, whose changes have a higher rank than their dim says.
 # Rates go with the size of a parameter's effect: what scales or turns whole layers takes higher ones, a whole change,
-# of which every value moves by the rate, a lower one.
+# of which every value moves by the rate, a lower one. Each is the best of two or three that were tried (docs/networks.md).
 ALGORITHMS: Mapping[str, Options] = {
     "lora": _options("lora", "conv_dim=8"),
     "lora, no convolutions": _options("lora"),
     "dora": _options("lora", "conv_dim=8 dora_wd=True"),
     "dora, by outputs": _options("lora", "conv_dim=8 dora_wd=True wd_on_output=True"),
     "dylora": _options("dylora", "conv_dim=32 unit=4"),
-    "lora_fa": _options("lora_fa", "conv_dim=8"),
-    "loha": _options("loha", "preset=full conv_dim=8", dim="8"),
-    "lokr": _options("lokr", "preset=full factor=4 conv_dim=8", dim="16"),
-    "ia3": _options("ia3", dim="1", rates=("5e-2", "4e-2")),
+    "lora_fa": _options("lora_fa", "conv_dim=8", rates=("7.5e-3", "6e-3")),
+    "loha": _options("loha", "preset=full conv_dim=8", dim="8", rates=("1e-2", "8e-3")),
+    "lokr": _options("lokr", "preset=full factor=4 conv_dim=8", dim="16", rates=("7.5e-3", "6e-3")),
+    "ia3": _options("ia3", dim="1", rates=("1.5e-1", "1.2e-1")),
     "norm layers": _options("lora", "conv_dim=8 train_norm=True"),
-    "full": _options("full", "preset=full", dim="1", rates=("2.5e-4", "2e-4")),
-    "oft": _options("oft", "preset=full conv_dim=8", dim="8"),
+    "full": _options("full", "preset=full", dim="1", rates=("5e-4", "4e-4")),
+    "oft": _options("oft", "preset=full conv_dim=8", dim="8", rates=("1e-2", "8e-3")),
     "boft": _options("boft", "preset=full", dim="8"),
 }
