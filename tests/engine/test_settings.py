@@ -212,7 +212,7 @@ def test_a_file_may_hold_them_switched_off(name: str, tmp_path: Path) -> None:
 
 def test_a_file_that_holds_one_switched_on_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "options.toml"
-    path.write_text("[a]\nlearning_rate = 1e-4\nxformers = true\n[b]\nblocks_to_swap = 8\n")
+    path.write_text("[a]\nlearning_rate = 1e-4\nxformers = true\n[b]\ncpu_offload_checkpointing = true\n")
     found = run("--plot-lr", "--config_file", str(path))
     assert found.exit_code == 2
     assert "line 5" in found.stderr

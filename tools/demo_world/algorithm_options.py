@@ -22,7 +22,7 @@ def _options(
 
 # Ranks are those of the recipe (conv 8), but LoHa's and LoKr's, whose changes have a higher rank than their dim says.
 # Rates go with the size of a parameter's effect: what scales or turns whole layers takes higher ones, a whole change,
-# of which every value moves by the rate, a lower one. Each is the best of two or three that were tried (docs/networks.md).
+# of which every value moves by the rate, a lower one. Each is the best of two or three (docs/networks.md).
 ALGORITHMS: Mapping[str, Options] = {
     "lora": _options("lora", "conv_dim=8"),
     "lora, no convolutions": _options("lora"),

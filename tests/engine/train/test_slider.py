@@ -114,6 +114,15 @@ def test_a_step_is_the_published_objective(tmp_path: Path) -> None:
     assert said["ss_min_snr_gamma"] == "None"
 
 
+def test_passes_that_are_computed_again_have_the_strength_of_their_direction(tmp_path: Path) -> None:
+    pairs = write(tmp_path)
+    for name, more in (("kept", ()), ("again", ("--gradient_checkpointing",))):
+        assert train(pairs, tmp_path / name, "--max_train_steps", 2, "--unet_lr", "1e-2", *more) == 0
+    one, other = (load_file(tmp_path / name / "net.safetensors") for name in ("kept", "again"))
+    for key, values in one.items():
+        torch.testing.assert_close(other[key], values, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("more", [(), ("--network_module", "networks.loha"), ("--gradient_checkpointing",)])
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, more: tuple[str, ...]) -> None:
     pairs = write(tmp_path)

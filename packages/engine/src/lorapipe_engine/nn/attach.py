@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -178,6 +178,10 @@ class Network:
         finally:
             for name, adapter in self.adapters.items():
                 adapter.multiplier = before[name]
+
+    def scaled_as_now(self) -> AbstractContextManager[None]:
+        """To use the strength of now again, for a while, later."""
+        return self.scaled(next(iter(self.adapters.values())).multiplier)
 
     @contextmanager
     def off(self) -> Iterator[None]:

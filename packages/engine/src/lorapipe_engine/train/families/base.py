@@ -7,7 +7,8 @@ tensor that goes in may lie on any device; what comes out lies on ``device``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -58,6 +59,8 @@ class Family(ABC):
         self.device = torch.device(device)
         self.dtype = dtype
         self.vae_dtype = vae_dtype or dtype
+        # What a pass is computed again within, in the backward pass; called when it is computed the first time.
+        self.recomputed: Callable[[], AbstractContextManager[None]] = nullcontext
         self.denoiser: Any = place(base.denoiser, torch.device("cpu") if waiting else self.device, dtype)
         self.vae: Any = place(base.vae, self.device, self.vae_dtype)
         self.text = self.make_text(
@@ -188,7 +191,11 @@ class Family(ABC):
         """Recompute activations in the backward pass instead of keeping them. ``with_draws``: modules draw numbers
         (dropout), so that the random stream has to be wound back, which a captured step cannot do.
         """
-        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": with_draws}
+        settings: dict[str, Any] = {
+            "use_reentrant": False,
+            "preserve_rng_state": with_draws,
+            "context_fn": lambda: (nullcontext(), self.recomputed()),
+        }
         self.denoiser.enable_gradient_checkpointing(partial(checkpoint, **settings))
         # The library only recomputes in training mode; there is no dropout in these models.
         self.denoiser.train()

@@ -61,6 +61,8 @@ class Slide:
     def __init__(self, family: Family, objective: Objective, network: Network, pairs: Pairs) -> None:
         self.family, self.objective, self.network, self.pairs = family, objective, network, pairs
         self._places = places_of(objective, pairs)
+        # Where activations are not kept, the passes back come when no strength is set any more.
+        family.recomputed = network.scaled_as_now
 
     def __call__(self, batch: MicroBatch, *, train_text: bool) -> Forward:
         """The losses of a batch, whose numbers come from torch's global streams."""
