@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import test_fused
 
-from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.fused import unet as fused_unet
-from lorapipe_engine.nn.fused.blocks import Blocks
-from lorapipe_engine.nn.fused.gradients import FactorGradients
+from lorapipe_engine.nn.kernels.blocks import Blocks
+from lorapipe_engine.nn.kernels.gradients import FactorGradients
 
 
 def both_ways(work: Callable[[], list[Any]]) -> float:

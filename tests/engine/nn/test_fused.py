@@ -21,10 +21,11 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 from lorapipe_engine.models.stable_diffusion import UNET_CONV_TARGETS, UNET_TARGETS  # noqa: E402
 from lorapipe_engine.networks import algorithms  # noqa: E402
 from lorapipe_engine.networks.algorithms import Algorithm  # noqa: E402
+from lorapipe_engine.nn import kernels  # noqa: E402
 from lorapipe_engine.nn.adapters.lora import Lora  # noqa: E402
 from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach  # noqa: E402
 from lorapipe_engine.nn.base import Dropouts  # noqa: E402
-from lorapipe_engine.nn.fused import kernels, ops  # noqa: E402
+from lorapipe_engine.nn.fused import ops  # noqa: E402
 from lorapipe_engine.nn.fused.packed import Packed, Packs  # noqa: E402
 from lorapipe_engine.nn.fused.unet import fuse  # noqa: E402
 from lorapipe_engine.train.families.base import find_targets  # noqa: E402
@@ -489,7 +490,7 @@ def test_kernels_that_were_compiled_before_are_known(tmp_path: Path, monkeypatch
     program = (
         "from triton.backends.compiler import GPUTarget\n"
         "from triton.compiler import ASTSource, compile\n"
-        "from lorapipe_engine.nn.fused.triton_norms import _group_values as kernel\n"
+        "from lorapipe_engine.nn.kernels.triton_norms import _group_values as kernel\n"
         "fixed = {'SHIFT': False, 'SILU': True, 'ROWS': 128, 'WIDE': 64}\n"
         "kinds = {'S': 'i32', 'C': 'i32', 'G': 'i32', 'stride_shift': 'i32'}\n"
         "signature = {n: 'constexpr' if n in fixed else kinds.get(n, '*fp32') for n in kernel.arg_names}\n"

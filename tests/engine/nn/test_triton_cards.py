@@ -15,8 +15,9 @@ triton = pytest.importorskip("triton", reason="Triton is for Linux")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from lorapipe_engine.nn.fused import kernels, triton_blocks, triton_dots, triton_few_keys  # noqa: E402
-from lorapipe_engine.nn.fused.blocks import Blocks  # noqa: E402
+from lorapipe_engine.nn import kernels  # noqa: E402
+from lorapipe_engine.nn.kernels import triton_blocks, triton_dots, triton_few_keys  # noqa: E402
+from lorapipe_engine.nn.kernels.blocks import Blocks  # noqa: E402
 
 pytestmark = pytest.mark.torch
 

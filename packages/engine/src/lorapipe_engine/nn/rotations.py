@@ -14,9 +14,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lorapipe_engine.nn import cayley
-from lorapipe_engine.nn.fused import kernels
-from lorapipe_engine.nn.fused.blocks import Blocks
+from lorapipe_engine.nn import cayley, kernels
+from lorapipe_engine.nn.kernels.blocks import Blocks
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.models.families import is_text
 from lorapipe_engine.nn.attach import Network
-from lorapipe_engine.nn.fused.kernels import are_compiled
+from lorapipe_engine.nn.kernels import are_compiled
 from lorapipe_engine.pictures.batches import Batch, epoch_batches
 from lorapipe_engine.pictures.captions import When
 from lorapipe_engine.settings import OptimizerSettings, RunSettings, TrainSettings

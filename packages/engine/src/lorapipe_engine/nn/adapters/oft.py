@@ -19,7 +19,7 @@ from lorapipe_engine.nn import cayley
 from lorapipe_engine.nn.adapters.lokr import split
 from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size, alike
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
-from lorapipe_engine.nn.fused.blocks import TILE, Blocks
+from lorapipe_engine.nn.kernels.blocks import TILE, Blocks
 from lorapipe_engine.nn.options import flag, not_negative, whole
 from lorapipe_engine.nn.rotations import Made, Rotated, Together, stacked, turned
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lorapipe_engine.nn.fused import kernels
-from lorapipe_engine.nn.fused.gradients import FactorGradients
+from lorapipe_engine.nn import kernels
+from lorapipe_engine.nn.kernels.gradients import FactorGradients
 
 MOST = 8  # packs that are deferred at once: those of a transformer block
 ROOM = 128 * 2**20  # bytes of what they read, which stays in memory until then

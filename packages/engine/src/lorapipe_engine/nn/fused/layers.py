@@ -29,8 +29,8 @@ class Own:
 
     def on_rows(self, rows: Tensor, samples: int) -> list[Tensor]:
         """Each layer's result (B·N, out). The layers see (B, N, C), as in the library's block."""
-        if found := trained_differences(self.layers):
-            return list(different(rows, found))
+        if differences := trained_differences(self.layers):
+            return list(different(rows, differences))
         x = rows.reshape(samples, -1, rows.shape[1])
         return [layer(x).flatten(0, 1) for layer in self.layers]
 
@@ -70,8 +70,8 @@ def linear(x: Tensor, layers: Layers, residual: Tensor | None = None, samples: i
     """The layers on x (N, in) side by side, plus ``residual`` (N, out)."""
     if isinstance(layers, Packed):
         return ops.linear(x, layers, residual, samples)
-    if len(layers.layers) == 1 and (found := trained_differences(layers.layers)):
-        return different(x, found, residual)[0]
+    if len(layers.layers) == 1 and (differences := trained_differences(layers.layers)):
+        return different(x, differences, residual)[0]
     parts = layers.on_rows(x, samples)
     out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return out if residual is None else out + residual
@@ -143,8 +143,8 @@ def convolution(layer: nn.Module, x: Tensor, residual: Tensor | None = None, *, 
 def project(rows: Tensor, layers: Layers, like: Tensor, residual: Tensor | None = None) -> Tensor:
     """A linear layer or 1x1 convolution on the rows of pictures such as ``like``, plus ``residual``."""
     if isinstance(layers, Own) and isinstance(_inner(layers.layers[0]), nn.Conv2d):
-        if found := trained_differences(layers.layers):
-            return different(rows, found, residual)[0]
+        if differences := trained_differences(layers.layers):
+            return different(rows, differences, residual)[0]
         out = layers.on_pictures(rows, like)
         return out if residual is None else out + residual
     return linear(rows, layers, residual, len(like))

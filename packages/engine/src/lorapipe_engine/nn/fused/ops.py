@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.fused.packed import (
     HALF,
     Packed,

@@ -20,15 +20,15 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.base import Adapter, Dropouts, is_low_rank
 from lorapipe_engine.nn.change import kept_ranks
-from lorapipe_engine.nn.fused import kernels
 from lorapipe_engine.nn.fused.deferred import DeferredGradients
 from lorapipe_engine.nn.fused.forms import Form, group_forms
-from lorapipe_engine.nn.fused.gradients import FactorGradients
 from lorapipe_engine.nn.fused.trained.convolutions import TrainedConvolution, TrainedConvolutions
 from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, TrainedDifferences
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, TrainedNorms
+from lorapipe_engine.nn.kernels.gradients import FactorGradients
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
 HALF = (torch.float16, torch.bfloat16)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn import kernels
 
 # Rows from which on one way is the faster one. For convolutions: turning a kernel around, since cuDNN's own input
 # gradient runs at half the speed of its forward convolution. For query, key and value: their own products, which fill

@@ -18,7 +18,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import Adapter, is_off
 from lorapipe_engine.nn.fused import ops, pictures
-from lorapipe_engine.nn.fused.kernels import GEGLU, GELU, QUICK_GELU, few_keys
 from lorapipe_engine.nn.fused.layers import (
     GroupNorm,
     Layers,
@@ -41,6 +40,7 @@ from lorapipe_engine.nn.fused.trained.convolutions import (
 )
 from lorapipe_engine.nn.fused.trained.differences import TrainedDifference, can_differ, different
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm
+from lorapipe_engine.nn.kernels import GEGLU, GELU, QUICK_GELU, few_keys
 
 Forward = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn import kernels
 
 STEP = 16  # ranks are padded to this, which keeps rows on 32-byte boundaries in half precision
 

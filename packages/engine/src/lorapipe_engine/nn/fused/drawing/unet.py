@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorapipe_engine.nn.fused import kernels
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.fused.drawing.slots import AnySlot, BesideSlot, ConvSlot, Slot, Slots
-from lorapipe_engine.nn.fused.kernels import GEGLU
 from lorapipe_engine.nn.fused.pictures import as_pictures, as_rows
 from lorapipe_engine.nn.fused.time_shifts import TimeShifts
 from lorapipe_engine.nn.fused.unet import attend, attend_context
+from lorapipe_engine.nn.kernels import GEGLU
 
 Forward = Callable[..., Any]
 

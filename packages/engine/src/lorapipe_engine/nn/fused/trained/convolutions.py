@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.adapters.lora import Lora
 from lorapipe_engine.nn.base import is_off
-from lorapipe_engine.nn.fused import kernels
-from lorapipe_engine.nn.fused.gradients import add_product
 from lorapipe_engine.nn.fused.pictures import as_pictures, as_rows, convolution_input
+from lorapipe_engine.nn.kernels.gradients import add_product
 
 MARK = "trained_convolution"
 STEP = 16  # ranks are padded to this, for the matrix units
@@ -61,8 +61,8 @@ class TrainedConvolution:
         base, rank = self.base, self.adapter.rank
         own = (None, base.stride, base.padding, base.dilation, False, [0, 0], 1)
         kernel = self.kernels[self.out :]
-        found = torch.ops.aten.convolution_backward(dhidden, x, kernel, *own, [False, True, False])[1]
-        down.add_(found[:rank])
+        gradient = torch.ops.aten.convolution_backward(dhidden, x, kernel, *own, [False, True, False])[1]
+        down.add_(gradient[:rank])
         add_product(up.flatten(1), dy.mT, hidden[:, :rank], self.scale)
 
 
@@ -94,8 +94,8 @@ def can_convolve(module: nn.Module) -> bool:
 
 def trained_convolution(layer: nn.Module, x: Tensor) -> TrainedConvolution | None:
     """A layer's place among the trained convolutions, while its whole change counts on inputs like x; else None."""
-    found: TrainedConvolution | None = vars(layer).get(MARK)
-    return found if found is not None and found.ready and x.dtype == found.kernels.dtype else None
+    place: TrainedConvolution | None = vars(layer).get(MARK)
+    return place if place is not None and place.ready and x.dtype == place.kernels.dtype else None
 
 
 class _Convolved(torch.autograd.Function):

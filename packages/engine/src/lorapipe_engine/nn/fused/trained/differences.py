@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.adapters.full import Full
 from lorapipe_engine.nn.base import is_off
-from lorapipe_engine.nn.fused import kernels
-from lorapipe_engine.nn.fused.gradients import add_product
+from lorapipe_engine.nn.kernels.gradients import add_product
 
 MARK = "trained_difference"
 
@@ -80,8 +80,8 @@ def can_differ(module: nn.Module) -> bool:
 
 def trained_differences(layers: Sequence[nn.Module]) -> list[TrainedDifference]:
     """The places of layers among the trained differences, while all of them count; else none."""
-    found = [vars(layer).get(MARK) for layer in layers]
-    return [one for one in found if one is not None] if all(one and one.ready for one in found) else []
+    places = [vars(layer).get(MARK) for layer in layers]
+    return [one for one in places if one is not None] if all(one and one.ready for one in places) else []
 
 
 def different(

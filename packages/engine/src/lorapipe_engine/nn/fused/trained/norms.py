@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.adapters.full import Norm
 from lorapipe_engine.nn.base import is_off
-from lorapipe_engine.nn.fused import kernels
 
 MARK = "trained_norm"
 
@@ -82,8 +82,8 @@ class TrainedNorms:
 def trained_norm(norm: nn.Module) -> TrainedNorm | None:
     """A norm's place among the trained ones, while its whole change counts; None for a frozen norm, and where it has to
     run its own forward."""
-    found: TrainedNorm | None = vars(norm).get(MARK)
-    return found if found is not None and found.ready else None
+    place: TrainedNorm | None = vars(norm).get(MARK)
+    return place if place is not None and place.ready else None
 
 
 def trained_of(norm: object) -> Sequence[Tensor]:

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lorapipe_engine.nn.fused import blocks as plain_blocks
-from lorapipe_engine.nn.fused import plain
-from lorapipe_engine.nn.fused.blocks import Blocks
-from lorapipe_engine.nn.fused.gradients import FactorGradients
-from lorapipe_engine.nn.fused.plain import GEGLU, GELU, QUICK_GELU
+from lorapipe_engine.nn.kernels import blocks as plain_blocks
+from lorapipe_engine.nn.kernels import plain
+from lorapipe_engine.nn.kernels.blocks import Blocks
+from lorapipe_engine.nn.kernels.gradients import FactorGradients
+from lorapipe_engine.nn.kernels.plain import GEGLU, GELU, QUICK_GELU
 
 __all__ = ["GEGLU", "GELU", "QUICK_GELU"]
 
@@ -76,7 +76,7 @@ def _choose(name: str, x: Tensor, *, fits: bool = True) -> Callable[..., Any]:
 def _load(place: str) -> Any:
     """Triton's side, which is imported when it is first used."""
     module, _, name = place.partition(":")
-    return getattr(import_module(f"lorapipe_engine.nn.fused.{module}"), name)
+    return getattr(import_module(f"lorapipe_engine.nn.kernels.{module}"), name)
 
 
 @cache

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorapipe_engine.nn.fused.blocks import TILE, Blocks
-from lorapipe_engine.nn.fused.triton_kernels import _rows
+from lorapipe_engine.nn.kernels.blocks import TILE, Blocks
+from lorapipe_engine.nn.kernels.triton_kernels import _rows
 
 PROGRAMS = 600  # that fill a card
 

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorapipe_engine.nn.fused.gradients import FactorGradients
-from lorapipe_engine.nn.fused.triton_kernels import _rows
+from lorapipe_engine.nn.kernels.gradients import FactorGradients
+from lorapipe_engine.nn.kernels.triton_kernels import _rows
 
 LEAST = 16  # of each side of a product in Triton
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorapipe_engine.nn.fused.triton_kernels import _rows
+from lorapipe_engine.nn.kernels.triton_kernels import _rows
 
 ROWS, WIDE = 128, 64
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorapipe_engine.nn.fused.triton_kernels import _rows
+from lorapipe_engine.nn.kernels.triton_kernels import _rows
 
 PROGRAMS = 300  # that the backward pass is shared out to, about two for each multiprocessor of a large card
 MOST_KEYS, MOST_WIDTH = 96, 128  # beyond these the general kernels are the faster ones
