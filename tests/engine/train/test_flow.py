@@ -183,7 +183,6 @@ def test_euler_walks_a_straight_way_exactly() -> None:
         ({"timestep_curve": ("5",)}, "no TIMESTEP:WEIGHT"),
         ({"timestep_curve": ("500:1", "400:1")}, "must rise"),
         ({"timestep_curve": ("0:1",), "timestep_sampling": "shift"}, "leave timestep_sampling out"),
-        ({"noise_offset_random_strength": True}, "needs noise_offset"),
     ],
 )
 def test_options_that_mean_nothing_with_flow(options: dict[str, Any], word: str) -> None:

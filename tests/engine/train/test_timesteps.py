@@ -139,7 +139,7 @@ def test_a_run_records_them_and_curves_show_them(tmp_path: Path) -> None:
     tags = {name for row in rows for name in row if name.startswith("loss/timesteps/")}
     assert tags == {"loss/timesteps/200-299"}
     mean = sum(row["loss/current"] for row in rows) / 2
-    assert rows[-1]["loss/timesteps/200-299"] >= mean  # before min-SNR's weights
+    assert rows[-1]["loss/timesteps/200-299"] >= mean * (1 - 1e-6)  # before min-SNR's weights
     shown = CliRunner().invoke(command, [str(tmp_path / "net.metrics.jsonl"), "--only", "timesteps"])
     assert shown.exit_code == 0, shown.output
     assert "loss by timestep" in shown.output
