@@ -488,8 +488,7 @@ def test_kernels_that_were_compiled_before_are_known(tmp_path: Path, monkeypatch
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     assert not kernels.are_compiled()
     program = (
-        "from triton.backends.compiler import GPUTarget\n"
-        "from triton.compiler import ASTSource, compile\n"
+        "from triton.backends.compiler import GPUTarget\nfrom triton.compiler import ASTSource, compile\n"
         "from lorapipe_engine.nn.kernels.triton_norms import _group_values as kernel\n"
         "fixed = {'SHIFT': False, 'SILU': True, 'ROWS': 128, 'WIDE': 64}\n"
         "kinds = {'S': 'i32', 'C': 'i32', 'G': 'i32', 'stride_shift': 'i32'}\n"
