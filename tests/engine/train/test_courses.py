@@ -17,10 +17,10 @@ from lorapipe_engine.errors import ConfigError, MissingExtra  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.sampling.noise.samplers import SAMPLERS, count_evaluations  # noqa: E402
 from lorapipe_engine.sampling.noise.schedules import make_sigmas, noise_table  # noqa: E402
-from lorapipe_engine.train.sample.brownian import brownian_noise  # noqa: E402
-from lorapipe_engine.train.sample.course import plan_course  # noqa: E402
-from lorapipe_engine.train.sample.methods import METHODS, ancestral_step, lms_weights  # noqa: E402
-from lorapipe_engine.train.sample.scheduler import CourseScheduler  # noqa: E402
+from lorapipe_engine.train.sample.samplers.brownian import brownian_noise  # noqa: E402
+from lorapipe_engine.train.sample.samplers.course import plan_course  # noqa: E402
+from lorapipe_engine.train.sample.samplers.methods import METHODS, ancestral_step, lms_weights  # noqa: E402
+from lorapipe_engine.train.sample.samplers.scheduler import CourseScheduler  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "data" / "see" / "trajectories.safetensors"
 with open_tensors(DATA) as _file:

@@ -34,7 +34,7 @@ from lorapipe_engine.train.objective.flow import (  # noqa: E402
 )
 from lorapipe_engine.train.objective.objective import Noised  # noqa: E402
 from lorapipe_engine.train.objective.times import Draws, flux_mu  # noqa: E402
-from lorapipe_engine.train.sample.scheduler import CourseScheduler  # noqa: E402
+from lorapipe_engine.train.sample.samplers.scheduler import CourseScheduler  # noqa: E402
 from support.called import status_of  # noqa: E402
 from support.tiny import build, save_checkpoint  # noqa: E402
 

@@ -33,7 +33,7 @@ from lorapipe_engine.sampling.shelf import Loaded, NetworkFile  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from lorapipe_engine.train.sample.networks import Swapper  # noqa: E402
-from lorapipe_engine.train.sample.scheduler import CourseScheduler  # noqa: E402
+from lorapipe_engine.train.sample.samplers.scheduler import CourseScheduler  # noqa: E402
 from support import tiny  # noqa: E402
 from support.commands import TARGETS, run  # noqa: E402
 

@@ -18,8 +18,6 @@ from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.noise.samplers import SAMPLERS
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
-from lorapipe_engine.train.sample.brownian import brownian_noise
-from lorapipe_engine.train.sample.course import Prediction
 from lorapipe_engine.train.sample.draw import (
     Guidance,
     Predict,
@@ -31,9 +29,11 @@ from lorapipe_engine.train.sample.draw import (
 )
 from lorapipe_engine.train.sample.forecast import Forecast
 from lorapipe_engine.train.sample.graphs import GuidedGraphs
-from lorapipe_engine.train.sample.methods import Noise
 from lorapipe_engine.train.sample.networks import Swapper
-from lorapipe_engine.train.sample.scheduler import CourseScheduler
+from lorapipe_engine.train.sample.samplers.brownian import brownian_noise
+from lorapipe_engine.train.sample.samplers.course import Prediction
+from lorapipe_engine.train.sample.samplers.methods import Noise
+from lorapipe_engine.train.sample.samplers.scheduler import CourseScheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image

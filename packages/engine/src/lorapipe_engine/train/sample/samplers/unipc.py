@@ -1,5 +1,5 @@
 """UniPC (Zhao et al. 2023) of order 3 with B1, on denoised pictures: a predictor, and a corrector that needs no
-evaluation of its own. A generator as those of :mod:`~lorapipe_engine.train.sample.methods`.
+evaluation of its own. A generator as those of :mod:`~lorapipe_engine.train.sample.samplers.methods`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import Tensor
 
-from lorapipe_engine.train.sample.methods import Steps
+from lorapipe_engine.train.sample.samplers.methods import Steps
 
 ORDER = 3
 

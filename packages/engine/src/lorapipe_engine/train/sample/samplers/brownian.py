@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import MissingExtra
-from lorapipe_engine.train.sample.methods import Noise
+from lorapipe_engine.train.sample.samplers.methods import Noise
 
 
 def brownian_noise(x: Tensor, low: float, high: float, seeds: Sequence[int]) -> Noise:

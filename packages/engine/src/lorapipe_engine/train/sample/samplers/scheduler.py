@@ -11,9 +11,9 @@ from torch import Tensor
 from lorapipe_engine.command.process.libraries import library_imports
 from lorapipe_engine.sampling.noise.samplers import SAMPLERS
 from lorapipe_engine.sampling.noise.schedules import AUTOMATIC, noise_table
-from lorapipe_engine.train.sample.brownian import brownian_noise
-from lorapipe_engine.train.sample.course import Course, Prediction, plan_course
-from lorapipe_engine.train.sample.methods import Noise, Steps
+from lorapipe_engine.train.sample.samplers.brownian import brownian_noise
+from lorapipe_engine.train.sample.samplers.course import Course, Prediction, plan_course
+from lorapipe_engine.train.sample.samplers.methods import Noise, Steps
 
 with library_imports():
     from diffusers.configuration_utils import ConfigMixin, register_to_config

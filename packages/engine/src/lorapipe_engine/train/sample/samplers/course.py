@@ -30,8 +30,8 @@ from lorapipe_engine.sampling.noise.schedules import (
     unipc_times,
 )
 from lorapipe_engine.train.objective.flow import flow_levels
-from lorapipe_engine.train.sample.methods import METHODS, Noise, Steps, ddim, plms
-from lorapipe_engine.train.sample.unipc import unipc
+from lorapipe_engine.train.sample.samplers.methods import METHODS, Noise, Steps, ddim, plms
+from lorapipe_engine.train.sample.samplers.unipc import unipc
 
 Prediction = Literal["epsilon", "v_prediction", "flow_prediction"]
 LCM_SHARE = 0.5  # sigma of the data in LCM's boundary condition
