@@ -280,6 +280,12 @@ def is_off(adapter: Adapter) -> bool:
     return vars(adapter).get("forward") is adapter.base
 
 
+def counts_whole(adapter: Adapter) -> bool:
+    """Whether an adapter's whole change counts now: it is at strength 1, nothing is dropped, and the network is on."""
+    dropping = adapter.training and adapter.dropouts.any
+    return adapter.multiplier == 1 and not dropping and not is_off(adapter)
+
+
 def alike(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
     """Adapters of one class, strength and shape together, in their order."""
     groups: dict[object, list[Adapter]] = {}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.adapters.lora import Lora
-from lorapipe_engine.nn.base import is_off
+from lorapipe_engine.nn.base import counts_whole
 from lorapipe_engine.nn.fused.pictures import as_pictures, as_rows, convolution_input
 from lorapipe_engine.nn.kernels.gradients import add_product
 
@@ -44,9 +44,7 @@ class TrainedConvolution:
     @property
     def ready(self) -> bool:
         """Whether the whole change counts now: nothing is dropped, and the network is on."""
-        adapter = self.adapter
-        dropping = adapter.training and adapter.dropouts.any
-        return adapter.multiplier == 1 and not dropping and not is_off(adapter)
+        return counts_whole(self.adapter)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """On x (B, in, H, W), plus ``residual``."""

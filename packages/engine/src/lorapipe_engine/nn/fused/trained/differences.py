@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.adapters.full import Full
-from lorapipe_engine.nn.base import is_off
+from lorapipe_engine.nn.base import counts_whole
 from lorapipe_engine.nn.kernels.gradients import add_product
 
 MARK = "trained_difference"
@@ -33,9 +33,7 @@ class TrainedDifference:
     @property
     def ready(self) -> bool:
         """Whether the whole change counts now: nothing is dropped, and the network is on."""
-        adapter = self.adapter
-        dropping = adapter.training and adapter.dropouts.any
-        return adapter.multiplier == 1 and not dropping and not is_off(adapter)
+        return counts_whole(self.adapter)
 
     def add_gradients(self, x: Tensor, dy: Tensor) -> None:
         """Add the gradients of weight and bias, of inputs (N, in) and gradients of the result (N, out)."""
