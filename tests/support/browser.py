@@ -29,6 +29,23 @@ KEY_CODES = {
     "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Delete": 46, "F2": 113,
 }  # fmt: skip
 
+# The middle of an element that is in the same place two pictures of the screen later and that a click there would
+# hit; null of another. An element that was drawn anew meanwhile is nowhere.
+AT_REST = """async selector => {
+  const middle = element => {
+    const box = element.getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+  };
+  const frame = () => new Promise(resolve => { requestAnimationFrame(resolve); setTimeout(resolve, 100); });
+  const element = document.querySelector(selector);
+  element.scrollIntoView({block: "center"});
+  const before = middle(element);
+  await frame();
+  await frame();
+  const after = middle(element), still = before[0] === after[0] && before[1] === after[1];
+  return still && element.contains(document.elementFromPoint(...after)) ? after : null;
+}"""
+
 
 def find_browser() -> str | None:
     """The browser's program, or None. CHROMIUM names another."""
@@ -87,12 +104,12 @@ class Tab:
             time.sleep(0.05)
 
     def click(self, selector: str, *, shift: bool = False, ctrl: bool = False, times: int = 1) -> None:
-        """Click in the middle of an element, as a mouse does."""
-        place = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            "e.scrollIntoView({block: 'center'});"
-            "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
+        """Click in the middle of an element, as a mouse does, once it lies still and nothing lies over it."""
+        end = time.monotonic() + SECONDS
+        while not (place := self.evaluate(f"({AT_REST})({json.dumps(selector)})")):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{selector} moves, or something lies over it")
+            time.sleep(0.05)
         for count in range(1, times + 1):
             for kind in ("mousePressed", "mouseReleased"):
                 self.call(
