@@ -14,24 +14,14 @@ from PIL import Image
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.scan import scan
 from lorapipe_engine.settings import DataSettings
-from support.commands import TARGETS, run
+from support.commands import run
 
 TAGGER = ("--model", Path(__file__).parents[1] / "data" / "tagger" / "model", "--device", "cpu")
 
 
 def piped(text: str, command: str, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command with a list on standard input."""
-    module, _, function = TARGETS[command].partition(":")
-    code = f"import sys; sys.argv[0] = {command!r}; from {module} import {function} as main; main()"
-    words = tuple(map(str, words))
-    return subprocess.run(
-        [sys.executable, "-c", code, *words],
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-    )
+    return run(command, *words, stdin=text, cwd=cwd)
 
 
 def draw(path: Path, caption: str | None = None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from lorapipe_engine.files.dtypes import Array
 from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from support.commands import run
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 GOLDEN = sorted((DATA / "networks").glob("*.safetensors"))
@@ -19,9 +19,7 @@ NEEDY = ("dora", "oft", "glora", "ia3")
 
 
 def delta(*words: object) -> subprocess.CompletedProcess[str]:
-    code = "import sys; sys.argv[0] = 'lora-inspect'; from lorapipe_inspect.cli import main; main()"
-    command = [sys.executable, "-c", code, "delta", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run("lora-inspect", "delta", *words)
 
 
 def split(golden: Path, folder: Path) -> dict[str, Array]:

@@ -7,8 +7,6 @@ tests/data/lycoris.safetensors holds the tensors of each network (``lora_unet_<c
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 
 from lorapipe_engine.files.dtypes import Array
 from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from support.commands import run
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "lycoris.safetensors"
 
@@ -37,10 +36,8 @@ def test_layers_work_as_with_the_reference_modules(multiplier: str, tmp_path: Pa
     write_tensors(tmp_path / "net.safetensors", net)
     write_tensors(tmp_path / "base.safetensors", base)
     out = tmp_path / "out.safetensors"
-    code = "import sys; sys.argv[0] = 'lora-inspect'; from lorapipe_inspect.cli import main; main()"
     words = ["delta", "net.safetensors", "--base", "base.safetensors", "--multiplier", multiplier, "-o", out]
-    command = [sys.executable, "-c", code, *map(str, words)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run("lora-inspect", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = read(out)
     apart = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from lorapipe_engine.files.dtypes import Array
 from lorapipe_engine.files.tensorfile import open_tensors, write_tensors
+from support.commands import run
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SAMPLE = DATA / "inspect" / "sample.safetensors"
@@ -21,10 +21,7 @@ LORA = DATA / "merge" / "sd15_lora_A.safetensors"
 
 
 def inspect(*words: object) -> subprocess.CompletedProcess[str]:
-    code = "import sys; sys.argv[0] = 'lora-inspect'; from lorapipe_inspect.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=False
-    )
+    return run("lora-inspect", *words)
 
 
 def record(*words: object, status: int = 0) -> dict[str, Any]:

@@ -34,13 +34,17 @@ TARGETS = {
 
 
 def run(
-    command: str, *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    command: str,
+    *words: object,
+    stdin: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command with its words; what it printed and its status. ``env``: beside the environment that is there."""
     module, _, name = TARGETS[command].partition(":")
     main = getattr(import_module(module), name).main
     given = [str(word) for word in words]
-    with _own(cwd, env or {}) as (out, err):
+    with _own(cwd, env or {}, stdin.encode()) as (out, err):
         # What it sets for itself, as how much it says, is of its context alone.
         status = contextvars.copy_context().run(_status, main, given)
     return subprocess.CompletedProcess([command, *given], status, _text(out), _text(err))
@@ -55,11 +59,11 @@ def _status(main: Any, words: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def _own(cwd: Path | None, env: Mapping[str, str]) -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
+def _own(cwd: Path | None, env: Mapping[str, str], given: bytes) -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
     """Streams, a folder and an environment for a while, as of a process of its own."""
     out, err = io.BytesIO(), io.BytesIO()
     streams, environment, here = (sys.stdin, sys.stdout, sys.stderr), dict(os.environ), Path.cwd()
-    sys.stdin = io.TextIOWrapper(io.BytesIO())
+    sys.stdin = io.TextIOWrapper(io.BytesIO(given), encoding="utf-8")
     sys.stdout = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
     sys.stderr = io.TextIOWrapper(err, encoding="utf-8", errors="backslashreplace", write_through=True)
     try:
