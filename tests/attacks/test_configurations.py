@@ -60,6 +60,7 @@ def test_a_hostile_configuration(name: str, tmp_path: Path) -> None:
     assert len(done.err) < 1000
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_same_as_a_file_of_datasets_and_of_prompts(name: str, tmp_path: Path) -> None:
     from lorapipe_engine.datasets.file import read_dataset_file

@@ -386,6 +386,7 @@ def test_writing_into_a_folder_that_is_swapped_for_a_link(swapping: Path, victim
     assert min(ends.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", [meta])
 def test_an_output_that_becomes_a_link_while_the_tool_runs(
     tool: Callable[..., int], victim: Path, tmp_path: Path

@@ -258,6 +258,7 @@ def test_links_of_a_graph_that_lead_in_circles(tmp_path: Path) -> None:
     assert read_embedded(path) == "a cat"
 
 
+@pytest.mark.slow
 @linux
 def test_keywords_inside_keywords(tmp_path: Path) -> None:
     root = dataset(tmp_path, {})
@@ -321,6 +322,7 @@ def test_a_moving_picture_is_read_at_its_first_frame(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- repeats
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("number", ["98765432", "10001", "9" * 200])
 def test_folder_names_that_are_numbers_of_pictures(number: str, tmp_path: Path) -> None:
@@ -354,6 +356,7 @@ def test_a_number_of_a_picture_is_no_number_of_repeats(tmp_path: Path) -> None:
     assert "10,001 repeats, more than the 10,000" in ended.lines[-1]
 
 
+@pytest.mark.slow
 @linux
 def test_the_most_repeats_cost_bytes_for_each_turn() -> None:
     import tracemalloc

@@ -39,6 +39,7 @@ def test_a_graph_that_links_to_itself(world: World, nodes: int) -> None:
     assert len(done.err.splitlines()) <= 2
 
 
+@pytest.mark.slow
 def test_a_long_graph_leads_to_its_prompt(tool: Tool, world: World) -> None:
     graph = {str(n): {"inputs": {"positive": [n + 1, 0]}} for n in range(5000)}
     graph["5000"] = {"inputs": {"text": "a dog"}}  # type: ignore[dict-item]
@@ -47,6 +48,7 @@ def test_a_long_graph_leads_to_its_prompt(tool: Tool, world: World) -> None:
     assert (world.data / "a.txt").read_text() == "a dog\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("xmp", "said"),
     [

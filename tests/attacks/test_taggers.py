@@ -131,12 +131,14 @@ def test_the_hubs_cache_of_links_is_no_attack(tmp_path: Path) -> None:
     check_network(snapshot / "model.onnx")
 
 
+@pytest.mark.slow
 def test_a_network_with_weights_beside_it_runs(tmp_path: Path) -> None:
     path = model_with(tmp_path / "model", "data.bin")
     path.with_name("data.bin").write_bytes(bytes(16))
     assert tag(path.parent, tmp_path).code == 0
 
 
+@pytest.mark.slow
 def test_a_tensor_in_memory_is_no_file(tmp_path: Path) -> None:
     path = model_with(tmp_path / "model", "*/_ORT_MEM_ADDR_/*")
     ended = tag(path.parent, tmp_path)
@@ -160,6 +162,7 @@ def test_damaged_networks(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
@@ -281,6 +284,7 @@ def test_numbers_and_depths_of_records(line: str, words: str) -> None:
     assert str(error.value) == f"standard input, line 1: no JSON record ({words})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["lora-tag", "lora-clean", "lora-repeats", "lora-check"])
 def test_records_of_pipes(command: str) -> None:
     ended = run_limited(command, ["-"], memory=0, stdin=b'{"path": "a.png", "x": 1e999}')

@@ -198,6 +198,7 @@ def test_lora_repeats(odd: Path, tmp_path: Path) -> None:
     assert {name for name in built if name.startswith(E_TWO)} == {f"{E_TWO}.png", f"{E_TWO}.txt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["lora-clean", "lora-tag"])
 def test_captions_are_changed_and_given_back(odd: Path, tool: str) -> None:
     before = held(odd.parent)

@@ -34,6 +34,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.as_posix() for path in paths if ".lorapipe" not in path.parts)
 
 
+@pytest.mark.slow
 @of("larger-originals")
 def test_a_fix_never_takes_what_is_trained_for_a_copy_outside(held: Path) -> None:
     before = files(held)

@@ -16,6 +16,7 @@ from lorapipe_demo.dataset import build_dataset
 from lorapipe_demo.scene import TRIGGER, concept_scene, concept_tags
 
 
+@pytest.mark.slow
 def test_the_pipe_makes_captions_as_the_world_has_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_the_pipe_makes_captions_as_the_world_has_them(
     assert not any(" hair" in text or " eyes" in text for text in brief)
 
 
+@pytest.mark.slow
 def test_other_people_are_there_where_they_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

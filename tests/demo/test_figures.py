@@ -78,6 +78,7 @@ def test_the_extracted_network_is_drawn_with_on_request() -> None:
     assert not recipe.SHORT.draws_extracted
 
 
+@pytest.mark.slow
 def test_the_grid_shows_the_pictures_that_were_judged_and_names_an_epoch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

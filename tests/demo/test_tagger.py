@@ -25,6 +25,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.mark.slow
 def test_it_finds_the_tags_of_fresh_pictures(tmp_path: Path) -> None:
     """At the default thresholds, of pictures that no training run has drawn."""
     draw = random.Random("fresh pictures for the tagger")

@@ -46,6 +46,7 @@ def network(tmp_path: Path) -> Path:
     return tmp_path / "network.safetensors"
 
 
+@pytest.mark.slow
 def test_the_merged_base_less_its_base_is_the_trained_change(
     network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

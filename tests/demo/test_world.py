@@ -90,6 +90,7 @@ def test_animals_and_objects_differ() -> None:
     assert len({picture(thing) for thing in things}) == len(things)
 
 
+@pytest.mark.slow
 def test_the_ordinary_world_holds_nothing_of_what_is_held_out() -> None:
     triggers = set(CONCEPTS)
     for found in scenes(20_000):

@@ -94,6 +94,7 @@ def test_values_are_left_alone(tmp_path: Path) -> None:
     assert toy(tmp_path, "--text", "--some-number").stdout == "1 --some-number\n"
 
 
+@pytest.mark.slow
 def test_quiet_and_status(tmp_path: Path) -> None:
     assert toy(tmp_path).stderr == "working\n"
     assert toy(tmp_path, "-q").stderr == ""

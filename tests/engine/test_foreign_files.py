@@ -59,6 +59,7 @@ def test_every_key_is_an_option_or_in_a_note(name: str) -> None:
     assert unsaid(keys_of(table_of(path)), found.stdout, found.stderr) == []
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", NAMES)
 def test_every_key_of_the_published_configurations_too(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,6 +81,7 @@ def test_every_key_of_the_published_configurations_too(
     assert unsaid([key for key in keys if key not in known], found.stdout, found.stderr) == []
 
 
+@pytest.mark.slow
 def test_a_printed_file_is_read_as_the_same_run(tmp_path: Path) -> None:
     for path in FILES.iterdir():
         first = run("--config_file", str(path), "--print-config")
@@ -411,6 +413,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(300))
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=6))
 def test_whatever_stands_there_is_taken_or_refused(

@@ -194,6 +194,7 @@ GIVEN = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=examples(60))
 @given(GIVEN)
 def test_what_is_printed_means_the_same_and_prints_the_same(

@@ -18,6 +18,7 @@ KEYMAP: dict[str, dict[str, Any]] = json.loads(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", FAMILIES)
 def test_every_name_of_every_layer_is_kohyas(model: str) -> None:
     family = FAMILIES[model]

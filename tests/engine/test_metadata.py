@@ -164,6 +164,7 @@ def test_reading_tables_back() -> None:
     assert tag_counts({}) == Counter()
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=5), st.text(max_size=20)))
 def test_any_text_can_be_parsed(metadata: dict[str, str]) -> None:
     assert parse_metadata(metadata).keys() == metadata.keys()

@@ -253,6 +253,7 @@ def test_they_are_options(names: Sequence[str], tmp_path: Path) -> None:
                 assert options[name] in (wanted, [wanted], str(wanted), [512, 768]), name
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", NOTED)
 def test_it_does_nothing_or_stands_for_another_and_a_note_says_so(name: str, tmp_path: Path) -> None:
     for found in both_ways({name: NOTED[name]}, tmp_path):

@@ -68,6 +68,7 @@ def test_of_rates_given_twice_the_last_count() -> None:
 # ------------------------------------------------------------------------------------- sd-scripts' other options
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -188,6 +189,7 @@ def test_a_rate_for_each_text_encoder_is_one_of_two(tmp_path: Path) -> None:
         assert "text_encoder_lr1: is one of the values of text_encoder_lr" in found.stderr
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", [name for name in FOREIGN if not name.startswith("text_encoder_lr")])
 def test_each_says_why_in_one_line(name: str) -> None:
     row = FOREIGN[name]
@@ -200,6 +202,7 @@ def test_each_says_why_in_one_line(name: str) -> None:
     assert name in found.stderr
 
 
+@pytest.mark.table
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_file_may_hold_them_switched_off(name: str, tmp_path: Path) -> None:
     row = FOREIGN[name]

@@ -124,6 +124,7 @@ def test_pieces_of_tensors_and_of_the_data(tmp_path: Path) -> None:
         assert file.read("a")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 def test_a_named_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
@@ -161,6 +162,7 @@ ARRAYS = DTYPES.flatmap(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(
     tensors=st.dictionaries(NAMES, ARRAYS, max_size=6),

@@ -155,6 +155,7 @@ def names_read(package: str) -> set[str]:
     return read
 
 
+@pytest.mark.slow
 def test_every_option_is_read() -> None:
     """A field that no line reads, as an attribute or by a name in quotes, would be an option that is ignored."""
     for name, command in WITH_MODES.items():
@@ -179,6 +180,7 @@ def foreign() -> list[Any]:
     ]
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(("command", "option"), foreign())
 def test_options_of_other_programs_are_never_passed_by(
     command: ToolCommand, option: click.Option, capsys: pytest.CaptureFixture[str]

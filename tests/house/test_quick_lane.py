@@ -60,7 +60,7 @@ def test_what_is_left_out_and_what_takes_long_is_said(processes: list[str], tmp_
         "quick: left out 1 test marked slow, 6 cases of long tables, and 1 file and 1 test that need torch; "
         "without --quick all are run"
     )
-    assert said[1].startswith("quick: of 14 tests these take more than 0.5 s of the processor (1)")
+    assert said[1].startswith("quick: of 14 tests these take more than 0.25 s of the processor (1)")
     assert lines[lines.index(said[1]) + 1].endswith(" s  test_a.py::test_long")
     assert lines[-1].startswith("13 passed, 2 skipped")
 

@@ -78,6 +78,7 @@ def test_tensors_of_no_module(write: Any, inspect: Any) -> None:
     assert check(inspect, path)["notes"][0].startswith("1 tensor belong")
 
 
+@pytest.mark.slow
 def test_mutated_files_never_surprise(data: Path, inspect: Any, tmp_path: Path) -> None:
     """Bytes changed at random, a seeded part of the 10,000 files that were tried once."""
     rng = np.random.default_rng(20)

@@ -57,6 +57,7 @@ def test_every_pattern_of_small_types(dtype: str) -> None:
     assert ours.nan == np.count_nonzero(np.isnan(values))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

@@ -58,6 +58,7 @@ def test_control_characters_are_escaped(inspect: Any, tmp_path: Path) -> None:
     assert "\x1b" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in other units")
 @pytest.mark.parametrize("name", ["deep_json", "header_len_max_u64", "shape_overflow", "beyond_eof"])
 def test_little_time_and_memory(name: str) -> None:

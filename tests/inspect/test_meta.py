@@ -144,6 +144,7 @@ def test_the_hash_of_the_window_follows_the_metadata(inspect: Any, tmp_path: Pat
     assert opened(output).metadata["sshs_legacy_hash"] == hashes.legacy
 
 
+@pytest.mark.slow
 def test_several_files_and_streams(network: Path, inspect: Any, shell: Any, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     other.write_bytes(network.read_bytes())
@@ -187,6 +188,7 @@ def test_wrong_usage(network: Path, inspect: Any, words: list[str], say: str) ->
     assert say in done.err
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(network: Path, shell: Any, tmp_path: Path) -> None:
     """A file size limit stands for a full disk: the old file stays, and nothing else."""
     before = network.read_bytes()

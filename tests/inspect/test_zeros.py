@@ -238,6 +238,7 @@ def test_network_through_a_pipe(data: Path, inspect: Any) -> None:
     assert piped == zeros_of(inspect, sample) | {"path": "-", "file": "-"}
 
 
+@pytest.mark.slow
 def test_the_pipe_of_the_guide(write: Any, shell: Any, tmp_path: Path) -> None:
     write("my net.safetensors", SD1, [])
     write("other.safetensors", SD1, [UNET])
@@ -269,6 +270,7 @@ def test_nothing_to_look_into(inspect: Any, tmp_path: Path) -> None:
     assert (done.code, done.err) == (2, f"lora-inspect zeros: error: {tmp_path}: has no .safetensors files\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_full_disk_is_one_line(data: Path, shell: Any) -> None:
     done = shell(f"lora-inspect zeros '{data}/sample.safetensors' > /dev/full")
@@ -276,6 +278,7 @@ def test_full_disk_is_one_line(data: Path, shell: Any) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_work_needs_no_torch(data: Path, shell: Any) -> None:
     code = (
         "import sys; from lorapipe_inspect.cli import lora_inspect\n"

@@ -197,6 +197,7 @@ def test_a_stream_is_the_file(network: Path, tmp_path: Path, resize: Any) -> Non
     assert done.out == (tmp_path / "out.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_networks_flow_through_pipes(network: Path, tmp_path: Path, resize: Any) -> None:
     first = f"lora-resize {shlex.quote(network.name)} --new-rank 4 -o -"
     line = f"{first} | lora-resize - --new-rank 2 -o 'b c.safetensors'"
@@ -212,6 +213,7 @@ def test_networks_flow_through_pipes(network: Path, tmp_path: Path, resize: Any)
             assert np.allclose(np.abs(piped.read(name)), np.abs(direct.read(name)), atol=2e-3), name
 
 
+@pytest.mark.slow
 def test_a_list_of_names_with_spaces_is_a_pipe(network: Path, tmp_path: Path) -> None:
     shutil.copy(network, tmp_path / "another one.safetensors")
     done = shell("ls *.safetensors | lora-resize --new-rank 2 -o small/", tmp_path)
@@ -220,6 +222,7 @@ def test_a_list_of_names_with_spaces_is_a_pipe(network: Path, tmp_path: Path) ->
     assert written == ["another one.safetensors", network.name]
 
 
+@pytest.mark.slow
 def test_a_full_pipe_is_one_line(network: Path, tmp_path: Path) -> None:
     done = shell(f"lora-resize -q {shlex.quote(network.name)} --new-rank 4 -o - > /dev/full", tmp_path)
     assert done.returncode == 1
@@ -329,6 +332,7 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", code]).strip() == b"[]"
 
 
+@pytest.mark.slow
 def test_a_run_does_not_import_torch(network: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom lorapipe_resize.cli import lora_resize\n"

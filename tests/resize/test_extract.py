@@ -64,6 +64,7 @@ def record(done: Any) -> dict[str, Any]:
 # -------------------------------------------------------------------------------- the golden pair
 
 
+@pytest.mark.slow
 def test_errors_of_the_golden_pair_are_the_optimum(extract: Any, tmp_path: Path) -> None:
     output = tmp_path / "lora.safetensors"
     words = ("--dim", 2, "--conv-dim", 2, "--save-precision", "float", "--json", "--verify")
@@ -82,6 +83,7 @@ def test_errors_of_the_golden_pair_are_the_optimum(extract: Any, tmp_path: Path)
     assert error == pytest.approx(MODULES[Q_NAME]["optimal_error_rank2"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_ranks_by_signal_are_those_above_the_noise(extract: Any, tmp_path: Path) -> None:
     output = tmp_path / "lora.safetensors"
     words = ("--dim", "signal", "--conv-dim", "signal", "--json")
@@ -98,6 +100,7 @@ def test_ranks_by_signal_are_those_above_the_noise(extract: Any, tmp_path: Path)
     assert network.metadata["ss_network_dim"] == "Dynamic"
 
 
+@pytest.mark.slow
 def test_what_no_lora_says_is_named(extract: Any, tmp_path: Path) -> None:
     done = extract(TUNED, BASE, "-n", "--json")
     found = {row["title"]: row for row in record(done)["not_in_the_lora"]}
@@ -112,6 +115,7 @@ def test_what_no_lora_says_is_named(extract: Any, tmp_path: Path) -> None:
     assert {row["title"] for row in record(done)["not_in_the_lora"]} == {"VAE tensors", "biases"}
 
 
+@pytest.mark.slow
 def test_without_conv_dim_kohyas_targets_alone(extract: Any, tmp_path: Path) -> None:
     output = tmp_path / "lora.safetensors"
     assert extract(TUNED, BASE, "-o", output).code == 0
@@ -127,6 +131,7 @@ def test_without_conv_dim_kohyas_targets_alone(extract: Any, tmp_path: Path) -> 
     assert len(shapes[f"{Q_NAME}.lora_down.weight"]) == 2
 
 
+@pytest.mark.slow
 def test_metadata_is_what_kohyas_readers_expect(extract: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
     output = tmp_path / "mina.safetensors"
@@ -164,6 +169,7 @@ def test_metadata_is_what_kohyas_readers_expect(extract: Any, tmp_path: Path, mo
         assert file.metadata["ss_base_model_version"] == "sd_v1_v"
 
 
+@pytest.mark.slow
 def test_what_the_model_predicts_is_said(extract: Any, tmp_path: Path) -> None:
     tuned, output = tmp_path / "tuned.safetensors", tmp_path / "lora.safetensors"
     write_tensors(tuned, tensors_of(TUNED), {"modelspec.prediction_type": "v"})
@@ -176,6 +182,7 @@ def test_what_the_model_predicts_is_said(extract: Any, tmp_path: Path) -> None:
     assert "verified: the written LoRA is" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "param"), [("sv_ratio", 5.0), ("sv_fro", 0.9), ("sv_cumulative", 0.8)], ids=lambda x: str(x)
 )
@@ -193,11 +200,13 @@ def test_ranks_by_a_method(method: str, param: float, extract: Any) -> None:
     assert len({row["rank"] for row in rows}) > 1
 
 
+@pytest.mark.slow
 def test_the_largest_value_alone_is_the_least_that_a_method_keeps(extract: Any) -> None:
     rows = record(extract(TUNED, BASE, "-n", "--json", "--method", "sv_ratio", "--param", 1))["modules"]
     assert ({row["rank"] for row in rows}, len(rows)) == ({1}, 192)
 
 
+@pytest.mark.slow
 def test_a_target_size_is_kept_and_used(extract: Any, tmp_path: Path) -> None:
     output = tmp_path / "lora.safetensors"
     found = record(extract(TUNED, BASE, "-o", output, "--target-size", "100kB", "--json"))
@@ -241,6 +250,7 @@ def test_other_types_give_the_same_change(extract: Any, tmp_path: Path) -> None:
     assert floors[1] / floors[0] == pytest.approx(np.sqrt((64 + 1) / 2), rel=0.02)
 
 
+@pytest.mark.slow
 def test_scaled_8_bit_weights_are_read_with_their_scale(extract: Any, tmp_path: Path) -> None:
     weight = arrays_of(TUNED)[Q_KEY]
     codes = np.arange(256, dtype=np.uint8)
@@ -270,6 +280,7 @@ def test_scaled_8_bit_weights_are_read_with_their_scale(extract: Any, tmp_path: 
     assert (done.code, "scaled by blocks" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_old_text_encoder_names_averages_and_position_ids(extract: Any, tmp_path: Path) -> None:
     tensors = tensors_of(TUNED)
     old = {key.replace("transformer.text_model.", "transformer."): value for key, value in tensors.items()}
@@ -284,6 +295,7 @@ def test_old_text_encoder_names_averages_and_position_ids(extract: Any, tmp_path
     assert "1 averages (EMA) are passed over" in done.err
 
 
+@pytest.mark.slow
 def test_inpainting_models_compare_their_first_inputs(extract: Any, tmp_path: Path) -> None:
     key = "model.diffusion_model.input_blocks.0.0.weight"
     first = arrays_of(TUNED)[key]
@@ -307,6 +319,7 @@ def test_equal_checkpoints_are_a_problem_not_an_empty_file(extract: Any, tmp_pat
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_rounding_alone_is_no_signal(extract: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = [k for k, v in arrays_of(BASE).items() if v.ndim >= 2 and k.startswith("model.diff")]
@@ -320,6 +333,7 @@ def test_rounding_alone_is_no_signal(extract: Any, tmp_path: Path) -> None:
     assert "differ by nothing but rounding" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "make", "message"),
     [
@@ -342,6 +356,7 @@ def test_bad_tensors_are_named(key: str, make: Any, message: str, extract: Any, 
     assert not (tmp_path / "lora.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_tensors_of_other_shapes_that_no_lora_needs_are_no_hindrance(extract: Any, tmp_path: Path) -> None:
     keys = ("first_stage_model.decoder.conv_in.weight", "model.diffusion_model.out.2.bias")
     path = changed(tmp_path / "other.safetensors", **{key: np.zeros((9,)) for key in keys})
@@ -351,6 +366,7 @@ def test_tensors_of_other_shapes_that_no_lora_needs_are_no_hindrance(extract: An
     assert all(key in done.err for key in keys)
 
 
+@pytest.mark.slow
 def test_parts_that_one_file_lacks_are_said(extract: Any, tmp_path: Path) -> None:
     unet = changed(tmp_path / "unet.safetensors", drop=("cond_stage_model.", "first_stage_model."))
     done = extract(unet, BASE, "-n", "--json")
@@ -371,6 +387,7 @@ def test_two_families_are_refused(extract: Any, tmp_path: Path) -> None:
     assert "sdxl_base_fp16.safetensors is Stable Diffusion XL" in done.err
 
 
+@pytest.mark.slow
 def test_sd_scripts_own_line(extract: Any, tmp_path: Path) -> None:
     output = tmp_path / "lora.safetensors"
     line = f"--model_org {BASE} --model_tuned {TUNED} --save_to {output} --dim 4 --conv_dim 2 --device cuda"
@@ -389,6 +406,7 @@ def test_sd_scripts_own_line(extract: Any, tmp_path: Path) -> None:
         assert (done.code, f"{title}: {TUNED} is Stable Diffusion 1.x" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_outputs_are_checked_before_the_work(extract: Any, tmp_path: Path) -> None:
     there = tmp_path / "there.safetensors"
     there.write_bytes(b"mine")
@@ -416,6 +434,7 @@ def test_outputs_are_checked_before_the_work(extract: Any, tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 def test_a_stream_carries_the_file_and_a_dry_run_writes_nothing(extract: Any, tmp_path: Path) -> None:
     output = tmp_path / "lora.safetensors"
     extract(TUNED, BASE, "-o", output)
@@ -444,6 +463,7 @@ def test_an_interrupt_leaves_nothing(extract: Any, tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_wrong_file_fails_its_proof(extract: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """--verify compares what is on the disk, so a writer that spoils one module is found out."""
     from lorapipe_resize.extract import run

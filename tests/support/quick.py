@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 # Of the processor, with the programs that a test starts: a busy machine makes no test longer by it.
-SECONDS_OF_A_TEST = 0.5
+SECONDS_OF_A_TEST = 0.25
 SHOWN = 15
 CASES_OF_A_TABLE = 3
 WHOLE_EXAMPLES, QUICK_EXAMPLES = 100, 10  # of a property that names no number; the first is the library's own

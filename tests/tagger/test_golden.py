@@ -68,6 +68,7 @@ def test_scores_tags_and_captions(row: dict[str, Any], network: Network) -> None
         assert ", ".join(caption_tags(selection, raw)) == wanted["caption_model_order_raw"]
 
 
+@pytest.mark.slow
 def test_batches_give_what_single_pictures_give(network: Network) -> None:
     pictures = [read_picture(DATA / "pictures" / row["file"], [Preparation()]).pixels[0] for row in GOOD]
     together = network.scores(pictures)

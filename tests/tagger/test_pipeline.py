@@ -163,6 +163,7 @@ def test_large_jpegs_are_decoded_small(tmp_path: Path) -> None:
     assert difference.mean() < 0.6
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 2**32 - 1))
 def test_squaring_is_padding_and_scaling(width: int, height: int, seed: int) -> None:

@@ -305,6 +305,7 @@ def test_retries_are_bounded(tag: Tag, tmp_path: Path, server: Server) -> None:
     assert len(server.questions) < 2 + 8
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there(tag: Tag, folder: Path, server: Server) -> None:
     url = server.url
     server.server_close()
@@ -432,6 +433,7 @@ def test_a_run_that_is_ended_leaves_nothing_half_written(
     assert len(list(folder.glob("*.txt"))) == 3
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_for_it_without_the_option(folder: Path, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom lorapipe_tagger.cli import lora_tag\n"

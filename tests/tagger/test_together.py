@@ -17,6 +17,7 @@ COUNT, CLEANERS = 150, 6
 CLEAN = "from lorapipe_dataset.clean.cli import main; main()"
 
 
+@pytest.mark.slow
 def test_nothing_is_lost(tmp_path: Path) -> None:
     """Each caption ends with its own words, those of every cleaning run and the tagger's tags."""
     place = tmp_path / "imgs"

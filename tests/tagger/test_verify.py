@@ -12,6 +12,7 @@ import pytest
 from .making import MODEL, PICTURES, Tag, save_model
 
 
+@pytest.mark.slow
 def test_a_model_that_runs_as_it_should(tag: Tag, tmp_path: Path) -> None:
     result = tag("--verify")
     assert result.code == 0, result.err
@@ -26,6 +27,7 @@ def test_a_model_that_runs_as_it_should(tag: Tag, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.txt"))
 
 
+@pytest.mark.slow
 def test_a_model_that_int8_spoils(tag: Tag, tmp_path: Path) -> None:
     """One weight is so large that in int8 nothing is left of the others."""
     onnx = pytest.importorskip("onnx")

@@ -204,6 +204,7 @@ def test_what_a_scheme_cannot_say(extra: Arrays, words: list[str], text: str, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.safetensors"]
 
 
+@pytest.mark.slow
 def test_magnitudes_of_pefts_convolutions_go_by_outputs(tmp_path: Path) -> None:
     """PEFT's (1, o, 1, 1) are kohya's (o, 1, 1, 1), and not magnitudes by inputs, which kohya has in PEFT's shape."""
     source, there, back = (DATA / "people/dora_peft_conv_square.safetensors"), tmp_path / "k", tmp_path / "d"

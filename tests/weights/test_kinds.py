@@ -276,6 +276,7 @@ def test_configurations_that_contradict(
     refused(path, (path, "--new-rank", 1), text, tool="lora-resize")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal"])
 def test_other_beginnings_of_factors_change_nothing(init: object, tmp_path: Path) -> None:
     path = save(tmp_path / "adapter" / "adapter_model.safetensors", FACTORS)

@@ -112,6 +112,7 @@ def test_embeddings_get_the_same_note_everywhere(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_onetrainers_omi_is_added_under_kohyas_names(tmp_path: Path) -> None:
     output = tmp_path / "o.safetensors"
     words = [PEOPLE / "onetrainer_omi_sdxl.safetensors", PEOPLE / "sdxl_kohya.safetensors"]

@@ -196,6 +196,7 @@ def test_a_folder_that_cannot_be_written_to(check: Any, root: Path, folder: Path
     assert (folder / "0.txt").read_text() == "tree, rain, mayu, cat"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_can_be_taken_back(root: Path, folder: Path) -> None:
     for number in range(6):
         (folder / f"{number}.txt").write_text(f"tree, rain, mayu, {number}")
@@ -242,6 +243,7 @@ TEXT_RULES = [
 ]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -480,6 +480,7 @@ def test_library_errors_are_input_errors(clean: Path) -> None:
 # -------------------------------------------------------------------------------- parts
 
 
+@pytest.mark.slow
 def test_pictures_cut_out_of_others(check: Any, folder: Path, clean: Path) -> None:
     """Of any size and shape, scaled and compressed; not mirrored ones, nor those that have nothing to do with it."""
     whole = Image.open(folder / "0.png").convert("RGB").resize((600, 480), Image.Resampling.BICUBIC)

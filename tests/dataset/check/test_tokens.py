@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parents[3] / "packages/demo/src/lorapipe_demo/assets/tok
 COUNT, EXACT = token_counter(FOLDER, Path("none"))
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @settings(max_examples=150, deadline=None)
 @given(

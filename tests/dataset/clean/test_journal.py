@@ -56,6 +56,7 @@ def test_write_and_undo(tmp_path: Path) -> None:
         undo([tmp_path], "lora-clean")
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     contents=st.lists(
@@ -222,6 +223,7 @@ for _ in range(60):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_lose_nothing(tmp_path: Path) -> None:
     (tmp_path / "n").write_bytes(b"0")
     runs = [subprocess.Popen([sys.executable, "-c", COUNT_UP, str(tmp_path)]) for _ in range(2)]

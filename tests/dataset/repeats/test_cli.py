@@ -32,6 +32,7 @@ def lines(*records: dict[str, Any]) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
+@pytest.mark.slow
 def test_the_guides_folders(draw: Any, repeats: Any, tmp_path: Path) -> None:
     draw("nekochan", 76), draw("maid", 16)
     done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--kind", "character")
@@ -59,6 +60,7 @@ def test_numbers_alone(draw: Any, repeats: Any, tmp_path: Path) -> None:
     assert "172 pictures an epoch are below 200 to 600: more repeats" in found["warnings"]
 
 
+@pytest.mark.slow
 def test_amounts_are_judged(draw: Any, repeats: Any, tmp_path: Path) -> None:
     draw("few", 12)
     done = repeats(tmp_path / "pictures", "--kind", "character")
@@ -119,6 +121,7 @@ def test_concepts_come_from_the_records(draw: Any, repeats: Any, tmp_path: Path)
     assert {row["concept"]: row["images"] for row in found["concepts"]} == {"mayu": 1, "okabe": 1, "raw": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trigger", "folder"),
     [

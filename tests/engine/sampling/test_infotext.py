@@ -67,6 +67,7 @@ def test_parameters_are_read_as_a1111_reads_them(case: dict[str, Any]) -> None:
     assert [key for key in wanted if not key.startswith(foreign)] == []
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.text(alphabet='ab ,:"\\é日'),

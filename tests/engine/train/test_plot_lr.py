@@ -34,6 +34,7 @@ def test_in_the_terminal() -> None:
     assert len(rows[1].rstrip()) < len(rows[-3].rstrip())
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_models_are_imported() -> None:
     code = (
         "import sys\n"
@@ -72,6 +73,7 @@ def test_as_svg(tmp_path: Path) -> None:
     assert min(points, key=lambda point: point[1]) == points[20]  # y grows downwards; 5 % of 400 steps
 
 
+@pytest.mark.slow
 def test_as_png(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     target = tmp_path / "rates.png"

@@ -80,6 +80,7 @@ def test_headroom_is_the_bend() -> None:
 # -------------------------------------------------------------------------------- three trainings
 
 
+@pytest.mark.slow
 def test_three_trainings_are_told_apart(three: Path) -> None:
     record, _, status = best(three, "--trigger", TRIGGER)
     assert status == 0
@@ -101,6 +102,7 @@ def test_three_trainings_are_told_apart(three: Path) -> None:
     assert low <= good["selectivity"] <= high
 
 
+@pytest.mark.slow
 def test_the_verdict_in_words(three: Path) -> None:
     done = run("lora-grid", three, "--best", "--trigger", TRIGGER)
     assert "take mina-000004, weight 1: selectivity" in done.stdout
@@ -110,6 +112,7 @@ def test_the_verdict_in_words(three: Path) -> None:
     assert "not tested: unasked tags" in done.stdout
 
 
+@pytest.mark.slow
 def test_cells_that_cannot_tell(tmp_path: Path) -> None:
     few = write_records(tmp_path / "few", Plan(THREE, seeds=range(4)))
     record, _, status = best(few, "--trigger", TRIGGER)
@@ -124,6 +127,7 @@ def test_cells_that_cannot_tell(tmp_path: Path) -> None:
     assert (status, record["best"]["reason"]) == (1, "no network passes every gate")
 
 
+@pytest.mark.slow
 def test_advice(tmp_path: Path) -> None:
     rising = {"m-000001": UNDERCOOKED, "m-000002": Training(0.4, 0.05), "m": Training(0.6, 0.05)}
     late = write_records(tmp_path / "late", Plan(rising, (0.5, 1.0)))
@@ -137,6 +141,7 @@ def test_advice(tmp_path: Path) -> None:
     assert any(line.startswith("stop earlier") for line in record["lines"])
 
 
+@pytest.mark.slow
 def test_without_a_base_or_a_trigger(tmp_path: Path) -> None:
     listed = write_records(tmp_path, Plan(THREE))
     lines = [line for line in listed.read_text().splitlines() if '"file": null' not in line]
@@ -147,6 +152,7 @@ def test_without_a_base_or_a_trigger(tmp_path: Path) -> None:
     assert run("lora-grid", listed).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_missing_takes_its_seed_from_all(three: Path, tmp_path: Path) -> None:
     """Networks are compared on the prompts and seeds that all of them have."""
     lines = three.read_text().splitlines()
@@ -161,6 +167,7 @@ def test_a_cell_that_is_missing_takes_its_seed_from_all(three: Path, tmp_path: P
     assert (status, record["best"]["pictures"]) == (1, 7)
 
 
+@pytest.mark.slow
 def test_networks_of_a_few_pictures_leave_the_choice_to_the_others(tmp_path: Path) -> None:
     """A row of weights for one prompt and seed beside the pictures by which epochs are compared."""
     listed = write_records(tmp_path, Plan(THREE))
@@ -229,6 +236,7 @@ def seen(row: dict[str, Any]) -> dict[str, float]:
     return tags
 
 
+@pytest.mark.slow
 def test_recall_and_unasked_tags(three: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "imgs"
     dataset.mkdir()
@@ -252,6 +260,7 @@ def test_recall_and_unasked_tags(three: Path, tmp_path: Path) -> None:
     assert cell["figures"]["recall"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_a_vocabulary_counts_tags_that_no_cell_has(three: Path, tmp_path: Path) -> None:
     tagged = tag_records(three, lambda row: {"1girl": 0.9, **({"park": 0.9} if row["file"] else {})})
     known = tmp_path / "selected_tags.csv"

@@ -306,6 +306,7 @@ def test_what_cannot_be_done_is_told_in_one_line(folder: Path, words: list[str],
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_scattered_cells_are_no_sheet(folder: Path, tmp_path: Path) -> None:
     path = str(next(folder.glob("*.png")))
     lines = [
@@ -335,6 +336,7 @@ def test_no_picture_at_all(tmp_path: Path) -> None:
     assert "none of the 1 cell has a picture" in done.stderr
 
 
+@pytest.mark.slow
 def test_thousands_of_cells(tmp_path: Path) -> None:
     """Of many cells a part is broken; the page is made, and the lines about them are few."""
     folder = tmp_path / "many"

@@ -15,6 +15,8 @@ from lorapipe_inspect.grid.judge.encoders import CLIP, DINO, WD, Encoder
 from support.cells import GOOD, TRIGGER, UNDERCOOKED, Plan, write_records
 from support.commands import run
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 
 

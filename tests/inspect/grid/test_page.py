@@ -18,6 +18,8 @@ from support import browser
 from support.cells import GOOD, UNDERCOOKED, Plan, infotext, write_folder
 from support.commands import run
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = browser.find_browser()
 needs_browser = pytest.mark.skipif(
     PROGRAM is None or os.name == "nt", reason="no Chromium here: apt-get install chromium"

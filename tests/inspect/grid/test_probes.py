@@ -24,6 +24,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [folder / f"{name}.safetensors" for name in NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("probe", "axes", "labels"),
     [

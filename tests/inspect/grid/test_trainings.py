@@ -21,6 +21,8 @@ import lorapipe_demo
 from lorapipe_demo.concept import draw_concept
 from support.commands import run
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[2] / "data"
 SEEDS = (1, 2, 3)
 SHORT, RIGHT, BURNT = ([f"{rate}-{seed}" for seed in SEEDS] for rate in ("tenth", "once", "fivefold"))

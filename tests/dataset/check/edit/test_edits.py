@@ -139,6 +139,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_edit_byte_for_byte(folder: Path) -> None:
     before = held(folder)
     with editing(folder.parent) as editor:
@@ -171,6 +172,7 @@ def test_every_edit_byte_for_byte(folder: Path) -> None:
     assert not (folder / "nothing.txt").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_each_edit_back(folder: Path, check: Any) -> None:
     """Also while the editor runs, which sees it."""
     before = held(folder)
@@ -196,6 +198,7 @@ def test_the_command_line_takes_each_edit_back(folder: Path, check: Any) -> None
     assert check(folder.parent, "--undo").code == 2
 
 
+@pytest.mark.slow
 def test_a_selection_is_one_edit(folder: Path) -> None:
     """Those that have nothing to change stay byte for byte, and one step takes it all back."""
     before = held(folder)
@@ -215,6 +218,7 @@ def test_a_selection_is_one_edit(folder: Path) -> None:
     assert held(folder) == before
 
 
+@pytest.mark.slow
 def test_captions_with_other_names(tmp_path: Path) -> None:
     """What is whose caption is what every tool here reads; a new one gets the wanted suffix."""
     folder = tmp_path / "set"
@@ -247,6 +251,7 @@ def test_captions_with_other_names(tmp_path: Path) -> None:
     assert (folder / "e.caption").read_bytes() == b"more\n"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_told_and_the_others_go_on(folder: Path) -> None:
     (folder / "add.txt").write_bytes("мина, hat\n".encode("cp1251"))
     (folder / "front.txt").unlink()
@@ -284,6 +289,7 @@ def test_a_folder_that_may_not_be_written(folder: Path) -> None:
         folder.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on files there")
 def test_a_file_that_finds_no_room_stays_as_it_is(folder: Path) -> None:
     """As on a full disk: the others go on, and all is taken back."""
@@ -306,6 +312,7 @@ def test_a_file_that_finds_no_room_stays_as_it_is(folder: Path) -> None:
 # -------------------------------------------------------------------------------- left out
 
 
+@pytest.mark.slow
 def test_left_out_where_no_tool_trains_it(folder: Path, check: Any) -> None:
     """By a dot in front of the name, with its caption; the survey that all tools share says so."""
     from lorapipe_engine.pictures.layout import survey
@@ -347,6 +354,7 @@ def test_left_out_where_no_tool_trains_it(folder: Path, check: Any) -> None:
     assert held(folder) == before
 
 
+@pytest.mark.slow
 def test_nothing_is_put_in_the_place_of_another(folder: Path) -> None:
     (folder / ".add.png").write_bytes(b"somebody's")
     before = held(folder)
@@ -359,6 +367,7 @@ def test_nothing_is_put_in_the_place_of_another(folder: Path) -> None:
 # -------------------------------------------------------------------------------- layouts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("paths", "words", "there"),
     [

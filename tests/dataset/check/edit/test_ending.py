@@ -59,6 +59,7 @@ def versions_of(editor: Editor) -> dict[int, Any]:
 # -------------------------------------------------------------------------------- its end
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
@@ -177,6 +178,7 @@ def test_wrong_use_is_one_clear_line(tmp_path: Path, check: Any, monkeypatch: py
     assert (done.code, done.err) == (2, "lora-check: error: --edit needs waitress: pip install waitress\n")
 
 
+@pytest.mark.slow
 def test_hints_and_words_are_offered(tmp_path: Path) -> None:
     place = make(tmp_path / "set", 2)
     words = tmp_path / "tags.csv"
@@ -210,6 +212,7 @@ def test_hints_and_words_are_offered(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- what it prints
 
 
+@pytest.mark.slow
 def test_the_address_is_all_of_stdout(tmp_path: Path) -> None:
     place = make(tmp_path / "set", 1)
     words = [
@@ -232,6 +235,7 @@ def test_the_address_is_all_of_stdout(tmp_path: Path) -> None:
     assert (out, err) == ("", "lora-check: terminated\n" if os.name != "nt" else err)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no terminals of this kind there")
 def test_a_browser_gets_an_address_that_is_good_once(tmp_path: Path) -> None:
     """Who lists the machine's processes sees it; the address with the secret stands in the terminal alone."""
@@ -270,6 +274,7 @@ def test_a_browser_gets_an_address_that_is_good_once(tmp_path: Path) -> None:
             os.close(main)
 
 
+@pytest.mark.slow
 def test_no_other_mode_loads_the_server(tmp_path: Path) -> None:
     place = make(tmp_path / "set", 1)
     for words in (["--help"], [str(place)]):
@@ -289,6 +294,7 @@ def test_no_other_mode_loads_the_server(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- how quick it is
 
 
+@pytest.mark.slow
 def test_a_rename_on_500_captions_takes_less_than_two_seconds(large: Path) -> None:
     before = held(large)
     with editing(large.parent) as editor:

@@ -266,6 +266,7 @@ def test_pictures_are_served_by_their_numbers(editor: Editor, place: Path) -> No
     assert editor.get("thumb/0?v=old").headers["cache-control"] == "no-store"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right of their own there")
 def test_no_link_out_of_the_folder_is_followed(editor: Editor, place: Path) -> None:
     pictures = editor.pictures()

@@ -16,6 +16,8 @@ pytest.importorskip("werkzeug")
 
 from support.editor import Editor, editing, held
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

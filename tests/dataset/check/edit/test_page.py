@@ -14,9 +14,12 @@ from support import browser
 from support.editor import Editor, editing, held
 from support.editor_page import chips, opened, pick, says, text, type_over, wait_for
 
-pytestmark = pytest.mark.skipif(
-    browser.find_browser() is None or os.name == "nt", reason="no Chromium here: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        browser.find_browser() is None or os.name == "nt", reason="no Chromium here: apt-get install chromium"
+    ),
+]
 
 
 @pytest.fixture
