@@ -16,7 +16,6 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
-from lorapipe_engine.models.bases import resolve_base  # noqa: E402
 from lorapipe_engine.networks.describe import describe_network  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
@@ -27,11 +26,12 @@ from lorapipe_resize.cli import lora_resize  # noqa: E402
 from support.called import status_of  # noqa: E402
 from support.dataset import draw_data  # noqa: E402
 from support.stopping import stopped_after  # noqa: E402
+from support.tiny import build, save_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 FIXED = (
-    "--base demo --resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "
+    "--resolution 64 --max_token_length 75 --device cpu --output_name net --save_precision float "
     "--network_dim 4 --network_alpha 2 --lr_scheduler constant --state_interval 0 "
     "--gradient_accumulation_steps 2 --gradient_checkpointing --ema_decay 0.5"
 )
@@ -51,6 +51,7 @@ steps = 3
 target = "1girl"
 positive = "1girl, smile"
 """
+BASE = "base/tiny.safetensors"
 RATES = ["--unet_lr", "0.02", "--text_encoder_lr", "0.02", "--max_train_steps", "2"]
 LYCORIS = ["--network_module", "lycoris.kohya", "--network_args"]
 
@@ -96,13 +97,16 @@ OTHER_WAYS = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures and pairs to learn from, and a base with few layers to learn on."""
     root = draw_data(tmp_path_factory, pictures=2, repeats=2)
     (root / "pairs.toml").write_text(PAIRS)
+    save_checkpoint(build("sd1"), root / BASE)
     return root
 
 
 def train(data: Path, out: Path, *words: object, way: str = "pictures") -> int:
     own = WAYS[way].replace("pairs.toml", str(data / "pairs.toml")).split()
+    own += ["--base", str(data / BASE)]
     own += [] if way == "slider" else ["--train_data_dir", str(data)]
     return status_of(lora_train, *FIXED.split(), *own, "--output_dir", out, *words)
 
@@ -160,10 +164,11 @@ def test_it_is_trained_and_goes_on_bit_for_bit(kind: str, trained: Any, data: Pa
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_it_is_merged_inspected_and_resized(
-    kind: str, trained: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kind: str, trained: Any, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path, merged, small = trained(kind), tmp_path / "merged.safetensors", tmp_path / "small.safetensors"
-    assert status_of(lora_merge, "demo", path, "-o", merged, "--save_precision", "float", "--verify") == 0
+    base = data / BASE
+    assert status_of(lora_merge, base, path, "-o", merged, "--save_precision", "float", "--verify") == 0
     assert status_of(lora_inspect, "check", path) == 0, capfd.readouterr().out
     assert "cannot be used" not in capfd.readouterr().out
     if not KINDS[kind][1] & {"ia3", "oft", "boft"}:
@@ -171,8 +176,6 @@ def test_it_is_merged_inspected_and_resized(
         with open_tensors(path) as one, open_tensors(small) as other:
             assert describe_network(one).modules.keys() == describe_network(other).modules.keys()
     # Merged into the base and beside it, the prediction is the same.
-    base = resolve_base("demo")
-    assert isinstance(base, Path)
     answers = []
     for source in (base, merged):
         family = open_family(load_base(source, tokenizer_dir=base.parent / "tokenizer"))
