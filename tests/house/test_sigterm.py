@@ -23,6 +23,7 @@ pytest.importorskip("lorapipe_demo")
 from lorapipe_engine.files.tensorfile import open_tensors
 from support import terminating
 from support.hostile import fill
+from support.warm import warm_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests/data"
@@ -89,7 +90,7 @@ def run(name: str, place: Path, moment: int) -> tuple[subprocess.CompletedProces
     counted = place.parent / "moments"
     done = subprocess.run(
         [
-            sys.executable,
+            warm_folder() / "python" if name in ("lora-train", "lora-sample") else sys.executable,
             terminating.__file__,
             module,
             attribute,

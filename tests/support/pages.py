@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from fcntl import ioctl
 from pathlib import Path
 
+from support.warm import warm_folder
+
 REASONS = (
     "needs a card",
     "needs the network",
@@ -210,7 +212,7 @@ def run_in_terminal(command: str, folder: Path, home: Path) -> Done:
 def _environment(home: Path) -> dict[str, str]:
     """The user's, with an empty home, ours in front of other programs, and nothing of a hub."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORAPIPE", "PYTEST"))}
-    path = os.pathsep.join((str(Path(sys.executable).parent), kept.get("PATH", "")))
+    path = os.pathsep.join((str(warm_folder()), str(Path(sys.executable).parent), kept.get("PATH", "")))
     own = {
         "PATH": path,
         "HOME": str(home),

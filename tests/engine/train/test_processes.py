@@ -22,6 +22,7 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.command.process.programs import find_program  # noqa: E402
 from support.dataset import draw_data  # noqa: E402
+from support.warm import warm_folder  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,
@@ -29,13 +30,20 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="torchrun has no gloo rendezvous there"),
 ]
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "lorapipe_engine"]
+# As programs of the warm folder; accelerate starts the processes anew.
+TORCHRUN = ["torchrun", "--nproc_per_node", "2", "--no_python", "lora-train"]
 ACCELERATE = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
     *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "lorapipe_engine"),
 ]
-ALONE = [sys.executable, "-m", "lorapipe_engine"]
+ALONE = ["lora-train"]
 TIMEOUT = 240
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join((str(warm_folder()), os.environ["PATH"]))
+    # torchrun picks a free port of its own where none is given.
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
 
 
 def start(launcher: list[str], data: Path | None, out: Path, *more: str) -> subprocess.Popen[str]:
@@ -51,8 +59,7 @@ def start(launcher: list[str], data: Path | None, out: Path, *more: str) -> subp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # torchrun picks a free port of its own where none is given.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"},
+        env=environment(),
         start_new_session=True,
     )
 
@@ -246,15 +253,14 @@ def test_terminated_together_they_save_once(data: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def children_of(launcher: int) -> list[int]:
-    """The launcher's processes in order of their ranks."""
+def processes_of(out: Path) -> list[int]:
+    """The processes that train into a folder, in order of their ranks."""
     ranks = {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == launcher:
+            if str(out).encode() in (folder / "cmdline").read_bytes().split(b"\0"):
                 words = (folder / "environ").read_bytes().split(b"\0")
                 ranks[next(word for word in words if word.startswith(b"RANK="))] = int(folder.name)
         except (OSError, StopIteration):
@@ -280,7 +286,7 @@ def test_when_one_is_killed_the_first_saves_and_the_same_command_goes_on(data: P
         assert killed.poll() is None
         assert time.monotonic() < until
         time.sleep(0.02)
-    _, second = children_of(killed.pid)
+    _, second = processes_of(tmp_path / "killed")
     os.kill(second, signal.SIGKILL)
     _, told = killed.communicate(timeout=TIMEOUT)
     assert killed.returncode != 0
@@ -294,15 +300,14 @@ def test_pictures_are_shared_out_and_none_is_drawn_twice(tmp_path: Path) -> None
     """A network that cannot be read is one process's matter: the others draw theirs, and the status is that of all."""
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no network")
-    code = "from lorapipe_engine.sample_cli import sample_main; sample_main()"
-    words = [*TORCHRUN[:5], "--no_python", sys.executable, "-c", code, str(broken), "--base", "demo"]
+    words = [*TORCHRUN[:-1], "lora-sample", str(broken), "--base", "demo"]
     words += ["--prompt", "1girl", "--y", "seed:1,2", "--steps", "1", "--device", "cpu", "--json"]
     words += ["--output-dir", str(tmp_path / "drawn")]
     done = subprocess.run(
         words,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"},
+        env=environment(),
         timeout=TIMEOUT,
     )
     assert done.returncode != 0
