@@ -90,7 +90,7 @@ def run(name: str, place: Path, moment: int) -> tuple[subprocess.CompletedProces
     counted = place.parent / "moments"
     done = subprocess.run(
         [
-            warm_folder() / "python" if name in ("lora-train", "lora-sample") else sys.executable,
+            warm_folder() / "warm-python" if name in ("lora-train", "lora-sample") else sys.executable,
             terminating.__file__,
             module,
             attribute,

@@ -28,7 +28,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-SERVED = ("lora-train", "lora-sample", "torchrun", "python")
+SERVED = ("lora-train", "lora-sample", "torchrun", "warm-python")
 IMPORTED = (
     "lorapipe_engine.train.session",
     "lorapipe_engine.train.queue",
@@ -111,7 +111,7 @@ def serve(address: str) -> None:
     mains = {
         entry.name: entry.load() for entry in entry_points(group="console_scripts") if entry.name in SERVED
     }
-    mains["python"] = _python
+    mains["warm-python"] = _python
     imported = {name: text for name, text in os.environ.items() if before.get(name) != text}
     runs: dict[int, socket.socket] = {}
     ended, wake = socket.socketpair()
@@ -202,7 +202,7 @@ def _run(order: dict[str, Any], streams: list[int], mains: dict[str, Any], impor
 
 
 def _python() -> None:
-    """What ``python FILE``, ``python -m MODULE`` and ``python -c CODE`` do."""
+    """``warm-python``: what ``python FILE``, ``python -m MODULE`` and ``python -c CODE`` do."""
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     kind, *words = sys.argv[1:]
     if kind == "-c":
@@ -212,7 +212,7 @@ def _python() -> None:
         sys.argv = words
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = [kind, *words]
+        sys.argv, sys.path[:0] = [kind, *words], [str(Path(kind).parent)]
         runpy.run_path(kind, run_name="__main__")
 
 
