@@ -108,6 +108,7 @@ def test_hostile_prompts_and_datasets_in_json(name: str, tmp_path: Path) -> None
         read_dataset_file(path, DataSettings())
 
 
+@pytest.mark.slow
 def test_what_is_bounded_is_not_what_people_write(tmp_path: Path) -> None:
     """Dots in texts, comments and quotations, keys of several parts, large files."""
     from lorapipe_engine.command.documents import parse_toml

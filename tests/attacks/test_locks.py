@@ -22,6 +22,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="another kind of lock there")
 def test_what_is_waited_for_is_said(tool: Tool, world: World) -> None:
     holder = subprocess.Popen(

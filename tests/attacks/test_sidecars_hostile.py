@@ -24,7 +24,7 @@ def save(path: Path, **notes: str) -> None:
     Image.new("L", (1, 1)).save(path, pnginfo=info)
 
 
-@pytest.mark.table
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2, 40])
 def test_a_graph_that_links_to_itself(world: World, nodes: int) -> None:
     graph = {

@@ -320,7 +320,7 @@ def test_counts_of_a_vocabulary(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- captions that are links
 
 
-@pytest.mark.table
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [

@@ -49,6 +49,7 @@ def begun(out: Path) -> list[str]:
     return lines
 
 
+@pytest.mark.slow
 def test_the_same_call_does_what_is_left(
     variants: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 WHOLE = st.integers(1, 2**63 - 1)  # what a configuration can hold
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
 def test_any_text_is_taken_or_refused(tmp_path_factory: Any, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"

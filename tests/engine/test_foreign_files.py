@@ -160,6 +160,7 @@ def test_what_is_for_other_families_is_left_out(tmp_path: Path) -> None:
     assert all(name in note for name in (*names, "guidance_scale", "t5xxl_max_token_length"))
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("changed", "wanted"),
     [
@@ -272,6 +273,7 @@ def test_the_parameters_of_lora_scripts() -> None:
     assert {name: options[name] for name in wanted} == wanted
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("changed", "wanted"),
     [
@@ -431,6 +433,7 @@ def test_whatever_stands_there_is_taken_or_refused(
 # --------------------------------------------------------------------------------- values of other programs
 
 
+@pytest.mark.table
 @pytest.mark.parametrize(
     ("line", "name", "value", "note"),
     [

@@ -136,6 +136,7 @@ def test_biases_norms_and_strangers_are_named(extract: Any, tmp_path: Path) -> N
     assert "1 tensors of no module: something.else" in done.err
 
 
+@pytest.mark.slow
 def test_modules_without_a_place_and_swapped_files_are_refused(extract: Any, tmp_path: Path) -> None:
     network = DATA / "merge/sdxl_lora_A.safetensors"
     output = tmp_path / "out.safetensors"

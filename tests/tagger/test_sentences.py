@@ -243,6 +243,7 @@ def test_what_is_done_stays_where_the_run_ends(tag: Tag, folder: Path, server: S
     assert [path.name for path in folder.glob("*.txt")] == ["exif.txt"]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_tells_how_to_take_back_what_it_wrote(tag: Tag, folder: Path, server: Server) -> None:
     """Though what was written stands behind the picture that ended it."""
 
@@ -277,6 +278,7 @@ def test_pictures_that_are_none_are_not_sent(tag: Tag, folder: Path, server: Ser
     assert len(server.questions) == 3
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_asked_again(tag: Tag, folder: Path, server: Server) -> None:
     told = [as_json({}, 429), as_json({}, 503), answer()]
     server.say = lambda number, _question: told[min(number, 2)]
@@ -288,6 +290,7 @@ def test_a_busy_server_is_asked_again(tag: Tag, folder: Path, server: Server) ->
     assert (folder / "rgba.txt").read_text() == f"{SENTENCE}\n"
 
 
+@pytest.mark.slow
 def test_retries_are_bounded(tag: Tag, tmp_path: Path, server: Server) -> None:
     place = tmp_path / "imgs"
     place.mkdir()
@@ -317,6 +320,7 @@ def test_a_server_that_is_not_there(tag: Tag, folder: Path, server: Server) -> N
     assert "tried once); is the server running?" in result.error
 
 
+@pytest.mark.slow
 def test_an_answer_that_does_not_come_in_time(tag: Tag, folder: Path, server: Server) -> None:
     def say(number: int, _question: object) -> Answer:
         time.sleep(3 if number == 0 else 0)

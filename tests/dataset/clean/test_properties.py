@@ -118,6 +118,7 @@ def clean_all(captions: list[str], some: Rules, known: Facts) -> list[str]:
     return [cleaner.clean(text, known) for text in captions]
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(captions=st.lists(caption, min_size=1, max_size=3), some=rules(), known=facts)
 def test_cleaning_twice_is_cleaning_once(captions: list[str], some: Rules, known: Facts) -> None:

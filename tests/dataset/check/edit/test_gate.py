@@ -255,6 +255,7 @@ def test_wrong_use_is_one_clear_line(editor: Editor, place: Path, body: object, 
     assert (place / "set/5_cat/a.txt").read_text() == "cat, hat\n"
 
 
+@pytest.mark.slow
 def test_pictures_are_served_by_their_numbers(editor: Editor, place: Path) -> None:
     picture = editor.pictures()["a.png"]
     whole, small = editor.get(picture["link"]), editor.get(picture["image"])
