@@ -38,7 +38,7 @@ from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.base.modules import place
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.families.text import Conditioning
+from lorapipe_engine.train.families.text import AskedPrompt, Conditioning
 from lorapipe_engine.train.plan import DTYPES
 from lorapipe_engine.train.sample.draw import Guidance, evaluate_guided, first_noise, seeded
 from lorapipe_engine.train.sample.picture import CellPainter
@@ -211,7 +211,7 @@ class Bench:
     def text(self, family: Family) -> list[Conditioning]:
         """States of a negative and a positive text, a row for each picture."""
         with torch.inference_mode():
-            one = family.text.encode_prompt("")
+            one = family.text.encode_prompts([AskedPrompt("")])[0]
             return [Conditioning.joined([one] * self.model.batch)] * 2
 
     # ---------------------------------------------------------------- ours
@@ -286,9 +286,10 @@ class Bench:
         """Swaps to files that were not read before, and to those that were."""
         row = {"model": self.name, "what": "swap", "rank": self.model.rank}
         row |= swap_row(painter.swapper.use, networks, self.wait)
-        # What a network costs from then on.
+        # What a network costs from then on: both prompts anew, and each evaluation.
         with torch.inference_mode():
-            text = self.seconds(lambda: painter.family.text.encode_prompt(""))
+            both = [AskedPrompt("", is_negative=True), AskedPrompt("1girl, solo, outdoors, flower field")]
+            text = self.seconds(lambda: painter.family.text.encode_prompts(both)[1])
         row |= {"text_ms": round(text * 1e3, 1), "evaluation_ms": round(self.evaluation(painter) * 1e3, 2)}
         print_row(row, as_json=self.options.json)
 

@@ -21,6 +21,7 @@ from lorapipe_engine.nn.base import Size  # noqa: E402
 from lorapipe_engine.train.base.load import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.tokenizers import open_tokenizer  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
+from lorapipe_engine.train.families.text import AskedPrompt  # noqa: E402
 from support.full_bases import SDXL_UNET  # noqa: E402
 from support.tiny import VOCABULARY, Tiny, build, write_tokenizer  # noqa: E402
 
@@ -271,3 +272,26 @@ def test_nothing_in_a_step_waits_for_the_device(name: str, models: dict[str, Tin
         family.predict(latents, steps, conditioning, geometry)
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
         tokens.ids[0].max().item()
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_prompts_are_encoded_together_as_each_alone(
+    name: str, models: dict[str, Tiny], vocabulary: Any
+) -> None:
+    """Of other lengths, with weights, which keep each prompt's own mean; an empty negative one of SDXL is nothing."""
+    text = open_tiny(models[name], vocabulary).text
+    asked = [
+        AskedPrompt("(red:1.4) hair, 1girl BREAK a (dog:0.3)"),
+        AskedPrompt("", is_negative=True),
+        AskedPrompt("cat"),
+        AskedPrompt("night " * 80, is_negative=True),
+        AskedPrompt(""),
+    ]
+    together = text.encode_prompts(asked)
+    for prompt, states in zip(asked, together, strict=True):
+        (alone,) = text.encode_prompts([prompt])
+        for key, tensor in alone.named().items():
+            torch.testing.assert_close(states.named()[key], tensor, rtol=1e-5, atol=1e-5)
+    assert [states.hidden.shape[1] // 77 for states in together[:4]] == [2, 1, 1, 2]
+    assert bool((together[1].hidden == 0).all()) == (name == "sdxl")
+    assert bool(together[4].hidden.any())

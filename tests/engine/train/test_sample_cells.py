@@ -32,6 +32,7 @@ from lorapipe_engine.sampling.infotext import model_hash, network_hash, read_inf
 from lorapipe_engine.sampling.shelf import Loaded, NetworkFile  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
+from lorapipe_engine.train.families.text import AskedPrompt  # noqa: E402
 from lorapipe_engine.train.sample.networks import Swapper  # noqa: E402
 from lorapipe_engine.train.sample.samplers.scheduler import CourseScheduler  # noqa: E402
 from support import tiny  # noqa: E402
@@ -304,7 +305,7 @@ def test_networks_leave_the_base_as_it_was(networks: Path) -> None:
     one, two = (NetworkFile(networks / f"{name}.safetensors", name) for name in ("one", "two"))
     swapper = Swapper(family)
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = family.text.encode_prompt("a")
+    text = family.text.encode_prompts([AskedPrompt("a")])[0]
 
     def answer(*rows: Loaded) -> Any:
         swapper.use(rows)
@@ -322,7 +323,9 @@ def test_networks_leave_the_base_as_it_was(networks: Path) -> None:
         )
         # On the text encoder alone.
         assert torch.equal(answer(Loaded(one, 1.0, 0.0)), plain)
-        assert not torch.allclose(family.text.encode_prompt("a").hidden, text.hidden, atol=0.01)
+        assert not torch.allclose(
+            family.text.encode_prompts([AskedPrompt("a")])[0].hidden, text.hidden, atol=0.01
+        )
         assert torch.equal(answer(), plain)
     now = {
         name: module

@@ -16,6 +16,7 @@ from lorapipe_engine.nn.fused.drawing.unet import Drawing  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from lorapipe_engine.train.families.base import Family  # noqa: E402
+from lorapipe_engine.train.families.text import AskedPrompt  # noqa: E402
 from lorapipe_engine.train.sample.networks import Swapper  # noqa: E402
 from lorapipe_engine.train.sample.picture import CellPainter  # noqa: E402
 from support import tiny  # noqa: E402
@@ -39,7 +40,7 @@ def open_base(path: Path) -> Family:
 
 def answer(family: Family, text: str = "a cat") -> Any:
     noisy = torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(3))
-    states = family.text.encode_prompt(text)
+    states = family.text.encode_prompts([AskedPrompt(text)])[0]
     both = type(states).joined([states, states])
     factor = family.latent_factor
     geometry = family.plain_geometry(2, 16 * factor, 8 * factor)

@@ -23,6 +23,7 @@ from lorapipe_engine.sampling.shelf import Loaded, NetworkFile  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from lorapipe_engine.train.families.base import Family  # noqa: E402
+from lorapipe_engine.train.families.text import AskedPrompt  # noqa: E402
 from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
 from lorapipe_engine.train.sample.networks import NetworkProblem, Swapper  # noqa: E402
 from support import tiny  # noqa: E402
@@ -48,7 +49,7 @@ def open_base(path: Path) -> Family:
 
 def answer(family: Family) -> Any:
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    states = family.text.encode_prompt("a cat")
+    states = family.text.encode_prompts([AskedPrompt("a cat")])[0]
     factor = family.latent_factor
     with torch.inference_mode():
         geometry = family.plain_geometry(1, 8 * factor, 8 * factor)

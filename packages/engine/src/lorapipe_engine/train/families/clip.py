@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sampling.prompts.attention import parse_weights
 from lorapipe_engine.train.base.tokenizers import Tokenizer
-from lorapipe_engine.train.families.prompt_chunks import prompt_chunks, weigh_states
-from lorapipe_engine.train.families.text import Conditioning, TextEncoder, Tokens
+from lorapipe_engine.train.families.prompt_chunks import Chunk, prompt_chunks, weigh_states
+from lorapipe_engine.train.families.text import AskedPrompt, Conditioning, TextEncoder, Tokens
 
 CHUNK = 75
 POSITIONS = CHUNK + 2
@@ -171,16 +171,26 @@ class ClipText(TextEncoder):
         self.move_to_device()
         return self._weighted(self._states([ids.to(self.device) for ids in tokens.ids]), tokens)
 
-    def encode_prompt(self, prompt: str, *, is_negative: bool = False) -> Conditioning:  # noqa: ARG002
-        """States (1, 77n, C) of a prompt's n chunks, each with its marks, as A1111 has them; pooled of the first."""
-        ids, factors = [], torch.empty(0)
+    def encode_prompts(self, asked: Sequence[AskedPrompt]) -> list[Conditioning]:
+        """States (1, 77n, C) of each prompt's n chunks, all encoded together, each with its marks, as A1111 has them;
+        pooled of the first."""
+        ids: list[Tensor] = []
         for tokenizer, pad in zip(self.tokenizers, self.pads, strict=True):
-            chunks = prompt_chunks(prompt, tokenizer.encode)
+            chunks = [prompt_chunks(prompt.text, tokenizer.encode) for prompt in asked]
             bos, eos = tokenizer.bos, tokenizer.eos
-            rows = [chunk_ids(row.ids, 1, bos, eos, eos if pad is None else pad) for row in chunks]
+            rows = [
+                chunk_ids(row.ids, 1, bos, eos, eos if pad is None else pad) for own in chunks for row in own
+            ]
             ids.append(torch.tensor(rows, dtype=torch.int64, device=self.device))
-            factors = torch.tensor([chunk_weights(row.weights, 1) for row in chunks])
-        states = self.encode(Tokens(tuple(ids)))
+        states, start, every = self.encode(Tokens(tuple(ids))), 0, []
+        for own in chunks:
+            every.append(self._joined(states.rows(slice(start, start + len(own))), own))
+            start += len(own)
+        return every
+
+    def _joined(self, states: Conditioning, chunks: Sequence[Chunk]) -> Conditioning:
+        """One prompt's states, weighted: several encoders share its chunks."""
+        factors = torch.tensor([chunk_weights(row.weights, 1) for row in chunks])
         widths = [int(module.config.hidden_size) for module in self.modules.values()]
         hidden = weigh_states(states.hidden, factors, widths) if bool((factors != 1).any()) else states.hidden
         pooled = None if states.pooled is None else states.pooled[:1]
@@ -205,13 +215,13 @@ class ClipPair(ClipText):
     """SDXL's two encoders: joined states before the last layer, and the second one's pooled vector. ``clip_skip`` means
     nothing to it."""
 
-    def encode_prompt(self, prompt: str, *, is_negative: bool = False) -> Conditioning:
+    def encode_prompts(self, asked: Sequence[AskedPrompt]) -> list[Conditioning]:
         """As of one encoder; an empty negative prompt is zeros, as SDXL was trained with and A1111 has it."""
-        states = super().encode_prompt(prompt)
-        if not is_negative or prompt:
-            return states
-        pooled = None if states.pooled is None else torch.zeros_like(states.pooled)
-        return Conditioning(torch.zeros_like(states.hidden), pooled)
+        every = super().encode_prompts(asked)
+        return [
+            states.zeros() if prompt.is_negative and not prompt.text else states
+            for prompt, states in zip(asked, every, strict=True)
+        ]
 
     def _states(self, ids: Sequence[Tensor]) -> Conditioning:
         both = list(self.modules.values())

@@ -55,6 +55,10 @@ class Conditioning:
         own = {name: tensor[number].cpu().clone() for name, tensor in self.named().items()}
         return replace(self, **own)
 
+    def zeros(self) -> Conditioning:
+        """As much of nothing."""
+        return replace(self, **{name: torch.zeros_like(tensor) for name, tensor in self.named().items()})
+
     def rows(self, rows: slice) -> Conditioning:
         """Some of the captions."""
         return replace(self, **{name: tensor[rows] for name, tensor in self.named().items()})
@@ -75,6 +79,14 @@ class Conditioning:
                 for name in named[0]
             }
         )
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """A prompt for drawing; families may read an empty negative one otherwise."""
+
+    text: str
+    is_negative: bool = False
 
 
 class TextEncoder(ABC):
@@ -120,14 +132,15 @@ class TextEncoder(ABC):
         The tokens may lie on any device.
         """
 
-    def encode_prompt(self, prompt: str, *, is_negative: bool = False) -> Conditioning:  # noqa: ARG002
-        """The states of one prompt for drawing, B = 1, of any length L: weights as ``(red:1.2)``, BREAK begins a chunk.
+    def encode_prompts(self, asked: Sequence[AskedPrompt]) -> list[Conditioning]:
+        """The states of each prompt for drawing, B = 1, any length L: weights as ``(red:1.2)``, BREAK begins a chunk.
 
         Raises ConfigError for BREAK where an encoder has no chunks.
         """
-        if BREAK in parse_prompt(prompt):
+        if any(BREAK in parse_prompt(prompt.text) for prompt in asked):
             raise ConfigError("BREAK: this base's text encoder reads no chunks; leave it out")
-        return self.encode(self.tokenize([prompt], weighted=True))
+        states = self.encode(self.tokenize([prompt.text for prompt in asked], weighted=True))
+        return [states.rows(slice(row, row + 1)) for row in range(len(asked))]
 
     @property
     def cache_key(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from lorapipe_engine.nn.fused.drawing.unet import Drawing, fuse_decoder
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.noise.samplers import SAMPLERS
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.families.text import Conditioning
+from lorapipe_engine.train.families.text import AskedPrompt, Conditioning
 from lorapipe_engine.train.sample.draw import (
     Guidance,
     Predict,
@@ -42,6 +43,14 @@ MOST_TEXTS = 256  # whose states are kept
 DECODED_PIXELS = 1024 * 1024  # at once in half precision; a picture above this goes alone
 
 Say = Callable[[str], None]
+
+
+class TextKey(NamedTuple):
+    """What a prompt's states depend on, beside the base: the networks are those that change text encoders."""
+
+    clip_skip: int
+    networks: tuple[tuple[Path, float], ...]
+    prompt: AskedPrompt
 
 
 class Drawn:
@@ -103,7 +112,7 @@ class CellPainter:
         self.swapper = Swapper(family, drawing, say)
         self._prediction = cast(Prediction, prediction)
         self._zero_terminal_snr = zero_terminal_snr
-        self._texts: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
+        self._texts: OrderedDict[TextKey, Conditioning] = OrderedDict()
 
     @property
     def recorded(self) -> int:
@@ -139,12 +148,12 @@ class CellPainter:
             brownian_noise(torch.zeros(1, 1), 0.0, 1.0, [0])
         for skip in {cell.clip_skip for cell in cells}:
             self.family.text.clip_skip = skip
-            self.family.text.encode_prompt("")
+            self.family.text.encode_prompts([AskedPrompt("")])
 
     @torch.inference_mode()
     def draw(self, cells: Sequence[Cell]) -> Iterator[Drawn]:
         """The pictures of cells that may share a batch (:func:`batch_key`), in order, with the networks in use."""
-        texts = [(self._text(cell, is_negative=True), self._text(cell)) for cell in cells]
+        texts = self._texts_of(cells)
         alike: dict[tuple[int, ...], list[int]] = {}
         for index, pair in enumerate(texts):
             # Prompts of several chunks have states of other lengths.
@@ -198,21 +207,35 @@ class CellPainter:
             return self._graphs.predictor(guidance, latents)
         return partial(evaluate_guided, self.family, guidance)
 
-    def _text(self, cell: Cell, *, is_negative: bool = False) -> Conditioning:
+    def _texts_of(self, cells: Sequence[Cell]) -> list[tuple[Conditioning, Conditioning]]:
+        """The states of each cell's negative prompt and of its prompt; what is not known is encoded together."""
+        negative = [self._text_key(cell, AskedPrompt(cell.negative, is_negative=True)) for cell in cells]
+        positive = [self._text_key(cell, AskedPrompt(cell.text)) for cell in cells]
+        wanted = dict.fromkeys([*negative, *positive])
+        unknown: dict[int, list[TextKey]] = {}
+        for key in wanted:
+            if key not in self._texts:
+                unknown.setdefault(key.clip_skip, []).append(key)
+        for skip, rows in unknown.items():
+            self.family.text.clip_skip = skip
+            states = self.family.text.encode_prompts([key.prompt for key in rows])
+            self._texts.update(zip(rows, states, strict=True))
+        for key in wanted:
+            self._texts.move_to_end(key)
+        texts = [
+            (self._texts[one], self._texts[other]) for one, other in zip(negative, positive, strict=True)
+        ]
+        while len(self._texts) > MOST_TEXTS:
+            self._texts.popitem(last=False)
+        return texts
+
+    def _text_key(self, cell: Cell, prompt: AskedPrompt) -> TextKey:
         networks = tuple(
             (row.file.path, row.te)
             for row in cell.networks
             if row.te and self.swapper.changes_text(row.file.path)
         )
-        text = cell.negative if is_negative else cell.text
-        key = (cell.clip_skip, networks, text, is_negative)
-        if key not in self._texts:
-            self.family.text.clip_skip = cell.clip_skip
-            self._texts[key] = self.family.text.encode_prompt(text, is_negative=is_negative)
-            if len(self._texts) > MOST_TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        return self._texts[key]
+        return TextKey(cell.clip_skip, networks, prompt)
 
 
 def batch_key(cell: Cell) -> tuple[object, ...]:
