@@ -44,6 +44,10 @@ TWICE = pair(TO_K, 16, 12) | pair(f"unet.{PATH}.attn2.to_k", 16, 12, ends="lora_
     [
         (INTO, TWICE, "names one layer twice"),
         (["lora-extract"], TWICE, "names one layer twice"),
+        (SUM, TWICE, "names one layer twice"),
+        (RESIZE, TWICE, "names one layer twice"),
+        (CONVERT, TWICE, "names one layer twice"),
+        (["lora-inspect", "delta"], TWICE, "names one layer twice"),
         (CONVERT, pair(TO_K, 16, 12, np.inf), "its alpha is inf, no strength"),
         (["lora-convert", "--to", "peft"], pair(TO_K, 16, 12, np.nan), "its alpha is nan, no strength"),
         (CONVERT, pair(TO_K, 16, 12) | {f"{TO_K}.dora_scale": numbers(5, 1)}, "does not fit a layer of 16"),
@@ -78,3 +82,50 @@ def test_a_module_of_no_strength_is_resized(tmp_path: Path) -> None:
         assert up.shape == (16, 2)
         assert np.any(down)
         assert not np.any(up @ down * file.read(f"{TO_K}.alpha"))
+
+
+def test_an_extraction_needs_a_base_that_fits(tmp_path: Path) -> None:
+    """Of plain factors the base says the shares alone; one of other sizes is another model's."""
+    for name, columns in (("fits", 16), ("other", 12)):
+        write_tensors(tmp_path / f"{name}.safetensors", pair(TO_Q, 16, columns))
+        done = run("lora-extract", tmp_path / f"{name}.safetensors", BASE, "-n")
+        assert done.returncode == (0 if name == "fits" else 2), done.stderr
+    assert "makes a change of (16, 12)" in done.stderr
+    assert "of the base has (16, 16)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        (TWICE, "names one layer twice"),
+        (pair(TO_K, 16, 12, np.nan), "an alpha of nan"),
+        (
+            {f"{TO_K}.lora_up.weight": numbers(16, 0), f"{TO_K}.lora_down.weight": numbers(0, 12)},
+            "its rank is 0",
+        ),
+        (pair(TO_Q, 16, 16, ends="lora_A lora_B") | {f"{TO_K}.alpha": np.float32(1)}, "but no such module"),
+    ],
+)
+def test_compat_says_what_our_own_tools_refuse(net: Arrays, why: str, tmp_path: Path) -> None:
+    source = tmp_path / "strange.safetensors"
+    write_tensors(source, net)
+    done = run("lora-inspect", "compat", source, "--json")
+    ours = json.loads(done.stdout)["programs"]["lora-merge"]
+    assert (ours["reads"], ours["applied"]) == ("no", 0)
+    assert why in ours["why"][0]
+    assert run("lora-merge", BASE, source, "-o", tmp_path / "out.safetensors").returncode == 2
+    assert run("lora-inspect", "check", source).returncode == 1
+
+
+def test_no_command_mends_a_file_that_is_not_understood(tmp_path: Path) -> None:
+    source = tmp_path / "strange.safetensors"
+    write_tensors(source, TWICE)
+    assert "mend: " not in run("lora-inspect", "compat", source).stdout
+
+
+def test_alphas_alone_are_a_problem(tmp_path: Path) -> None:
+    source = tmp_path / "strange.safetensors"
+    write_tensors(source, {f"{TO_K}.alpha": np.asarray(4, np.float32)})
+    done = run("lora-inspect", "check", source)
+    assert done.returncode == 1
+    assert "tensors named as a network's, of which none belongs to a known algorithm" in done.stdout

@@ -13,7 +13,7 @@ from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical, first_text_encoder, kohya_name
+from lorapipe_engine.networks.kohya_names import canonical, first_text_encoder, layer_named_twice
 from lorapipe_engine.networks.read import BESIDE, is_beside, lost_alphas
 from lorapipe_merge.blocks import BlockWeights
 
@@ -91,13 +91,8 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
 
 def _check_unique(base: Base, applied: Applied) -> None:
     """Raise InputError for two modules of one file that change one layer: which of them counts no file tells."""
-    seen: dict[str, str] = {}
-    for module in applied.network.modules.values():
-        name = kohya_name(module.name, base.family)
-        if name in seen and list(_kinds(module)):
-            one, two = (quote(word)[1:-1] for word in (seen[name], module.name))
-            raise InputError(f"{applied.name}: names one layer twice, as {one} and as {two}")
-        seen[name] = module.name
+    if why := layer_named_twice(applied.network, base.family):
+        raise InputError(why)
 
 
 def left_out(networks: Sequence[Applied]) -> list[str]:

@@ -59,8 +59,8 @@ def _title(family: str | None) -> str:
 def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Layer]:
     """The layers that the networks change, in the order of the files.
 
-    Raises InputError for modules whose change depends on the base model, of no known algorithm, or two of one file
-    for one layer, and for tensors that belong to no module.
+    Raises InputError for modules whose change depends on the base model or of no known algorithm, and for tensors that
+    belong to no module.
     """
     by_layer: dict[str, list[Part]] = {}
     for network in networks:
@@ -72,18 +72,10 @@ def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Laye
 
 
 def _parts_of(network: Applied, family: str | None) -> Iterator[tuple[str, Part]]:
-    modules = network.network.modules
-    seen: dict[str, str] = {}
-    for module in modules.values():
+    for module in network.network.modules.values():
         if module.keys.keys() == {"alpha"}:  # left behind, it changes nothing
             continue
-        name = kohya_name(module.name, family)
-        if name in seen:
-            raise InputError(
-                f"{network.name}: names one layer twice, as {_shown(seen[name])} and as {_shown(module.name)}"
-            )
-        seen[name] = module.name
-        yield name, Part(network.weights, module, network.ratio, network.name)
+        yield kohya_name(module.name, family), Part(network.weights, module, network.ratio, network.name)
 
 
 def _check_kinds(network: Applied) -> None:

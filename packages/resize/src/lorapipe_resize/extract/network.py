@@ -162,6 +162,7 @@ class NetworkSource:
         arrays = self._arrays(job.module)
         exact = module_spectrum(job.module.name, arrays, vectors=rule.bound(conv=job.conv))
         spectrum = exact.spectrum.scaled(exact.scale)
+        self._check_size(job, (spectrum.up.shape[0], spectrum.down.shape[1]))
         if not spectrum.norm():
             return UNCHANGED
         choose, _ = rule.chooser(conv=job.conv, limit=exact.limit, floor=None)
@@ -170,6 +171,14 @@ class NetworkSource:
         return Found(
             spectral=spectrum, rank=rank, limit=exact.limit, base_norm=_norm(job), floor=None, proved=1.0
         )
+
+    def _check_size(self, job: NetworkJob, made: tuple[int, int]) -> None:
+        """Raise InputError where a change that does not depend on the base is not one of the base's layer."""
+        if job.base is not None and made != job.size:
+            raise InputError(
+                f"{self._file.path}: {quote(job.module.name)[1:-1]} makes a change of {made}, {job.base.key} of the "
+                f"base has {job.size}"
+            )
 
     def _find_dense(self, job: NetworkJob, rule: Rule) -> Found | str:
         matrix = self._matrix(job)
