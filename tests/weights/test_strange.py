@@ -129,3 +129,43 @@ def test_alphas_alone_are_a_problem(tmp_path: Path) -> None:
     done = run("lora-inspect", "check", source)
     assert done.returncode == 1
     assert "tensors named as a network's, of which none belongs to a known algorithm" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks", "text"),
+    [
+        ("sd1", "", "--blocks has 0 numbers"),
+        ("sd1", "TE2=0", "Stable Diffusion 1.x has no block TE2"),
+        ("sdxl", "IN01=1,IN09=0", "Stable Diffusion XL has no block IN09"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["base", "--networks", "--models"])
+def test_blocks_that_would_weigh_nothing(
+    mode: str, family: str, blocks: str, text: str, tmp_path: Path
+) -> None:
+    """A word that no block answers to leaves the merge as it would be without it."""
+    base = BASE.with_name(f"{family}_base.safetensors")
+    net = BASE.with_name("r4.safetensors" if family == "sd1" else "sdxl_kohya.safetensors")
+    words = {"base": [base, net], "--networks": ["--networks", net], "--models": ["--models", base, base]}
+    output = tmp_path / "out.safetensors"
+    done = run("lora-merge", *words[mode], "--blocks", blocks, "-o", output)
+    assert done.returncode == 2, done.stderr
+    assert text in done.stderr
+    assert not output.exists()
+
+
+def test_one_is_said_as_one(tmp_path: Path) -> None:
+    source, output = tmp_path / "one.safetensors", tmp_path / "out.safetensors"
+    write_tensors(source, pair(TO_Q, 16, 16))
+    for command, text in (
+        (INTO, "merged 1 of 1 module into 1 tensor of"),
+        (SUM, ": 1 module, 0 of them"),
+        (RESIZE, ": 1 module, rank"),
+        (CONVERT, ": 1 module as kohya"),
+        (["lora-extract"], ": 1 module, rank"),
+    ):
+        output.unlink(missing_ok=True)
+        tool, *words = command
+        done = run(tool, *words, source, "-o", output)
+        assert done.returncode == 0, done.stderr
+        assert text in done.stderr

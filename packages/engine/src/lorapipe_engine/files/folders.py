@@ -80,8 +80,8 @@ def _check_shards(index: Path, weights: Mapping[str, str], paths: Sequence[Path]
     """Raise InputError where the shards are not what the index says: of a model in pieces of two downloads or saves
     nobody would miss the layers that are gone.
     """
-    numbered = [found for path in paths if (found := _SHARD.search(path.name))]
-    count = max((int(found[1]) for found in numbered), default=0)
+    numbered = [match for path in paths if (match := _SHARD.search(path.name))]
+    count = max((int(match[1]) for match in numbered), default=0)
     if numbered and len(numbered) < count:
         raise InputError(
             f"{index}: names {len(numbered)} of {count} shards, so a part of the model is missing"
