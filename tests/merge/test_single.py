@@ -262,7 +262,7 @@ def test_types(tmp_path: Path) -> None:
     found[key][0, 0] = 1.0
     save_file(found, tmp_path / "small.safetensors")
     told = turn("small.safetensors", "--save-precision", "fp16", "-o", "d.safetensors", cwd=tmp_path)
-    assert "1 numbers of 1 tensors are too small for their type" in told
+    assert "of 1 tensor 1 number is too small for its type" in told
 
 
 def test_another_vae(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lorapipe_engine.checkpoints.opened import Base, Spot
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.delta import known_rule
 from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError, ProblemFound
@@ -109,7 +110,10 @@ def left_out(networks: Sequence[Applied]) -> list[str]:
         if lost := lost_alphas(network.network):
             shown = ", ".join(quote(name)[1:-1] for name in lost[:SHOWN])
             more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-            notes.append(f"{network.name}: {len(lost)} alphas have no module and are left out: {shown}{more}")
+            notes.append(
+                f"{network.name}: {counted(len(lost), 'alpha', 'have')} no module and "
+                f"{'is' if len(lost) == 1 else 'are'} left out: {shown}{more}"
+            )
     return notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.families import get_family
@@ -62,8 +63,8 @@ def first_text_encoder(network: Network) -> list[str]:
     if not odd:
         return []
     return [
-        f"is for SDXL, but {len(odd)} modules are named as SD 1.x's text encoder ({quote(odd[0])[1:-1]}); they are "
-        "taken for SDXL's first"
+        f"is for SDXL, but {counted(len(odd), 'module', 'are')} named as SD 1.x's text encoder "
+        f"({quote(odd[0])[1:-1]}); {'it is' if len(odd) == 1 else 'they are'} taken for SDXL's first"
     ]
 
 

@@ -134,7 +134,8 @@ def _why_broken(file: WeightFile, module: NetworkModule) -> str | None:
 def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator[str]:
     if network.others:
         first = printable(network.others[0])
-        yield f"{counted(len(network.others), 'tensor')} belong to no module, {first} for one: programs will skip them"
+        strangers = counted(len(network.others), "tensor", "belong")
+        yield f"{strangers} to no module, {first} for one: programs will skip them"
     if network.family is None and network.foreign is None and network.mixed is None:
         yield "the family of base models is not recognised from the names"
     if network.scale_unknown:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile
@@ -79,7 +80,7 @@ class Facts:
         names = " and ".join(self.schemes)
         parts = [family, algorithms, *extras, f"names of {names}", ", ".join(self.dtypes)]
         if self.missing_alpha:
-            parts.append(f"{self.missing_alpha} modules without alpha")
+            parts.append(f"{counted(self.missing_alpha, 'module')} without alpha")
         return ", ".join(parts)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.delta import known_rule, needs_base
 from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.delta.whole import check_whole
@@ -94,7 +95,7 @@ def _check_kinds(network: Applied) -> None:
             bound.setdefault(kind, []).append(module.name)
     if bound:
         kinds = "; ".join(
-            f"{len(names)} {kind} modules ({_listed(names, 2)})" for kind, names in bound.items()
+            f"{counted(len(names), f'{kind} module')} ({_listed(names, 2)})" for kind, names in bound.items()
         )
         raise InputError(
             f"{network.name}: {kinds}: what they change depends on the base model, so they cannot be added to other "
@@ -108,8 +109,8 @@ def _check_others(network: Applied) -> None:
     ]
     if others:
         raise InputError(
-            f"{network.name}: {len(others)} tensors belong to no module that is known: {_listed(others, SHOWN)}; "
-            "nothing was written"
+            f"{network.name}: {counted(len(others), 'tensor', 'belong')} to no module that is known: "
+            f"{_listed(others, SHOWN)}; nothing was written"
         )
 
 
@@ -149,7 +150,8 @@ def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
     names = [layer.name for layer in strange]
     sources = ", ".join(dict.fromkeys(part.source for layer in strange for part in layer.parts))
     return [
-        f"{sources}: {len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"
+        f"{sources}: {counted(len(names), 'module', 'are')} named like no layer of {_title(family)}: "
+        f"{_listed(names, SHOWN)}"
     ]
 
 
@@ -187,7 +189,7 @@ def notes_on(networks: Sequence[Applied]) -> list[str]:
             module.algorithm for module in network.network.modules.values() if _becomes_lora(module)
         )
         notes += [
-            f"{network.name}: {count} {kind} modules become plain LoRA, which takes more room"
+            f"{network.name}: {counted(count, f'{kind} module', 'become')} plain LoRA, which takes more room"
             for kind, count in sorted(kinds.items())
         ]
     return notes

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base, said_prediction, unread_files
 from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
 from lorapipe_engine.files.picklefile import open_weights
@@ -355,19 +356,27 @@ def _reasons(done: Extracted, options: Options) -> list[str]:
     """Notes on the layers that are not in the LoRA because nothing speaks for them."""
     lines = []
     if count := done.left_out[UNCHANGED]:
-        lines.append(f"{count} layers did not change and are not in the LoRA")
+        lines.append(
+            f"{counted(count, 'layer')} did not change and {'is' if count == 1 else 'are'} not in the LoRA"
+        )
     if count := done.left_out[SMALL]:
         lines.append(
-            f"{count} layers differ by at most --min-diff {options.min_diff:g} and are not in the LoRA"
+            f"{counted(count, 'layer', 'differ')} by at most --min-diff {options.min_diff:g} and "
+            f"{'is' if count == 1 else 'are'} not in the LoRA"
         )
     if count := done.left_out[NOISE]:
-        lines.append(f"{count} layers differ by nothing but rounding and are not in the LoRA")
+        lines.append(
+            f"{counted(count, 'layer', 'differ')} by nothing but rounding and "
+            f"{'is' if count == 1 else 'are'} not in the LoRA"
+        )
     if done.capped:
-        lines.append(f"{done.capped} modules have the largest rank that --target-size looks at")
+        lines.append(f"{counted(done.capped, 'module', 'have')} the largest rank that --target-size looks at")
     bounds = {False: options.rank, True: options.conv_rank or options.rank}
     most = [m.rank == min(bounds[max(m.kernel, default=1) > 1] or NO_BOUND, *m.size) for m in done.modules]
     if options.method is not None and options.rank is not None and any(most):
-        lines.append(f"{sum(most)} modules have the largest rank that they may have; --dim sets it")
+        lines.append(
+            f"{counted(sum(most), 'module', 'have')} the largest rank that is allowed; --dim sets it"
+        )
     return lines
 
 
@@ -378,7 +387,7 @@ def _nothing(done: Extracted, opened: Opened, options: Options) -> ProblemFound:
     what = "no layer changed" if done.left_out[UNCHANGED] == total else "nothing is left of the change"
     against = f" against {options.base}" if options.base else ""
     return ProblemFound(
-        f"{options.tuned}{against}: {what} in {total} layers that take a LoRA; nothing was written"
+        f"{options.tuned}{against}: {what} in {total:,} layers that take a LoRA; nothing was written"
     )
 
 
