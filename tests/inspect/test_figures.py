@@ -145,6 +145,53 @@ def test_diff_of_equal_modules_that_depend_on_the_base(tmp_path: Path) -> None:
     assert "not compared: 1 module," in inspect("diff", path, other).stdout
 
 
+def test_diff_gives_no_figure_of_what_it_did_not_compare(tmp_path: Path) -> None:
+    """A difference of 0 would say that two files do the same."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    for file, columns in (("one", 4), ("two", 3)):
+        tensors = {f"{name}.lora_down.weight": np.ones((2, columns), np.float32)}
+        tensors[f"{name}.lora_up.weight"] = np.ones((4, 2), np.float32)
+        write_tensors(tmp_path / f"{file}.safetensors", tensors)
+    done = run("lora-inspect", "diff", "one.safetensors", "two.safetensors", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("1 module in both\n")
+    assert "not compared: 1 module, whose changes" in done.stdout
+    assert "have other sizes in the two files" in done.stdout
+    paths = (tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+    found = json.loads(run("lora-inspect", "diff", *paths, "--json").stdout)
+    assert found["relative"] is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (
+            {"dora_scale": np.ones((4, 1))},
+            "not counted: DoRA's magnitudes of 1 module, which act on the base",
+        ),
+        ({"diff_b": np.ones(4)}, "not counted: changes of the biases of 1 module"),
+        ({}, ""),
+    ],
+)
+def test_norms_tell_what_is_not_in_them(extra: dict[str, Array], told: str, tmp_path: Path) -> None:
+    path, name = tmp_path / "a.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
+    tensors = {"lora_down.weight": np.eye(2, 4), "lora_up.weight": np.eye(4, 2)} | extra
+    write_tensors(path, {f"{name}.{suffix}": value.astype(np.float32) for suffix, value in tensors.items()})
+    done = run("lora-inspect", "norms", path)
+    assert done.returncode == 0
+    assert told in done.stdout
+    assert ("not counted" in done.stdout) == bool(told)
+
+
+def test_norms_of_nothing_but_nan(tmp_path: Path) -> None:
+    path, name = tmp_path / "a.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
+    tensors: dict[str, Array] = {f"{name}.lora_down.weight": np.full((2, 4), np.nan, np.float32)}
+    write_tensors(path, tensors | {f"{name}.lora_up.weight": np.ones((4, 2), np.float32)})
+    done = run("lora-inspect", "norms", path)
+    assert done.returncode == 2
+    assert f"have NaN or infinite values, as {name}" in done.stderr
+
+
 def test_diff_of_other_modules() -> None:
     found = record("diff", LORA, DATA / "merge" / "sd15_lora_B.safetensors", status=1)
     assert any(found["only"])

@@ -73,6 +73,19 @@ def test_tags(network: Path, inspect: Any) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        (None, "the file has no ss_tag_frequency"),
+        ("{}", "ss_tag_frequency is empty"),
+        ('{"3_cat": {"cat"', "ss_tag_frequency is no table of tags that can be read"),
+    ],
+)
+def test_why_there_are_no_tags(stored: str | None, told: str, inspect: Any, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {}, {} if stored is None else {"ss_tag_frequency": stored})
+    assert inspect("meta", tmp_path / "a.safetensors", "--tags").lines[1:] == [f"  no tags: {told}"]
+
+
 def test_changed_copy(network: Path, inspect: Any, tmp_path: Path) -> None:
     output = tmp_path / "new.safetensors"
     before = network.read_bytes()

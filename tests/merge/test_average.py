@@ -165,7 +165,7 @@ def test_a_network_with_block_weights_in_it(tmp_path: Path) -> None:
     words = ["--networks", source, "--blocks", "IN01=0.5,TE=0", "--save-precision", "fp32", "--verify"]
     done = run("lora-merge", *words, "-o", tmp_path / "o.safetensors")
     assert done.returncode == 0, done.stderr
-    assert "note: 1 modules are left out, their blocks weigh 0" in done.stderr
+    assert "note: left out, in blocks that weigh 0: 1 module\n" in done.stderr
     new = changes(tmp_path / "o.safetensors")
     assert new.keys() == {name for name in old if not name.startswith("lora_te")}
     for name, value in new.items():

@@ -94,7 +94,7 @@ def test_tensors_of_no_module(
     del network
     tensors, extra = read(tmp_path / "a.safetensors"), np.ones(3, np.float32)
     write(tmp_path / "odd.safetensors", tensors | {f"{TO_Q}.lora_up.odd": extra})
-    text = f"1 tensors belong to no module that is known: {TO_Q}.lora_up.odd"
+    text = f"1 tensor belongs to no module that is known: {TO_Q}.lora_up.odd"
     refused(InputError, text, lambda: add({"odd.safetensors": 1.0}), tmp_path)
     write(tmp_path / "emb.safetensors", tensors | {"bundle_emb.word.string_to_param.*": extra})
     assert add({"emb.safetensors": 1.0}) == 0

@@ -223,7 +223,7 @@ def test_scaled_numbers(suffix: str, kind: str, tmp_path: Path) -> None:
     marks = {f"{layer}.{suffix}": scale, "scaled_fp8": torch.zeros(2), f"{layer}.input_scale": torch.ones(1)}
     save_file(tensors | {f"{layer}.weight": stored} | marks, tmp_path / "fp8.safetensors")
     told = turn("fp8.safetensors", "--save-precision", "fp32", "-o", "plain.safetensors", cwd=tmp_path)
-    assert "1 weights were stored divided by a scale" in told
+    assert "1 weight was stored divided by a scale" in told
     found = load_file(tmp_path / "plain.safetensors")
     assert found.keys() == tensors.keys()
     assert np.allclose(found[f"{layer}.weight"].numpy(), (stored.float() * spread).numpy(), rtol=1e-6)
@@ -262,7 +262,7 @@ def test_types(tmp_path: Path) -> None:
     found[key][0, 0] = 1.0
     save_file(found, tmp_path / "small.safetensors")
     told = turn("small.safetensors", "--save-precision", "fp16", "-o", "d.safetensors", cwd=tmp_path)
-    assert "1 numbers of 1 tensors are too small for their type" in told
+    assert "of 1 tensor 1 number is too small for its type" in told
 
 
 def test_another_vae(tmp_path: Path) -> None:

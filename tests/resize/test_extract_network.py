@@ -131,9 +131,9 @@ def test_biases_norms_and_strangers_are_named(extract: Any, tmp_path: Path) -> N
     write_tensors(source, {key: value.astype(np.float32) for key, value in tensors.items()})
     done = extract(source, BASE, "-n", "--json")
     assert [row["module"] for row in json.loads(done.out)["modules"]] == [LINEAR]
-    assert "1 modules of norms or vectors" in done.err
-    assert "changes of 1 biases (diff_b)" in done.err
-    assert "1 tensors of no module: something.else" in done.err
+    assert "1 module of norms or vectors" in done.err
+    assert "changes of 1 bias (diff_b)" in done.err
+    assert "1 tensor of no module: something.else" in done.err
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_sdxl_with_the_text_encoder_of_sd1(tmp_path: Path) -> None:
         output = tmp_path / "o.safetensors"
         done = run(tool, *words, "-o", output, "--force", "--save-precision", "fp32")
         assert done.returncode == 0, done.stderr
-        assert f"1 modules are named as SD 1.x's text encoder (lora_te_{name})" in done.stderr
+        assert f"1 module is named as SD 1.x's text encoder (lora_te_{name})" in done.stderr
     found = moved(path, tmp_path / "m.safetensors", XL)
     key = "conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
     assert np.allclose(found[key], change(own), atol=1e-4)
@@ -207,7 +207,7 @@ def test_layers_that_are_not_known(tmp_path: Path) -> None:
     refused(path, (path, "--dim", 1), name, "its layer is not known", tool="lora-extract")
     done = run("lora-merge", "--networks", path, path, "-o", tmp_path / "o.safetensors")
     assert done.returncode == 0, done.stderr
-    assert "m.safetensors: 1 modules are named like no layer of Stable Diffusion 1.x" in done.stderr
+    assert "m.safetensors: 1 module is named like no layer of Stable Diffusion 1.x" in done.stderr
 
 
 # -------------------------------------------------------------------------------- strengths

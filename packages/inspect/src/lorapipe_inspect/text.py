@@ -6,15 +6,21 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from lorapipe_engine.command.text import printable
+from lorapipe_engine.command.text import counted, printable
+
+__all__ = [
+    "LINE",
+    "counted",
+    "listed",
+    "percent",
+    "short_names",
+    "size_in_words",
+    "without_suffix",
+    "wrapped",
+]
 
 LINE = 110
 _LONG_NAME = 40
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 module", "2,000 modules"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def listed(entries: Sequence[str], most: int | None, total: int | None = None) -> Iterator[str]:

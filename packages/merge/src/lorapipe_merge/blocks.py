@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.blocks import BASE, REST, TEXT_NAMES
+from lorapipe_engine.models.families import get_family
 
 
 def _numbered(side: str, *numbers: int) -> tuple[str, ...]:
@@ -61,6 +62,8 @@ def parse_blocks(text: str, family: str | None = None) -> BlockWeights:
             name = _block_name(name)
             if name in values:
                 raise ConfigError(f"--blocks: {name} is named twice")
+            if family is not None and name in _missing(family):
+                raise ConfigError(f"--blocks: {word}: {get_family(family).title} has no block {name}")
             values[name] = _number(number, word)
         return BlockWeights(values)
     if len(words) not in LISTS:
@@ -74,6 +77,13 @@ def parse_blocks(text: str, family: str | None = None) -> BlockWeights:
     return BlockWeights(
         {name: _number(word, word) for name, word in zip(LISTS[len(words)], words, strict=True)}
     )
+
+
+def _missing(family: str) -> frozenset[str]:
+    """The blocks that other families have."""
+    if family == "sdxl":
+        return frozenset(_numbered("IN", *range(9, 12)) + _numbered("OUT", *range(9, 12)))
+    return frozenset({"TE2"}) if family in ("sd1", "sd2") else frozenset()
 
 
 def _block_name(text: str) -> str:

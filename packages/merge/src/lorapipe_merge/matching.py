@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lorapipe_engine.checkpoints.opened import Base, Spot
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.delta import known_rule
 from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError, ProblemFound
@@ -13,7 +14,7 @@ from lorapipe_engine.files.tensorfile import TensorInfo, WeightFile, quote
 from lorapipe_engine.models.blocks import block_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.describe import Network, NetworkModule
-from lorapipe_engine.networks.kohya_names import canonical, first_text_encoder, kohya_name
+from lorapipe_engine.networks.kohya_names import canonical, first_text_encoder, layer_named_twice
 from lorapipe_engine.networks.read import BESIDE, is_beside, lost_alphas
 from lorapipe_merge.blocks import BlockWeights
 
@@ -91,13 +92,8 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
 
 def _check_unique(base: Base, applied: Applied) -> None:
     """Raise InputError for two modules of one file that change one layer: which of them counts no file tells."""
-    seen: dict[str, str] = {}
-    for module in applied.network.modules.values():
-        name = kohya_name(module.name, base.family)
-        if name in seen and list(_kinds(module)):
-            one, two = (quote(word)[1:-1] for word in (seen[name], module.name))
-            raise InputError(f"{applied.name}: names one layer twice, as {one} and as {two}")
-        seen[name] = module.name
+    if why := layer_named_twice(applied.network, base.family):
+        raise InputError(why)
 
 
 def left_out(networks: Sequence[Applied]) -> list[str]:
@@ -114,7 +110,10 @@ def left_out(networks: Sequence[Applied]) -> list[str]:
         if lost := lost_alphas(network.network):
             shown = ", ".join(quote(name)[1:-1] for name in lost[:SHOWN])
             more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-            notes.append(f"{network.name}: {len(lost)} alphas have no module and are left out: {shown}{more}")
+            notes.append(
+                f"{network.name}: {counted(len(lost), 'alpha', 'have')} no module and "
+                f"{'is' if len(lost) == 1 else 'are'} left out: {shown}{more}"
+            )
     return notes
 
 

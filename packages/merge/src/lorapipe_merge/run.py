@@ -25,7 +25,7 @@ def merge_checkpoint(
     Raises LoraErrors; whatever happens, nothing that stood there before is changed unless all went well.
     """
     with open_base(base_name) as base, open_networks(networks) as applied:
-        weights = parse_blocks(blocks, base.family) if blocks else None
+        weights = parse_blocks(blocks, base.family) if blocks is not None else None
         inputs = Inputs(base, applied, weights, blocks)
         if base.folder and output.suffix == ".safetensors":
             return _merge_to_file(inputs, output, wishes)

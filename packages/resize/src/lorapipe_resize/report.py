@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorapipe_engine.command.text import printable
+from lorapipe_engine.command.text import counted, printable
 from lorapipe_engine.networks.ranks import error_of_all
 from lorapipe_engine.networks.underflow import Underflow
 
@@ -146,7 +146,7 @@ def summary(report: FileReport) -> str:
     before, after = [m.rank or 0 for m in resized], [m.new_rank or 0 for m in resized]
     mean = f" (mean {sum(after) / len(after):.1f})" if len(set(after)) > 1 else ""
     text = (
-        f"{report.source}: {len(resized)} modules, rank {_range(before)} -> {_range(after)}{mean}, {size}, "
+        f"{report.source}: {counted(len(resized), 'module')}, rank {_range(before)} -> {_range(after)}{mean}, {size}, "
         f"error {percent(report.truncation)} from truncation, {percent(report.cast)} from {report.precision}"
     )
     for flag in ("dead", "capped"):

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from lorapipe_engine.command.json_text import NoJson, parse_json
 from lorapipe_engine.command.records import Record, expand_folders, write_json, write_path
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, naming
 from lorapipe_engine.files.picklefile import open_weights
@@ -276,7 +277,10 @@ def _strangers(network: Network) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return [f"copied {len(names)} tensors that belong to no module: {', '.join(names[:SHOWN])}{more}"]
+    verb = "belongs" if len(names) == 1 else "belong"
+    return [
+        f"copied {counted(len(names), 'tensor')} that {verb} to no module: {', '.join(names[:SHOWN])}{more}"
+    ]
 
 
 def _family_of_shapes(network: Network, *, renamed: bool) -> str | None:
@@ -306,8 +310,8 @@ def _names(shrunk: Shrunk, network: Network, settings: Settings) -> list[str]:
             "folder of it, --to kohya here what the web UIs read"
         ]
     return [
-        f"{dotted} modules keep dotted names, which A1111 does not read, nor ComfyUI most of; --to kohya writes those "
-        "that they read"
+        f"{counted(dotted, 'module', 'keep')} dotted names, which A1111 does not read, nor ComfyUI most of; "
+        "--to kohya writes those that they read"
     ]
 
 

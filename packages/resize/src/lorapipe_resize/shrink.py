@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lorapipe_engine.command.text import printable
+from lorapipe_engine.command.text import counted, printable
 from lorapipe_engine.delta import known_rule, rules
 from lorapipe_engine.delta.spectra import ModuleSpectrum, kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.delta.whole import check_whole
@@ -360,13 +360,15 @@ def _notes(reports: Sequence[ModuleReport]) -> list[str]:
     """What the user should know, by algorithm."""
     notes = []
     copied = Counter((m.algorithm, m.note) for m in reports if m.new_rank is None)
-    notes += [f"{count} {algorithm} modules {note}" for (algorithm, note), count in copied.items()]
+    notes += [
+        f"{counted(count, f'{algorithm} module')} {note}" for (algorithm, note), count in copied.items()
+    ]
     resized = Counter(m.algorithm for m in reports if m.new_rank is not None)
     for name, rule in rules().items():
         if resized[name] and rule.factors is None:
-            notes.append(f"{resized[name]} {name} modules are now plain LoRA")
+            notes.append(f"{counted(resized[name], f'{name} module', 'are')} now plain LoRA")
     if resized["dora"]:
         notes.append(
-            f"{resized['dora']} dora modules: the change was resized, dora_scale kept; norms shift a little"
+            f"{counted(resized['dora'], 'dora module')}: the change was resized, dora_scale kept; norms shift a little"
         )
     return notes

@@ -163,6 +163,11 @@ def _open_folder(path: Path, parts: Mapping[str, str], stack: ExitStack) -> Base
         raise InputError(
             f"{path}: is no diffusers model: it has no weights in {', '.join(f'{p}/' for p in PARTS)}"
         )
+    if not shapes:
+        raise InputError(
+            f"{path}: has no weights in unet/ under a name that diffusers gives them, such as "
+            "diffusion_pytorch_model.safetensors or diffusion_pytorch_model.fp16.safetensors"
+        )
     recognised = recognise(shapes)
     if (path / "text_encoder_2").is_dir():
         recognised = Recognised(recognised.kind, "sdxl")
@@ -176,6 +181,21 @@ def _checked(base: Base, recognised: Recognised) -> Base:
             f"{'; it goes on top of one' if recognised.kind == 'lora' else ''}"
         )
     return base
+
+
+def unread_files(base: Base) -> list[str]:
+    """Files of a folder that keep weights beside those that were opened, such as variants in another type; their paths
+    in the folder.
+    """
+    if not base.folder:
+        return []
+    used = {file.weights.path for file in base.files}
+    return [
+        path.relative_to(base.path).as_posix()
+        for folder in sorted({path.parent for path in used})
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".safetensors", ".bin") and path not in used
+    ]
 
 
 def index_files(folder: Path) -> list[Path]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
@@ -29,6 +30,19 @@ def printable(text: object) -> str:
 def one_line(text: object) -> str:
     """The same of a text that may have been written in several lines, as messages of libraries are."""
     return printable(" ".join(str(text).split()))
+
+
+_ONE: Mapping[str, str] = MappingProxyType({"are": "is", "have": "has", "were": "was"})
+
+
+def counted(number: int, noun: str, verb: str = "") -> str:
+    """A number of things: "1 module", "2,000 modules"; with a verb, given as of several: "1 module is", "2 modules
+    are".
+    """
+    words = f"{number:,} {noun}{'' if number == 1 else 's'}"
+    if not verb:
+        return words
+    return f"{words} {_ONE.get(verb, f'{verb}s') if number == 1 else verb}"
 
 
 def hidden_letter(text: str) -> str | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.documents import MOST_JSON, parse_json, read_text
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.files.tensorfile import open_tensors, quote
 
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
+_VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
+_SHARD = re.compile(r"-\d+-of-0*(\d+)\.")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -69,4 +72,29 @@ def _shards(index: Path) -> list[Path]:
         if Path(name).name != name or not path.is_file():
             raise InputError(f"{index}: the shard {name!r} is not in its folder")
         paths.append(path)
+    _check_shards(index, weights, paths)
     return paths
+
+
+def _check_shards(index: Path, weights: Mapping[str, str], paths: Sequence[Path]) -> None:
+    """Raise InputError where the shards are not what the index says: of a model in pieces of two downloads or saves
+    nobody would miss the layers that are gone.
+    """
+    numbered = [match for path in paths if (match := _SHARD.search(path.name))]
+    count = max((int(match[1]) for match in numbered), default=0)
+    if numbered and len(numbered) < count:
+        raise InputError(
+            f"{index}: names {len(numbered)} of {count} shards, so a part of the model is missing"
+        )
+    for path in paths:
+        if path.suffix != ".safetensors":  # a pickle is read only once
+            continue
+        with open_tensors(path) as file:
+            lost = [key for key, name in weights.items() if name == path.name and key not in file.tensors]
+            twice = [key for key in file.tensors if weights.get(key, path.name) != path.name]
+        for keys, what in ((lost, "which lacks it"), (twice, "and another shard has it too")):
+            if keys:
+                shown = quote(keys[0])[1:-1]
+                raise InputError(
+                    f"{index}: the shard of {shown} is {weights[keys[0]]}, {what}; the files are not of one download"
+                )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.families import get_family
@@ -62,16 +63,32 @@ def first_text_encoder(network: Network) -> list[str]:
     if not odd:
         return []
     return [
-        f"is for SDXL, but {len(odd)} modules are named as SD 1.x's text encoder ({quote(odd[0])[1:-1]}); they are "
-        "taken for SDXL's first"
+        f"is for SDXL, but {counted(len(odd), 'module', 'are')} named as SD 1.x's text encoder "
+        f"({quote(odd[0])[1:-1]}); {'it is' if len(odd) == 1 else 'they are'} taken for SDXL's first"
     ]
+
+
+def layer_named_twice(network: Network, family: str | None) -> str | None:
+    """The line that says that two modules of a file are one layer of the family's; None where none are.
+
+    Which of the two counts no file tells: some programs take the first, some the last, some both.
+    """
+    seen: dict[str, str] = {}
+    for module in network.modules.values():
+        if module.keys.keys() == {"alpha"}:  # left behind, it changes nothing
+            continue
+        name = kohya_name(module.name, family)
+        if name in seen:
+            one, two = (quote(word)[1:-1] for word in (seen[name], module.name))
+            return f"{network.path}: names one layer twice, as {one} and as {two}"
+        seen[name] = module.name
+    return None
 
 
 def names_in_kohya(network: Network) -> dict[str, str]:
     """Kohya's name of every module of a network, by the module's.
 
-    Raises InputError for a network of another or of no known family, for modules that are no layer of it, and for two
-    modules of one layer.
+    Raises InputError for a network of another or of no known family, and for modules that are no layer of it.
     """
     if network.foreign is not None:
         raise InputError(f"{network.path}: is for {network.title}, whose names are not known here")
@@ -93,14 +110,4 @@ def names_in_kohya(network: Network) -> dict[str, str]:
         raise InputError(
             f"{network.path}: has no name of kohya's for {', '.join(strange[:SHOWN])}{more}: no layer of {facts.title}"
         )
-    _check_unique(network, names)
     return names
-
-
-def _check_unique(network: Network, names: dict[str, str]) -> None:
-    seen: dict[str, str] = {}
-    for name, kohya in names.items():
-        if kohya in seen:
-            one, two = (quote(word)[1:-1] for word in (seen[kohya], name))
-            raise InputError(f"{network.path}: names one layer twice, as {one} and as {two}")
-        seen[kohya] = name

@@ -20,6 +20,7 @@ from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.networks.describe import Network, NetworkModule
+from lorapipe_engine.networks.kohya_names import layer_named_twice
 from lorapipe_engine.networks.names import read_name
 from lorapipe_engine.networks.scaled import scaled_by
 
@@ -66,9 +67,9 @@ def require_understood(network: Network) -> None:
 def why_unknown(network: Network) -> str | None:
     """Why it is not known what a network changes, in a line with the file's name; None where it is known.
 
-    Its names are those of two families, its numbers are stored with scales, modules have a tensor that changes what
-    they do, or their strengths are unknown. So they are with an alpha that belongs to no module while others lack
-    theirs: its name may be misspelt.
+    Its names are those of two families, two modules are one layer, its numbers are stored with scales, modules have a
+    tensor that changes what they do, or their strengths are unknown. So they are with an alpha that belongs to no
+    module while others lack theirs: its name may be misspelt.
     """
     if why := why_strange(network):
         return why
@@ -109,7 +110,7 @@ def why_strange(network: Network) -> str | None:
         if known is not None and known.suffix in getattr(network.modules.get(known.module), "keys", ()):
             other = network.modules[known.module].keys[known.suffix]
             return f"{network.path}: has one tensor twice, as {quote(other)[1:-1]} and as {quote(name)[1:-1]}"
-    return None
+    return layer_named_twice(network, network.family)
 
 
 def lost_alphas(network: Network) -> list[str]:

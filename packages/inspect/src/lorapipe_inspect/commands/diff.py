@@ -88,7 +88,7 @@ def compare(a: WeightFile, b: WeightFile) -> dict[str, Any]:
     relative = apart / size if size else (0.0 if apart == 0 else math.inf)
     return {
         "same": not only_a and not only_b and relative <= 1e-6 and len(known) == len(rows),
-        "relative": relative if math.isfinite(relative) else None,
+        "relative": relative if known and math.isfinite(relative) else None,
         "spelled_otherwise": renamed,
         "only": [only_a, only_b],
         "metadata": metadata_difference(a.metadata, b.metadata),
@@ -149,11 +149,11 @@ def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
 
     rows = {name: row for name, row in record["modules"].items() if row is not None}
     total = "different throughout" if record["relative"] is None else f"{record['relative']:.3g}"
-    lines = [f"{counted(len(record['modules']), 'module')} in both; ‖ΔA - ΔB‖/‖ΔA‖ = {total}"]
-    if record["spelled_otherwise"]:
-        lines.append(
-            f"{counted(record['spelled_otherwise'], 'module')} have another name in {printable(record['paths'][1])}"
-        )
+    figure = f"; ‖ΔA - ΔB‖/‖ΔA‖ = {total}" if rows else ""
+    lines = [f"{counted(len(record['modules']), 'module')} in both{figure}"]
+    if renamed := record["spelled_otherwise"]:
+        have = "has" if renamed == 1 else "have"
+        lines.append(f"{counted(renamed, 'module')} {have} another name in {printable(record['paths'][1])}")
     for path, only in zip(record["paths"], record["only"], strict=True):
         if only:
             more = f" and {len(only) - SHOWN} more" if len(only) > SHOWN else ""
@@ -173,7 +173,8 @@ def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
     unknown = len(record["modules"]) - len(rows)
     if unknown:
         lines.append(
-            f"not compared: {counted(unknown, 'module')}, whose changes depend on the base or are not finite"
+            f"not compared: {counted(unknown, 'module')}, whose changes depend on the base, are not finite or have "
+            "other sizes in the two files"
         )
     for key, (one, two) in record["metadata"].items():
         lines.append(f"{printable(key)}: {_short(one)} -> {_short(two)}")

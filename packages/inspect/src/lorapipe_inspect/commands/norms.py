@@ -37,13 +37,13 @@ def command(inputs: tuple[str, ...], recursive: bool, blocks: bool, modules: boo
 
     use_one_blas_thread()
     from lorapipe_inspect.inputs import described, each_file
-    from lorapipe_inspect.measure.figures import by_block, check_some, network_figures, summed
+    from lorapipe_inspect.measure.figures import beside, by_block, check_some, network_figures, summed
 
     def work(one: Input, file: WeightFile) -> None:
         network = described(file)
         measured = network_figures(file, network)
         figures = measured.figures
-        check_some(figures, one.name)
+        check_some(measured, one.name)
         record = {
             "path": one.name,
             "file": one.name,
@@ -52,6 +52,7 @@ def command(inputs: tuple[str, ...], recursive: bool, blocks: bool, modules: boo
             "network": summed(figures),
             "blocks": dict(by_block(figures, network)),
             **measured.as_record(network),
+            "beside": beside(network),
         }
         if as_json:
             click.echo(json.dumps(record))
@@ -65,7 +66,7 @@ def command(inputs: tuple[str, ...], recursive: bool, blocks: bool, modules: boo
 def lines_of(record: dict[str, Any], *, blocks: bool, modules: bool) -> list[str]:
     """The table for a person."""
     from lorapipe_engine.command.text import printable
-    from lorapipe_inspect.tell.figures import uncounted
+    from lorapipe_inspect.tell.figures import besides, uncounted
     from lorapipe_inspect.text import counted
 
     total = record["network"]
@@ -81,7 +82,7 @@ def lines_of(record: dict[str, Any], *, blocks: bool, modules: bool) -> list[str
             (row for row in record["modules"].values() if "fro" in row), key=lambda row: -row["fro"]
         )
         lines += [f"{_row('', row)}  {printable(row['name'])}" for row in rows]
-    return [*lines, *uncounted(record)]
+    return [*lines, *uncounted(record), *besides(record)]
 
 
 def _row(label: str, row: dict[str, Any]) -> str:

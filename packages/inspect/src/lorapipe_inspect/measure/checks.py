@@ -13,6 +13,7 @@ from lorapipe_engine.delta import rules
 from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import TensorFile, WeightFile
+from lorapipe_engine.models.families import recognise
 from lorapipe_engine.networks.algorithms import find_algorithm, is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.read import module_label, why_strange
@@ -67,6 +68,8 @@ def check_file(one: Input, *, strict: bool = False) -> CheckResult:
         notes: list[str] = []
         if findings.network is None:
             notes.append(f"{findings.kind}: only its values were checked")
+            if recognise({key: info.shape for key, info in file.tensors.items()}).kind == "lora":
+                problems.append("tensors named as a network's, of which none belongs to a known algorithm")
         else:
             problems += [*_strange(findings.network), *_incomplete(file, findings.network)]
             notes += _notes(findings, findings.network, digest)
@@ -131,7 +134,8 @@ def _why_broken(file: WeightFile, module: NetworkModule) -> str | None:
 def _notes(findings: Findings, network: Network, digest: str | None) -> Iterator[str]:
     if network.others:
         first = printable(network.others[0])
-        yield f"{counted(len(network.others), 'tensor')} belong to no module, {first} for one: programs will skip them"
+        strangers = counted(len(network.others), "tensor", "belong")
+        yield f"{strangers} to no module, {first} for one: programs will skip them"
     if network.family is None and network.foreign is None and network.mixed is None:
         yield "the family of base models is not recognised from the names"
     if network.scale_unknown:

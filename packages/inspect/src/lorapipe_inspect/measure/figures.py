@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.delta.spectra import module_spectrum, spectral_rule
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.tensorfile import WeightFile
+from lorapipe_engine.files.tensorfile import WeightFile, quote
 from lorapipe_engine.files.threads import map_in_threads
 from lorapipe_engine.models.blocks import block_of_name
 from lorapipe_engine.models.families import get_family
@@ -21,6 +21,7 @@ from lorapipe_engine.networks.describe import Network, NetworkModule
 from lorapipe_engine.networks.read import read_module
 
 Array = NDArray[Any]
+BIASES = frozenset({"diff_b", "b_norm", "lora_up.bias"})
 SHARES: Mapping[str, float] = MappingProxyType({"0.9": 0.9, "0.95": 0.95, "0.99": 0.99})
 
 
@@ -188,7 +189,24 @@ def by_block(figures: Sequence[Figures], network: Network) -> Iterator[tuple[str
         yield block, summed([row for row in figures if blocks[row.name] == block])
 
 
-def check_some(figures: Sequence[Figures], name: str) -> None:
+def beside(network: Network) -> dict[str, int]:
+    """How many modules do more than the product of their factors: DoRA's magnitudes, which act on the base's weights,
+    and changes of biases. No figure has these in it.
+    """
+    modules = network.modules.values()
+    return {
+        "magnitudes": sum(module.dora for module in modules),
+        "biases": sum(not BIASES.isdisjoint(module.keys) for module in modules),
+    }
+
+
+def check_some(measured: Measured, name: str) -> None:
     """Raise InputError where there is nothing to tell."""
-    if not figures:
-        raise InputError(f"{name}: none of its modules has a change of its own, without the base")
+    if measured.figures:
+        return
+    if measured.nonfinite:
+        first = quote(measured.nonfinite[0])[1:-1]
+        raise InputError(
+            f"{name}: all modules that could be measured have NaN or infinite values, as {first}"
+        )
+    raise InputError(f"{name}: none of its modules has a change of its own, without the base")

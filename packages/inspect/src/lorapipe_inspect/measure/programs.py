@@ -7,6 +7,7 @@ docs/which-file-where.md.
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,11 +15,14 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from lorapipe_engine.command.text import counted
+from lorapipe_engine.delta.whole import check_whole
+from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.describe import Network, NetworkModule, describe_network
-from lorapipe_engine.networks.read import scale_of, why_strange
+from lorapipe_engine.networks.read import module_label, scale_of, why_unknown
 from lorapipe_inspect.measure.spelling import (
     BARE,
     BARE_TEXT,
@@ -76,7 +80,7 @@ class Facts:
         names = " and ".join(self.schemes)
         parts = [family, algorithms, *extras, f"names of {names}", ", ".join(self.dtypes)]
         if self.missing_alpha:
-            parts.append(f"{self.missing_alpha} modules without alpha")
+            parts.append(f"{counted(self.missing_alpha, 'module')} without alpha")
         return ", ".join(parts)
 
 
@@ -115,6 +119,7 @@ class _Case:
     file: WeightFile
     network: Network
     commonest: Mapping[str, float]
+    unknown: str | None  # why no tool here knows what the network changes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,7 +151,7 @@ _Judge = Callable[[_Case], _Verdict]
 def facts_of(file: WeightFile) -> Facts:
     """The facts of an open network. Raises InputError for other files."""
     network = describe_network(file)
-    modules = network.modules.values()
+    modules = _changing(network)
     factors = {
         file.tensors[key].dtype for m in modules for suffix, key in m.keys.items() if suffix != "alpha"
     }
@@ -161,18 +166,17 @@ def facts_of(file: WeightFile) -> Facts:
         missing_alpha=sum(m.alpha is None for m in modules if m.rank is not None),
         dtypes=tuple(sorted(factors)),
         strangers=len(network.others),
-        modules=len(network.modules),
+        modules=len(modules),
     )
 
 
 def examine(file: WeightFile, name: str) -> dict[str, Answer]:
     """What every program makes of an open network; ``name`` is what the commands call it. Raises InputError."""
     network = describe_network(file)
-    commonest = _commonest_alphas(network)
+    commonest, unknown = _commonest_alphas(network), why_unknown(network)
     cases = [
-        _Case(module, spelling_of(module, network), file, network, commonest)
-        for module in network.modules.values()
-        if module.keys.keys() != {"alpha"}
+        _Case(module, spelling_of(module, network), file, network, commonest, unknown)
+        for module in _changing(network)
     ]
     answers = {}
     for program, judge in _JUDGES.items():
@@ -188,6 +192,11 @@ def examine(file: WeightFile, name: str) -> dict[str, Answer]:
             answer.mend = _mend(program, cases, answer, name)
         answers[program] = answer
     return answers
+
+
+def _changing(network: Network) -> list[NetworkModule]:
+    """The modules of more than an alpha that was left behind."""
+    return [module for module in network.modules.values() if module.keys.keys() != {"alpha"}]
 
 
 def _commonest_alphas(network: Network) -> dict[str, float]:
@@ -358,10 +367,16 @@ def _lycoris(case: _Case) -> _Verdict:
 def _ours(case: _Case) -> _Verdict:
     if case.network.scale_unknown:
         return "refuse", "no adapter_config.json beside it"
-    if why := why_strange(case.network):
-        return "refuse", why.removeprefix(f"{case.network.path}: ")
+    if case.unknown:
+        return "refuse", case.unknown.removeprefix(f"{case.network.path}: ")
     if case.module.algorithm == "unknown" or case.spelling == OTHER:
         return "refuse", "tensors of no known algorithm or model"
+    if case.module.alpha is not None and not math.isfinite(case.module.alpha):
+        return "refuse", f"an alpha of {case.module.alpha}"
+    try:
+        check_whole(case.file, case.module)
+    except InputError as error:
+        return "refuse", str(error).removeprefix(f"module {module_label(case.file, case.module)}: ")
     return _OK
 
 
@@ -386,7 +401,7 @@ def _mend(program: str, cases: list[_Case], answer: Answer, name: str) -> str | 
     file = shlex.quote(name)
     if any(case.network.scale_unknown for case in cases):
         return "put PEFT's adapter_config.json beside the file"
-    if program == "lora-merge":
+    if program == "lora-merge" or any(case.unknown for case in cases):
         return None
     kinds = {case.module.algorithm for case in cases}
     if kinds & {"ia3", "glora", "oft", "boft", "norm", "unknown"} and program not in ("LyCORIS",):

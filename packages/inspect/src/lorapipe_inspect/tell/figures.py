@@ -15,3 +15,12 @@ def uncounted(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"  not counted: {counted(len(record['others']), 'module')} without a spectrum of their own"
     for name in record["nonfinite"]:
         yield f"  NaN or infinite: {printable(name)}"
+
+
+def besides(record: Mapping[str, Any]) -> Iterator[str]:
+    """Lines about what modules do besides the changes that ``norms`` has measured."""
+    there = record["beside"]
+    if there["magnitudes"]:
+        yield f"  not counted: DoRA's magnitudes of {counted(there['magnitudes'], 'module')}, which act on the base"
+    if there["biases"]:
+        yield f"  not counted: changes of the biases of {counted(there['biases'], 'module')}"

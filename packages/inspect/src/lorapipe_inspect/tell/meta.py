@@ -61,7 +61,13 @@ def tag_lines(metadata: Mapping[str, str], top: int) -> list[str]:
     """A line per tag: how often, and the tag."""
     counts = tag_counts(metadata)
     if not counts:
-        return ["  no tags: the file has no ss_tag_frequency"]
+        there = metadata.get("ss_tag_frequency")
+        if there is None:
+            return ["  no tags: the file has no ss_tag_frequency"]
+        empty = there.strip() in ("", "{}")
+        return [
+            f"  no tags: ss_tag_frequency {'is empty' if empty else 'is no table of tags that can be read'}"
+        ]
     shown = counts.most_common(top or None)
     width = len(f"{shown[0][1]:,}")
     lines = [f"  {count:>{width},}  {printable(tag)}" for tag, count in shown]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.checkpoints.opened import Base
+from lorapipe_engine.checkpoints.opened import Base, unread_files
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.tensorfile import check_weights_output
 from lorapipe_engine.files.writing.atomic import check_output
@@ -76,16 +76,7 @@ def _merged_before(base: Base, applied: Sequence[Applied]) -> list[str]:
 
 def _variants(base: Base) -> list[str]:
     """A note on files of a folder that keep the weights in another type, and are not in the result."""
-    if not base.folder:
-        return []
-    used = {file.weights.path for file in base.files}
-    kinds = (".safetensors", ".bin")
-    left = [
-        path.relative_to(base.path).as_posix()
-        for folder in sorted({path.parent for path in used})
-        for path in sorted(folder.iterdir())
-        if path.suffix in kinds and path not in used
-    ]
+    left = unread_files(base)
     if not left:
         return []
     return [

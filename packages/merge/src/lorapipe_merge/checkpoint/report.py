@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.checkpoints.opened import Base
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.models.blocks import order_of
 from lorapipe_engine.models.families import FAMILIES
 from lorapipe_merge.matching import Applied, Match
@@ -99,10 +100,8 @@ class Report:
         names = ", ".join(f"{name} at {ratio:g}" for name, ratio, _ in self.networks)
         verb = "would merge" if dry_run else "merged"
         total = self.matched + sum(map(len, self.unmatched.values()))
-        lines = [
-            f"{verb} {self.matched} of {total} modules into {self.tensors} tensors of {self.base} "
-            f"({self.family}): {names}"
-        ]
+        done = f"{self.matched} of {counted(total, 'module')} into {counted(self.tensors, 'tensor')}"
+        lines = [f"{verb} {done} of {self.base} ({self.family}): {names}"]
         if self.moved:
             lines.append("mean change of the weights, ‖ΔW‖/‖W‖, by block:")
             cells = [f"{block} {share:.2%}" for block, share in self.blocks().items()]
@@ -113,7 +112,8 @@ class Report:
                 lines.append("note: hardly anything moved; the result will give the base's pictures")
         if small := sum(moved.small for moved in self.moved):
             lines.append(
-                f"{small:,} of the changed values are so small that fp16 holds them as 0 or subnormal"
+                f"{small:,} of the changed values {'is' if small == 1 else 'are'} so small that fp16 holds "
+                f"{'it' if small == 1 else 'them'} as 0 or subnormal"
             )
         if self.checked:
             lines.append(

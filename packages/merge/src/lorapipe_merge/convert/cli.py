@@ -10,6 +10,7 @@ import click
 
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 from lorapipe_merge.convert.settings import MODES, FormSettings, ResultSettings
@@ -58,7 +59,7 @@ def lora_convert(source: str, **flags: Any) -> int:
     )
     report = convert(Path(source), Path(result.output), row, asked)
     left_out = f", {len(report.skipped)} left out" if report.skipped else ""
-    say(f"{report.source}: {report.modules} modules as {form.scheme}{left_out}")
+    say(f"{report.source}: {counted(report.modules, 'module')} as {form.scheme}{left_out}")
     for name in report.skipped:
         say(f"left out: {name}")
     for note in report.notes:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
 from lorapipe_engine.files.dtypes import Encoded
 from lorapipe_engine.files.picklefile import open_weights
@@ -215,12 +216,14 @@ def _notes(file: WeightFile, network: Network, forms: Sequence[Form], scheme: Sc
     folded = [form for form in forms if form.strength != 1.0]
     if rounded := [form for form in folded if not is_exact(form.strength)]:
         notes.append(
-            f"the strengths of {len(rounded)} modules are in their factors now, which rounds these once"
+            f"the strengths of {counted(len(rounded), 'module')} are in their factors now, which rounds these once"
         )
     elif folded:
-        notes.append(f"the strengths of {len(folded)} modules are in their factors now, exactly")
+        notes.append(f"the strengths of {counted(len(folded), 'module')} are in their factors now, exactly")
     if computed := [form for form in forms if form.to_lora]:
-        notes.append(f"{len(computed)} modules were made into plain factors of ranks up to what they need")
+        notes.append(
+            f"{counted(len(computed), 'module', 'were')} made into plain factors of ranks up to what they need"
+        )
     for start, what in BESIDE.items():
         dropped = [name for name in network.others if name.startswith(start)]
         if dropped and not (scheme.embeddings and start == EMBEDDING):

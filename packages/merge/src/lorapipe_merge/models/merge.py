@@ -95,7 +95,7 @@ def merge_models(
             method=row,
             ratio=ratio,
             params=known_params(settings.method, row, dict(map(_pair, settings.params))),
-            blocks=parse_blocks(blocks, family) if blocks else None,
+            blocks=parse_blocks(blocks, family) if blocks is not None else None,
             seed=settings.seed,
             allow=output.allow_nonfinite,
             shares=shares,

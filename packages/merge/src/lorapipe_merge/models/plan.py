@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.dtypes import FLOAT_DTYPES
 from lorapipe_engine.files.picklefile import open_weights
@@ -102,13 +103,15 @@ def plan_models(
         plan.entries[key] = Entry(key, tuple(sources), block, layer, info.shape)
     if missing:
         plan.notes.append(
-            f"{missing} tensors are not in every model; those of the first are taken as they are"
+            f"{counted(missing, 'tensor', 'are')} not in every model; those of the first are taken as they are"
         )
     if dropped:
-        plan.notes.append(f"{dropped} tensors are left out (averages, or read by no program)")
+        plan.notes.append(f"{counted(dropped, 'tensor', 'are')} left out (averages, or read by no program)")
     extra = sum(1 for file in rest for key in file.tensors if is_wanted(key) and answer(first, key) is None)
     if extra:
-        plan.notes.append(f"{extra} tensors of the other models are not in the first, and not in the result")
+        plan.notes.append(
+            f"not in the first model, and so not in the result: {counted(extra, 'tensor')} of the others"
+        )
     return plan
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.delta import known_rule, needs_base
 from lorapipe_engine.delta.full import CHANGES
 from lorapipe_engine.delta.whole import check_whole
@@ -59,8 +60,8 @@ def _title(family: str | None) -> str:
 def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Layer]:
     """The layers that the networks change, in the order of the files.
 
-    Raises InputError for modules whose change depends on the base model, of no known algorithm, or two of one file
-    for one layer, and for tensors that belong to no module.
+    Raises InputError for modules whose change depends on the base model or of no known algorithm, and for tensors that
+    belong to no module.
     """
     by_layer: dict[str, list[Part]] = {}
     for network in networks:
@@ -72,18 +73,10 @@ def collect_layers(networks: Sequence[Applied], family: str | None) -> list[Laye
 
 
 def _parts_of(network: Applied, family: str | None) -> Iterator[tuple[str, Part]]:
-    modules = network.network.modules
-    seen: dict[str, str] = {}
-    for module in modules.values():
+    for module in network.network.modules.values():
         if module.keys.keys() == {"alpha"}:  # left behind, it changes nothing
             continue
-        name = kohya_name(module.name, family)
-        if name in seen:
-            raise InputError(
-                f"{network.name}: names one layer twice, as {_shown(seen[name])} and as {_shown(module.name)}"
-            )
-        seen[name] = module.name
-        yield name, Part(network.weights, module, network.ratio, network.name)
+        yield kohya_name(module.name, family), Part(network.weights, module, network.ratio, network.name)
 
 
 def _check_kinds(network: Applied) -> None:
@@ -102,7 +95,7 @@ def _check_kinds(network: Applied) -> None:
             bound.setdefault(kind, []).append(module.name)
     if bound:
         kinds = "; ".join(
-            f"{len(names)} {kind} modules ({_listed(names, 2)})" for kind, names in bound.items()
+            f"{counted(len(names), f'{kind} module')} ({_listed(names, 2)})" for kind, names in bound.items()
         )
         raise InputError(
             f"{network.name}: {kinds}: what they change depends on the base model, so they cannot be added to other "
@@ -116,8 +109,8 @@ def _check_others(network: Applied) -> None:
     ]
     if others:
         raise InputError(
-            f"{network.name}: {len(others)} tensors belong to no module that is known: {_listed(others, SHOWN)}; "
-            "nothing was written"
+            f"{network.name}: {counted(len(others), 'tensor', 'belong')} to no module that is known: "
+            f"{_listed(others, SHOWN)}; nothing was written"
         )
 
 
@@ -157,7 +150,8 @@ def unknown_layers(layers: Sequence[Layer], family: str | None) -> list[str]:
     names = [layer.name for layer in strange]
     sources = ", ".join(dict.fromkeys(part.source for layer in strange for part in layer.parts))
     return [
-        f"{sources}: {len(names)} modules are named like no layer of {_title(family)}: {_listed(names, SHOWN)}"
+        f"{sources}: {counted(len(names), 'module', 'are')} named like no layer of {_title(family)}: "
+        f"{_listed(names, SHOWN)}"
     ]
 
 
@@ -195,7 +189,7 @@ def notes_on(networks: Sequence[Applied]) -> list[str]:
             module.algorithm for module in network.network.modules.values() if _becomes_lora(module)
         )
         notes += [
-            f"{network.name}: {count} {kind} modules become plain LoRA, which takes more room"
+            f"{network.name}: {counted(count, f'{kind} module', 'become')} plain LoRA, which takes more room"
             for kind, count in sorted(kinds.items())
         ]
     return notes

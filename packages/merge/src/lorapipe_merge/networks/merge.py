@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, OutputError
 from lorapipe_engine.files.dtypes import Encoded
@@ -198,9 +199,12 @@ def _with_first_rank(first: Applied, wishes: Wishes) -> Wishes:
 def _merge_open(networks: Sequence[Applied], wishes: Wishes, notes: Sequence[str]) -> NetworksReport:
     family = common_family(networks)
     layers = collect_layers(networks, family)
-    if wishes.blocks:
+    if wishes.blocks is not None:
         layers, gone = weigh_blocks(layers, parse_blocks(wishes.blocks, family), family)
-        notes = [*notes, *([f"{gone} modules are left out, their blocks weigh 0"] if gone else [])]
+        notes = [
+            *notes,
+            *([f"left out, in blocks that weigh 0: {counted(gone, 'module')}"] if gone else []),
+        ]
     notes = [*notes, *unknown_layers(layers, family)]
     check_networks(networks, allow=wishes.output.allow_nonfinite)
     dtype = DTYPES.get(wishes.output.precision) or widest_dtype(networks)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.networks.ranks import error_of_all
 
 
@@ -88,7 +89,7 @@ class NetworksReport:
         told = " + ".join(f"{ratio:.4g} x {name}" for name, ratio, _, _ in self.networks)
         ranked = [layer for layer in self.layers if layer.rank is not None]
         shared = sum(layer.networks > 1 for layer in self.layers)
-        text = f"{told}: {len(self.layers)} modules, {shared} of them in more than one network"
+        text = f"{told}: {counted(len(self.layers), 'module')}, {shared} of them in more than one network"
         if ranked:
             before, after = _range([m.stacked for m in ranked]), _range([m.rank or 0 for m in ranked])
             text += f", rank {after}" if before == after else f", rank {before} -> {after}"

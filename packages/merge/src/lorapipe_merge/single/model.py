@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lorapipe_engine.checkpoints.opened import said_prediction
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.errors import InputError, ProblemFound
 from lorapipe_engine.files.folders import COMPONENTS, read_scheduler, weight_files
 from lorapipe_engine.files.picklefile import open_weights
@@ -136,13 +137,17 @@ def _tell_repairs(
     if dropped:
         shown = ", ".join(quote(key)[1:-1] for key in dropped[:SHOWN])
         more = f" and {len(dropped) - SHOWN} more" if len(dropped) > SHOWN else ""
-        model.notes.append(f"{len(dropped)} tensors are left out: {shown}{more}")
+        model.notes.append(f"{counted(len(dropped), 'tensor', 'are')} left out: {shown}{more}")
     if renamed:
-        model.notes.append(f"{renamed} tensors of the text encoder got the names that programs look for")
+        model.notes.append(
+            f"{counted(renamed, 'tensor')} of the text encoder got the names that programs look for"
+        )
     if repaired:
         model.notes.append("position_ids were damaged and are 0, 1, 2, ... again")
     if scaled:
-        model.notes.append(f"{scaled} weights were stored divided by a scale, which is multiplied in now")
+        model.notes.append(
+            f"{counted(scaled, 'weight', 'were')} stored divided by a scale, which is multiplied in now"
+        )
     if not any(part == "vae" for part, _ in model.layers):
         model.notes.append(f"{file.path.name} has no VAE")
 
@@ -196,7 +201,7 @@ def _read_component(model: Model, part: str, file: WeightFile) -> None:
         made = whole(file, key, layer=True, scale=scales.get(key))
         model.layers[part, name] = made
     if scales:
-        model.notes.append(f"{file.path.name}: {len(scales)} scales are multiplied in")
+        model.notes.append(f"{file.path.name}: {counted(len(scales), 'scale', 'are')} multiplied in")
 
 
 # -------------------------------------------------------------------------------- another VAE
@@ -361,7 +366,10 @@ def in_folder(model: Model) -> tuple[dict[str, dict[str, Made]], list[str]]:
     if others:
         shown = ", ".join(quote(key)[1:-1] for key in others[:SHOWN])
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-        notes.append(f"{len(others)} tensors have no place in a folder and are left out: {shown}{more}")
+        notes.append(
+            f"{counted(len(others), 'tensor', 'have')} no place in a folder and "
+            f"{'is' if len(others) == 1 else 'are'} left out: {shown}{more}"
+        )
     return parts, notes
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.files.hashcache import known_sha256
 from lorapipe_engine.files.tensorfile import check_weights_output, write_planned
@@ -170,7 +171,8 @@ def _report(
     notes = list(model.notes)
     if losses.vanished:
         notes.append(
-            f"{losses.vanished} numbers of {len(losses.tensors)} tensors are too small for their type: now 0"
+            f"of {counted(len(losses.tensors), 'tensor')} {counted(losses.vanished, 'number', 'are')} too small for "
+            f"{'its' if losses.vanished == 1 else 'their'} type: now 0"
         )
     if not cast and not notes and model.folder is (output.suffix != ".safetensors"):
         notes.append("nothing was asked for that changes it: the result is a copy")

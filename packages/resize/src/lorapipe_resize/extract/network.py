@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorapipe_engine.checkpoints.opened import Base
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.delta import dense_delta, needs_base
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
 from lorapipe_engine.delta.whole import check_whole
@@ -115,15 +116,24 @@ class NetworkSource:
         if lost:
             shown = ", ".join(quote(name)[1:-1] for name in lost[:SHOWN])
             more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-            self.notes.append(f"not in the LoRA: {len(lost)} alphas without factors: {shown}{more}")
+            self.notes.append(
+                f"not in the LoRA: {counted(len(lost), 'alpha')} without factors: {shown}{more}"
+            )
         if norms:
-            self.notes.append(f"not in the LoRA: {norms} modules of norms or vectors, which no LoRA says")
+            self.notes.append(
+                f"not in the LoRA: {counted(norms, 'module')} of norms or vectors, which no LoRA says"
+            )
         if biases:
-            self.notes.append(f"not in the LoRA: changes of {biases} biases (diff_b), which no LoRA says")
+            self.notes.append(
+                f"not in the LoRA: changes of {biases} {'bias' if biases == 1 else 'biases'} (diff_b), "
+                "which no LoRA says"
+            )
         if network.others:
             shown = ", ".join(quote(name)[1:-1] for name in network.others[:SHOWN])
             more = f" and {len(network.others) - SHOWN} more" if len(network.others) > SHOWN else ""
-            self.notes.append(f"not in the LoRA: {len(network.others)} tensors of no module: {shown}{more}")
+            self.notes.append(
+                f"not in the LoRA: {counted(len(network.others), 'tensor')} of no module: {shown}{more}"
+            )
 
     def _job(
         self, module: NetworkModule, base: Base | None, layers: Mapping[str, tuple[str, Tensor]]
@@ -162,6 +172,7 @@ class NetworkSource:
         arrays = self._arrays(job.module)
         exact = module_spectrum(job.module.name, arrays, vectors=rule.bound(conv=job.conv))
         spectrum = exact.spectrum.scaled(exact.scale)
+        self._check_size(job, (spectrum.up.shape[0], spectrum.down.shape[1]))
         if not spectrum.norm():
             return UNCHANGED
         choose, _ = rule.chooser(conv=job.conv, limit=exact.limit, floor=None)
@@ -170,6 +181,14 @@ class NetworkSource:
         return Found(
             spectral=spectrum, rank=rank, limit=exact.limit, base_norm=_norm(job), floor=None, proved=1.0
         )
+
+    def _check_size(self, job: NetworkJob, made: tuple[int, int]) -> None:
+        """Raise InputError where a change that does not depend on the base is not one of the base's layer."""
+        if job.base is not None and made != job.size:
+            raise InputError(
+                f"{self._file.path}: {quote(job.module.name)[1:-1]} makes a change of {made}, {job.base.key} of the "
+                f"base has {job.size}"
+            )
 
     def _find_dense(self, job: NetworkJob, rule: Rule) -> Found | str:
         matrix = self._matrix(job)

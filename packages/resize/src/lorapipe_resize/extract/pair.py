@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorapipe_engine.checkpoints.opened import Base
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.files.threads import map_in_threads
@@ -110,7 +111,9 @@ def pair_up(tuned: Base, base: Base, *, conv: bool) -> Pair:
     if not pair.layers:
         raise InputError(f"{tuned.path} and {base.path} have no layer in common that takes a LoRA")
     if misfits:
-        pair.notes.append(f"not compared: {len(misfits)} tensors of other shapes: {_shown(misfits)}")
+        pair.notes.append(
+            f"not compared: {counted(len(misfits), 'tensor')} of other shapes: {_shown(misfits)}"
+        )
     pair.notes += _notes(ours, theirs)
     return pair
 
@@ -156,18 +159,23 @@ def _notes(ours: Tensors, theirs: Tensors) -> list[str]:
         for part, count in parts.items():
             if all(other != part for other, _, _ in there.layers):
                 notes.append(
-                    f"{there.base.path} has nothing of {_PARTS[part]}; {count} tensors are not compared"
+                    f"{there.base.path} has nothing of {_PARTS[part]}; {counted(count, 'tensor', 'are')} not compared"
                 )
                 continue
             names = [f"{path}.{kind}" for p, path, kind in missing if p == part]
-            notes.append(f"only {here.base.path} has {count} tensors of {_PARTS[part]}: {_shown(names)}")
+            notes.append(
+                f"only {here.base.path} has {counted(count, 'tensor')} of {_PARTS[part]}: {_shown(names)}"
+            )
         if here.averages:
             notes.append(
-                f"{here.base.path}: {len(here.averages)} averages (EMA) are passed over, its plain weights count"
+                f"{here.base.path}: {counted(len(here.averages), 'EMA average', 'are')} passed over, "
+                "its plain weights count"
             )
     for here, there in ((ours, theirs), (theirs, ours)):
         if unknown := sorted(set(here.others) - set(there.others)):
-            notes.append(f"only {here.base.path} has {len(unknown)} tensors of no layer: {_shown(unknown)}")
+            notes.append(
+                f"only {here.base.path} has {counted(len(unknown), 'tensor')} of no layer: {_shown(unknown)}"
+            )
     return notes
 
 

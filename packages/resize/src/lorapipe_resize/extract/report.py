@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.blocks import order_of
 from lorapipe_engine.networks.underflow import Underflow
@@ -133,7 +134,7 @@ def summary(report: Report) -> str:
     over = proved(rows)
     best = f", at most {over:.4g} times the least possible" if over > 1 else ""
     return (
-        f"{source}: {len(rows)} modules, {_ranks(rows)}, {megabytes(report.size)}, error "
+        f"{source}: {counted(len(rows), 'module')}, {_ranks(rows)}, {megabytes(report.size)}, error "
         f"{percent(whole_error(rows))} of the change ({percent(whole_error(rows, 'truncation'))} from leaving out "
         f"ranks{best}; {percent(whole_error(rows, 'cast'))} from {report.precision})"
     )

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base, said_prediction
+from lorapipe_engine.checkpoints.opened import ALL_PARTS, Base, open_base, said_prediction, unread_files
 from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.command.tool import say, show
 from lorapipe_engine.errors import ConfigError, InputError, OutputError, ProblemFound, naming
 from lorapipe_engine.files.picklefile import open_weights
@@ -187,7 +188,7 @@ def _open_pair(options: Options, stack: ExitStack) -> Opened:
     tuned, base = (_open_with_vae(name, stack, notes) for name in (options.tuned, options.base))
     _check_family(tuned, options)
     pair = pair_up(tuned, base, conv=options.conv)
-    notes += pair.notes + _swapped(tuned, base)
+    notes += [*_variants(tuned), *_variants(base), *pair.notes, *_swapped(tuned, base)]
     origin = Origin(
         source=tuned.path,
         base=base.path,
@@ -224,6 +225,7 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
     if network.foreign is not None:
         raise InputError(f"{path}: is for {network.title}, not for SD 1.x, SD 2.x or SDXL")
     base = None
+    variants: list[str] = []
     if options.base is not None:
         if is_network(options.base):
             raise ConfigError(
@@ -232,9 +234,10 @@ def _open_network(options: Options, rule: Rule, stack: ExitStack) -> Opened:
             )
         base = stack.enter_context(open_base(options.base))
         _check_family(base, options)
+        variants = _variants(base)
     with naming(options.tuned):
         source = NetworkSource(file, network, base)
-    source.notes += first_text_encoder(network)
+    source.notes += [*variants, *first_text_encoder(network)]
     if base is None:
         source.notes += text_encoder_alone(network)
     family = base.family if base is not None else network.family
@@ -255,6 +258,20 @@ def _check_family(base: Base, options: Options) -> None:
         raise ConfigError(
             f"{flag}: {base.path} is {FAMILIES[base.family].title}; leave the flag out, files tell their family"
         )
+
+
+def _variants(model: Base) -> list[str]:
+    """A note where a folder has its weights in several files, of which one counts."""
+    left = unread_files(model)
+    if not left:
+        return []
+    places = {name.partition("/")[0] for name in left}
+    names = [
+        file.weights.path.relative_to(model.path).as_posix()
+        for file in model.files
+        if file.weights.path.relative_to(model.path).parts[0] in places
+    ]
+    return [f"{model.path}: {', '.join(names)} counts, not {', '.join(left)} beside it"]
 
 
 def _prediction(options: Options, *said: str | None) -> str:
@@ -339,19 +356,27 @@ def _reasons(done: Extracted, options: Options) -> list[str]:
     """Notes on the layers that are not in the LoRA because nothing speaks for them."""
     lines = []
     if count := done.left_out[UNCHANGED]:
-        lines.append(f"{count} layers did not change and are not in the LoRA")
+        lines.append(
+            f"{counted(count, 'layer')} did not change and {'is' if count == 1 else 'are'} not in the LoRA"
+        )
     if count := done.left_out[SMALL]:
         lines.append(
-            f"{count} layers differ by at most --min-diff {options.min_diff:g} and are not in the LoRA"
+            f"{counted(count, 'layer', 'differ')} by at most --min-diff {options.min_diff:g} and "
+            f"{'is' if count == 1 else 'are'} not in the LoRA"
         )
     if count := done.left_out[NOISE]:
-        lines.append(f"{count} layers differ by nothing but rounding and are not in the LoRA")
+        lines.append(
+            f"{counted(count, 'layer', 'differ')} by nothing but rounding and "
+            f"{'is' if count == 1 else 'are'} not in the LoRA"
+        )
     if done.capped:
-        lines.append(f"{done.capped} modules have the largest rank that --target-size looks at")
+        lines.append(f"{counted(done.capped, 'module', 'have')} the largest rank that --target-size looks at")
     bounds = {False: options.rank, True: options.conv_rank or options.rank}
     most = [m.rank == min(bounds[max(m.kernel, default=1) > 1] or NO_BOUND, *m.size) for m in done.modules]
     if options.method is not None and options.rank is not None and any(most):
-        lines.append(f"{sum(most)} modules have the largest rank that they may have; --dim sets it")
+        lines.append(
+            f"{counted(sum(most), 'module', 'have')} the largest rank that is allowed; --dim sets it"
+        )
     return lines
 
 
@@ -362,7 +387,7 @@ def _nothing(done: Extracted, opened: Opened, options: Options) -> ProblemFound:
     what = "no layer changed" if done.left_out[UNCHANGED] == total else "nothing is left of the change"
     against = f" against {options.base}" if options.base else ""
     return ProblemFound(
-        f"{options.tuned}{against}: {what} in {total} layers that take a LoRA; nothing was written"
+        f"{options.tuned}{against}: {what} in {total:,} layers that take a LoRA; nothing was written"
     )
 
 
