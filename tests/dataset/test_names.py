@@ -1,0 +1,47 @@
+"""Names of files that people have and that say something else than they seem to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from lorapipe_engine.datasets.described import dataset_notes
+from lorapipe_engine.datasets.scan import scan
+from lorapipe_engine.settings import DataSettings
+from support.commands import run
+
+
+def draw(folder: Path, names: Iterable[str]) -> Path:
+    """A folder of pictures, no two alike."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        Image.effect_noise((72, 80 + number), 90).convert("RGB").save(folder / name, "PNG")
+    return folder
+
+
+def test_pictures_under_names_of_browsers_are_told(tmp_path: Path) -> None:
+    """As sites and browsers save them; a text that begins like a bitmap is none."""
+    folder = draw(tmp_path / "ds" / "2_mayu", ["a.png", "b.jpg_large", "c.png.crdownload", "d.jpg~orig"])
+    (folder / "b.txt").write_text("mayu, of the large one")
+    (folder / "a.tags").write_text("BMW, car")
+    done = run("lora-check", tmp_path / "ds", "--no-look", "--json")
+    report = json.loads(done.stdout)
+    said = "3 pictures of kinds that are not trained (1 .jpg_large, 1 .crdownload, 1 .jpg~orig): convert them to png"
+    assert report["left_out"] == [f"{tmp_path / 'ds'}: {said}"]
+    rules = {row["rule"]: row["paths"] for row in report["findings"]}
+    assert "orphan-caption" not in rules, "a repair would take the caption of b away"
+    data = DataSettings(train_data_dir=tmp_path / "ds", resolution=(64, 64))
+    assert dataset_notes(data, scan(data)) == [f"{tmp_path / 'ds'}: not trained: {said}"]
+
+
+def test_capitals_that_are_longer_in_small_letters(tmp_path: Path) -> None:
+    """A dotted capital I of Turkish is two letters then: two pictures of one stem are known by it all the same."""
+    folder = draw(tmp_path / "ds" / "2_mayu", ["\u0130a.png", "\u0130a.jpg"])
+    (folder / "\u0130a.txt").write_text("mayu, of both")
+    (folder / "\u0130a.png.txt").write_text("mayu, its own")
+    data = DataSettings(train_data_dir=tmp_path / "ds", resolution=(64, 64))
+    captions = {row.path.suffix: row.caption for row in scan(data).pictures}
+    assert captions == {".png": "mayu, its own", ".jpg": "mayu, of both"}
