@@ -152,6 +152,14 @@ def test_a_file_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) 
         build_settings(PARTS, {}, path)
 
 
+def test_a_value_of_json_that_is_there_twice_is_none(tmp_path: Path) -> None:
+    """As in TOML: of two values nobody knows which one is meant."""
+    path = tmp_path / "run.json"
+    path.write_text('{"depth": 1, "depth": 2}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.json: depth is given twice, with different values"):
+        build_settings(PARTS, {}, path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml: cannot be read \(No such file or directory\)"):
         build_settings(PARTS, {}, tmp_path / "none.toml")
