@@ -233,6 +233,37 @@ def test_captions_may_stand_in_one_file(tmp_path: Path) -> None:
     assert [row.repeats for row in found.pictures] == [7, 7]
 
 
+def test_lines_and_accents_of_a_metadata_file(tmp_path: Path) -> None:
+    """A caption of several lines is cut as one in a file of its own is, which a note says; names as macOS has them are
+    found; a separator of lines that is none of a file ends no line."""
+    folder = draw(tmp_path / "flat", 2)
+    (folder / "001.png").rename(folder / "caf\u00e9.png")
+    rows = {"000.png": {"caption": "\n first \r\nsecond", "tags": "a, b"}, "cafe\u0301": {"caption": "one"}}
+    file = tmp_path / "meta.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    options = data(folder, in_json=file)
+    dataset = scan(options)
+    assert [row.caption for row in dataset.pictures] == ["first", "one"]
+    assert any("1 caption has several lines" in note for note in dataset_notes(options, dataset))
+    every = scan(data(folder, in_json=file, enable_wildcard=True))
+    assert every.pictures[0].caption == "first\nsecond, a, b"
+    lines = tmp_path / "meta.jsonl"
+    one = {"image_path": "000.png", "caption": "left\u2028right"}
+    lines.write_text(json.dumps(one, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert scan(data(folder, in_json=lines)).pictures[0].caption == "left\u2028right"
+
+
+def test_a_metadata_file_beside_a_dataset_file_is_told(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "flat", 1)
+    config = tmp_path / "dataset.toml"
+    config.write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'\n")
+    options = DataSettings(dataset_config=config, in_json=tmp_path / "meta.json", resolution=(64, 64))
+    assert any("in_json is not used" in note for note in dataset_notes(options, scan(options)))
+    config.write_text(f"{config.read_text()}metadata_file = 'none.json'\n")
+    with pytest.raises(InputError, match=r"^metadata_file: .*none\.json: cannot be read"):
+        scan(options)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links")
 def test_what_links_bring_from_elsewhere_is_not_published(tmp_path: Path) -> None:
     """A set of strangers whose metadata file is a link, and whose names of pictures lead out."""
@@ -262,6 +293,7 @@ def test_what_links_bring_from_elsewhere_is_not_published(tmp_path: Path) -> Non
         ('{"000": 1}', "000: must be a table"),
         ('{"000": {"caption": 1}}', "000: caption: expected a text"),
         ('{"000": {}, "000.png": {}}', "is named twice"),
+        ('{"000": {"tags": "a"}, "000": {"tags": "b"}}', "000 is given twice, with different values"),
         ('{"far/away": {}}', "none of its 1 pictures is in"),
         ("{", "not JSON"),
     ],
