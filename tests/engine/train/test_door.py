@@ -208,6 +208,21 @@ def test_a_dry_run_tells_what_is_left_out(tmp_path: Path) -> None:
     assert "0_old" in done.stderr
 
 
+def test_a_dry_run_tells_what_does_nothing_and_what_is_not_there(tmp_path: Path) -> None:
+    draw(tmp_path / "data/1_mira", 2)
+    done = train(tmp_path, "--dry-run", "--max_train_epochs", "3", "--output_name", "x.safetensors")
+    assert "6 steps in 3 epochs" in done.stdout
+    assert "max_train_steps 1 is not used: max_train_epochs 3 says how long" in done.stderr
+    assert "output_name x.safetensors: the results' suffix is put behind it" in done.stderr
+    state = tmp_path / "other.state"
+    done = train(tmp_path, "--dry-run", "--resume", str(state))
+    assert (done.exit_code, done.stderr) == (2, f"lora-train: error: resume: {state}: no such file\n")
+    state.touch()
+    assert f"goes on from {state}" in train(tmp_path, "--dry-run", "--resume", str(state)).stdout
+    done = train(tmp_path, "--dry-run", "--seed", str(1 << 63))
+    assert (done.exit_code, "seed: 9223372036854775808 is above" in done.stderr) == (2, True)
+
+
 # ---------------------------------------------------------------------------------------------- metadata files
 
 
