@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,28 @@ def test_lines_and_accents_of_a_metadata_file(tmp_path: Path) -> None:
     one = {"image_path": "000.png", "caption": "left\u2028right"}
     lines.write_text(json.dumps(one, ensure_ascii=False) + "\n", encoding="utf-8")
     assert scan(data(folder, in_json=lines)).pictures[0].caption == "left\u2028right"
+
+
+def test_options_that_a_dataset_file_overrides_are_told(tmp_path: Path) -> None:
+    """Where it has another value for all that is trained; where one subset takes the option, it is used."""
+    a, b = draw(tmp_path / "a"), draw(tmp_path / "b")
+    config = tmp_path / "dataset.toml"
+    config.write_text(
+        f"[[datasets]]\nresolution = 64\nbatch_size = 1\n[[datasets.subsets]]\nimage_dir = '{a}'\nnum_repeats = 2\n"
+        f"flip_aug = false\n[[datasets.subsets]]\nimage_dir = '{b}'\nnum_repeats = 3\n"
+    )
+    given = ["--train_batch_size", "4", "--dataset_repeats", "5", "--flip_aug", "--keep_tokens", "1"]
+    done = CliRunner().invoke(
+        lora_train,
+        ["--base", "demo", "--dataset_config", str(config), "--dry-run", *given, "--resolution", "128,64"],
+    )
+    assert done.exit_code == 0, done.output
+    told = re.findall(r"dataset.toml: (\w+ .*) is not used: (\w+)", done.stderr)
+    assert told == [
+        ("train_batch_size 4", "batch_size"),
+        ("resolution [128, 64]", "resolution"),
+        ("dataset_repeats 5", "num_repeats"),
+    ]
 
 
 def test_a_metadata_file_beside_a_dataset_file_is_told(tmp_path: Path) -> None:
