@@ -37,6 +37,15 @@ def test_pictures_under_names_of_browsers_are_told(tmp_path: Path) -> None:
     assert dataset_notes(data, scan(data)) == [f"{tmp_path / 'ds'}: not trained: {said}"]
 
 
+def test_a_number_without_a_name_is_no_concept(tmp_path: Path) -> None:
+    """lora-train has an empty caption for it, and lora-check says so."""
+    draw(tmp_path / "ds" / "3_", ["a.png"])
+    assert [row.caption for row in scan(DataSettings(train_data_dir=tmp_path / "ds")).pictures] == [""]
+    done = run("lora-check", tmp_path / "ds", "--no-look")
+    assert "a.png: would be empty" in done.stdout
+    assert "pictures were not decoded; --look decodes them" in done.stdout
+
+
 def test_capitals_that_are_longer_in_small_letters(tmp_path: Path) -> None:
     """A dotted capital I of Turkish is two letters then: two pictures of one stem are known by it all the same."""
     folder = draw(tmp_path / "ds" / "2_mayu", ["\u0130a.png", "\u0130a.jpg"])
