@@ -148,7 +148,9 @@ def test_metadata_of_captions_and_tags_loses_neither(clean: Clean, tmp_path: Pat
         path = tmp_path / name / "a.txt" if target == "txt" else tmp_path / name
         assert "A girl., red hair, solo" in path.read_text(), target
     assert json.loads(document.read_text()) == rows
-    assert clean(document, "--spaces").code == 0
+    done = clean(document, "--spaces", "--jsonl")
+    captions = [json.loads(line)["caption"] for line in done.out.splitlines()]
+    assert captions == ["A girl., red hair, solo", "B"]
     assert json.loads(document.read_text()) == {
         **rows,
         "a": {"caption": "A girl.", "tags": ["red hair", "solo"]},

@@ -71,6 +71,9 @@ class _Sweep:
                 new = text
             elif self._document.kind == "kohya":
                 new = change_kohya(text, self._clean, sentences=self._options.rules.style == "text")
+                whole = {str(picture_path(name, path)): row for name, row in document_rows(new, "kohya")}
+                for outcome in self._outcomes:
+                    outcome.passed = whole.get(outcome.job.picture or "")
             else:
                 new = (change_csv if self._document.kind == "csv" else change_metadata)(text, self._clean)
         except InputError as error:
