@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.scan import scan
 from lorapipe_engine.settings import DataSettings
 from support.commands import run
+
+MODEL = Path(__file__).parents[1] / "data" / "tagger" / "model"
 
 
 def draw(folder: Path, names: Iterable[str]) -> Path:
@@ -35,6 +39,22 @@ def test_pictures_under_names_of_browsers_are_told(tmp_path: Path) -> None:
     assert "orphan-caption" not in rules, "a repair would take the caption of b away"
     data = DataSettings(train_data_dir=tmp_path / "ds", resolution=(64, 64))
     assert dataset_notes(data, scan(data)) == [f"{tmp_path / 'ds'}: not trained: {said}"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_caption_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    """The run and its dry run say so, and undo has no trouble with what was never written."""
+    pytest.importorskip("onnxruntime")
+    folder = draw(tmp_path / "2_mayu", ["a.png", "b.png"])
+    (folder / "a.txt").symlink_to("moved.txt")
+    for more in (["--dry-run"], []):
+        done = run("lora-tag", folder, "--model", MODEL, "--device", "cpu", *more)
+        assert done.returncode == 1
+        assert "a.txt: a link to a file that is not there; remove it" in done.stderr
+    assert (folder / "b.txt").exists()
+    done = run("lora-tag", "--undo", folder)
+    assert (done.returncode, (folder / "b.txt").exists()) == (0, False), done.stderr
+    assert (folder / "a.txt").is_symlink()
 
 
 def test_a_number_without_a_name_is_no_concept(tmp_path: Path) -> None:
