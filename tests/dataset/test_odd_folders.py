@@ -141,7 +141,7 @@ def test_the_trainer(odd: Path) -> None:
     assert {captions[f"{name}.png"] for name in NAMES} == {f"tag, one, {len(name)}" for name in NAMES}
     (line,) = (line for line in folder_lines(dataset) if line.startswith("10_a"))
     assert f"{len(BARE)} without a caption" in line
-    assert "1 with an empty caption file" in line
+    assert "1 with an empty caption" in line
     notes = "\n".join(dataset_notes(data, dataset))
     assert reasons(notes) == NOT_TRAINED
     assert "10_a: 1 caption has several lines, of which the first is trained" in notes

@@ -32,7 +32,7 @@ NOT_TRAINED = {
     "1 picture in a folder of masks",
     "3 pictures in folders that are no part of a dataset (.hidden, @eaDir, __MACOSX)",
     "1 picture hidden by a dot in front of the name (.hidden.png)",
-    "2 pictures of kinds that are not trained (1 .gif, 1 no suffix): convert them to png",
+    "3 pictures of kinds that are not trained (1 .gif, 1 no suffix, 1 .jpg_large): convert them to png",
 }
 TRAINED = ["a.png", "b.PNG", "c.jpg", "d.png", "e.webp", "k.png", "n.png"]
 
@@ -49,7 +49,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((72, 80 + number), 90).convert("RGB").save(path)
-    (home / "ds" / "10_mayu" / "g").write_bytes((home / "ds" / "10_mayu" / "a.png").read_bytes())
+    for name in ("g", "s.jpg_large"):
+        (home / "ds" / "10_mayu" / name).write_bytes((home / "ds" / "10_mayu" / "a.png").read_bytes())
     for name, text in CAPTIONS.items():
         (home / "ds" / "10_mayu" / name).write_text(text)
     if sys.platform != "win32":

@@ -75,7 +75,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path: Path) -
         ("place = [1]", r"place: expected a text, got \[1\]"),
         ("words = [[1]]", "words: expected a list of texts"),
         ("size = [512, 0]", "size: 0 is below 1"),
-        ("size = '5x5'", "size: expected a whole number, got '5x5'"),
+        ("size = '5/5'", "size: expected a whole number, got '5/5'"),
         ("depth = 2.5", "depth: expected a whole number, got 2.5"),
         ("depth = 0", "depth: 0 is below 1"),
         ("depth = 10", "depth: 10 is above 9"),
@@ -152,6 +152,14 @@ def test_a_file_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) 
         build_settings(PARTS, {}, path)
 
 
+def test_a_value_of_json_that_is_there_twice_is_none(tmp_path: Path) -> None:
+    """As in TOML: of two values nobody knows which one is meant."""
+    path = tmp_path / "run.json"
+    path.write_text('{"depth": 1, "depth": 2}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"run\.json: depth is given twice, with different values"):
+        build_settings(PARTS, {}, path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml: cannot be read \(No such file or directory\)"):
         build_settings(PARTS, {}, tmp_path / "none.toml")
@@ -177,12 +185,19 @@ def test_any_text_is_taken_or_refused(tmp_path_factory: Any, text: str) -> None:
     [
         ({"depth": "3x2"}, "^depth: expected a whole number, got '3x2'$"),
         ({"size": "0,5"}, "^size: 0 is below 1$"),
+        ({"size": "1x2x3"}, "^size: expected one number or two, as 512 or 512,768; got '1x2x3'$"),
         ({"rate": "-1"}, "^rate: -1.0 is below 0$"),
     ],
 )
 def test_mistakes_in_flags_are_named(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_settings(PARTS, flags)
+
+
+@pytest.mark.parametrize("text", ["512,768", "512x768", "512 × 768", "[512, 768]", "(512 768)"])
+def test_two_sides_as_people_write_them(text: str) -> None:
+    (shape, _), _ = build_settings(PARTS, {"size": text})
+    assert shape.size == (512, 768)
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)

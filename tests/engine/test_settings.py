@@ -78,6 +78,7 @@ def test_of_rates_given_twice_the_last_count() -> None:
         (["--caption_extention", ".tags"], 'caption_extension = ".tags"'),
         (["--network_train_text_encoder_only"], "network_train_text_encoder_only = true"),
         (["--dataset_repeats", "10"], "dataset_repeats = 10"),
+        (["--max_token_length", "0"], "max_token_length = 75"),
         (["--metadata_file", "meta.json"], 'in_json = "meta.json"'),
         (["--stop_text_encoder_training", "50%"], 'stop_text_encoder_training = "50%"'),
     ],

@@ -132,6 +132,42 @@ def test_documents_keep_what_is_not_a_caption(clean: Clean, tmp_path: Path) -> N
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
+def test_metadata_of_captions_and_tags_loses_neither(clean: Clean, tmp_path: Path) -> None:
+    """Another format gets both in one text, as lora-train reads them; a list of tags is cleaned as one."""
+    document = tmp_path / "meta.json"
+    rows = {"a": {"caption": "A girl.", "tags": ["red_hair", "solo", "solo"]}, "b": {"caption": "B"}}
+    document.write_text(json.dumps(rows))
+    for target, name in (
+        ("txt", "texts"),
+        ("kohya", "k.json"),
+        ("metadata", "metadata.jsonl"),
+        ("csv", "t.csv"),
+    ):
+        done = clean(document, "--spaces", "--to", target, "-o", tmp_path / name)
+        assert done.code == 0, done.err
+        path = tmp_path / name / "a.txt" if target == "txt" else tmp_path / name
+        assert "A girl., red hair, solo" in path.read_text(), target
+    assert json.loads(document.read_text()) == rows
+    done = clean(document, "--spaces", "--jsonl")
+    captions = [json.loads(line)["caption"] for line in done.out.splitlines()]
+    assert captions == ["A girl., red hair, solo", "B"]
+    assert json.loads(document.read_text()) == {
+        **rows,
+        "a": {"caption": "A girl.", "tags": ["red hair", "solo"]},
+    }
+
+
+def test_a_picture_that_a_document_names_twice_is_refused(clean: Clean, tmp_path: Path) -> None:
+    """Written again, the document would have one of both."""
+    document = tmp_path / "meta.json"
+    text = '{"a": {"tags": "red_hair"}, "a": {"tags": "blue_hair"}}'
+    document.write_text(text)
+    for words in ([], ["--to", "txt", "-o", tmp_path / "texts"]):
+        done = clean(document, "--spaces", *words)
+        assert (done.code, document.read_text()) == (1, text)
+        assert "meta.json: a is there twice; only one of both would be left" in done.err
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.csv", "x,y\n1,2\n"), ("a.csv", ""), ("a.jsonl", '{"file_name": 3}\n'), ("a.jsonl", "[]\n")],

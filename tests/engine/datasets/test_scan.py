@@ -108,7 +108,7 @@ def test_empty_caption_files_are_counted(tmp_path: Path) -> None:
     folder = draw(tmp_path / "train/1_maid", 2)
     (folder / "0.txt").write_text(" \n")
     dataset = scan(DataSettings(train_data_dir=tmp_path / "train"))
-    assert folder_lines(dataset) == ["1_maid: 2 pictures x 1, 1 with an empty caption file"]
+    assert folder_lines(dataset) == ["1_maid: 2 pictures x 1, 1 with an empty caption"]
     assert dataset.pictures[0].caption == ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,21 @@ def test_a_dry_run_tells_what_is_left_out(tmp_path: Path) -> None:
     assert "0_old" in done.stderr
 
 
+def test_a_dry_run_tells_what_does_nothing_and_what_is_not_there(tmp_path: Path) -> None:
+    draw(tmp_path / "data/1_mira", 2)
+    done = train(tmp_path, "--dry-run", "--max_train_epochs", "3", "--output_name", "x.safetensors")
+    assert "6 steps in 3 epochs" in done.stdout
+    assert "max_train_steps 1 is not used: max_train_epochs 3 says how long" in done.stderr
+    assert "output_name x.safetensors: the results' suffix is put behind it" in done.stderr
+    state = tmp_path / "other.state"
+    done = train(tmp_path, "--dry-run", "--resume", str(state))
+    assert (done.exit_code, done.stderr) == (2, f"lora-train: error: resume: {state}: no such file\n")
+    state.touch()
+    assert f"goes on from {state}" in train(tmp_path, "--dry-run", "--resume", str(state)).stdout
+    done = train(tmp_path, "--dry-run", "--seed", str(1 << 63))
+    assert (done.exit_code, "seed: 9223372036854775808 is above" in done.stderr) == (2, True)
+
+
 # ---------------------------------------------------------------------------------------------- metadata files
 
 
@@ -231,6 +247,59 @@ def test_captions_may_stand_in_one_file(tmp_path: Path) -> None:
     )
     found = scan(DataSettings(dataset_config=config, resolution=(64, 64), dataset_repeats=7))
     assert [row.repeats for row in found.pictures] == [7, 7]
+
+
+def test_lines_and_accents_of_a_metadata_file(tmp_path: Path) -> None:
+    """A caption of several lines is cut as one in a file of its own is, which a note says; names as macOS has them are
+    found; a separator of lines that is none of a file ends no line."""
+    folder = draw(tmp_path / "flat", 2)
+    (folder / "001.png").rename(folder / "caf\u00e9.png")
+    rows = {"000.png": {"caption": "\n first \r\nsecond", "tags": "a, b"}, "cafe\u0301": {"caption": "one"}}
+    file = tmp_path / "meta.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    options = data(folder, in_json=file)
+    dataset = scan(options)
+    assert [row.caption for row in dataset.pictures] == ["first", "one"]
+    assert any("1 caption has several lines" in note for note in dataset_notes(options, dataset))
+    every = scan(data(folder, in_json=file, enable_wildcard=True))
+    assert every.pictures[0].caption == "first\nsecond, a, b"
+    lines = tmp_path / "meta.jsonl"
+    one = {"image_path": "000.png", "caption": "left\u2028right"}
+    lines.write_text(json.dumps(one, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert scan(data(folder, in_json=lines)).pictures[0].caption == "left\u2028right"
+
+
+def test_options_that_a_dataset_file_overrides_are_told(tmp_path: Path) -> None:
+    """Where it has another value for all that is trained; where one subset takes the option, it is used."""
+    a, b = draw(tmp_path / "a"), draw(tmp_path / "b")
+    config = tmp_path / "dataset.toml"
+    config.write_text(
+        f"[[datasets]]\nresolution = 64\nbatch_size = 1\n[[datasets.subsets]]\nimage_dir = '{a}'\nnum_repeats = 2\n"
+        f"flip_aug = false\n[[datasets.subsets]]\nimage_dir = '{b}'\nnum_repeats = 3\n"
+    )
+    given = ["--train_batch_size", "4", "--dataset_repeats", "5", "--flip_aug", "--keep_tokens", "1"]
+    done = CliRunner().invoke(
+        lora_train,
+        ["--base", "demo", "--dataset_config", str(config), "--dry-run", *given, "--resolution", "128,64"],
+    )
+    assert done.exit_code == 0, done.output
+    told = re.findall(r"dataset.toml: (\w+ .*) is not used: (\w+)", done.stderr)
+    assert told == [
+        ("train_batch_size 4", "batch_size"),
+        ("resolution [128, 64]", "resolution"),
+        ("dataset_repeats 5", "num_repeats"),
+    ]
+
+
+def test_a_metadata_file_beside_a_dataset_file_is_told(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "flat", 1)
+    config = tmp_path / "dataset.toml"
+    config.write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'\n")
+    options = DataSettings(dataset_config=config, in_json=tmp_path / "meta.json", resolution=(64, 64))
+    assert any("in_json is not used" in note for note in dataset_notes(options, scan(options)))
+    config.write_text(f"{config.read_text()}metadata_file = 'none.json'\n")
+    with pytest.raises(InputError, match=r"^metadata_file: .*none\.json: cannot be read"):
+        scan(options)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")
@@ -262,6 +331,7 @@ def test_what_links_bring_from_elsewhere_is_not_published(tmp_path: Path) -> Non
         ('{"000": 1}', "000: must be a table"),
         ('{"000": {"caption": 1}}', "000: caption: expected a text"),
         ('{"000": {}, "000.png": {}}', "is named twice"),
+        ('{"000": {"tags": "a"}, "000": {"tags": "b"}}', "000 is given twice, with different values"),
         ('{"far/away": {}}', "none of its 1 pictures is in"),
         ("{", "not JSON"),
     ],

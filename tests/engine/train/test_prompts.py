@@ -50,12 +50,42 @@ def test_toml_and_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "word"), [("a --w x", "number"), ("a --zz 1", "--zz"), ("a --w 4", "too small")]
+    ("line", "word"),
+    [
+        ("a --w x", "number"),
+        ("a --zz 1", "--zz"),
+        ("a --w 4", "too small"),
+        ("a \u2013n bad", "long dash.*write --n"),
+        ("a, b \u2014ss euler_a", "long dash.*write --ss"),
+        ("Negative prompt: bad", "write them behind the prompt"),
+        ("Steps: 20, Sampler: Euler a", "write them behind the prompt"),
+    ],
 )
 def test_bad_lines_say_where(tmp_path: Path, line: str, word: str) -> None:
     path = tmp_path / "p.txt"
     path.write_text(f"good\n{line}\n")
     with pytest.raises(ConfigError, match=f"p.txt:2.*{word}"):
+        read_prompts(path, DEFAULT)
+
+
+def test_what_is_like_an_option_and_none_is_the_prompts() -> None:
+    text = "a \u2013 b, long\u2014n, steps: 3"
+    assert parse_line(text, DEFAULT) == Prompt(text=text, width=64, height=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.toml", '[[prompts]]\nprompt = "a"\n', "prompts: unknown key"),
+        ("p.toml", '[prompt]\nprompt = "a"\n[[subset]]\nprompt = "b"\n', "subset: unknown key"),
+        ("p.toml", "[prompt]\nwidth = 64\n", "prompt 1: has no 'prompt'"),
+        ("p.json", '[{"prompt": "a"}, {"negative_prompt": "b"}]', "prompt 2: has no 'prompt'"),
+    ],
+)
+def test_no_prompt_is_lost_and_none_is_empty(name: str, text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises((ConfigError, InputError), match=said):
         read_prompts(path, DEFAULT)
 
 

@@ -43,6 +43,9 @@ class Finding:
         return self.milder or self.rule.severity
 
 
+NOT_DECODED = "pictures were not decoded; --look decodes them"  # by --no-look, or --edit of itself
+
+
 class Skipped(Exception):
     """A rule could not be tried; the message says what it needs."""
 

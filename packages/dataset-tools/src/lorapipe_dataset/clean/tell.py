@@ -123,7 +123,7 @@ def as_records(outcome: Outcome, trigger: str = "") -> list[str]:
     if outcome.error is not None:
         data["error"] = outcome.error
     elif outcome.after is not None:
-        data["caption"] = outcome.after
+        data["caption"] = outcome.after if outcome.passed is None else outcome.passed
         data |= {"trigger": trigger} if trigger else {}
     path = str(job.record.path) if job.record is not None else job.picture or job.file
     return [format_fields(one, data) for one in (path, *job.others)]

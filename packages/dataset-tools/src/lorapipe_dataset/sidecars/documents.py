@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lorapipe_engine.command.json_text import NoJson, parse_json
+from lorapipe_engine.command.json_text import NoJson, parse_json, twice_named
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.captions import join_tags, split_tags
 
 _KOHYA_FIELDS = ("tags", "caption")
 _TEXT_FIELDS = ("text", "caption", "prompt", "tags")
@@ -36,22 +37,38 @@ def change_kohya(text: str, change: Change, *, sentences: bool) -> str:
 
     The field is ``tags``, or ``caption`` where there are none, or with ``sentences``. Raises InputError.
     """
-    data = parse(text)
-    if not is_kohya(data):
-        raise InputError(
-            "not sd-scripts' metadata: an object for each picture, with caption or tags, is needed"
-        )
+    data = _kohya(text)
     changed = False
     for key, row in data.items():
-        name = "caption" if sentences or not isinstance(row.get("tags"), str) else "tags"
-        if isinstance(row.get(name), str):
-            new = change(key, row[name])
-            changed |= new != row[name]
-            row[name] = new
+        name = "caption" if sentences or _words(row, "tags") is None else "tags"
+        old = _words(row, name)
+        if old is not None:
+            new = change(key, old)
+            changed |= new != old
+            row[name] = row[name] if new == old else split_tags(new) if isinstance(row[name], list) else new
     if not changed:
         return text
     # As sd-scripts writes it; letters that are no ASCII stay letters where they were.
     return json.dumps(data, indent=2, ensure_ascii=text.isascii()) + "\n" * text.endswith("\n")
+
+
+def _kohya(text: str) -> dict[str, dict[str, Any]]:
+    data: dict[str, dict[str, Any]] = parse(text)
+    if not is_kohya(data):
+        raise InputError(
+            "not sd-scripts' metadata: an object for each picture, with caption or tags, is needed"
+        )
+    if twice := twice_named(text):
+        raise InputError(f"{twice} is there twice; only one of both would be left")
+    return data
+
+
+def _words(row: Mapping[str, Any], name: str) -> str | None:
+    """The text of a field, of a list of tags as a caption has them; None where there is none."""
+    value = row.get(name)
+    if isinstance(value, list) and all(isinstance(tag, str) for tag in value):
+        return join_tags(value)
+    return value if isinstance(value, str) else None
 
 
 def change_metadata(text: str, change: Change) -> str:
@@ -103,7 +120,7 @@ def change_csv(text: str, change: Change) -> str:
     return out.getvalue()
 
 
-def document_rows(text: str, kind: str, *, sentences: bool) -> list[tuple[str, str]]:
+def document_rows(text: str, kind: str) -> list[tuple[str, str]]:
     """The pictures and captions of a document of the kind ``kohya``, ``metadata`` or ``csv``. Raises InputError."""
     rows: list[tuple[str, str]] = []
 
@@ -112,7 +129,11 @@ def document_rows(text: str, kind: str, *, sentences: bool) -> list[tuple[str, s
         return caption
 
     if kind == "kohya":
-        change_kohya(text, note, sentences=sentences)
+        for name, row in _kohya(text).items():
+            # As training reads them: the caption, then the tags.
+            parts = [words for field in ("caption", "tags") if (words := _words(row, field)) is not None]
+            if parts:
+                note(name, join_tags([part for part in parts if part]))
     else:
         (change_csv if kind == "csv" else change_metadata)(text, note)
     return rows

@@ -72,11 +72,27 @@ def parse_json(text: str, where: str) -> Any:
     if len(text) > MOST_JSON:
         raise ConfigError(f"{where}: is longer than {MOST_JSON:,} letters, the most that is read")
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_table)
+    except _Twice as error:
+        raise ConfigError(f"{where}: {error} is given twice, with different values; leave one out") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON: {_reason(error)}") from None
     _check(value, where)
     return value
+
+
+class _Twice(Exception):
+    """A name that a table has twice."""
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table of JSON. Of a name that is there twice one value would be lost, as TOML does not allow."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        for name, value in pairs:
+            if table[name] != value:
+                raise _Twice(name[:MOST_KEY])
+    return table
 
 
 def _reason(error: Exception) -> str:

@@ -39,6 +39,19 @@ def parse_json(text: str) -> Any:
         raise BeyondJson("a number of too many digits") from None
 
 
+def twice_named(text: str) -> str | None:
+    """A name that an object of a JSON text has twice, of which one would be lost; None where there is none."""
+    twice: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            twice.append(next(name for name in names if names.count(name) > 1))
+
+    json.loads(text, object_pairs_hook=look)
+    return twice[0] if twice else None
+
+
 def _check_depth(text: str) -> None:
     depth, quoted = 0, False
     for match in _MARKS.finditer(text):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -398,8 +399,11 @@ def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     return tuple(str(item) for item in items if item != "" or field.facts.flags)
 
 
+_SIDES = re.compile(r"\s*[,x×]\s*|\s+")  # between two sides: 512,768 and 512x768 of webuis
+
+
 def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
-    items = list(value) if isinstance(value, list | tuple) else str(value).strip("()[] ").split(",")
+    items = list(value) if isinstance(value, list | tuple) else _SIDES.split(str(value).strip("()[] "))
     if len(items) not in (1, 2):
         raise ConfigError(
             f"{field.label}: expected one number or two, as 512 or 512,768; got {_shown(value)}{where}"
@@ -420,7 +424,8 @@ def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
     if kind is Path and isinstance(value, Path):
         return value  # of a file of options, read before
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise ConfigError(f"{name}: expected a text, got {_shown(value)}{where}")
+        mend = "; write it as one text" if isinstance(value, list) else ""
+        raise ConfigError(f"{name}: expected a text, got {_shown(value)}{where}{mend}")
     text = str(value)
     if kind is not Path:
         return text

@@ -30,7 +30,7 @@ def _folder_line(number: int, row: Folder, dataset: Dataset) -> str:
         instead = f"'{subset.class_tokens}' is used" if subset.class_tokens else "an empty one is used"
         parts.append(f"{row.without_caption} without a caption ({instead})")
     if row.empty_captions:
-        parts.append(f"{row.empty_captions} with an empty caption file")
+        parts.append(f"{row.empty_captions} with an empty caption")
     if row.private_captions:
         links = f"{row.private_captions} captions are links out of the dataset"
         parts.append(f"warning: {links}: they are trained, and left out of the metadata")
@@ -52,6 +52,8 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
     if data.dataset_config is not None:
         unused = [name for name in ("train_data_dir", "reg_data_dir") if getattr(data, name) is not None]
         notes += [f"{name} is not used: dataset_config names the folders" for name in unused]
+        if data.in_json is not None:
+            notes.append("in_json is not used: dataset_config names such files as metadata_file in a subset")
         notes += dict.fromkeys(
             f"{data.dataset_config}: {note}" for spec in dataset.specs for note in spec.notes
         )

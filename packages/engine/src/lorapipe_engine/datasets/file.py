@@ -6,7 +6,7 @@ line. Every key is checked where it stands; one that is not known is an error th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,13 @@ _TOP = _Level("the file itself", {}, ("general", "datasets"))
 
 @dataclass(frozen=True)
 class _Source:
-    """The file, its text and its folder; finds the places of keys, and judges those of :data:`FOREIGN`."""
+    """The file, its text and its folder; finds the places of keys, and judges those of :data:`FOREIGN`. ``subsets``:
+    what was given to each, in it and above it."""
 
     path: Path
     text: str
     foreign: ForeignOptions = field(default_factory=lambda: ForeignOptions(FOREIGN))
+    subsets: list[Mapping[str, Any]] = field(default_factory=list)
 
     def at(self, table: str, key: str = "") -> str:
         """Where a table, or a key in it, stands."""
@@ -143,7 +145,20 @@ def read_dataset_file(path: Path, data: DataSettings) -> tuple[DatasetSpec, ...]
         if not subsets:
             raise ConfigError(f"{source.at(place)}: has no [[datasets.subsets]]")
         specs.append(_dataset(source, data, values, subsets, place))
-    return tuple(replace(spec, notes=tuple(source.foreign.notes)) for spec in specs)
+    notes = (*source.foreign.notes, *_given_in_vain(data, source.subsets))
+    return tuple(replace(spec, notes=notes) for spec in specs)
+
+
+def _given_in_vain(data: DataSettings, subsets: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each option of the run of which the file has another value wherever it is trained."""
+    options = {**DATASET_KEYS, **SHARED_KEYS, "num_repeats": _OPTIONS["dataset_repeats"]}
+    for key, option_ in options.items():
+        asked = getattr(data, option_.name, None)
+        own = [row[key] for row in subsets if key in row]
+        if asked in (None, option_.default) or len(own) < len(subsets) or asked in own:
+            continue
+        sides = list(asked) if isinstance(asked, tuple) else asked
+        yield f"{option_.name} {sides} is not used: {key} stands in the file for every subset"
 
 
 def _dataset(
@@ -157,7 +172,8 @@ def _dataset(
     places: dict[Path, str] = {}
     for index, row in enumerate(rows):
         here = f"{place}.subsets[{index}]"
-        subset = _subset(source, data, {**values, **_values(source, _SUBSET, row, here)}, here)
+        source.subsets.append({**values, **_values(source, _SUBSET, row, here)})
+        subset = _subset(source, data, source.subsets[-1], here)
         before = places.setdefault(subset.folder.resolve(), here)
         if before != here:
             raise ConfigError(

@@ -12,26 +12,33 @@ from typing import Any
 
 from lorapipe_engine.command.documents import MOST_JSON, parse_json, read_text
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.pictures.captions import join_tags
+from lorapipe_engine.pictures.caption_files import one_form
+from lorapipe_engine.pictures.captions import caption_lines, join_tags
 from lorapipe_engine.pictures.layout import find_images
 
 
-def read_listed(file: Path, folder: Path, separator: str = ",") -> tuple[dict[Path, str], int]:
+def read_listed(
+    file: Path, folder: Path, separator: str = ",", option: str = "in_json"
+) -> tuple[dict[Path, str], int]:
     """The captions of a folder's pictures, sorted by path, and how many pictures that the file names are not there.
 
-    A caption with tags becomes one text, with ``separator`` between. Raises ConfigError for a file of another form,
-    InputError where none of its pictures is there.
+    A caption with tags becomes one text, with ``separator`` between; of several lines all are there. ``option`` is
+    named in errors. Raises ConfigError for a file of another form, InputError where none of its pictures is there.
     """
     by_name: dict[str, Path] = {}
     by_stem: dict[str, Path] = {}
+    by_form: dict[str, Path] = {}
     for path in find_images(folder, recursive=True):
         relative = path.relative_to(folder).as_posix()
         by_name[relative] = path
         by_stem[relative.removesuffix(path.suffix)] = path
+        for name in (relative, relative.removesuffix(path.suffix)):
+            by_form.setdefault(one_form(name), path)
     captions: dict[Path, str] = {}
     missing = 0
-    for place, name, row in _rows(file):
-        picture = _picture(name, folder, by_name, by_stem)
+    for place, name, row in _rows(file, option):
+        key = _key(name, folder)
+        picture = by_name.get(key) or by_stem.get(key) or by_form.get(one_form(key))
         if picture is None:
             missing += 1
             continue
@@ -45,11 +52,11 @@ def read_listed(file: Path, folder: Path, separator: str = ",") -> tuple[dict[Pa
     return dict(sorted(captions.items())), missing
 
 
-def _rows(file: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _rows(file: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """The place, the picture's name and the entry of each picture."""
-    text = read_text(file, MOST_JSON, "in_json")
+    text = read_text(file, MOST_JSON, option)
     if file.suffix.lower() == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # other line ends may stand in a caption
             if line.strip():
                 place = f"{file}:{number}"
                 row = _table(parse_json(line, place), place)
@@ -68,18 +75,15 @@ def _table(value: Any, place: str) -> Mapping[str, Any]:
     return value
 
 
-def _picture(
-    name: str, folder: Path, by_name: Mapping[str, Path], by_stem: Mapping[str, Path]
-) -> Path | None:
-    """The picture in the folder that a name means; None where it is not there, or lies elsewhere."""
+def _key(name: str, folder: Path) -> str:
+    """A picture's name as it begins in the folder; one that lies elsewhere keeps its whole path."""
     path = Path(name.replace("\\", "/"))
     if path.is_absolute():
         try:
             path = path.relative_to(folder.absolute())
         except ValueError:
-            return None
-    key = path.as_posix()
-    return by_name.get(key) or by_stem.get(key)
+            return name
+    return path.as_posix()
 
 
 def _text(row: Mapping[str, Any], separator: str, place: str) -> str:
@@ -91,5 +95,5 @@ def _text(row: Mapping[str, Any], separator: str, place: str) -> str:
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"{place}: {key}: expected a text")
         if value:
-            parts.append(value.strip())
+            parts.append("\n".join(caption_lines(value)))
     return join_tags(parts, separator)

@@ -123,7 +123,8 @@ def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP, processes
     specs = tuple(spec.with_finest_step(finest) for spec in dataset_specs(data))
     for _, subset in _numbered(specs):
         caption_suffix(subset.caption_extension, "caption_extension")
-    sources = [_source(number, subset) for number, subset in _numbered(specs)]
+    option = "in_json" if data.dataset_config is None else "metadata_file"
+    sources = [_source(number, subset, option) for number, subset in _numbered(specs)]
     for source in sources:
         if not source.paths and (source.subset.is_reg or data.dataset_config):
             raise InputError(f"{source.subset.folder}: no pictures in it (png, jpg, jpeg, webp, bmp)")
@@ -173,11 +174,11 @@ def _root_of(folder: Path, data: DataSettings) -> Path:
     return next((root for root in named if root is not None and root in folder.parents), folder)
 
 
-def _source(number: int, subset: Subset) -> _Source:
+def _source(number: int, subset: Subset, option: str) -> _Source:
     """The pictures of a subset: all of its folder, or those that its file names."""
     if subset.metadata is None:
         return _Source(number, subset, find_images(subset.folder))
-    captions, missing = read_listed(subset.metadata, subset.folder, subset.captions.separator)
+    captions, missing = read_listed(subset.metadata, subset.folder, subset.captions.separator, option)
     unlisted = len(find_images(subset.folder, recursive=True)) - len(captions)
     return _Source(number, subset, list(captions), captions, missing, unlisted)
 
@@ -199,13 +200,13 @@ def _scan_subset(
             named = captions.read_for(path.name)
             beside = None if named is None else path.with_name(named)
             text, private = _caption_text(beside, root, is_linked)
-            if text and "\n" in text and not subset.captions.wildcards:
-                text = text.partition("\n")[0]
-                cut += 1
             if beside is not None and captions.shares_stem(path.name):
                 owners.setdefault(beside.name, []).append(path.name)
         else:
             text, private = source.captions[path], is_private
+        if text and "\n" in text and not subset.captions.wildcards:
+            text = text.partition("\n")[0]
+            cut += 1
         bare += text is None
         empty += text == ""
         size = image_size(path)

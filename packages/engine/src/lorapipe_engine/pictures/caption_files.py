@@ -56,9 +56,10 @@ class CaptionNames:
                     self._files.setdefault((stem, suffix), []).append(name)
                     if not stem.isascii():
                         self._accented.setdefault((one_form(stem), suffix), []).append(stem)
-            stem, end = split_suffix(low)
-            if end in IMAGE_SUFFIXES or end in OTHER_PICTURES:
-                self._stems[name[: len(stem)]] += 1
+            stem, end = split_suffix(name)
+            # Small letters may be more than the capitals were, so a length of theirs is none of the name's.
+            if (end := end.lower()) in IMAGE_SUFFIXES or end in OTHER_PICTURES:
+                self._stems[stem] += 1
                 self._pictures.add(name)
 
     @classmethod

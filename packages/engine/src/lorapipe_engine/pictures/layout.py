@@ -34,11 +34,12 @@ MOST_NAMED = 5  # files in a line
 _FORK = "._"  # what macOS keeps of a file beside it, which is no picture
 _REPEATS = re.compile(r"(\d+)_(.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(\d+)[\s.-]+(\S.*)", re.DOTALL)
+# What lies beside pictures and is none: it is not opened to be sure of that.
+_BESIDE = frozenset({".txt", ".caption", ".npz", ".json", ".jsonl", ".csv", ".toml", ".xmp", ".safetensors"})
 _SIGNATURES = (
     b"\x89PNG\r\n",
     b"\xff\xd8\xff",
     b"GIF8",
-    b"BM",
     b"II*\0",
     b"MM\0*",
     b"\xff\x0a",
@@ -173,7 +174,19 @@ def has_signature(path: Path) -> bool:
     except OSError:
         return False
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return head.startswith(_SIGNATURES) or head[4:8] == b"ftyp" or is_webp
+    is_bmp = head[:2] == b"BM" and head[6:10] == bytes(4)
+    return head.startswith(_SIGNATURES) or head[4:8] == b"ftyp" or is_webp or is_bmp
+
+
+def strange_kind(path: Path) -> str | None:
+    """The kind of a picture that is trained under no such name: its suffix (``.gif``, ``.jpg_large``), or ``no
+    suffix``; None for pictures that are trained, and for what is no picture."""
+    suffix = split_suffix(path.name)[1].lower()
+    if suffix in OTHER_PICTURES:
+        return suffix
+    if suffix in IMAGE_SUFFIXES or suffix in _BESIDE or not has_signature(path):
+        return None
+    return suffix or "no suffix"
 
 
 def split_suffix(name: str) -> tuple[str, str]:
@@ -286,12 +299,7 @@ class Survey:
     def _other_formats(self) -> Iterator[str]:
         kinds: Counter[str] = Counter()
         for part in self.trained:
-            for name in part.names:
-                suffix = split_suffix(name)[1].lower()
-                if suffix in OTHER_PICTURES:
-                    kinds[suffix] += 1
-                elif not suffix and has_signature(part.path / name):
-                    kinds["no suffix"] += 1
+            kinds.update(kind for name in part.names if (kind := strange_kind(part.path / name)))
         if kinds:
             listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
             yield f"{_pictures(kinds.total())} of kinds that are not trained ({listed}): convert them to png"

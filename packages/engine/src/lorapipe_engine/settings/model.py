@@ -39,8 +39,8 @@ class ModelSettings:
         None,
         "How much of a caption is read, in tokens: 75, 150 or 225; what is longer is cut. [default: 225]",
         choices=(75, 150, 225),
-        # sd-scripts cuts into 75 tokens what is longer, and a GUI begins with 255.
-        taken_as={"255": 225, "77": 75},
+        # sd-scripts cuts into 75 tokens what is longer, and without a number; a GUI begins with 255.
+        taken_as={"255": 225, "77": 75, "0": 75},
     )
     tokenizer_dir: Path | None = option(None, "Folder with vocab.json and merges.txt of the CLIP tokenizer.")
     mixed_precision: str | None = option(

@@ -89,7 +89,7 @@ class RunSettings:
         120.0, "Seconds between states, from which the same command goes on after a crash.", min=0
     )
     # -1 is a drawn seed elsewhere.
-    seed: int = option(42, "Seed of every random draw.", min=0, taken_as={"-1": 42})
+    seed: int = option(42, "Seed of every random draw.", min=0, max=(1 << 63) - 1, taken_as={"-1": 42})
     sample_prompts: str | None = option(
         None,
         "File of prompts to draw during training (.txt, .toml, .json), or prompts themselves, a line each.",

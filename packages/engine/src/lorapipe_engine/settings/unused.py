@@ -7,6 +7,8 @@ from lorapipe_engine.settings.loss import LossSettings
 from lorapipe_engine.settings.optimizer import OptimizerSettings
 from lorapipe_engine.settings.run import RunSettings
 
+_WRITTEN_AS = (".safetensors", ".ckpt", ".pt")
+
 
 def unused_notes(
     data: DataSettings, optimizer: OptimizerSettings, loss: LossSettings, run: RunSettings
@@ -94,4 +96,13 @@ def unused_notes(
             "ip_noise_gamma",
         ),
     ]
-    return [f"{name} does nothing without {other}" for name, given, met, other in needs if given and not met]
+    notes = [f"{name} does nothing without {other}" for name, given, met, other in needs if given and not met]
+    if run.max_train_epochs is not None and run.max_train_steps not in (0, RunSettings.max_train_steps):
+        notes.append(
+            f"max_train_steps {run.max_train_steps} is not used: max_train_epochs {run.max_train_epochs} says how long"
+        )
+    if run.output_name.lower().endswith(_WRITTEN_AS):
+        notes.append(
+            f"output_name {run.output_name}: the results' suffix is put behind it; leave it out of the name"
+        )
+    return notes

@@ -16,7 +16,7 @@ from lorapipe_engine.command.tool import complain_of, say, show
 from lorapipe_engine.datasets.scan import Dataset, scan
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
 from lorapipe_engine.pictures.batches import batches_per_epoch
-from lorapipe_engine.settings import DataSettings
+from lorapipe_engine.settings import DataSettings, RunSettings
 from lorapipe_engine.settings.several import Run
 from lorapipe_engine.train.base.shelf import Shelf, Stamp, base_key
 from lorapipe_engine.train.choose import choose
@@ -122,10 +122,7 @@ def plan_lines(checked: Sequence[Checked]) -> list[str]:
     """What will be done, a line a run, and how long all of it is."""
     lines = []
     for number, one in enumerate(checked, start=1):
-        state = state_file(one.run.settings.run)
-        what = (
-            "done before" if one.before else "goes on from its state" if state.exists() else "from the start"
-        )
+        what = "done before" if one.before else _beginning(one.run.settings.run)
         same = number > 1 and one.base == checked[number - 2].base
         lines.append(
             f"{number}. {one.run.label}: {one.length.in_words()}, "
@@ -137,6 +134,13 @@ def plan_lines(checked: Sequence[Checked]) -> list[str]:
         *lines,
         f"{left} of {len(checked)} runs to do, {steps:,} steps: {_hours(steps)} at one step a second",
     ]
+
+
+def _beginning(run: RunSettings) -> str:
+    """Where a run begins: what it was given to go on from, unless a state of its own is there."""
+    if state_file(run).exists() and not (run.overwrite and run.resume is None):
+        return "goes on from its state"
+    return "from the start" if run.resume is None else f"goes on from {run.resume}"
 
 
 def run_queue(checked: Sequence[Checked], done: Callable[[Path], None]) -> None:

@@ -14,7 +14,7 @@ import torch
 from lorapipe_engine.advice.advice import Planned, advice
 from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.pairs import check_slider
-from lorapipe_engine.errors import ConfigError, OutputError
+from lorapipe_engine.errors import ConfigError, InputError, OutputError
 from lorapipe_engine.files.writing.atomic import probe_folder
 from lorapipe_engine.models.families import FAMILIES, get_family, is_text
 from lorapipe_engine.models.predictions import EPSILON, PREDICTIONS, asked_prediction
@@ -198,6 +198,8 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     quantized_form(settings.model)
     network_plan(settings.network, args)
     check_start(settings.network, args)
+    if settings.run.resume is not None and not settings.run.resume.exists():
+        raise InputError(f"resume: {settings.run.resume}: no such file")
     objective.check_sampler(settings.run.sample_sampler)
     check_boards(settings.run)
     if settings.run.metadata_thumbnail is not None:

@@ -29,9 +29,16 @@ def read_existing(path: Path) -> str | None:
     try:
         return _text_of(read_within(path, None), path)
     except FileNotFoundError:
+        _refuse_dead_link(path)
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _refuse_dead_link(path: Path) -> None:
+    """Raise InputError for a name that is there and leads nowhere: no file can be put in its place."""
+    if path.is_symlink():
+        raise InputError(f"{path}: a link to a file that is not there; remove it")
 
 
 def read_shown(path: Path) -> str | None:
@@ -41,6 +48,7 @@ def read_shown(path: Path) -> str | None:
     try:
         data = read_within(path, None)
     except FileNotFoundError:
+        _refuse_dead_link(path)
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -13,6 +13,7 @@ from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_dataset.texts.tokens import token_counter
 from lorapipe_dataset.texts.vocabulary import canonical
 from lorapipe_engine.datasets.leading import is_common
+from lorapipe_engine.pictures.layout import concept_of
 
 FEW_TAGS = 3
 MOST_TOKENS = 225  # that training reads of a caption
@@ -104,7 +105,11 @@ def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
         if picture.trouble:
             yield Finding(UNDECODABLE, picture.trouble, _caption(picture))
         elif picture.caption_path is None:
-            yield Finding(MISSING, f"would be '{picture.place.concept}'", (picture.path,))
+            place = picture.place
+            # A folder "3_" has a number and no name: an empty caption is trained then.
+            is_bare = place.repeats is not None and not concept_of(place.path.name)
+            text = "would be empty" if is_bare else f"would be '{place.concept}'"
+            yield Finding(MISSING, text, (picture.path,))
         elif not picture.caption:
             yield Finding(EMPTY, "no text in it", (picture.path,))
         elif picture.lines > 1:

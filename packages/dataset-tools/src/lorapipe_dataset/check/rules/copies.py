@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
+from lorapipe_dataset.check.findings import NOT_DECODED, Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.pictures.copies import Sameness, find_groups
 from lorapipe_dataset.check.pictures.crops import MOST, find_crops
@@ -45,7 +45,7 @@ def find_copies(dataset: Dataset, options: Options) -> Iterator[Finding]:
     original that lies beside must not take the place of a picture that is trained.
     """
     if not options.look:
-        raise Skipped("pictures were not decoded (--no-look)")
+        raise Skipped(NOT_DECODED)
     for group in find_groups(dataset.trained, options.distance):
         size = group.pictures[0].size or (0, 0)
         text = f"{len(group.pictures)} pictures, keep {group.pictures[0].path.name} ({size[0]}x{size[1]})"
@@ -59,7 +59,7 @@ def find_parts(dataset: Dataset, options: Options) -> Iterator[Finding]:
     if not (options.crops or CROP.id in options.only):
         return
     if not options.look:
-        raise Skipped("pictures were not decoded (--no-look)")
+        raise Skipped(NOT_DECODED)
     if len(dataset.trained) > MOST:
         raise Skipped(f"more than {MOST:,} pictures, too many to compare each with the parts of all others")
     copies = [

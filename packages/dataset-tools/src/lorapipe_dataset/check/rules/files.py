@@ -9,7 +9,7 @@ from lorapipe_dataset.check.findings import Check, Finding, Rule
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_engine.pictures.captions import CAPTION_SUFFIXES
-from lorapipe_engine.pictures.layout import MASK_MARK, OTHER_PICTURES
+from lorapipe_engine.pictures.layout import MASK_MARK, strange_kind
 
 UNREADABLE = Rule(
     "unreadable",
@@ -103,11 +103,12 @@ def find_orphans(dataset: Dataset, options: Options) -> Iterator[Finding]:
     for picture in dataset.pictures:
         stems.setdefault(picture.path.parent, []).append(picture.path.stem)
     extension = f".{options.caption_extension.lstrip('.')}"
-    formats = {path.with_suffix("") for path in dataset.others if path.suffix.lower() in OTHER_PICTURES}
+    kinds = {path: kind for path in dataset.others if (kind := strange_kind(path))}
+    formats = {path.with_suffix("") for path in kinds}
     for path in dataset.others:
         suffix = path.suffix.lower()
-        if suffix in OTHER_PICTURES:
-            yield Finding(OTHER_FORMAT, suffix[1:].upper(), (path,))
+        if path in kinds:
+            yield Finding(OTHER_FORMAT, kinds[path].removeprefix(".").upper(), (path,))
         elif suffix in (*CAPTION_SUFFIXES, extension.lower()):
             # Pictures of another format have captions too.
             if path.with_suffix("") not in formats and path.with_suffix("") not in dataset.others:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lorapipe_dataset.check.buckets import Placed, place_all
-from lorapipe_dataset.check.findings import Check, Finding, Rule, Skipped
+from lorapipe_dataset.check.findings import NOT_DECODED, Check, Finding, Rule, Skipped
 from lorapipe_dataset.check.options import Options
 from lorapipe_dataset.check.pictures.dataset import Dataset, Look, Picture
 from lorapipe_dataset.check.pictures.measures import Measures
@@ -74,7 +74,7 @@ def find_small(dataset: Dataset, options: Options) -> Iterator[Finding]:
 def find_pixels(dataset: Dataset, options: Options) -> Iterator[Finding]:
     """What the pixels tell."""
     if not options.look:
-        raise Skipped("pictures were not decoded (--no-look)")
+        raise Skipped(NOT_DECODED)
     for picture in dataset.pictures:
         look = picture.look
         if look is not None and look.problem is None:

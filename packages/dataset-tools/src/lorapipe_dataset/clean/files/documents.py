@@ -9,7 +9,13 @@ from lorapipe_dataset.clean.files.inputs import Document, Job
 from lorapipe_dataset.clean.files.plan import Outcome
 from lorapipe_dataset.clean.files.textfile import encode_text
 from lorapipe_dataset.clean.options import Options
-from lorapipe_dataset.sidecars.documents import change_csv, change_kohya, change_metadata, picture_path
+from lorapipe_dataset.sidecars.documents import (
+    change_csv,
+    change_kohya,
+    change_metadata,
+    document_rows,
+    picture_path,
+)
 from lorapipe_engine.changes.filebytes import read_stamped
 from lorapipe_engine.changes.journal import Change, Journal
 from lorapipe_engine.errors import InputError, LoraError
@@ -59,8 +65,15 @@ class _Sweep:
             raise InputError(f"{path}: no such file")
         text = decode_caption(data, path, self._options.encoding)
         try:
-            if self._document.kind == "kohya":
+            if self._options.no_txt or not self._options.in_place:
+                for name, caption in document_rows(text, self._document.kind):
+                    self._clean(name, caption)
+                new = text
+            elif self._document.kind == "kohya":
                 new = change_kohya(text, self._clean, sentences=self._options.rules.style == "text")
+                whole = {str(picture_path(name, path)): row for name, row in document_rows(new, "kohya")}
+                for outcome in self._outcomes:
+                    outcome.passed = whole.get(outcome.job.picture or "")
             else:
                 new = (change_csv if self._document.kind == "csv" else change_metadata)(text, self._clean)
         except InputError as error:

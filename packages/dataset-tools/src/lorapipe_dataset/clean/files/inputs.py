@@ -140,9 +140,7 @@ def _of_document(path: Path, kind: str, options: Options) -> Iterator[Job]:
     """The captions of a document, each to be a file of its own."""
     try:
         data, _ = read_stamped(path)
-        rows = document_rows(
-            decode_caption(data or b"", path, options.encoding), kind, sentences=options.rules.style == "text"
-        )
+        rows = document_rows(decode_caption(data or b"", path, options.encoding), kind)
     except InputError as error:
         text = str(error)
         yield Job(str(path), error=text if text.startswith(str(path)) else f"{path}: {text}")

@@ -23,7 +23,7 @@ from lorapipe_engine.pictures.joining import join_captions
 class Outcome:
     """What came of a caption. ``before`` and ``after`` are texts (None: there is none); ``written``: whether its file
     changed or would; ``differs``: its file says something else than its record, and was left. ``left``: why it was left
-    alone, where that is no error.
+    alone, where that is no error. ``passed``: what goes on in its record, where that is more than ``after``.
     """
 
     job: Job
@@ -33,6 +33,7 @@ class Outcome:
     differs: bool = False
     error: str | None = None
     left: str | None = None
+    passed: str | None = None
 
 
 @dataclass(slots=True)

@@ -48,6 +48,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("width", "height", "seed", "steps"), (int,)),
     "scale": (int, float),
 }
+# Texts and chats make one long dash of two, and pictures of the webui carry their options in lines of their own.
+_LONG_DASH = re.compile(rf"\s[\u2013\u2014\u2212](?P<letter>{'|'.join(LETTERS)})\s+\S")
+_INFOTEXT = ("Negative prompt:", "Steps: ")
 TABLE_KEYS = {
     "prompt": "text",
     "negative_prompt": "negative",
@@ -100,6 +103,15 @@ def _from_lines(text: str, where: str, default: Prompt) -> list[Prompt]:
 
 def parse_line(line: str, default: Prompt, where: str = "prompt") -> Prompt:
     """One line of a prompt file. Unknown options (``--ctr``) are an error, not silently dropped."""
+    if dash := _LONG_DASH.search(" " + line):
+        raise ConfigError(
+            f"{where}: {dash[0].split()[0]}: begins with a long dash, as texts have it; write --{dash['letter']}"
+        )
+    if line.startswith(_INFOTEXT):
+        raise ConfigError(
+            f"{where}: '{line[:MOST_SHOWN]}': options as pictures of the webui carry them; write them behind the "
+            "prompt, as --n NEGATIVE --s 30 --l 7"
+        )
     pieces = re.split(r"\s--(?=[A-Za-z])", " " + line)
     fields: dict[str, Any] = {"text": pieces[0].strip()}
     for piece in pieces[1:]:
@@ -117,7 +129,11 @@ def parse_line(line: str, default: Prompt, where: str = "prompt") -> Prompt:
 
 
 def _from_toml(text: str, path: Path, default: Prompt) -> list[Prompt]:
-    table = parse_toml(text, str(path)).get("prompt", {})
+    tables = parse_toml(text, str(path))
+    for name in tables:
+        if name != "prompt":
+            raise ConfigError(f"{path}: {name}: unknown key; prompts stand in [prompt] and [[prompt.subset]]")
+    table = tables.get("prompt", {})
     if not isinstance(table, dict):
         shown = json.dumps(table, default=str)[:MOST_SHOWN]
         raise ConfigError(f"{path}: prompt: must be a table, [prompt], not {shown}")
@@ -148,6 +164,8 @@ def _from_table(row: dict[str, Any], default: Prompt, where: str) -> Prompt:
             shown = json.dumps(value, default=str)[:MOST_SHOWN]
             raise ConfigError(f"{where}: {key}: expected {_NAMES[kinds]}, got {shown}")
         fields[name] = value
+    if "text" not in fields:
+        raise ConfigError(f"{where}: has no 'prompt', the text to draw")
     return _checked(replace(default, **fields), where)
 
 
@@ -158,7 +176,10 @@ def _checked(prompt: Prompt, where: str) -> Prompt:
     if not 1 <= prompt.steps <= MOST_STEPS:
         raise ConfigError(f"{where}: steps must be from 1 to {MOST_STEPS}, not {prompt.steps}")
     if prompt.seed is not None and not 0 <= prompt.seed < 1 << 63:
-        raise ConfigError(f"{where}: the seed must be from 0 to {(1 << 63) - 1}, not {prompt.seed}")
+        raise ConfigError(
+            f"{where}: the seed must be from 0 to {(1 << 63) - 1}, not {prompt.seed}; without one "
+            "the run's seed is taken"
+        )
     if not math.isfinite(prompt.scale):
         raise ConfigError(f"{where}: the scale {prompt.scale} is not a usable number")
     if max(prompt.width, prompt.height) > MOST_SIDE:
