@@ -137,6 +137,9 @@ def serve(address: str) -> None:
                 elif key.fileobj is listener:
                     link, _ = listener.accept()
                     order, streams = _read_order(link)
+                    if order is None:  # its program was killed before it had said all
+                        link.close()
+                        continue
                     run = os.fork()
                     if not run:
                         signal.set_wakeup_fd(-1)
@@ -145,10 +148,12 @@ def serve(address: str) -> None:
                         os.close(stream)
                     runs[run] = link
                     waiting.register(link, selectors.EVENT_READ)
-                    link.sendall(run.to_bytes(4, "big"))
-                elif isinstance(key.fileobj, socket.socket):  # its program has ended before its run
-                    waiting.unregister(key.fileobj)
-                    os.kill(next(run for run, link in runs.items() if link is key.fileobj), signal.SIGKILL)
+                    with contextlib.suppress(OSError):
+                        link.sendall(run.to_bytes(4, "big"))
+                else:  # its program has ended before its run, unless the run has ended at the same moment
+                    for run in [run for run, link in runs.items() if link is key.fileobj]:
+                        waiting.unregister(key.fileobj)
+                        os.kill(run, signal.SIGKILL)
 
 
 def _tell_ends(runs: dict[int, socket.socket], waiting: selectors.BaseSelector) -> None:
@@ -163,10 +168,16 @@ def _tell_ends(runs: dict[int, socket.socket], waiting: selectors.BaseSelector) 
             del runs[run]
 
 
-def _read_order(link: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    length, streams, *_ = socket.recv_fds(link, 4, 3)
-    text = link.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
-    return json.loads(text), streams
+def _read_order(link: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    streams: list[int] = []
+    try:
+        length, streams, *_ = socket.recv_fds(link, 4, 3)
+        text = link.recv(int.from_bytes(length, "big"), socket.MSG_WAITALL)
+        return json.loads(text), streams
+    except (OSError, ValueError):
+        for stream in streams:
+            os.close(stream)
+        return None, []
 
 
 def _run(order: dict[str, Any], streams: list[int], mains: dict[str, Any], imported: dict[str, str]) -> None:
