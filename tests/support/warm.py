@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -205,6 +206,10 @@ def _run(order: dict[str, Any], streams: list[int], mains: dict[str, Any], impor
             status = mains[sys.argv[0]]() or 0
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
