@@ -152,8 +152,8 @@ def lines_of(record: dict[str, Any], *, modules: bool) -> list[str]:
     figure = f"; ‖ΔA - ΔB‖/‖ΔA‖ = {total}" if rows else ""
     lines = [f"{counted(len(record['modules']), 'module')} in both{figure}"]
     if renamed := record["spelled_otherwise"]:
-        have = "has" if renamed == 1 else "have"
-        lines.append(f"{counted(renamed, 'module')} {have} another name in {printable(record['paths'][1])}")
+        other = printable(record["paths"][1])
+        lines.append(f"{counted(renamed, 'module', 'have')} another name in {other}")
     for path, only in zip(record["paths"], record["only"], strict=True):
         if only:
             more = f" and {len(only) - SHOWN} more" if len(only) > SHOWN else ""
