@@ -23,6 +23,7 @@ from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.errors import ProblemFound  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
 from lorapipe_engine.networks.metadata import parse_metadata  # noqa: E402
+from lorapipe_engine.train.results import results  # noqa: E402
 from lorapipe_engine.train.results.loss_watch import follow, is_calm  # noqa: E402
 from lorapipe_engine.train.results.state import State  # noqa: E402
 from support.called import status_of  # noqa: E402
@@ -325,3 +326,39 @@ def test_a_full_disk_loses_nothing(
     assert run(data, small_disk, *more, "--resume", str(rescued)) == 0
     for path in (tmp_path / "calm").glob("net*.safetensors"):
         same(small_disk / path.name, path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_signal_right_behind_the_rename_loses_nothing(
+    suffix: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The network has its name already, and its run has not heard of it yet."""
+    real = results.write_network
+
+    def interrupted(path: Path, *words: Any, **more: Any) -> None:
+        monkeypatch.setattr(results, "write_network", real)
+        real(path, *words, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "write_network", interrupted)
+    words = ["--max_train_steps", "3", "--save_every_n_steps", "1", "--save_model_as", suffix]
+    assert run(data, tmp_path / "stopped", *words) == 130
+    assert "stopped after step 1 of 3; the same command goes on from there" in capsys.readouterr().err
+    assert (tmp_path / "stopped" / "net.state").exists()
+    assert run(data, tmp_path / "stopped", *words) == 0
+    # What another program has put there is still kept.
+    (tmp_path / "other").mkdir()
+    there = tmp_path / "other" / f"net-step00000001.{suffix}"
+
+    def beaten(path: Path, *words: Any, **more: Any) -> None:
+        there.write_bytes(b"precious")
+        real(path, *words, **more)
+
+    monkeypatch.setattr(results, "write_network", beaten)
+    assert run(data, tmp_path / "other", *words) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert there.read_bytes() == b"precious"

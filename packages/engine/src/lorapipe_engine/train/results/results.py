@@ -12,8 +12,9 @@ from types import TracebackType
 import torch
 
 from lorapipe_engine.command.tool import say
+from lorapipe_engine.errors import OutputError
 from lorapipe_engine.files.dtypes import encode
-from lorapipe_engine.files.writing.atomic import atomic_write
+from lorapipe_engine.files.writing.atomic import atomic_write, check_output
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import TrainSettings
 from lorapipe_engine.train.data.examples import Dataset
@@ -76,6 +77,7 @@ class Results:
         self.prompts = prompts
         self.optimizer = optimizer
         self.files: list[Path] = []
+        self._begun: set[Path] = set()
         self.samples: list[Path] = []
         self._told_of_underflow = False
         self.plan = plan
@@ -201,7 +203,17 @@ class Results:
             self._told_of_underflow = True
             say(f"note: {note}")
         metadata = self.record_of_run.metadata(tensors, step=step, epoch=epoch, is_average=is_average)
-        write_network(path, tensors, metadata, force=self.replaces or path in self.files)
+        is_own = self.replaces or path in self.files or path in self._begun
+        if not is_own:
+            check_output(path, force=False)
+            # A signal may end this when the file has its name already; it is the run's own then, to write again.
+            self._begun.add(path)
+        try:
+            write_network(path, tensors, metadata, force=is_own)
+        except OutputError:
+            if not is_own:
+                self._begun.discard(path)
+            raise
         if path not in self.files:
             self.files.append(path)
 
