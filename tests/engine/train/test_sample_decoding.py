@@ -51,6 +51,18 @@ def test_fp16_is_within_1_of_float32(vae: Any, fused: bool) -> None:
     assert farthest(vae, half) <= 1
 
 
+def test_every_residual_block_of_a_decoder_is_fused(vae: Any) -> None:
+    half = HalfDecoder(vae, torch.float16)
+    fuse_decoder(half)
+    by_themselves: list[str] = []
+    for name, module in half.decoder.named_modules():
+        if isinstance(module, torch.nn.GroupNorm) and ".norm" in name:
+            module.register_forward_hook(lambda *_, name=name: by_themselves.append(name))
+    with torch.inference_mode():
+        half.decode(latents())
+    assert not by_themselves
+
+
 def test_edges_that_are_mirrored_stay_so(vae: Any) -> None:
     VaeForm(reflects=True).apply(vae)
     half = HalfDecoder(vae, torch.float16)

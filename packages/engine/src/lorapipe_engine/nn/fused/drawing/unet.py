@@ -145,16 +145,17 @@ def fuse_decoder(vae: Any) -> None:
     for module in vae.decoder.modules():
         if isinstance(module, nn.Conv2d):
             _order(module)
-        elif _is_resnet(module) and module.time_emb_proj is None:
+        elif _is_resnet(module, norms=("default", "group")) and module.time_emb_proj is None:
             replace(module, partial(_timeless, module))
     _fuse_end(vae.decoder, replace)
 
 
-def _is_resnet(block: Any) -> bool:
-    """Whether a module is a residual block of diffusers, of the usual make."""
+def _is_resnet(block: Any, norms: tuple[str, ...] = ("default",)) -> bool:
+    """Whether a module is a residual block of diffusers, of the usual make. ``norms``: how it may take a time; a block
+    without one is called "group" in the upper half of a decoder, which makes no difference."""
     return (
         type(block).__name__ == "ResnetBlock2D"
-        and block.time_embedding_norm == "default"
+        and block.time_embedding_norm in norms
         and block.upsample is None
         and block.downsample is None
         and block.output_scale_factor == 1.0
