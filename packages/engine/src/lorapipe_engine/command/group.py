@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -49,6 +48,8 @@ def tool_group(name: str, commands: Mapping[str, tuple[str, str]], *, about: str
 
     def complain(command: str | None, rest: tuple[str, ...]) -> None:
         del rest
+        from difflib import get_close_matches
+
         close = get_close_matches(command or "", commands, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(commands)}"
         raise click.UsageError(f"no command {command or ''}, {hint}")

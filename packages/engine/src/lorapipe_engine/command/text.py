@@ -8,7 +8,6 @@ commands print for people goes through :func:`printable`, whoever wrote it.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -51,6 +50,8 @@ def hidden_letter(text: str) -> str | None:
     """
     if text.isprintable():
         return None
+    import unicodedata
+
     return next((letter for letter in text if unicodedata.category(letter) in _HIDDEN), None)
 
 

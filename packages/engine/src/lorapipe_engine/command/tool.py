@@ -10,11 +10,9 @@ import io
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from difflib import get_close_matches
 from errno import EINVAL
 from typing import Any
 
@@ -132,6 +130,8 @@ class ToolCommand(click.Command):
             for opt in reversed([*param.opts, *param.secondary_opts])
             if opt.startswith("--")
         }
+        from difflib import get_close_matches
+
         close = get_close_matches(name.lstrip("-"), known, 1)
         files = [word for word in typed if word.startswith("-") and os.path.lexists(word)]
         if files:
@@ -263,6 +263,8 @@ def show(*lines: str, err: bool = False) -> None:
 
 def show_trace(error: BaseException) -> None:
     """Where an error and what caused it came from, on stderr, for ``--verbose``."""
+    import traceback
+
     chain: list[BaseException] = []
     one: BaseException | None = error
     while one is not None and one not in chain:
