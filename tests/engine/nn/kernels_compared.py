@@ -120,22 +120,31 @@ def lift_scaled(more: bool, rows: int = 70, width: int = 150, rank: int = 40) ->
         return [
             *kernels.lift(both.clone(), factor, residual, more=other),
             *kernels.lift(both.clone(), factor, residual, bias=torch.randn(width)),
-            kernels.lift(both, factor, more=other)[0],
+            kernels.lift(both.clone(), factor, more=other)[0],
+            *kernels.lift(both, factor, residual, more=sliced(rows, width + rank)),
         ]
     ratio, bias = torch.randn(width), torch.randn(width)
     kept = both.clone()
     found = [
         *kernels.lift(both, factor, residual, ratio=ratio, bias=bias),
         kernels.lift(both, factor, ratio=ratio)[0],
+        *kernels.lift(both, factor, ratio=ratio, sums=(other, into := torch.randn(width))),
     ]
-    return [*found, both - kept + 1]
+    return [*found, into, both - kept + 1]
 
 
-def scale_columns(also: bool, rows: int = 300, width: int = 150) -> list[Any]:
+def scale_columns(rows: int = 300, width: int = 150) -> list[Any]:
     torch.manual_seed(0)
     into = torch.randn(width)
-    x, other, more = sliced(rows, width), sliced(rows, width), sliced(rows, width) if also else None
-    return [kernels.scale_columns(x, torch.randn(width), other, into, more), into]
+    x, other = sliced(rows, width), sliced(rows, width)
+    return [kernels.scale_columns(x, torch.randn(width), other, into), into]
+
+
+def sum_scaled(rows: int = 100, width: int = 150) -> list[Any]:
+    torch.manual_seed(0)
+    into, other = torch.randn(3, width), sliced(rows, width)
+    parts = torch.stack([sliced(rows, width) for _ in range(3)])
+    return [kernels.sum_scaled(parts, torch.randn(3, width), other, into), into]
 
 
 def factor_gradients(apart: bool, ranks: tuple[int, int] = (5, 7), rows: int = 600) -> list[Any]:
@@ -220,8 +229,8 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "lift, with more": lambda: lift_scaled(more=True),
     "lift, scaled": lambda: lift_scaled(more=False),
     "lift, without factors": without_factors,
-    "scaled columns": lambda: scale_columns(also=False),
-    "scaled columns, with more": lambda: scale_columns(also=True, rows=100),
+    "scaled columns": scale_columns,
+    "sums of scaled columns": sum_scaled,
     "gradients of factors": lambda: factor_gradients(apart=False),
     "gradients of factors, in units, apart": lambda: factor_gradients(apart=True, ranks=(16, 16)),
     "turns of small blocks": lambda: rotations(Blocks(15, 10), rows=2100),

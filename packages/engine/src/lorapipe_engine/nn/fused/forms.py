@@ -25,12 +25,14 @@ class Form:
     """An adapter as a LoRA of rank ``adapter.short_rank()`` and scale 1, for a pack: see :class:`.packed.LowRank`.
 
     ``lora_down`` (R, in), ``lora_up`` (out, R) and their gradients are views of the buffers of a :class:`FormGroup`.
-    ``axis``: see :meth:`.Adapter.short_axis`; with 1 ``lora_down`` is multiplied with the ratio already. Its pack sets
-    ``ratio`` and ``ratio_grad``, (out,) or (in,), what the base's product is multiplied with and where its gradient
-    goes; ``less`` (1, in) is the ratio minus 1, of inputs alone.
+    ``axis``: see :meth:`.Adapter.short_axis`. Its pack sets ``ratio`` and ``ratio_grad``, (out,) or (in,), what the
+    base's product is multiplied with and where its gradient goes; ``less`` (1, in) is the ratio minus 1, of inputs
+    alone. With axis 1 ``lora_down`` is multiplied with the ratio already, but where the form is alone in its pack: it
+    then reads an input that has the ratio in it, and its gradient is that on the plain input.
     """
 
     dropouts = NO_DROPOUT
+    is_alone = False
     ratio: Tensor
     ratio_grad: Tensor
     less: Tensor
@@ -70,6 +72,7 @@ class FormGroup:
             form.lora_down.data, form.lora_up.data = self.down[index], self.up[index]
             form.lora_down.grad, form.lora_up.grad = (part[index] for part in self._gradients)
         self.axis = first.axis
+        self._is_alone = self.axis == 1 and first.is_alone
         self._ratios = [form.ratio for form in forms if self.axis is not None]
         self._ratio_grads = [form.ratio_grad for form in forms if self.axis is not None]
         if self.axis == 1:
@@ -89,11 +92,12 @@ class FormGroup:
             down, up = factors = type(first).short_form(self.rows, values)
             if self.axis is not None:
                 ratio = type(first).short_ratio(self.rows, values, down, up)
-                factors = (down, up * ratio[:, :, None]) if self.axis == 0 else (down * ratio[:, None], up)
+                own = ratio.detach() if self._is_alone else ratio
+                factors = (down, up * ratio[:, :, None]) if self.axis == 0 else (down * own[:, None], up)
                 self._take_ratio(ratio.detach())
         self._made = factors if self.axis is None else (*factors, ratio)
-        # By outputs the pack's product is multiplied with the ratio as a whole.
-        self.down.copy_(factors[0].detach())
+        # By outputs the pack's product is multiplied with the ratio as a whole, and by inputs what a lone form reads.
+        self.down.copy_((down if self._is_alone else factors[0]).detach())
         self.up.copy_(up.detach())
         self._clear()
 
@@ -126,9 +130,10 @@ class FormGroup:
 def group_forms(forms: Sequence[Form]) -> list[FormGroup]:
     """The forms by adapters that are alike, so that each kind is made in a few operations."""
     of = {id(form.adapter): form for form in forms}
+    kinds = {id(form): (form.axis, form.axis == 1 and form.is_alone) for form in forms}
     groups = [
         group
-        for axis in dict.fromkeys(form.axis for form in forms)
-        for group in alike(form.adapter for form in forms if form.axis == axis)
+        for kind in dict.fromkeys(kinds.values())
+        for group in alike(form.adapter for form in forms if kinds[id(form)] == kind)
     ]
     return [FormGroup([of[id(adapter)] for adapter in group]) for group in groups]

@@ -18,16 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn import kernels
-from lorapipe_engine.nn.fused.packed import (
-    HALF,
-    Packed,
-    back,
-    product,
-    scaled,
-    scaled_back,
-    scaled_norms,
-)
+from lorapipe_engine.nn.fused.packed import Packed, back, product
 from lorapipe_engine.nn.fused.pictures import ENOUGH_ROWS, as_pictures, as_rows, convolution_input
+from lorapipe_engine.nn.fused.scaled import scaled, scaled_back, scaled_by, scaled_norms
 from lorapipe_engine.nn.fused.trained.norms import TrainedNorm, into_of, trained_of
 
 
@@ -227,7 +220,7 @@ class _LayerNorm(torch.autograd.Function):
 
 class _Scaled(torch.autograd.Function):
     """:class:`_Linear` of layers under magnitudes; with ``apart`` each layer's result by itself. ``inputs``: see
-    :func:`.packed.scaled`."""
+    :func:`.scaled.scaled`."""
 
     @staticmethod
     def forward(
@@ -239,10 +232,12 @@ class _Scaled(torch.autograd.Function):
         inputs: Tensor | None,
         *_trained: Tensor,
     ) -> tuple[Tensor, ...]:
-        out, hidden, both = scaled(x, pack, residual, inputs)
+        outs, hidden, both = scaled(x, pack, residual, inputs)
         ctx.pack = pack
         ctx.save_for_backward(x if pack.reads_input else None, hidden, both)
-        return torch.split(out, pack.outs, dim=1) if apart else (out,)
+        if apart and len(outs) < len(pack.outs):
+            return torch.split(outs[0], pack.outs, dim=1)
+        return tuple(outs) if apart or len(outs) == 1 else (torch.cat(tuple(outs), dim=1),)
 
     @staticmethod
     def backward(ctx: Any, *dys: Tensor) -> tuple[Any, ...]:
@@ -280,16 +275,16 @@ class _Second(torch.autograd.Function):
         *_trained: Tensor,
     ) -> Tensor:
         active = x.new_empty(len(x), second.width)
-        kernels.activate(kind, inner, active)
+        kernels.activate(kind, inner, active, second.ratio[0] if second.axis == 1 else None)
         ctx.second, ctx.kind, ctx.kept = second, kind, kept
         if kept is None:
             ctx.save_for_backward(inner)
-        if second.axis is not None:
-            inputs = None
-            if second.axis == 1 and x.dtype in HALF:
-                inputs = torch.empty_like(active)[None]
-                kernels.activate(kind, inner, inputs[0], second.ratio[0])
-            out, ctx.hidden, ctx.both = scaled(active, second, x, inputs)
+        if second.axis == 0:
+            (out,), ctx.hidden, ctx.both = scaled(active, second, x)
+            return out
+        if second.axis == 1:
+            (out,), ctx.hidden = scaled_by(active, second, x)
+            ctx.both = None
             return out
         both = product(active, second.left, second.left_bias)
         _masked(both[:, second.out :], mask)

@@ -81,8 +81,9 @@ class Packed:
 
     ``axis``: of magnitudes, see :class:`.forms.Form`; all layers have the same. With 0 the product without its bias is
     multiplied with ``ratio`` (out,). With 1 the input of each layer's W is multiplied with its row of ``ratio``
-    (layers, in), of which ``less`` is 1 less in the model's dtype; A has its ratio in it. ``ratio_grad``: where its
-    gradient goes, without what reaches it through the factors.
+    (layers, in), of which ``less`` is 1 less in the model's dtype. Where there is one layer, A reads that input too;
+    A of several has the ratio in it. ``ratio_grad``: where its gradient goes, without what reaches it through factors
+    that have it in them.
     """
 
     def __init__(self, layers: Sequence[LowRank | Adapter]) -> None:
@@ -142,6 +143,12 @@ class Packed:
         parts = zip(forms, torch.split(self.ratio, split), torch.split(self.ratio_grad, split), strict=True)
         for form, ratio, gradient in parts:
             form.ratio, form.ratio_grad = ratio.flatten(), gradient.flatten()
+            form.is_alone = len(forms) == 1
+
+    @property
+    def are_even(self) -> bool:
+        """Whether all layers have as many outputs."""
+        return len(set(self.outs)) == 1
 
     @property
     def reads_input(self) -> bool:
@@ -273,108 +280,16 @@ def product(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | Non
 
 def back(dys: Sequence[Tensor], pack: Packed, mask: Tensor | None) -> Tensor:
     """Gradients of input and rank activation side by side, dy [W | sB]; A's share of the first is yet to be added."""
-    both = _added(dys, pack.joined)
+    both = added(dys, pack.joined)
     if mask is not None:
         both[:, pack.width :].mul_(mask)
     return both
 
 
-def _added(dys: Sequence[Tensor], matrix: Tensor) -> Tensor:
+def added(dys: Sequence[Tensor], matrix: Tensor) -> Tensor:
     """The sum of dy times the rows of ``matrix`` that belong to it."""
     total, row = dys[0] @ matrix[: dys[0].shape[1]], dys[0].shape[1]
     for dy in dys[1:]:
         total.addmm_(dy, matrix[row : row + dy.shape[1]])
         row += dy.shape[1]
     return total
-
-
-# -------------------------------------------------------------------------------- magnitudes
-
-
-def scaled(
-    x: Tensor, pack: Packed, residual: Tensor | None, inputs: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Layers under magnitudes on x (N, in): the result (N, out), the rank activation, and by outputs [x Wᵀ | x Aᵀ],
-    which the backward pass needs.
-
-    ``inputs``, by inputs: x times the ratio of each layer, rounded once, (layers, N, in), or with room for the rank
-    activation (layers, N, in + R). Without them W reads, in half precision, x and in products of their own what the
-    magnitudes add to x: x times a ratio near 1 would be rounded to x.
-    """
-    if pack.axis == 0:
-        both = x @ pack.left.mT
-        out, hidden = kernels.lift(both, pack.up.mT, residual, ratio=pack.ratio, bias=pack.bias)
-        return out, hidden, both
-    if inputs is None and x.dtype in HALF:
-        assert pack.less is not None
-        both, moved = product(x, pack.left, pack.left_bias), x.new_empty(len(x), pack.out)
-        rows = zip(
-            torch.split(moved, pack.outs, dim=1), pack.less, torch.split(pack.weight, pack.outs), strict=True
-        )
-        for part, less, weight in rows:
-            product(x * less, weight, None, part)
-        return *kernels.lift(both, pack.up.mT, residual, more=moved), None
-    given = x * pack.ratio[:, None] if inputs is None else inputs
-    biases: Sequence[Tensor | None] = (
-        [None] * len(given) if pack.bias is None else torch.split(pack.bias, pack.outs)
-    )
-    if given.shape[2] == pack.width:
-        both = x.new_empty(len(x), pack.out + pack.rank)
-        torch.mm(x, pack.down.mT, out=both[:, pack.out :])
-        parts, matrices = (
-            torch.split(both[:, : pack.out], pack.outs, dim=1),
-            torch.split(pack.weight, pack.outs),
-        )
-        for part, own, matrix, bias in zip(parts, given, matrices, biases, strict=True):
-            product(own, matrix, bias, part)
-        return *kernels.lift(both, pack.up.mT, residual), None
-    out, hidden = x.new_empty(len(x), pack.out), x @ pack.down.mT
-    given[:, :, pack.width :] = hidden
-    parts, matrices = torch.split(out, pack.outs, dim=1), torch.split(pack.joined, pack.outs)
-    for part, own, matrix, bias in zip(parts, given, matrices, biases, strict=True):
-        product(own, matrix, bias, part)
-    return (out if residual is None else out + residual), hidden, None
-
-
-@torch.no_grad()
-def scaled_norms(x: Tensor, norm: nn.LayerNorm | TrainedNorm, pack: Packed) -> Tensor | None:
-    """The norm of x times the ratio of each layer of a pack, rounded once, with room for the rank activation, (layers,
-    N, in + R); None where that is not needed."""
-    if pack.axis != 1 or x.dtype not in HALF:
-        return None
-    inputs = x.new_empty(len(pack.ratio), len(x), pack.width + pack.rank)
-    kernels.layer_norm_each(x, norm.weight, norm.bias, norm.eps, pack.ratio, inputs[:, :, : pack.width])
-    return inputs
-
-
-def scaled_back(
-    dys: Sequence[Tensor], x: Tensor | None, hidden: Tensor, both: Tensor | None, pack: Packed, needs: bool
-) -> Tensor | None:
-    """The gradient of what :func:`scaled` read, None where nothing ``needs`` it; those of ratio and factors are added
-    up. ``dys``: as for :meth:`Packed.add_gradients`. ``x``: may be None where :attr:`Packed.reads_input` says so."""
-    dx = None
-    if pack.axis == 0:
-        assert both is not None
-        turned, column = [], 0
-        for dy in dys:
-            here = slice(column, column + dy.shape[1])
-            into = pack.ratio_grad[here]
-            turned.append(kernels.scale_columns(dy, pack.ratio[here], both[:, here], into))
-            column = here.stop
-        if needs and not pack.rank:
-            return back(turned, pack, None)
-        if needs:
-            dx, dhidden = kernels.lift(back(turned, pack, None), pack.down)
-        else:
-            dhidden = _added(turned, pack.up)
-    else:
-        assert x is not None
-        parts = dys if len(dys) == len(pack.outs) else torch.split(dys[0], pack.outs, dim=1)
-        rows = zip(parts, torch.split(pack.weight, pack.outs), pack.ratio, pack.ratio_grad, strict=True)
-        for dy, weight, ratio, into in rows:
-            dx = kernels.scale_columns(dy @ weight, ratio, x, into, dx)
-        dhidden = _added(dys, pack.up)
-        dx = dx.addmm_(dhidden, pack.down) if needs and dx is not None else None
-    if x is not None:
-        pack.add_gradients(x, hidden, dys, dhidden)
-    return dx

@@ -49,6 +49,7 @@ class Op:
 OPS: Mapping[str, Op] = {
     "lift": Op("triton_dots:lift", plain.lift, products=True),
     "scale_columns": Op("triton_dots:scale_columns", plain.scale_columns),
+    "sum_scaled": Op("triton_dots:sum_scaled", plain.sum_scaled),
     "rotate": Op("triton_blocks:rotate", plain_blocks.rotate, products=True),
     "rotate_back": Op("triton_blocks:rotate_back", plain_blocks.rotate_back, products=True),
     "layer_norm": Op("triton_norms:layer_norm", plain.layer_norm),
@@ -125,25 +126,31 @@ def lift(
     more: Tensor | None = None,
     ratio: Tensor | None = None,
     bias: Tensor | None = None,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of rows [y | h] (N, C + R): y + h · factor + bias + residual + more (N, C), and h (N, R). ``factor`` (R, C). The
-    rows may be written to.
+    rows may be written to. ``more`` (N, C) or, where h gets more too, (N, C + R).
 
     With ``ratio`` (C,), float32: (y + h · factor) · ratio + bias + residual, without ``more``; the rows stay as they
-    are.
+    are. ``sums``: (other, into), the sums of (y + h · factor) · other (N, C) over the rows are added to ``into`` (C,).
     """
     fits = runs_products(both) and factor.shape[0] <= most_ranks(_room(both))
     chosen = _choose("lift", both, fits=fits)
-    lifted: tuple[Tensor, Tensor] = chosen(both, factor, residual, more, ratio, bias)
+    lifted: tuple[Tensor, Tensor] = chosen(both, factor, residual, more, ratio, bias, sums)
     return lifted
 
 
-def scale_columns(
-    x: Tensor, ratio: Tensor, other: Tensor, into: Tensor, also: Tensor | None = None
-) -> Tensor:
-    """x · ratio + also (N, C), of x (N, C) and ``ratio`` (C,), float32; the sums of x · other (N, C) over the rows are
-    added to ``into`` (C,)."""
-    scaled: Tensor = _choose("scale_columns", x)(x, ratio, other, into, also)
+def scale_columns(x: Tensor, ratio: Tensor, other: Tensor, into: Tensor) -> Tensor:
+    """x · ratio (N, C), of x (N, C) and ``ratio`` (C,), float32; the sums of x · other (N, C) over the rows are added
+    to ``into`` (C,)."""
+    scaled: Tensor = _choose("scale_columns", x)(x, ratio, other, into)
+    return scaled
+
+
+def sum_scaled(parts: Tensor, ratio: Tensor, other: Tensor, into: Tensor) -> Tensor:
+    """The sum over K of parts · ratio (N, C), of ``parts`` (K, N, C) and ``ratio`` (K, C), float32; the sums of each
+    part · other (N, C) over the rows are added to ``into`` (K, C)."""
+    scaled: Tensor = _choose("sum_scaled", parts)(parts, ratio, other, into)
     return scaled
 
 

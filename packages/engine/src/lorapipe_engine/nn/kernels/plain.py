@@ -21,14 +21,20 @@ def lift(
     more: Tensor | None = None,
     ratio: Tensor | None = None,
     bias: Tensor | None = None,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     width = factor.shape[1]
     hidden = both[:, width:].clone()
     if ratio is None and more is None and bias is None:
         out = both[:, :width].addmm_(hidden, factor)
         return (out.contiguous() if residual is None else out + residual), hidden
+    if more is not None and more.shape[1] > width:
+        hidden, more = hidden.add_(more[:, width:]), more[:, :width]
     # As on a card: summed in float32, and rounded once.
     wide = _wide(both[:, :width]) + _wide(hidden) @ _wide(factor)
+    if sums is not None:
+        other, into = sums
+        into.add_((wide * other).sum(dim=0))
     if ratio is not None:
         wide = wide * ratio
     for part in (bias, residual, more):
@@ -36,11 +42,16 @@ def lift(
     return wide.to(both.dtype), hidden
 
 
-def scale_columns(x: Tensor, ratio: Tensor, other: Tensor, into: Tensor, also: Tensor | None) -> Tensor:
+def scale_columns(x: Tensor, ratio: Tensor, other: Tensor, into: Tensor) -> Tensor:
     wide = _wide(x)
     into.add_((wide * other).sum(dim=0))
-    out = wide * ratio
-    return (out if also is None else out + also).to(x.dtype)
+    return (wide * ratio).to(x.dtype)
+
+
+def sum_scaled(parts: Tensor, ratio: Tensor, other: Tensor, into: Tensor) -> Tensor:
+    wide = _wide(parts)
+    into.add_((wide * other).sum(dim=1))
+    return (wide * ratio[:, None]).sum(dim=0).to(parts.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,10 +44,10 @@ def _rank(size: int) -> int:
 
 @triton.jit
 def _lift(
-    both, factor, residual, more, ratio, bias, out, kept, N, C, R,
-    stride_both, stride_rank, stride_column, stride_residual, stride_more,
-    RESIDUAL: tl.constexpr, MORE: tl.constexpr, RATIO: tl.constexpr, BIAS: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    both, factor, residual, more, ratio, bias, other, into, out, kept, N, C, R,
+    stride_both, stride_rank, stride_column, stride_residual, stride_more, stride_other,
+    RESIDUAL: tl.constexpr, MORE: tl.constexpr, DEEP: tl.constexpr, RATIO: tl.constexpr, BIAS: tl.constexpr,
+    SUMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -56,11 +56,18 @@ def _lift(
     of_rank = (row[:, None] < N) & (rank[None, :] < R)
     line = row[:, None].to(tl.int64)
     hidden = tl.load(both + line * stride_both + C + rank[None, :], mask=of_rank, other=0.0)
+    if DEEP:
+        deeper = tl.load(more + line * stride_more + C + rank[None, :], mask=of_rank, other=0.0)
+        hidden = (hidden.to(tl.float32) + deeper.to(tl.float32)).to(both.dtype.element_ty)
     place = factor + rank[:, None] * stride_rank + column[None, :] * stride_column
     weights = tl.load(place, mask=(rank[:, None] < R) & (column[None, :] < C), other=0.0)
     values = tl.load(both + line * stride_both + column[None, :], mask=inside, other=0.0).to(tl.float32)
     if RATIO:
         values += tl.dot(hidden, weights, input_precision="ieee")
+        if SUMS:
+            beside = tl.load(other + line * stride_other + column[None, :], mask=inside, other=0.0)
+            total = tl.sum(values * beside.to(tl.float32), axis=0)
+            tl.atomic_add(into + column, total, mask=column < C, sem="relaxed")
         values *= tl.load(ratio + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
     if BIAS:
         values += tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
@@ -84,17 +91,20 @@ def lift(
     more: Tensor | None = None,
     ratio: Tensor | None = None,
     bias: Tensor | None = None,
+    sums: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     size, width = factor.shape
     rows = len(both)
     out, kept = both.new_empty(rows, width), both.new_empty(rows, size)
     first, second = (out if part is None else _rows(part) for part in (residual, more))
+    other, into = (out, out) if sums is None else (_rows(sums[0]), sums[1])
     high, wide = (64, 128) if rows >= 2048 else (32, 64)
     _lift[(triton.cdiv(rows, high), triton.cdiv(width, wide))](
-        both, factor, first, second, out if ratio is None else ratio, out if bias is None else bias, out, kept,
-        rows, width, size,
-        both.stride(0), factor.stride(0), factor.stride(1), first.stride(0), second.stride(0),
-        RESIDUAL=residual is not None, MORE=more is not None, RATIO=ratio is not None, BIAS=bias is not None,
+        both, factor, first, second, out if ratio is None else ratio, out if bias is None else bias, other, into,
+        out, kept, rows, width, size,
+        both.stride(0), factor.stride(0), factor.stride(1), first.stride(0), second.stride(0), other.stride(0),
+        RESIDUAL=residual is not None, MORE=more is not None, DEEP=more is not None and more.shape[1] > width,
+        RATIO=ratio is not None, BIAS=bias is not None, SUMS=sums is not None,
         ROWS=high, COLUMNS=wide, RANK=_rank(size), num_warps=4,
     )  # fmt: skip
     return out, kept
@@ -105,32 +115,37 @@ def lift(
 
 @triton.jit
 def _scale_columns(
-    x, ratio, other, also, out, into, N, C, stride_x, stride_other, stride_also,
-    ALSO: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    parts, ratio, other, out, into, N, C, stride_part, stride_x, stride_other,
+    COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     here = column < C
     inside = (row[:, None] < N) & here[None, :]
     line = row[:, None].to(tl.int64)
-    values = tl.load(x + line * stride_x + column[None, :], mask=inside, other=0.0).to(tl.float32)
     beside = tl.load(other + line * stride_other + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.atomic_add(into + column, tl.sum(values * beside, axis=0), mask=here, sem="relaxed")
-    values *= tl.load(ratio + column, mask=here, other=0.0).to(tl.float32)[None, :]
-    if ALSO:
-        more = tl.load(also + line * stride_also + column[None, :], mask=inside, other=0.0)
-        values += more.to(tl.float32)
-    tl.store(out + line * C + column[None, :], values, mask=inside)
+    summed = tl.zeros((ROWS, COLUMNS), tl.float32)
+    place = parts + line * stride_x + column[None, :]
+    for part in tl.static_range(COUNT):
+        values = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        tl.atomic_add(into + part * C + column, tl.sum(values * beside, axis=0), mask=here, sem="relaxed")
+        own = tl.load(ratio + part * C + column, mask=here, other=0.0).to(tl.float32)
+        summed += values * own[None, :]
+        place += stride_part
+    tl.store(out + line * C + column[None, :], summed, mask=inside)
 
 
-def scale_columns(x: Tensor, ratio: Tensor, other: Tensor, into: Tensor, also: Tensor | None) -> Tensor:
-    x, other = _rows(x), _rows(other)
-    rows, width = x.shape
-    out = x.new_empty(rows, width)
-    more = out if also is None else _rows(also)
+def scale_columns(x: Tensor, ratio: Tensor, other: Tensor, into: Tensor) -> Tensor:
+    return sum_scaled(_rows(x)[None], ratio, other, into)
+
+
+def sum_scaled(parts: Tensor, ratio: Tensor, other: Tensor, into: Tensor) -> Tensor:
+    ratio, other = ratio.contiguous(), _rows(other)
+    count, rows, width = parts.shape
+    out = parts.new_empty(rows, width)
     _scale_columns[(triton.cdiv(rows, 128), triton.cdiv(width, 64))](
-        x, ratio, other, more, out, into, rows, width, x.stride(0), other.stride(0), more.stride(0),
-        ALSO=also is not None, ROWS=128, COLUMNS=64, num_warps=4,
+        parts, ratio, other, out, into, rows, width, parts.stride(0), parts.stride(1), other.stride(0),
+        COUNT=count, ROWS=128, COLUMNS=64, num_warps=4,
     )  # fmt: skip
     return out
 
