@@ -23,7 +23,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import test_fused
-
 from torch import nn
 
 from lorapipe_engine.nn import kernels

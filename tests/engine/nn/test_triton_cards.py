@@ -62,6 +62,7 @@ def room_taken(
     even = [
         n for n, k in signature.items() if k.startswith("*") or n.startswith("stride_") or n in ("C", "R")
     ]
+    even = [name for name in even if name not in constants]
     hints = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()}, hints)
     options = {"num_warps": warps, "num_stages": stages}

@@ -106,7 +106,7 @@ class ChangedWeights:
         self._unit = UNIT if even else 1
         table = [[address, stride // self._unit] for address, stride in rows]
         self._table = torch.tensor(table, dtype=torch.int64).to(flat[0].device)
-        self._like, self._by_output = flat[0].new_empty(0), by_output
+        self._like, self._by_output = flat[0].new_empty(1), by_output  # for its dtype
         self._shape = flat[0].shape
 
     def squares(self, up: Tensor, down: Tensor, stages: int) -> Tensor:
