@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import test_fused
+from torch import nn
 
 from lorapipe_engine.nn import kernels
+from lorapipe_engine.nn.base import NO_DROPOUT, Size, adapter_class
 from lorapipe_engine.nn.fused import unet as fused_unet
+from lorapipe_engine.nn.fused.packed import Packed, Packs
 from lorapipe_engine.nn.kernels.blocks import Blocks
 from lorapipe_engine.nn.kernels.gradients import FactorGradients
+from lorapipe_engine.nn.magnitudes import squares_of_sums
 
 
 def both_ways(work: Callable[[], list[Any]]) -> float:
@@ -213,6 +218,71 @@ def rotations(blocks: Blocks, rows: int = 150) -> list[Any]:
     return [alone, first, last, back, whole, into]
 
 
+def changed_squares(dtype: torch.dtype, shape: tuple[int, int], rank: int, aligned: bool) -> list[Any]:
+    """By inputs and by outputs, of the kernel and of torch in float32, beside float64; the weights' rows are longer
+    than they are wide, by other numbers for each."""
+    torch.manual_seed(0)
+    out, width = shape
+    starts = (0, 8, 16) if aligned else (1, 8, 3)
+    wide = [torch.randn(out, width + 24 + start).to(dtype) for start in starts]
+    weights = [whole[:, start : start + width] for whole, start in zip(wide, starts, strict=True)]
+    up, down = torch.randn(3, out, rank) * 0.5, torch.randn(3, width, rank).mT * 0.5
+    found = []
+    for by_output in (False, True):
+        axis = 2 if by_output else 1
+        exact = (torch.stack(weights).double() + up.double() @ down.double()).square().sum(dim=axis)
+        if kernels.runs_triton(up):
+            assert kernels.can_square(weights, up)
+            squares = torch.stack(weights).float().square().sum(dim=axis)
+            places = kernels.changed_weights(weights, by_output=by_output)
+            found += [kernels.squares_of_changed(places, up, down)]
+            found += [squares_of_sums(weights, squares, up, down, by_output=by_output)]
+        else:
+            found += [exact, exact]
+    return found
+
+
+def ratios(by_output: bool, convolution: bool) -> list[Any]:
+    """Of layers in one pack, before and after their weights have moved and changed."""
+    torch.manual_seed(0)
+    options = {"dora_wd": True, "wd_on_output": by_output}
+    bases = [nn.Conv2d(40, 48, 1) if convolution else nn.Linear(40, 48) for _ in range(3)]
+    adapters = [adapter_class("lora").create(base, Size(5, 3.0), NO_DROPOUT, options) for base in bases]
+    for adapter in adapters:
+        for role in adapter.roles:
+            own = getattr(adapter, role)
+            own.data.add_(torch.randn_like(own) * 0.3)
+            own.grad = torch.zeros_like(own)
+    packs = Packs([Packed(adapters)])
+    found = []
+    for base in [None, *bases]:
+        if base is not None:
+            base.weight.data = base.weight.data * 2
+        packs.refresh()
+        found.append(packs.packs[0].ratio.clone())
+    return found
+
+
+def mend_bf16() -> None:
+    """Triton's interpreter keeps bf16 as bits. It multiplies these, and cuts numbers off where a card rounds them."""
+    from triton.language import bfloat16, float32
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    dot, cut = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *more: Any) -> Any:
+        wide = [cut(self, x, float32) if x.dtype == bfloat16 else x for x in (a, b)]
+        return dot(self, *wide, d, *more)
+
+    def create_fp_trunc(self: Any, x: Any, kind: Any) -> Any:
+        if (x.dtype.scalar, kind.scalar) != (float32, bfloat16):
+            return cut(self, x, kind)
+        values = torch.from_numpy(x.data.copy()).bfloat16().view(torch.uint16)
+        return TensorHandle(values.numpy(), bfloat16)
+
+    InterpreterBuilder.create_dot, InterpreterBuilder.create_fp_trunc = create_dot, create_fp_trunc
+
+
 COMPARED: dict[str, Callable[[], list[Any]]] = {
     "unet, linear projections, added conditions": lambda: unet(True, added=True),
     "unet, convolutions as projections, checkpointed": lambda: unet(False, checkpointed=True),
@@ -236,6 +306,14 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "turns of small blocks": lambda: rotations(Blocks(15, 10), rows=2100),
     "turns of large blocks": lambda: rotations(Blocks(2, 70), rows=40),
     "turns of channels that lie apart": lambda: rotations(Blocks(2, 5, 4, 4)),
+    **{
+        f"changed squares, {dtype}, rank {rank}": partial(changed_squares, dtype, shape, rank, aligned)
+        for dtype in (torch.bfloat16, torch.float16)
+        for shape, rank, aligned in (((37, 150), 1, True), ((600, 70), 5, False), ((130, 70), 64, True))
+    },
+    "changed squares, a large rank": lambda: changed_squares(torch.bfloat16, (70, 33), 100, aligned=False),
+    "ratios by inputs": lambda: ratios(by_output=False, convolution=False),
+    "ratios by outputs, convolutions": lambda: ratios(by_output=True, convolution=True),
     "few keys": few_keys,
     "few keys, many rows": lambda: few_keys(rows=1100, count=77, width=40, heads=1),
 }
@@ -245,4 +323,6 @@ if __name__ == "__main__":
         torch.set_default_device("cuda")
         # The card's matrix units would drop digits of what the kernels are compared with.
         torch.backends.cudnn.allow_tf32 = False
+    else:
+        mend_bf16()
     print(json.dumps({name: both_ways(work) for name, work in COMPARED.items()}, indent=1))

@@ -18,15 +18,21 @@ from triton.backends.nvidia.compiler import CUDABackend  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from lorapipe_engine.nn import kernels  # noqa: E402
-from lorapipe_engine.nn.kernels import triton_blocks, triton_dots, triton_few_keys  # noqa: E402
+from lorapipe_engine.nn.kernels import (  # noqa: E402
+    triton_blocks,
+    triton_dots,
+    triton_few_keys,
+    triton_magnitudes,
+)
 from lorapipe_engine.nn.kernels.blocks import Blocks  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
 # Compute capability -> bytes that one block may take (CUDA C++ programming guide, technical specifications).
 CARDS = {75: 64 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 120: 99 * 1024}
-FLOATS, WHOLES = ("part", "scales", "like_target", "turns", "into"), ("jobs", "slots")
-NUMBERS = ("M", "N", "C", "R", "rows_each", "total")
+FLOATS = ("part", "scales", "like_target", "turns", "into", "up", "down", "sums")
+WHOLES = ("jobs", "slots", "table")
+NUMBERS = ("M", "N", "C", "R", "rows_each", "each", "total")
 
 
 class RoomIsKnown(Exception):
@@ -56,6 +62,7 @@ def room_taken(
     even = [
         n for n, k in signature.items() if k.startswith("*") or n.startswith("stride_") or n in ("C", "R")
     ]
+    even = [name for name in even if name not in constants]
     hints = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
     source = ASTSource(kernel, signature, {(names.index(n),): v for n, v in constants.items()}, hints)
     options = {"num_warps": warps, "num_stages": stages}
@@ -107,6 +114,17 @@ def test_turns_of_blocks_fit(card: int, blocks: Blocks) -> None:
     constants = {**constants, "ALSO": True, "WHOLE": True}
     room = room_taken(triton_blocks._rotate_back, card, constants, warps, stages, whole=smallest)
     assert room <= CARDS[card]
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if not small(card)])
+@pytest.mark.parametrize("by_output", [False, True])
+def test_squares_of_changed_weights_fit(card: int, by_output: bool) -> None:
+    for rank in (16, 64, kernels.MOST_EACH):
+        constants = {"UNIT": 8, "BY_OUTPUT": by_output, "stride_up_rank": 1, "stride_down_column": 1}
+        constants |= triton_magnitudes.tiles(rank)
+        stages = kernels.stages_for(CARDS[card])
+        room = room_taken(triton_magnitudes._squares, card, constants, stages=stages, whole=rank == 16)
+        assert room <= CARDS[card]
 
 
 @pytest.mark.parametrize("card", [card for card in CARDS if not small(card)])

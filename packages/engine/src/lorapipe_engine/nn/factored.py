@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.base import Adapter, Options
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
 from lorapipe_engine.nn.magnitudes import StandIn, squares_of_sums
@@ -41,6 +42,7 @@ class Factored(Adapter):
     scalar: nn.Parameter
     magnitude: nn.Parameter
     _squares: tuple[object, Tensor] | None = None
+    _changed: tuple[object, kernels.ChangedWeights] | None = None  # of the rows that this one is the first of
 
     @staticmethod
     def extra_shapes(layer: Shape, options: Options) -> dict[str, Shape]:
@@ -136,10 +138,21 @@ class Factored(Adapter):
         cls, rows: Sequence[Self], values: Mapping[str, Tensor], down: Tensor, up: Tensor
     ) -> Tensor:
         with torch.no_grad():
-            squares = torch.stack([row.base_squares().flatten() for row in rows])
-            weights = [row.weight.detach() for row in rows]
-            norms = squares_of_sums(weights, squares, up, down, by_output=rows[0]._by_output).sqrt()
+            norms = cls._squares_of_sums(rows, down, up).sqrt()
         return values[MAGNITUDE].flatten(1) / (norms + EPSILON)
+
+    @classmethod
+    def _squares_of_sums(cls, rows: Sequence[Self], down: Tensor, up: Tensor) -> Tensor:
+        """‖V‖² of each row, (N, out) or (N, in)."""
+        first, weights = rows[0], [row.weight.detach() for row in rows]
+        by_output = first._by_output
+        if not kernels.can_square(weights, up):
+            squares = torch.stack([row.base_squares().flatten() for row in rows])
+            return squares_of_sums(weights, squares, up, down, by_output=by_output)
+        places = [(weight.data_ptr(), weight.stride(0)) for weight in weights]
+        if first._changed is None or first._changed[0] != places:
+            first._changed = (places, kernels.changed_weights(weights, by_output=by_output))
+        return kernels.squares_of_changed(first._changed[1], up, down)
 
     @property
     def _by_output(self) -> bool:

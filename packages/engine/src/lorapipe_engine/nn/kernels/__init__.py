@@ -211,6 +211,46 @@ def factor_batch(packs: Sequence[tuple[FactorGradients, bool]]) -> FactorBatch:
     return batch
 
 
+# ------------------------------------------------------------------------------------------ magnitudes
+
+
+class ChangedWeights(Protocol):
+    """Frozen weights of N layers that are alike, for a kernel that reads all of them."""
+
+    def squares(self, up: Tensor, down: Tensor, stages: int) -> Tensor:
+        """See :func:`squares_of_changed`."""
+
+
+def can_square(weights: Sequence[Tensor], up: Tensor) -> bool:
+    """Whether one kernel can read these weights, (out, in) or (out, in, 1, 1), with factors of which ``up`` is one."""
+    like = weights[0]
+    return (
+        up.dtype == torch.float32
+        and 0 < up.shape[2] <= MOST_EACH
+        and runs_products(like)
+        and _room(like) >= SMALL
+        and all(
+            weight.shape == like.shape and weight.dtype == like.dtype and weight.device == up.device
+            for weight in weights
+        )
+        and all(weight.stride(1) == 1 for weight in weights)
+        and like.shape[2:].numel() == 1
+    )
+
+
+def changed_weights(weights: Sequence[Tensor], *, by_output: bool) -> ChangedWeights:
+    """The weights by their places, which are copied to the card: not while a graph is captured. They must stay where
+    they are."""
+    changed: ChangedWeights = _load("triton_magnitudes:ChangedWeights")(weights, by_output)
+    return changed
+
+
+def squares_of_changed(weights: ChangedWeights, up: Tensor, down: Tensor) -> Tensor:
+    """‖W + up · down‖² for each output, (N, out), or for each input, (N, in): ``up`` (N, out, r), ``down`` (N, r,
+    in), float32."""
+    return weights.squares(up, down, stages_for(_room(up)))
+
+
 # ------------------------------------------------------------------------------------------ attention on few keys
 
 
