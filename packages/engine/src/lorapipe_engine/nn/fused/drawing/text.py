@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lorapipe_engine.nn import kernels
 from lorapipe_engine.nn.fused.drawing.layers import DrawnPart, linear, norm_linear
 from lorapipe_engine.nn.fused.drawing.slots import Slot
-from lorapipe_engine.nn.fused.unet import attend, split_text_layer
+from lorapipe_engine.nn.fused.unet import split_text_layer
 
 
 class DrawnText(DrawnPart):
@@ -40,8 +40,11 @@ def _text_layer(
     batch, shape = len(hidden_states), hidden_states.shape
     qkv, out, first, second = slots
     x = hidden_states.reshape(-1, shape[-1])
-    q, k, v = torch.split(norm_linear(x, layer.layer_norm1, qkv), qkv.outs, dim=1)
-    x = linear(attend(q, k, v, batch, layer.self_attn.num_heads, causal=True), out, x)
+    rows = norm_linear(x, layer.layer_norm1, qkv)  # (B·N, 3·heads·D)
+    parts = rows.view(batch, shape[1], 3, layer.self_attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    # Of so few tokens every kernel of attention takes less than what chooses one.
+    attended = F.scaled_dot_product_attention(*parts.unbind(), is_causal=True)  # (B, heads, N, D)
+    x = linear(attended.transpose(1, 2).reshape(x.shape), out, x)
     inner = norm_linear(x, layer.layer_norm2, first)
     active = x.new_empty(len(x), second.width)
     kernels.activate(kind, inner, active)
