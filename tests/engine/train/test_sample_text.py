@@ -72,7 +72,9 @@ def is_attached(family: Family) -> bool:
 
 def without(row: Loaded, part: str) -> Loaded:
     """The network less what it changes of a part, "te" or "unet", as a file beside it."""
-    kept = {key: value for key, value in load_file(row.file.path).items() if not key.startswith(f"lora_{part}")}
+    kept = {
+        key: value for key, value in load_file(row.file.path).items() if not key.startswith(f"lora_{part}")
+    }
     path = row.file.path.with_name(f"{row.file.path.stem} without {part}.safetensors")
     save_file(kept, path)
     return replace(row, file=NetworkFile(path, path.stem))

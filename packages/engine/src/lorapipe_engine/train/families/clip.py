@@ -205,7 +205,9 @@ class ClipText(TextEncoder):
                 end = eos if pad is None else pad
                 rows = [chunk_ids(row.ids, 1, bos, eos, end) for own in chunks for row in own]
                 ids.append(torch.tensor(rows, dtype=torch.int64, device=self.device))
-            prompts = [(len(own), self._factors(own)) for own in chunks]  # several encoders share their chunks
+            prompts = [
+                (len(own), self._factors(own)) for own in chunks
+            ]  # several encoders share their chunks
             self._cut[texts] = _Cut(Tokens(tuple(ids)), prompts)
         return self._cut[texts]
 

@@ -42,8 +42,9 @@ def _text_layer(
     x = hidden_states.reshape(-1, shape[-1])
     rows = norm_linear(x, layer.layer_norm1, qkv)  # (B·N, 3·heads·D)
     parts = rows.view(batch, shape[1], 3, layer.self_attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = parts.unbind()
     # Of so few tokens every kernel of attention takes less than what chooses one.
-    attended = F.scaled_dot_product_attention(*parts.unbind(), is_causal=True)  # (B, heads, N, D)
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, heads, N, D)
     x = linear(attended.transpose(1, 2).reshape(x.shape), out, x)
     inner = norm_linear(x, layer.layer_norm2, first)
     active = x.new_empty(len(x), second.width)
