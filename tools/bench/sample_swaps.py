@@ -53,9 +53,13 @@ def swap_row(
 
     new, known = times(networks[1:]), times(networks)
     parts: dict[str, list[float]] = {name: [] for name in PARTS}
+    whole: list[float] = []
     with _timed(parts, wait):
-        # By another name a file is a new one.
-        whole = times([_renamed(row) for row in networks[1:]])
+        for network in networks[1:]:
+            for seconds in parts.values():
+                seconds.append(0.0)
+            # By another name a file is a new one.
+            whole += times([_renamed(network)])
     row = {"new_file_ms": _median_ms(new), "known_ms": _median_ms(known), "in_parts_ms": _median_ms(whole)}
     return row | {f"{name}_ms": _median_ms(rows) for name, rows in parts.items()}
 
@@ -80,7 +84,7 @@ def _renamed(row: Loaded) -> Loaded:
 
 @contextmanager
 def _timed(parts: Mapping[str, list[float]], wait: Callable[[], None]) -> Iterator[None]:
-    """Note what each part takes, the device's share with it, which makes the whole a little slower."""
+    """Add what each part takes, the device's share with it, to its last number; the whole is a little slower by it."""
     before = {name: getattr(*place) for name, place in PARTS.items()}
 
     def timed(work: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
@@ -90,7 +94,7 @@ def _timed(parts: Mapping[str, list[float]], wait: Callable[[], None]) -> Iterat
             began = time.perf_counter()
             result = work(*args, **more)
             wait()
-            times.append(time.perf_counter() - began)
+            times[-1] += time.perf_counter() - began
             return result
 
         return run

@@ -300,13 +300,20 @@ def _transformer(
 _ACTIVATIONS = {"QuickGELUActivation": QUICK_GELU, "GELUActivation": GELU}
 
 
-def _fuse_text(layer: Any) -> list[Packed]:
-    """A layer of CLIP. Releases of transformers before 5 return tuples, and keep their own way."""
+def split_text_layer(layer: Any) -> tuple[int | None, list[Any]]:
+    """A layer of CLIP: the kind of its activation, and the linear layers q, k, v, out, fc1, fc2. The kind is None where
+    our forward cannot take the layer's place: releases of transformers before 5 return tuples."""
     attention, mlp = layer.self_attn, layer.mlp
     kind = _ACTIVATIONS.get(type(mlp.activation_fn).__name__)
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2]
     returns = str(type(layer).forward.__annotations__.get("return", ""))
-    if kind is None or "tuple" in returns.lower() or not has_adapter(layer):
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2]
+    return (None if "tuple" in returns.lower() else kind), linears
+
+
+def _fuse_text(layer: Any) -> list[Packed]:
+    """A layer of CLIP."""
+    kind, linears = split_text_layer(layer)
+    if kind is None or not has_adapter(layer):
         return []
     slots = [layers_of(*linears[:3]), *(layers_of(one) for one in linears[3:])]
     forward = partial(_text_layer, layer, slots, kind)

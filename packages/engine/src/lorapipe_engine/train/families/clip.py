@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from lorapipe_engine.train.families.text import AskedPrompt, Conditioning, TextE
 CHUNK = 75
 POSITIONS = CHUNK + 2
 MAX_CHUNKS = 3
+MOST_CUT = 64  # groups of prompts that were encoded together, kept as ids
 
 # -------------------------------------------------------------------------------------------------- token ids
 
@@ -122,6 +123,14 @@ def text_body(encoder: Any) -> Any:
 # -------------------------------------------------------------------------------------------------- the encoder
 
 
+class _Cut(NamedTuple):
+    """Prompts in chunks, one behind the other; of each prompt the number of its chunks, and the multipliers (n, 77) of
+    their states, or None."""
+
+    tokens: Tokens
+    prompts: list[tuple[int, Tensor | None]]
+
+
 class ClipText(TextEncoder):
     """One CLIP text encoder: ids (B, n, 77), states (B, 75n+2, C).
 
@@ -145,6 +154,7 @@ class ClipText(TextEncoder):
         self.clip_skip = clip_skip
         self.chunks = (max_token_length or CHUNK * MAX_CHUNKS) // CHUNK
         self.limit = self.chunks * CHUNK
+        self._cut: dict[tuple[str, ...], _Cut] = {}
         self.longer = self.limit + CHUNK if self.chunks < MAX_CHUNKS else None
 
     def tokenize(self, texts: Sequence[str], *, weighted: bool = False) -> Tokens:
@@ -174,25 +184,45 @@ class ClipText(TextEncoder):
     def encode_prompts(self, asked: Sequence[AskedPrompt]) -> list[Conditioning]:
         """States (1, 77n, C) of each prompt's n chunks, all encoded together, each with its marks, as A1111 has them;
         pooled of the first."""
-        ids: list[Tensor] = []
-        for tokenizer, pad in zip(self.tokenizers, self.pads, strict=True):
-            chunks = [prompt_chunks(prompt.text, tokenizer.encode) for prompt in asked]
-            bos, eos = tokenizer.bos, tokenizer.eos
-            rows = [
-                chunk_ids(row.ids, 1, bos, eos, eos if pad is None else pad) for own in chunks for row in own
-            ]
-            ids.append(torch.tensor(rows, dtype=torch.int64, device=self.device))
-        states, start, every = self.encode(Tokens(tuple(ids))), 0, []
-        for own in chunks:
-            every.append(self._joined(states.rows(slice(start, start + len(own))), own))
-            start += len(own)
+        cut = self._cut_prompts(tuple(prompt.text for prompt in asked))
+        states, start, every = self.encode(cut.tokens), 0, []
+        for count, factors in cut.prompts:
+            every.append(self._joined(states.rows(slice(start, start + count)), factors))
+            start += count
         return every
 
-    def _joined(self, states: Conditioning, chunks: Sequence[Chunk]) -> Conditioning:
-        """One prompt's states, weighted: several encoders share its chunks."""
-        factors = torch.tensor([chunk_weights(row.weights, 1) for row in chunks])
-        widths = [int(module.config.hidden_size) for module in self.modules.values()]
-        hidden = weigh_states(states.hidden, factors, widths) if bool((factors != 1).any()) else states.hidden
+    @torch.inference_mode(False)
+    def _cut_prompts(self, texts: tuple[str, ...]) -> _Cut:
+        """Prompts in chunks, on the device. Kept, since each network is asked the same: the numbers' way to a card
+        would have it wait for all that it was given to do before."""
+        if texts not in self._cut:
+            if len(self._cut) >= MOST_CUT:
+                self._cut.clear()
+            ids: list[Tensor] = []
+            for tokenizer, pad in zip(self.tokenizers, self.pads, strict=True):
+                chunks = [prompt_chunks(text, tokenizer.encode) for text in texts]
+                bos, eos = tokenizer.bos, tokenizer.eos
+                end = eos if pad is None else pad
+                rows = [chunk_ids(row.ids, 1, bos, eos, end) for own in chunks for row in own]
+                ids.append(torch.tensor(rows, dtype=torch.int64, device=self.device))
+            prompts = [
+                (len(own), self._factors(own)) for own in chunks
+            ]  # several encoders share their chunks
+            self._cut[texts] = _Cut(Tokens(tuple(ids)), prompts)
+        return self._cut[texts]
+
+    def _factors(self, chunks: Sequence[Chunk]) -> Tensor | None:
+        """The multipliers of one prompt's states; None where all are 1."""
+        factors = [chunk_weights(row.weights, 1) for row in chunks]
+        plain = all(factor == 1 for row in factors for factor in row)
+        return None if plain else torch.tensor(factors, device=self.device)
+
+    def _joined(self, states: Conditioning, factors: Tensor | None) -> Conditioning:
+        """One prompt's states, weighted."""
+        hidden = states.hidden
+        if factors is not None:
+            widths = [int(module.config.hidden_size) for module in self.modules.values()]
+            hidden = weigh_states(hidden, factors, widths)
         pooled = None if states.pooled is None else states.pooled[:1]
         return Conditioning(hidden.flatten(0, 1)[None], pooled)
 

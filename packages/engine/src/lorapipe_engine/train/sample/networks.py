@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorapipe_engine.errors import InputError, LoraError
 from lorapipe_engine.nn.attach import Target, children_of
 from lorapipe_engine.nn.base import Adapter, OverLayer
+from lorapipe_engine.nn.fused.drawing.layers import DrawnPart
 from lorapipe_engine.nn.fused.drawing.slots import Factor
 from lorapipe_engine.nn.fused.drawing.unet import Drawing
 from lorapipe_engine.sampling.shelf import Loaded
@@ -47,8 +48,9 @@ class Swapper:
     """Puts sets of networks into a family and takes them out. The base's weights are never written to.
 
     Every network's change is that of the base's own weight, and the changes of several are added. ``drawing``: the
-    denoiser's fused form, whose slots take the factors of networks that have some; others stand in the place of the
-    layers that they change, and the denoiser runs unfused with them, which ``say`` is told once for each.
+    fused form of denoiser and text encoders, whose slots take the factors of networks that have some; others stand in
+    the place of the layers that they change. The denoiser runs unfused with them, which ``say`` is told once for each,
+    and so do the text encoders, for themselves.
     """
 
     def __init__(self, family: Family, drawing: Drawing | None = None, say: Say = print) -> None:
@@ -79,25 +81,40 @@ class Swapper:
         except NetworkProblem:
             self.clear()
             raise
-        drawing = self._drawing
-        if drawing is not None:
-            drawing.active = self._fill(drawing, rows, read)
-        is_fused = drawing is not None and drawing.active
         adapters: list[Adapter] = []
-        for row, network in zip(rows, read, strict=True):
-            adapters += network.at_strength(row, text_alone=is_fused)
+        for part, of_text in self._parts():
+            used = [
+                (network.share(of_text=of_text), strength)
+                for row, network in zip(rows, read, strict=True)
+                if (strength := row.te if of_text else row.unet)
+            ]
+            if part is not None:
+                part.active = all(share.factors is not None for share, _ in used)
+                if not of_text:
+                    self._tell_unfused(share for share, _ in used)
+            if part is None or not part.active:
+                for share, strength in used:
+                    adapters += share.adapters(strength)
+            else:
+                part.slots.fill(_factors(used))
         self._put_in(adapters)
+
+    def _parts(self) -> Iterator[tuple[DrawnPart | None, bool]]:
+        """What is fused of the base, and whether it is that of the text encoders."""
+        yield self._drawing, False
+        yield None if self._drawing is None else self._drawing.text, True
 
     def clear(self) -> None:
         """Have the base by itself."""
         self._take_out()
-        if self._drawing is not None:
-            self._drawing.slots.fill(())
-            self._drawing.active = True
+        for part, _ in self._parts():
+            if part is not None:
+                part.slots.fill(())
+                part.active = True
 
     def changes_text(self, path: Path) -> bool:
         """Whether a network that is in the model has a part in the text encoders."""
-        return self._network(path).changes_text
+        return bool(self._network(path).share(of_text=True).targets)
 
     def expect(self, paths: Iterable[Path]) -> None:
         """Begin to read files that will be used next, beside what the caller does."""
@@ -106,22 +123,12 @@ class Swapper:
             if path not in self._read and path not in self._ahead:
                 self._ahead[path] = self._reader.submit(self._stored, path)
 
-    def _fill(self, drawing: Drawing, rows: Sequence[Loaded], read: Sequence[_Read]) -> bool:
-        """Whether the networks are in the denoiser's slots."""
-        changes: list[tuple[nn.Module, Factor]] = []
-        for row, network in zip(rows, read, strict=True):
-            if not row.unet:
-                continue
-            if network.factors is None:
-                if row.file.path not in self._told:
-                    self._told.add(row.file.path)
-                    self._say(f"note: {row.file.path}: {network.why_not}; its pictures are drawn unfused")
-                return False
-            changes += [
-                (layer, Factor(own.down, own.up, own.scale * row.unet)) for layer, own in network.factors
-            ]
-        drawing.slots.fill(changes)
-        return True
+    def _tell_unfused(self, shares: Iterable[_Share]) -> None:
+        """Say of the first of some shares that has no factors why that is."""
+        share = next((share for share in shares if share.factors is None), None)
+        if share is not None and share.path not in self._told:
+            self._told.add(share.path)
+            self._say(f"note: {share.path}: {share.why_not}; its pictures are drawn unfused")
 
     def _take_out(self) -> None:
         for parent, name, module in self._changed:
@@ -163,8 +170,7 @@ class Swapper:
 
 
 class _Read:
-    """A network in memory. ``factors``: of the denoiser's layers; None where ``why_not`` says what is in the way, or
-    where nothing is fused.
+    """A network in memory.
 
     Raises InputError where a module does not fit its layer.
     """
@@ -177,36 +183,66 @@ class _Read:
         drawing: Drawing | None,
         moulds: Moulds,
     ) -> None:
-        self._path, self._targets, self._moulds = file.path, targets, moulds
-        self._denoiser = family.facts.denoiser
-        self._of_text = [name for name, row in targets.items() if row.part != self._denoiser]
-        self._modules: dict[bool, Mapping[str, Adapter]] = {}
-        self.changes_text = bool(self._of_text)
+        own: dict[bool, dict[str, Target]] = {False: {}, True: {}}
+        for name, row in targets.items():
+            own[row.part != family.facts.denoiser][name] = row
+        forms: Mapping[str, Factor] = {}
+        if drawing is not None:
+            forms = short_factors(moulds.adapters(file, targets, without_factors(file, targets)))
+        self._shares = {}
+        for of_text, rows in own.items():
+            part = drawing.text if drawing is not None and of_text else drawing
+            self._shares[of_text] = _Share(file, rows, part, forms, moulds)
+
+    def share(self, *, of_text: bool) -> _Share:
+        """What it changes of the text encoders, or of the denoiser."""
+        return self._shares[of_text]
+
+
+class _Share:
+    """What a network changes of the denoiser, or of the text encoders. ``factors``: of its layers; None where
+    ``why_not`` says what is in the way, or where nothing is fused.
+
+    Raises InputError where a module does not fit its layer.
+    """
+
+    def __init__(
+        self,
+        file: TrainedFile,
+        targets: dict[str, Target],
+        part: DrawnPart | None,
+        forms: Mapping[str, Factor],
+        moulds: Moulds,
+    ) -> None:
+        self.path, self.targets, self._moulds = file.path, targets, moulds
         self.factors: list[tuple[nn.Module, Factor]] | None = None
         self.why_not = ""
-        if drawing is not None:
-            own = {name: row.module for name, row in targets.items() if row.part == self._denoiser}
-            odd = without_factors(file, own)
-            forms = short_factors(moulds.adapters(file, targets, odd))
-            self.factors, self.why_not = read_factors(file, own, drawing.slots, forms)
+        self._modules: Mapping[str, Adapter] | None = None
+        if part is not None:
+            layers = {name: row.module for name, row in targets.items()}
+            self.factors, self.why_not = read_factors(file, layers, part.slots, forms)
         # What will most likely be used; the rest of the file is not kept.
-        self._make(text_alone=self.factors is not None, file=file)
+        if self.factors is None:
+            self._modules = moulds.adapters(file, targets, targets)
 
-    def at_strength(self, row: Loaded, *, text_alone: bool) -> Iterator[Adapter]:
-        """All of its modules, or those of text encoders, with their strengths in a picture; none of parts at 0."""
-        if text_alone not in self._modules:
-            self._make(text_alone=text_alone, file=read_trained(self._path))
-        for name, adapter in self._modules[text_alone].items():
-            strength = row.unet if self._targets[name].part == self._denoiser else row.te
-            if strength:
-                # A copy with the same parameters: a network may be in a picture twice.
-                own = _with_base(adapter, adapter.base)
-                own.multiplier = strength
-                yield own
+    def adapters(self, strength: float) -> Iterator[Adapter]:
+        """Its modules at a strength."""
+        if self._modules is None:
+            self._modules = self._moulds.adapters(read_trained(self.path), self.targets, self.targets)
+        for adapter in self._modules.values():
+            # A copy with the same parameters: a network may be in a picture twice.
+            own = _with_base(adapter, adapter.base)
+            own.multiplier = strength
+            yield own
 
-    def _make(self, *, text_alone: bool, file: TrainedFile) -> None:
-        names = self._of_text if text_alone else self._targets
-        self._modules[text_alone] = self._moulds.adapters(file, self._targets, names)
+
+def _factors(used: Iterable[tuple[_Share, float]]) -> list[tuple[nn.Module, Factor]]:
+    """The factors of several shares, each at its strength."""
+    return [
+        (layer, Factor(own.down, own.up, own.scale * strength))
+        for share, strength in used
+        for layer, own in share.factors or ()
+    ]
 
 
 @contextmanager

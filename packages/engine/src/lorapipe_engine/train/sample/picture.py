@@ -103,7 +103,7 @@ class CellPainter:
         self._graphs: GuidedGraphs | None = None
         on_card = family.device.type == "cuda"
         if on_card if fused is None else fused:
-            drawing = Drawing(family.denoiser)
+            drawing = Drawing(family.denoiser, family.text.modules.values())
             for vae in (family.vae, self._half):
                 if vae is not None:
                     fuse_decoder(vae)

@@ -6,7 +6,7 @@ take the place of what was read, and the keys and values of a text are made once
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -15,24 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorapipe_engine.nn import kernels
-from lorapipe_engine.nn.fused.drawing.slots import AnySlot, BesideSlot, ConvSlot, Slot, Slots
+from lorapipe_engine.nn.fused.drawing.layers import DrawnPart, Forward, linear, norm_linear, product
+from lorapipe_engine.nn.fused.drawing.slots import BesideSlot, ConvSlot, Slot
+from lorapipe_engine.nn.fused.drawing.text import DrawnText
 from lorapipe_engine.nn.fused.pictures import as_pictures, as_rows
 from lorapipe_engine.nn.fused.time_shifts import TimeShifts
 from lorapipe_engine.nn.fused.unet import attend, attend_context
 from lorapipe_engine.nn.kernels import GEGLU
 
-Forward = Callable[..., Any]
 
+class Drawing(DrawnPart):
+    """A frozen UNet. ``text``: the text encoders that are given with it, which are active, or not, for themselves."""
 
-class Drawing:
-    """Gives a frozen UNet's blocks the fused forwards, in place; with ``active`` False they run their own.
-
-    ``slots``: where the factors of networks go. Blocks of another make stay as they are.
-    """
-
-    def __init__(self, unet: nn.Module) -> None:
-        self.active = True
-        self._slots: list[AnySlot] = []
+    def __init__(self, unet: nn.Module, encoders: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.text = DrawnText(encoders)
         self._blocks: list[
             tuple[Any, Slot]
         ] = []  # transformer blocks, with the slot that makes keys of a text
@@ -57,7 +54,6 @@ class Drawing:
             for module in resnets:
                 self._fuse_resnet(module, shifts)
         _fuse_end(unet, self._replace)
-        self.slots = Slots(self._slots)
 
     # ---------------------------------------------------------------- text
 
@@ -69,7 +65,7 @@ class Drawing:
         Told again, what is made takes the same places.
         """
         rows = states.reshape(-1, states.shape[-1])
-        made = [_linear(rows, keys) for _, keys in self._blocks]
+        made = [linear(rows, keys) for _, keys in self._blocks]
         _, kept = self._told.get(id(states), (states, []))
         if kept:
             torch._foreach_copy_(kept, made)
@@ -85,21 +81,9 @@ class Drawing:
         known = self._told.get(id(states))
         if known is not None and known[0] is states:
             return known[1][place]
-        return _linear(states.reshape(-1, states.shape[-1]), self._blocks[place][1])
+        return linear(states.reshape(-1, states.shape[-1]), self._blocks[place][1])
 
     # ---------------------------------------------------------------- blocks
-
-    def _slot(self, slot: Any) -> Any:
-        self._slots.append(slot)
-        return slot
-
-    def _replace(self, module: Any, forward: Forward) -> None:
-        own: Forward = module.forward
-
-        def chosen(*args: Any, **more: Any) -> Any:
-            return forward(*args, **more) if self.active else own(*args, **more)
-
-        module.forward = chosen
 
     def _fuse_block(self, block: Any) -> None:
         attn1, attn2, ff = block.attn1, block.attn2, block.ff.net
@@ -194,29 +178,6 @@ def _fuse_end(model: Any, replace: Callable[[Any, Forward], None]) -> None:
 # ------------------------------------------------------------------------------------------ parts
 
 
-def _product(rows: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    return rows @ matrix.mT if bias is None else torch.addmm(bias, rows, matrix.mT)
-
-
-def _linear(x: Tensor, slot: Slot, residual: Tensor | None = None) -> Tensor:
-    """The layers on x (N, in) side by side, plus ``residual`` (N, out)."""
-    if slot.rank:
-        return kernels.lift(_product(x, slot.left, slot.left_bias), slot.up.mT, residual)[0]
-    if residual is None:
-        return _product(x, slot.weight, slot.bias)
-    return kernels.add_bias(x @ slot.weight.mT, slot.bias, residual)
-
-
-def _norm_linear(x: Tensor, norm: nn.LayerNorm, slot: Slot) -> Tensor:
-    """The layers on the norm of x (N, in), side by side."""
-    both = x.new_empty(len(x), slot.width + slot.rank)
-    normed = both[:, : slot.width]
-    kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, normed)
-    if slot.rank:
-        torch.mm(normed, slot.down.mT, out=both[:, slot.width :])
-    return _product(both, slot.joined, slot.bias)
-
-
 def _group_norm(x: Tensor, norm: nn.GroupNorm, *, silu: bool, shift: Tensor | None = None) -> Tensor:
     """The norm of x + shift (B, C, H, W), through SiLU where asked, in channels-last order."""
     rows = as_rows(x).view(len(x), -1, x.shape[1])
@@ -265,14 +226,14 @@ def _block(
     assert encoder_hidden_states is not None  # a block with attn2 has a context
     qkv, out1, query, out2, first, second = slots
     x = hidden_states.reshape(-1, shape[-1])
-    q, k, v = torch.split(_norm_linear(x, block.norm1, qkv), qkv.outs, dim=1)
-    x = _linear(attend(q, k, v, batch, block.attn1.heads), out1, x)
-    q = _norm_linear(x, block.norm2, query)
-    x = _linear(attend_context(q, keys(encoder_hidden_states), batch, block.attn2.heads), out2, x)
-    inner = _norm_linear(x, block.norm3, first)
+    q, k, v = torch.split(norm_linear(x, block.norm1, qkv), qkv.outs, dim=1)
+    x = linear(attend(q, k, v, batch, block.attn1.heads), out1, x)
+    q = norm_linear(x, block.norm2, query)
+    x = linear(attend_context(q, keys(encoder_hidden_states), batch, block.attn2.heads), out2, x)
+    inner = norm_linear(x, block.norm3, first)
     active = x.new_empty(len(x), second.width)
     kernels.activate(GEGLU, inner, active)
-    return _linear(active, second, x).view(shape)
+    return linear(active, second, x).view(shape)
 
 
 def _transformer(
@@ -287,11 +248,11 @@ def _transformer(
 ) -> Any:
     """``hidden_states`` (B, C, H, W)."""
     normed = _group_norm(hidden_states, model.norm, silu=False)
-    x = _linear(as_rows(normed), into)
+    x = linear(as_rows(normed), into)
     x = x.view(len(hidden_states), -1, x.shape[1])
     for block in model.transformer_blocks:
         x = block(x, None, encoder_hidden_states)
-    out = _linear(x.reshape(-1, x.shape[-1]), out_of, as_rows(hidden_states))
+    out = linear(x.reshape(-1, x.shape[-1]), out_of, as_rows(hidden_states))
     sample = as_pictures(out, hidden_states)
     if not return_dict:
         return (sample,)
@@ -307,7 +268,7 @@ def _resnet(
     y = _lifted(_group_norm(x, block.norm1, silu=True), convs[0], None)
     y = _group_norm(y, block.norm2, silu=True, shift=shift)
     if short is not None:
-        x = as_pictures(_linear(as_rows(x), short), x)
+        x = as_pictures(linear(as_rows(x), short), x)
     return _lifted(y, convs[1], block.conv2.bias, x)
 
 
@@ -317,7 +278,7 @@ def _timeless(block: Any, x: Tensor, *_args: Any, **_more: Any) -> Tensor:
     y = _convolution(_group_norm(x, block.norm1, silu=True), conv1, conv1.weight, conv1.bias, None)
     y = _group_norm(y, block.norm2, silu=True)
     if short is not None:
-        x = as_pictures(_product(as_rows(x), short.weight.flatten(1), short.bias), x)
+        x = as_pictures(product(as_rows(x), short.weight.flatten(1), short.bias), x)
     return _convolution(y, conv2, conv2.weight, conv2.bias, x)
 
 
