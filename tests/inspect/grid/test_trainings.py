@@ -3,7 +3,8 @@
 ``epochs.zip``: every second epoch of the demo at its own rates on a CPU, with the base. ``trainings.zip``, made on a
 card by ``tools/demo_world/calibrate.py``: trainings at a tenth of the demo's rates, at its rates and at five times
 these, three seeds each, with the base. The demo's judge sees her in 0, in 7 or 8, and in 0 of the eight pictures with
-the trigger.
+the trigger. ``overcooked.zip``: the same at the demo's rates, at twice and at three times these. The judge sees her in
+8, 8 and 0 pictures, and with the third seed of the double rates in 4 of others too.
 """
 
 from __future__ import annotations
@@ -78,6 +79,19 @@ def test_without_a_model_burnt_trainings_are_out_and_short_ones_are_not_told(
     assert any(
         line.startswith("not seen: whether it is the concept that is drawn") for line in record["lines"]
     )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_a_model_trainings_overcooked_a_little_are_not_taken(tmp_path: Path, seed: int) -> None:
+    right, double, triple = (f"{rate}-{seed}" for rate in ("once", "double", "triple"))
+    record = asked("overcooked.zip", tmp_path, only=(right, double, triple))
+    best = record["best"]
+    assert (best["name"], best["ties"], best["figure"]) == (right, [right], "selectivity")
+    assert list(best["failed"]) == [triple]
+    assert best["failed"][triple][0].startswith("chroma ")
+    rows = {row["name"]: row for row in record["networks"]}
+    leaks = [rows[name]["leak_u"] for name in (right, double, triple)]
+    assert leaks[0] < 15 < 26 < leaks[1] < leaks[2]
 
 
 def test_right_pictures_made_a_little_worse_are_out(tmp_path: Path) -> None:
