@@ -69,12 +69,9 @@ def _on_inputs(
     x: Tensor, pack: Packed, residual: Tensor | None, inputs: Tensor
 ) -> tuple[Sequence[Tensor], Tensor]:
     """By inputs, with x times each ratio made already."""
-    room = inputs[:, :, pack.width :]
-    if len(inputs) == 1:
-        hidden = torch.mm(inputs[0, :, : pack.width], pack.down.mT, out=room[0])
-    else:
-        hidden = x @ pack.down.mT
-        room.copy_(hidden)
+    # A tensor of its own: it is kept for the backward pass, where the inputs are not.
+    hidden = (inputs[0, :, : pack.width] if len(inputs) == 1 else x) @ pack.down.mT
+    inputs[:, :, pack.width :] = hidden
     if pack.are_even:
         matrices = pack.joined.view(len(inputs), pack.outs[0], -1).mT
         bias = None if pack.bias is None else pack.bias.view(len(inputs), 1, -1)
