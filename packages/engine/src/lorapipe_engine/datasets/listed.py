@@ -6,6 +6,7 @@ It is a table of pictures, ``{"a.png": {"caption": "...", "tags": "..."}}``, or 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def read_listed(
             by_form.setdefault(one_form(name), path)
     captions: dict[Path, str] = {}
     missing = 0
-    for place, name, row in _rows(file, option):
+    for place, name, row in _rows(file, folder, option):
         key = _key(name, folder)
         picture = by_name.get(key) or by_stem.get(key) or by_form.get(one_form(key))
         if picture is None:
@@ -52,9 +53,11 @@ def read_listed(
     return dict(sorted(captions.items())), missing
 
 
-def _rows(file: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _rows(file: Path, folder: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """The place, the picture's name and the entry of each picture."""
     text = read_text(file, MOST_JSON, option)
+    if file.suffix.lower() == ".csv":
+        raise ConfigError(f"{option}: {file}: is no JSON; {_conversion(file, folder)}")
     if file.suffix.lower() == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):  # other line ends may stand in a caption
             if line.strip():
@@ -62,11 +65,30 @@ def _rows(file: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]
                 row = _table(parse_json(line, place), place)
                 name = row.get("image_path")
                 if not isinstance(name, str):
-                    raise ConfigError(f"{place}: image_path: missing, the path of the picture")
+                    raise ConfigError(f"{place}: {_no_path(row, file, folder)}")
                 yield place, name, row
         return
     for name, row in _table(parse_json(text, str(file)), str(file)).items():
         yield f"{file}: {name}", name, _table(row, f"{file}: {name}")
+
+
+def _no_path(row: Mapping[str, Any], file: Path, folder: Path) -> str:
+    """Why a line names no picture, with the way to have it read where it is one of a form that lora-clean reads."""
+    if isinstance(row.get("file_name"), str):
+        return f"is in Hugging Face's form (file_name), not in sd-scripts'; {_conversion(file, folder)}"
+    if isinstance(row.get("path"), str):
+        words = ["lora-clean", "-", "--to", "kohya", "-o", str(file.with_suffix(".json"))]
+        command = f"{shlex.join(words)} < {shlex.quote(str(file))}"
+        return f"is a record (path), not in sd-scripts' form; give what this writes: {command}"
+    return "image_path: missing, the path of the picture"
+
+
+def _conversion(file: Path, folder: Path) -> str:
+    """The command that makes a file of this form; names in such files begin where they lie."""
+    inside = folder / file.name
+    first = "" if file.parent.resolve() == folder.resolve() else f"put it into {folder} and "
+    words = ["lora-clean", str(inside), "--to", "kohya", "-o", str(inside.with_suffix(".json"))]
+    return f"{first}give what this writes: {shlex.join(words)}"
 
 
 def _table(value: Any, place: str) -> Mapping[str, Any]:
