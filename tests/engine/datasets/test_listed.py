@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lorapipe_engine.datasets.described import dataset_notes
 from lorapipe_engine.datasets.scan import scan
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.settings import DataSettings
@@ -77,3 +78,26 @@ def test_tools_that_read_captions_beside_pictures_name_the_way(tool: str, tmp_pa
     assert {path.stem: path.read_text().strip() for path in folder.glob("*.txt")} == {
         name.removesuffix(".png"): caption for name, caption in CAPTIONS.items()
     }
+
+
+def test_keys_of_rows_that_nothing_reads_are_noted_once(tmp_path: Path) -> None:
+    """Those that sd-scripts' tools write of sizes and latents are nothing strange."""
+    folder = draw(tmp_path / "pictures")
+    own = {"train_resolution": [64, 64], "image_size": [64, 64], "npz_path": "0.npz"}
+    file = folder / "meta.json"
+    file.write_text(json.dumps({name: {"tags": text, **own} for name, text in CAPTIONS.items()}))
+    assert not any("not used" in note for note in dataset_notes(data(folder, file), scan(data(folder, file))))
+    rows = {"0.png": {"captoin": "a", "score": 3, **own}, "1.png": {"captoin": "b", "tags": "c"}}
+    file.write_text(json.dumps(rows))
+    told = [f"{file}: not used: captoin in 2 rows, score in 1 row; caption and tags are read"]
+    assert [n for n in dataset_notes(data(folder, file), scan(data(folder, file))) if "not used" in n] == told
+    config = tmp_path / "dataset.toml"
+    subset = f"[[datasets.subsets]]\nimage_dir = {str(folder)!r}\nmetadata_file = {str(file)!r}\n"
+    config.write_text(f"[[datasets]]\n{subset}[[datasets]]\n{subset}")
+    options = DataSettings(dataset_config=config, resolution=(64, 64))
+    assert [note for note in dataset_notes(options, scan(options)) if "not used" in note] == told
+    lines = folder / "meta.jsonl"
+    lines.write_text(json.dumps({"image_path": "0.png", "caption": "a", "rating": "s", "width": 64}) + "\n")
+    options = data(folder, lines)
+    found = dataset_notes(options, scan(options))
+    assert f"{lines}: not used: rating in 1 row; caption and tags are read" in found

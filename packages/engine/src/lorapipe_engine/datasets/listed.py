@@ -2,12 +2,16 @@
 
 It is a table of pictures, ``{"a.png": {"caption": "...", "tags": "..."}}``, or lines of JSON that each name theirs as
 ``image_path``. A picture is named by its path, from its folder or whole, with or without its suffix.
+
+Besides caption and tags sd-scripts' tools write what is read from the pictures here: sizes, and where latents are kept.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,24 @@ from lorapipe_engine.pictures.caption_files import one_form
 from lorapipe_engine.pictures.captions import caption_lines, join_tags
 from lorapipe_engine.pictures.layout import find_images
 
+_TEXTS = ("caption", "tags")
+_BESIDE = frozenset(
+    {"image_path", "train_resolution", "image_size", "width", "height", "npz_path", "latents_npz", "latents_path"}
+)
 
-def read_listed(
-    file: Path, folder: Path, separator: str = ",", option: str = "in_json"
-) -> tuple[dict[Path, str], int]:
-    """The captions of a folder's pictures, sorted by path, and how many pictures that the file names are not there.
+
+@dataclass(frozen=True)
+class Listed:
+    """The captions of a folder's pictures, sorted by path; how many pictures that the file names are not there; and how
+    many of its rows have each key that nothing reads, the most first."""
+
+    captions: Mapping[Path, str]
+    missing: int
+    unread: Mapping[str, int]
+
+
+def read_listed(file: Path, folder: Path, separator: str = ",", option: str = "in_json") -> Listed:
+    """What a file says of a folder's pictures.
 
     A caption with tags becomes one text, with ``separator`` between; of several lines all are there. ``option`` is
     named in errors. Raises ConfigError for a file of another form, InputError where none of its pictures is there.
@@ -36,8 +53,10 @@ def read_listed(
         for name in (relative, relative.removesuffix(path.suffix)):
             by_form.setdefault(one_form(name), path)
     captions: dict[Path, str] = {}
+    unread = Counter[str]()
     missing = 0
     for place, name, row in _rows(file, folder, option):
+        unread.update(word for word in row if word not in _TEXTS and word not in _BESIDE)
         key = _key(name, folder)
         picture = by_name.get(key) or by_stem.get(key) or by_form.get(one_form(key))
         if picture is None:
@@ -50,7 +69,7 @@ def read_listed(
         raise InputError(
             f"{file}: none of its {missing} pictures is in {folder}; name the folder that its paths begin in"
         )
-    return dict(sorted(captions.items())), missing
+    return Listed(dict(sorted(captions.items())), missing, dict(unread.most_common()))
 
 
 def _rows(file: Path, folder: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -110,7 +129,7 @@ def _key(name: str, folder: Path) -> str:
 
 def _text(row: Mapping[str, Any], separator: str, place: str) -> str:
     parts = []
-    for key in ("caption", "tags"):
+    for key in _TEXTS:
         value = row.get(key)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             value = join_tags(value, separator)
