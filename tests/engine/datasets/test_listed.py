@@ -39,7 +39,11 @@ def lines(name: str, text: str, start: str = "") -> str:
 @pytest.mark.parametrize("beside", [True, False])
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("metadata.jsonl", "Hugging Face's form"), ("my table.csv", "is no JSON"), ("records.jsonl", "is a record")],
+    [
+        ("metadata.jsonl", "Hugging Face's form"),
+        ("my table.csv", "is no JSON"),
+        ("records.jsonl", "is a record"),
+    ],
 )
 def test_the_command_that_an_error_names_makes_the_file(
     name: str, told: str, beside: bool, tmp_path: Path

@@ -153,8 +153,8 @@ def _own_name(folder: Path) -> str:
     name = folder.name or folder.resolve().name
     if name and not concept_of(name, off=True).strip():
         raise InputError(
-            f"{folder}: its name has repeats and no concept; rename it to '{name.strip()}NAME', or give --concept NAME, "
-            "which all pictures get then"
+            f"{folder}: its name has repeats and no concept; rename it to '{name.strip()}NAME', or give "
+            "--concept NAME, which all pictures get then"
         )
     return read_name(folder)[0]
 

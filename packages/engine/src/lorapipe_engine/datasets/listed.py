@@ -23,7 +23,16 @@ from lorapipe_engine.pictures.layout import find_images
 
 _TEXTS = ("caption", "tags")
 _BESIDE = frozenset(
-    {"image_path", "train_resolution", "image_size", "width", "height", "npz_path", "latents_npz", "latents_path"}
+    {
+        "image_path",
+        "train_resolution",
+        "image_size",
+        "width",
+        "height",
+        "npz_path",
+        "latents_npz",
+        "latents_path",
+    }
 )
 
 

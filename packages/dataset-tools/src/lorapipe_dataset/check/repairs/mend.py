@@ -139,7 +139,6 @@ class _Desk:
         copies = [(old, new) for new, old in self.copies.items() if old not in self.gone]
         return Repairs(texts, list(self.gone), renamed, copies)
 
-
     def text_of(self, path: Path, picture: Picture) -> tuple[bytes, str]:
         """The bytes of a caption, and its text as edited."""
         root, caption = picture.place.root, self.file_of(path)
@@ -154,9 +153,10 @@ class _Desk:
         going = {self.place(path) for path in [*self.gone, *self.renamed] if not path.is_symlink()}
         for picture in self.pictures.values() if going else ():
             link = picture.caption_path
-            if link is not None and picture.caption is not None and link not in self.gone:
-                if link.is_symlink() and self.place(link) in going:
-                    yield link, picture
+            if link is None or picture.caption is None or link in self.gone or not link.is_symlink():
+                continue
+            if self.place(link) in going:
+                yield link, picture
 
 
 def _folded(path: Path) -> tuple[Path, str]:
