@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorapipe_engine.command.modes import flag
 from lorapipe_engine.command.options import build_settings, option, settings_options
 from lorapipe_engine.command.printed import print_config
 from lorapipe_engine.command.tool import tool_command
@@ -32,6 +33,13 @@ class Work:
     loud: bool = option(False, "Loud.", alias="noisy")
     place: Path | None = option(None, "Place.")
     note: str = option("", "Note.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    rates: tuple[float, ...] = flag((), "Rates.", above=0)
+    any: int | None = option(None, "Any.")
+    width: float | None = option(None, "Width.", min=0.1, max=0.3)
 
 
 PARTS = (Shape, Work)
@@ -183,15 +191,28 @@ def test_any_text_is_taken_or_refused(tmp_path_factory: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"depth": "3x2"}, "^depth: expected a whole number, got '3x2'$"),
+        ({"depth": "3x2"}, "^depth: expected a whole number, got '3x2'; give 1 to 9, as 4$"),
         ({"size": "0,5"}, "^size: 0 is below 1$"),
         ({"size": "1x2x3"}, "^size: expected one number or two, as 512 or 512,768; got '1x2x3'$"),
+        ({"size": "512x"}, "^size: expected one number or two, as 512 or 512,768; got '512x'$"),
+        ({"size": ",512"}, "^size: expected one number or two, as 512 or 512,768; got ',512'$"),
+        (
+            {"size": "big"},
+            "^size: expected a whole number, got 'big'; give one number or two, as 512 or 512,768$",
+        ),
+        ({"rate": "1x"}, "^rate: expected a number, got '1x'; give 0 or more, as 0.5$"),
+        (
+            {"rates": ("1", "2,,3")},
+            "^--rates: expected a number, got ''; give numbers with commas between them, each above 0, as 0.5 or 1e-4$",
+        ),
+        ({"width": "x"}, "^width: expected a number, got 'x'; give 0.1 to 0.3, as 0.2$"),
+        ({"any": "x"}, "^any: expected a whole number, got 'x'; give one as 4$"),
         ({"rate": "-1"}, "^rate: -1.0 is below 0$"),
     ],
 )
 def test_mistakes_in_flags_are_named(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_settings(PARTS, flags)
+        build_settings((*PARTS, Numbers), flags)
 
 
 @pytest.mark.parametrize("text", ["512,768", "512x768", "512 × 768", "[512, 768]", "(512 768)"])

@@ -159,6 +159,41 @@ def test_refused(words: list[Any], text: str, tmp_path: Path) -> None:
     assert not (tmp_path / "o.safetensors").exists()
 
 
+NETWORKS = Path(__file__).parents[1] / "data" / "networks"
+
+
+def saves_of(algorithm: str, folder: Path) -> list[str]:
+    """Two saves of a network of this algorithm."""
+    with open_tensors(NETWORKS / f"{algorithm}.safetensors") as file:
+        own = [key for key in file.tensors if key.startswith(("lora_unet_", "oft_unet_"))]
+        tensors = {key: encode(file.read(key), "F32") for key in own}
+    names = [f"{algorithm}-{number}.safetensors" for number in (1, 2)]
+    for name in names:
+        write_tensors(folder / name, tensors)
+    return names
+
+
+@pytest.mark.parametrize("algorithm", ["ia3_in", "ia3_out", "diag_oft", "dora_out"])
+def test_what_no_rank_helps_is_not_told_to_give_one(algorithm: str, tmp_path: Path) -> None:
+    names = saves_of(algorithm, tmp_path)
+    done = run("lora-merge", "--networks", *names, "--average", "mean", "-o", "o.safetensors", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot be added to other networks; merge such a network into a checkpoint" in done.stderr
+    assert "--new-rank" not in done.stderr
+
+
+@pytest.mark.parametrize("algorithm", ["loha", "full", "norm"])
+def test_what_is_advised_where_no_rank_is_known_works(algorithm: str, tmp_path: Path) -> None:
+    names = saves_of(algorithm, tmp_path)
+    words = ["lora-merge", "--networks", *names, "--average", "mean"]
+    done = run(*words, "-o", "o.safetensors", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "give --new-rank N, or --mode concat" in done.stderr
+    for number, advised in enumerate((["--new-rank", 2], ["--mode", "concat"])):
+        done = run(*words, *advised, "-o", f"{number}.safetensors", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
 def test_a_network_with_block_weights_in_it(tmp_path: Path) -> None:
     source = EPOCHS / "epoch-000001.safetensors"
     old = changes(source)

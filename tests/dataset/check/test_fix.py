@@ -47,6 +47,40 @@ def test_what_is_marked_fixable_can_be_fixed() -> None:
     assert all("--fix" in rule.fix for rule in RULES.values() if rule.fixable)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links")
+@pytest.mark.parametrize("real", [0, 1])
+def test_captions_that_are_one_file_by_a_link_are_mended_once(
+    real: int, check: Any, folder: Path, root: Path
+) -> None:
+    first, second = folder / f"{real}.txt", folder / f"{1 - real}.txt"
+    first.write_text("tree, rain\n")
+    second.unlink()
+    second.symlink_to(first.name)
+    done = check(root, *SIZE, "--trigger", "mayu", "--fix", "no-trigger")
+    assert (done.code, done.err) == (0, "mended: 1 captions rewritten; --undo takes it back\n")
+    assert second.is_symlink()
+    assert first.read_text() == second.read_text() == "mayu, tree, rain\n"
+    check(root, "--undo")
+    assert second.read_text() == "tree, rain\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_caption_keeps_its_words_when_the_file_behind_its_link_goes(
+    check: Any, folder: Path, root: Path
+) -> None:
+    (folder / "1.png").unlink()  # its caption is an orphan, and what that of 0.png leads to
+    (folder / "0.txt").unlink()
+    (folder / "0.txt").symlink_to("1.txt")
+    words = "mayu, hat 1, tree, rain\n"
+    (folder / "1.txt").write_text(words)
+    done = check(root, *SIZE, "--fix", "orphan-caption")
+    assert (done.code, (folder / "1.txt").exists()) == (0, False)
+    assert (folder / "0.txt").read_text() == words
+    assert "captions rewritten, 1 files moved away" in done.err
+    check(root, "--undo")
+    assert (folder / "1.txt").read_text() == (folder / "0.txt").read_text() == words
+
+
 @pytest.mark.parametrize(
     ("rule", "before", "after", "words"),
     [

@@ -242,6 +242,23 @@ def test_files_have_names_of_their_own(networks: Path, tmp_path: Path) -> None:
     assert shelf.find("other/mina", "prompt").path == other / "mina.safetensors"
 
 
+@pytest.mark.parametrize("name", ["None", "none"])
+def test_a_network_called_none_is_not_the_base(name: str, tmp_path: Path) -> None:
+    """Its label was the base column's, which the network was drawn in the place of."""
+    (tmp_path / "run").mkdir()
+    file = network_with(tmp_path / "run" / f"{name}.safetensors", {})
+    rows, _ = plan("--x", f"file:{file}", "--prompt", "hat")
+    assert [row["file"] for row in rows] == ["None", f"run/{name}"]
+    assert [len(row.get("networks", ())) for row in rows] == [0, 1]
+    assert len({row["path"] for row in rows}) == 2
+    for words in (
+        ("--network", file, "--prompt", "hat"),
+        ("--lora-dir", tmp_path, "--prompt", f"hat <lora:{name}:1>"),
+    ):
+        rows, _ = plan(*words)
+        assert [(row["file"], row["weight"]) for row in rows] == [(f"run/{name}", 1.0)]
+
+
 def test_epochs_are_in_the_order_of_training(networks: Path) -> None:
     names = [path.stem for path in expand_files(str(networks), "--x")]
     assert names == ["mina-000001", "mina-000002", "mina-000010", "mina"]

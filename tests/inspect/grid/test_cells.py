@@ -147,6 +147,15 @@ def test_one_weight_axis_has_the_base_in_front(folder: Path) -> None:
     assert axes_of(grid) == {"weight": ["base", "0.7", "1.3"]}
 
 
+def test_a_tag_of_a_network_called_none_is_no_base(folder: Path) -> None:
+    """A record's file None is the base, as older records have it."""
+    path = str(next(folder.glob("*.png")))
+    tagged = ({"path": path, "prompt": f"a <lora:{name}:1>"} for name in ("None", "m"))
+    assert axes_of(from_lines({"path": path, "prompt": "a", "file": "None"}, *tagged)) == {
+        "file": ["base", "lora:None", "m"]
+    }
+
+
 def test_a_network_that_all_share_is_no_axis(folder: Path) -> None:
     path = str(next(folder.glob("*.png")))
     prompts = ["a <lora:style:0.5>", "a <lora:style:0.5> <lora:m:1>", "a <lora:style:0.5> <lora:m:0.6>"]

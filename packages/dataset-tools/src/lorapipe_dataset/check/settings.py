@@ -133,7 +133,11 @@ MODES = (
 # Of sd-scripts, whose options people have at hand.
 FOREIGN = {
     **refused("name the folder itself: lora-check DIR", "train_data_dir", "image_dir"),
-    **refused("name the folders that the file names", "dataset_config", "in_json"),
+    **refused("name the folders that the file names", "dataset_config"),
+    **refused(
+        "name the folder of the pictures; lora-clean FILE --to txt puts the file's captions beside them",
+        "in_json",
+    ),
 }
 # As the help shows them.
 ORDER = (

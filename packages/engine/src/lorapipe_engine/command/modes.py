@@ -178,10 +178,24 @@ def _click_type(field: Field) -> Any:
         return click.Choice([str(choice) for choice in facts.choices])
     if field.type is int and (facts.min is not None or facts.max is not None):
         low, high = (None if bound is None else int(bound) for bound in (facts.min, facts.max))
-        return click.IntRange(low, high)
+        return _ShownWhole(low, high)
     if field.type is float and facts.above is not None:
-        return click.FloatRange(facts.above, facts.max, min_open=True)
-    return field.type if field.type in (int, float) else str
+        return _ShownNumber(facts.above, facts.max, min_open=True)
+    return str  # numbers are read and checked by the fields
+
+
+class _ShownWhole(click.IntRange):
+    """A range that the help shows. The field reads the value, so that all tools refuse it in the same words."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        return value
+
+
+class _ShownNumber(click.FloatRange):
+    """As :class:`_ShownWhole`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        return value
 
 
 def _shown_default(field: Field) -> str:

@@ -11,8 +11,6 @@ flags, a TOML file and the defaults, in that order.
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 import re
 import types
 import typing
@@ -26,10 +24,11 @@ import click
 
 from lorapipe_engine.command.configuration import Foreign, Given, Translate, is_nothing, read_options
 from lorapipe_engine.command.masking import remember_secrets
-from lorapipe_engine.command.text import printable
+from lorapipe_engine.command.scalars import read_scalar, shown
 from lorapipe_engine.errors import ConfigError
 
 _KEY = "lorapipe"
+_ANY = 1e9  # a bound above it is that of the number's type
 # Headings of what a command does with its settings.
 RUNS, INSTEAD = "The run, or several", "Instead of a run"
 
@@ -359,12 +358,12 @@ def convert(field: Field, value: Any, where: str) -> Any:
         return _pair(field, value, where)
     if field.facts.secret and not isinstance(value, str):
         raise ConfigError(f"{field.label}: expected a text{where}")
-    result = _scalar(field.label, field.type, value, where)
+    result = read_scalar(field.label, field.type, value, where, _mend(field))
     if field.facts.choices is not None and str(result).lower() in field.facts.choices:
         result = result.lower()
     if field.facts.choices is not None and result not in field.facts.choices:
-        shown = ", ".join(map(str, field.facts.choices))
-        raise ConfigError(f"{field.label}: {_shown(result)} is none of {shown}{where}")
+        choices = ", ".join(map(str, field.facts.choices))
+        raise ConfigError(f"{field.label}: {shown(result)} is none of {choices}{where}")
     _check_range(field, result, where)
     return result
 
@@ -379,17 +378,41 @@ def _check_range(field: Field, value: Any, where: str) -> None:
         raise ConfigError(f"{field.label}: {value} is above {high:g}{where}")
 
 
+def _mend(field: Field) -> str:
+    """What may be given for a number, with an example; nothing for what is none."""
+    kind = typing.get_args(field.type)[0] if field.is_list else field.type
+    if kind not in (int, float):
+        return ""
+    low, above, high = field.facts.min, field.facts.above, field.facts.max
+    high = None if high is not None and high > _ANY else high
+    least = above if low is None else low
+    if field.default and isinstance(field.default, int | float):
+        example = f"{field.default:g}"
+    elif kind is int:
+        example = f"{max(low or 0, min(4 if high is None else high, 4)):g}"
+    elif high is not None and high < (least or 0) + 0.5:
+        example = f"{((least or 0) + high) / 2:g}"
+    else:
+        example = "0.5 or 1e-4" if least is None or least < 1e-4 else f"{least + 0.5:g}"
+    if low is not None:
+        return f"; give {low:g} {'or more' if high is None else f'to {high:g}'}, as {example}"
+    bounds = [f"above {above:g}"] if above is not None else []
+    bounds += [f"at most {high:g}"] if high is not None else []
+    return f"; give {' and '.join(bounds)}, as {example}" if bounds else f"; give one as {example}"
+
+
 def _words(field: Field, value: Any, where: str) -> tuple[Any, ...]:
     items = value if isinstance(value, list | tuple) else [value]
     kind = typing.get_args(field.type)[0]
     if typing.get_origin(kind) is tuple:  # of options that take several words each time
         return tuple(tuple(map(str, item)) for item in items)
     if kind is Path:
-        return tuple(_scalar(field.label, kind, item, where) for item in items)
+        return tuple(read_scalar(field.label, kind, item, where) for item in items)
     if kind is not str:
         # Numbers may be words of their own or stand in one, with commas.
         numbers = [part for item in items for part in (item.split(",") if isinstance(item, str) else [item])]
-        values = tuple(_scalar(field.label, kind, number, where) for number in numbers)
+        mend = f"; give numbers with commas between them{_mend(field).replace('; give', ', each', 1)}"
+        values = tuple(read_scalar(field.label, kind, number, where, mend) for number in numbers)
         for number in values:
             _check_range(field, number, where)
         return values
@@ -404,96 +427,12 @@ _SIDES = re.compile(r"\s*[,x×]\s*|\s+")  # between two sides: 512,768 and 512x7
 
 def _pair(field: Field, value: Any, where: str) -> tuple[int, int]:
     items = list(value) if isinstance(value, list | tuple) else _SIDES.split(str(value).strip("()[] "))
-    if len(items) not in (1, 2):
+    if len(items) not in (1, 2) or "" in items:
         raise ConfigError(
-            f"{field.label}: expected one number or two, as 512 or 512,768; got {_shown(value)}{where}"
+            f"{field.label}: expected one number or two, as 512 or 512,768; got {shown(value)}{where}"
         )
-    numbers = [_whole(field.label, item, where) for item in items]
+    mend = "; give one number or two, as 512 or 512,768"
+    numbers = [read_scalar(field.label, int, item, where, mend) for item in items]
     for number in numbers:
         _check_range(field, number, where)
     return numbers[0], numbers[-1]
-
-
-def _scalar(name: str, kind: Any, value: Any, where: str) -> Any:
-    if kind is bool:
-        return _truth(name, value, where)
-    if kind is int:
-        return _whole(name, value, where)
-    if kind is float:
-        return _number(name, value, where)
-    if kind is Path and isinstance(value, Path):
-        return value  # of a file of options, read before
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        mend = "; write it as one text" if isinstance(value, list) else ""
-        raise ConfigError(f"{name}: expected a text, got {_shown(value)}{where}{mend}")
-    text = str(value)
-    if kind is not Path:
-        return text
-    if not text:
-        raise ConfigError(f"{name}: expected a path, got an empty text{where}")
-    if text[:1].isalpha() and text[1:2] == ":" and not text.isprintable():
-        raise ConfigError(
-            f"{name}: {printable(text[:200])} was read with a \\ as an escape{where}; write / for each \\ in a path"
-        )
-    try:
-        usable = b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        usable = False
-    if not usable:
-        raise ConfigError(f"{name}: {text[:200]!a} has a character that no path can have{where}")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{name}: {_shown(text)}: {error}{where}") from None
-
-
-# How programs write switches: the most used GUI for sd-scripts writes 0 and 1.
-_SWITCH = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
-
-
-def _truth(name: str, value: Any, where: str) -> bool:
-    if isinstance(value, bool | str | int):
-        switch = _SWITCH.get(str(value).lower())
-        if switch is not None:
-            return switch
-    raise ConfigError(f"{name}: expected true or false, got {_shown(value)}{where}")
-
-
-def _whole(name: str, value: Any, where: str) -> int:
-    try:
-        digits = _digits(value)
-        if isinstance(digits, str) and "." in digits:
-            digits = float(digits)
-        if isinstance(value, bool) or (isinstance(digits, float) and digits != int(digits)):
-            raise ValueError
-        return int(digits)
-    except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{name}: expected a whole number, got {_shown(value)}{where}") from None
-
-
-def _number(name: str, value: Any, where: str) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(_digits(value))
-    except (ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{name}: expected a number, got {_shown(value)}{where}") from None
-    if not math.isfinite(number):
-        raise ConfigError(f"{name}: {number} is not a usable number{where}")
-    return number
-
-
-def _digits(value: Any) -> Any:
-    """A number's text as people write numbers; Python itself would take 1_0 and other scripts' digits."""
-    if isinstance(value, str) and ("_" in value or not value.isascii()):
-        raise ValueError
-    return value
-
-
-def _shown(value: Any) -> str:
-    """A value as an error shows it, not too long."""
-    import json
-
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = text if len(text) <= 200 else f"{text[:200]}..."
-    return f"'{text}'" if isinstance(value, str) else text

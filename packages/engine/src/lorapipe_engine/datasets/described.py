@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.datasets.losses import loss_notes
 from lorapipe_engine.datasets.scan import Dataset, Folder
 from lorapipe_engine.datasets.signs import sign_notes
 from lorapipe_engine.pictures.layout import few_of, survey
 from lorapipe_engine.settings import DataSettings
+
+_LONGEST_KEY = 60  # letters of one that a line shows
 
 
 def folder_lines(dataset: Dataset) -> list[str]:
@@ -71,9 +74,17 @@ def dataset_notes(data: DataSettings, dataset: Dataset) -> list[str]:
             )
         if spec.validation_split and not any(row.dataset == number for row in dataset.validation):
             notes.append(f"validation_split {spec.validation_split:g} of {counts[number]} pictures is none")
+    # One file may be that of several subsets.
+    notes += dict.fromkeys(_unread(row) for row in dataset.folders if row.unread)
     for row in dataset.folders:
         notes += _caption_notes(row)
     return [*notes, *loss_notes(data, dataset), *sign_notes(data, dataset)]
+
+
+def _unread(row: Folder) -> str:
+    """The keys of a metadata file that nothing reads."""
+    keys = [f"{key[:_LONGEST_KEY]} in {counted(count, 'row')}" for key, count in row.unread]
+    return f"{row.subset.metadata}: not used: {few_of(keys)}; caption and tags are read"
 
 
 def _caption_notes(row: Folder) -> list[str]:

@@ -2,11 +2,16 @@
 
 It is a table of pictures, ``{"a.png": {"caption": "...", "tags": "..."}}``, or lines of JSON that each name theirs as
 ``image_path``. A picture is named by its path, from its folder or whole, with or without its suffix.
+
+Besides caption and tags sd-scripts' tools write what is read from the pictures here: sizes, and where latents are kept.
 """
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +21,33 @@ from lorapipe_engine.pictures.caption_files import one_form
 from lorapipe_engine.pictures.captions import caption_lines, join_tags
 from lorapipe_engine.pictures.layout import find_images
 
+_TEXTS = ("caption", "tags")
+_BESIDE = frozenset(
+    {
+        "image_path",
+        "train_resolution",
+        "image_size",
+        "width",
+        "height",
+        "npz_path",
+        "latents_npz",
+        "latents_path",
+    }
+)
 
-def read_listed(
-    file: Path, folder: Path, separator: str = ",", option: str = "in_json"
-) -> tuple[dict[Path, str], int]:
-    """The captions of a folder's pictures, sorted by path, and how many pictures that the file names are not there.
+
+@dataclass(frozen=True)
+class Listed:
+    """The captions of a folder's pictures, sorted by path; how many pictures that the file names are not there; and how
+    many of its rows have each key that nothing reads, the most first."""
+
+    captions: Mapping[Path, str]
+    missing: int
+    unread: Mapping[str, int]
+
+
+def read_listed(file: Path, folder: Path, separator: str = ",", option: str = "in_json") -> Listed:
+    """What a file says of a folder's pictures.
 
     A caption with tags becomes one text, with ``separator`` between; of several lines all are there. ``option`` is
     named in errors. Raises ConfigError for a file of another form, InputError where none of its pictures is there.
@@ -35,8 +62,10 @@ def read_listed(
         for name in (relative, relative.removesuffix(path.suffix)):
             by_form.setdefault(one_form(name), path)
     captions: dict[Path, str] = {}
+    unread = Counter[str]()
     missing = 0
-    for place, name, row in _rows(file, option):
+    for place, name, row in _rows(file, folder, option):
+        unread.update(word for word in row if word not in _TEXTS and word not in _BESIDE)
         key = _key(name, folder)
         picture = by_name.get(key) or by_stem.get(key) or by_form.get(one_form(key))
         if picture is None:
@@ -49,12 +78,14 @@ def read_listed(
         raise InputError(
             f"{file}: none of its {missing} pictures is in {folder}; name the folder that its paths begin in"
         )
-    return dict(sorted(captions.items())), missing
+    return Listed(dict(sorted(captions.items())), missing, dict(unread.most_common()))
 
 
-def _rows(file: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def _rows(file: Path, folder: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """The place, the picture's name and the entry of each picture."""
     text = read_text(file, MOST_JSON, option)
+    if file.suffix.lower() == ".csv":
+        raise ConfigError(f"{option}: {file}: is no JSON; {_conversion(file, folder)}")
     if file.suffix.lower() == ".jsonl":
         for number, line in enumerate(text.split("\n"), 1):  # other line ends may stand in a caption
             if line.strip():
@@ -62,11 +93,30 @@ def _rows(file: Path, option: str) -> Iterator[tuple[str, str, Mapping[str, Any]
                 row = _table(parse_json(line, place), place)
                 name = row.get("image_path")
                 if not isinstance(name, str):
-                    raise ConfigError(f"{place}: image_path: missing, the path of the picture")
+                    raise ConfigError(f"{place}: {_no_path(row, file, folder)}")
                 yield place, name, row
         return
     for name, row in _table(parse_json(text, str(file)), str(file)).items():
         yield f"{file}: {name}", name, _table(row, f"{file}: {name}")
+
+
+def _no_path(row: Mapping[str, Any], file: Path, folder: Path) -> str:
+    """Why a line names no picture, with the way to have it read where it is one of a form that lora-clean reads."""
+    if isinstance(row.get("file_name"), str):
+        return f"is in Hugging Face's form (file_name), not in sd-scripts'; {_conversion(file, folder)}"
+    if isinstance(row.get("path"), str):
+        words = ["lora-clean", "-", "--to", "kohya", "-o", str(file.with_suffix(".json"))]
+        command = f"{shlex.join(words)} < {shlex.quote(str(file))}"
+        return f"is a record (path), not in sd-scripts' form; give what this writes: {command}"
+    return "image_path: missing, the path of the picture"
+
+
+def _conversion(file: Path, folder: Path) -> str:
+    """The command that makes a file of this form; names in such files begin where they lie."""
+    inside = folder / file.name
+    first = "" if file.parent.resolve() == folder.resolve() else f"put it into {folder} and "
+    words = ["lora-clean", str(inside), "--to", "kohya", "-o", str(inside.with_suffix(".json"))]
+    return f"{first}give what this writes: {shlex.join(words)}"
 
 
 def _table(value: Any, place: str) -> Mapping[str, Any]:
@@ -88,7 +138,7 @@ def _key(name: str, folder: Path) -> str:
 
 def _text(row: Mapping[str, Any], separator: str, place: str) -> str:
     parts = []
-    for key in ("caption", "tags"):
+    for key in _TEXTS:
         value = row.get(key)
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             value = join_tags(value, separator)

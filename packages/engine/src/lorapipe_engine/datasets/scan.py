@@ -45,8 +45,8 @@ class Folder:
     """A subset as it was found: its pictures, those without a caption file, those whose file is empty, those whose
     caption came by a link out of the dataset, those of whose caption only the first line is trained, and the names of
     those that share one file of a caption with others.
-    Where a file names the pictures: those of it that are ``missing`` in the folder, and those of the folder that are
-    ``unlisted`` in it."""
+    Where a file names the pictures: those of it that are ``missing`` in the folder, those of the folder that are
+    ``unlisted`` in it, and in how many of its rows each key is ``unread``."""
 
     subset: Subset
     dataset: int
@@ -58,6 +58,7 @@ class Folder:
     unlisted: int = 0
     cut_captions: int = 0
     shared: tuple[str, ...] = ()
+    unread: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class _Source:
     captions: Mapping[Path, str] | None = None
     missing: int = 0
     unlisted: int = 0
+    unread: tuple[tuple[str, int], ...] = ()
 
 
 def scan(data: DataSettings, seed: int = 0, finest: int = FINEST_STEP, processes: int = 1) -> Dataset:
@@ -178,9 +180,10 @@ def _source(number: int, subset: Subset, option: str) -> _Source:
     """The pictures of a subset: all of its folder, or those that its file names."""
     if subset.metadata is None:
         return _Source(number, subset, find_images(subset.folder))
-    captions, missing = read_listed(subset.metadata, subset.folder, subset.captions.separator, option)
+    listed = read_listed(subset.metadata, subset.folder, subset.captions.separator, option)
+    captions, unread = listed.captions, tuple(listed.unread.items())
     unlisted = len(find_images(subset.folder, recursive=True)) - len(captions)
-    return _Source(number, subset, list(captions), captions, missing, unlisted)
+    return _Source(number, subset, list(captions), captions, listed.missing, unlisted, unread)
 
 
 def _scan_subset(
@@ -237,6 +240,7 @@ def _scan_subset(
         source.unlisted,
         cut,
         shared,
+        source.unread,
     )
     return folder, rows
 

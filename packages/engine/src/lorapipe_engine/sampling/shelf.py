@@ -85,7 +85,8 @@ def check_strength(value: str | float, where: str) -> float:
 class Shelf:
     """The networks that a plan knows by name: those of its axes and options, and all of some folders.
 
-    A name is the file's without its ending; where two files have one name, folders are put before it.
+    A name is the file's without its ending; where two files have one name, or a file's name stands for no network,
+    folders are put before it.
     """
 
     def __init__(self, folders: Iterable[Path] = ()) -> None:
@@ -103,7 +104,7 @@ class Shelf:
         given, where = self._paths[path.resolve()], path.resolve()
         for depth in range(1, len(where.parts) + 1):
             name = _name(where, depth)
-            if sum(_name(known, depth) == name for known in self._paths) == 1:
+            if not _means_none(name) and sum(_name(known, depth) == name for known in self._paths) == 1:
                 return NetworkFile(given, name)
         return NetworkFile(given, _name(where, len(where.parts)))
 
@@ -114,7 +115,7 @@ class Shelf:
         """
         paths = [given for where, given in self._paths.items() if _is_called(where, name)]
         if len(paths) == 1:
-            return NetworkFile(paths[0], name)
+            return self.file(paths[0]) if _means_none(name) else NetworkFile(paths[0], name)
         if paths:
             raise ConfigError(
                 f"{where}: <lora:{name}> may be {paths[0]} or {paths[1]}; write more of the path"
@@ -148,6 +149,11 @@ def _name(path: Path, depth: int = 1) -> str:
     """The last ``depth`` parts of a path without its ending; an adapter's file is called as its folder."""
     whole = path.parent if path.name in PEFT_FILES else path.with_suffix("")
     return "/".join(whole.parts[-depth:])
+
+
+def _means_none(name: str) -> bool:
+    """Whether a label of this name would be that of a picture without a network."""
+    return name.casefold() == NO_NETWORK.casefold()
 
 
 def _is_called(path: Path, name: str) -> bool:

@@ -287,7 +287,8 @@ def _with_tags(cell: Cell, common: set[Tag]) -> Cell:
     values = dict(cell.values)
     for place, tag in enumerate([tag for tag in cell.tags or () if tag not in common], 1):
         end = f" {place}" if place > 1 else ""
-        values[f"file{end}"] = tag.name
+        # A tag is a network, whatever it is called.
+        values[f"file{end}"] = f"lora:{tag.name}" if tag.name in _NO_FILE else tag.name
         if tag.te == tag.unet:
             values[f"weight{end}"] = _number(tag.te)
         else:

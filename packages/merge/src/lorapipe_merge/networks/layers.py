@@ -99,7 +99,7 @@ def _check_kinds(network: Applied) -> None:
         )
         raise InputError(
             f"{network.name}: {kinds}: what they change depends on the base model, so they cannot be added to other "
-            "networks; merge such a network into a checkpoint"
+            "networks; merge such a network into a checkpoint: lora-merge BASE NETWORK:RATIO -o MERGED"
         )
 
 

@@ -156,7 +156,6 @@ def _merge(chosen: Sequence[tuple[str, float]], wishes: Wishes) -> NetworksRepor
             return _merge_open(networks, wishes, [])
         ordered, how = averaged(networks, average)
         names = ", ".join(Path(network.name).name for network in ordered)
-        wishes = _with_first_rank(ordered[0], wishes)
         return _merge_open(ordered, wishes, [f"averaged {how}: {names}"])
 
 
@@ -191,7 +190,8 @@ def _with_first_rank(first: Applied, wishes: Wishes) -> Wishes:
     largest = max((rank for rank in ranks if rank), default=None)
     if largest is None:
         raise ConfigError(
-            f"{first.name}: is no plain LoRA, whose rank an average could have; give --new-rank"
+            f"{first.name}: is no plain LoRA, whose rank an average could have; give --new-rank N, or --mode concat, "
+            "which is exact"
         )
     return replace(wishes, first_rank=largest)
 
@@ -199,6 +199,9 @@ def _with_first_rank(first: Applied, wishes: Wishes) -> Wishes:
 def _merge_open(networks: Sequence[Applied], wishes: Wishes, notes: Sequence[str]) -> NetworksReport:
     family = common_family(networks)
     layers = collect_layers(networks, family)
+    if wishes.average is not None:
+        # Only once it is known that they can be added up: no rank helps those that cannot.
+        wishes = _with_first_rank(networks[0], wishes)
     if wishes.blocks is not None:
         layers, gone = weigh_blocks(layers, parse_blocks(wishes.blocks, family), family)
         notes = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,31 @@ class _Desk:
         self.copies: dict[Path, Path] = {}
         names = [picture.path for picture in dataset.pictures]
         self.taken = {_folded(path) for path in [*names, *dataset.others, *dataset.masks]}
+        self.real: dict[Path, str] = {}
+        read = [one.caption_path for one in dataset.pictures if one.caption_path and one.caption is not None]
+        self.owners = {self.place(path): path for path in read if not path.is_symlink()}
+
+    def place(self, path: Path) -> str:
+        """Where a file lies that other names may lead to."""
+        if path.is_symlink():
+            return os.path.realpath(path)
+        if path.parent not in self.real:
+            self.real[path.parent] = os.path.realpath(path.parent)
+        return os.path.join(self.real[path.parent], path.name)  # noqa: PTH118 - as realpath has it
+
+    def file_of(self, caption: Path) -> Path:
+        """The caption itself, or that of another picture which it is a link to: it is written once, for both."""
+        return self.owners.get(self.place(caption), caption)
 
     def edit(self, finding: Finding, change: Callable[[Tags, Mapping[str, Any]], Tags]) -> None:
         """Change the tags of each picture's caption."""
         for path in finding.paths:
             picture = self.pictures.get(path)
             if picture is not None and picture.caption_path is not None and picture.caption is not None:
-                tags = list(self.captions.get(picture.caption_path, picture.pieces))
-                self.captions[picture.caption_path] = change(tags, finding.data)
+                caption = self.file_of(picture.caption_path)
+                self.captions[caption] = change(
+                    list(self.captions.get(caption, picture.pieces)), finding.data
+                )
 
     def remove(self, path: Path) -> None:
         """Let a file go; with a picture its captions, unless another picture has them."""
@@ -112,16 +130,33 @@ class _Desk:
 
     def repairs(self) -> Repairs:
         """What is to be done in the end; a file that goes is not edited first."""
-        texts = {}
+        texts = {link: self.text_of(link, picture) for link, picture in self.left_behind()}
         for path, tags in self.captions.items():
             picture = next(p for p in self.pictures.values() if p.caption_path == path)
             if path not in self.gone and (tags != picture.pieces or path in self.joined):
-                root = picture.place.root
-                rest = [] if path in self.joined else _lines(path, root)[1:]
-                texts[path] = read_within(path, root), "\n".join([join_caption(tags, ", "), *rest]) + "\n"
+                texts[path] = self.text_of(path, picture)
         renamed = [(old, new) for old, new in self.renamed.items() if old not in self.gone]
         copies = [(old, new) for new, old in self.copies.items() if old not in self.gone]
         return Repairs(texts, list(self.gone), renamed, copies)
+
+    def text_of(self, path: Path, picture: Picture) -> tuple[bytes, str]:
+        """The bytes of a caption, and its text as edited."""
+        root, caption = picture.place.root, self.file_of(path)
+        lines = _lines(path, root)
+        if caption in self.captions:
+            rest = [] if caption in self.joined else lines[1:]
+            lines = [join_caption(self.captions[caption], ", "), *rest]
+        return read_within(path, root), "\n".join(lines) + "\n"
+
+    def left_behind(self) -> Iterator[tuple[Path, Picture]]:
+        """The captions that stay and are links to files that go or get another name: they become files of their own."""
+        going = {self.place(path) for path in [*self.gone, *self.renamed] if not path.is_symlink()}
+        for picture in self.pictures.values() if going else ():
+            link = picture.caption_path
+            if link is None or picture.caption is None or link in self.gone or not link.is_symlink():
+                continue
+            if self.place(link) in going:
+                yield link, picture
 
 
 def _folded(path: Path) -> tuple[Path, str]:
@@ -184,9 +219,9 @@ def _editing(change: Callable[[Tags, Mapping[str, Any]], Tags]) -> Callable[[_De
 def _join_lines(desk: _Desk, finding: Finding) -> None:
     for picture in (desk.pictures[path] for path in finding.paths):
         if path := picture.caption_path:
-            lines = _lines(path, picture.place.root)
-            desk.captions[path] = [tag for line in lines for tag in split_caption(line, (",",))]
-            desk.joined.add(path)
+            lines, caption = _lines(path, picture.place.root), desk.file_of(path)
+            desk.captions[caption] = [tag for line in lines for tag in split_caption(line, (",",))]
+            desk.joined.add(caption)
 
 
 def _lines(path: Path, root: Path | None) -> list[str]:
