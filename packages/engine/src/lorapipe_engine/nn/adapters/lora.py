@@ -59,6 +59,9 @@ class Lora(Factored):
         self.lora_up = nn.Parameter(torch.zeros(shapes["lora_up"], device=device, dtype=torch.float32))
         if device.type != "meta":
             nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
+        # Looked at in every pass of every layer, so it is a number.
+        out, into = base.weight.shape[:2]
+        self._wide_above = _wide_above(out, into, rank) if self._may_be_wide else math.inf
 
     @classmethod
     def create(cls, base: nn.Module, size: Size, dropouts: Dropouts, options: Options) -> Self:
@@ -94,19 +97,10 @@ class Lora(Factored):
         return self._add(out, hidden, self.multiplier * scale)
 
     def _is_wide(self, x: Tensor) -> bool:
-        """Whether one product with W + ΔW costs less than three, forward and backward, and rounds nothing away.
-
-        A row of ``x`` costs in · out for the gradient of W + ΔW, and 3 · r · (in + out) with the factors. So in a layer
-        of 64 by 64 a rank above 10 is wide. On a GPU fused blocks do better than either.
-        """
-        base = self.base
-        if x.device.type != "cpu" or x.dtype != torch.float32 or base.weight.dtype != torch.float32:
+        """Whether one product with W + ΔW costs less than three, forward and backward, and rounds nothing away."""
+        if x.numel() <= self._wide_above or x.device.type != "cpu" or (self.training and self.dropouts.any):
             return False
-        if type(base) is not nn.Linear or not is_low_rank(self) or (self.training and self.dropouts.any):
-            return False
-        out, into = base.weight.shape
-        rows = x.numel() // into
-        return rows * into * out + 3 * self.rank * into * out < 3 * rows * self.rank * (into + out)
+        return x.dtype == torch.float32 == self.weight.dtype
 
     def _with_changed_weight(self, x: Tensor) -> Tensor:
         weight = torch.addmm(
@@ -183,6 +177,10 @@ class Lora(Factored):
         return norms
 
     @property
+    def _may_be_wide(self) -> bool:
+        return type(self.base) is nn.Linear and is_low_rank(self)
+
+    @property
     def _rank_axis(self) -> int:
         return 1 if isinstance(self.base, nn.Conv2d) else -1
 
@@ -193,6 +191,16 @@ class Lora(Factored):
         if not first:
             return F.conv2d(x, weight)
         return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation)
+
+
+def _wide_above(out: int, into: int, rank: int) -> float:
+    """Above how many values of an input a product with W + ΔW costs less than three, forward and backward.
+
+    A row costs in · out for the gradient of W + ΔW, and 3 · r · (in + out) with the factors; W + ΔW itself costs
+    3 · r · in · out. So in a layer of 64 by 64 a rank above 10 is wide. On a GPU fused blocks do better than either.
+    """
+    saved = 3 * rank * (into + out) - into * out
+    return into * (3 * rank * into * out) / saved if saved > 0 else math.inf
 
 
 class DressedLora(Lora):
