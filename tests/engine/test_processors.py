@@ -10,34 +10,48 @@ from pathlib import Path
 import pytest
 
 from lorapipe_engine.command.process import processors
-from lorapipe_engine.command.process.processors import COUNTS, WAITING
+from lorapipe_engine.command.process.processors import AWAKE, COUNTS, WAITING
 
 # lora-train's start, and then torch: OpenMP says what it has read when it is loaded.
 PROGRAM = """
 import sys
-from lorapipe_engine.cli import train_main
-sys.argv = ["lora-train", "--version"]
+from lorapipe_engine.{module} import {name}_main
+sys.argv = ["lora-{name}", "--version"]
 try:
-    train_main()
+    {name}_main()
 finally:
     import torch
 """
+MODULES = {"train": "cli", "sample": "sample_cli"}
 
 
-def policy_of_openmp(**settings: str) -> str:
-    """The line of OpenMP's own settings that tells how threads wait."""
-    environment = {name: value for name, value in os.environ.items() if name not in (WAITING, *COUNTS)}
-    environment |= {"OMP_DISPLAY_ENV": "TRUE", **settings}
-    words = [sys.executable, "-c", PROGRAM]
+def settings_of_openmp(tool: str, **settings: str) -> dict[str, str]:
+    """How threads wait, by OpenMP's own word."""
+    environment = {name: value for name, value in os.environ.items() if name not in (WAITING, AWAKE, *COUNTS)}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **settings}
+    words = [sys.executable, "-c", PROGRAM.format(module=MODULES[tool], name=tool)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120, check=True)
-    return next(line for line in done.stderr.splitlines() if WAITING in line)
+    pairs = [line.split("=", 1) for line in done.stderr.splitlines() if "=" in line]
+    return {name.split()[-1]: value.strip().strip("'") for name, value in pairs}
 
 
 @pytest.mark.torch
-def test_threads_sleep_while_they_wait_unless_the_user_has_them_awake() -> None:
+@pytest.mark.parametrize(
+    ("tool", "given", "policy", "turns"),
+    [
+        ("train", {}, "PASSIVE", "10000"),
+        ("sample", {}, "PASSIVE", "10000"),
+        ("train", {AWAKE: "7"}, "PASSIVE", "7"),
+        ("train", {WAITING: "PASSIVE"}, "PASSIVE", "0"),
+        ("train", {WAITING: "ACTIVE"}, "ACTIVE", "30000000000"),
+    ],
+)
+def test_threads_wait_awake_for_a_moment_unless_the_user_says_how(
+    tool: str, given: dict[str, str], policy: str, turns: str
+) -> None:
     pytest.importorskip("torch")
-    assert "'PASSIVE'" in policy_of_openmp()
-    assert "'ACTIVE'" in policy_of_openmp(OMP_WAIT_POLICY="ACTIVE")
+    found = settings_of_openmp(tool, **given)
+    assert (found[WAITING], found[AWAKE]) == (policy, turns)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +90,7 @@ def test_threads_are_no_more_than_the_share(
 ) -> None:
     in_groups(tmp_path, monkeypatch, {"a/b": limit})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)), raising=False)
-    for name in (WAITING, *COUNTS):
+    for name in (WAITING, AWAKE, *COUNTS):
         monkeypatch.setenv(name, given or "")  # so that it is put back
         if name != COUNTS[0] or given is None:
             monkeypatch.delenv(name)

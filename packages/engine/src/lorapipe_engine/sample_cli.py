@@ -11,6 +11,7 @@ import click
 
 from lorapipe_engine.command.modes import mode_options, read_mode
 from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
+from lorapipe_engine.command.process.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.tool import LaunchedCommand, say, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
@@ -67,4 +68,5 @@ def _draw(plan: Any, chosen: Any) -> int:
 def sample_main() -> None:
     """Entry point of ``lora-sample``."""
     OWN_PROCESS.set(True)
+    share_processors()
     lora_sample.main()

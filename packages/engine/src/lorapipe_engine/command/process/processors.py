@@ -2,7 +2,8 @@
 
 torch's threads meet after every operation, thousands of times a second. Whoever comes first waits in a loop that keeps
 its core busy, and beside other work the thread that is waited for then queues behind those that wait. Threads that
-sleep instead cost a little time where nothing else runs, and save most of it where something does (docs/benchmarks.md).
+sleep at once do better there, but on some machines waking them takes longer than most operations. So they wait awake
+for a moment first, some tenth of a millisecond (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ import os
 from pathlib import Path
 
 WAITING = "OMP_WAIT_POLICY"
+AWAKE, MOMENT = (
+    "GOMP_SPINCOUNT",
+    "10000",
+)  # turns of the loop before a thread sleeps; libgomp's own, so Linux alone
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -24,12 +29,15 @@ def processors() -> int:
 
 
 def share_processors() -> None:
-    """Have the OpenMP threads of this process sleep while they wait, and be no more than a container's share allows.
+    """Have the OpenMP threads of this process sleep where they wait for long, and be no more than a container's share
+    allows.
 
     Call it at the start of a program of our own, since torch reads the environment when it is loaded. Programs that
     this one starts have the same. What the user has set stays.
     """
-    os.environ.setdefault(WAITING, "PASSIVE")
+    if WAITING not in os.environ:
+        os.environ[WAITING] = "PASSIVE"
+        os.environ.setdefault(AWAKE, MOMENT)
     # Where no share is smaller torch itself counts best: cores, where processors are two to a core.
     if processors() < _bound_to() and not any(name in os.environ for name in COUNTS):
         os.environ[COUNTS[0]] = str(processors())
