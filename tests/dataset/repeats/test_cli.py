@@ -263,32 +263,6 @@ def test_strange_names(draw: Any, repeats: Any, tmp_path: Path) -> None:
     assert "5 of 6 pictures have no caption" in done.err
 
 
-@pytest.mark.parametrize("name", ["3_", "3_ "])
-def test_a_folder_of_repeats_alone_needs_a_name(name: str, draw: Any, repeats: Any, tmp_path: Path) -> None:
-    """It would become 133_3_, and pictures without a caption be trained on "3_"."""
-    draw("3_maid", 2)
-    pictures = draw(name, 2)
-    folder = tmp_path / "pictures" / name
-    told = f"{folder}: its name has repeats and no concept; rename it to '3_NAME', or give --concept NAME"
-    for words in ([tmp_path / "pictures"], [folder, "--rename"], [folder, "-o", tmp_path / "set"]):
-        done = repeats(*words)
-        assert (done.code, done.out) == (2, "")
-        assert told in done.err
-    done = repeats("-o", tmp_path / "set", stdin=lines({"path": str(pictures[0])}))
-    assert (done.code, told in done.err) == (2, True)
-    named = lines({"path": str(pictures[0]), "trigger": "tea"})
-    done = repeats("-o", tmp_path / "set", "--repeats", "4", stdin=named)
-    assert (done.code, names(tmp_path / "set")) == (0, ["4_tea"])
-    done = repeats(folder, "--rename", "--repeats", "5", "--concept", "cup")
-    assert (done.code, names(tmp_path / "pictures")) == (0, ["3_maid", "5_cup"])
-
-
-def test_a_folder_switched_off_and_named_is_its_concept(draw: Any, repeats: Any, tmp_path: Path) -> None:
-    draw("0_maid", 2)
-    done = repeats(tmp_path / "pictures/0_maid", "--rename", "--repeats", "5")
-    assert (done.code, names(tmp_path / "pictures")) == (0, ["5_maid"])
-
-
 def test_loops_are_not_followed(draw: Any, repeats: Any, tmp_path: Path) -> None:
     draw("raw", 2)
     root = tmp_path / "pictures"

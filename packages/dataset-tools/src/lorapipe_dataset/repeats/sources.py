@@ -80,7 +80,7 @@ class Gathered:
 def gather(records: Iterable[Record], *, concept: str | None, recursive: bool) -> Gathered:
     """Sort what the records name into concepts: ``concept`` if given, else the record's own word, else its folder.
 
-    Raises InputError where there is no picture at all, a folder cannot be read, or its name has no concept.
+    Raises InputError where there is no picture at all, or a folder cannot be read.
     """
     gathered = Gathered()
     number = 0
@@ -108,12 +108,9 @@ def _add_folder(gathered: Gathered, folder: Path, concept: str | None, recursive
         raise InputError(laid.unread[0])
     for part in laid.parts:
         if part.reason is None or (recursive and part.is_inner):
-            if not part.pictures:
-                continue
-            weight = read_name(part.top)[1]
-            name = concept or _own_name(part.top)
+            name, weight = read_name(part.top)
             for picture in part.pictures:
-                gathered.add(name, Source(part.path / picture, root=folder), weight)
+                gathered.add(concept or name, Source(part.path / picture, root=folder), weight)
     lines = laid.left_out(inner=not recursive, hint=" (--recursive takes them in)")
     gathered.notes += [f"{folder}: left out: {line}" for line in lines]
 
@@ -127,9 +124,9 @@ def _add_record(gathered: Gathered, record: Record, concept: str | None) -> None
     elif path.suffix.lower() not in IMAGE_SUFFIXES:
         gathered.failures.append(f"{path}: not a picture that is trained ({path.suffix or 'no suffix'})")
     else:
-        folder = path.absolute().parent
+        name, weight = read_name(path.absolute().parent)
         word = concept or _word(data, "concept") or _trigger(data)
-        gathered.add(word or _own_name(folder), Source(path, _caption(data)), read_name(folder)[1])
+        gathered.add(word or name, Source(path, _caption(data)), weight)
 
 
 def _word(data: Mapping[str, Any], key: str) -> str | None:
@@ -148,21 +145,10 @@ def _caption(data: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _own_name(folder: Path) -> str:
-    """The concept that a folder is named after. Raises InputError for one of repeats alone, ``6_``."""
-    name = folder.name or folder.resolve().name
-    if name and not concept_of(name, off=True).strip():
-        raise InputError(
-            f"{folder}: its name has repeats and no concept; rename it to '{name.strip()}NAME', or give "
-            "--concept NAME, which all pictures get then"
-        )
-    return read_name(folder)[0]
-
-
 def read_name(folder: Path) -> tuple[str, float | None]:
-    """What a folder's name says: the concept of ``6_maid`` and ``0_maid``; concept and weight of ``{1.5}maid``."""
+    """What a folder's name says: the concept of ``6_maid``; concept and weight of ``{1.5}maid``."""
     name = folder.name or folder.resolve().name or "concept"
-    concept = concept_of(name, off=True)
+    concept = concept_of(name)
     if concept and concept != name:
         return concept, None
     if (match := _WEIGHTED.fullmatch(name)) and float(match[1]) > 0:

@@ -75,13 +75,10 @@ def as_repeat_folder(path: Path) -> RepeatFolder | None:
     return RepeatFolder(path, int(match.group(1)), match.group(2))
 
 
-def concept_of(name: str, *, off: bool = False) -> str:
-    """The concept that a folder's name stands for: what is behind its repeats, all of it where it has none.
-
-    ``off``: 0 repeats count as such too, as of a folder that the user names though it is switched off.
-    """
+def concept_of(name: str) -> str:
+    """The concept that a folder's name stands for: what is behind its repeats, all of it where it has none."""
     match = _REPEATS.fullmatch(name)
-    return match.group(2) if match and (1 - off) <= int(match.group(1)) <= MOST_REPEATS else name
+    return match.group(2) if match and 1 <= int(match.group(1)) <= MOST_REPEATS else name
 
 
 def is_switched_off(name: str) -> bool:
