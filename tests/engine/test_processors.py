@@ -39,8 +39,8 @@ def settings_of_openmp(tool: str, **settings: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("tool", "given", "policy", "turns"),
     [
-        ("train", {}, "PASSIVE", "10000"),
-        ("sample", {}, "PASSIVE", "10000"),
+        ("train", {}, "PASSIVE", "3000"),
+        ("sample", {}, "PASSIVE", "3000"),
         ("train", {AWAKE: "7"}, "PASSIVE", "7"),
         ("train", {WAITING: "PASSIVE"}, "PASSIVE", "0"),
         ("train", {WAITING: "ACTIVE"}, "ACTIVE", "30000000000"),

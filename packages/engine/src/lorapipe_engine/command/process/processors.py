@@ -3,7 +3,7 @@
 torch's threads meet after every operation, thousands of times a second. Whoever comes first waits in a loop that keeps
 its core busy, and beside other work the thread that is waited for then queues behind those that wait. Threads that
 sleep at once do better there, but on some machines waking them takes longer than most operations. So they wait awake
-for a moment first, some tenth of a millisecond (docs/benchmarks.md).
+for a moment first (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import os
 from pathlib import Path
 
 WAITING = "OMP_WAIT_POLICY"
-AWAKE, MOMENT = (
-    "GOMP_SPINCOUNT",
-    "10000",
-)  # turns of the loop before a thread sleeps; libgomp's own, so Linux alone
+AWAKE, MOMENT = "GOMP_SPINCOUNT", "3000"  # turns before a thread sleeps; libgomp's own, so Linux alone
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
