@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
 from PIL import Image  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
@@ -228,6 +228,29 @@ def test_a_broken_network_among_others(sample: Sampler, networks: Path, tmp_path
     assert "short.safetensors" in complaints[0] + complaints[1]
     wrong = "wrong.safetensors: is for Stable Diffusion XL, but the base is Stable Diffusion 1.x; its pictures are left"
     assert any(wrong in line for line in complaints)
+
+
+def test_a_network_whose_pictures_are_no_numbers_among_others(
+    sample: Sampler, networks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "networks"
+    folder.mkdir()
+    shutil.copy(networks / "one.safetensors", folder)
+    tensors = load_file(folder / "one.safetensors")
+    burst = {name: t * 1e25 if name.endswith("lora_up.weight") else t for name, t in tensors.items()}
+    save_file(burst, folder / "burst.safetensors")
+    rows = sample(
+        *(folder / f"{name}.safetensors" for name in ("burst", "one")),
+        *("--x", "seed:1,2", "-o", tmp_path / "out"),
+        status=1,
+    )
+    assert sorted(row["file"] for row in rows) == ["None", "None", "one", "one"]
+    complaints = [line for line in sample.said.splitlines() if "error" in line]
+    assert len(complaints) == 2
+    assert all(
+        "burst.safetensors gives are not numbers (NaN); this picture is left out" in c for c in complaints
+    )
+    assert {str(path) for path in (tmp_path / "out").iterdir()} == {row["path"] for row in rows}
 
 
 def test_a_full_disk_ends_the_run_and_leaves_whole_pictures(sample: Sampler, tmp_path: Path) -> None:

@@ -94,6 +94,40 @@ def test_networks_are_swapped_without_another_graph(tmp_path: Path) -> None:
     assert farthest(first[0], first[1]) > 5
 
 
+def test_known_networks_are_drawn_without_waiting_for_the_card(tmp_path: Path) -> None:
+    fast = make_painter(fused=True, decoding=torch.float16)
+    networks = [
+        write_network(tmp_path / f"{seed}.safetensors", fast.family, rank=8, seed=seed) for seed in range(2)
+    ]
+    cells = [cell_of(seed) for seed in range(2)]
+    first = [pictures(fast, [row], cells) for row in networks]
+    fast._texts.clear()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = []
+        for row in networks:
+            fast.swapper.use([row])
+            again.append(list(fast.draw([replace(cell, networks=(row,)) for cell in cells])))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for some, others in zip(first, again, strict=True):
+        assert farthest(some, [torch.tensor(list(p.image().tobytes())).int() for p in others]) == 0
+
+
+def test_networks_read_ahead_draw_as_those_that_are_not(tmp_path: Path) -> None:
+    one, other = make_painter(fused=True), make_painter(fused=True)
+    networks = [
+        write_network(tmp_path / f"{seed}.safetensors", one.family, rank=8, seed=seed) for seed in range(12)
+    ]
+    cells = [cell_of(seed) for seed in range(2)]
+    for row, following in zip(networks, [*networks[1:], networks[0]], strict=True):
+        one.swapper.use([row])
+        one.swapper.expect([following.file.path])
+        asked = [replace(cell, networks=(row,)) for cell in cells]
+        drawn = [torch.tensor(list(p.image().tobytes())).int() for p in list(one.draw(asked))]
+        assert farthest(drawn, pictures(other, [row], cells)) == 0
+
+
 def test_captured_steps_go_on_after_networks_of_other_algorithms(tmp_path: Path) -> None:
     said: list[str] = []
     plain, fast = make_painter(fused=False), make_painter(fused=True, say=said.append)

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lorapipe_engine.nn.sending import sent
+
 
 def _rows(x: Tensor) -> Tensor:
     """x itself where its rows, of any length, follow each other at one distance, as those of a slice of channels do
@@ -207,9 +209,9 @@ class CopyTable:
         ]
         table = torch.tensor(rows, dtype=torch.int64).view(-1, 5)
         self.kept = (list(sources), list(targets))
-        self.table = table.to(device)
-        self.jobs = _blocks_of(table[:, 4], self.BLOCK).to(device)
-        self.scales = torch.tensor(list(scales), dtype=torch.float32, device=device)
+        self.table = sent(table, device)
+        self.jobs = sent(_blocks_of(table[:, 4], self.BLOCK), device)
+        self.scales = sent(torch.tensor(list(scales), dtype=torch.float32), device)
 
     def run(self) -> None:
         sources, targets = self.kept

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.nn.sending import sent
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.clip import ClipPair
 from lorapipe_engine.train.families.text import Conditioning, TextEncoder
@@ -38,4 +39,4 @@ class StableDiffusionXL(Family):
 
     def plain_geometry(self, count: int, width: int, height: int) -> Tensor:
         row = [height, width, 0, 0, height, width]
-        return torch.tensor([row] * count, dtype=torch.float32, device=self.device)
+        return sent(torch.tensor([row] * count, dtype=torch.float32), self.device)

@@ -36,7 +36,7 @@ from lorapipe_engine.train.processes import Processes, join_sharing, own_device
 from lorapipe_engine.train.sample.batching import batches
 from lorapipe_engine.train.sample.forecast import Forecast
 from lorapipe_engine.train.sample.networks import NetworkProblem
-from lorapipe_engine.train.sample.picture import CellPainter, Drawn
+from lorapipe_engine.train.sample.picture import CellPainter, Drawn, NoPicture
 from lorapipe_engine.train.sample.writing import Writer
 
 LINE_EVERY = 30.0  # seconds
@@ -73,6 +73,7 @@ class _Drawing:
         self.asked, self.result = chosen[DrawSettings], chosen[ResultSettings]
         self.models = chosen[ModelSettings]
         self.broken: dict[Path, None] = {}
+        self.without_numbers: set[Path] = set()
         self.left_out = 0
         self.texts: dict[Path, str] = {}
         self.cells: dict[Path, list[Placed]] = {}
@@ -249,12 +250,26 @@ class _Drawing:
             self._draw_batch(painter, smaller_batch, bar)
 
     def _write(self, path: Path, drawn: Drawn) -> None:
+        try:
+            picture = drawn.image()
+        except NoPicture:
+            self.without_numbers.add(path)
+            return
         with atomic_write(path, force=self.asked.overwrite, wait=False) as file:
-            save_with_parameters(drawn.image(), file, path.suffix, self.texts[path])
+            save_with_parameters(picture, file, path.suffix, self.texts[path])
 
     def _done(self, path: Path, bar: Progress) -> None:
         bar.update()
-        self._record(path)
+        if path in self.without_numbers:
+            self._tell_without_numbers(path)
+        else:
+            self._record(path)
+
+    def _tell_without_numbers(self, path: Path) -> None:
+        self.left_out += 1
+        cell = self.cells[path][0].cell
+        names = " with ".join([f"{cell.base}", *(f"{row.file.path}" for row in cell.networks)])
+        complain(f"{path.name}: what {names} gives are not numbers (NaN); this picture is left out")
 
     def _record(self, path: Path) -> None:
         for placed in self.cells[path]:

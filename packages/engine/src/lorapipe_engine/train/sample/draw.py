@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lorapipe_engine.nn.sending import sent
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
 from lorapipe_engine.train.objective.objective import Objective
@@ -95,7 +96,7 @@ def first_noise(family: Family, width: int, height: int, generators: Sequence[to
     """Unit noise (B, C, h, w) for pictures of width x height pixels, of each picture's own generator."""
     size = family.latent_size(width, height)
     noise = [torch.randn(family.latent_channels, *size, generator=generator) for generator in generators]
-    return torch.stack(noise).to(family.device)
+    return sent(torch.stack(noise), family.device)
 
 
 def denoise(walk: Any, predict: Predict, latents: Tensor, **extra: object) -> Tensor:
@@ -130,7 +131,7 @@ class Guidance:
         negative, positive = texts
         if negative.hidden.shape == positive.hidden.shape:
             texts = [Conditioning.joined(texts)]
-        scale = torch.tensor(scales, dtype=torch.float32, device=family.device).view(-1, 1, 1, 1)
+        scale = sent(torch.tensor(scales, dtype=torch.float32).view(-1, 1, 1, 1), family.device)
         return cls(tuple(texts), family.plain_geometry(len(texts[0].hidden), *size), scale)
 
 

@@ -10,6 +10,7 @@ from copy import copy
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import InputError, LoraError
@@ -22,12 +23,7 @@ from lorapipe_engine.sampling.shelf import Loaded
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.choice import every_target
 from lorapipe_engine.train.network.files.apply import fitting_targets
-from lorapipe_engine.train.network.files.trained_file import (
-    StoredFile,
-    TrainedFile,
-    read_stored,
-    read_trained,
-)
+from lorapipe_engine.train.network.files.trained_file import TrainedFile, read_stored, read_trained
 from lorapipe_engine.train.sample.factors import read_factors, short_factors, without_factors
 from lorapipe_engine.train.sample.moulds import Moulds
 
@@ -63,7 +59,7 @@ class Swapper:
         self._changed: list[tuple[nn.Module, str, nn.Module]] = []
         self._told: set[Path] = set()
         self._reader: ThreadPoolExecutor | None = None
-        self._ahead: dict[Path, Future[StoredFile]] = {}
+        self._ahead: dict[Path, Future[TrainedFile]] = {}
 
     def use(self, rows: Iterable[Loaded]) -> None:
         """Have these networks in the model, and no others.
@@ -117,11 +113,11 @@ class Swapper:
         return bool(self._network(path).share(of_text=True).targets)
 
     def expect(self, paths: Iterable[Path]) -> None:
-        """Begin to read files that will be used next, beside what the caller does."""
+        """Begin to read files that will be used next, beside what the caller and the device do."""
         self._reader = self._reader or ThreadPoolExecutor(1, "networks")
         for path in paths:
             if path not in self._read and path not in self._ahead:
-                self._ahead[path] = self._reader.submit(self._stored, path)
+                self._ahead[path] = self._reader.submit(self._read_beside, path)
 
     def _tell_unfused(self, shares: Iterable[_Share]) -> None:
         """Say of the first of some shares that has no factors why that is."""
@@ -149,8 +145,28 @@ class Swapper:
         """Every layer that a file may have a change for, by the module's name."""
         return {target.name: target for target in every_target(self._family)}
 
-    def _stored(self, path: Path) -> StoredFile:
-        return read_stored(path, pinned=self._family.device.type == "cuda")
+    def _read_file(self, path: Path) -> TrainedFile:
+        device = self._family.device
+        return read_stored(path, pinned=device.type == "cuda").on(device)
+
+    def _read_beside(self, path: Path) -> TrainedFile:
+        """The file, brought to a card in a stream of its own, which waits for nothing that is drawn."""
+        if self._family.device.type != "cuda":
+            return self._read_file(path)
+        stream = torch.cuda.Stream(self._family.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            file = self._read_file(path)
+        stream.synchronize()
+        return file
+
+    def _take_over(self, file: TrainedFile) -> TrainedFile:
+        """A file from a stream of its own: what it takes of a card is kept until all that was given to do is done."""
+        if self._family.device.type == "cuda":
+            own = (tensor for row in file.tensors.values() for tensor in row.values() if tensor.is_cuda)
+            memory = {tensor.untyped_storage().data_ptr(): tensor for tensor in own}
+            for tensor in memory.values():
+                tensor.record_stream(torch.cuda.current_stream(self._family.device))
+        return file
 
     def _network(self, path: Path) -> _Read:
         """A network that is read and not in the model."""
@@ -159,8 +175,7 @@ class Swapper:
                 self._read.pop(next(iter(self._read)))
             ahead = self._ahead.pop(path, None)
             try:
-                stored = self._stored(path) if ahead is None else ahead.result()
-                file = stored.on(self._family.device)
+                file = self._read_file(path) if ahead is None else self._take_over(ahead.result())
                 targets = fitting_targets(self._family, file, self._targets)
                 self._read[path] = _Read(self._family, file, targets, self._drawing, self._moulds)
             except (LoraError, TypeError) as error:

@@ -6,17 +6,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.nn.fused.drawing.decoder import HalfDecoder
 from lorapipe_engine.nn.fused.drawing.unet import Drawing, fuse_decoder
+from lorapipe_engine.nn.sending import sent
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.noise.samplers import SAMPLERS
+from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import AskedPrompt, Conditioning
 from lorapipe_engine.train.sample.draw import (
@@ -53,24 +56,31 @@ class TextKey(NamedTuple):
     prompt: AskedPrompt
 
 
-class Drawn:
-    """A picture on its way from the device."""
+class NoPicture(Exception):
+    """What the model gave are no numbers."""
 
-    def __init__(self, values: Tensor) -> None:
-        self._values = values  # (H, W, 3) bytes
+
+class Drawn:
+    """A picture on its way from the device. ``values``: (H, W, 3) bytes; ``is_good``: whether they may be shown; what
+    ``otherwise`` makes is shown where not."""
+
+    def __init__(self, values: Tensor, is_good: Tensor, otherwise: Callable[[], Tensor]) -> None:
+        self._values, self._is_good, self._otherwise = values, is_good, otherwise
         self._event: Any = None
         if values.is_cuda:
             self._values = values.to("cpu", non_blocking=True)
+            self._is_good = is_good.to("cpu", non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def image(self) -> Image:
-        """The picture, once it is there; from any thread."""
+        """The picture, once it is there; from any thread. Raises NoPicture."""
         from PIL import Image as Pictures
 
         if self._event is not None:
             self._event.synchronize()
-        return Pictures.fromarray(self._values.numpy())
+        values = self._values if self._is_good else self._otherwise().cpu()
+        return Pictures.fromarray(values.numpy())
 
 
 class CellPainter:
@@ -98,6 +108,7 @@ class CellPainter:
         self.family = family
         self._say = say
         self._half = None if decoding is None else HalfDecoder(family.vae, decoding)
+        self._one_at_a_time = Lock()
         self._forecast = forecast
         drawing = None
         self._graphs: GuidedGraphs | None = None
@@ -168,22 +179,44 @@ class CellPainter:
             count = max(1, DECODED_PIXELS // (cells[0].width * cells[0].height))
         for start in range(0, len(cells), count):
             rows = [latents[index] for index in range(start, min(start + count, len(cells)))]
-            for picture in picture_bytes(self.decode(torch.stack(rows))):
-                yield Drawn(picture)
+            pixels = self.decode(torch.stack(rows))
+            # Nobody waits here to know whether they are: the device is given the next pictures to do meanwhile.
+            are_good = torch.isfinite(pixels).flatten(1).all(dim=1)
+            for row, picture, is_good in zip(rows, picture_bytes(pixels), are_good, strict=True):
+                yield Drawn(picture, is_good, partial(self._decode_exactly, row))
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w), scaled as the denoiser sees them -> pixels (B, 3, H, W) in about -1..1."""
+        """Latents (B, C, h, w), scaled as the denoiser sees them -> pixels (B, 3, H, W) in about -1..1; values that are
+        no numbers where half precision has none for them."""
         if self._half is not None:
-            pixels = self._half.decode(self.family.unscaled(latents))
-            if torch.isfinite(pixels).all():
-                return pixels
-            self._say(
-                "note: the VAE's values go beyond half precision; decoded in float32 from here on, as with "
-                "--vae-precision float"
-            )
-            self._half = None
+            return self._half.decode(self.family.unscaled(latents))
         return torch.cat([self.family.decode(row[None]) for row in latents])
+
+    @torch.inference_mode()
+    def _decode_exactly(self, latents: Tensor) -> Tensor:
+        """Latents (C, h, w) -> bytes (H, W, 3), in float32. From any thread. Raises NoPicture."""
+        if not torch.isfinite(latents).all():
+            raise NoPicture
+        with self._one_at_a_time:
+            if self._half is not None:
+                self._half = None
+                self._say(
+                    "note: the VAE's values go beyond half precision; decoded in float32 from here on, as with "
+                    "--vae-precision float"
+                )
+            try:
+                pixels = self.family.decode(latents[None])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise ProblemFound(
+                    "memory ran out with a picture that is decoded in float32: try a smaller --size; pictures that "
+                    "are done are kept"
+                ) from error
+        if not torch.isfinite(pixels).all():
+            raise NoPicture
+        return picture_bytes(pixels)[0]
 
     def _denoise(self, cells: Sequence[Cell], texts: Sequence[tuple[Conditioning, Conditioning]]) -> Tensor:
         first = cells[0]
@@ -248,6 +281,6 @@ def _noise_beside(generators: Sequence[torch.Generator], like: Tensor) -> Noise:
 
     def draw(_sigma: float, _following: float) -> Tensor:
         rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-        return torch.stack(rows).pin_memory().to(like.device, non_blocking=True)
+        return sent(torch.stack(rows), like.device)
 
     return draw

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.errors import MissingExtra
+from lorapipe_engine.nn.sending import sent
 from lorapipe_engine.train.sample.samplers.methods import Noise
 
 
@@ -31,7 +32,7 @@ def brownian_noise(x: Tensor, low: float, high: float, seeds: Sequence[int]) -> 
             # torchsde rounds the ends of its path, and warns of a last sigma that lies a rounding beyond.
             simplefilter("ignore", UserWarning)
             change = torch.cat([tree(following, sigma) for tree in trees])
-        unit: Tensor = (change * -((sigma - following) ** -0.5)).to(x)
-        return unit
+        unit: Tensor = change * -((sigma - following) ** -0.5)
+        return sent(unit.to(x.dtype), x.device)
 
     return noise

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.command.process.libraries import library_imports
+from lorapipe_engine.nn.sending import sent
 from lorapipe_engine.sampling.noise.samplers import SAMPLERS
 from lorapipe_engine.sampling.noise.schedules import AUTOMATIC, noise_table
 from lorapipe_engine.train.sample.samplers.brownian import brownian_noise
@@ -62,9 +63,8 @@ class CourseScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._flow_shift,
         )
         self.course: Course = course
-        self.timesteps = torch.tensor([row.time for row in course.evaluations], dtype=torch.float32).to(
-            device
-        )
+        times = torch.tensor([row.time for row in course.evaluations], dtype=torch.float32)
+        self.timesteps = times if device is None else sent(times, torch.device(device))
         self.num_inference_steps = num_inference_steps
         self.init_noise_sigma = course.first
         self._index = 0
