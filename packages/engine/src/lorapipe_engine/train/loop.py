@@ -358,6 +358,7 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
 def update(stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
     """One update from an accumulation group: the loss and the gradient's norm before clipping, both tensors."""
     passes, finish = partial(accumulate, stepper), partial(clip_and_step, stepper)
+    batches = stepper.prepared(batches)
     if stepper.graphs is None or stepper.trace is not None or not batches:
         return finish(passes(batches))
     return stepper.graphs.run(batches, passes, finish, finish_inside=stepper.steps_inside_graph)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lorapipe_engine.train.families.text import Conditioning, Tokens
+from lorapipe_engine.train.objective.objective import Noised
 
 Nest = TypeVar("Nest")
 
@@ -51,7 +52,8 @@ class MicroBatch:
     (B, 6), else None. ``mask``: share of each latent cell that counts, (B, 1, h, w) in 0..1, or None. ``text``: what
     the captions were encoded to before, or None to encode ``tokens``. ``part``: number of the first row and count of
     rows of the batch that these are a process's share of; None: these are all. ``held``: what is held to the
-    base in this pass, if anything is. ``slider``: what a slider is trained from, whose ``latents`` are zeros.
+    base in this pass, if anything is. ``slider``: what a slider is trained from, whose ``latents`` are zeros;
+    ``walked``: what its network has made of noise for this pass.
     """
 
     latents: Tensor
@@ -63,6 +65,7 @@ class MicroBatch:
     part: tuple[int, int] | None = None
     held: Held | None = None
     slider: SliderTexts | None = None
+    walked: Noised | None = None
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

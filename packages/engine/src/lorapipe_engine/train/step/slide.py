@@ -12,6 +12,7 @@ and, where both directions are learned, at strength -1 the same with -s. What e 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from lorapipe_engine.train.data.microbatch import MicroBatch
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning, Tokens
 from lorapipe_engine.train.objective.objective import Noised, Objective, objective_class
+from lorapipe_engine.train.step.answers import Answers, Question
 from lorapipe_engine.train.step.forward import Forward
 
 
@@ -60,16 +62,16 @@ class Slide:
 
     def __init__(self, family: Family, objective: Objective, network: Network, pairs: Pairs) -> None:
         self.family, self.objective, self.network, self.pairs = family, objective, network, pairs
+        self.answers = Answers(family)
         self._places = places_of(objective, pairs)
         # Where activations are not kept, the passes back come when no strength is set any more.
         family.recomputed = network.scaled_as_now
 
     def __call__(self, batch: MicroBatch, *, train_text: bool) -> Forward:
-        """The losses of a batch, whose numbers come from torch's global streams."""
-        texts = batch.slider
-        if texts is None:
-            raise ValueError("no prompts of a slider in this batch")
-        noised = self._noised(batch)
+        """The losses of a batch that is :meth:`walked`."""
+        texts, noised = batch.slider, batch.walked
+        if texts is None or noised is None:
+            raise ValueError("no prompts of a slider in this batch, or no latents")
         with torch.no_grad(), self.network.scaled(0.0):
             positive, negative, neutral = (
                 self._predict(noised, self._states(tokens), batch)
@@ -91,11 +93,12 @@ class Slide:
         losses = torch.stack([made.losses for made in passes]).mean(dim=0)
         return Forward(first.latents, first.noised, first.text, first.prediction, losses)
 
-    # ---------------------------------------------------------------- the base's part
+    # ---------------------------------------------------------------- from noise to a picture
 
     @torch.no_grad()
-    def _noised(self, batch: MicroBatch) -> Noised:
-        """Latents that the network has led to from noise, to a time that is drawn."""
+    def walked(self, batch: MicroBatch) -> MicroBatch:
+        """The batch with latents that the network has led to from noise, to a time that is drawn. Noise and time come
+        from torch's global streams."""
         start, total = batch.part or (0, len(batch.latents))
         rows = slice(start, start + len(batch.latents))
         channels = batch.latents.shape[1] // 2
@@ -105,18 +108,20 @@ class Slide:
         walk = self.objective.sampler(None, self.pairs.steps)
         latents: Tensor = noise * walk.init_noise_sigma
         self.network.train(False)
-        texts = self._both(batch)
+        text = Conditioning.joined(self._both(batch))
+        geometry = None if batch.geometry is None else torch.cat([batch.geometry] * 2)
         for time in walk.timesteps[:place]:
-            shown = walk.scale_model_input(latents, time)
-            answers = [self._answer(shown, time, text, batch) for text in texts]
-            guided = answers[0] + self.pairs.guidance * (answers[1] - answers[0])
+            shown = torch.cat([walk.scale_model_input(latents, time)] * 2)
+            times = time.to(shown.device).expand(len(shown))
+            without, towards = self.answers(Question(shown, times, text, geometry)).chunk(2)
+            guided = without + self.pairs.guidance * (towards - without)
             latents = walk.step(guided, time, latents).prev_sample
         self.network.train()
         time = walk.timesteps[place]
         shown = walk.scale_model_input(latents, time)
         times = time.to(noise.device).expand(len(noise))
         ones = torch.ones(len(noise), device=noise.device)
-        return Noised(shown, times, torch.zeros_like(shown), ones, noise)
+        return replace(batch, walked=Noised(shown, times, torch.zeros_like(shown), ones, noise))
 
     def _both(self, batch: MicroBatch) -> Sequence[Conditioning]:
         """The states of no prompt and of the target."""
@@ -129,7 +134,3 @@ class Slide:
 
     def _predict(self, noised: Noised, text: Conditioning, batch: MicroBatch) -> Tensor:
         return self.family.predict(noised.input, noised.times, text, batch.geometry)
-
-    def _answer(self, shown: Tensor, time: Tensor, text: Conditioning, batch: MicroBatch) -> Tensor:
-        times = time.to(shown.device).expand(len(shown))
-        return self.family.predict(shown, times, text, batch.geometry)

@@ -17,17 +17,18 @@ def speed_up(stepper: Stepper, *, capture: bool, say: Say) -> None:
     family = stepper.family
     if family.device.type != "cuda":
         return
-    # Packed products are of a network at strength 1, and a slider's is also off and turned round.
+    # Packed products hold base and LoRA in one matrix of one precision, at strength 1. A slider's is off and turned
+    # round too.
     if stepper.slide is not None:
-        say("note: a slider's steps are neither fused nor captured")
-        return
-    # Packed products hold base and LoRA in one matrix of one precision.
-    if not any(is_quantized(root) for root in family.parts.values()):
+        say("note: a slider's steps are not fused")
+    elif not any(is_quantized(root) for root in family.parts.values()):
         stepper.packs = fuse(family.denoiser, list(family.text.modules.values()))
     if not capture:
         return
     reason = stepper.why_not_captured
     if reason is None:
         stepper.graphs = StepGraphs(say, alone=stepper.processes.count == 1)
+        if stepper.slide is not None:
+            stepper.slide.answers.record(say)
     else:
         say(f"note: steps are not captured: {reason}")

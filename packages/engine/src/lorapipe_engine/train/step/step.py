@@ -6,6 +6,8 @@ draws comes from the device's own random stream, and nothing in it waits for the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -79,6 +81,13 @@ class Stepper:
         self.network.begin()
         if self.trace is not None:
             self.trace.record_network(self.network)
+
+    def prepared(self, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+        """The batches with all that is not of a fixed length: a slider's way from noise to its latents."""
+        if self.slide is None:
+            return batches
+        self.network.begin()
+        return [self.slide.walked(batch) for batch in batches]
 
     def loss_of(self, batch: MicroBatch) -> Tensor:
         """The forward pass: the batch's share of the update's loss, a float32 scalar tensor."""
@@ -167,8 +176,6 @@ class Stepper:
         """Why steps cannot be captured as a CUDA graph; None if they can."""
         if self.family.device.type != "cuda":
             return "not on a CUDA device"
-        if self.slide is not None:
-            return "a slider's way to a picture is as long as it is drawn"
         return self.objective.why_not_captured
 
     @property
