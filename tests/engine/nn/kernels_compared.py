@@ -96,7 +96,9 @@ def activation(kind: int, rows: int = 5, width: int = 1100) -> list[Any]:
     kept, grad = inner.clone(), sliced(rows, width)
     alone = kernels.activate_backward(kind, inner, grad, apart=True)[0]
     assert torch.equal(inner, kept)
-    return [out, scaled, alone, *kernels.activate_backward(kind, inner, grad)]
+    ratio, sums = torch.randn(width), torch.randn(width)
+    by_ratio = kernels.activate_scaled_backward(kind, inner.clone(), grad.clone(), ratio, sums)
+    return [out, scaled, alone, *by_ratio, sums, *kernels.activate_backward(kind, inner, grad)]
 
 
 def without_factors(rows: int = 70, width: int = 150) -> list[Any]:

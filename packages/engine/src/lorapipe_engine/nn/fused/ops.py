@@ -284,7 +284,7 @@ class _Second(torch.autograd.Function):
             return out
         if second.axis == 1:
             (out,), ctx.hidden = scaled_by(active, second, x)
-            ctx.both = None
+            ctx.mask = None
             return out
         both = product(active, second.left, second.left_bias)
         _masked(both[:, second.out :], mask)
@@ -297,18 +297,21 @@ class _Second(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         (inner,) = (ctx.kept or ctx).saved_tensors
         second = ctx.second
-        if second.axis is not None:
+        if second.axis == 0:
             active = dy.new_empty(len(dy), second.width)
             kernels.activate(ctx.kind, inner, active)
             dactive = scaled_back([dy], active, ctx.hidden, ctx.both, second, True)
             assert dactive is not None
             dinner, _ = kernels.activate_backward(ctx.kind, inner, dactive)
             return dy, dinner, *[None] * (4 + len(second.trained))
-        mask = ctx.mask
         # Narrow to wide: cheaper to put the ranks beside the narrow side than to add their share to the wide one.
-        dhidden = _masked(dy @ second.up, mask)
+        dhidden = _masked(dy @ second.up, ctx.mask)
         dactive = torch.cat([dy, dhidden], dim=1) @ second.left
-        dinner, active = kernels.activate_backward(ctx.kind, inner, dactive)
+        if second.axis == 1:
+            scale = second.ratio[0], second.ratio_grad[0]
+            dinner, active = kernels.activate_scaled_backward(ctx.kind, inner, dactive, *scale)
+        else:
+            dinner, active = kernels.activate_backward(ctx.kind, inner, dactive)
         second.add_gradients(active, ctx.hidden, [dy], dhidden)
         return dy, dinner, *[None] * (4 + len(second.trained))
 

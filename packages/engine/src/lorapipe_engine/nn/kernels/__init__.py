@@ -57,6 +57,9 @@ OPS: Mapping[str, Op] = {
     "layer_norm_backward": Op("triton_norms:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
     "activate_backward": Op("triton_kernels:activate_backward", plain.activate_backward),
+    "activate_scaled_backward": Op(
+        "triton_kernels:activate_scaled_backward", plain.activate_scaled_backward
+    ),
     "group_norm": Op("triton_norms:group_norm", plain.group_norm),
     "group_norm_backward": Op("triton_norms:group_norm_backward", plain.group_norm_backward),
     "turned": Op("triton_kernels:turned", plain.turned),
@@ -323,6 +326,15 @@ def activate_backward(
     """Gradient of ``inner``, and the forward's result once more; they may take the places of ``inner`` and ``grad``,
     which are the widest tensors of a block. ``apart``: both stay as they are, and only the gradient is made."""
     both: tuple[Tensor, Tensor] = _choose("activate_backward", inner)(kind, inner, grad, apart)
+    return both
+
+
+def activate_scaled_backward(
+    kind: int, inner: Tensor, grad: Tensor, ratio: Tensor, into: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:func:`activate_backward` of an activation that is multiplied with ``ratio`` (F,), float32, and then has the
+    gradient ``grad`` (N, F): its sums with the activation over the rows are added to ``into`` (F,)."""
+    both: tuple[Tensor, Tensor] = _choose("activate_scaled_backward", inner)(kind, inner, grad, ratio, into)
     return both
 
 

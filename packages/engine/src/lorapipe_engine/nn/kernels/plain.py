@@ -114,6 +114,15 @@ def activate_backward(
     return dinner.to(inner.dtype), (value * gate * share).to(grad.dtype)
 
 
+def activate_scaled_backward(
+    kind: int, inner: Tensor, grad: Tensor, ratio: Tensor, into: Tensor
+) -> tuple[Tensor, Tensor]:
+    value, gate = _value_and_gate(kind, inner)
+    into.add_((_wide(grad) * (value * gate * _share(kind, gate)[0])).sum(dim=0))
+    dinner, active = activate_backward(kind, inner, _wide(grad) * ratio)
+    return dinner, active.to(grad.dtype)
+
+
 def _value_and_gate(kind: int, inner: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(inner)
     if kind != GEGLU:

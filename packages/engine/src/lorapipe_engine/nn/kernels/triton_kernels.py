@@ -101,6 +101,46 @@ def activate_backward(kind: int, inner: Tensor, grad: Tensor, apart: bool = Fals
     return into, grad
 
 
+@triton.jit
+def _activate_scaled_backward(
+    inner, grad, ratio, sums, N, F, stride_grad, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row[:, None] < N) & (column[None, :] < F)
+    line = row[:, None].to(tl.int64)
+    of_grad = grad + line * stride_grad + column[None, :]
+    dy = tl.load(of_grad, mask=inside, other=0.0).to(tl.float32)
+    own = tl.load(ratio + column, mask=column < F, other=0.0).to(tl.float32)[None, :]
+    if KIND == 0:
+        place = inner + line * (2 * F) + column[None, :]
+        value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(place + F, mask=inside, other=0.0).to(tl.float32)
+        share, slope = _share_of(gate, KIND)
+        active = value * gate * share
+        tl.store(place, dy * own * gate * share, mask=inside)
+        tl.store(place + F, dy * own * value * slope, mask=inside)
+    else:
+        place = inner + line * F + column[None, :]
+        gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        share, slope = _share_of(gate, KIND)
+        active = gate * share
+        tl.store(place, dy * own * slope, mask=inside)
+    tl.store(of_grad, active, mask=inside)
+    tl.atomic_add(sums + column, tl.sum(dy * active, axis=0), mask=column < F, sem="relaxed")
+
+
+def activate_scaled_backward(
+    kind: int, inner: Tensor, grad: Tensor, ratio: Tensor, into: Tensor
+) -> tuple[Tensor, Tensor]:
+    inner, grad = inner.contiguous(), _rows(grad)
+    rows, width = grad.shape
+    _activate_scaled_backward[(triton.cdiv(rows, 64), triton.cdiv(width, 128))](
+        inner, grad, ratio, into, rows, width, grad.stride(0), KIND=kind, ROWS=64, COLUMNS=128, num_warps=8
+    )
+    return inner, grad
+
+
 # ------------------------------------------------------------------------------------------ sums and copies
 
 WIDE = 64
