@@ -168,6 +168,11 @@ class Adapter(OverLayer):
         """
         raise NotImplementedError
 
+    def plain_factors(self) -> tuple[str, str] | None:
+        """The names of the parameters that are down and up of :meth:`short_form` as they are, up but for alpha / rank;
+        None where it makes them of others."""
+        return None
+
     def short_axis(self) -> int | None:
         """0 where base and change together are multiplied with a number for each output, 1 where the input is, with one
         for each input: :meth:`short_ratio`. None: neither."""

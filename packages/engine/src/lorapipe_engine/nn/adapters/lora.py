@@ -236,6 +236,9 @@ class DressedLora(Lora):
             up = up * values[SCALAR].view(-1, 1, 1)
         return values["lora_down"].flatten(2), up
 
+    def plain_factors(self) -> tuple[str, str] | None:
+        return None if self.has(SCALAR) else ("lora_down", "lora_up")
+
     forward = Factored.forward
     scale_ = Factored.scale_
     change_norm = Factored.change_norm

@@ -28,7 +28,8 @@ class Form:
     ``axis``: see :meth:`.Adapter.short_axis`. Its pack sets ``ratio`` and ``ratio_grad``, (out,) or (in,), what the
     base's product is multiplied with and where its gradient goes; ``less`` (1, in) is the ratio minus 1, of inputs
     alone. With axis 1 ``lora_down`` is multiplied with the ratio already, but where the form is alone in its pack: it
-    then reads an input that has the ratio in it, and its gradient is that on the plain input.
+    then reads an input that has the ratio in it, and its gradient is that on the plain input. Where up is the adapter's
+    own parameter (:meth:`.Adapter.plain_factors`), it is here too, and so is its ``alpha``.
     """
 
     dropouts = NO_DROPOUT
@@ -42,11 +43,17 @@ class Form:
         self.base = adapter.base
         self.rank = adapter.short_rank()
         self.axis = adapter.short_axis()
-        self.alpha = float(self.rank)
+        # By outputs the gradient of up is that of up times the ratio.
+        self.plain = adapter.plain_factors() if self.axis == 1 else None
         weight = adapter.weight.flatten(1)
         like = next(adapter.parameters())
         self.lora_down = nn.Parameter(like.new_zeros(self.rank, weight.shape[1]))
-        self.lora_up = nn.Parameter(like.new_zeros(weight.shape[0], self.rank))
+        if self.plain is None:
+            self.alpha = float(self.rank)
+            self.lora_up = nn.Parameter(like.new_zeros(weight.shape[0], self.rank))
+        else:
+            self.alpha = adapter.alpha
+            self.lora_up = cast(nn.Parameter, getattr(adapter, self.plain[1]))
 
     @property
     def weight(self) -> Tensor:
@@ -127,7 +134,76 @@ class FormGroup:
         torch._foreach_zero_([*self._gradients, *self._ratio_grads])
 
 
-def group_forms(forms: Sequence[Form]) -> list[FormGroup]:
+class PlainFormGroup:
+    """The forms by inputs of N adapters that are :func:`alike` and whose factors are their own parameters: all that is
+    made for them is the ratio, and where several share a pack down times it.
+
+    The ratio r has no gradient through the factors (see :mod:`..factored`). That of down, from G on down ∘ r, is G ∘ r,
+    and that of r besides the sum of G ∘ down over the ranks. A lone form's G, on the plain input, is the first alone.
+    """
+
+    def __init__(self, forms: Sequence[Form]) -> None:
+        first = forms[0]
+        assert first.plain is not None
+        self.rows = [form.adapter for form in forms]
+        self._names = first.plain
+        self._others = [name for name in first.adapter.roles if name not in first.plain]
+        self._is_alone = first.is_alone
+        shape = (len(forms), *first.lora_down.shape)
+        self._down_grad = first.lora_down.new_zeros(shape, requires_grad=False)
+        self._down = self._down_grad.new_zeros(0 if self._is_alone else shape)
+        self._less = self._down_grad.new_zeros(len(forms), 1, shape[2])
+        self._ratios = [form.ratio for form in forms]
+        self._ratio_grads = [form.ratio_grad for form in forms]
+        for index, form in enumerate(forms):
+            own = getattr(form.adapter, self._names[0]).data.flatten(1)
+            form.lora_down.data = own if self._is_alone else self._down[index]
+            form.lora_down.grad = self._down_grad[index]
+            form.less = self._less[index]
+        self._made: tuple[dict[str, Tensor], Tensor | None, Tensor] | None = None
+
+    def compute(self) -> None:
+        """Make the ratio of the parameters as they are now; gradients are zero again."""
+        first = self.rows[0]
+        values = {name: self._stacked(name) for name in self._names}
+        with torch.no_grad():
+            down, up = type(first).short_form(self.rows, values)
+        learned = {name: self._stacked(name).requires_grad_() for name in self._others}
+        with torch.enable_grad():
+            ratio = type(first).short_ratio(self.rows, learned, down, up)
+        now = ratio.detach()
+        if not self._is_alone:
+            torch.mul(down, now[:, None], out=self._down)
+        torch._foreach_copy_(self._ratios, list(now.unbind()))
+        torch.sub(now[:, None], 1, out=self._less)
+        self._made = learned, None if self._is_alone else down, ratio
+        self._clear()
+
+    def pass_on(self) -> None:
+        """See :meth:`FormGroup.pass_on`."""
+        if self._made is None:
+            return
+        learned, down, ratio = self._made
+        of_ratio = torch.stack(self._ratio_grads)
+        if down is not None:
+            of_ratio += (self._down_grad * down).sum(dim=1)
+        self._down_grad.mul_(ratio.detach()[:, None])
+        gradients = torch.autograd.grad([ratio], list(learned.values()), [of_ratio], retain_graph=True)
+        reached = {self._names[0]: self._down_grad, **dict(zip(learned, gradients, strict=True))}
+        for name, gradient in reached.items():
+            into = [cast(Tensor, getattr(row, name).grad) for row in self.rows]
+            parts = [part.view_as(own) for part, own in zip(gradient.unbind(), into, strict=True)]
+            torch._foreach_add_(into, parts)
+        self._clear()
+
+    def _stacked(self, name: str) -> Tensor:
+        return torch.stack([getattr(row, name).detach() for row in self.rows])
+
+    def _clear(self) -> None:
+        torch._foreach_zero_([self._down_grad, *self._ratio_grads])
+
+
+def group_forms(forms: Sequence[Form]) -> list[FormGroup | PlainFormGroup]:
     """The forms by adapters that are alike, so that each kind is made in a few operations."""
     of = {id(form.adapter): form for form in forms}
     kinds = {id(form): (form.axis, form.axis == 1 and form.is_alone) for form in forms}
@@ -136,4 +212,5 @@ def group_forms(forms: Sequence[Form]) -> list[FormGroup]:
         for kind in dict.fromkeys(kinds.values())
         for group in alike(form.adapter for form in forms if kinds[id(form)] == kind)
     ]
-    return [FormGroup([of[id(adapter)] for adapter in group]) for group in groups]
+    made = [[of[id(adapter)] for adapter in group] for group in groups]
+    return [FormGroup(rows) if rows[0].plain is None else PlainFormGroup(rows) for rows in made]

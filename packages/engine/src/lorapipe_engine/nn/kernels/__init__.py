@@ -57,9 +57,7 @@ OPS: Mapping[str, Op] = {
     "layer_norm_backward": Op("triton_norms:layer_norm_backward", plain.layer_norm_backward),
     "activate": Op("triton_kernels:activate", plain.activate),
     "activate_backward": Op("triton_kernels:activate_backward", plain.activate_backward),
-    "activate_scaled_backward": Op(
-        "triton_kernels:activate_scaled_backward", plain.activate_scaled_backward
-    ),
+    "activate_scaled_backward": Op("triton_kernels:activate_scaled_backward", plain.activate_scaled_backward),
     "group_norm": Op("triton_norms:group_norm", plain.group_norm),
     "group_norm_backward": Op("triton_norms:group_norm_backward", plain.group_norm_backward),
     "turned": Op("triton_kernels:turned", plain.turned),
