@@ -364,7 +364,8 @@ def count_kernels(stepper: Stepper, batch: MicroBatch, shown: int, floor: float,
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        clip_and_step(stepper, accumulate(stepper, [batch]))
+        stepper.add_up(accumulate(stepper, [batch]))
+        clip_and_step(stepper)
         torch.cuda.synchronize()
     rows = [event for event in profiled.key_averages() if str(event.device_type).endswith("CUDA")]
     rows.sort(key=lambda event: -event.self_device_time_total)

@@ -357,11 +357,14 @@ def take_step(stepper: Stepper, inputs: Sequence[MicroBatch], seed: int, step: i
 
 def update(stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
     """One update from an accumulation group: the loss and the gradient's norm before clipping, both tensors."""
-    passes, finish = partial(accumulate, stepper), partial(clip_and_step, stepper)
+    passes, settle = partial(accumulate, stepper), partial(clip_and_step, stepper)
     batches = stepper.prepared(batches)
     if stepper.graphs is None or stepper.trace is not None or not batches:
-        return finish(passes(batches))
-    return stepper.graphs.run(batches, passes, finish, finish_inside=stepper.steps_inside_graph)
+        loss = stepper.add_up(passes(batches))
+        return loss, settle()
+    return stepper.graphs.run(
+        batches, passes, stepper.add_up, settle, records_settle=stepper.settles_in_graph
+    )
 
 
 def accumulate(stepper: Stepper, batches: Sequence[MicroBatch]) -> Tensor:
@@ -383,13 +386,11 @@ def accumulate(stepper: Stepper, batches: Sequence[MicroBatch]) -> Tensor:
     return both
 
 
-def clip_and_step(stepper: Stepper, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Clip the gradients of all processes and move the network by them; the losses of all, from this one's ``share``,
-    and the gradients' norm before clipping."""
-    loss = stepper.add_up(share)
+def clip_and_step(stepper: Stepper) -> Tensor:
+    """Clip the gradients and move the network by them; their norm before clipping."""
     norm = stepper.clip()
     stepper.step()
-    return loss, norm
+    return norm
 
 
 # -------------------------------------------------------------------------------- records

@@ -21,9 +21,10 @@ from lorapipe_engine.train.data.microbatch import MicroBatch, map_tensors, shape
 
 Say = Callable[[str], None]
 Accumulate = Callable[[Sequence[MicroBatch]], Tensor]  # forward and backward passes: their loss
-Finish = Callable[
-    [Tensor], tuple[Tensor, Tensor]
-]  # from that: add up, clip and step: loss and gradient's norm
+Exchange = Callable[
+    [Tensor], Tensor
+]  # gradients added up over all processes: from the share of the loss that of all
+Settle = Callable[[], Tensor]  # clip and step: the gradient's norm
 
 PLAIN_RUNS = 2  # of a shape before it is recorded: they also set up the optimizer and the libraries
 BUDGET = 0.05  # of the card's memory for what graphs take beside the largest one, whose room a plain step needs too
@@ -45,13 +46,16 @@ class StepGraphs:
     All graphs share one memory pool, so that several take little more than the largest. What they take beside that is
     kept within ``budget`` bytes (None: BUDGET of the card): the graph that was not used for longest goes first.
     ``say`` is told once where recording does not work; training goes on without. ``alone``: no other process trains
-    the same network.
+    the same network. Else gradients are exchanged between the passes and the update, which has a graph of its own.
     """
 
     def __init__(self, say: Say, budget: int | None = None, *, alone: bool = True) -> None:
         self._say = say
+        self._alone = alone
         # Threads of the library that adds up gradients may ask the card for something meanwhile.
         self._error_mode = "global" if alone else "thread_local"
+        self._settling: tuple[Any, Tensor] | None = None  # a graph, and where it leaves the gradient's norm
+        self._settled = 0
         self.budget = int(torch.cuda.mem_get_info()[1] * BUDGET) if budget is None else budget
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool: Any = None
@@ -60,11 +64,17 @@ class StepGraphs:
         self._able = True
 
     def run(
-        self, batches: Sequence[MicroBatch], accumulate: Accumulate, finish: Finish, *, finish_inside: bool
+        self,
+        batches: Sequence[MicroBatch],
+        accumulate: Accumulate,
+        exchange: Exchange,
+        settle: Settle,
+        *,
+        records_settle: bool,
     ) -> tuple[Tensor, Tensor]:
         """One update: the loss and the gradient's norm, both tensors.
 
-        ``finish_inside``: ``finish`` may be recorded too; else it runs after the graph.
+        ``records_settle``: ``settle`` may be recorded too; else it runs after the graph.
         """
         key = tuple(shape_of(batch) for batch in batches)
         self._seen[key] += 1
@@ -74,15 +84,18 @@ class StepGraphs:
         # Plain steps run on the stream that is recorded, or autograd would wait for another one inside the graph.
         with torch.cuda.stream(self._stream):
             if self._able and self._seen[key] > PLAIN_RUNS and key not in self._graphs:
-                self._record(key, batches, accumulate, finish if finish_inside else None)
+                self._record(key, batches, accumulate, settle if records_settle and self._alone else None)
             recorded = self._graphs.get(key)
             if recorded:
                 loss, norm = self._replay(recorded, key, batches)
             else:
                 loss = accumulate(batches)
         current.wait_stream(self._stream)
+        if norm is not None:
+            return loss, norm
+        loss = exchange(loss)
         # Not on the recorded stream: bitsandbytes starts its kernels on the default one, whatever the current one is.
-        return finish(loss) if norm is None else (loss, norm)
+        return loss, self._settle(settle) if records_settle and not self._alone else settle()
 
     @property
     def shapes(self) -> list[tuple[Any, ...]]:
@@ -107,7 +120,7 @@ class StepGraphs:
         key: tuple[Any, ...],
         batches: Sequence[MicroBatch],
         accumulate: Accumulate,
-        finish: Finish | None,
+        settle: Settle | None,
     ) -> None:
         inputs = [map_tensors(batch, torch.clone) for batch in batches]
         graph = torch.cuda.CUDAGraph()
@@ -123,7 +136,7 @@ class StepGraphs:
                 graph, pool=self._pool, stream=self._stream, capture_error_mode=self._error_mode
             ):
                 loss = accumulate(inputs)
-                results = (loss,) if finish is None else finish(loss)
+                results = (loss,) if settle is None else (loss, settle())
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             self._able = False
             leave_graph(draws)
@@ -134,6 +147,28 @@ class StepGraphs:
         cost = max(0, free - torch.cuda.mem_get_info()[0])
         self._graphs[key] = _Recorded(graph, inputs, results, cost)
         self._keep_budget()
+
+    def _settle(self, settle: Settle) -> Tensor:
+        """The update of one of several processes, recorded once it has run plainly: the gradient's norm."""
+        self._settled += 1
+        if not self._able or self._settled <= PLAIN_RUNS:
+            return settle()
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            if self._settling is None:
+                graph, draws = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state()
+                try:
+                    with torch.cuda.graph(graph, stream=self._stream, capture_error_mode=self._error_mode):
+                        self._settling = graph, settle()
+                except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+                    self._able = False
+                    leave_graph(draws)
+                    self._say(f"note: the update cannot be captured as a graph here ({first_reason(error)})")
+            if self._settling is not None:
+                self._settling[0].replay()
+        current.wait_stream(self._stream)
+        return settle() if self._settling is None else self._settling[1].clone()
 
     def _keep_budget(self) -> None:
         while len(self._graphs) > 1:

@@ -179,12 +179,10 @@ class Stepper:
         return self.objective.why_not_captured
 
     @property
-    def steps_inside_graph(self) -> bool:
-        """Whether clipping and the optimizer's step can be captured with the passes before them."""
+    def settles_in_graph(self) -> bool:
+        """Whether clipping and the optimizer's step can be captured."""
         if self.scaler.is_enabled():
             return False  # in fp16 the CPU decides whether a step counts
-        if self.processes.count > 1:
-            return False  # gradients are added up between the graph and the update
         rows = self.optimizer.param_groups
         return all(row.get("capturable") and isinstance(row["lr"], Tensor) for row in rows)
 
