@@ -25,6 +25,7 @@ from lorapipe_engine.train.data.microbatch import Held, MicroBatch  # noqa: E402
 from lorapipe_engine.train.families.text import Tokens  # noqa: E402
 from lorapipe_engine.train.loop import accumulate, update  # noqa: E402
 from lorapipe_engine.train.optimizers import build_optimizer, check_arguments, rates_of, write_rates  # noqa: E402
+from lorapipe_engine.train.results.state import Kept, State, save_state, take_up  # noqa: E402
 from lorapipe_engine.train.step.capture import PLAIN_RUNS, StepGraphs  # noqa: E402
 from lorapipe_engine.train.step.forward import seed_step  # noqa: E402
 from lorapipe_engine.train.step.preserving import Preserving  # noqa: E402
@@ -119,6 +120,29 @@ def test_captured_steps_give_the_losses_of_plain_ones(accumulation: int) -> None
     # Two plain runs of these steps lie up to 7e-6 apart, as the order of some sums is the card's.
     assert captured == pytest.approx(plain, rel=5e-5)
     assert plain[-1] != plain[0]
+
+
+def test_a_captured_run_that_goes_on_from_a_state_has_the_rates_of_its_steps(tmp_path: Path) -> None:
+    def run(stepper: Stepper, first: int, last: int) -> list[float]:
+        found = []
+        for step in range(first, last):
+            write_rates(stepper.optimizer, [1e-3 * (1 - step / 24)] * len(stepper.optimizer.param_groups))
+            seed_step(5, step)
+            loss, _ = update(stepper, [batch_of(stepper, SHAPES[0], 1.0)])
+            found.append(float(loss))
+        return found
+
+    def kept(stepper: Stepper) -> Kept:
+        return Kept(stepper.network, stepper.optimizer, stepper.scaler, None)
+
+    whole = run(make_stepper(dtype=torch.float32, capture=True), 0, 24)
+    begun = make_stepper(dtype=torch.float32, capture=True)
+    losses_of_both = run(begun, 0, 8)
+    save_state(tmp_path / "net.state", State(began=0.0), kept(begun), {})
+    going_on = make_stepper(dtype=torch.float32, capture=True)
+    take_up(tmp_path / "net.state", {}, kept(going_on))
+    losses_of_both += run(going_on, 8, 24)
+    assert losses_of_both == pytest.approx(whole, rel=5e-5)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

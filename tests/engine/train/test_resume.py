@@ -18,6 +18,15 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.concept import draw_concept  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.nn.attach import NetworkPlan, Target, attach  # noqa: E402
+from lorapipe_engine.settings import OptimizerSettings  # noqa: E402
+from lorapipe_engine.train.optimizers import (  # noqa: E402
+    build_optimizer,
+    check_arguments,
+    rates_of,
+    write_rates,
+)
+from lorapipe_engine.train.results.state import Kept, State, save_state, take_up  # noqa: E402
 from support.called import status_of  # noqa: E402
 from support.dataset import draw_data  # noqa: E402
 from support.stopping import kill_often, stopped_after  # noqa: E402
@@ -176,6 +185,46 @@ def test_another_run_is_not_gone_on_with(
     assert told in error
     assert "--overwrite" in error
     assert (stopped / "net.state").read_bytes() == before
+
+
+def test_a_run_that_goes_on_with_another_rate_has_it(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = ("--lr_scheduler", "constant", "--text_encoder_lr", "1e-3")
+    begun = tmp_path / "begun"
+    more = ("--unet_lr", "1e-2", "--save_state_on_train_end")
+    assert run(data, begun, "--max_train_steps", "2", *fixed, *more) == 0
+    on = ("--max_train_steps", "4", "--resume", str(begun / "net-end.state"), *fixed)
+    assert run(data, tmp_path / "on", *on, "--unet_lr", "1e-4") == 0
+    assert "unet_lr was 0.01, is 0.0001" in capsys.readouterr().err
+    rates = [(row["step"], row["lr/textencoder"], row["lr/unet"]) for row in rows_of(tmp_path / "on")]
+    assert rates == [(step, pytest.approx(1e-3), pytest.approx(1e-4)) for step in (3, 4)]
+    capsys.readouterr()
+    assert run(data, tmp_path / "less", *on, "--unet_lr", "0") == 2
+    said = capsys.readouterr().err
+    assert "resume: the state trains textencoder, unet, and this run textencoder; a rate of 0" in said
+
+
+def test_rates_of_a_state_take_the_place_of_those_that_a_graph_reads(tmp_path: Path) -> None:
+    """A tensor in their place would be read once, when the step is captured."""
+
+    def made() -> Kept:
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        network = attach([model], [Target("unet", "one", model[0])], NetworkPlan(rank=2, alpha=1.0))
+        settings = OptimizerSettings(optimizer_type="AdamW", learning_rate=1e-3)
+        rates = rates_of(settings, tuple(network.groups))
+        optimizer = build_optimizer("AdamW", check_arguments("AdamW", ()), network.groups, rates)
+        return Kept(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), None)
+
+    one, other = made(), made()
+    write_rates(one.optimizer, [5e-4])
+    save_state(tmp_path / "net.state", State(began=0.0), one, {})
+    rate = other.optimizer.param_groups[0]["lr"]
+    take_up(tmp_path / "net.state", {}, other)
+    assert isinstance(rate, torch.Tensor)
+    assert other.optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(5e-4)
 
 
 def test_other_pictures(

@@ -225,7 +225,7 @@ def take_up(
                 kept.average.load_state(
                     {name.removeprefix(_AVERAGE): decoded(file, name) for name in averages}
                 )
-            kept.optimizer.load_state_dict(_restore(described["optimizer"], file))
+            _take_up_optimizer(kept.optimizer, _restore(described["optimizer"], file))
             if described["scaler"]:
                 kept.scaler.load_state_dict(described["scaler"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -233,6 +233,28 @@ def take_up(
                 f"{path}: is damaged ({type(error).__name__}); give --overwrite to start anew"
             ) from error
     return state, changed
+
+
+def _take_up_optimizer(optimizer: torch.optim.Optimizer, kept: Any) -> None:
+    """Put what was kept into an optimizer, but for the rates that are asked for now. Raises ConfigError where it has
+    other parts.
+
+    Rates that are tensors stay where they are. torch would put the kept ones in their place, on the CPU, of which a
+    captured step reads the value once, when it is captured: the rate would stay what it was then.
+    """
+    own = [{key: row[key] for key in ("lr", "base_rate")} for row in optimizer.param_groups]
+    before, now = ([row["name"] for row in rows] for rows in (kept["param_groups"], optimizer.param_groups))
+    if before != now:
+        raise ConfigError(
+            f"resume: the state trains {', '.join(before)}, and this run {', '.join(now)}; a rate of 0 leaves a part "
+            "out, any other keeps it"
+        )
+    optimizer.load_state_dict(kept)
+    for row, asked in zip(optimizer.param_groups, own, strict=True):
+        if isinstance(asked["lr"], Tensor):
+            asked["lr"].fill_(float(row["lr"]))
+            row["lr"] = asked["lr"]
+        row["base_rate"] = asked["base_rate"]
 
 
 def _state(row: Any) -> State:
