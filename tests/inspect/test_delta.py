@@ -155,3 +155,40 @@ def test_refusals(tmp_path: Path) -> None:
     assert "changes at 1" in delta(network, "-n").stderr
     done = delta(network)
     assert (done.returncode, "give the file to write" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--multiplier", "nan"), "multiplier: nan is not a usable number"),
+        (("--multiplier", "1e400"), "multiplier: inf is not a usable number"),
+        (("--multiplier", "0,7"), "multiplier: expected a number, got '0,7'"),
+        (
+            ("--multiplier", "1e38", "--save-precision", "fp16"),
+            "does not fit F16; give --save-precision bf16",
+        ),
+    ],
+)
+def test_changes_that_are_no_numbers_are_not_written(
+    words: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    split(next(path for path in GOLDEN if path.stem.startswith("lora")), tmp_path)
+    for more in ((), ("--dry-run",)):
+        out = tmp_path / "out.safetensors"
+        done = delta(tmp_path / "net.safetensors", "-o", out, *words, *more)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not out.exists()
+
+
+def test_values_of_a_file_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    split(next(path for path in GOLDEN if path.stem.startswith("lora")), tmp_path)
+    with open_tensors(tmp_path / "net.safetensors") as file:
+        tensors = {key: file.read(key) for key in file.tensors}
+    key = next(name for name in tensors if name.endswith("lora_up.weight"))
+    tensors[key] = np.full_like(tensors[key], np.nan)
+    write_tensors(tmp_path / "burnt.safetensors", tensors)
+    done = delta(tmp_path / "burnt.safetensors", "-o", tmp_path / "out.safetensors")
+    assert done.returncode == 2
+    assert f"'{key.partition('.')[0]}': its change has values that are not finite numbers" in done.stderr

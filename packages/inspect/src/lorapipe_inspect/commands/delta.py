@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lorapipe_engine.command.numbers import Number
 from lorapipe_engine.command.records import write_json, write_path
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
@@ -22,7 +23,7 @@ lora-inspect delta mina.safetensors --base base.safetensors --multiplier 0.7 -o 
 @click.option("--base", metavar="BASE", help="A checkpoint, or a file of MODULE.weight and MODULE.bias.")
 @click.option(
     "--multiplier",
-    type=float,
+    type=Number(),
     default=1.0,
     show_default=True,
     help="Strength at which the network's change is taken.",

@@ -17,7 +17,7 @@ from lorapipe_engine.command.progress import progress
 from lorapipe_engine.delta import dense_delta, needs_base
 from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError, naming
-from lorapipe_engine.files.dtypes import encode
+from lorapipe_engine.files.dtypes import decode, encode
 from lorapipe_engine.files.picklefile import open_weights
 from lorapipe_engine.files.tensorfile import WeightFile, build_header, check_weights_output, quote
 from lorapipe_engine.files.writing.atomic import atomic_write
@@ -76,7 +76,7 @@ def write_deltas(
         changes = compute(network_file, network, base, multiplier)
         dtype = PRECISIONS[precision]
         if dry_run or output is None:
-            return sum(1 for _ in changes)
+            return len([_bytes_of(name, change, dtype)[:0] for name, change in changes])
         check_weights_output(output, force=force)
         names = [name + end for name in network.modules for end in ("", ".bias")]
         room = len(build_header(dict.fromkeys(names, (dtype, _DIGITS)))[0])
@@ -85,10 +85,24 @@ def write_deltas(
             kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
             for name, change in changes:
                 kinds[name] = (dtype, change.shape)
-                file.write(np.ascontiguousarray(encode(change, dtype).data).tobytes())
+                file.write(_bytes_of(name, change, dtype))
             file.seek(0)
             file.write(_padded(build_header(kinds)[0], room))
     return len(kinds)
+
+
+def _bytes_of(name: str, change: Array, dtype: str) -> bytes:
+    """A change as it is stored. Raises InputError for values that are no finite numbers, or too large for the type."""
+    with np.errstate(over="ignore"):
+        encoded = encode(change, dtype)
+    if not np.isfinite(decode(encoded.dtype, encoded.data, encoded.shape)).all():
+        if not np.isfinite(change).all():
+            raise InputError(f"{quote(name)}: its change has values that are not finite numbers")
+        raise InputError(
+            f"{quote(name)}: its change does not fit {dtype}; give --save-precision bf16 or fp32, or a smaller "
+            "--multiplier"
+        )
+    return np.ascontiguousarray(encoded.data).tobytes()
 
 
 def compute(

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lorapipe_engine.command.numbers import Number
 from lorapipe_engine.command.options import under
 from lorapipe_engine.command.process.processors import use_one_blas_thread
 from lorapipe_engine.command.tool import say, tool_command
@@ -89,7 +90,7 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     "--dynamic-param",
     "--param",
     "param",
-    type=float,
+    type=Number(),
     metavar="PARAM",
     help="PARAM of the method: sv_ratio a number from 1 on, sv_fro and sv_cumulative a share up to 1.",
 )
@@ -102,7 +103,7 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @under(
     RANKS,
     "--min-diff",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.0,
     show_default=True,
     help="Leave out layers in which no weight changed by more than this.",
@@ -128,7 +129,7 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 @under(
     PASSED, "--load-precision", metavar="TYPE", help="Passed over: numbers are computed in at least 32 bits."
 )
-@under(PASSED, "--clamp-quantile", type=float, help="Passed over: factors are not clamped.")
+@under(PASSED, "--clamp-quantile", type=Number(), help="Passed over: factors are not clamped.")
 @under(PASSED, "--load-original-model-to", metavar="DEVICE", help="Passed over: layers are read one by one.")
 @under(PASSED, "--load-tuned-model-to", metavar="DEVICE", help="Passed over: layers are read one by one.")
 def lora_extract(inputs: tuple[str, ...], **flags: Any) -> int:
