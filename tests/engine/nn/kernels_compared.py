@@ -328,5 +328,5 @@ if __name__ == "__main__":
         torch.backends.cudnn.allow_tf32 = False
     else:
         mend_bf16()
-    chosen = {name: work for name, work in COMPARED.items() if name in sys.argv[1:] or not sys.argv[1:]}
+    chosen = {name: COMPARED[name] for name in sys.argv[1:] or COMPARED}
     print(json.dumps({name: both_ways(work) for name, work in chosen.items()}, indent=1))

@@ -34,6 +34,7 @@ from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from lorapipe_engine.train.families.text import AskedPrompt  # noqa: E402
 from lorapipe_engine.train.sample.networks import Swapper  # noqa: E402
+from lorapipe_engine.train.sample.picture import Drawn  # noqa: E402
 from lorapipe_engine.train.sample.samplers.scheduler import CourseScheduler  # noqa: E402
 from support import tiny  # noqa: E402
 from support.commands import TARGETS, run  # noqa: E402
@@ -251,6 +252,26 @@ def test_a_network_whose_pictures_are_no_numbers_among_others(
         "burst.safetensors gives are not numbers (NaN); this picture is left out" in c for c in complaints
     )
     assert {str(path) for path in (tmp_path / "out").iterdir()} == {row["path"] for row in rows}
+
+
+def test_memory_that_runs_out_in_a_thread_loses_no_picture_in_silence(
+    sample: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for the memory of the batch that is drawn meanwhile."""
+    image, calls = Drawn.image, []
+
+    def once(drawn: Drawn) -> Any:
+        calls.append(drawn)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.25 GiB.")
+        return image(drawn)
+
+    monkeypatch.setattr(Drawn, "image", once)
+    rows = sample("--x", "seed:1-8", "-o", tmp_path / "out", "--overwrite", status=1)
+    assert "memory ran out while" in sample.said
+    assert len({row["path"] for row in rows}) == len(rows) < 8
+    monkeypatch.undo()
+    assert len(sample("--x", "seed:1-8", "-o", tmp_path / "out")) == 8
 
 
 def test_a_full_disk_ends_the_run_and_leaves_whole_pictures(sample: Sampler, tmp_path: Path) -> None:

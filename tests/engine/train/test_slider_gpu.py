@@ -30,7 +30,15 @@ negative = "1girl, solo, frown"
 """
 
 
-@pytest.mark.parametrize("more", [(), ("--network_args", "dora_wd=True"), ("--gradient_checkpointing",)])
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--network_args", "dora_wd=True"),
+        ("--network_module", "networks.oft"),
+        ("--gradient_checkpointing",),
+    ],
+)
 def test_captured_steps_train_what_plain_ones_train(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

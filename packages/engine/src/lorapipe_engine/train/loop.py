@@ -362,9 +362,12 @@ def update(stepper: Stepper, batches: Sequence[MicroBatch]) -> tuple[Tensor, Ten
     if stepper.graphs is None or stepper.trace is not None or not batches:
         loss = stepper.add_up(passes(batches))
         return loss, settle()
-    return stepper.graphs.run(
+    made = stepper.graphs.run(
         batches, passes, stepper.add_up, settle, records_settle=stepper.settles_in_graph
     )
+    # A graph that is replayed runs none of it: what was computed together for the step would be there for samples.
+    stepper.network.end()
+    return made
 
 
 def accumulate(stepper: Stepper, batches: Sequence[MicroBatch]) -> Tensor:

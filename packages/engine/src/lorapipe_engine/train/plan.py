@@ -130,6 +130,8 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: '{name}' cannot be used here ({reason})") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # events and graphs are made on the current one
     return device
 
 

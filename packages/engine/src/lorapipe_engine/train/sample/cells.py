@@ -40,6 +40,7 @@ from lorapipe_engine.train.sample.picture import CellPainter, Drawn, NoPicture
 from lorapipe_engine.train.sample.writing import Writer
 
 LINE_EVERY = 30.0  # seconds
+KEPT = "pictures that are done are kept"
 
 Say = Callable[[str], None]
 
@@ -225,21 +226,23 @@ class _Drawing:
         """Draw pictures, fewer at once where memory runs out and the number was not asked for."""
         drawn = painter.draw([row.cell for row in batch])
         rest = list(batch)
-        try:
-            while rest:
-                picture, path = next(drawn), rest[0].path
-                self.writer.add(partial(self._write, path, picture), partial(self._done, path, bar))
-                rest.pop(0)
+        while rest:
+            try:
+                picture = next(drawn)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1 or self.asked.batch_size is not None:
+                    smaller = "--batch-size 1" if len(batch) > 1 else "a smaller --size"
+                    raise ProblemFound(
+                        f"memory ran out with {len(batch)} pictures at once: try {smaller}; {KEPT}"
+                    ) from error
+                break
+            path = rest.pop(0).path
+            # Outside: what goes wrong with a picture before is not this batch's.
+            self.writer.add(partial(self._write, path, picture), partial(self._done, path, bar))
+        if not rest:
             return
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1 or self.asked.batch_size is not None:
-                smaller = "--batch-size 1" if len(batch) > 1 else "a smaller --size"
-                raise ProblemFound(
-                    f"memory ran out with {len(batch)} pictures at once: try {smaller}; pictures that are done are "
-                    "kept"
-                ) from error
         # Outside of the handler, whose traceback keeps what was made.
         fewer = len(batch) // 2
         self.asked = replace(self.asked, batch_size=fewer)
@@ -252,11 +255,17 @@ class _Drawing:
     def _write(self, path: Path, drawn: Drawn) -> None:
         try:
             picture = drawn.image()
+            with atomic_write(path, force=self.asked.overwrite, wait=False) as file:
+                save_with_parameters(picture, file, path.suffix, self.texts[path])
         except NoPicture:
             self.without_numbers.add(path)
-            return
-        with atomic_write(path, force=self.asked.overwrite, wait=False) as file:
-            save_with_parameters(picture, file, path.suffix, self.texts[path])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # Another kind of error than that of a batch, which would be drawn once more in parts.
+            raise ProblemFound(
+                f"memory ran out while {path.name} was written: try --batch-size 1 or a smaller --size; {KEPT}"
+            ) from error
 
     def _done(self, path: Path, bar: Progress) -> None:
         bar.update()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lorapipe_engine.nn.fused.drawing.layers import DrawnPart
 from lorapipe_engine.nn.fused.drawing.slots import Factor
 from lorapipe_engine.nn.fused.drawing.unet import Drawing
 from lorapipe_engine.sampling.shelf import Loaded
+from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.choice import every_target
 from lorapipe_engine.train.network.files.apply import fitting_targets
@@ -60,6 +62,7 @@ class Swapper:
         self._told: set[Path] = set()
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: dict[Path, Future[TrainedFile]] = {}
+        self._beside: Any = None  # a card's stream that files are read ahead in
 
     def use(self, rows: Iterable[Loaded]) -> None:
         """Have these networks in the model, and no others.
@@ -153,14 +156,21 @@ class Swapper:
         """The file, brought to a card in a stream of its own, which waits for nothing that is drawn."""
         if self._family.device.type != "cuda":
             return self._read_file(path)
-        stream = torch.cuda.Stream(self._family.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
+        # One for all of them: what one leaves of a card's memory is for the next.
+        self._beside = self._beside or torch.cuda.Stream(self._family.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._beside):
             file = self._read_file(path)
-        stream.synchronize()
+        self._beside.synchronize()
         return file
 
-    def _take_over(self, file: TrainedFile) -> TrainedFile:
-        """A file from a stream of its own: what it takes of a card is kept until all that was given to do is done."""
+    def _taken_over(self, path: Path, ahead: Future[TrainedFile]) -> TrainedFile:
+        """A file that was read ahead: what it takes of a card is kept until all that was given to do is done."""
+        try:
+            file = ahead.result()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return self._read_file(path)  # there is more room now than beside a batch
         if self._family.device.type == "cuda":
             own = (tensor for row in file.tensors.values() for tensor in row.values() if tensor.is_cuda)
             memory = {tensor.untyped_storage().data_ptr(): tensor for tensor in own}
@@ -175,7 +185,7 @@ class Swapper:
                 self._read.pop(next(iter(self._read)))
             ahead = self._ahead.pop(path, None)
             try:
-                file = self._read_file(path) if ahead is None else self._take_over(ahead.result())
+                file = self._read_file(path) if ahead is None else self._taken_over(path, ahead)
                 targets = fitting_targets(self._family, file, self._targets)
                 self._read[path] = _Read(self._family, file, targets, self._drawing, self._moulds)
             except (LoraError, TypeError) as error:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from lorapipe_engine.errors import ConfigError, ProblemFound
+from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.models.predictions import EPSILON, FLOW, V
 from lorapipe_engine.nn.fused.drawing.decoder import HalfDecoder
 from lorapipe_engine.nn.fused.drawing.unet import Drawing, fuse_decoder
 from lorapipe_engine.nn.sending import sent
 from lorapipe_engine.sampling.cells import Cell
 from lorapipe_engine.sampling.noise.samplers import SAMPLERS
-from lorapipe_engine.train.base.out_of_memory import is_out_of_memory
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import AskedPrompt, Conditioning
 from lorapipe_engine.train.sample.draw import (
@@ -189,8 +188,9 @@ class CellPainter:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w), scaled as the denoiser sees them -> pixels (B, 3, H, W) in about -1..1; values that are
         no numbers where half precision has none for them."""
-        if self._half is not None:
-            return self._half.decode(self.family.unscaled(latents))
+        half = self._half  # which a picture before may end meanwhile
+        if half is not None:
+            return half.decode(self.family.unscaled(latents))
         return torch.cat([self.family.decode(row[None]) for row in latents])
 
     @torch.inference_mode()
@@ -205,15 +205,7 @@ class CellPainter:
                     "note: the VAE's values go beyond half precision; decoded in float32 from here on, as with "
                     "--vae-precision float"
                 )
-            try:
-                pixels = self.family.decode(latents[None])
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise ProblemFound(
-                    "memory ran out with a picture that is decoded in float32: try a smaller --size; pictures that "
-                    "are done are kept"
-                ) from error
+            pixels = self.family.decode(latents[None])
         if not torch.isfinite(pixels).all():
             raise NoPicture
         return picture_bytes(pixels)[0]

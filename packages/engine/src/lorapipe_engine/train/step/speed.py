@@ -28,7 +28,8 @@ def speed_up(stepper: Stepper, *, capture: bool, say: Say) -> None:
     reason = stepper.why_not_captured
     if reason is None:
         stepper.graphs = StepGraphs(say, alone=stepper.processes.count == 1)
-        if stepper.slide is not None:
+        # What adapters compute together lies elsewhere in each step.
+        if stepper.slide is not None and not stepper.network.together:
             stepper.slide.answers.record(say)
     else:
         say(f"note: steps are not captured: {reason}")
