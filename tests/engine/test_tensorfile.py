@@ -52,7 +52,7 @@ def test_verdicts_equal_the_official_library(name: str, from_stream: bool) -> No
     path = MALFORMED / f"{name}.safetensors"
     source = io.BytesIO(path.read_bytes()) if from_stream else path
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.process_time()  # other processes may have the cores for as long
     if VERDICTS[name]["official"] == "accepted":
         with open_tensors(source) as file:
             assert sorted(file.tensors) == sorted(VERDICTS[name]["keys"])
@@ -63,7 +63,7 @@ def test_verdicts_equal_the_official_library(name: str, from_stream: bool) -> No
             open_tensors(source)
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith("<stream>" if from_stream else str(path))
-    assert time.perf_counter() - began < 0.2
+    assert time.process_time() - began < 0.2
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
 

@@ -98,10 +98,19 @@ class Tab:
     def wait(self, script: str) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + SECONDS
-        while not self.evaluate(script):
+        while not self._is(script):
             if time.monotonic() > end:
                 raise TimeoutError(script)
             time.sleep(0.05)
+
+    def _is(self, script: str) -> bool:
+        """Whether an expression is true; not while the page gives way to another."""
+        try:
+            return bool(self.evaluate(script))
+        except RuntimeError as error:
+            if "navigated or closed" in str(error) or "context was destroyed" in str(error):
+                return False
+            raise
 
     def click(self, selector: str, *, shift: bool = False, ctrl: bool = False, times: int = 1) -> None:
         """Click in the middle of an element, as a mouse does, once it lies still and nothing lies over it."""

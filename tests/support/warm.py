@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from functools import cache
@@ -210,6 +211,7 @@ def _run(order: dict[str, Any], streams: list[int], mains: dict[str, Any], impor
                 print(end.code, file=sys.stderr)
         except BaseException:
             traceback.print_exc()
+        threading._shutdown()  # type: ignore[attr-defined]  # Python itself waits for threads first
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -36,7 +36,13 @@ class Writer:
             if kind is None:
                 self.finish()
         finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            try:
+                self._pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:
+                self._pool.shutdown(
+                    wait=True
+                )  # what is being written is written, also where Ctrl-C comes just here
+                raise
 
     def add(self, work: Work, after: Work) -> None:
         """Have ``work`` done, then ``after``. Waits where too many are under way."""
