@@ -211,6 +211,14 @@ def test_what_is_printed_means_the_same_and_prints_the_same(
     assert without_sources(print_config(again, origin)) == without_sources(text)
 
 
+@pytest.mark.parametrize("name", ["none", "NULL"])
+def test_a_folder_that_is_called_nothing_is_printed_as_a_path(name: str, tmp_path: Path) -> None:
+    first, origin = build_settings(PARTS, {"train_data_dir": f"./{name}"})
+    (tmp_path / "printed.toml").write_text(text := print_config(first, origin))
+    assert f'train_data_dir = "./{name}"' in text
+    assert build_settings(PARTS, {}, tmp_path / "printed.toml")[0] == first
+
+
 def without_sources(text: str) -> str:
     return re.sub(r"(?m)^(# .*) \([^()]*(\([^()]*\)[^()]*)*\)$", r"\1", text)
 

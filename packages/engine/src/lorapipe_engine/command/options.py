@@ -32,6 +32,8 @@ _ANY = 1e9  # a bound above it is that of the number's type
 # Headings of what a command does with its settings.
 RUNS, INSTEAD = "The run, or several", "Instead of a run"
 
+WORDS_FOR_NOTHING = ("none", "null")  # other programs', in any case; a path of that name is ./none
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -343,7 +345,7 @@ def _is_given(field: Field, value: Any) -> bool:
 def _means_nothing(field: Field, value: Any) -> bool:
     """Whether a text is another program's word for nothing, where it can be no value of the option."""
     word = value.lower() if isinstance(value, str) else ""
-    if word not in ("none", "null") or field.facts.flags:
+    if word not in WORDS_FOR_NOTHING or field.facts.flags:
         return False
     return (
         word not in field.facts.choices if field.facts.choices else field.type is not str or not field.default

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.masking import MASK, masked
-from lorapipe_engine.command.options import Field, fields_of
+from lorapipe_engine.command.options import WORDS_FOR_NOTHING, Field, fields_of
 from lorapipe_engine.command.text import printable
 
 
@@ -44,5 +45,8 @@ def _toml(value: Any) -> str:
         return repr(value)
     import json
 
+    text = str(value)
+    if isinstance(value, Path) and text.lower() in WORDS_FOR_NOTHING:
+        text = f"./{text}"
     # JSON leaves DEL as it is, TOML does not take it.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
