@@ -192,3 +192,9 @@ def test_values_of_a_file_that_are_no_numbers_are_told(tmp_path: Path) -> None:
     done = delta(tmp_path / "burnt.safetensors", "-o", tmp_path / "out.safetensors")
     assert done.returncode == 2
     assert f"'{key.partition('.')[0]}': its change has values that are not finite numbers" in done.stderr
+
+
+def test_help_shows_a_number_without_bounds_as_one() -> None:
+    text = delta("--help").stdout
+    assert "--multiplier FLOAT" in text
+    assert "<=" not in text

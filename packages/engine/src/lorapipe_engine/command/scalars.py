@@ -7,8 +7,30 @@ import os
 from pathlib import Path
 from typing import Any
 
+import click
+
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import ConfigError
+
+
+class Number(click.types.FloatParamType):
+    """A finite number, not below ``least``, for an option that click reads; refused in the words of all others."""
+
+    def __init__(self, least: float | None = None) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ARG002
+        """Raises ConfigError."""
+        name = max(param.opts, key=len).lstrip("-").replace("-", "_") if param is not None else "number"
+        mend = (
+            "; give one as 0.5"
+            if self.least is None
+            else f"; give {self.least:g} or more, as {self.least + 0.5:g}"
+        )
+        number = read_scalar(name, float, value, "", mend)
+        if self.least is not None and number < self.least:
+            raise ConfigError(f"{name}: {number:g} is below {self.least:g}")
+        return number
 
 
 def read_scalar(name: str, kind: Any, value: Any, where: str, mend: str = "") -> Any:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from lorapipe_engine.command.numbers import Number
 from lorapipe_engine.command.records import write_json, write_path
+from lorapipe_engine.command.scalars import Number
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 

@@ -73,19 +73,22 @@ def write_deltas(
     with ExitStack() as stack:
         base = open_base(base_name, stack) if base_name else None
         _check_base(network, base)
-        changes = compute(network_file, network, base, multiplier)
         dtype = PRECISIONS[precision]
+        changes = (
+            (name, change.shape, _bytes_of(name, change, dtype))
+            for name, change in compute(network_file, network, base, multiplier)
+        )
         if dry_run or output is None:
-            return len([_bytes_of(name, change, dtype)[:0] for name, change in changes])
+            return sum(1 for _ in changes)
         check_weights_output(output, force=force)
         names = [name + end for name in network.modules for end in ("", ".bias")]
         room = len(build_header(dict.fromkeys(names, (dtype, _DIGITS)))[0])
         with atomic_write(output, force=force) as file:
             file.seek(room)
             kinds: dict[str, tuple[str, tuple[int, ...]]] = {}
-            for name, change in changes:
-                kinds[name] = (dtype, change.shape)
-                file.write(_bytes_of(name, change, dtype))
+            for name, shape, data in changes:
+                kinds[name] = (dtype, shape)
+                file.write(data)
             file.seek(0)
             file.write(_padded(build_header(kinds)[0], room))
     return len(kinds)

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from lorapipe_engine.command.numbers import Number
 from lorapipe_engine.command.options import under
 from lorapipe_engine.command.process.processors import use_one_blas_thread
+from lorapipe_engine.command.scalars import Number
 from lorapipe_engine.command.tool import say, tool_command
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.files.sizes import parse_size
@@ -106,7 +106,7 @@ def _as_rank(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     type=Number(0),
     default=0.0,
     show_default=True,
-    help="Leave out layers in which no weight changed by more than this.",
+    help="Leave out layers in which no weight changed by more than this, 0 or more.",
 )
 @under(RESULT, "-o", "--output", "--save-to", metavar="OUT", help="File, folder, or - for stdout.")
 @under(
