@@ -248,9 +248,7 @@ def test_a_network_whose_pictures_are_no_numbers_among_others(
     assert sorted(row["file"] for row in rows) == ["None", "None", "one", "one"]
     complaints = [line for line in sample.said.splitlines() if "error" in line]
     assert len(complaints) == 2
-    assert all(
-        "burst.safetensors gives are not numbers (NaN); this picture is left out" in c for c in complaints
-    )
+    assert all("burst.safetensors gives no numbers (NaN); this picture is left out" in c for c in complaints)
     assert {str(path) for path in (tmp_path / "out").iterdir()} == {row["path"] for row in rows}
 
 

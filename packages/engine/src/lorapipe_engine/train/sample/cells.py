@@ -278,7 +278,7 @@ class _Drawing:
         self.left_out += 1
         cell = self.cells[path][0].cell
         names = " with ".join([f"{cell.base}", *(f"{row.file.path}" for row in cell.networks)])
-        complain(f"{path.name}: what {names} gives are not numbers (NaN); this picture is left out")
+        complain(f"{path.name}: {names} gives no numbers (NaN); this picture is left out")
 
     def _record(self, path: Path) -> None:
         for placed in self.cells[path]:

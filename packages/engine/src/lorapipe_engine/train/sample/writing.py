@@ -39,9 +39,8 @@ class Writer:
             try:
                 self._pool.shutdown(wait=True, cancel_futures=True)
             except KeyboardInterrupt:
-                self._pool.shutdown(
-                    wait=True
-                )  # what is being written is written, also where Ctrl-C comes just here
+                # What is being written is written, also where Ctrl-C comes just here.
+                self._pool.shutdown(wait=True)
                 raise
 
     def add(self, work: Work, after: Work) -> None:

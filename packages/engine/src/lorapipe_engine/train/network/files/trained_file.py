@@ -124,7 +124,7 @@ class _Run:
 
     def on(self, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
         """All values in float32, and each tensor as a view of them."""
-        flat = self.values.to(device, non_blocking=True).float()
+        flat = self.values.to(device, non_blocking=device.type == "cuda").float()
         sizes = [info.size * 8 // DTYPE_BITS[info.dtype] for info in self.tensors.values()]
         parts = torch.split(flat, sizes)
         named = zip(self.tensors.items(), parts, strict=True)
