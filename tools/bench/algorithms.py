@@ -7,9 +7,9 @@
 One base of random weights for each workload, in one process; every row puts its network in and takes it out again. The
 first row is LoRA, the control, and it is measured once more after the others. A row: median ms of a step and how many
 times the control's that is, MFU (LoRA's arithmetic over the step's time, so that it compares as the time does), peak
-GiB reserved, MB of the file in half precision. LyCORIS comes after all of ours, in its default and its bypass mode,
-with autocast, torch's AdamW and few steps. What the time does not suffice for is left out and said. ``--demo`` trains
-and judges in processes of its own, see ../demo_world/variants.py.
+GiB reserved, MB of the file in half precision. LyCORIS comes after all of ours, in its default mode and then in
+its bypass mode, with autocast, torch's AdamW and few steps. What the time does not suffice for is left out and said.
+``--demo`` trains and judges in processes of its own, see ../demo_world/variants.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from algorithms_rows import ENTRIES, Entry, modes_of
+from algorithms_rows import BYPASS, DEFAULT, ENTRIES, Entry, modes_of
 from torch import nn
 from train import (
     FLOOR,
@@ -212,8 +212,10 @@ def rows_of(
         yield Row(work.name, entry.name, "ours", why=LATE) if late else bench.measure(entry)
     if others and time.monotonic() <= options.end:
         yield replace(bench.measure(control), name=f"{control.name} again")
-    for entry in entries if options.lycoris else ():
-        for mode in modes_of(entry):
+    for mode in (DEFAULT, BYPASS) if options.lycoris else ():
+        for entry in entries:
+            if mode not in modes_of(entry):
+                continue
             if time.monotonic() > options.end:
                 yield Row(work.name, entry.name, f"lycoris {mode}", why=LATE)
             else:
@@ -233,7 +235,7 @@ def markdown(rows: Sequence[Row]) -> str:
         for name in dict.fromkeys(row.name for row in rows if row.workload == workload):
             own = same.get((name, "ours"))
             cells = [name, *(_own_cells(own) if own else ["", "", "", "", "", ""])]
-            for mode in ("default", "bypass"):
+            for mode in (DEFAULT, BYPASS):
                 cells += _peer_cells(same.get((name, f"lycoris {mode}")))
             lines.append(" | ".join(cells))
         parts.append("\n".join(f"| {line} |" for line in lines))

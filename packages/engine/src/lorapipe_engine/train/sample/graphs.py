@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from lorapipe_engine.nn.fused.drawing.unet import Drawing
-from lorapipe_engine.train.broken_graph import first_reason, leave_graph
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
+from lorapipe_engine.train.recording import NotRecorded, record
 from lorapipe_engine.train.sample.draw import Guidance, Predict, evaluate_guided
 
 PLAIN_RUNS = 1  # of a kind of batch before it is recorded: they set up the libraries
@@ -115,19 +115,12 @@ class GuidedGraphs:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _record(self, kind: _Kind) -> None:
-        graph = torch.cuda.CUDAGraph()
-        draws = torch.cuda.get_rng_state()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            # Other threads write pictures meanwhile: what they ask of the card is no part of the graph.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                answer = self._evaluate(kind)
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            kind.graph, kind.answer = record(lambda: self._evaluate(kind), pool=self._pool)
+        except NotRecorded as reason:
             self._able = False
-            leave_graph(draws)
             self._say(
-                f"note: evaluations cannot be captured as a graph here ({first_reason(error)}); drawing goes on without"
+                f"note: evaluations cannot be captured as a graph here ({reason}); drawing goes on without"
             )
-            return
-        kind.graph, kind.answer = graph, answer

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorapipe_engine.train.broken_graph import first_reason, leave_graph
 from lorapipe_engine.train.data.microbatch import map_tensors, shape_of, tensors_of
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.families.text import Conditioning
+from lorapipe_engine.train.recording import NotRecorded, record
 
 PLAIN_RUNS = 2  # of a kind of question before it is recorded: they set up the libraries
 MOST_KINDS = 8  # of questions whose graphs are kept
@@ -69,16 +69,10 @@ class Answers:
         if len(self._kinds) >= MOST_KINDS:
             self._kinds.clear()
         inputs = map_tensors(question, torch.clone)
-        graph, draws = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state()
         try:
-            # A library that adds up gradients has threads, which may ask the card for something meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                answer = self._answer(inputs)
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            graph, answer = record(lambda: self._answer(inputs))
+        except NotRecorded as reason:
             self._say = None
-            leave_graph(draws)
-            say(
-                f"note: a slider's way to a picture is not captured ({first_reason(error)}); it goes on without"
-            )
+            say(f"note: a slider's way to a picture is not captured ({reason}); it goes on without")
             return
         self._kinds[key] = graph, inputs, answer

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorapipe_engine.train.broken_graph import first_reason, leave_graph
 from lorapipe_engine.train.data.microbatch import MicroBatch, map_tensors, shape_of, tensors_of
+from lorapipe_engine.train.recording import NotRecorded, record
 
 Say = Callable[[str], None]
 Accumulate = Callable[[Sequence[MicroBatch]], Tensor]  # forward and backward passes: their loss
@@ -123,8 +123,11 @@ class StepGraphs:
         settle: Settle | None,
     ) -> None:
         inputs = [map_tensors(batch, torch.clone) for batch in batches]
-        graph = torch.cuda.CUDAGraph()
-        draws = torch.cuda.get_rng_state()
+
+        def step() -> tuple[Tensor, ...]:
+            loss = accumulate(inputs)
+            return (loss,) if settle is None else (loss, settle())
+
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         gc.collect()
@@ -132,16 +135,11 @@ class StepGraphs:
         torch.cuda.empty_cache()  # what plain steps left would lie idle beside the graphs' pool
         free = torch.cuda.mem_get_info()[0]
         try:
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode=self._error_mode
-            ):
-                loss = accumulate(inputs)
-                results = (loss,) if settle is None else (loss, settle())
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            graph, results = record(step, pool=self._pool, stream=self._stream, error_mode=self._error_mode)
+        except NotRecorded as reason:
             self._able = False
-            leave_graph(draws)
             self._say(
-                f"note: the step cannot be captured as a graph here ({first_reason(error)}); training goes on without"
+                f"note: the step cannot be captured as a graph here ({reason}); training goes on without"
             )
             return
         cost = max(0, free - torch.cuda.mem_get_info()[0])
@@ -157,14 +155,11 @@ class StepGraphs:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             if self._settling is None:
-                graph, draws = torch.cuda.CUDAGraph(), torch.cuda.get_rng_state()
                 try:
-                    with torch.cuda.graph(graph, stream=self._stream, capture_error_mode=self._error_mode):
-                        self._settling = graph, settle()
-                except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+                    self._settling = record(settle, stream=self._stream, error_mode=self._error_mode)
+                except NotRecorded as reason:
                     self._able = False
-                    leave_graph(draws)
-                    self._say(f"note: the update cannot be captured as a graph here ({first_reason(error)})")
+                    self._say(f"note: the update cannot be captured as a graph here ({reason})")
             if self._settling is not None:
                 self._settling[0].replay()
         current.wait_stream(self._stream)
