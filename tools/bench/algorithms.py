@@ -32,6 +32,7 @@ from train import (
     FLOOR,
     WORKLOADS,
     Workload,
+    count_kernels,
     make_batch,
     make_family,
     make_stepper,
@@ -78,8 +79,8 @@ class Row:
 class Bench:
     """A workload's base, and rows measured on it."""
 
-    def __init__(self, work: Workload, device: torch.device, steps: int) -> None:
-        self.work, self.device, self.steps = work, device, steps
+    def __init__(self, work: Workload, device: torch.device, steps: int, profiled: int = 0) -> None:
+        self.work, self.device, self.steps, self.profiled = work, device, steps, profiled
         self.cuda = device.type == "cuda"
         torch.manual_seed(1)
         self.family: Family = make_family(work, device, torch.bfloat16 if self.cuda else torch.float32)
@@ -132,7 +133,11 @@ class Bench:
             for tensor in adapter.file_tensors().values()
         )
         row = replace(row, how="graph" if stepper.graphs and stepper.graphs.shapes else "plain")
-        return self._with_figures(row, times, network.count(), values)
+        row = self._with_figures(row, times, network.count(), values)
+        if self.profiled and self.cuda:
+            floor = self.work.tflop * self.work.batch * 1e15 / FLOOR
+            count_kernels(stepper, self.batch, self.profiled, floor, row.median_ms)
+        return row
 
     def _peer(self, row: Row, entry: Entry, mode: str) -> Row:
         from algorithms_peer import time_lycoris
@@ -203,7 +208,7 @@ def rows_of(
     if time.monotonic() > options.end:
         yield Row(work.name, "all", "ours", why=LATE)
         return
-    bench = Bench(work, device, options.steps)
+    bench = Bench(work, device, options.steps, options.profile)
     control = ENTRIES[0]
     others = [entry for entry in entries if entry is not control]
     yield bench.measure(control)
@@ -212,7 +217,7 @@ def rows_of(
         yield Row(work.name, entry.name, "ours", why=LATE) if late else bench.measure(entry)
     if others and time.monotonic() <= options.end:
         yield replace(bench.measure(control), name=f"{control.name} again")
-    for mode in (DEFAULT, BYPASS) if options.lycoris else ():
+    for mode in options.modes if options.lycoris else ():
         for entry in entries:
             if mode not in modes_of(entry):
                 continue
@@ -293,6 +298,12 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
         "--steps", type=int, default=12, help=f"that are timed ({PEER_STEPS} at most of LyCORIS)"
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="no row begins after these")
+    parser.add_argument(
+        "--modes", nargs="+", choices=(DEFAULT, BYPASS), default=(DEFAULT, BYPASS), help="of LyCORIS"
+    )
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="print the N longest kernels of each of ours"
+    )
     parser.add_argument("--small", action="store_true", help="tiny models, for a CPU")
     parser.add_argument("--out", type=Path, help="write the rows there too, as JSON lines")
     parser.add_argument("--demo", type=Path, metavar="FOLDER", help="the demo's figures, and nothing else")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from algorithms_rows import BYPASS, Entry
+from torch import nn
 from train import Workload, parts_of, wait
 
 from lorapipe_engine.settings import LossSettings
@@ -51,6 +52,14 @@ def time_lycoris(
     finally:
         for module in network.loras:
             module.restore()
+        # What it put back of a base that it trained whole lies in the memory of the processor.
+        for root in (family.denoiser, *texts_of(work, family)):
+            root.to(device)
+
+
+def texts_of(work: Workload, family: Family) -> list[nn.Module]:
+    """The text encoders that are trained."""
+    return [family.text.modules[part] for part in parts_of(work, family) if part != "unet"]
 
 
 def make_lycoris(entry: Entry, mode: str, work: Workload, family: Family) -> Any:
@@ -61,8 +70,7 @@ def make_lycoris(entry: Entry, mode: str, work: Workload, family: Family) -> Any
     logger.setLevel(logging.ERROR)
     assert entry.peer is not None
     kohya.PRESET["bench"] = dict(entry.layers)
-    parts = parts_of(work, family)
-    texts = [family.text.modules[part] for part in parts if part != "unet"]
+    texts = texts_of(work, family)
     dim = entry.dim(work)
     with torch.device(family.device):
         network = kohya.create_network(
