@@ -35,7 +35,7 @@ negative = "1girl, solo, frown"
     [
         (),
         ("--network_args", "dora_wd=True"),
-        ("--network_module", "networks.oft"),
+        ("--network_module", "networks.oft", "--unet_lr", "5e-5"),  # at 1e-3 two plain runs lie 10 % apart
         ("--gradient_checkpointing",),
     ],
 )
@@ -63,5 +63,6 @@ def test_captured_steps_train_what_plain_ones_train(
     (plain, one), (captured, other) = found
     assert captured == pytest.approx(plain, rel=1e-2)
     apart = sum(float((one[key].float() - other[key].float()).square().sum()) for key in one) ** 0.5
-    learned = sum(float(one[key].float().square().sum()) for key in one if "lora_up" in key) ** 0.5
+    from_zero = [key for key in one if key.endswith(("lora_up.weight", "oft_blocks"))]
+    learned = sum(float(one[key].float().square().sum()) for key in from_zero) ** 0.5
     assert apart < 0.05 * learned
