@@ -143,7 +143,7 @@ class Stepper:
         return self.processes.add_up_step((group.grad for group in self.network.groups.values()), share)
 
     def clip(self) -> Tensor:
-        """Clip the gradients; their norm before clipping, a tensor."""
+        """Clip the gradients, or have the optimizer's step do so; their norm before clipping, a tensor."""
         if self.network_dtype is not None:
             for group in self.network.groups.values():
                 group.grad.copy_(group.grad.to(self.network_dtype))
@@ -156,8 +156,11 @@ class Stepper:
         )
         if self.max_grad_norm > 0:
             share = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            for grad in grads:
-                grad.mul_(share)
+            if self._divides:
+                self.optimizer.grad_scale = share.reciprocal()  # type: ignore[attr-defined]
+            else:
+                for grad in grads:
+                    grad.mul_(share)
         return norm
 
     def step(self) -> None:
@@ -165,6 +168,8 @@ class Stepper:
         self.network.end()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self._divides:
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         if self.norm_limit is not None:
             self.norms = self.norm_limit.apply()
         self._round_values()
@@ -177,6 +182,15 @@ class Stepper:
         if self.family.device.type != "cuda":
             return "not on a CUDA device"
         return self.objective.why_not_captured
+
+    @property
+    def _divides(self) -> bool:
+        """Whether the optimizer's step divides gradients itself, which saves a pass over them: torch's fused ones do,
+        by the tensor that they have as ``grad_scale``."""
+        return (
+            bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+            and not self.scaler.is_enabled()
+        )
 
     @property
     def settles_in_graph(self) -> bool:
