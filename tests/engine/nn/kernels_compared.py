@@ -207,18 +207,21 @@ def sums_and_copies() -> list[Any]:
     return [x, both, kernels.turned(weight), sums, *targets]
 
 
-def rotations(blocks: Blocks, rows: int = 150) -> list[Any]:
+def rotations(blocks: Blocks, rows: int = 150, *, by_channels: bool = False) -> list[Any]:
     """Turns of one step, as the first of several, and as the last."""
     torch.manual_seed(0)
     width, bias = blocks.count * blocks.size, torch.randn(blocks.count * blocks.size)
     turns, into = (torch.randn(blocks.count, blocks.size, blocks.size) for _ in range(2))
     x, change, grad, also = (sliced(rows, width) for _ in range(4))
+    if by_channels:  # all but one, which the kernel has to lay so by itself
+        x, change, also = (kernels.lay(part, by_channels=True) for part in (x, change, also))
     alone = kernels.rotate(x, None, None, turns, blocks, whole=True)
     first = kernels.rotate(x, bias, None, turns, blocks, whole=False)
     last = kernels.rotate(x, bias, change, turns, blocks, whole=True)
     back = kernels.rotate_back(x, bias, change, grad, None, turns, blocks, into, whole=False)
     whole = kernels.rotate_back(x, bias, None, grad, also, turns, blocks, into, whole=True)
-    return [alone, first, last, back, whole, into]
+    rest = [] if not by_channels else [kernels.lay(last, by_channels=False)]
+    return [alone, first, last, back, whole, into, *rest]
 
 
 def changed_squares(dtype: torch.dtype, shape: tuple[int, int], rank: int, aligned: bool) -> list[Any]:
@@ -309,6 +312,7 @@ COMPARED: dict[str, Callable[[], list[Any]]] = {
     "turns of small blocks": lambda: rotations(Blocks(15, 10), rows=2100),
     "turns of large blocks": lambda: rotations(Blocks(2, 70), rows=40),
     "turns of channels that lie apart": lambda: rotations(Blocks(2, 5, 4, 4)),
+    "turns of rows laid by channels": lambda: rotations(Blocks(2, 5, 4, 4), by_channels=True),
     **{
         f"changed squares, {dtype}, rank {rank}": partial(changed_squares, dtype, shape, rank, aligned)
         for dtype in (torch.bfloat16, torch.float16)

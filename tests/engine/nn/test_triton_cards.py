@@ -42,7 +42,7 @@ class RoomIsKnown(Exception):
 def room_taken(
     kernel: Any, card: int, constants: dict[str, Any], warps: int = 4, stages: int = 3, *, whole: bool = False
 ) -> int:
-    """Bytes of the kernel, in bf16 where the card has it, with lengths of rows that are multiples of 16.
+    """Bytes of the kernel, in bf16 where the card has it. Numbers of rows and of channels are multiples of 16.
 
     ``whole``: compile it to machine code.
     """
@@ -60,7 +60,9 @@ def room_taken(
     names = kernel.arg_names
     signature = {name: kind(name) for name in names}
     even = [
-        n for n, k in signature.items() if k.startswith("*") or n.startswith("stride_") or n in ("C", "R")
+        n
+        for n, k in signature.items()
+        if k.startswith("*") or n.startswith("stride_") or n in ("N", "C", "R")
     ]
     even = [name for name in even if name not in constants]
     hints = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
@@ -102,13 +104,15 @@ def test_short_products_fit(card: int) -> None:
         (75, Blocks(40, 8)),
         (75, Blocks(4, 5, 8, 8)),
         (90, Blocks(40, 8)),
+        (90, Blocks(2, 5, 16, 4)),
         (90, Blocks(2, kernels.most_channels(CARDS[90]))),
     ],
 )
-def test_turns_of_blocks_fit(card: int, blocks: Blocks) -> None:
-    _, known = triton_blocks.tiles(blocks)
+@pytest.mark.parametrize("by_channels", [False, True])
+def test_turns_of_blocks_fit(card: int, blocks: Blocks, by_channels: bool) -> None:
+    _, known = triton_blocks.tiles(blocks, by_channels)
     warps, stages = known.pop("num_warps"), known.pop("num_stages")
-    constants = {**known, "BIAS": True, "CHANGE": True, "WHOLE": False}
+    constants = {**known, "BIAS": True, "CHANGE": True, "WHOLE": False, "BY_CHANNELS": by_channels}
     smallest = blocks == Blocks(40, 8)
     assert room_taken(triton_blocks._rotate, card, constants, warps, stages, whole=smallest) <= CARDS[card]
     constants = {**constants, "ALSO": True, "WHOLE": True}

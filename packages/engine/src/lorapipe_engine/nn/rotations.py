@@ -49,15 +49,20 @@ class _Turn(torch.autograd.Function):
         *turns: Tensor,
     ) -> Tensor:
         ctx.blocks, ctx.into, ctx.whole = made.blocks, made.into, whole
+        ctx.by_channels = kernels.prefers_channels(rows, made.blocks)
+        if ctx.by_channels:
+            rows = kernels.lay(rows, by_channels=True)
         ctx.save_for_backward(rows, bias, *turns)
         *_, last = _changes(rows, bias, turns, made.blocks, whole)
         assert last is not None
-        return last
+        return kernels.lay(last, by_channels=False) if ctx.by_channels else last
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rows, bias, *turns = ctx.saved_tensors
         into = ctx.into
+        if ctx.by_channels:
+            grad = kernels.lay(grad, by_channels=True)
         if into is None:
             into = [turn.new_zeros(turn.shape) for turn in turns]
         changes = _changes(rows, bias, turns[:-1], ctx.blocks, False)

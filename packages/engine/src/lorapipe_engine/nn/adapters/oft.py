@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lorapipe_engine.errors import ConfigError
-from lorapipe_engine.nn import cayley
+from lorapipe_engine.nn import cayley, kernels
 from lorapipe_engine.nn.adapters.lokr import split
 from lorapipe_engine.nn.base import Adapter, Dropouts, Options, Size, alike
 from lorapipe_engine.nn.change import frozen_weight, layer_shape, parameter
-from lorapipe_engine.nn.kernels.blocks import TILE, Blocks
+from lorapipe_engine.nn.kernels.blocks import Blocks
 from lorapipe_engine.nn.options import flag, not_negative, whole
 from lorapipe_engine.nn.rotations import Made, Rotated, Together, stacked, turned
 
@@ -253,7 +253,7 @@ class Boft(Rotation):
         """Stage j turns outputs (c, s, t, l) by s, one of 2, and l, one of b/2; t is one of 2^j. So stages that follow
         each other make one turn of what all their s and l name, and a few such turns are all."""
         stages, half = turns.shape[1], turns.shape[-1] // 2
-        most = max(1, (TILE // half).bit_length() - 1)
+        most = max(1, (kernels.turn_width(turns) // half).bit_length() - 1)
         parts = -(-stages // most)
         ends = [stages * (part + 1) // parts for part in range(parts)]
         own, blocks, start = [], [], 0

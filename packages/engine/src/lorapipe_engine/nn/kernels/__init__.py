@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lorapipe_engine.nn.kernels import blocks as plain_blocks
 from lorapipe_engine.nn.kernels import plain
-from lorapipe_engine.nn.kernels.blocks import Blocks
+from lorapipe_engine.nn.kernels.blocks import TILE, Blocks
 from lorapipe_engine.nn.kernels.gradients import FactorGradients
 from lorapipe_engine.nn.kernels.plain import GEGLU, GELU, QUICK_GELU
 
@@ -50,6 +50,7 @@ OPS: Mapping[str, Op] = {
     "lift": Op("triton_dots:lift", plain.lift, products=True),
     "scale_columns": Op("triton_dots:scale_columns", plain.scale_columns),
     "sum_scaled": Op("triton_dots:sum_scaled", plain.sum_scaled),
+    "lay": Op("triton_blocks:lay", plain_blocks.lay),
     "rotate": Op("triton_blocks:rotate", plain_blocks.rotate, products=True),
     "rotate_back": Op("triton_blocks:rotate_back", plain_blocks.rotate_back, products=True),
     "layer_norm": Op("triton_norms:layer_norm", plain.layer_norm),
@@ -185,8 +186,25 @@ def rotate_back(
     return moved
 
 
+def lay(rows: Tensor, *, by_channels: bool) -> Tensor:
+    """A copy of rows (N, C) in which each row is in one piece, or each channel."""
+    laid: Tensor = _choose("lay", rows)(rows, by_channels)
+    return laid
+
+
+def prefers_channels(rows: Tensor, blocks: Sequence[Blocks]) -> bool:
+    """Whether turns are quicker on rows of which each channel is in one piece: else a kernel would read channels that
+    lie apart one by one. What :func:`rotate` gives is laid as the rows are."""
+    return any(block.inner > 1 and _holds(rows, block) for block in blocks)
+
+
 def _holds(rows: Tensor, blocks: Blocks) -> bool:
     return runs_products(rows) and blocks.size <= most_channels(_room(rows))
+
+
+def turn_width(like: Tensor) -> int:
+    """Channels up to which blocks are best put together in one turn, on the device of ``like``."""
+    return most_channels(_room(like)) if like.is_cuda and runs_triton(like) else TILE
 
 
 def most_channels(room: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Channels of a tile that a card's matrix units work on: blocks are put together up to it.
+# Channels of a tile that a card's matrix units work on: small blocks are put together up to it.
 TILE = 64
 
 
@@ -44,6 +44,15 @@ class Blocks:
         """The way back."""
         split = parts.view(self.outer, self.inner, -1, self.high, self.low)
         return split.permute(2, 0, 3, 1, 4).reshape(parts.shape[1], -1)
+
+
+def lay(rows: Tensor, by_channels: bool) -> Tensor:
+    return rows.mT.contiguous().mT if by_channels else rows.contiguous()
+
+
+def is_by_channels(rows: Tensor) -> bool:
+    """Whether rows (N, C) are laid so that each channel is in one piece."""
+    return rows.stride(0) == 1 and rows.stride(1) >= len(rows) > 1
 
 
 def rotate(
