@@ -63,7 +63,7 @@ def texts_of(work: Workload, family: Family) -> list[nn.Module]:
 
 
 def make_lycoris(entry: Entry, mode: str, work: Workload, family: Family) -> Any:
-    """A network of LyCORIS in the base, made on the device, float32."""
+    """A network of LyCORIS in the base, made on the device: float32, but full, which has the base's dtype."""
     from lycoris import kohya
     from lycoris.logging import logger
 
