@@ -324,6 +324,7 @@ def test_what_is_wrong_everywhere_is_told_once(data: Path, tmp_path: Path) -> No
     assert lines == [
         "lora-train: error: device: 2 processes cannot all have cuda:1; leave it out, each takes its own card"
     ]
+    assert "super().main" not in told  # a traceback of ours; the launcher has one of its own
 
 
 def test_a_picture_that_only_one_process_reads_is_named(data: Path, tmp_path: Path) -> None:

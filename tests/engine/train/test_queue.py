@@ -313,11 +313,3 @@ def test_what_no_queue_has_written_stays(
         assert train(*files[::2], "--output_dir", tmp_path, "--dry-run") == 2
         assert "is not what a queue remembers of a run" in capsys.readouterr().err
         assert (tmp_path / "first.run.json").read_text() == text
-
-
-def test_a_launcher_gets_one_run(
-    files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert train(*files[:2]) == 2
-    assert "give a launcher one run" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ from lorapipe_engine.command.options import (
 )
 from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.process.processors import share_processors
-from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.progress import QUIET, talking_together
 from lorapipe_engine.command.records import write_file_text, write_json, write_path
 from lorapipe_engine.command.tool import LaunchedCommand, say, show, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
@@ -46,6 +47,7 @@ lora-train --config_file mayuri.toml --choose
 lora-train --base sdxl.safetensors --dataset_config dataset.toml --output_dir out
 lora-train --base demo --train_data_dir dataset --max_train_epochs 4 --output_dir out
 torchrun --no_python --nproc_per_node 2 lora-train --config_file mayuri.toml
+torchrun --no_python --nproc_per_node 2 lora-train mayuri.toml nekochan.toml maid.toml
 """
 
 
@@ -117,7 +119,7 @@ def lora_train(
     words is the train_data_dir, each TOML or JSON file a run: several are trained one after another. Paths of the
     networks go to stdout, everything else to stderr.
     """
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
+    quiet, is_first = QUIET.get(), os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
     if not is_first:
         QUIET.set(True)
     if print_only and plot_lr is not None:
@@ -142,9 +144,8 @@ def lora_train(
     build = partial(settings_of, said=said)
     runs = make_runs([*config_file, *files], read_varied(vary, flags), flags, build)
     if len(runs) > 1 or dry_run:
-        train_several(
-            runs, dry_run=dry_run, other="--plot_lr" if plot_lr is not None else "--print_config" * print_only
-        )
+        other = "--plot_lr" if plot_lr is not None else "--print_config" * print_only
+        train_several(runs, dry_run=dry_run, other=other, quiet=quiet)
         return None
     (run,) = runs
     settings = run.settings
@@ -233,9 +234,9 @@ def read_settings(
     return parts, origin
 
 
-def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:
-    """Check all runs, and train them in order unless that is all that was asked for. ``other``: an option of one run
-    that was given as well, or nothing."""
+def train_several(runs: Sequence[Run], *, dry_run: bool, other: str, quiet: bool) -> None:
+    """Check all runs, and train them in order unless that is all that was asked for; under a launcher each process
+    trains some of them. ``other``: an option of one run that was given as well, or nothing. ``quiet``: as was asked."""
     if other:
         raise ConfigError(
             f"{other} shows one run; " + ("it excludes --dry_run" if dry_run else f"here are {len(runs)}")
@@ -245,11 +246,16 @@ def train_several(runs: Sequence[Run], *, dry_run: bool, other: str) -> None:
     require_training_extra()
     with library_imports():
         from lorapipe_engine.train.queue import check_runs, run_queue, show_plan
+        from lorapipe_engine.train.sharing import share_runs
 
-    checked = check_runs(runs)
-    show_plan(checked, dry=dry_run)
+    sharing = share_runs()
+    checked = check_runs(runs, sharing)
+    if sharing.is_main:
+        show_plan(checked, dry=dry_run)
+    sharing.wait("checked")  # a run that has begun would look to another as if it had been stopped
     if not dry_run:
-        run_queue(checked, write_path)
+        with talking_together(quiet=quiet) if sharing.count > 1 else nullcontext():
+            run_queue(checked, write_path, sharing)
 
 
 def sized(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str, str]]:

@@ -15,12 +15,24 @@ from types import TracebackType
 from typing import Any
 
 QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+_BARS: ContextVar[bool] = ContextVar("bars", default=True)
+
+
+@contextmanager
+def talking_together(*, quiet: bool) -> Iterator[None]:
+    """Several processes talk on one terminal: each by whole lines, without bars; ``quiet``: as the user asked."""
+    tokens = QUIET.set(quiet), _BARS.set(False)
+    try:
+        yield
+    finally:
+        QUIET.reset(tokens[0])
+        _BARS.reset(tokens[1])
 
 
 class Progress:
     """A bar on stderr, lines, or nothing. Use it as a context manager with :meth:`update`, or iterate it: 0..total-1.
 
-    ``line_every``: seconds between lines where there is no terminal; None: no lines.
+    ``line_every``: seconds between lines where there is no bar; None: no lines.
     """
 
     def __init__(self, total: int, label: str, unit: str, line_every: float | None = None) -> None:
@@ -29,7 +41,7 @@ class Progress:
         self._lines: _Lines | None = None
         if sys.stderr is None or QUIET.get():
             return
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and _BARS.get():
             from tqdm import tqdm
 
             stream = sys.stderr.stream if isinstance(sys.stderr, _AboveBars) else sys.stderr

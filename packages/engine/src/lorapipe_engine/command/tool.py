@@ -186,7 +186,11 @@ class LaunchedCommand(ToolCommand):
     def _tell(self, text: str, *, before: str = "") -> None:
         number = os.environ.get("RANK", "0")
         if number != "0":
-            time.sleep(FIRST_TELLS)  # without an end by then, it went wrong here alone
+            try:
+                time.sleep(FIRST_TELLS)
+            except KeyboardInterrupt:
+                return  # the first has told it, and the launcher ends this one
+            # Without an end by then, it went wrong here alone.
             text = f"process {number}: {text}"
         super()._tell(text, before=before)
 

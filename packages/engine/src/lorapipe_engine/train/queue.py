@@ -1,12 +1,17 @@
-"""Several runs, one after another in one process: all are checked before the first begins, and what fails is told."""
+"""Several runs, one after another: all are checked before the first begins, and what fails is told.
+
+Under a launcher each process takes runs of its own, see :mod:`.sharing`.
+"""
 
 from __future__ import annotations
 
 import gc
-import os
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,6 +43,9 @@ from lorapipe_engine.train.session import (
     run_training,
     with_first_resolution,
 )
+from lorapipe_engine.train.sharing import Sharing
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,42 +70,42 @@ class Checked:
         return self.run.settings.run.output_dir / self.run.settings.run.output_name
 
 
-def check_runs(runs: Sequence[Run]) -> list[Checked]:
+def check_runs(runs: Sequence[Run], sharing: Sharing) -> list[Checked]:
     """Check all runs. Raises ConfigError where some cannot begin, after each was told."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "several runs in a row train in one process; give a launcher one run, or start a command for each card: "
-            "CUDA_VISIBLE_DEVICES=0 lora-train a.toml"
-        )
     scanned: dict[tuple[DataSettings, int], Dataset] = {}
     checked, refused = [], 0
+    together = sharing.count if len(runs) == 1 else 1
     for run in runs:
         try:
-            checked.append(check_run(run, scanned))
+            sharing.process(run.settings.model.device)
+            checked.append(check_run(run, scanned, together))
         except LoraError as error:
             if len(runs) == 1:
                 raise
-            complain_of(run.label, error)
+            if sharing.is_main:
+                complain_of(run.label, error)
             refused += 1
     if refused:
         raise ConfigError(f"{refused} of {len(runs)} runs cannot begin, so none was begun")
     return checked
 
 
-def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset]) -> Checked:
-    """Find what can be found before the base is read. ``scanned``: datasets that were looked through already."""
+def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset], together: int = 1) -> Checked:
+    """Find what can be found before the base is read. ``scanned``: datasets that were looked through already;
+    ``together``: processes that train the run."""
     settings = run.settings
     model = plan_model(settings.model)
     _, notes = check_cheaply(settings)
     key = settings.data, settings.run.seed
-    dataset = scanned.get(key) or scan(*key)
+    dataset = scanned.get(key) or scan(*key, processes=together)
     scanned[key] = dataset
     settings = with_first_resolution(settings, dataset)
     notes += look_at(settings, dataset).notes
-    batches = batches_per_epoch(dataset.buckets, dataset.repeats, dataset.batch_sizes)
+    sizes = [size * together for size in dataset.batch_sizes]
+    batches = batches_per_epoch(dataset.buckets, dataset.repeats, sizes)
     length = plan_length(batches, settings.run, settings.optimizer.gradient_accumulation_steps)
     settings = replace(settings, run=settings.run.with_rhythm(length.epochs))
-    notes += advice(Planned(settings=settings, dataset=dataset, steps=length.steps))
+    notes += advice(Planned(settings=settings, dataset=dataset, steps=length.steps, processes=together))
     asked = purpose(settings, dataset)
     checked = Checked(
         run=run,
@@ -143,43 +151,80 @@ def _beginning(run: RunSettings) -> str:
     return "from the start" if run.resume is None else f"goes on from {run.resume}"
 
 
-def run_queue(checked: Sequence[Checked], done: Callable[[Path], None]) -> None:
-    """Train the runs in order; ``done`` gets each file of each.
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, or the ``word`` that the table has for it; ``is_unnamed``: its choice of an epoch failed."""
 
-    A run that fails is told and the next begins. Raises ProblemFound in the end if one did; KeyboardInterrupt goes on
-    at once, after the table of what is there.
+    ended: Ended | None = None
+    word: str = ""
+    is_unnamed: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> Result:
+        """From what another process has written."""
+        row = json.loads(text)
+        return cls(**{**row, "ended": row["ended"] and Ended(**row["ended"])})
+
+
+def run_queue(checked: Sequence[Checked], done: Callable[[Path], None], sharing: Sharing) -> None:
+    """Train the runs in order, of several processes each its share; ``done`` gets each file of each.
+
+    A run that fails is told and the next begins. Raises ProblemFound in the end if one did, in all processes;
+    KeyboardInterrupt goes on at once, after the table of what is there.
     """
     shelf = Shelf()
-    rows: list[tuple[Checked, Ended | str]] = []
-    unnamed: list[str] = []
-    try:
-        for number, one in enumerate(checked, start=1):
-            say(f"run {number} of {len(checked)}: {one.run.label}")
+    with _table_told(checked, sharing):
+        for number in sharing.numbers(len(checked)):
+            one = checked[number]
+            tell: Say = say if sharing.count == 1 else partial(_say_of, one.run.label)
+            tell(f"run {number + 1} of {len(checked)}" + (f": {one.run.label}" if sharing.count == 1 else ""))
             if one.before is not None:
                 chooses = one.run.settings.run.choose
-                say("done before" + (", so its epochs are not drawn again" if chooses else ""))
-                rows.append((one, one.before))
+                tell("done before" + (", so its epochs are not drawn again" if chooses else ""))
+                result = Result(one.before)
             else:
-                following = [later.base for later in checked[number:] if later.before is None]
+                following = [later.base for later in checked[number + 1 :] if later.before is None]
                 shelf.wanted = following[0] if following else None
-                rows.append((one, _train(one, shelf, unnamed)))
-            result = rows[-1][1]
-            for name in result.files if isinstance(result, Ended) else ():
+                result = _train(one, shelf, sharing, tell)
+            for name in result.ended.files if result.ended else ():
                 done(one.output.with_name(name))
-    finally:
-        for line in table(rows, len(checked)):
-            say(line)
-    failed = sum(isinstance(result, str) for _, result in rows)
+            sharing.end(number, json.dumps(asdict(result)))
+        sharing.wait("trained")  # a launcher ends the others when one process ends with another status than 0
+    results = _results(checked, sharing)
+    failed = sum(result.ended is None for _, result in results)
     if failed:
         raise ProblemFound(f"{failed} of {len(checked)} runs failed; the same command tries them again")
+    unnamed = [one.run.label for one, result in results if result.is_unnamed]
     if unnamed:
         raise ProblemFound(
             f"all runs are trained, but of {len(unnamed)} no epoch is named: {', '.join(unnamed)}"
         )
 
 
-def _train(one: Checked, shelf: Shelf, unnamed: list[str]) -> Ended | str:
-    """Train one run; how it ended, or the word for the table. ``unnamed`` gets runs whose choice of an epoch failed."""
+def _say_of(label: str, text: str) -> None:
+    """What a run says while others run beside it."""
+    say(f"{label}: {text}")
+
+
+@contextmanager
+def _table_told(checked: Sequence[Checked], sharing: Sharing) -> Iterator[None]:
+    """Tell in the end, once, what came of all runs, however it comes."""
+    try:
+        yield
+    finally:
+        if sharing.is_main:
+            for line in table(_results(checked, sharing), len(checked)):
+                say(line)
+
+
+def _results(checked: Sequence[Checked], sharing: Sharing) -> list[tuple[Checked, Result]]:
+    """The runs that have ended, in order, and how."""
+    ended = sharing.ended(len(checked))
+    return [(checked[number], Result.read(text)) for number, text in sorted(ended.items())]
+
+
+def _train(one: Checked, shelf: Shelf, sharing: Sharing, tell: Say) -> Result:
+    """Train one run."""
     settings, results = one.run.settings, []
     if one.is_own:
         settings = replace(settings, run=replace(settings.run, overwrite=True))
@@ -193,21 +238,22 @@ def _train(one: Checked, shelf: Shelf, unnamed: list[str]) -> Ended | str:
         write_record(settings.run, Remembered(one.asked, results[0]))
 
     try:
-        trained = run_training(settings, one.run.print_config(), say, Queued(shelf, begin, end))
+        process = sharing.process(settings.model.device)
+        trained = run_training(settings, one.run.print_config(), tell, Queued(shelf, begin, end, process))
     except Exception as error:  # whatever it is, the other runs have nothing to do with it
         complain_of(one.run.label, error)
         shelf.clear()
         word = "refused" if isinstance(error, ConfigError | InputError) else "failed"
-        return "not written" if isinstance(error, OutputError) else word
+        return Result(word="not written" if isinstance(error, OutputError) else word)
     finally:
         _free()
     if trained.choosing is not None:
         try:
-            choose(trained.choosing, say)
+            choose(trained.choosing, tell)
         except LoraError as error:  # the networks are there
             complain_of(one.run.label, error)
-            unnamed.append(one.run.label)
-    return results[0]
+            return Result(results[0], is_unnamed=True)
+    return Result(results[0])
 
 
 def _free() -> None:
@@ -220,16 +266,17 @@ def _free() -> None:
 # -------------------------------------------------------------------------------- what came of it
 
 
-def table(rows: Sequence[tuple[Checked, Ended | str]], total: int) -> list[str]:
+def table(rows: Sequence[tuple[Checked, Result]], total: int) -> list[str]:
     """The runs that were done or tried: loss, validation loss, files, time; those not begun are counted."""
     cells = [("run", "loss", "validation", "files", "time", "last file")]
     for one, result in rows:
-        if isinstance(result, str):
-            cells.append((one.run.label, result, "", "", "", ""))
+        ended = result.ended
+        if ended is None:
+            cells.append((one.run.label, result.word, "", "", "", ""))
             continue
-        last = one.output.with_name(list(result.files)[-1])
-        numbers = (_number(result.loss), _number(result.validation), str(len(result.files)))
-        cells.append((one.run.label, *numbers, _hours(result.seconds), str(last)))
+        last = one.output.with_name(list(ended.files)[-1])
+        numbers = (_number(ended.loss), _number(ended.validation), str(len(ended.files)))
+        cells.append((one.run.label, *numbers, _hours(ended.seconds), str(last)))
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -71,12 +71,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Queued:
-    """What a run has of the queue that it is part of: the ``shelf``, and what is done when its output is claimed and
-    when its last file is there."""
+    """What a run has of the queue that it is part of: the ``shelf``, what is done when its output is claimed and when
+    its last file is there, and the ``process`` that trains it by itself."""
 
     shelf: Shelf = field(default_factory=Shelf)
     on_begin: Callable[[], None] | None = None
     on_end: Callable[[list[Path]], None] | None = None
+    process: Processes | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def run_training(
 ) -> Trained:
     """Train as ``settings`` say. ``configuration`` is kept beside the curves."""
     queued = queued or Queued()
-    processes = join_processes(settings.model, settings.run)
+    processes = queued.process or join_processes(settings.model, settings.run)
     model = plan_model(settings.model, processes.device)
     args, notes = check_cheaply(settings)
     say_notes(notes, say)

@@ -46,10 +46,20 @@ def find_program(name: str) -> Path | None:
     return None
 
 
+def _own_card() -> dict[str, str]:
+    """What lets a program see the card alone that a launcher's process has, and which would be its first otherwise."""
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if not number:
+        return {}
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return {"CUDA_VISIBLE_DEVICES": visible[number] if number < len(visible) else str(number)}
+
+
 def run_program(program: Path, words: Sequence[str], *, listen: bool = False) -> Ran:
     """Run a program with its words until it ends; quiet where we are. It ends with us where we are interrupted.
     ``listen``: keep what it tells on stderr."""
     environment = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
+    environment |= _own_card()
     quiet = ["--quiet"] if QUIET.get() else []
     done = subprocess.run(
         [str(program), *words, *quiet],

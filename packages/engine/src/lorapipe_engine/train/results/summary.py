@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorapipe_engine.command.text import counted
 from lorapipe_engine.datasets.described import folder_lines
 from lorapipe_engine.datasets.scan import Dataset
 from lorapipe_engine.nn.attach import Network
@@ -43,6 +44,8 @@ def _updates(plan: UpdatePlan, network: NetworkSettings) -> list[str]:
         shown = "its own"
     text = ", ".join(f"{name}={value}" for name, value in plan.arguments.items())
     schedule = plan.schedule
-    curve = f"{schedule.name} after {schedule.warmup} steps of warm-up" if schedule.warmup else schedule.name
+    curve = schedule.name
+    if schedule.warmup:
+        curve += f" after {counted(schedule.warmup, 'step')} of warm-up"
     note = alpha_note(plan.kind, network.network_alpha or 0.0, network.network_dim or 0)
     return [f"{plan.kind.name}({text}); rates: {shown}; {curve}", *([f"note: {note}"] if note else [])]
