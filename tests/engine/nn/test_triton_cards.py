@@ -24,7 +24,7 @@ from lorapipe_engine.nn.kernels import (  # noqa: E402
     triton_few_keys,
     triton_magnitudes,
 )
-from lorapipe_engine.nn.kernels.blocks import Blocks  # noqa: E402
+from lorapipe_engine.nn.kernels.blocks import TILE, Blocks  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -113,9 +113,11 @@ def test_turns_of_blocks_fit(card: int, blocks: Blocks, by_channels: bool) -> No
     _, known = triton_blocks.tiles(blocks, by_channels)
     warps, stages = known.pop("num_warps"), known.pop("num_stages")
     constants = {**known, "BIAS": True, "CHANGE": True, "WHOLE": False, "BY_CHANNELS": by_channels}
+    if not by_channels and known["SIDE"] <= TILE:
+        constants["ROWS"] = 128  # of many rows
     smallest = blocks == Blocks(40, 8)
     assert room_taken(triton_blocks._rotate, card, constants, warps, stages, whole=smallest) <= CARDS[card]
-    constants = {**constants, "ALSO": True, "WHOLE": True}
+    constants = {**constants, "ROWS": known["ROWS"], "ALSO": True, "WHOLE": True}
     room = room_taken(triton_blocks._rotate_back, card, constants, warps, stages, whole=smallest)
     assert room <= CARDS[card]
 

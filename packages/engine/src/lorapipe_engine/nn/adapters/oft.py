@@ -253,7 +253,7 @@ class Boft(Rotation):
         """Stage j turns outputs (c, s, t, l) by s, one of 2, and l, one of b/2; t is one of 2^j. So stages that follow
         each other make one turn of what all their s and l name, and a few such turns are all."""
         stages, half = turns.shape[1], turns.shape[-1] // 2
-        most = max(1, (kernels.turn_width(turns) // half).bit_length() - 1)
+        most = max(1, (kernels.turn_width(self.weight) // half).bit_length() - 1)
         parts = -(-stages // most)
         ends = [stages * (part + 1) // parts for part in range(parts)]
         own, blocks, start = [], [], 0

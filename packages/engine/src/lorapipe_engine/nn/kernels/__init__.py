@@ -187,7 +187,9 @@ def rotate_back(
 
 
 def lay(rows: Tensor, *, by_channels: bool) -> Tensor:
-    """A copy of rows (N, C) in which each row is in one piece, or each channel."""
+    """Rows (N, C) of which each row is in one piece, or each channel: a copy, where they are not laid so already."""
+    if (rows.mT if by_channels else rows).is_contiguous():
+        return rows
     laid: Tensor = _choose("lay", rows)(rows, by_channels)
     return laid
 
@@ -203,8 +205,12 @@ def _holds(rows: Tensor, blocks: Blocks) -> bool:
 
 
 def turn_width(like: Tensor) -> int:
-    """Channels up to which blocks are best put together in one turn, on the device of ``like``."""
-    return most_channels(_room(like)) if like.is_cuda and runs_triton(like) else TILE
+    """Channels up to which blocks are best put together in one turn, on the device of ``like``, a frozen weight; of one
+    on the meta device, on this machine's card."""
+    on_card = like.is_cuda or (like.is_meta and torch.cuda.is_available())
+    if not (on_card and _has_triton()) or like.dtype in (torch.float32, torch.float64):
+        return TILE
+    return most_channels(_room_of((like.device.index or 0) if like.is_cuda else torch.cuda.current_device()))
 
 
 def most_channels(room: int) -> int:

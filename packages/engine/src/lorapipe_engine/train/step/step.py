@@ -26,6 +26,8 @@ from lorapipe_engine.train.step.slide import Slide
 from lorapipe_engine.train.step.time_bins import TimeBins
 from lorapipe_engine.train.step.trace import Trace
 
+_DIVIDING = (torch.optim.Adam, torch.optim.AdamW)  # not what inherits from them, whose step may be another
+
 
 class Stepper:
     """The pieces of an update, which :func:`lorapipe_engine.train.loop.update` puts in order. ``norms``: the figures of
@@ -185,12 +187,10 @@ class Stepper:
 
     @property
     def _divides(self) -> bool:
-        """Whether the optimizer's step divides gradients itself, which saves a pass over them: torch's fused ones do,
-        by the tensor that they have as ``grad_scale``."""
-        return (
-            bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
-            and not self.scaler.is_enabled()
-        )
+        """Whether the optimizer's step divides gradients itself, which saves a pass over them: torch's fused Adam and
+        AdamW do, by the tensor that they have as ``grad_scale``; on Apple's devices they pass it over."""
+        is_fused = type(self.optimizer) in _DIVIDING and bool(self.optimizer.defaults.get("fused"))
+        return is_fused and self.family.device.type in ("cuda", "cpu") and not self.scaler.is_enabled()
 
     @property
     def settles_in_graph(self) -> bool:
