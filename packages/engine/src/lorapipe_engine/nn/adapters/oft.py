@@ -269,19 +269,25 @@ class Boft(Rotation):
 
 def _joined(turns: Tensor, inner: int) -> Tensor:
     """R - I of stages (N, stages, n, b, b) that follow each other, as one turn of rows, (N, n', size, size).
-    ``inner``: 2^j of the first of them."""
+    ``inner``: 2^j of the first of them. Each stage joins two turns of the stages before it to one twice as large."""
     count, stages, blocks, width = turns.shape[:4]
-    half, outer = width // 2, blocks // (inner * 2 ** (stages - 1))
-    size = 2**stages * half
-    one = torch.eye(size, device=turns.device, dtype=turns.dtype)
-    change = torch.zeros(count, outer * inner, size, size, device=turns.device, dtype=turns.dtype)
+    half = width // 2
+    change = turns
     for stage in range(stages):
-        above, below = 2 ** (stages - 1 - stage), 2**stage
-        rows = (change + one).view(count, outer, inner, size, above, 2, below, half)
-        of_stage = turns[:, stage].reshape(count, outer, above, below, inner, half, 2, half, 2)
-        moved = torch.einsum("noigusdl,noudiprls->noigurdp", rows, of_stage)
-        change = change + moved.reshape(change.shape)
-    return change
+        outer, below = blocks // (inner * 2**stage), 2**stage
+        of_stage = turns[:, stage].reshape(count, outer, below, inner, half, 2, half, 2)
+        if stage == 0:
+            joined = torch.einsum("nodiprls->noislrdp", of_stage)
+        else:
+            size = below * half
+            one = torch.eye(size, device=turns.device, dtype=turns.dtype)
+            before = change.view(count, outer, 2, inner, size, below, half)
+            rows = (change + one).view(before.shape)
+            joined = torch.einsum("nosigdl,nodiprls->noisgrdp", rows, of_stage)
+            joined.diagonal(dim1=3, dim2=5).add_(torch.einsum("nosigdp->noigdps", before))
+        size = 2 * below * half
+        change = joined.reshape(count, outer, inner, size, size)
+    return change.flatten(1, 2)
 
 
 def _butterflies(outputs: int) -> list[int]:
