@@ -22,6 +22,7 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.command.process.programs import find_program  # noqa: E402
 from support.dataset import draw_data  # noqa: E402
+from support.launched import processes_of  # noqa: E402
 from support.warm import warm_folder  # noqa: E402
 
 pytestmark = [
@@ -251,21 +252,6 @@ def test_terminated_together_they_save_once(data: Path, tmp_path: Path) -> None:
     assert "lora-train: terminated" in told
     assert (tmp_path / "net.state").exists()
     assert not list(tmp_path.glob(".*"))
-
-
-def processes_of(out: Path) -> list[int]:
-    """The processes that train into a folder, in order of their ranks."""
-    ranks = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            if str(out).encode() in (folder / "cmdline").read_bytes().split(b"\0"):
-                words = (folder / "environ").read_bytes().split(b"\0")
-                ranks[next(word for word in words if word.startswith(b"RANK="))] = int(folder.name)
-        except (OSError, StopIteration):
-            continue
-    return [pid for _, pid in sorted(ranks.items())]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
 from support.dataset import draw_data
+from support.launched import processes_of
 from support.warm import warm_folder
 
 pytestmark = [
@@ -113,12 +114,7 @@ def test_stopped_they_go_on_where_they_were(data: Path, tmp_path: Path) -> None:
     long = dict.fromkeys(NAMES[:2], "max_train_steps = 200\n")
     files = make_runs(tmp_path, data, **long)
     process = start(TORCHRUN, files, tmp_path / "out")
-    metrics = [tmp_path / "out" / f"{name}.metrics.jsonl" for name in NAMES[:2]]
-    until = time.monotonic() + TIMEOUT
-    while not all(path.exists() and path.read_bytes().count(b"\n") > 3 for path in metrics):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for_steps(process, tmp_path / "out")
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=TIMEOUT)
     for name in NAMES[:2]:
@@ -128,6 +124,65 @@ def test_stopped_they_go_on_where_they_were(data: Path, tmp_path: Path) -> None:
     assert status == 0, lines
     for name in NAMES[:2]:
         assert any(line.startswith(f"{name}.toml: going on after step ") for line in lines)
+
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@ON_LINUX
+@pytest.mark.parametrize("worker", [None, 1])
+def test_interrupted_twice_at_once_all_are_saved(worker: int | None, data: Path, tmp_path: Path) -> None:
+    """By Ctrl-C twice, of which a launcher makes two signals in a row, and by a signal to one process."""
+    files = make_runs(tmp_path, data, **dict.fromkeys(NAMES, "max_train_steps = 2000\n"))
+    process = start(TORCHRUN, files, tmp_path / "out")
+    wait_for_steps(process, tmp_path / "out")
+    began = time.monotonic()
+    if worker is None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.killpg(process.pid, number)
+    else:
+        os.kill(processes_of(tmp_path / "out")[worker], signal.SIGTERM)
+    _, told = process.communicate(timeout=TIMEOUT)
+    assert time.monotonic() - began < 9
+    for name in NAMES[:2]:
+        assert f"{name}.toml: stopped after step " in told, told
+        assert (tmp_path / "out" / f"{name}.state").exists()
+    assert "third.toml: run" not in told
+
+
+@ON_LINUX
+def test_started_anew_by_the_launcher_no_run_is_left_out(data: Path, tmp_path: Path) -> None:
+    files = make_runs(tmp_path, data, **dict.fromkeys(NAMES[:2], "max_train_steps = 40\n"))
+    process = start([*TORCHRUN[:1], "--max_restarts", "1", *TORCHRUN[1:]], files, tmp_path / "out")
+    wait_for_steps(process, tmp_path / "out")
+    os.kill(processes_of(tmp_path / "out")[1], signal.SIGKILL)
+    said, told = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, told
+    assert {name for name in NAMES if f"{tmp_path / 'out' / name}.safetensors" in said.splitlines()} == set(
+        NAMES
+    )
+
+
+@ON_LINUX
+def test_without_the_launcher_they_end_in_a_line(data: Path, tmp_path: Path) -> None:
+    files = make_runs(tmp_path, data, **dict.fromkeys(NAMES[:2], "max_train_steps = 30\n"))
+    process = start(TORCHRUN, files, tmp_path / "out")
+    wait_for_steps(process, tmp_path / "out")
+    process.kill()
+    _, told = process.communicate(timeout=TIMEOUT)  # until the last of its processes has closed its end
+    assert "lora-train: error: the launcher has ended; the same command goes on" in told
+    assert "unexpected error" not in told
+    assert all((tmp_path / "out" / f"{name}.safetensors").exists() for name in NAMES[:2])
+
+
+def wait_for_steps(process: subprocess.Popen[str], out: Path) -> None:
+    """Until the first two runs have taken some steps."""
+    metrics = [out / f"{name}.metrics.jsonl" for name in NAMES[:2]]
+    until = time.monotonic() + TIMEOUT
+    while not all(path.exists() and path.read_bytes().count(b"\n") > 3 for path in metrics):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_dry_run_is_told_once(data: Path, tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def lora_train(
         if vary or dry_run or print_only or plot_lr is not None or (doctor and suggest):
             raise ConfigError(f"{mode} looks at one run and stops; leave the other thing out")
         one = one_file([*config_file, *files], mode)
+        if not is_first:
+            return None
         if doctor:
             return tell_of_machine(one, flags, as_json=as_json)
         print_suggestion(one, flags)
@@ -154,6 +156,8 @@ def lora_train(
             write_file_text(run.print_config())
         return None
     if plot_lr is not None:
+        if not is_first:
+            return None
         from lorapipe_engine.train.schedules.plot import plot_rates
 
         click.echo(plot_rates(settings, plot_lr, say))

@@ -15,18 +15,20 @@ from types import TracebackType
 from typing import Any
 
 QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
-_BARS: ContextVar[bool] = ContextVar("bars", default=True)
+BARS: ContextVar[bool] = ContextVar(
+    "bars", default=True
+)  # False where several processes talk on one terminal
 
 
 @contextmanager
 def talking_together(*, quiet: bool) -> Iterator[None]:
     """Several processes talk on one terminal: each by whole lines, without bars; ``quiet``: as the user asked."""
-    tokens = QUIET.set(quiet), _BARS.set(False)
+    tokens = QUIET.set(quiet), BARS.set(False)
     try:
         yield
     finally:
         QUIET.reset(tokens[0])
-        _BARS.reset(tokens[1])
+        BARS.reset(tokens[1])
 
 
 class Progress:
@@ -41,7 +43,7 @@ class Progress:
         self._lines: _Lines | None = None
         if sys.stderr is None or QUIET.get():
             return
-        if sys.stderr.isatty() and _BARS.get():
+        if sys.stderr.isatty() and BARS.get():
             from tqdm import tqdm
 
             stream = sys.stderr.stream if isinstance(sys.stderr, _AboveBars) else sys.stderr

@@ -144,11 +144,11 @@ class ToolCommand(click.Command):
     def _end(self, error: BaseException) -> int:
         # Outside the passages that are kept from it, click makes an abort of an interrupt.
         if isinstance(error, Terminated) or isinstance(error.__cause__, Terminated):
-            self._tell("terminated")
+            self._tell_stopped("terminated")
             return TERMINATED
         if isinstance(error, KeyboardInterrupt | click.Abort):
             # The first line end closes the terminal's ^C.
-            self._tell("interrupted", before="\n" if _is_terminal(sys.stderr) else "")
+            self._tell_stopped("interrupted", before="\n" if _is_terminal(sys.stderr) else "")
             return INTERRUPTED
         if _reader_has_gone(error):
             _silence_stdout()
@@ -168,6 +168,9 @@ class ToolCommand(click.Command):
 
     def _tell(self, text: str, *, before: str = "") -> None:
         click.echo(masked(f"{before}{self.name}: {printable(text)}"), err=True)
+
+    def _tell_stopped(self, text: str, *, before: str = "") -> None:
+        self._tell(text, before=before)
 
 
 class _Passing(Exception):
@@ -193,6 +196,12 @@ class LaunchedCommand(ToolCommand):
             # Without an end by then, it went wrong here alone.
             text = f"process {number}: {text}"
         super()._tell(text, before=before)
+
+    def _tell_stopped(self, text: str, *, before: str = "") -> None:
+        if (
+            os.environ.get("RANK", "0") == "0"
+        ):  # the others end at once, for the launcher stops all when one has ended
+            super()._tell_stopped(text, before=before)
 
 
 @contextmanager

@@ -98,6 +98,7 @@ def read_varied(words: Sequence[str], flags: Mapping[str, Any]) -> list[Varied]:
             raise ConfigError(f"vary: {name} is given twice; write all its values behind one =")
         texts = tuple(part.strip() for part in text.split(","))
         varied[name] = Varied(name, texts, tuple(_flag(known[name], one) for one in texts))
+        _refuse_repeated(known[name], varied[name])
     return list(varied.values())
 
 
@@ -110,6 +111,17 @@ def _flag(field: Field, text: str) -> Any:
         raw = (text,)
     convert(field, raw, " (from --vary)")
     return raw
+
+
+def _refuse_repeated(field: Field, varied: Varied) -> None:
+    """Raise ConfigError for a value that is given twice, in whatever form."""
+    seen: dict[str, str] = {}
+    for text, flag in zip(varied.texts, varied.flags, strict=True):
+        value = repr(convert(field, flag, " (from --vary)"))
+        if value in seen:
+            both = f"{seen[value]} and {text} are" if seen[value] != text else f"{text} twice is"
+            raise ConfigError(f"vary: {varied.name}: {both} one value; give each once")
+        seen[value] = text
 
 
 def make_runs(

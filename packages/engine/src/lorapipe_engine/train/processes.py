@@ -169,8 +169,9 @@ class Processes:
 
     @contextmanager
     def interrupted_together(self) -> Iterator[None]:
-        """Have an interrupt only noted, so that :meth:`stop_if_asked` ends all processes after the same step."""
-        if self.count == 1:
+        """Have an interrupt only noted, so that :meth:`stop_if_asked` ends all processes after the same step; a single
+        one of a launcher's too, for a launcher that is interrupted twice sends two signals at once."""
+        if launched() == 1:
             yield
             return
 
@@ -187,13 +188,16 @@ class Processes:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if self.count == 1:
+            self.stop_if_asked()
 
     def stop_if_asked(self) -> None:
         """Raise KeyboardInterrupt (Terminated for SIGTERM) in every process if one of them was interrupted before the
         last step ended."""
-        if signal.SIGTERM in self._agreed:
+        came = self._agreed if self.count > 1 else self._asked
+        if signal.SIGTERM in came:
             raise Terminated
-        if self._agreed:
+        if came:
             raise KeyboardInterrupt
 
 
@@ -201,8 +205,11 @@ ALONE = Processes()
 
 
 def launched() -> int:
-    """How many processes a launcher started with this one, itself counted."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes a launcher started with this one, itself counted. Raises ConfigError."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if not count.isdecimal():
+        raise ConfigError(f"WORLD_SIZE: {count!a} in the environment is no number of processes")
+    return int(count)
 
 
 def own_device(name: str | None, count: int) -> torch.device:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from lorapipe_engine.advice.advice import Planned, advice
+from lorapipe_engine.command.process.terminating import put_off
 from lorapipe_engine.command.tool import complain_of, say, show
 from lorapipe_engine.datasets.scan import Dataset, scan
 from lorapipe_engine.errors import ConfigError, InputError, LoraError, OutputError, ProblemFound
@@ -159,6 +160,10 @@ class Result:
     word: str = ""
     is_unnamed: bool = False
 
+    def written(self) -> str:
+        """As :meth:`read` reads it."""
+        return json.dumps(asdict(self))
+
     @classmethod
     def read(cls, text: str) -> Result:
         """From what another process has written."""
@@ -178,19 +183,20 @@ def run_queue(checked: Sequence[Checked], done: Callable[[Path], None], sharing:
             one = checked[number]
             tell: Say = say if sharing.count == 1 else partial(_say_of, one.run.label)
             tell(f"run {number + 1} of {len(checked)}" + (f": {one.run.label}" if sharing.count == 1 else ""))
+            end = partial(_end, number, one, done, sharing)
             if one.before is not None:
                 chooses = one.run.settings.run.choose
                 tell("done before" + (", so its epochs are not drawn again" if chooses else ""))
-                result = Result(one.before)
+                end(one.before)
             else:
                 following = [later.base for later in checked[number + 1 :] if later.before is None]
                 shelf.wanted = following[0] if following else None
-                result = _train(one, shelf, sharing, tell)
-            for name in result.ended.files if result.ended else ():
-                done(one.output.with_name(name))
-            sharing.end(number, json.dumps(asdict(result)))
+                result = _train(one, shelf, sharing, tell, end)
+                sharing.end(number, result.written())
         sharing.wait("trained")  # a launcher ends the others when one process ends with another status than 0
     results = _results(checked, sharing)
+    if len(results) < len(checked):
+        raise ProblemFound(f"{len(checked) - len(results)} of {len(checked)} runs were not trained")
     failed = sum(result.ended is None for _, result in results)
     if failed:
         raise ProblemFound(f"{failed} of {len(checked)} runs failed; the same command tries them again")
@@ -223,8 +229,17 @@ def _results(checked: Sequence[Checked], sharing: Sharing) -> list[tuple[Checked
     return [(checked[number], Result.read(text)) for number, text in sorted(ended.items())]
 
 
-def _train(one: Checked, shelf: Shelf, sharing: Sharing, tell: Say) -> Result:
-    """Train one run."""
+def _end(number: int, one: Checked, done: Callable[[Path], None], sharing: Sharing, ended: Ended) -> None:
+    """Name the files of a run that has ended, and have all know."""
+    for name in ended.files:
+        done(one.output.with_name(name))
+    sharing.end(number, Result(ended).written())
+
+
+def _train(
+    one: Checked, shelf: Shelf, sharing: Sharing, tell: Say, is_there: Callable[[Ended], None]
+) -> Result:
+    """Train one run; ``is_there`` gets how it ended as soon as it is remembered."""
     settings, results = one.run.settings, []
     if one.is_own:
         settings = replace(settings, run=replace(settings.run, overwrite=True))
@@ -235,7 +250,9 @@ def _train(one: Checked, shelf: Shelf, sharing: Sharing, tell: Say) -> Result:
 
     def end(files: list[Path]) -> None:
         results.append(ended(settings.run, files, time.monotonic() - began))
-        write_record(settings.run, Remembered(one.asked, results[0]))
+        with put_off():
+            write_record(settings.run, Remembered(one.asked, results[0]))
+            is_there(results[0])
 
     try:
         process = sharing.process(settings.model.device)
@@ -268,7 +285,7 @@ def _free() -> None:
 
 def table(rows: Sequence[tuple[Checked, Result]], total: int) -> list[str]:
     """The runs that were done or tried: loss, validation loss, files, time; those not begun are counted."""
-    cells = [("run", "loss", "validation", "files", "time", "last file")]
+    cells = [("run", "loss", "validation", "files", "time", "last file")] if rows else []
     for one, result in rows:
         ended = result.ended
         if ended is None:
@@ -277,7 +294,7 @@ def table(rows: Sequence[tuple[Checked, Result]], total: int) -> list[str]:
         last = one.output.with_name(list(ended.files)[-1])
         numbers = (_number(ended.loss), _number(ended.validation), str(len(ended.files)))
         cells.append((one.run.label, *numbers, _hours(ended.seconds), str(last)))
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in cells

@@ -6,17 +6,22 @@ has ended. So none is trained twice, and all processes end alike.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.train.processes import PATIENCE, Processes, launched, own_device
 
+GONE = "the launcher has ended; the same command goes on with the runs that are left"
+MEETING = timedelta(minutes=10)  # that the processes may start apart
 LOOK_EVERY = 0.2  # seconds between looks whether the others have come
 LAST_LOOK = 10.0  # seconds in which the others are to have seen that all have come, before the store may go
 
@@ -49,6 +54,9 @@ class Sharing:
     count: int = 1
     index: int = 0
     _store: Any = field(default_factory=_Here, repr=False)
+    _known: dict[int, str] = field(
+        default_factory=dict, repr=False
+    )  # how those ended of which this process knows
 
     @property
     def is_main(self) -> bool:
@@ -61,31 +69,49 @@ class Sharing:
 
     def numbers(self, total: int) -> Iterator[int]:
         """The numbers below ``total`` that this process takes: each the next one that no other has taken."""
-        while (number := self._store.add("taken", 1) - 1) < total:
+        while (number := self._add("taken", 1) - 1) < total:
             yield number
 
     def end(self, number: int, word: str) -> None:
         """Have all know how number ``number`` ended."""
-        self._store.set(f"ended {number}", word)
+        self._known[number] = word
+        with suppress(ProblemFound), _reached():  # without the store the next number ends the work
+            self._store.set(f"ended {number}", word)
 
     def ended(self, total: int) -> dict[int, str]:
-        """How those have ended that have, by number."""
-        known = [number for number in range(total) if self._store.check([f"ended {number}"])]
-        return {number: self._store.get(f"ended {number}").decode() for number in known}
+        """How those have ended that have, by number; where the launcher has ended, those of this process."""
+        with suppress(ProblemFound), _reached():
+            for number in range(total):
+                if self._store.check([f"ended {number}"]):
+                    self._known[number] = self._store.get(f"ended {number}").decode()
+        return dict(self._known)
 
     def wait(self, place: str) -> None:
         """Go on when all processes have come to ``place``. A signal ends the waiting."""
-        self._store.add(place, 1)
+        self._add(place, 1)
         self._look(place, self.count, PATIENCE.total_seconds())
         # The first may hold the store, and takes it along when it ends.
-        self._store.add(f"{place}, seen", 1)
+        self._add(f"{place}, seen", 1)
         if self.is_main:
             self._look(f"{place}, seen", self.count, LAST_LOOK)
 
     def _look(self, place: str, count: int, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self._store.add(place, 0) < count and time.monotonic() < until:
+        while self._add(place, 0) < count and time.monotonic() < until:
             time.sleep(LOOK_EVERY)
+
+    def _add(self, key: str, amount: int) -> int:
+        with _reached():
+            return int(self._store.add(key, amount))
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Raise ProblemFound where the store is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProblemFound(GONE) from error
 
 
 def share_runs() -> Sharing:
@@ -93,7 +119,9 @@ def share_runs() -> Sharing:
     if launched() < 2:
         return Sharing()
     try:
-        store, index, count = next(rendezvous("env://", timeout=PATIENCE))
+        store, index, count = next(rendezvous("env://", timeout=MEETING))
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"{launched()} processes cannot be joined: {str(error).splitlines()[0]}") from error
-    return Sharing(count, index, PrefixStore("runs", store))
+    # A launcher that starts its processes anew keeps its store.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Sharing(count, index, PrefixStore(f"runs {attempt}", store))

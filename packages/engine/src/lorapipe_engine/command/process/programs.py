@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.command.progress import QUIET
+from lorapipe_engine.command.progress import BARS, QUIET
 
 # The commands that others run, and where pip finds their packages in the repository.
 PACKAGES = {"lora-sample": "./packages/engine[train]", "lora-grid": "./packages/inspect[grid]"}
@@ -56,11 +56,12 @@ def _own_card() -> dict[str, str]:
 
 
 def run_program(program: Path, words: Sequence[str], *, listen: bool = False) -> Ran:
-    """Run a program with its words until it ends; quiet where we are. It ends with us where we are interrupted.
+    """Run a program with its words until it ends; quiet where we are, or where its lines would stand among those of
+    others. It ends with us where we are interrupted.
     ``listen``: keep what it tells on stderr."""
     environment = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
     environment |= _own_card()
-    quiet = ["--quiet"] if QUIET.get() else []
+    quiet = ["--quiet"] if QUIET.get() or not BARS.get() else []
     done = subprocess.run(
         [str(program), *words, *quiet],
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -32,6 +32,37 @@ def terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Pass over Ctrl-C and SIGTERM in the block: what is saved after the first is not disturbed by another."""
+    with _handled(lambda _number, _frame: None):
+        yield
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block, for steps that belong together."""
+    came: list[int] = []
+    with _handled(lambda number, _frame: came.append(number)):
+        yield
+    if came:
+        raise Terminated if signal.SIGTERM in came else KeyboardInterrupt
+
+
+@contextmanager
+def _handled(handler: Callable[[int, object], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Not SIG_IGN, of which Python complains where a signal has come and is not handled yet.
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 def pass_over_sigterm() -> None:

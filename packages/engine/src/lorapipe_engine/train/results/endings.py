@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lorapipe_engine.command.process.terminating import pass_over_sigterm
+from lorapipe_engine.command.process.terminating import pass_over_sigterm, undisturbed
 from lorapipe_engine.errors import OutputError, ProblemFound
 from lorapipe_engine.train.plan import Length
 from lorapipe_engine.train.processes import ProcessLost
@@ -26,9 +26,10 @@ def nothing_lost(
         yield
     except KeyboardInterrupt:
         # The state first: for the file an averaging optimizer moves its weights to and fro, which rounds.
-        if state.step:
-            keeper.write()
-        results.save_interrupted(state.step, state.epoch)
+        with undisturbed():
+            if state.step:
+                keeper.write()
+            results.save_interrupted(state.step, state.epoch)
         say(
             f"stopped after step {state.step} of {length.steps}; the same command goes on from there; "
             f"saved: {results.listed()}"
