@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -224,23 +225,24 @@ class _Drawing:
 
     def _draw_batch(self, painter: CellPainter, batch: Sequence[Placed], bar: Progress) -> None:
         """Draw pictures, fewer at once where memory runs out and the number was not asked for."""
-        drawn = painter.draw([row.cell for row in batch])
         rest = list(batch)
-        while rest:
-            try:
-                picture = next(drawn)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) == 1 or self.asked.batch_size is not None:
-                    smaller = "--batch-size 1" if len(batch) > 1 else "a smaller --size"
-                    raise ProblemFound(
-                        f"memory ran out with {len(batch)} pictures at once: try {smaller}; {KEPT}"
-                    ) from error
-                break
-            path = rest.pop(0).path
-            # Outside: what goes wrong with a picture before is not this batch's.
-            self.writer.add(partial(self._write, path, picture), partial(self._done, path, bar))
+        # Closed here: an interrupt that comes while Python closes it by itself would be lost.
+        with closing(painter.draw([row.cell for row in batch])) as drawn:
+            while rest:
+                try:
+                    picture = next(drawn)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(batch) == 1 or self.asked.batch_size is not None:
+                        smaller = "--batch-size 1" if len(batch) > 1 else "a smaller --size"
+                        raise ProblemFound(
+                            f"memory ran out with {len(batch)} pictures at once: try {smaller}; {KEPT}"
+                        ) from error
+                    break
+                path = rest.pop(0).path
+                # Outside: what goes wrong with a picture before is not this batch's.
+                self.writer.add(partial(self._write, path, picture), partial(self._done, path, bar))
         if not rest:
             return
         # Outside of the handler, whose traceback keeps what was made.

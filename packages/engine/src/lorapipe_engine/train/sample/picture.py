@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -161,7 +161,7 @@ class CellPainter:
             self.family.text.encode_prompts([AskedPrompt("")])
 
     @torch.inference_mode()
-    def draw(self, cells: Sequence[Cell]) -> Iterator[Drawn]:
+    def draw(self, cells: Sequence[Cell]) -> Generator[Drawn, None, None]:
         """The pictures of cells that may share a batch (:func:`batch_key`), in order, with the networks in use."""
         texts = self._texts_of(cells)
         alike: dict[tuple[int, ...], list[int]] = {}
