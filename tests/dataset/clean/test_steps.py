@@ -65,6 +65,7 @@ CASES: list[tuple[str, list[str], str]] = [
     ("a, b, c, d", ["--max-tags", "2"], "a, b"),
     ("a, b, c, d", ["--max-tags", "2", "--trigger", "d"], "d, a"),
     ("1girl, solo, long hair", ["--max-tokens", "4"], "1girl, solo"),
+    ("|||", ["--trigger", "mirelune", "--max-tokens", "1"], "mirelune"),
     ("x, y", ["--prefix", "masterpiece, ", "--suffix", " end"], "masterpiece, x, y end"),
     ("{red|red} hat", ["--expand-wildcards"], "red hat"),
     ("", ["--if-empty", "photo"], "photo"),

@@ -40,9 +40,10 @@ def build(bench: Bench) -> Step | None:
             chosen.add(place)
         if len(chosen) == len(tags):
             return tags
-        if not any(tags[place] != MARK and not must[place] for place in chosen):
+        free = [place for place in places if tags[place] != MARK and not must[place]]
+        if free and free[0] not in chosen:
             # A caption of one long sentence is cut inside it: an empty one would say nothing.
-            first = next(place for place in places if tags[place] != MARK and not must[place])
+            first = free[0]
             spent = sum(count(tags[place]) + between for place in chosen)
             shorter = _cut(tags[first], (rules.max_tokens or 0) - around - spent, counter)
             if shorter:
