@@ -15,9 +15,8 @@ from types import TracebackType
 from typing import Any
 
 QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
-BARS: ContextVar[bool] = ContextVar(
-    "bars", default=True
-)  # False where several processes talk on one terminal
+# False where several processes talk on one terminal.
+BARS: ContextVar[bool] = ContextVar("bars", default=True)
 
 
 @contextmanager

@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
-
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.train.processes import PATIENCE, Processes, launched, own_device
 
@@ -54,9 +51,8 @@ class Sharing:
     count: int = 1
     index: int = 0
     _store: Any = field(default_factory=_Here, repr=False)
-    _known: dict[int, str] = field(
-        default_factory=dict, repr=False
-    )  # how those ended of which this process knows
+    # How those ended of which this process knows.
+    _known: dict[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -118,6 +114,10 @@ def share_runs() -> Sharing:
     """The processes that a launcher started with this one. Raises ConfigError where they cannot reach each other."""
     if launched() < 2:
         return Sharing()
+    # Here, since a single process needs none of it, and some builds of torch have none.
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
     try:
         store, index, count = next(rendezvous("env://", timeout=MEETING))
     except (RuntimeError, ValueError) as error:

@@ -57,8 +57,7 @@ def _own_card() -> dict[str, str]:
 
 def run_program(program: Path, words: Sequence[str], *, listen: bool = False) -> Ran:
     """Run a program with its words until it ends; quiet where we are, or where its lines would stand among those of
-    others. It ends with us where we are interrupted.
-    ``listen``: keep what it tells on stderr."""
+    others. It ends with us where we are interrupted. ``listen``: keep what it tells on stderr."""
     environment = {key: value for key, value in os.environ.items() if key not in _LAUNCHER}
     environment |= _own_card()
     quiet = ["--quiet"] if QUIET.get() or not BARS.get() else []
