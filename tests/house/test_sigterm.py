@@ -150,7 +150,7 @@ def test_terminated_anywhere(name: str, tmp_path: Path) -> None:
     for wanted in sorted({1, between, moments}):
         moment, reached = wanted, 0
         for _ in range(5):
-            if reached == moment:
+            if reached >= moment:
                 break
             # Threads may come by fewer files than in the calm run; then it is the last that was reached.
             moment = reached or wanted
@@ -159,7 +159,8 @@ def test_terminated_anywhere(name: str, tmp_path: Path) -> None:
             done, reached = run(name, place, moment)
             assert reached, done.stderr
         told = f"moment {moment} of {moments}: {done.stderr}"
-        assert reached == moment, told
+        # Other threads may come by more files while the signal is on its way.
+        assert reached >= moment, told
         assert done.returncode == 143, told
         assert done.stderr.splitlines()[-1] == f"{name}: terminated", told
         assert "Traceback" not in done.stderr
