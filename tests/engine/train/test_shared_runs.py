@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
+from lorapipe_engine.train import sharing
 from support.dataset import draw_data
 from support.launched import processes_of
 from support.warm import warm_folder
@@ -183,6 +185,19 @@ def wait_for_steps(process: subprocess.Popen[str], out: Path) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_who_is_done_waits_for_a_run_of_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.HashStore()
+    clock = iter(range(0, 100 * 86400, 86400))
+
+    def sleep(seconds: float) -> None:
+        if next(clock) == 8 * 86400:
+            store.add("trained", 1)
+
+    monkeypatch.setattr(sharing, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=sleep))
+    sharing.Sharing(2, 1, store).wait("trained")
+    assert store.add("trained", 0) == 2
 
 
 def test_a_dry_run_is_told_once(data: Path, tmp_path: Path) -> None:

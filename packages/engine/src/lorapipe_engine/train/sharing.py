@@ -6,6 +6,7 @@ has ended. So none is trained twice, and all processes end alike.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from lorapipe_engine.errors import ConfigError, ProblemFound
-from lorapipe_engine.train.processes import PATIENCE, Processes, launched, own_device
+from lorapipe_engine.train.processes import Processes, launched, own_device
 
 GONE = "the launcher has ended; the same command goes on with the runs that are left"
 MEETING = timedelta(minutes=10)  # that the processes may start apart
@@ -83,17 +84,20 @@ class Sharing:
         return dict(self._known)
 
     def wait(self, place: str) -> None:
-        """Go on when all processes have come to ``place``. A signal ends the waiting."""
+        """Go on when all processes have come to ``place``, however long another trains yet. A signal ends the waiting.
+
+        Nor does a process wait for one that died: the launcher ends them all.
+        """
         self._add(place, 1)
-        self._look(place, self.count, PATIENCE.total_seconds())
+        self._look(place, math.inf)
         # The first may hold the store, and takes it along when it ends.
         self._add(f"{place}, seen", 1)
         if self.is_main:
-            self._look(f"{place}, seen", self.count, LAST_LOOK)
+            self._look(f"{place}, seen", LAST_LOOK)
 
-    def _look(self, place: str, count: int, seconds: float) -> None:
+    def _look(self, place: str, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self._add(place, 0) < count and time.monotonic() < until:
+        while self._add(place, 0) < self.count and time.monotonic() < until:
             time.sleep(LOOK_EVERY)
 
     def _add(self, key: str, amount: int) -> int:
