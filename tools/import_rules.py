@@ -46,6 +46,7 @@ TRAIN_LAYERS = (
     "step",
     "data",
     "network | optimizers | processes",
+    "meeting",
     "families",
     "objective",
     "base",

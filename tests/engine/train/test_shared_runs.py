@@ -15,10 +15,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
-from lorapipe_engine.train import sharing
-from support.dataset import draw_data
-from support.launched import processes_of
-from support.warm import warm_folder
+from lorapipe_engine.train import sharing  # noqa: E402
+from support.dataset import draw_data  # noqa: E402
+from support.launched import processes_of  # noqa: E402
+from support.warm import warm_folder  # noqa: E402
 
 pytestmark = [
     pytest.mark.torch,

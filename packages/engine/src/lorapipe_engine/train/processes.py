@@ -26,6 +26,7 @@ from torch import Tensor
 from lorapipe_engine.command.process.terminating import Terminated
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.settings import ModelSettings, RunSettings
+from lorapipe_engine.train.meeting import Met, launched, meet
 
 # While the first process draws samples or encodes, the others wait for it; a dead one ends all of them at once.
 PATIENCE = timedelta(hours=6)
@@ -204,14 +205,6 @@ class Processes:
 ALONE = Processes()
 
 
-def launched() -> int:
-    """How many processes a launcher started with this one, itself counted. Raises ConfigError."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if not count.isdecimal():
-        raise ConfigError(f"WORLD_SIZE: {count!a} in the environment is no number of processes")
-    return int(count)
-
-
 def own_device(name: str | None, count: int) -> torch.device:
     """The card of this one of ``count`` processes, the current one from here on; the CPU where that is asked for or
     there is no card.
@@ -239,14 +232,12 @@ def join_sharing() -> Processes:
 
     Raises ConfigError where they cannot reach each other.
     """
-    count = launched()
-    if count < 2:
+    if launched() < 2:
         return ALONE
-    try:
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{count} processes cannot be joined: {str(error).splitlines()[0]}") from error
-    return Processes(count, torch.distributed.get_rank(), torch.device("cpu"))
+    met = meet()
+    with _joined(met):
+        torch.distributed.init_process_group("gloo", **met.words(PATIENCE))
+    return Processes(met.count, met.index, torch.device("cpu"))
 
 
 def join_processes(model: ModelSettings, run: RunSettings) -> Processes:
@@ -266,13 +257,21 @@ def join_processes(model: ModelSettings, run: RunSettings) -> Processes:
     on_cpu = own_device(model.device, count).type == "cpu"
     # What the library does about a lost process is to end this one; it is to save what was learned first.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-    try:
-        state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    met = meet()
+    with _joined(met):
+        state = PartialState(cpu=on_cpu, **met.words(PATIENCE))
         group = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(f"{count} processes cannot be joined: {str(error).splitlines()[0]}") from error
     device = torch.device("cpu") if on_cpu else state.device
     return Processes(state.num_processes, state.process_index, device, group)
+
+
+@contextmanager
+def _joined(met: Met) -> Iterator[None]:
+    """Raise ConfigError where the processes that have met cannot work together."""
+    try:
+        yield
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise ConfigError(f"{met.count} processes cannot be joined: {str(error).splitlines()[0]}") from error
 
 
 def _all_completed(works: Sequence[Any]) -> bool:

@@ -7,19 +7,17 @@ has ended. So none is trained twice, and all processes end alike.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
-from lorapipe_engine.errors import ConfigError, ProblemFound
-from lorapipe_engine.train.processes import Processes, launched, own_device
+from lorapipe_engine.errors import ProblemFound
+from lorapipe_engine.train.meeting import launched, meet
+from lorapipe_engine.train.processes import Processes, own_device
 
 GONE = "the launcher has ended; the same command goes on with the runs that are left"
-MEETING = timedelta(minutes=10)  # that the processes may start apart
 LOOK_EVERY = 0.2  # seconds between looks whether the others have come
 LAST_LOOK = 10.0  # seconds in which the others are to have seen that all have come, before the store may go
 
@@ -118,14 +116,5 @@ def share_runs() -> Sharing:
     """The processes that a launcher started with this one. Raises ConfigError where they cannot reach each other."""
     if launched() < 2:
         return Sharing()
-    # Here, since a single process needs none of it, and some builds of torch have none.
-    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-    from torch.distributed.rendezvous import rendezvous
-
-    try:
-        store, index, count = next(rendezvous("env://", timeout=MEETING))
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{launched()} processes cannot be joined: {str(error).splitlines()[0]}") from error
-    # A launcher that starts its processes anew keeps its store.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Sharing(count, index, PrefixStore(f"runs {attempt}", store))
+    met = meet()
+    return Sharing(met.count, met.index, met.store)

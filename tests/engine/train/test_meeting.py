@@ -1,0 +1,108 @@
+"""The processes of a launcher wait for each other: not in silence, not for ever, and not against a signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("lorapipe_demo")
+
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.train import meeting
+from support.dataset import draw_data
+from support.warm import warm_folder
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="torchrun has no gloo rendezvous there"),
+]
+
+
+def variables(count: int) -> dict[str, str]:
+    """Those of the first of ``count`` processes, at a port that nobody has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"RANK": "0", "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of a launcher that started nobody else."""
+    for name, value in variables(2).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    monkeypatch.setattr(meeting, "SOON", 0.2)
+
+
+@pytest.mark.usefixtures("alone")
+def test_nobody_is_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(meeting, "MEETING", timedelta(seconds=2))
+    with pytest.raises(
+        ConfigError, match=r"2 processes .* joined: .*; where none was started, unset WORLD_SIZE$"
+    ):
+        meeting.meet()
+    told = capsys.readouterr().err.splitlines()
+    assert len([line for line in told if line.startswith("waiting until all 2 processes")]) == 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_signal_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "MEETING", timedelta(seconds=20))
+    began = time.monotonic()
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        meeting.meet()
+    assert time.monotonic() - began < 10
+
+
+def test_without_its_other_variables_a_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match=r"3 processes .*RANK.*; where none was started, unset WORLD_SIZE"):
+        meeting.meet()
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(ConfigError, match="'many' in the environment is no number"):
+        meeting.launched()
+
+
+COMMANDS = {
+    "lora-sample": "--base demo --prompt mina --size 64x64 --steps 2 --device cpu --output-dir out",
+    "lora-train": "--base demo --resolution 64 --train_data_dir data --device cpu --output_dir out",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_end_as_they_are_told_to(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    draw_data(tmp_path_factory, pictures=2).rename(tmp_path / "data")
+    process = subprocess.Popen(
+        [warm_folder() / name, *COMMANDS[name].split()],
+        cwd=tmp_path,
+        env={**os.environ, **variables(2)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if line.startswith("waiting until all 2 processes"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143, told
+    assert told[-1] == f"{name}: terminated\n"
+    assert not list((tmp_path / "out").glob("*.png"))
