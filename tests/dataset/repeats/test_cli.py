@@ -66,6 +66,10 @@ def test_amounts_are_judged(draw: Any, repeats: Any, tmp_path: Path) -> None:
     done = repeats(tmp_path / "pictures", "--kind", "character")
     assert "warning: 12 pictures are few for a character (50 to 100): it overtrains sooner" in done.err
     assert "few" not in repeats(tmp_path / "pictures", "--kind", "concept").err
+    draw("one", 1)
+    done = repeats(tmp_path / "pictures/one", "--kind", "character", "--repeats", "one=1")
+    assert "warning: 1 picture is few for a character (50 to 100)" in done.err
+    assert "warning: 1 picture an epoch is below" in done.err
     draw("many", 160)
     done = repeats(tmp_path / "pictures/many", "--kind", "style")
     assert "160 pictures are many for a style (75 to 150): it has to train longer" in done.err

@@ -117,12 +117,12 @@ def _amount(plan: Plan) -> list[str]:
     if plan.kind.pictures is None:
         return []
     low, high = plan.kind.pictures
-    count = f"{plan.images} picture{'s' * (plan.images != 1)}"
+    count = f"{_plural(plan.images, 'picture')} {'is' if plan.images == 1 else 'are'}"
     if plan.images < low:
-        return [f"{count} are few for a {plan.kind.name} ({low} to {high}): it overtrains sooner"]
+        return [f"{count} few for a {plan.kind.name} ({low} to {high}): it overtrains sooner"]
     if plan.images > high:
         return [
-            f"{count} are many for a {plan.kind.name} ({low} to {high}): "
+            f"{count} many for a {plan.kind.name} ({low} to {high}): "
             "it has to train longer at the same learning rate"
         ]
     return []
@@ -138,7 +138,8 @@ def _length(plan: Plan) -> list[str]:
     if plan.shown > high and not floor:
         advice.append(f"{plan.shown} pictures an epoch are above {low} to {high}: fewer repeats")
     elif plan.shown < low:
-        advice.append(f"{plan.shown} pictures an epoch are below {low} to {high}: more repeats")
+        shown = _plural(plan.shown, "picture")
+        advice.append(f"{shown} an epoch {'is' if plan.shown == 1 else 'are'} below {low} to {high}: more repeats")
     return advice
 
 
