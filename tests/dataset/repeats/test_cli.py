@@ -60,6 +60,12 @@ def test_numbers_alone(draw: Any, repeats: Any, tmp_path: Path) -> None:
     assert "172 pictures an epoch are below 200 to 600: more repeats" in found["warnings"]
 
 
+def test_a_folder_of_repeats_alone_has_an_unnamed_concept(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("3_", 4)
+    found = json.loads(repeats(tmp_path / "pictures", "--json", "--repeats", "5").out)
+    assert [(row["concept"], row["folder"]) for row in found["concepts"]] == [("concept", "5_concept")]
+
+
 @pytest.mark.slow
 def test_amounts_are_judged(draw: Any, repeats: Any, tmp_path: Path) -> None:
     draw("few", 12)

@@ -139,7 +139,9 @@ def _length(plan: Plan) -> list[str]:
         advice.append(f"{plan.shown} pictures an epoch are above {low} to {high}: fewer repeats")
     elif plan.shown < low:
         shown = _plural(plan.shown, "picture")
-        advice.append(f"{shown} an epoch {'is' if plan.shown == 1 else 'are'} below {low} to {high}: more repeats")
+        advice.append(
+            f"{shown} an epoch {'is' if plan.shown == 1 else 'are'} below {low} to {high}: more repeats"
+        )
     return advice
 
 

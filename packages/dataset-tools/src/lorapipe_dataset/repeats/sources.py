@@ -16,6 +16,7 @@ from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, concept_of, survey
 
 _WEIGHTED = re.compile(r"\{(\d+(?:\.\d+)?)\}(.+)", re.DOTALL)
 LONGEST_NAME = 200  # bytes of a concept in a folder's name; file systems take 255 for the whole
+UNNAMED = "concept"  # stands for a concept without a name
 # What a folder's name cannot have on one system or another.
 _UNUSABLE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
 
@@ -146,11 +147,14 @@ def _caption(data: Mapping[str, Any]) -> str | None:
 
 
 def read_name(folder: Path) -> tuple[str, float | None]:
-    """What a folder's name says: the concept of ``6_maid``; concept and weight of ``{1.5}maid``."""
-    name = folder.name or folder.resolve().name or "concept"
+    """What a folder's name says: the concept of ``6_maid``; concept and weight of ``{1.5}maid``.
+
+    A name that says none, as ``6_``, stands for "concept".
+    """
+    name = folder.name or folder.resolve().name or UNNAMED
     concept = concept_of(name)
-    if concept and concept != name:
-        return concept, None
+    if concept != name:
+        return concept or UNNAMED, None
     if (match := _WEIGHTED.fullmatch(name)) and float(match[1]) > 0:
         return match[2], float(match[1])
     return name, None
@@ -161,7 +165,7 @@ def folder_name(repeats: int, concept: str) -> str:
     clean = _UNUSABLE.sub("_", concept).strip()
     while len(os.fsencode(clean)) > LONGEST_NAME:
         clean = clean[:-1]
-    return f"{repeats}_{clean.rstrip('. ') or 'concept'}"
+    return f"{repeats}_{clean.rstrip('. ') or UNNAMED}"
 
 
 def named_numbers(words: Iterable[str], option: str, concepts: Iterable[str]) -> dict[str, float]:
