@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from lorapipe_engine.changes.filebytes import read_stamped
+from lorapipe_engine.files.links import LeadsOut, read_within
 from support.hostile import SECRET, Result, Tool, World, digest, fill, flipping, needs_links
 
 pytestmark = needs_links
@@ -236,6 +241,19 @@ def test_a_caption_that_becomes_a_link_200_times(tool: Tool, world: World) -> No
     assert digest(world.home) == before
     held = [path.read_bytes() for path in world.data.rglob("*") if path.is_file() and not path.is_symlink()]
     assert not any(SECRET.encode() in data for data in held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read", [read_within, lambda path, root: read_stamped(path, root)[0]])
+def test_what_is_read_is_what_was_looked_at(read: Callable[[Path, Path], bytes | None], world: World) -> None:
+    """Between the look at where a name leads and the reading, another program makes it lead elsewhere."""
+    path, held = world.data / "a.txt", set()
+    with flipping(path, world.home / "secret.txt", every=0):
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            with suppress(LeadsOut, OSError):
+                held.add(read(path, world.data))
+    assert held == {path.read_bytes()}
 
 
 def test_sidecars_that_are_links(tool: Tool, world: World) -> None:

@@ -105,18 +105,19 @@ one, other = map(os.fsencode, sys.argv[1:3])
 print("ready", flush=True)
 while os.getppid() == int(sys.argv[3]):
     library.renameat2(-100, one, -100, other, 2)
-    time.sleep(random.random() * 0.002)
+    time.sleep(random.random() * float(sys.argv[4]))
 """
 
 
 @contextmanager
-def flipping(path: Path, link_to: Path) -> Iterator[None]:
-    """While the block lasts another process puts a link to ``link_to`` into the place of ``path`` and back."""
+def flipping(path: Path, link_to: Path, *, every: float = 0.002) -> Iterator[None]:
+    """While the block lasts another process puts a link to ``link_to`` into the place of ``path`` and back, within
+    ``every`` seconds each."""
     if not hasattr(ctypes.CDLL(None), "renameat2"):
         pytest.skip("names cannot be exchanged in one step here")
     other = path.with_name(f".flip-{path.name.lstrip('.')}")
     other.symlink_to(link_to)
-    words = [sys.executable, "-c", FLIP, str(path), str(other), str(os.getpid())]
+    words = [sys.executable, "-c", FLIP, str(path), str(other), str(os.getpid()), str(every)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()

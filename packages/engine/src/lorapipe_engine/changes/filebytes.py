@@ -48,8 +48,8 @@ def read_stamped(path: Path | str, root: Path | str | None = None) -> tuple[byte
     except OSError as error:
         if error.errno not in IS_LINK:
             raise
-        check_inside(path, root or os.path.dirname(path) or ".")  # noqa: PTH120
-        return read_bytes(path), None
+        real = check_inside(path, root or os.path.dirname(path) or ".")  # noqa: PTH120
+        return read_all(real, follow=False)[0], None
     return data, None if facts is None else stamp_of(facts)
 
 

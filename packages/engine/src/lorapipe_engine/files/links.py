@@ -34,16 +34,24 @@ def leads_out(path: Path | str, root: Path | str) -> Path | None:
 
     ``root`` itself may be a link, since the user named it. Hard links cannot be told from plain files.
     """
-    real, top = (os.path.normcase(os.path.realpath(one)) for one in (path, root))
-    if real == top or real.startswith(os.path.join(top, "")):  # noqa: PTH118
-        return None
-    return Path(os.path.realpath(path))
+    real = os.path.realpath(path)
+    return None if _is_within(real, root) else Path(real)
 
 
-def check_inside(path: Path | str, root: Path | str) -> None:
-    """Raise LeadsOut if a path leaves ``root`` by a link."""
-    if (target := leads_out(path, root)) is not None:
-        raise LeadsOut(path, target)
+def check_inside(path: Path | str, root: Path | str) -> str:
+    """Where a path leads, without links. Raises LeadsOut where that is not in ``root``.
+
+    Who opens the path itself may come out elsewhere: a link in it may have changed meanwhile.
+    """
+    real = os.path.realpath(path)
+    if not _is_within(real, root):
+        raise LeadsOut(path, Path(real))
+    return real
+
+
+def _is_within(real: str, root: Path | str) -> bool:
+    real, top = os.path.normcase(real), os.path.normcase(os.path.realpath(root))
+    return real == top or real.startswith(os.path.join(top, ""))  # noqa: PTH118
 
 
 def within(root: Path | None) -> Callable[[Path], bytes]:
@@ -61,8 +69,7 @@ def read_within(path: Path | str, root: Path | str | None) -> bytes:
     except OSError as error:
         if error.errno not in IS_LINK:
             raise
-    check_inside(path, root or os.path.dirname(path) or ".")  # noqa: PTH120
-    return _read(os.path.realpath(path), _AS_IT_IS)
+    return _read(check_inside(path, root or os.path.dirname(path) or "."), _AS_IT_IS)  # noqa: PTH120
 
 
 def _read(path: Path | str, flags: int) -> bytes:

@@ -75,8 +75,7 @@ def read_image(path: Path, root: Path) -> bytes | None:
         return None
     try:
         # A link: to a picture in the folder, whose own path has none.
-        check_inside(path, root)
-        real = path.resolve(strict=True)
+        real = Path(check_inside(path, root))
         return _read(real, root.resolve()) if real.suffix.lower() in IMAGE_SUFFIXES else None
     except (LoraError, OSError):
         return None
