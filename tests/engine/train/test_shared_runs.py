@@ -113,7 +113,7 @@ def test_a_run_that_fails_leaves_the_others_theirs(data: Path, tmp_path: Path) -
 
 
 def test_stopped_they_go_on_where_they_were(data: Path, tmp_path: Path) -> None:
-    long = dict.fromkeys(NAMES[:2], "max_train_steps = 200\n")
+    long = dict.fromkeys(NAMES[:2], "max_train_steps = 60\n")
     files = make_runs(tmp_path, data, **long)
     process = start(TORCHRUN, files, tmp_path / "out")
     wait_for_steps(process, tmp_path / "out")
@@ -122,7 +122,7 @@ def test_stopped_they_go_on_where_they_were(data: Path, tmp_path: Path) -> None:
     for name in NAMES[:2]:
         assert f"{name}.toml: stopped after step " in told
         assert (tmp_path / "out" / f"{name}.state").exists()
-    status, _, lines = run(TORCHRUN, files, tmp_path / "out", "--max_train_steps", "200")
+    status, _, lines = run(TORCHRUN, files, tmp_path / "out", "--max_train_steps", "60")
     assert status == 0, lines
     for name in NAMES[:2]:
         assert any(line.startswith(f"{name}.toml: going on after step ") for line in lines)
