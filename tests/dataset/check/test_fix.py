@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lorapipe_dataset.check.pictures.scan import read_files, scan
+from lorapipe_dataset.check.repairs import mend
 from lorapipe_dataset.check.repairs.fix import apply
 from lorapipe_dataset.check.repairs.mend import FIXABLE, Repairs, plan_repairs
 from lorapipe_dataset.check.rules import CHECKS, RULES
@@ -45,6 +46,43 @@ def test_what_is_marked_fixable_can_be_fixed() -> None:
     assert {name for name, rule in RULES.items() if rule.fixable} == FIXABLE
     assert "--fix" in "".join(rule.fix for rule in RULES.values() if rule.fixable)
     assert all("--fix" in rule.fix for rule in RULES.values() if rule.fixable)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_lines_are_joined_before_or_after_another_mend(
+    turned: bool, check: Any, folder: Path, root: Path
+) -> None:
+    (folder / "3.txt").write_text("hat, tree\nrain, sun\n")
+    rules = ["several-lines", "no-trigger"]
+    words = [word for rule in rules[:: -1 if turned else 1] for word in ("--fix", rule)]
+    done = check(root, *SIZE, "--trigger", "mayu", *words)
+    assert done.code == 0
+    assert (folder / "3.txt").read_text() == "mayu, hat, tree, rain, sun\n"
+
+
+@pytest.mark.parametrize("words", [["--fix", "no-trigger"], ["--fix", "several-lines", "--dry-run"]])
+def test_a_caption_written_after_the_look_is_left_alone(
+    words: list[str], check: Any, folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are looked at for minutes; what somebody writes meanwhile is not replaced by what was there before."""
+    for name in "34":
+        (folder / f"{name}.txt").write_text("hat, tree\nrain\n")
+
+    def write_and_plan(*args: Any) -> Repairs:
+        (folder / "3.txt").write_text("hat, moon\nrain\n")
+        (folder / "4.txt").unlink()
+        return plan_repairs(*args)
+
+    monkeypatch.setattr(mend, "plan_repairs", write_and_plan)
+    done = check(root, *SIZE, "--trigger", "mayu", *words)
+    assert done.code == 1
+    for name in "34":
+        assert (
+            done.err.count(f"{name}.txt: no longer as it was checked, so it is left alone; run this again")
+            == 1
+        )
+    assert (folder / "3.txt").read_text() == "hat, moon\nrain\n"
+    assert not (folder / "4.txt").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")

@@ -34,13 +34,17 @@ def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int
 
     ``roots``: the folders that the user named; links below them are not followed.
     """
+    for path in repairs.left:
+        complain(f"{path}: no longer as it was checked, so it is left alone; run this again")
+    failures = len(repairs.left)
     if dry_run:
         show(*changes_shown(repairs), err=True)
-        return 0
+        return failures
     if not repairs:
-        say("nothing to mend")
-        return 0
-    run, failures = Journal(TOOL), 0
+        if not failures:
+            say("nothing to mend")
+        return failures
+    run = Journal(TOOL)
     done = Counter[str]()
     for path, part in repairs.by_folder().items():
         try:

@@ -12,8 +12,9 @@ from lorapipe_dataset.check.findings import Finding
 from lorapipe_dataset.check.pictures.dataset import Dataset, Picture
 from lorapipe_dataset.clean.captions.tags import MARK, join_caption, split_caption
 from lorapipe_dataset.texts.vocabulary import canonical, rating_of
-from lorapipe_engine.files.links import read_within, within
-from lorapipe_engine.pictures.captions import read_caption
+from lorapipe_engine.errors import LoraError
+from lorapipe_engine.files.links import read_within
+from lorapipe_engine.pictures.captions import caption_lines, decode_caption
 
 Tags = list[str]
 
@@ -21,13 +22,14 @@ Tags = list[str]
 @dataclass
 class Repairs:
     """Changes to make, each file in one of them. ``texts`` are captions' bytes and their new texts, ``renamed`` and
-    ``copies`` are (from, to).
+    ``copies`` are (from, to). ``left``: captions that are no longer as the check saw them, so no change is made.
     """
 
     texts: dict[Path, tuple[bytes, str]] = field(default_factory=dict)
     removed: list[Path] = field(default_factory=list)
     renamed: list[tuple[Path, Path]] = field(default_factory=list)
     copies: list[tuple[Path, Path]] = field(default_factory=list)
+    left: list[Path] = field(default_factory=list)
 
     def by_folder(self) -> dict[Path, Repairs]:
         """The changes of each folder; none leads from one to another."""
@@ -49,6 +51,7 @@ class Repairs:
             "removed": [str(path) for path in self.removed],
             "renamed": {str(old): str(new) for old, new in self.renamed},
             "copied": {str(new): str(old) for old, new in self.copies},
+            "left": [str(path) for path in self.left],
         }
 
     def __bool__(self) -> bool:
@@ -74,14 +77,16 @@ class _Desk:
         self.pictures = {picture.path: picture for picture in dataset.pictures}
         self.captions: dict[Path, Tags] = {}
         self.joined: set[Path] = set()
+        self.read: dict[Path, tuple[bytes, list[str]]] = {}
+        self.left: dict[Path, None] = {}
         self.gone: dict[Path, None] = {}
         self.renamed: dict[Path, Path] = {}
         self.copies: dict[Path, Path] = {}
         names = [picture.path for picture in dataset.pictures]
         self.taken = {_folded(path) for path in [*names, *dataset.others, *dataset.masks]}
         self.real: dict[Path, str] = {}
-        read = [one.caption_path for one in dataset.pictures if one.caption_path and one.caption is not None]
-        self.owners = {self.place(path): path for path in read if not path.is_symlink()}
+        known = [one.caption_path for one in dataset.pictures if one.caption_path and one.caption is not None]
+        self.owners = {self.place(path): path for path in known if not path.is_symlink()}
 
     def place(self, path: Path) -> str:
         """Where a file lies that other names may lead to."""
@@ -99,11 +104,32 @@ class _Desk:
         """Change the tags of each picture's caption."""
         for path in finding.paths:
             picture = self.pictures.get(path)
-            if picture is not None and picture.caption_path is not None and picture.caption is not None:
-                caption = self.file_of(picture.caption_path)
+            if picture is not None and picture.caption is not None and self.lines_of(picture) is not None:
+                caption = self.file_of(picture.caption_path or path)
                 self.captions[caption] = change(
                     list(self.captions.get(caption, picture.pieces)), finding.data
                 )
+
+    def lines_of(self, picture: Picture) -> list[str] | None:
+        """The lines of a picture's caption; None where it has none, or no longer the one that the check saw."""
+        path = picture.caption_path
+        if path is None:
+            return None
+        try:
+            _, lines = self.held(path, picture.place.root)
+        except (LoraError, OSError):
+            lines = None
+        if lines is None or "".join(lines[:1]) != picture.caption or len(lines) != picture.lines:
+            self.left[self.file_of(path)] = None
+            return None
+        return lines
+
+    def held(self, path: Path, root: Path | None) -> tuple[bytes, list[str]]:
+        """A caption's bytes and its lines, of one reading. Raises LoraError or OSError."""
+        if path not in self.read:
+            data = read_within(path, root)
+            self.read[path] = data, caption_lines(decode_caption(data, path))
+        return self.read[path]
 
     def remove(self, path: Path) -> None:
         """Let a file go; with a picture its captions, unless another picture has them."""
@@ -137,16 +163,17 @@ class _Desk:
                 texts[path] = self.text_of(path, picture)
         renamed = [(old, new) for old, new in self.renamed.items() if old not in self.gone]
         copies = [(old, new) for new, old in self.copies.items() if old not in self.gone]
-        return Repairs(texts, list(self.gone), renamed, copies)
+        return Repairs(
+            texts, list(self.gone), renamed, copies, [path for path in self.left if path not in self.gone]
+        )
 
     def text_of(self, path: Path, picture: Picture) -> tuple[bytes, str]:
         """The bytes of a caption, and its text as edited."""
-        root, caption = picture.place.root, self.file_of(path)
-        lines = _lines(path, root)
-        if caption in self.captions:
+        data, lines = self.held(path, picture.place.root)
+        if (caption := self.file_of(path)) in self.captions:
             rest = [] if caption in self.joined else lines[1:]
             lines = [join_caption(self.captions[caption], ", "), *rest]
-        return read_within(path, root), "\n".join(lines) + "\n"
+        return data, "\n".join(lines) + "\n"
 
     def left_behind(self) -> Iterator[tuple[Path, Picture]]:
         """The captions that stay and are links to files that go or get another name: they become files of their own."""
@@ -218,14 +245,13 @@ def _editing(change: Callable[[Tags, Mapping[str, Any]], Tags]) -> Callable[[_De
 
 def _join_lines(desk: _Desk, finding: Finding) -> None:
     for picture in (desk.pictures[path] for path in finding.paths):
-        if path := picture.caption_path:
-            lines, caption = _lines(path, picture.place.root), desk.file_of(path)
-            desk.captions[caption] = [tag for line in lines for tag in split_caption(line, (",",))]
-            desk.joined.add(caption)
-
-
-def _lines(path: Path, root: Path | None) -> list[str]:
-    return read_caption(path, every_line=True, read=within(root)).split("\n")
+        if (lines := desk.lines_of(picture)) is not None:
+            caption = desk.file_of(picture.caption_path or picture.path)
+            first = desk.captions.get(caption, picture.pieces)
+            if caption not in desk.joined:
+                rest = [tag for line in lines[1:] for tag in split_caption(line, (",",))]
+                desk.captions[caption] = [*first, *rest]
+                desk.joined.add(caption)
 
 
 def _remove_all(desk: _Desk, finding: Finding) -> None:
