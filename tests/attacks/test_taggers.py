@@ -14,6 +14,7 @@ from lorapipe_engine.command.records import read_records
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.models.onnxfile import check_network, data_files
 from lorapipe_tagger.models.labels import read_labels
+from support.hostile import digest, fill, needs_links
 from support.limited import GIB, Ended, run_limited
 
 MODEL = Path(__file__).parents[1] / "data" / "tagger" / "model"
@@ -73,6 +74,27 @@ def tag(folder: Path, tmp_path: Path, *words: object, **more: object) -> Ended:
     Image.new("RGB", (64, 64), "red").save(pictures / "a.png")
     given = [pictures, "--model", folder, "--device", "cpu", "--no-cache", *words]
     return run_limited("lora-tag", given, memory=0, **more)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------- captions elsewhere
+
+
+@needs_links
+@pytest.mark.parametrize("inner", ["", "deeper"])
+def test_captions_are_not_written_behind_a_link(inner: str, tmp_path: Path) -> None:
+    """Nor is a folder made there."""
+    home, out, pictures = tmp_path / "home", tmp_path / "captions", tmp_path / "pictures"
+    fill(pictures / "sub" / inner)
+    fill(home)
+    out.mkdir()
+    (out / "sub").symlink_to(home)
+    before = digest(home)
+    given = [pictures, "-r", "--model", MODEL, "--device", "cpu", "--no-cache"]
+    done = run_limited("lora-tag", [*given, "--output-dir", out, "--existing", "replace"], memory=0)
+    assert done.code == 1
+    assert done.lines[-1].startswith(f"lora-tag: error: {out / 'sub'}: a link, which is not followed")
+    assert digest(home) == before
+    assert [path.name for path in out.iterdir()] == ["sub"]
 
 
 # -------------------------------------------------------------------------------- weights elsewhere

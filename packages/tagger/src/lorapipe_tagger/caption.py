@@ -239,7 +239,8 @@ class Captioner:
             join_existing(before, line, mode, separator, front=draft.front) for line in draft.lines
         )
         if not self._options.dry_run and text != before:
-            self.writer.write(task.caption, text, before=before, replace=mode == "replace")
+            is_replaced = mode == "replace"
+            self.writer.write(task.caption, text, before=before, replace=is_replaced, root=task.root)
         return before, text
 
     def _shape_of(self, task: Task) -> Shape:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lorapipe_engine.changes.place import open_place
 from lorapipe_engine.command.records import STREAM, Record, check_folder, find_files, read_records
 from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError, InputError, OutputError
@@ -32,11 +33,13 @@ _ODD = OTHER_PICTURES | {_NO_SUFFIX}
 
 @dataclass(frozen=True)
 class Task:
-    """A picture, what is known of it already, and its caption's file (None: none is written)."""
+    """A picture, what is known of it already, and its caption's file (None: none is written), for which no link below
+    ``root`` is followed."""
 
     path: Path
     data: Mapping[str, Any]
     caption: Path | None
+    root: Path | None = None
 
 
 def find_tasks(
@@ -72,7 +75,11 @@ def find_tasks(
         return [Task(record.path, record.data, None) for record, _ in records]
     finder = CaptionFinder(extension)
     targets = [_target(record.path, root, extension, output_dir, finder) for record, root in records]
-    tasks = list(_resolve(records, targets, collision, extension))
+    roots = [output_dir or root for _, root in records]
+    tasks = [
+        replace(task, root=root)
+        for task, root in zip(_resolve(records, targets, collision, extension), roots, strict=True)
+    ]
     _spare_pictures(tasks)
     held = {task.caption for task in tasks} | {path for task in tasks for path in finder.all_of(task.path)}
     warn_of_orphans(folders, extension, held, recursive=recursive)
@@ -159,12 +166,12 @@ def _spare_pictures(tasks: Sequence[Task]) -> None:
 def check_folders(tasks: Iterable[Task], output_dir: Path | None) -> None:
     """Make the folders of ``output_dir`` and see that captions can be written, before any work.
 
-    Raises OutputError naming the folder.
+    Raises OutputError naming the folder, for one that is a link in ``output_dir`` too.
     """
     for folder in dict.fromkeys(task.caption.parent for task in tasks if task.caption):
         if output_dir is not None:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                open_place(folder, output_dir, make=True).close()
             except OSError as error:
                 raise OutputError(f"{folder}: cannot be made ({error.strerror})") from error
         if folder.is_dir() and not os.access(folder, os.W_OK):

@@ -103,30 +103,33 @@ class CaptionWriter:
 
     def __init__(self) -> None:
         self._journal = Journal(TOOL)
-        self._waiting: dict[Path, list[_Order]] = {}
+        self._waiting: dict[tuple[Path, Path | None], list[_Order]] = {}
         self._guard, self._writing = Lock(), Lock()
         self.folders: dict[Path, None] = {}
 
-    def write(self, path: Path, text: str, *, before: str | None, replace: bool) -> None:
-        """Write a caption and a line end, in UTF-8: the file is the old one or the whole new one at any time.
+    def write(
+        self, path: Path, text: str, *, before: str | None, replace: bool, root: Path | None = None
+    ) -> None:
+        """Write a caption and a line end, in UTF-8: the file is the old one or the whole new one at any time. No link
+        below ``root`` is followed.
 
         Unless ``replace``, a file that no longer holds ``before`` stays as it is, and ChangedMeanwhile is raised; that
         is looked at while the folder is locked, as the other tools lock it. Raises LoraError or OSError.
         """
-        order = _Order(path, text, before, replace)
+        order, place = _Order(path, text, before, replace), (path.parent, root)
         with self._guard:
-            self._waiting.setdefault(path.parent, []).append(order)
+            self._waiting.setdefault(place, []).append(order)
         with self._writing:
             if not order.done:
                 with self._guard:
-                    orders = self._waiting.pop(path.parent)
-                self._write_all(path.parent, orders)
+                    orders = self._waiting.pop(place)
+                self._write_all(*place, orders)
         if order.error is not None:
             raise order.error
 
-    def _write_all(self, folder: Path, orders: Sequence[_Order]) -> None:
+    def _write_all(self, folder: Path, root: Path | None, orders: Sequence[_Order]) -> None:
         try:
-            with self._journal.folder(folder) as desk:
+            with self._journal.folder(folder, root) as desk:
                 changes = [change for order in orders if (change := _change(order)) is not None]
                 failures = desk.write(changes)
             for order in orders:
