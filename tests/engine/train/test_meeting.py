@@ -17,7 +17,9 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("lorapipe_demo")
 
+from lorapipe_engine.cli import lora_train
 from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.sample_cli import lora_sample
 from lorapipe_engine.train import meeting
 from support.dataset import draw_data
 from support.warm import warm_folder
@@ -47,12 +49,15 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("number", ["0", "1"])
 def test_nobody_is_waited_for_for_ever(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By the first, and by another to which the first does not come."""
+    monkeypatch.setenv("RANK", number)
     monkeypatch.setattr(meeting, "MEETING", timedelta(seconds=2))
     with pytest.raises(
-        ConfigError, match=r"2 processes .* joined: .*; where none was started, unset WORLD_SIZE$"
+        ConfigError, match=r"2 processes .* joined: .*; where no launcher was started, unset WORLD_SIZE$"
     ):
         meeting.meet()
     told = capsys.readouterr().err.splitlines()
@@ -69,14 +74,73 @@ def test_a_signal_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 8
 
 
-def test_without_its_other_variables_a_count_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
+DRAW = [
+    "--base",
+    "demo",
+    "--prompt",
+    "mina",
+    "--size",
+    "64x64",
+    "--steps",
+    "2",
+    "--device",
+    "cpu",
+    "--dry-run",
+]
+ODD = [
+    (
+        "3",
+        None,
+        "RANK: the environment has none of 3 processes from 0; where no launcher was started, unset WORLD_SIZE",
+    ),
+    ("2", "2", "RANK: '2' in the environment is none of 2 processes from 0"),
+    ("2", "-1", "RANK: '-1' in the environment is none of 2 processes from 0"),
+    ("2", "x", "RANK: 'x' in the environment is none of 2 processes from 0"),
+    ("many", "0", "WORLD_SIZE: 'many' in the environment is no number of processes"),
+    ("0", "0", "WORLD_SIZE: '0' in the environment is no number of processes"),
+    ("", "0", "WORLD_SIZE: '' in the environment is no number of processes"),
+]
+
+
+@pytest.mark.parametrize(("count", "number", "line"), ODD)
+def test_variables_without_a_sense_are_refused(
+    count: str,
+    number: str | None,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", count)
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ConfigError, match=r"3 processes .*RANK.*; where none was started, unset WORLD_SIZE"):
-        meeting.meet()
-    monkeypatch.setenv("WORLD_SIZE", "many")
-    with pytest.raises(ConfigError, match="'many' in the environment is no number"):
-        meeting.launched()
+    if number is not None:
+        monkeypatch.setenv("RANK", number)
+    for command, words in ((lora_sample, DRAW), (lora_train, ["--base", "demo", "--print_config"])):
+        with pytest.raises(SystemExit) as ended:
+            command.main(words)
+        assert ended.value.code == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert len(told.err.splitlines()) == 1
+        assert told.err.startswith(f"{command.name}: error: {line}")
+
+
+@pytest.mark.parametrize("count", [None, "1"])
+def test_a_number_alone_silences_nobody(
+    count: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if count is not None:
+        monkeypatch.setenv("WORLD_SIZE", count)
+    for command, words in ((lora_sample, DRAW), (lora_train, ["--base", "demo", "--print_config"])):
+        with pytest.raises(SystemExit) as ended:
+            command.main(words)
+        assert ended.value.code == 0
+        told = capsys.readouterr()
+        assert told.out + told.err
+    with pytest.raises(SystemExit):
+        lora_train.main(["--print_config", "--unet_lr", "x"])
+    assert capsys.readouterr().err.startswith("lora-train: error: unet_lr")
 
 
 COMMANDS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,6 +21,7 @@ from lorapipe_engine.command.options import (
     taken_notes,
     under,
 )
+from lorapipe_engine.command.process.launched import is_first
 from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.process.processors import share_processors
 from lorapipe_engine.command.progress import QUIET, talking_together
@@ -119,8 +119,8 @@ def lora_train(
     words is the train_data_dir, each TOML or JSON file a run: several are trained one after another. Paths of the
     networks go to stdout, everything else to stderr.
     """
-    quiet, is_first = QUIET.get(), os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
-    if not is_first:
+    quiet, first = QUIET.get(), is_first()
+    if not first:
         QUIET.set(True)
     if print_only and plot_lr is not None:
         raise ConfigError("--print_config and --plot_lr both stop after what they show; give one of them")
@@ -136,7 +136,7 @@ def lora_train(
         if vary or dry_run or print_only or plot_lr is not None or (doctor and suggest):
             raise ConfigError(f"{mode} looks at one run and stops; leave the other thing out")
         one = one_file([*config_file, *files], mode)
-        if not is_first:
+        if not first:
             return None
         if doctor:
             return tell_of_machine(one, flags, as_json=as_json)
@@ -152,11 +152,11 @@ def lora_train(
     (run,) = runs
     settings = run.settings
     if print_only:
-        if is_first:
+        if first:
             write_file_text(run.print_config())
         return None
     if plot_lr is not None:
-        if not is_first:
+        if not first:
             return None
         from lorapipe_engine.train.schedules.plot import plot_rates
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from lorapipe_engine.command.modes import mode_options, read_mode
+from lorapipe_engine.command.process.launched import is_first
 from lorapipe_engine.command.process.libraries import OWN_PROCESS, library_imports
 from lorapipe_engine.command.process.processors import share_processors
 from lorapipe_engine.command.progress import QUIET
@@ -37,8 +37,8 @@ def lora_sample(networks: tuple[str, ...], **flags: Any) -> int:
     NETWORK are files, folders or patterns, an axis of their own in the first free place. Records of the cells go to
     stdout, for lora-grid or lora-tag; their parameters are in the pictures as A1111 writes them.
     """
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher
-    if not is_first:
+    first = is_first()
+    if not first:
         QUIET.set(True)
     chosen = read_mode(MODES, flags, config="plan")
     from lorapipe_engine.sampling.command import plan_of
@@ -49,7 +49,7 @@ def lora_sample(networks: tuple[str, ...], **flags: Any) -> int:
         say(line)
     result = chosen[ResultSettings]
     if result.dry_run:
-        if is_first:
+        if first:
             write_plan(plan, as_json=result.as_json)
         return 0
     if chosen[ModelSettings].base is None and any(row.cell.base is None for row in plan.cells):

@@ -20,12 +20,13 @@ import click
 
 from lorapipe_engine import __version__
 from lorapipe_engine.command.masking import masked
+from lorapipe_engine.command.process.launched import process_number
 from lorapipe_engine.command.process.libraries import leave_current_folder
 from lorapipe_engine.command.process.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.shared import OLD_LETTERS, add_names, shown_names
 from lorapipe_engine.command.text import one_line, printable
-from lorapipe_engine.errors import LoraError
+from lorapipe_engine.errors import ConfigError, LoraError
 
 FIRST_TELLS = 10.0  # seconds in which the first process tells what is wrong, and its launcher ends the others
 EXIT_CODES = """\
@@ -187,8 +188,7 @@ class LaunchedCommand(ToolCommand):
     """A command that a launcher may run in several processes at once: what goes wrong in all of them is told once."""
 
     def _tell(self, text: str, *, before: str = "") -> None:
-        number = os.environ.get("RANK", "0")
-        if number != "0":
+        if number := _number():
             try:
                 time.sleep(FIRST_TELLS)
             except KeyboardInterrupt:
@@ -198,10 +198,16 @@ class LaunchedCommand(ToolCommand):
         super()._tell(text, before=before)
 
     def _tell_stopped(self, text: str, *, before: str = "") -> None:
-        if (
-            os.environ.get("RANK", "0") == "0"
-        ):  # the others end at once, for the launcher stops all when one has ended
+        if not _number():  # the others end at once, for the launcher stops all when one has ended
             super()._tell_stopped(text, before=before)
+
+
+def _number() -> int:
+    """Which process of a launcher this is; 0 too where its variables make no sense, which is told by then."""
+    try:
+        return process_number()
+    except ConfigError:
+        return 0
 
 
 @contextmanager

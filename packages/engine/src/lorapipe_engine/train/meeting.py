@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from lorapipe_engine.command.tool import say
+from lorapipe_engine.command.process.launched import UNSET, launched, process_number
+from lorapipe_engine.command.tool import show
 from lorapipe_engine.errors import ConfigError
 
 MEETING = timedelta(minutes=10)  # that the processes may start apart
 SOON = 10.0  # seconds until the user is told who is waited for
 LOOK_EVERY = 0.1  # seconds between looks
-UNSET = "where none was started, unset WORLD_SIZE"
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,13 @@ class Met:
         return {"store": self.store, "rank": self.index, "world_size": self.count, "timeout": patience}
 
 
-def launched() -> int:
-    """How many processes a launcher started with this one, itself counted. Raises ConfigError."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if not count.isdecimal():
-        raise ConfigError(f"WORLD_SIZE: {count!a} in the environment is no number of processes")
-    return int(count)
-
-
 def meet() -> Met:
     """Wait until all processes of the launcher have come.
 
     Raises ConfigError where one does not within :data:`MEETING`, or the environment does not say where they meet.
     """
     count = launched()
+    process_number()  # torch says less plainly what is wrong with it
     # Here, since a single process needs none of it, and some builds of torch have none.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
@@ -95,7 +88,11 @@ class _Told:
     def look(self) -> None:
         if time.monotonic() > self._when:
             self._when = float("inf")
-            say(f"waiting until all {self.count} processes of a launcher are here (Ctrl-C ends it); {UNSET}")
+            # Whoever waits: the first, which talks, may be the one that is missing.
+            show(
+                f"waiting until all {self.count} processes of a launcher are here (Ctrl-C ends it); {UNSET}",
+                err=True,
+            )
 
 
 def _beside(work: Callable[[], Any], told: _Told) -> Any:

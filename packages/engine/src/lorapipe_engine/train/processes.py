@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorapipe_engine.command.process.launched import launched
 from lorapipe_engine.command.process.terminating import Terminated
 from lorapipe_engine.errors import ConfigError, ProblemFound
 from lorapipe_engine.settings import ModelSettings, RunSettings
-from lorapipe_engine.train.meeting import Met, launched, meet
+from lorapipe_engine.train.meeting import Met, meet
 
 # While the first process draws samples or encodes, the others wait for it; a dead one ends all of them at once.
 PATIENCE = timedelta(hours=6)

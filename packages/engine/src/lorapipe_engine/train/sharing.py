@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorapipe_engine.command.process.launched import launched
 from lorapipe_engine.errors import ProblemFound
-from lorapipe_engine.train.meeting import launched, meet
+from lorapipe_engine.train.meeting import meet
 from lorapipe_engine.train.processes import Processes, own_device
 
 GONE = "the launcher has ended; the same command goes on with the runs that are left"
