@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ pytest.importorskip("lorapipe_demo")
 from safetensors.torch import load_file  # noqa: E402
 
 from lorapipe_engine.cli import lora_train  # noqa: E402
+from lorapipe_engine.errors import OutputError  # noqa: E402
 from lorapipe_engine.models.bases import demo_base  # noqa: E402
-from lorapipe_engine.settings import ModelSettings  # noqa: E402
+from lorapipe_engine.settings import ModelSettings, RunSettings  # noqa: E402
 from lorapipe_engine.train.base import load  # noqa: E402
 from lorapipe_engine.train.base.model import BaseModel  # noqa: E402
 from lorapipe_engine.train.base.shelf import Shelf, base_key  # noqa: E402
 from lorapipe_engine.train.data import prepare  # noqa: E402
+from lorapipe_engine.train.results.outputs import check_outputs  # noqa: E402
 from support.called import status_of  # noqa: E402
 from support.dataset import draw_data  # noqa: E402
 from support.stopping import kill_often  # noqa: E402
@@ -238,6 +241,8 @@ BAD = [
         "vary: 10,000 runs, 1,000 are the most of one command; at ten minutes a run they would take 69 days",
     ),
     (["FIRST", "SECOND", "--output_name", "same"], "both write "),
+    (["FIRST", "EPOCH"], "both may write "),
+    (["STATE", "FIRST"], "both may write "),
     (["FIRST", "nowhere.toml"], "nowhere.toml: "),
     (["FIRST", "nowhere"], "nowhere: does not exist, and no folder of pictures either"),
     (["DATA", "DATA"], "a second folder"),
@@ -261,6 +266,9 @@ def test_bad_input(
     broken = tmp_path / "broken.toml"
     broken.write_text('network_dim = "many"\n')
     places = {"FIRST": files[0], "SECOND": files[1], "DATA": data, "BROKEN": broken}
+    for name, ending in (("EPOCH", "-000001-ema"), ("STATE", "-end")):
+        places[name] = tmp_path / f"{name}.toml"
+        places[name].write_text(f'output_name = "{next(iter(RUNS)).upper()}{ending}"\n')
     out = tmp_path / "out"
     given = [places.get(word, word) for word in words]
     # A word behind an option that takes several would be one of its.
@@ -314,3 +322,22 @@ def test_what_no_queue_has_written_stays(
         assert train(*files[::2], "--output_dir", tmp_path, "--dry-run") == 2
         assert "is not what a queue remembers of a run" in capsys.readouterr().err
         assert (tmp_path / "first.run.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "is_result"),
+    [
+        ("net-2", False),
+        ("net-step5", False),
+        ("net-end", False),
+        ("net-000002", True),
+        ("net-step00000005-ema", True),
+        ("net-best", True),
+        ("net-ema", True),
+        ("net", True),
+    ],
+)
+def test_a_run_with_a_longer_name_is_another_run(name: str, is_result: bool, tmp_path: Path) -> None:
+    (tmp_path / f"{name}.safetensors").touch()
+    with pytest.raises(OutputError, match="exists from an earlier run") if is_result else nullcontext():
+        check_outputs(RunSettings(output_dir=tmp_path, output_name="net"))

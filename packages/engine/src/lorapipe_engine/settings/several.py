@@ -20,6 +20,8 @@ from lorapipe_engine.settings import PARTS, TrainSettings
 MOST = 1000  # runs of one command
 # What names a run's results is made of what is varied, so it is not varied itself.
 _FIXED = ("output_dir", "output_name", "overwrite")
+# What a network has behind its run's name (train/results/numbering.py); the last state has "-end".
+RESULT = re.compile(r"(-\d{6,}|-step\d{8,}|-best)?(-ema)?")
 _LONGEST = 180  # bytes of a name, to which epochs and suffixes are added
 
 Parts = tuple[list[Any], dict[str, str]]
@@ -195,6 +197,16 @@ def _check_outputs(runs: Sequence[Run]) -> None:
                 f"{seen[key].label} and {run.label}: both write {output}; give each an output_name of its own"
             )
         seen[key] = run
+    for (folder, name), run in seen.items():
+        ends = [place for place, letter in enumerate(name) if letter == "-"]
+        cuts = [name[:end] for end in ends if RESULT.fullmatch(name, end) or name[end:] == "-end"]
+        other = next((seen[folder, cut] for cut in cuts if (folder, cut) in seen), None)
+        if other is not None:
+            output = run.settings.run.output_dir / run.settings.run.output_name
+            raise ConfigError(
+                f"{other.label} and {run.label}: both may write {output}, the first as it trains; give one of them "
+                "another output_name"
+            )
 
 
 def require_inputs(settings: TrainSettings) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from lorapipe_engine.errors import ConfigError, LoraError, OutputError
 from lorapipe_engine.files.writing.openfolder import OpenFolder, is_link_path, open_folder
 from lorapipe_engine.settings import RunSettings
+from lorapipe_engine.settings.several import RESULT
 from lorapipe_engine.train.results.numbering import end_state
 from lorapipe_engine.train.results.state import SUFFIX as STATE
 from lorapipe_engine.train.results.state import state_file
@@ -107,10 +108,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_result(path: Path, name: str) -> bool:
-    if not path.name.startswith(name):
-        return False
-    rest = path.stem.removeprefix(name).removesuffix("-ema")
-    return rest in ("", "-best") or rest.startswith("-step") or (rest.startswith("-") and rest[1:].isdigit())
+    return path.stem.startswith(name) and bool(RESULT.fullmatch(path.stem, len(name)))
 
 
 # -------------------------------------------------------------------------------- curves

@@ -153,7 +153,8 @@ class StateKeeper:
             except BaseException:
                 folder.rmdir()
                 raise
-            return f"what was learned is in {path}: make room, then the same command with --resume {path} goes on"
+            # A state is one run's, and a command may be of several.
+            return f"what was learned is in {path}: make room, then this run by itself with --resume {path} goes on"
         kept = f"; an older state is in {self.path}" if self.path.exists() else ""
         return f"and there is no room for a state either{kept}"
 
