@@ -341,3 +341,17 @@ def test_a_run_with_a_longer_name_is_another_run(name: str, is_result: bool, tmp
     (tmp_path / f"{name}.safetensors").touch()
     with pytest.raises(OutputError, match="exists from an earlier run") if is_result else nullcontext():
         check_outputs(RunSettings(output_dir=tmp_path, output_name="net"))
+
+
+@pytest.mark.parametrize("words", [["FIRST", "--dry-run"], ["FIRST", "SECOND"], ["FIRST"]])
+@pytest.mark.parametrize("inner", ["", "deeper"])
+def test_no_run_begins_where_nothing_can_be_written(
+    words: list[str], inner: str, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").touch()
+    given = [{"FIRST": files[0], "SECOND": files[1]}.get(word, word) for word in words]
+    assert train(*given, "--output_dir", tmp_path / "taken" / inner) in (1, 2)
+    told = capsys.readouterr().err
+    line = f"output_dir: {tmp_path / 'taken' / inner}: cannot write there ("
+    assert told.count(line) == len(words) - ("--dry-run" in words)
+    assert "run 1" not in told

@@ -48,8 +48,10 @@ def sample_folder(run: RunSettings) -> Path:
 def check_outputs(run: RunSettings) -> None:
     """Raise ConfigError if something stands where results will, unless it may be replaced.
 
-    Results of a run that was stopped are its own: it goes on from its state.
+    Results of a run that was stopped are its own: it goes on from its state. Raises OutputError for a folder that can
+    neither be written nor be made, as far as that shows without trying.
     """
+    _check_place(run.output_dir)
     for folder in _folders(run):
         if is_link_path(folder):
             raise ConfigError(f"{folder}: is a link, and results are not written through links; take it away")
@@ -67,6 +69,17 @@ def check_outputs(run: RunSettings) -> None:
     for path in _earlier(run):
         raise OutputError(
             f"{path} exists from an earlier run; choose another --output_name or --output_dir, or give --overwrite"
+        )
+
+
+def _check_place(folder: Path) -> None:
+    whole = folder.absolute()
+    nearest = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    is_folder = nearest.is_dir()
+    if not is_folder or not os.access(nearest, os.W_OK | os.X_OK):
+        why = "may not be written to" if is_folder else "is no folder"
+        raise OutputError(
+            f"output_dir: {folder}: cannot write there ({nearest} {why}); choose another folder"
         )
 
 
