@@ -75,6 +75,22 @@ def planned(folder: Path, steps: int = STEPS, **options: Any) -> Planned:
 # (the row, what a line of it says, options that earn it, options that do not)
 EARNED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("low_alpha", "to 0.016 of itself", {"network_alpha": 1.0, "network_dim": 64}, {"network_alpha": 16.0}),
+    # Alpha scales nothing of these.
+    *(
+        (
+            "low_alpha",
+            "to 0.016 of itself",
+            {"network_alpha": 1.0, "network_dim": 64, "algorithm": "loha"},
+            {"network_alpha": 1.0, "network_dim": 64, **other},
+        )
+        for other in (
+            {"algorithm": "full"},
+            {"algorithm": "IA3"},
+            {"algorithm": "boft"},
+            {"algorithm": None, "network_module": "networks.oft"},
+            {"algorithm": None, "network_module": "lycoris.kohya", "network_args": ("factor=8", "algo=lokr")},
+        )
+    ),
     (
         "low_alpha",
         "raise unet_lr up to 1e-3, or network_alpha to 16",

@@ -16,7 +16,9 @@ from safetensors.torch import load_file  # noqa: E402
 from lorapipe_demo.scene import TRIGGER  # noqa: E402
 from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.files.tensorfile import open_tensors  # noqa: E402
+from lorapipe_engine.networks.algorithms import asked_algorithm  # noqa: E402
 from lorapipe_engine.networks.describe import describe_network  # noqa: E402
+from lorapipe_engine.networks.metadata import parse_metadata  # noqa: E402
 from lorapipe_engine.train.base.load import load_base  # noqa: E402
 from lorapipe_engine.train.families import open_family  # noqa: E402
 from lorapipe_engine.train.network.files.apply import attach_file  # noqa: E402
@@ -200,3 +202,38 @@ def test_it_is_trained_on_from_its_file(kind: str, trained: Any, data: Path, tmp
     assert one.keys() == other.keys()
     for key, tensor in one.items():
         torch.testing.assert_close(other[key], tensor, rtol=1e-4, atol=1e-7)
+
+
+SAID = {
+    "dora": ("networks.lora", {"dora_wd": "True"}),
+    "loha": ("lycoris.kohya", {"algo": "loha", "dora_wd": "True"}),
+    "dora_out": ("lycoris.kohya", {"algo": "lokr", "dora_wd": "True", "wd_on_output": "True"}),
+    "dylora": ("networks.lora", {}),
+    "full": ("lycoris.kohya", {"algo": "full"}),
+    "ia3": ("lycoris.kohya", {"algo": "ia3"}),
+    "oft": ("lycoris.kohya", {"algo": "diag-oft", "rescaled": "True"}),
+    "boft": ("lycoris.kohya", {"algo": "boft"}),
+}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow) for kind in SAID])
+def test_its_file_trained_on_by_no_name_says_what_it_is(
+    kind: str, trained: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = trained(kind)
+    capsys.readouterr()
+    more = ["--network_weights", path, "--dim_from_weights", "--network_dim", "2", "--network_alpha", "0.01"]
+    assert train(data, tmp_path, *more, "--max_train_steps", "1", "--learning_rate", "1e-4") == 0
+    told = capsys.readouterr().err
+    with open_tensors(tmp_path / "net.safetensors") as file:
+        metadata = parse_metadata(file.metadata)
+    module, arguments = SAID[kind]
+    assert (metadata["ss_network_module"], metadata["ss_network_args"]) == (module, arguments)
+    with open_tensors(path) as file:
+        before = parse_metadata(file.metadata)
+    if algorithm := asked_algorithm(None, module, [f"{name}={value}" for name, value in arguments.items()]):
+        assert ("network of rank" in told) is algorithm.has_rank
+        if algorithm.scaled:
+            assert metadata["ss_network_dim"] == before["ss_network_dim"]
+        if not algorithm.has_rank:
+            assert "scales every change" not in told

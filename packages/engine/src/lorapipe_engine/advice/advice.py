@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lorapipe_engine.datasets.kinds import KINDS
 from lorapipe_engine.datasets.leading import leading_tag
 from lorapipe_engine.datasets.scan import Dataset
+from lorapipe_engine.networks.algorithms import asked_algorithm
 from lorapipe_engine.pictures.batches import batches_per_epoch
 from lorapipe_engine.settings import TrainSettings
 
@@ -50,6 +51,9 @@ def low_alpha(planned: Planned) -> Iterator[str]:
     alpha, rank = network.network_alpha, network.network_dim or SMALLEST_RANK
     rates = (optimizer.unet_lr, optimizer.learning_rate, 1e-4)
     rate = next(value for value in rates if value is not None)
+    row = asked_algorithm(network.algorithm, network.network_module, network.network_args)
+    if row is None or not row.scaled:
+        return
     if not alpha or not optimizer.optimizer_type.lower().startswith("adamw"):
         return
     if alpha / rank <= LOW_STRENGTH and 0 < rate <= USUAL_RATE:

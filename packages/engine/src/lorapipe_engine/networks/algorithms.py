@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 
+LYCORIS = "lycoris.kohya"  # the network_module for which network_args name the algorithm
 # Tensors that a module of several algorithms can have besides its own.
 SHARED_SUFFIXES = frozenset({"alpha", "dora_scale", "diff_b"})
 
@@ -26,6 +27,7 @@ class Algorithm:
 
     ``plain``: its files are two factors and a strength, the one form that every program has a name for. ``refits``:
     they are other factors, of which plain ones can be made. ``peft``: PEFT has a form for it besides the plain one.
+    ``scaled``: alpha / rank scales the change of each of its modules.
     """
 
     name: str
@@ -42,6 +44,12 @@ class Algorithm:
     plain: bool = False
     refits: bool = False
     peft: bool = False
+    scaled: bool = False
+
+    @property
+    def has_rank(self) -> bool:
+        """Whether its modules, or those of the files that it writes, have a rank."""
+        return bool(self.ranks) or self.form is not None
 
 
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -57,6 +65,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         modules=("networks.lora", "locon.locon_kohya"),
         algos=("lora", "locon"),
         plain=True,
+        scaled=True,
     ),
     Algorithm(
         name="dylora",
@@ -66,6 +75,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         adapter="lorapipe_engine.nn.adapters.dylora:DyLora",
         modules=("networks.dylora",),
         algos=("dylora",),
+        scaled=True,
     ),
     Algorithm(
         name="lora_fa",
@@ -74,6 +84,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         form="lora",
         adapter="lorapipe_engine.nn.adapters.lora_fa:LoraFa",
         modules=("networks.lora_fa",),
+        scaled=True,
     ),
     Algorithm(
         name="loha",
@@ -87,6 +98,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         algos=("loha",),
         refits=True,
         peft=True,
+        scaled=True,
     ),
     Algorithm(
         name="lokr",
@@ -171,6 +183,17 @@ def core_suffixes() -> frozenset[str]:
 def algorithm_of(name: str) -> Algorithm | None:
     """The row of this name; None where the table has none."""
     return next((row for row in ALGORITHMS if row.name == name), None)
+
+
+def asked_algorithm(algorithm: str | None, module: str, arguments: Iterable[str]) -> Algorithm | None:
+    """The row that the options ``algorithm``, ``network_module`` and ``network_args`` ask for; None where they name
+    none that is trained here."""
+    name = algorithm
+    if name is None and module == LYCORIS:
+        name = dict(word.partition("=")[::2] for word in arguments).get("algo", "lora")
+    if name is None:
+        return next((row for row in ALGORITHMS if module in row.modules), None)
+    return next((row for row in ALGORITHMS if name.lower() in (row.name, *row.algos)), None)
 
 
 def is_plain(name: str) -> bool:

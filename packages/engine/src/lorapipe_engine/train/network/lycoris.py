@@ -14,7 +14,7 @@ from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.networks import algorithms
 from lorapipe_engine.train.network.preset_file import is_preset_file
 
-MODULE = "lycoris.kohya"
+MODULE = algorithms.LYCORIS
 DEFAULT_ALGO, DEFAULT_PRESET = "lora", "full"
 # Words that mean nothing while they are off.
 OFF = frozenset({"false", "0", "0.0", "none", ""})

@@ -10,7 +10,10 @@ from importlib.util import find_spec
 import torch
 
 from lorapipe_engine.errors import ConfigError, MissingExtra
+from lorapipe_engine.networks import algorithms
+from lorapipe_engine.networks.algorithms import Algorithm
 from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
+from lorapipe_engine.nn.base import adapter_class
 from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, NetworkSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
@@ -116,11 +119,33 @@ def quantized_form(model: ModelSettings) -> str | None:
 
 
 def with_file_ranks(settings: TrainSettings) -> TrainSettings:
-    """The settings with rank and alpha as most modules of ``network_weights`` have them, where they come from there;
-    the metadata tell them."""
+    """The settings with algorithm, rank and alpha as most modules of ``network_weights`` have them, where they come
+    from there; the metadata tell them."""
     chosen = settings.network
     if chosen.network_weights is None or not chosen.dim_from_weights:
         return settings
-    sizes = Counter(read_start(chosen.network_weights).sizes.values())
-    (rank, alpha), _ = sizes.most_common(1)[0]
-    return replace(settings, network=replace(chosen, network_dim=rank, network_alpha=alpha))
+    start = read_start(chosen.network_weights)
+    name = Counter(kind.algorithm for kind in start.kinds.values()).most_common(1)[0][0]
+    row = algorithms.algorithm_of(name)
+    if row is None or row.has_rank:
+        (rank, alpha), _ = Counter(start.sizes.values()).most_common(1)[0]
+        chosen = replace(chosen, network_dim=rank, network_alpha=alpha)
+    if row is not None and row.algos:
+        chosen = _with_words_of(start, row, chosen)
+    return replace(settings, network=chosen)
+
+
+def _with_words_of(start: TrainedFile, row: Algorithm, network: NetworkSettings) -> NetworkSettings:
+    """The options that ask for what a file has, most of whose modules are of the algorithm of ``row``."""
+    asked = algorithms.asked_algorithm(network.algorithm, network.network_module, network.network_args)
+    words = list(network.network_args)
+    if asked is None or row.name not in (asked.name, asked.form):
+        words = [word for word in words if word.partition("=")[0] not in ("algo", "preset")]
+        words.insert(0, f"algo={row.algos[0]}")
+        network = replace(network, algorithm=None, network_module=algorithms.LYCORIS)
+    given = {word.partition("=")[0] for word in words}
+    options = [kind.options for kind in start.kinds.values() if kind.algorithm == row.name]
+    for name in adapter_class(row.name).arguments:
+        if name not in given and all(one.get(name) is True for one in options):
+            words.append(f"{name}=True")
+    return replace(network, network_args=tuple(words))

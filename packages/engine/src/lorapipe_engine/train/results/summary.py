@@ -5,6 +5,7 @@ from __future__ import annotations
 from lorapipe_engine.command.text import counted
 from lorapipe_engine.datasets.described import folder_lines
 from lorapipe_engine.datasets.scan import Dataset
+from lorapipe_engine.networks.algorithms import Algorithm, asked_algorithm
 from lorapipe_engine.nn.attach import Network
 from lorapipe_engine.settings import NetworkSettings, TrainSettings
 from lorapipe_engine.train.optimizers import alpha_note
@@ -22,14 +23,19 @@ def summary(
     sizes = ", ".join(map(str, dict.fromkeys(dataset.batch_sizes)))
     length = plan.length
     row = "picture" if dataset.pairs is None else "row of prompts"
+    asked = _asked(settings.network)
+    what = f"rank {settings.network.network_dim}" if asked is None or asked.has_rank else asked.title
     return [
         *folder_lines(dataset),
         f"{_counted(sum(dataset.repeats), row)} an epoch in {_counted(len(set(dataset.buckets)), 'bucket')}, "
         f"batch {sizes}{together}: {_counted(length.steps_per_epoch, 'step')} an epoch, {length.in_words()}",
-        f"network of rank {settings.network.network_dim}: {len(network.adapters)} modules, "
-        f"{network.count():,} values",
+        f"network of {what}: {len(network.adapters)} modules, {network.count():,} values",
         *_updates(plan.updates, settings.network),
     ]
+
+
+def _asked(network: NetworkSettings) -> Algorithm | None:
+    return asked_algorithm(network.algorithm, network.network_module, network.network_args)
 
 
 def _counted(number: int, noun: str) -> str:
@@ -47,5 +53,7 @@ def _updates(plan: UpdatePlan, network: NetworkSettings) -> list[str]:
     curve = schedule.name
     if schedule.warmup:
         curve += f" after {counted(schedule.warmup, 'step')} of warm-up"
-    note = alpha_note(plan.kind, network.network_alpha or 0.0, network.network_dim or 0)
+    asked, note = _asked(network), None
+    if asked is not None and asked.scaled:
+        note = alpha_note(plan.kind, network.network_alpha or 0.0, network.network_dim or 0)
     return [f"{plan.kind.name}({text}); rates: {shown}; {curve}", *([f"note: {note}"] if note else [])]
