@@ -21,6 +21,7 @@ from lorapipe_engine.cli import lora_train
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sample_cli import lora_sample
 from lorapipe_engine.train import meeting
+from support.called import status_of
 from support.dataset import draw_data
 from support.warm import warm_folder
 
@@ -74,35 +75,26 @@ def test_a_signal_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 8
 
 
-DRAW = [
-    "--base",
-    "demo",
-    "--prompt",
-    "mina",
-    "--size",
-    "64x64",
-    "--steps",
-    "2",
-    "--device",
-    "cpu",
-    "--dry-run",
-]
-ODD = [
-    (
-        "3",
-        None,
-        "RANK: the environment has none of 3 processes from 0; where no launcher was started, unset WORLD_SIZE",
-    ),
-    ("2", "2", "RANK: '2' in the environment is none of 2 processes from 0"),
-    ("2", "-1", "RANK: '-1' in the environment is none of 2 processes from 0"),
-    ("2", "x", "RANK: 'x' in the environment is none of 2 processes from 0"),
-    ("many", "0", "WORLD_SIZE: 'many' in the environment is no number of processes"),
-    ("0", "0", "WORLD_SIZE: '0' in the environment is no number of processes"),
-    ("", "0", "WORLD_SIZE: '' in the environment is no number of processes"),
-]
+LOOKS = {
+    lora_sample: "--base demo --prompt mina --size 64x64 --steps 2 --device cpu --dry-run",
+    lora_train: "--base demo --print_config",
+}
+OF_TWO = "in the environment, but 2 processes have 0 to 1; where no launcher was started, unset WORLD_SIZE"
+NO_NUMBER = "in the environment is no number of processes; where no launcher was started, unset WORLD_SIZE"
 
 
-@pytest.mark.parametrize(("count", "number", "line"), ODD)
+@pytest.mark.parametrize(
+    ("count", "number", "line"),
+    [
+        ("2", None, f"RANK: nothing {OF_TWO}"),
+        ("2", "2", f"RANK: '2' {OF_TWO}"),
+        ("2", "-1", f"RANK: '-1' {OF_TWO}"),
+        ("2", "x", f"RANK: 'x' {OF_TWO}"),
+        ("many", "0", f"WORLD_SIZE: 'many' {NO_NUMBER}"),
+        ("0", "0", f"WORLD_SIZE: '0' {NO_NUMBER}"),
+        ("", "0", f"WORLD_SIZE: '' {NO_NUMBER}"),
+    ],
+)
 def test_variables_without_a_sense_are_refused(
     count: str,
     number: str | None,
@@ -114,14 +106,19 @@ def test_variables_without_a_sense_are_refused(
     monkeypatch.delenv("RANK", raising=False)
     if number is not None:
         monkeypatch.setenv("RANK", number)
-    for command, words in ((lora_sample, DRAW), (lora_train, ["--base", "demo", "--print_config"])):
-        with pytest.raises(SystemExit) as ended:
-            command.main(words)
-        assert ended.value.code == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert len(told.err.splitlines()) == 1
-        assert told.err.startswith(f"{command.name}: error: {line}")
+    for command, words in LOOKS.items():
+        assert status_of(command, *words.split()) == 2
+        assert capsys.readouterr() == ("", f"{command.name}: error: {line}\n")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("port", ["abc", "-1", "65536", ""])
+def test_a_port_that_is_none_is_refused(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(
+        ConfigError, match=f"^MASTER_PORT: '{port}' in the environment is no port; where no launcher"
+    ):
+        meeting.meet()
 
 
 @pytest.mark.parametrize("count", [None, "1"])
@@ -132,14 +129,10 @@ def test_a_number_alone_silences_nobody(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if count is not None:
         monkeypatch.setenv("WORLD_SIZE", count)
-    for command, words in ((lora_sample, DRAW), (lora_train, ["--base", "demo", "--print_config"])):
-        with pytest.raises(SystemExit) as ended:
-            command.main(words)
-        assert ended.value.code == 0
-        told = capsys.readouterr()
-        assert told.out + told.err
-    with pytest.raises(SystemExit):
-        lora_train.main(["--print_config", "--unet_lr", "x"])
+    for command, words in LOOKS.items():
+        assert status_of(command, *words.split()) == 0
+        assert any(capsys.readouterr())
+    assert status_of(lora_train, "--print_config", "--unet_lr", "x") == 2
     assert capsys.readouterr().err.startswith("lora-train: error: unet_lr")
 
 

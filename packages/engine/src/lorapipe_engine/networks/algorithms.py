@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cache
 
-LYCORIS = "lycoris.kohya"  # the network_module for which network_args name the algorithm
+# The network_module for which algo in network_args names the algorithm, and the one that it has without.
+LYCORIS, LYCORIS_ALGO = "lycoris.kohya", "lora"
 # Tensors that a module of several algorithms can have besides its own.
 SHARED_SUFFIXES = frozenset({"alpha", "dora_scale", "diff_b"})
 
@@ -190,7 +191,7 @@ def asked_algorithm(algorithm: str | None, module: str, arguments: Iterable[str]
     none that is trained here."""
     name = algorithm
     if name is None and module == LYCORIS:
-        name = dict(word.partition("=")[::2] for word in arguments).get("algo", "lora")
+        name = dict(word.partition("=")[::2] for word in arguments).get("algo", LYCORIS_ALGO)
     if name is None:
         return next((row for row in ALGORITHMS if module in row.modules), None)
     return next((row for row in ALGORITHMS if name.lower() in (row.name, *row.algos)), None)

@@ -43,7 +43,11 @@ def meet() -> Met:
     Raises ConfigError where one does not within :data:`MEETING`, or the environment does not say where they meet.
     """
     count = launched()
-    process_number()  # torch says less plainly what is wrong with it
+    # Torch says less plainly what is wrong with these.
+    process_number()
+    port = os.environ.get("MASTER_PORT", "0")
+    if not port.isdecimal() or int(port) >= 1 << 16:
+        raise ConfigError(f"MASTER_PORT: {port!a} in the environment is no port; {UNSET}")
     # Here, since a single process needs none of it, and some builds of torch have none.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
@@ -75,22 +79,18 @@ def _apart(count: int, why: str) -> str:
     return f"{count} processes of a launcher cannot be joined: {why}; {UNSET}"
 
 
-@dataclass
 class _Told:
     """Says once that ``count`` processes are waited for, as soon as it has taken long."""
 
-    count: int
-    _when: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._when = time.monotonic() + SOON
+    def __init__(self, count: int) -> None:
+        self._count, self._when = count, time.monotonic() + SOON
 
     def look(self) -> None:
         if time.monotonic() > self._when:
             self._when = float("inf")
             # Whoever waits: the first, which talks, may be the one that is missing.
             show(
-                f"waiting until all {self.count} processes of a launcher are here (Ctrl-C ends it); {UNSET}",
+                f"waiting until all {self._count} processes of a launcher are here (Ctrl-C ends the wait); {UNSET}",
                 err=True,
             )
 

@@ -104,25 +104,27 @@ class _Desk:
         """Change the tags of each picture's caption."""
         for path in finding.paths:
             picture = self.pictures.get(path)
-            if picture is not None and picture.caption is not None and self.lines_of(picture) is not None:
-                caption = self.file_of(picture.caption_path or path)
+            if picture is not None and picture.caption is not None and (found := self.seen(picture)):
+                caption, _ = found
                 self.captions[caption] = change(
                     list(self.captions.get(caption, picture.pieces)), finding.data
                 )
 
-    def lines_of(self, picture: Picture) -> list[str] | None:
-        """The lines of a picture's caption; None where it has none, or no longer the one that the check saw."""
-        path = picture.caption_path
-        if path is None:
+    def seen(self, picture: Picture) -> tuple[Path, list[str]] | None:
+        """The file of a picture's caption and its lines; None where it has none, or no longer the one that the check
+        saw."""
+        if picture.caption_path is None:
             return None
+        caption = self.file_of(picture.caption_path)
         try:
-            _, lines = self.held(path, picture.place.root)
+            _, lines = self.held(picture.caption_path, picture.place.root)
+            is_seen = "".join(lines[:1]) == picture.caption and len(lines) == picture.lines
         except (LoraError, OSError):
-            lines = None
-        if lines is None or "".join(lines[:1]) != picture.caption or len(lines) != picture.lines:
-            self.left[self.file_of(path)] = None
+            is_seen = False
+        if not is_seen:
+            self.left[caption] = None
             return None
-        return lines
+        return caption, lines
 
     def held(self, path: Path, root: Path | None) -> tuple[bytes, list[str]]:
         """A caption's bytes and its lines, of one reading. Raises LoraError or OSError."""
@@ -245,13 +247,11 @@ def _editing(change: Callable[[Tags, Mapping[str, Any]], Tags]) -> Callable[[_De
 
 def _join_lines(desk: _Desk, finding: Finding) -> None:
     for picture in (desk.pictures[path] for path in finding.paths):
-        if (lines := desk.lines_of(picture)) is not None:
-            caption = desk.file_of(picture.caption_path or picture.path)
-            first = desk.captions.get(caption, picture.pieces)
-            if caption not in desk.joined:
-                rest = [tag for line in lines[1:] for tag in split_caption(line, (",",))]
-                desk.captions[caption] = [*first, *rest]
-                desk.joined.add(caption)
+        if (found := desk.seen(picture)) and found[0] not in desk.joined:
+            caption, lines = found
+            rest = [tag for line in lines[1:] for tag in split_caption(line, (",",))]
+            desk.captions[caption] = [*desk.captions.get(caption, picture.pieces), *rest]
+            desk.joined.add(caption)
 
 
 def _remove_all(desk: _Desk, finding: Finding) -> None:

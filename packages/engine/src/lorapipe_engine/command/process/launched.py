@@ -24,8 +24,10 @@ def process_number() -> int:
     if count == 1:
         return 0  # whatever an earlier launcher left there
     if not number.isdecimal() or int(number) >= count:
-        given = f"{number!a} in the environment is" if number else "the environment has"
-        raise ConfigError(f"RANK: {given} none of {count} processes from 0; {UNSET}")
+        given = f"{number!a}" if number else "nothing"
+        raise ConfigError(
+            f"RANK: {given} in the environment, but {count} processes have 0 to {count - 1}; {UNSET}"
+        )
     return int(number)
 
 

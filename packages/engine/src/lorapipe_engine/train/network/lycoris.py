@@ -15,7 +15,7 @@ from lorapipe_engine.networks import algorithms
 from lorapipe_engine.train.network.preset_file import is_preset_file
 
 MODULE = algorithms.LYCORIS
-DEFAULT_ALGO, DEFAULT_PRESET = "lora", "full"
+DEFAULT_ALGO, DEFAULT_PRESET = algorithms.LYCORIS_ALGO, "full"
 # Words that mean nothing while they are off.
 OFF = frozenset({"false", "0", "0.0", "none", ""})
 # What LyCORIS takes for every algorithm, and only some read: where one does not, it changes nothing there either.
