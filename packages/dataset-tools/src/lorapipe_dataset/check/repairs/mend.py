@@ -104,8 +104,8 @@ class _Desk:
         """Change the tags of each picture's caption."""
         for path in finding.paths:
             picture = self.pictures.get(path)
-            if picture is not None and picture.caption is not None and (found := self.seen(picture)):
-                caption, _ = found
+            if picture is not None and picture.caption is not None and (current := self.seen(picture)):
+                caption, _ = current
                 self.captions[caption] = change(
                     list(self.captions.get(caption, picture.pieces)), finding.data
                 )
@@ -247,8 +247,8 @@ def _editing(change: Callable[[Tags, Mapping[str, Any]], Tags]) -> Callable[[_De
 
 def _join_lines(desk: _Desk, finding: Finding) -> None:
     for picture in (desk.pictures[path] for path in finding.paths):
-        if (found := desk.seen(picture)) and found[0] not in desk.joined:
-            caption, lines = found
+        if (current := desk.seen(picture)) and current[0] not in desk.joined:
+            caption, lines = current
             rest = [tag for line in lines[1:] for tag in split_caption(line, (",",))]
             desk.captions[caption] = [*desk.captions.get(caption, picture.pieces), *rest]
             desk.joined.add(caption)
