@@ -21,6 +21,7 @@ from lorapipe_engine.cli import lora_train
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sample_cli import lora_sample
 from lorapipe_engine.train import meeting
+from lorapipe_engine.train.processes import reason_of
 from support.called import status_of
 from support.dataset import draw_data
 from support.warm import warm_folder
@@ -73,6 +74,24 @@ def test_a_signal_ends_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         meeting.meet()
     assert time.monotonic() - began < 8
+
+
+# What NCCL 2.28 says through torch 2.11, and gloo of its first process.
+REASONS = {
+    "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 60": "NCCL error in: /pytorch/torch/csrc/"
+    "distributed/c10d/NCCLUtils.cpp:93, invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.28.9\n"
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+    "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 60",
+    "NCCL error: unhandled system error": "NCCL error: unhandled system error\nLast error:\n\n",
+    "[enforce fail at device.cc:84] Unable to find address for: nope": "[enforce fail at device.cc:84] "
+    "Unable to find address for: nope",
+    "no reason is told": "",
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_librarys_reason_is_one_line(reason: str) -> None:
+    assert reason_of(REASONS[reason]) == reason
 
 
 LOOKS = {

@@ -262,8 +262,12 @@ def join_processes(model: ModelSettings, run: RunSettings) -> Processes:
     with _joined(met):
         state = PartialState(cpu=on_cpu, **met.words(PATIENCE))
         group = None if on_cpu else torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
-    device = torch.device("cpu") if on_cpu else state.device
-    return Processes(state.num_processes, state.process_index, device, group)
+        device = torch.device("cpu") if on_cpu else state.device
+        processes = Processes(state.num_processes, state.process_index, device, group)
+        # The first exchange connects the cards. What keeps them apart is told now, with its reason; later it would be
+        # taken for a process that has ended.
+        processes.add_up([torch.zeros(1, device=device)])
+    return processes
 
 
 @contextmanager
@@ -272,7 +276,15 @@ def _joined(met: Met) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise ConfigError(f"{met.count} processes cannot be joined: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{met.count} processes cannot be joined: {reason_of(str(error))}") from error
+
+
+def reason_of(text: str) -> str:
+    """The line of a library's error that says why: of NCCL's the one behind its general ones."""
+    _, _, last = text.partition("Last error:\n")
+    return next(
+        line for line in (*last.splitlines(), *text.splitlines(), "no reason is told") if line.strip()
+    )
 
 
 def _all_completed(works: Sequence[Any]) -> bool:
