@@ -2,11 +2,13 @@
 
     python tools/bench/cards.py [--cards N] [--minutes 3.5] [--only steps checks sample queue] [--out FOLDER]
     python tools/bench/cards.py --small            two CPU processes, tiny models
+    python tools/bench/cards.py --one_card --only sample queue     two processes that have one card between them
 
 ``steps``: workloads A, C, D of train.py on one card and on all, the same batch a card. ``checks``: the demo base in
 float32: N cards at batch B beside one at N x B, kill -9 of one process and of all and the same command again, who
-writes, caches. ``sample``: cells shared out. ``queue``: runs shared out. Prints a JSON line for each part and a table
-last; the status is 1 where something is not as it should be.
+writes, caches. ``sample``: cells shared out. ``queue``: runs shared out. With one card alone the last two can be tried,
+whose processes exchange nothing on it: each is told that it is the first of its host. Prints a JSON line for each part
+and a table last; the status is 1 where something is not as it should be.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ class OutOfTime(Exception):
 
 
 class Bench:
-    """``cards`` processes, on CUDA or on the CPU, until ``until`` by the monotonic clock."""
+    """``cards`` processes, on CUDA or on the CPU, until ``until`` by the monotonic clock. ``one_card``: all on one."""
 
-    def __init__(self, cards: int, *, small: bool, until: float, folder: Path) -> None:
-        self.cards, self.small, self.until, self.folder = cards, small, until, folder
+    def __init__(
+        self, cards: int, *, small: bool, until: float, folder: Path, one_card: bool = False
+    ) -> None:
+        self.cards, self.small, self.until, self.folder, self.one_card = cards, small, until, folder, one_card
         self.rows: list[dict[str, Any]] = []
         self.started: list[subprocess.Popen[str]] = []
 
@@ -62,7 +66,8 @@ class Bench:
         if cards > 1:
             count = ("--nproc_per_node", str(cards))
             launcher = ("-m", "torch.distributed.run", "--standalone", *count, "--no_python")
-            command = [sys.executable, *launcher, *command]
+            first = ("env", "LOCAL_RANK=0") if self.one_card else ()
+            command = [sys.executable, *launcher, *first, *command]
         elif not self.small:
             environment["CUDA_VISIBLE_DEVICES"] = str(card)
         process = subprocess.Popen(
@@ -386,19 +391,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--cards", type=int, help="as many as there are")
     parser.add_argument("--minutes", type=float, default=3.5, help="what is not done by then is named")
     parser.add_argument("--small", action="store_true", help="two processes on the CPU, tiny models")
+    parser.add_argument("--one_card", action="store_true", help="two processes on one card: sample, queue")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--workloads", nargs="+", default=["A", "C", "D"])
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--out", type=Path, help="keeps what the commands told and the JSON lines")
     options = parser.parse_args(words)
-    cards = options.cards or (2 if options.small else torch.cuda.device_count())
+    cards = options.cards or (2 if options.small or options.one_card else torch.cuda.device_count())
+    if options.one_card and not {"sample", "queue"}.issuperset(options.only):
+        parser.error("--one_card: only sample and queue; NCCL has no two processes on one card")
     if cards < 2:
         parser.error(f"{cards} cards here; --small tries all of it on the CPU")
     until = time.monotonic() + options.minutes * 60
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        bench = Bench(cards, small=options.small, until=until, folder=folder)
+        bench = Bench(cards, small=options.small, until=until, folder=folder, one_card=options.one_card)
         names = ["small"] if options.small else options.workloads
         # The first two workloads, then what is to be right, then the rest: what time may not suffice for comes last.
         jobs: list[tuple[str, Callable[[], None]]] = [
