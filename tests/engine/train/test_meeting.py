@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from lorapipe_engine.cli import lora_train
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.sample_cli import lora_sample
 from lorapipe_engine.train import meeting
-from lorapipe_engine.train.processes import reason_of
+from lorapipe_engine.train.processes import GONE, Processes, ProcessLost, reason_of
 from support.called import status_of
 from support.dataset import draw_data
 from support.warm import warm_folder
@@ -92,6 +93,24 @@ REASONS = {
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_librarys_reason_is_one_line(reason: str) -> None:
     assert reason_of(REASONS[reason]) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "NCCL error in: x.cpp:93, unhandled cuda error\nLast error:\nFailed to CUDA calloc 608 bytes",
+            "the exchange between the cards has failed: Failed to CUDA calloc 608 bytes",
+        ),
+        ("NCCL error in: x.cpp:93, remote process exited or there was a network error", GONE),
+        ("[/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234", GONE),
+    ],
+)
+def test_a_failed_exchange_is_not_taken_for_a_process_that_ended(text: str, told: str) -> None:
+    with pytest.raises(ProcessLost, match=re.escape(told)), Processes(count=2).losses_told():
+        raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="shape"), Processes(count=2).losses_told():
+        raise RuntimeError("shape '[2]' is invalid")
 
 
 LOOKS = {

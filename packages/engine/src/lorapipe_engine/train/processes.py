@@ -118,7 +118,7 @@ class Processes:
             for work in works:
                 work.wait()
         except RuntimeError as error:
-            raise ProcessLost(GONE) from error
+            raise ProcessLost(_what_happened(str(error))) from error
 
     def as_main(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by the first process's."""
@@ -159,13 +159,13 @@ class Processes:
 
     @contextmanager
     def losses_told(self) -> Iterator[None]:
-        """Raise ProcessLost where another process has gone: what went wrong is told by that one."""
+        """Raise ProcessLost where another process has gone, which tells what went wrong, or an exchange has failed."""
         try:
             yield
         except RuntimeError as error:
             if self.count == 1 or not re.search("gloo|NCCL|closed by peer", str(error), re.IGNORECASE):
                 raise
-            raise ProcessLost(GONE) from error
+            raise ProcessLost(_what_happened(str(error))) from error
 
     # ------------------------------------------------------------------------------------------- Ctrl-C and SIGTERM
 
@@ -277,6 +277,13 @@ def _joined(met: Met) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise ConfigError(f"{met.count} processes cannot be joined: {reason_of(str(error))}") from error
+
+
+def _what_happened(text: str) -> str:
+    """What a library's error in an exchange comes from: NCCL has errors of its own, as where memory is full."""
+    if "NCCL" in text and "remote process" not in text:
+        return f"the exchange between the cards has failed: {reason_of(text)}"
+    return GONE
 
 
 def reason_of(text: str) -> str:
