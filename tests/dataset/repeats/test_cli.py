@@ -223,6 +223,50 @@ def test_nothing_is_replaced_without_force(draw: Any, repeats: Any, tmp_path: Pa
     assert "from before" not in done.err
 
 
+def test_what_is_added_gives_way_to_what_is_there(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    (first,) = draw("a/mai", 1, caption="first")
+    (second,) = draw("b/mai", 1, caption="second")
+    one, two = first.read_bytes(), second.read_bytes()
+    words = ["-o", tmp_path / "set", "--repeats", 5]
+    repeats(tmp_path / "pictures/a", *words)
+    before = tree(tmp_path / "set")
+    done = repeats(tmp_path / "pictures/b", *words, "--force", "--dry-run")
+    assert (done.code, tree(tmp_path / "set")) == (0, before)
+    assert "1 picture gets a number behind its name" in done.err
+    done = repeats(tmp_path / "pictures/b", *words, "--force")
+    both = {"000.png": one, "000.txt": b"first, 0\n", "000_2.png": two, "000_2.txt": b"second, 0\n"}
+    assert (done.code, tree(tmp_path / "set/5_mai")) == (0, both)
+    # What was edited there stays, and the same command again adds nothing.
+    (tmp_path / "set/5_mai/000_2.txt").write_text("mine")
+    words[-1] = 6
+    done = repeats(tmp_path / "pictures/b", *words, "--force", "--dry-run")
+    assert f"would rename {tmp_path / 'set/5_mai'} -> 6_mai" in done.err
+    done = repeats(tmp_path / "pictures/b", *words, "--force")
+    assert (done.code, tree(tmp_path / "set")) == (
+        0,
+        {f"6_mai/{k}": v for k, v in {**both, "000_2.txt": b"mine"}.items()},
+    )
+    assert f"captions in {tmp_path / 'set'} have other words and stay as they are" in done.err
+    assert "2 files lie in" in done.err
+    # A picture that was changed there is another one.
+    (tmp_path / "set/6_mai/000_2.png").write_bytes(one + b"cropped")
+    done = repeats(tmp_path / "pictures/b", *words, "--force", "--move")
+    after = tree(tmp_path / "set/6_mai")
+    assert (done.code, after["000_2.png"], after["000_3.png"]) == (0, one + b"cropped", two)
+    assert after["000_3.txt"] == b"second, 0\n"
+    assert not second.exists()
+
+
+def test_what_cannot_leave_its_place_is_a_failure(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    (picture,) = draw("mai", 1)
+    (picture.parent / ".lorapipe").write_text("where the journal would be")
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--repeats", 5, "--move")
+    assert (done.code, names(tmp_path / "set")) == (1, ["5_mai"])
+    assert "000.png: left where it is" in done.err
+    assert "--undo" not in done.err
+    assert picture.exists()
+
+
 def test_a_failure_leaves_no_trace(draw: Any, repeats: Any, tmp_path: Path) -> None:
     for (picture,) in (draw("a", 1), draw("b", 1)):
         picture.rename(picture.with_name("x" * 251 + ".png"))

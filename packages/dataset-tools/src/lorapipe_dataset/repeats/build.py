@@ -14,25 +14,35 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_dataset.repeats.tree import TOOL, Item, Layout, Mode
+from lorapipe_dataset.repeats.adding import folders_to_rename
+from lorapipe_dataset.repeats.tree import TOOL, Item, Layout, Mode, text_of
 from lorapipe_engine.changes.filebytes import write_all
 from lorapipe_engine.changes.journal import Journal
 from lorapipe_engine.changes.place import Identity, Place, is_link, open_place
 from lorapipe_engine.errors import LoraError, OutputError
 from lorapipe_engine.files.links import read_within
-from lorapipe_engine.pictures.layout import concept_of
 
 _TOO_LONG = frozenset({errno.ENAMETOOLONG})
 _BLOCK = 1 << 20
 
 
+@dataclass(frozen=True)
+class Built:
+    """What building a tree left to say: ``notes`` on what stood in the folder before, lines on files that have
+    ``stayed`` at their old place although they were to leave it, and how many have ``moved``."""
+
+    notes: list[str]
+    stayed: list[str]
+    moved: int
+
+
 def build_tree(
     output: Path, layout: Layout, mode: Mode, *, force: bool, tick: Callable[[], None] = lambda: None
-) -> list[str]:
-    """Make the tree; ``tick`` is called for each file. Returns notes on what stood in the folder before, and on files
-    that stay where they were.
+) -> Built:
+    """Make the tree; ``tick`` is called for each file.
 
     Raises OutputError where a file cannot be read, linked or written; the target is then as it was before.
     """
@@ -46,7 +56,8 @@ def build_tree(
                 moved.append((item, identity))
             tick()
         notes = _install(parent, staging, whole.name, layout, force=force)
-    return notes + _take_away(moved)
+    stayed = _take_away(moved)
+    return Built(notes, stayed, len(moved) - len(stayed))
 
 
 class _Shelf:
@@ -103,7 +114,7 @@ def _put(item: Item, place: Place, mode: Mode) -> Identity | None:
     try:
         facts = None if source is None or mode != "move" else os.lstat(source)
         if item.text is not None:
-            _write(place, name, f"{item.text.rstrip(chr(10))}\n".encode())
+            _write(place, name, text_of(item.text))
         elif source is not None:
             _transfer(item, source, place, mode)
     except OSError as error:
@@ -165,13 +176,13 @@ def _set_times(place: Place, name: str, facts: os.stat_result) -> None:
 
 
 def _take_away(moved: Sequence[tuple[Item, Identity]]) -> list[str]:
-    """Take the files that have been moved from their old places, with a journal; notes on those that stay there."""
+    """Take the files that have been moved from their old places, with a journal; a line on each that stays there."""
     journal = Journal(TOOL)
     by_folder: dict[Path, list[tuple[Item, Identity]]] = {}
     for item, identity in moved:
         if item.source is not None and os.path.lexists(item.source):
             by_folder.setdefault(item.source.parent, []).append((item, identity))
-    notes = []
+    stayed = []
     for folder, rows in by_folder.items():
         files = {item.source.name: identity for item, identity in rows if item.source is not None}
         try:
@@ -179,8 +190,8 @@ def _take_away(moved: Sequence[tuple[Item, Identity]]) -> list[str]:
                 failures: dict[str, LoraError] = desk.remove_all(files)
         except LoraError as error:
             failures = dict.fromkeys(files, error)
-        notes += [f"{folder / name}: left where it is: {error}" for name, error in failures.items()]
-    return notes
+        stayed += [f"{folder / name}: left where it is: {error}" for name, error in failures.items()]
+    return stayed
 
 
 # -------------------------------------------------------------------------------- the whole tree
@@ -205,21 +216,21 @@ def _install(parent: Place, staging: Place, name: str, layout: Layout, *, force:
 
 def _merge(staging: Place, output: Place, layout: Layout) -> list[str]:
     """Put each new file into the tree that is there. A folder of the same concept gets the new number first."""
-    new = staging.names()
-    for name in new:
+    for name in layout.folders:
         if output.facts(name) is not None:
             output.folder(name).close()  # raises for a link, before anything is changed
-    for name in output.names():
-        concept = concept_of(name)
-        if not _is_folder(output, name) or concept == name or name in new:
-            continue
-        same = [one for one in new if one.partition("_")[2] == concept]
-        if same and output.facts(same[0]) is None:
-            output.replace(name, output, same[0])
-    with _Shelf(staging) as here, _Shelf(output) as there:
+    there = [name for name in output.names() if _is_folder(output, name)]
+    for old, new in folders_to_rename(layout.folders, there).items():
+        output.replace(old, output, new)
+    with _Shelf(staging) as here, _Shelf(output) as place:
         for item in layout.items:
             folder, name = item.target.parent.name, item.target.name
-            here.folder(folder).replace(name, there.folder(folder), name)
+            try:
+                here.folder(folder).move(name, place.folder(folder), name)
+            except FileExistsError as error:
+                raise OutputError(
+                    f"{output.show(folder)}: {name} was written to it meanwhile; give the command again"
+                ) from error
     return _left_over(output, layout)
 
 
@@ -231,8 +242,8 @@ def _is_folder(place: Place, name: str) -> bool:
 def _left_over(output: Place, layout: Layout) -> list[str]:
     """Notes on what else lies in the folders that were added to; other concepts' have nothing to do with it."""
     known: dict[str, set[str]] = {}
-    for item in layout.items:
-        known.setdefault(item.target.parent.name, set()).add(item.target.name)
+    for target in (*(item.target for item in layout.items), *layout.there):
+        known.setdefault(target.parent.name, set()).add(target.name)
     notes = []
     for folder, own in known.items():
         with output.folder(folder) as place:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lorapipe_dataset.bucketing import BucketSettings
+from lorapipe_dataset.repeats.adding import add_to
 from lorapipe_dataset.repeats.build import build_tree
 from lorapipe_dataset.repeats.copies import copies_noted
 from lorapipe_dataset.repeats.numbers import target_of
@@ -27,7 +28,7 @@ from lorapipe_engine.changes.takeback import take_back
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import read_records, write_json, write_path
-from lorapipe_engine.command.text import printable
+from lorapipe_engine.command.text import counted, printable
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.datasets.kinds import KINDS
 from lorapipe_engine.datasets.spec import bucket_rule
@@ -119,7 +120,7 @@ def run(options: Options) -> int:
         say(f"warning: {note}")
     for warning in warnings_of(plan):
         say(f"warning: {warning}")
-    result = _make(output, plan, options) if output or options.rename else []
+    result = _make(output, plan, options, gathered.failures) if output or options.rename else []
     if options.as_json:
         write_json(as_record(plan, str(output) if done and output else None))
     elif done:
@@ -171,8 +172,9 @@ def _batches(rows: Sequence[Row], data: DataSettings) -> int:
 # -------------------------------------------------------------------------------- making it
 
 
-def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
-    """Write what was asked for, or say what would be written; returns the paths for stdout."""
+def _make(output: Path | None, plan: Plan, options: Options, failures: list[str]) -> list[Path]:
+    """Write what was asked for, or say what would be written; returns the paths for stdout. What could not be done goes
+    to ``failures``."""
     if output is None:
         return _rename(plan, options)
     if options.makes_toml:
@@ -185,15 +187,18 @@ def _make(output: Path | None, plan: Plan, options: Options) -> list[Path]:
             file.write(text.encode())
         return [output]
     layout = lay_out(plan.rows, options.caption_extension)
+    if options.force and output.is_dir() and not output.is_symlink():
+        layout = add_to(output, layout)
     check_tree(output, layout, options.mode, force=options.force)
     _tell_layout(layout, plan, output, options)
     if options.dry_run:
         return []
     with progress(len(layout.items), "building", "file") as bar:
-        notes = build_tree(output, layout, options.mode, force=options.force, tick=bar.update)
-    for note in notes:
+        built = build_tree(output, layout, options.mode, force=options.force, tick=bar.update)
+    for note in built.notes:
         say(f"warning: {note}")
-    if options.mode == "move":
+    failures += built.stayed
+    if built.moved:
         roots = dict.fromkeys(item.home for item in layout.items if item.home is not None)
         say(f"to have the files back there: lora-repeats --undo {printable(shlex.join(map(str, roots)))}")
     return [output]
@@ -208,8 +213,19 @@ def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> 
         say(
             f"warning: {layout.bare} of {plan.images} pictures have no caption: their concept's name is trained"
         )
+    if layout.there:
+        verb = counted(len(layout.there), "file", "lie")
+        what = "and stays as it is" if len(layout.there) == 1 else "and stay as they are"
+        say(f"note: {verb} in {output} already {what}")
+    if layout.kept:
+        names = few_of([str(path) for path in layout.kept])
+        say(
+            f"warning: captions in {output} have other words and stay as they are ({names}): take them away to have "
+            "the new ones"
+        )
     if layout.renamed:
-        say(f"note: {layout.renamed} pictures get a number behind their name, to keep captions apart")
+        whose = "its name" if layout.renamed == 1 else "their name"
+        say(f"note: {counted(layout.renamed, 'picture', 'get')} a number behind {whose}, to keep captions apart")
     if layout.links:
         names = few_of([str(path) for path in layout.links])
         count = len(layout.links)
@@ -224,7 +240,9 @@ def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> 
     if options.dry_run:
         for folder in sorted({item.target.parent for item in layout.items}):
             files = sum(item.target.parent == folder for item in layout.items)
-            say(f"would make {output / folder}: {files} files ({options.mode})")
+            say(f"would make {output / folder}: {counted(files, 'file')} ({options.mode})")
+        for new, old in layout.old_names.items():
+            say(f"would rename {output / old} -> {new}")
 
 
 def _rename(plan: Plan, options: Options) -> list[Path]:

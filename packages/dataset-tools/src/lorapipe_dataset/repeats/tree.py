@@ -48,7 +48,8 @@ class Layout:
     """All files of a tree, how many pictures have no caption, how many were renamed to keep captions apart, and the
     captions that are left out, because they are links out of the dataset. ``links``: pictures that are links;
     ``suffixes``: how many captions have each suffix; ``seconds``: captions that are not taken, because another of their
-    picture is read.
+    picture is read. Where the tree is there already: ``there`` are targets that are not made, because a file is there;
+    ``kept`` those of them that are captions with other words; ``old_names`` of the folders that get a new number.
     """
 
     items: tuple[Item, ...]
@@ -58,6 +59,19 @@ class Layout:
     links: tuple[Path, ...] = ()
     suffixes: Mapping[str, int] = field(default_factory=dict)
     seconds: tuple[Path, ...] = ()
+    there: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] = ()
+    old_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folders(self) -> list[str]:
+        """The names of the folders that the tree has of it, sorted."""
+        return sorted({target.parent.name for target in (*(item.target for item in self.items), *self.there)})
+
+
+def text_of(caption: str) -> bytes:
+    """The bytes of a caption that a record brought."""
+    return f"{caption.rstrip(chr(10))}\n".encode()
 
 
 def lay_out(rows: Iterable[Row], extension: str) -> Layout:
@@ -78,7 +92,7 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
             raise ConfigError(f"concepts '{other}' and '{row.concept.name}' would share the folder {folder}")
         taken: set[str] = set()
         for picture in row.concept.pictures:
-            stem = _free_stem(picture.path.stem, taken)
+            stem = free_stem(picture.path.stem, taken)
             renamed += stem != picture.path.stem
             items.append(Item(folder / f"{stem}{picture.path.suffix}", picture.path, root=picture.root))
             try:
@@ -98,7 +112,8 @@ def lay_out(rows: Iterable[Row], extension: str) -> Layout:
     return Layout(tuple(items), bare, renamed, tuple(left_out), links, suffixes, seconds)
 
 
-def _free_stem(stem: str, taken: set[str]) -> str:
+def free_stem(stem: str, taken: set[str]) -> str:
+    """The stem, with a number where it is ``taken`` in any case of its letters; it is taken then."""
     name, number = stem, 1
     while name.casefold() in taken:
         number += 1
