@@ -65,6 +65,18 @@ def toy(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
             2,
             "toy: error: no option --some-numbr, did you mean --some_number? (see toy --help)",
         ),
+        (
+            ["--text", "--quiet"],
+            2,
+            "toy: error: --text needs a value, and --quiet behind it is an option; --text=--quiet means the word "
+            "itself (see toy --help)",
+        ),
+        (
+            ["--text", "--some-number=3"],
+            2,
+            "--text needs a value, and --some-number=3 behind it is an option",
+        ),
+        (["--text", "-q"], 2, "--text needs a value, and -q behind it is an option"),
         (["--zzz=3"], 2, "toy: error: no option --zzz (see toy --help)"),
         (["-x"], 2, "toy: error: no option -x (see toy --help)"),
         (["--some-number", "x"], 2, "not a valid integer"),
@@ -91,7 +103,7 @@ def test_dashes_and_underscores_are_alike(tmp_path: Path, name: str) -> None:
 
 
 def test_values_are_left_alone(tmp_path: Path) -> None:
-    assert toy(tmp_path, "--text", "--some-number").stdout == "1 --some-number\n"
+    assert toy(tmp_path, "--text=--some-number").stdout == "1 --some-number\n"
 
 
 @pytest.mark.slow
@@ -150,3 +162,21 @@ def test_ctrl_c_cleans_up_and_ends_with_130(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, "cleaned up\n", "slow: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--text=--quiet"], "--quiet"),
+        (["--text", "-1"], "-1"),
+        (["--text", "--other"], "--other"),
+        (["--text", "x", "--", "--text"], "x"),
+        (["--text", "~/x"], f"{Path.home()}/x"),
+        (["--text=~/x y"], f"{Path.home()}/x y"),
+        (["--text=~"], "~"),
+        (["--text", "a ~/x"], "a ~/x"),
+    ],
+)
+def test_values_are_the_words_behind_their_options(tmp_path: Path, words: list[str], text: str) -> None:
+    done = toy(tmp_path, *words)
+    assert (done.returncode, done.stdout) == (0, f"1 {text}\n")

@@ -26,6 +26,7 @@ from lorapipe_engine.command.process.terminating import Terminated, terminated_l
 from lorapipe_engine.command.progress import QUIET
 from lorapipe_engine.command.shared import OLD_LETTERS, add_names, shown_names
 from lorapipe_engine.command.text import one_line, printable
+from lorapipe_engine.command.words import check_values, expanded
 from lorapipe_engine.errors import ConfigError, LoraError
 
 FIRST_TELLS = 10.0  # seconds in which the first process tells what is wrong, and its launcher ends the others
@@ -59,6 +60,12 @@ class ToolCommand(click.Command):
         for title, rows in sections.items():
             with formatter.section(title if title == "Options" or len(sections) > 1 else "Options"):
                 formatter.write_dl(rows)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the words. Raises UsageError for an option whose value was forgotten."""
+        args = [expanded(word) for word in args]
+        check_values(self.make_parser(ctx), args)
+        return super().parse_args(ctx, args)
 
     def make_parser(self, ctx: click.Context) -> Any:
         """Click's parser, which takes all names of options that tools share."""
