@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lorapipe_engine.command.json_text import NoJson, parse_json, twice_named
+from lorapipe_engine.command.records import find_files
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.pictures.captions import join_tags, split_tags
+from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, OTHER_PICTURES
+from lorapipe_engine.pictures.picture_names import PictureNames
 
 _KOHYA_FIELDS = ("tags", "caption")
 _TEXT_FIELDS = ("text", "caption", "prompt", "tags")
+_PICTURES = IMAGE_SUFFIXES | OTHER_PICTURES
 _FILE_FIELDS = ("file_name", "file", "path", "image", "filename")
 Change = Callable[[str, str], str]
 
@@ -152,7 +157,29 @@ def parse(text: str, place: str = "") -> Any:
         raise InputError(f"{place}not readable as JSON ({error})") from None
 
 
-def picture_path(name: str, document: Path) -> Path:
-    """Where a picture lies that a document names: beside it, unless the name is a whole path."""
-    path = Path(name)
-    return path if path.is_absolute() or path.exists() else document.parent / path
+class NamedPictures:
+    """The pictures that a document names: beside it, else from the working folder, unless the name is a whole path.
+
+    A name may lack the picture's suffix. Each folder is listed once.
+    """
+
+    def __init__(self, document: Path) -> None:
+        self._document = document
+        self._folders: dict[Path, PictureNames] = {}
+
+    def path_of(self, name: str) -> Path:
+        """Where a picture lies; of one that is not there, where it would lie by its name."""
+        beside = self._document.parent / name  # a whole path stays what it is
+        plain = name.replace("\\", "/")  # as Windows writes paths
+        places = list(dict.fromkeys((beside, self._document.parent / plain, Path(name), Path(plain))))
+        for place in places:
+            picture = self._in(place.parent).of(place.name)
+            if picture is not None:
+                return picture
+        return next((place for place in places if os.path.isfile(place)), beside)  # noqa: PTH113 - names may be too long
+
+    def _in(self, folder: Path) -> PictureNames:
+        if folder not in self._folders:
+            paths = find_files(folder, _PICTURES) if os.path.isdir(folder) else []  # noqa: PTH112
+            self._folders[folder] = PictureNames({path.name: path for path in paths})
+        return self._folders[folder]

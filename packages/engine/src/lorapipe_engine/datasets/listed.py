@@ -17,9 +17,9 @@ from typing import Any
 
 from lorapipe_engine.command.documents import MOST_JSON, parse_json, read_text
 from lorapipe_engine.errors import ConfigError, InputError
-from lorapipe_engine.pictures.caption_files import one_form
 from lorapipe_engine.pictures.captions import caption_lines, join_tags
 from lorapipe_engine.pictures.layout import find_images
+from lorapipe_engine.pictures.picture_names import PictureNames
 
 _TEXTS = ("caption", "tags")
 _BESIDE = frozenset(
@@ -52,22 +52,14 @@ def read_listed(file: Path, folder: Path, separator: str = ",", option: str = "i
     A caption with tags becomes one text, with ``separator`` between; of several lines all are there. ``option`` is
     named in errors. Raises ConfigError for a file of another form, InputError where none of its pictures is there.
     """
-    by_name: dict[str, Path] = {}
-    by_stem: dict[str, Path] = {}
-    by_form: dict[str, Path] = {}
-    for path in find_images(folder, recursive=True):
-        relative = path.relative_to(folder).as_posix()
-        by_name[relative] = path
-        by_stem[relative.removesuffix(path.suffix)] = path
-        for name in (relative, relative.removesuffix(path.suffix)):
-            by_form.setdefault(one_form(name), path)
+    images = find_images(folder, recursive=True)
+    pictures = PictureNames({path.relative_to(folder).as_posix(): path for path in images})
     captions: dict[Path, str] = {}
     unread = Counter[str]()
     missing = 0
     for place, name, row in _rows(file, folder, option):
         unread.update(word for word in row if word not in _TEXTS and word not in _BESIDE)
-        key = _key(name, folder)
-        picture = by_name.get(key) or by_stem.get(key) or by_form.get(one_form(key))
+        picture = pictures.of(_key(name, folder))
         if picture is None:
             missing += 1
             continue

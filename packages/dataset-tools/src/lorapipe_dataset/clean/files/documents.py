@@ -10,11 +10,11 @@ from lorapipe_dataset.clean.files.plan import Outcome
 from lorapipe_dataset.clean.files.textfile import encode_text
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.sidecars.documents import (
+    NamedPictures,
     change_csv,
     change_kohya,
     change_metadata,
     document_rows,
-    picture_path,
 )
 from lorapipe_engine.changes.filebytes import read_stamped
 from lorapipe_engine.changes.journal import Change, Journal
@@ -55,6 +55,7 @@ class _Sweep:
 
     def __init__(self, document: Document, options: Options, cleaner: Cleaner) -> None:
         self._document, self._options, self._cleaner = document, options, cleaner
+        self._pictures = NamedPictures(document.path)
         self._outcomes: list[Outcome] = []
 
     def read(self) -> tuple[Change | None, list[Outcome]]:
@@ -71,7 +72,7 @@ class _Sweep:
                 new = text
             elif self._document.kind == "kohya":
                 new = change_kohya(text, self._clean, sentences=self._options.rules.style == "text")
-                whole = {str(picture_path(name, path)): row for name, row in document_rows(new, "kohya")}
+                whole = {self._picture(name): row for name, row in document_rows(new, "kohya")}
                 for outcome in self._outcomes:
                     outcome.passed = whole.get(outcome.job.picture or "")
             else:
@@ -83,7 +84,7 @@ class _Sweep:
 
     def _clean(self, name: str, caption: str) -> str:
         path = self._document.path
-        outcome = Outcome(Job(str(path), picture=str(picture_path(name, path))), before=caption)
+        outcome = Outcome(Job(str(path), picture=self._picture(name)), before=caption)
         self._outcomes.append(outcome)
         try:
             outcome.after = self._cleaner.clean(caption)
@@ -92,3 +93,6 @@ class _Sweep:
             return caption
         outcome.written = outcome.after != caption and not self._options.no_txt
         return outcome.after
+
+    def _picture(self, name: str) -> str:
+        return str(self._pictures.path_of(name))

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from lorapipe_dataset.clean.captions.rules import NO_FACTS, Facts
 from lorapipe_dataset.clean.captions.words import CATEGORIES
-from lorapipe_dataset.clean.files.pairing import PICTURES, pair, split_suffix
+from lorapipe_dataset.clean.files.pairing import PICTURES, pair, picture_stem, split_suffix
 from lorapipe_dataset.clean.files.posts import Pictures, post_caption, read_matches
 from lorapipe_dataset.clean.options import Options
 from lorapipe_dataset.sidecars import (
@@ -20,7 +20,7 @@ from lorapipe_dataset.sidecars import (
     TEXT_FORMATS,
     sniff_document,
 )
-from lorapipe_dataset.sidecars.documents import document_rows, picture_path
+from lorapipe_dataset.sidecars.documents import NamedPictures, document_rows
 from lorapipe_dataset.sidecars.embedded import read_embedded
 from lorapipe_dataset.sidecars.post import Post
 from lorapipe_engine.changes.filebytes import read_stamped
@@ -145,10 +145,11 @@ def _of_document(path: Path, kind: str, options: Options) -> Iterator[Job]:
         text = str(error)
         yield Job(str(path), error=text if text.startswith(str(path)) else f"{path}: {text}")
         return
+    pictures = NamedPictures(path)
     for name, caption in rows:
-        picture = picture_path(name, path)
-        file = f"{split_suffix(str(picture))[0]}{options.extensions[0]}"
-        yield _aimed(Job(file, path.parent, str(picture), given=caption), options)
+        picture = str(pictures.path_of(name))
+        file = f"{picture_stem(picture)}{options.extensions[0]}"
+        yield _aimed(Job(file, path.parent, picture, given=caption), options)
 
 
 def _of_sidecars(sidecars: Sequence[Path], root: Path, options: Options) -> Iterator[Job]:
@@ -236,10 +237,13 @@ def _take_sidecar(job: Job, path: Path, is_text: bool, options: Options) -> None
 
 def find_caption_file(picture: str, extensions: Sequence[str], finder: CaptionFinder) -> str:
     """The caption file of a picture; where there is none, the one it would have."""
+    stem = picture_stem(picture)
+    if stem == picture:  # a picture that a record names without its suffix
+        return next((file for one in extensions if Path(file := stem + one).is_file()), stem + extensions[0])
     beside = finder.of(Path(picture))
     if beside is not None and beside.suffix.lower() in extensions:
         return str(beside)
-    return split_suffix(picture)[0] + extensions[0]
+    return stem + extensions[0]
 
 
 def record_facts(data: Mapping[str, Any]) -> Facts:

@@ -52,6 +52,12 @@ def split_suffix(path: str) -> tuple[str, str]:
     return (path[:dot], path[dot:]) if start < dot < len(path) - 1 else (path, "")
 
 
+def picture_stem(path: str) -> str:
+    """A picture's path without its suffix; where it has none, a dot in its name begins no suffix (``Dr. Who``)."""
+    stem, suffix = split_suffix(path)
+    return stem if suffix.lower() in PICTURES else path
+
+
 def pair(paths: Sequence[str], extensions: Sequence[str]) -> Pairing:
     """Pair the files of one folder; ``extensions`` are the suffixes of texts, the one that is tried first in front.
 
