@@ -14,7 +14,6 @@ from lorapipe_engine.changes.undo import undo as take_back
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.command.tool import complain, say, show
 from lorapipe_engine.errors import ConfigError, LoraError, OutputError
-from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.captions import decode_caption
 
 TOOL = "lora-check"
@@ -34,8 +33,8 @@ def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int
 
     ``roots``: the folders that the user named; links below them are not followed.
     """
-    for path in repairs.left:
-        complain(f"{path}: no longer as it was checked, so it is left alone; run this again")
+    for left, why in repairs.left.items():
+        complain(f"{left}: {why}")
     failures = len(repairs.left)
     if dry_run:
         show(*changes_shown(repairs), err=True)
@@ -46,16 +45,18 @@ def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int
         return failures
     run = Journal(TOOL)
     done = Counter[str]()
+    uncopied: set[Path] = set()
     for path, part in repairs.by_folder().items():
         try:
             root = next((root for root in roots if root in path.parents), None)
             with run.folder(path, root) as folder:
-                errors = list(_change(folder, part, root))
+                errors = list(_change(folder, part, uncopied))
             done.update(_counts(part))
             done.subtract(what for what, _ in errors)
             reasons = [error for _, error in errors]
         except LoraError as error:
             reasons = [error]
+            uncopied |= {copy.source for copy in part.copies}
         for reason in reasons:
             complain(str(reason))
         failures += len(reasons)
@@ -67,19 +68,18 @@ def apply(repairs: Repairs, *, dry_run: bool, roots: Sequence[Path] = ()) -> int
     return failures
 
 
-def _change(folder: Folder, part: Repairs, root: Path | None) -> Iterator[tuple[str, LoraError]]:
-    """Make the changes in a folder; yields what went wrong, and what it was to be."""
-    copied = {target.name for _, target in part.copies}
+def _change(folder: Folder, part: Repairs, uncopied: set[Path]) -> Iterator[tuple[str, LoraError]]:
+    """Make the changes in a folder; yields what went wrong, and what it was to be.
+
+    ``uncopied``: captions that could not be copied, so they stay; those of this folder are added.
+    """
+    copies = {copy.target.name: copy for copy in part.copies}
     changes = [Change(path.name, old, new.encode()) for path, (old, new) in part.texts.items()]
-    for source, target in part.copies:
-        try:
-            changes.append(Change(target.name, None, read_within(source, root)))
-        except OSError as error:
-            yield _COPIED, OutputError(f"{source}: cannot be read ({error.strerror})")
-        except LoraError as error:
-            yield _COPIED, error
+    changes += [Change(name, copy.before, copy.data) for name, copy in copies.items()]
     for name, failure in folder.write(changes).items():
-        yield _COPIED if name in copied else _REWRITTEN, failure
+        if name in copies:
+            uncopied.add(copies[name].source)
+        yield _COPIED if name in copies else _REWRITTEN, failure
     for source, target in part.renamed:
         try:
             folder.rename(source.name, target.name)
@@ -87,6 +87,8 @@ def _change(folder: Folder, part: Repairs, root: Path | None) -> Iterator[tuple[
             yield _RENAMED, error
     for path in part.removed:
         try:
+            if path in uncopied:
+                raise OutputError(f"{path}: could not be copied, so it stays")
             folder.remove(path.name)
         except LoraError as error:
             yield _REMOVED, error
@@ -108,8 +110,9 @@ def changes_shown(repairs: Repairs) -> Iterator[str]:
         rows = list(difflib.unified_diff(before, new.splitlines(), lineterm="", n=0))
         yield printable(str(path))
         yield from (printable(row) for row in rows[2:] if not row.startswith("@@"))
-    for source, target in repairs.copies:
-        yield printable(f"copy {source} -> {target.name}")
+    for copy in repairs.copies:
+        near = copy.source.parent == copy.target.parent
+        yield printable(f"copy {copy.source} -> {copy.target.name if near else copy.target}")
     for source, target in repairs.renamed:
         yield printable(f"rename {source} -> {target.name}")
     for path in repairs.removed:

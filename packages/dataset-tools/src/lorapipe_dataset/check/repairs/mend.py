@@ -17,31 +17,44 @@ from lorapipe_engine.files.links import read_within
 from lorapipe_engine.pictures.captions import caption_lines, decode_caption
 
 Tags = list[str]
+_CHANGED = "no longer as it was checked, so it is left alone; run this again"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A caption for another picture. ``data``: what ``source`` holds in the end; ``before``: what ``target`` holds now,
+    None where there is no such file.
+    """
+
+    source: Path
+    target: Path
+    data: bytes
+    before: bytes | None = None
 
 
 @dataclass
 class Repairs:
-    """Changes to make, each file in one of them. ``texts`` are captions' bytes and their new texts, ``renamed`` and
-    ``copies`` are (from, to). ``left``: captions that are no longer as the check saw them, so no change is made.
+    """Changes to make, each file in one of them. ``texts`` are captions' bytes and their new texts, ``renamed`` are
+    (from, to). ``left``: files for which no change is made, and why.
     """
 
     texts: dict[Path, tuple[bytes, str]] = field(default_factory=dict)
     removed: list[Path] = field(default_factory=list)
     renamed: list[tuple[Path, Path]] = field(default_factory=list)
-    copies: list[tuple[Path, Path]] = field(default_factory=list)
-    left: list[Path] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
+    left: dict[Path, str] = field(default_factory=dict)
 
     def by_folder(self) -> dict[Path, Repairs]:
-        """The changes of each folder; none leads from one to another."""
+        """The changes of each folder. Those that get captions come first: they may be of files that go elsewhere."""
         parts: dict[Path, Repairs] = {}
+        for copy in self.copies:
+            parts.setdefault(copy.target.parent, Repairs()).copies.append(copy)
         for path, text in self.texts.items():
             parts.setdefault(path.parent, Repairs()).texts[path] = text
         for path in self.removed:
             parts.setdefault(path.parent, Repairs()).removed.append(path)
         for pair in self.renamed:
             parts.setdefault(pair[0].parent, Repairs()).renamed.append(pair)
-        for pair in self.copies:
-            parts.setdefault(pair[0].parent, Repairs()).copies.append(pair)
         return parts
 
     def as_record(self) -> dict[str, Any]:
@@ -50,7 +63,7 @@ class Repairs:
             "rewritten": {str(path): new for path, (_, new) in self.texts.items()},
             "removed": [str(path) for path in self.removed],
             "renamed": {str(old): str(new) for old, new in self.renamed},
-            "copied": {str(new): str(old) for old, new in self.copies},
+            "copied": {str(copy.target): str(copy.source) for copy in self.copies},
             "left": [str(path) for path in self.left],
         }
 
@@ -59,12 +72,12 @@ class Repairs:
 
 
 def plan_repairs(dataset: Dataset, findings: Iterable[Finding], rules: Sequence[str]) -> Repairs:
-    """The changes that mend the findings of ``rules``, in that order."""
+    """The changes that mend the findings of ``rules``, in that order; names are changed last, of what stays."""
     by_rule: dict[str, list[Finding]] = {}
     for finding in findings:
         by_rule.setdefault(finding.rule.id, []).append(finding)
     desk = _Desk(dataset)
-    for rule in rules:
+    for rule in sorted(dict.fromkeys(rules), key=_RENAMING.__contains__):
         for finding in by_rule.get(rule, ()):
             _REPAIRS[rule](desk, finding)
     return desk.repairs()
@@ -77,11 +90,16 @@ class _Desk:
         self.pictures = {picture.path: picture for picture in dataset.pictures}
         self.captions: dict[Path, Tags] = {}
         self.joined: set[Path] = set()
-        self.read: dict[Path, tuple[bytes, list[str]]] = {}
-        self.left: dict[Path, None] = {}
+        self.read: dict[Path, bytes] = {}
+        self.left: dict[Path, str] = {}
         self.gone: dict[Path, None] = {}
         self.renamed: dict[Path, Path] = {}
-        self.copies: dict[Path, Path] = {}
+        self.copies: dict[Path, tuple[Path, Picture]] = {}  # target: the caption and whose it is
+        self.given: dict[Path, Picture] = {}  # picture without words: the one whose caption it gets
+        self.users: dict[Path, list[Picture]] = {}
+        for picture in dataset.pictures:
+            for caption in picture.captions:
+                self.users.setdefault(caption, []).append(picture)
         names = [picture.path for picture in dataset.pictures]
         self.taken = {_folded(path) for path in [*names, *dataset.others, *dataset.masks]}
         self.real: dict[Path, str] = {}
@@ -122,52 +140,135 @@ class _Desk:
         except (LoraError, OSError):
             is_seen = False
         if not is_seen:
-            self.left[caption] = None
+            self.left[caption] = _CHANGED
             return None
         return caption, lines
 
     def held(self, path: Path, root: Path | None) -> tuple[bytes, list[str]]:
         """A caption's bytes and its lines, of one reading. Raises LoraError or OSError."""
+        data = self.bytes_of(path, root)
+        return data, caption_lines(decode_caption(data, path))
+
+    def bytes_of(self, path: Path, root: Path | None) -> bytes:
+        """A caption's bytes, of one reading. Raises LoraError or OSError."""
         if path not in self.read:
-            data = read_within(path, root)
-            self.read[path] = data, caption_lines(decode_caption(data, path))
+            self.read[path] = read_within(path, root)
         return self.read[path]
+
+    def words_of(self, picture: Picture) -> bytes | None:
+        """The bytes of a picture's caption, in any encoding; None where there is none that can be read."""
+        if picture.caption_path is None:
+            return None
+        try:
+            return self.bytes_of(picture.caption_path, picture.place.root)
+        except (LoraError, OSError):
+            return None
 
     def remove(self, path: Path) -> None:
         """Let a file go; with a picture its captions, unless another picture has them."""
         self.gone[path] = None
         picture = self.pictures.get(path)
         for caption in () if picture is None else picture.captions:
-            if all(one.path in self.gone for one in self.pictures.values() if caption in one.captions):
+            if all(one.path in self.gone for one in self.users[caption]):
                 self.gone[caption] = None
 
-    def rename(self, picture: Picture, *, share: bool) -> None:
-        """Give a picture a free name, and its captions too; ``share``: another one keeps the caption, so copy it."""
+    def keep_first(self, paths: Sequence[Path]) -> None:
+        """Let all but the first of one picture's copies go. One without words gets theirs; copies whose words it cannot
+        get stay."""
+        kept, *copies = (self.pictures[path] for path in paths)
+        worded = [one for one in copies if _has_words(one)]
+        if worded and not _has_words(kept):
+            giver = next((one for one in worded if (self.words_of(one) or b"").strip()), None)
+            if giver is not None:
+                self.given[kept.path] = giver
+            for one in () if giver is not None else worded:
+                self.left[one.path] = (
+                    f"stays too: {kept.path.name} has no words, and the caption of this one cannot be copied to it"
+                )
+        for one in copies:
+            if one.path not in self.left:
+                self.remove(one.path)
+
+    def rename(self, picture: Picture) -> None:
+        """Give a picture a free name, and its captions too; the one that it shares with a picture which keeps its name
+        is copied, and where that cannot be it keeps its own."""
+        shared = [caption for caption in picture.captions if self.is_shared(caption, picture)]
+        if picture.caption_path in shared and self.words_of(picture) is None:
+            self.left[picture.path] = f"keeps its name: {picture.caption_path} cannot be read, to be copied"
+            return
         number = 2
         while _folded(path := picture.path.with_stem(f"{picture.path.stem}_{number}")) in self.taken:
             number += 1
         self.taken.add(_folded(path))
         self.renamed[picture.path] = path
-        for caption in picture.captions[:1] if share else picture.captions:
+        for caption in picture.captions:
             named = caption.stem == picture.path.name  # a.png.txt
             target = path.with_name(f"{path.name if named else path.stem}{caption.suffix}")
-            if share:
-                self.copies[target] = caption
-            else:
+            if caption not in shared:
                 self.renamed[caption] = target
+            elif caption == picture.caption_path:
+                self.copies[target] = caption, picture
+
+    def stays(self, picture: Picture) -> bool:
+        """Whether a picture is to be there under the name that it has."""
+        return picture.path not in self.gone and picture.path not in self.renamed
+
+    def is_shared(self, caption: Path, picture: Picture) -> bool:
+        """Whether a caption is that of another picture too, which stays."""
+        return any(one is not picture and self.stays(one) for one in self.users[caption])
 
     def repairs(self) -> Repairs:
         """What is to be done in the end; a file that goes is not edited first."""
         texts = {link: self.text_of(link, picture) for link, picture in self.left_behind()}
-        for path, tags in self.captions.items():
-            picture = next(p for p in self.pictures.values() if p.caption_path == path)
-            if path not in self.gone and (tags != picture.pieces or path in self.joined):
-                texts[path] = self.text_of(path, picture)
+        for path in self.captions:
+            if path not in self.gone and self.is_edited(path):
+                texts[path] = self.text_of(path, self.owner(path))
+        copies = {
+            target: Copy(source, target, self.end_of(source, picture))
+            for target, (source, picture) in self.copies.items()
+        }
+        copies |= {copy.target: copy for copy in self.gifts()}
         renamed = [(old, new) for old, new in self.renamed.items() if old not in self.gone]
-        copies = [(old, new) for new, old in self.copies.items() if old not in self.gone]
-        return Repairs(
-            texts, list(self.gone), renamed, copies, [path for path in self.left if path not in self.gone]
+        left = {path: reason for path, reason in self.left.items() if path not in self.gone}
+        return Repairs(texts, list(self.gone), renamed, list(copies.values()), left)
+
+    def gifts(self) -> Iterator[Copy]:
+        """The captions of copies that go, for the pictures without words that stay."""
+        for path, giver in self.given.items():
+            kept, source = self.pictures[path], giver.caption_path
+            if path in self.gone or source is None:
+                continue
+            target = self.own_caption(kept, source.suffix)
+            before = self.words_of(kept) if target == kept.caption_path else None
+            yield Copy(source, target, self.end_of(source, giver), before)
+
+    def own_caption(self, picture: Picture, suffix: str) -> Path:
+        """The caption file of a picture alone: the one that it has, or the one to make."""
+        caption = picture.caption_path
+        if caption is not None and not self.is_shared(caption, picture):
+            return caption  # written before it gets another name
+        path = self.renamed.get(picture.path, picture.path)
+        crowded = any(
+            one is not picture and self.stays(one) and one.path.with_suffix("") == path.with_suffix("")
+            for one in self.pictures.values()
         )
+        return path.with_name(f"{path.name if crowded else path.stem}{caption.suffix if caption else suffix}")
+
+    def is_edited(self, caption: Path) -> bool:
+        """Whether a caption's words become others."""
+        return caption in self.captions and (
+            caption in self.joined or self.captions[caption] != self.owner(caption).pieces
+        )
+
+    def owner(self, caption: Path) -> Picture:
+        """The first picture that reads a caption."""
+        return next(picture for picture in self.users[caption] if picture.caption_path == caption)
+
+    def end_of(self, caption: Path, picture: Picture) -> bytes:
+        """What a caption holds in the end."""
+        if self.is_edited(self.file_of(caption)):
+            return self.text_of(caption, picture)[1].encode()
+        return self.bytes_of(caption, picture.place.root)
 
     def text_of(self, path: Path, picture: Picture) -> tuple[bytes, str]:
         """The bytes of a caption, and its text as edited."""
@@ -186,6 +287,11 @@ class _Desk:
                 continue
             if self.place(link) in going:
                 yield link, picture
+
+
+def _has_words(picture: Picture) -> bool:
+    """Whether a picture has a caption in which words may stand, read or not."""
+    return bool(picture.caption or picture.trouble or picture.outside)
 
 
 def _folded(path: Path) -> tuple[Path, str]:
@@ -260,14 +366,13 @@ def _remove_all(desk: _Desk, finding: Finding) -> None:
 
 
 def _keep_first(desk: _Desk, finding: Finding) -> None:
-    for path in finding.paths[1:]:
-        desk.remove(path)
+    desk.keep_first(finding.paths)
 
 
 def _keep_apart(desk: _Desk, finding: Finding) -> None:
-    first, *others = (desk.pictures[path] for path in finding.paths)
-    for picture in others:
-        desk.rename(picture, share=picture.caption_path == first.caption_path)
+    staying = [picture for path in finding.paths if desk.stays(picture := desk.pictures[path])]
+    for picture in staying[1:]:
+        desk.rename(picture)
 
 
 _REPAIRS: dict[str, Callable[[_Desk, Finding], None]] = {
@@ -290,3 +395,4 @@ _REPAIRS: dict[str, Callable[[_Desk, Finding], None]] = {
     "rating-mix": _editing(_unrated),
 }
 FIXABLE = frozenset(_REPAIRS)
+_RENAMING = frozenset({"stem-clash", "case-clash"})
