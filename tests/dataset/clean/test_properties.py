@@ -86,7 +86,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "prefix": affix,
     "suffix": affix,
     "sentences": st.none() | st.integers(1, 2),
-    "if_empty": st.sampled_from(["", "photo"]),
+    "if_empty": st.sampled_from(["", "photo", "shirt, x", "my_trigger"]),
     "strip_invariant": st.none() | st.floats(0.3, 1),
 }  # fmt: skip
 

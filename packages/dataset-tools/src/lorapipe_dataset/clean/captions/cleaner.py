@@ -44,16 +44,35 @@ class Cleaner:
         self._changes = _text_changes(rules)
         self._texts = text_steps(self.bench) if rules.style == "text" else None
         self._prefix = _Affixes(rules)
+        self._gentle = _gentle(self.bench) if rules.if_empty else None
 
     def clean(self, text: str, facts: Facts = NO_FACTS) -> str:
         """The clean caption. Raises NeverSettles, and TwoMarks."""
         own = self.rules.mark
         if own == MARK or self.rules.style == "text":
-            return self._settle(text, facts)
+            return self._fill(text, facts)
         if MARK in text:
             raise TwoMarks(f"holds {MARK} beside the mark {own}; replace the one by the other first")
         # Of another mark the one that the steps know is made, and back.
-        return self._settle(text.replace(own, MARK), facts).replace(MARK, own)
+        return self._fill(text.replace(own, MARK), facts).replace(MARK, own)
+
+    def _fill(self, text: str, facts: Facts) -> str:
+        """The clean caption, or the user's caption for empty ones where no tag of it is left."""
+        cleaned = self._settle(text, facts)
+        if self._gentle is None or not self._is_bare(cleaned):
+            return cleaned
+        if self._is_bare(text) and self._without_marks(text):
+            return cleaned  # it was the trigger alone before, too
+        instead = self.rules.if_empty.replace(self.rules.mark, MARK)
+        filled = self._settle(instead, facts)
+        return self._gentle._settle(instead, facts) if self._is_bare(filled) else filled
+
+    def _is_bare(self, text: str) -> bool:
+        """Whether a caption has no tags but those that every caption gets."""
+        return all(self.bench.key(tag) in self.bench.own for tag in self._without_marks(text))
+
+    def _without_marks(self, text: str) -> list[str]:
+        return [tag for tag in self._split(text) if tag != MARK]
 
     def _settle(self, text: str, facts: Facts) -> str:
         first = text
@@ -69,8 +88,10 @@ class Cleaner:
 
     def tags_of(self, text: str) -> list[str]:
         """The tags of a caption's lines, without prefix and suffix."""
-        marked = text if self.rules.mark == MARK else text.replace(self.rules.mark, MARK)
-        lines = map(self._prefix.take_off, caption_lines(marked))
+        return self._split(text if self.rules.mark == MARK else text.replace(self.rules.mark, MARK))
+
+    def _split(self, text: str) -> list[str]:
+        lines = map(self._prefix.take_off, caption_lines(text))
         return [tag for line in lines for tag in split_caption(line, self._separators)]
 
     def _round(self, text: str, facts: Facts) -> str:
@@ -80,9 +101,7 @@ class Cleaner:
         elif self.rules.lines == "join" and len(lines) > 1:
             mark = " " if self.rules.style == "text" else self.rules.join
             lines = [mark.join(lines)]
-        if not lines:
-            lines = [self.rules.if_empty]
-        cleaned = (self._line(line, facts) for line in lines)
+        cleaned = (self._line(line, facts) for line in lines or [""])
         return "\n".join(line for line in cleaned if line)
 
     def _line(self, line: str, facts: Facts) -> str:
@@ -96,7 +115,28 @@ class Cleaner:
         tags = split_raw(line, self._separators)
         for step in self._steps:
             tags = step(tags, facts)
+        if tags.count(MARK) == len(tags):
+            tags = []  # marks with nothing between them
         return self._prefix.put_on(join_caption(tags, self.rules.join))
+
+
+def _gentle(bench: Bench) -> Cleaner:
+    """A cleaner for the caption of empty ones: it takes no tags out by name and replaces none, so it leaves some."""
+    rules = replace(
+        bench.rules,
+        if_empty="",
+        drop=(),
+        only=(),
+        drop_categories=(),
+        only_categories=(),
+        aliases={},
+        replace={},
+        regexes=(),
+        phrases=(),
+        algebra=None,
+        rating="keep" if bench.rules.rating == "drop" else bench.rules.rating,
+    )
+    return Cleaner(rules, Bench(rules, bench.counts, bench.captions))
 
 
 def counted(rules: Rules, captions: Iterable[tuple[str, Facts]]) -> Cleaner:
