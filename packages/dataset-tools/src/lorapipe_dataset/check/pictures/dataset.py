@@ -57,8 +57,8 @@ class Place:
 class Picture:
     """A picture and its caption. ``size`` is None for a file whose header cannot be read, ``problem`` says why;
     ``trouble`` says why the caption cannot be read. ``outside`` is where a caption leads that is a link out of the
-    dataset: it is not read. ``more_captions`` are files of its name that are not read. ``look`` is filled when the
-    pixels are read.
+    dataset: its words are not kept. ``more_captions`` are files of its name that are not read. ``look`` is filled when
+    the pixels are read.
     """
 
     path: Path

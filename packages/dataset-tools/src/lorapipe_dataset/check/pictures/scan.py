@@ -12,7 +12,7 @@ from lorapipe_dataset.repeats.sources import read_name
 from lorapipe_engine.command.progress import progress
 from lorapipe_engine.command.records import Record, is_left_out
 from lorapipe_engine.errors import InputError
-from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out, within
+from lorapipe_engine.files.links import LeadsOut, check_inside, leads_out, read_within, within
 from lorapipe_engine.pictures.caption_files import CaptionNames
 from lorapipe_engine.pictures.captions import caption_suffixes, read_caption
 from lorapipe_engine.pictures.images import image_size
@@ -176,8 +176,18 @@ def read_words(picture: Picture, read: Callable[[Path], bytes] | None = None) ->
         picture.caption = text.split("\n", 1)[0]
     except LeadsOut as error:
         picture.outside = error.target
+        picture.trouble = _trouble_outside(picture.caption_path, error.target)
     except InputError as error:
         picture.trouble = _reason(error, picture.caption_path)
+
+
+def _trouble_outside(caption: Path, target: Path) -> str | None:
+    """Why training cannot read a caption that is a link out of the dataset. Its words are not kept."""
+    try:
+        read_caption(caption, read=lambda _: read_within(target, None))
+    except InputError as error:
+        return _reason(error, caption)
+    return None
 
 
 def read_header(picture: Picture) -> None:

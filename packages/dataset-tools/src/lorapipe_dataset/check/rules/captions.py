@@ -36,13 +36,15 @@ UNDECODABLE = Rule(
     "bad-encoding",
     "error",
     "Captions that cannot be read, most often because they are not UTF-8",
-    "lora-clean DIR --encoding NAME, as cp1251, cp1252 or cp932, or save them as UTF-8 in an editor",
+    "lora-clean DIR --encoding NAME, as cp1251, cp1252 or cp932, or save them as UTF-8 in an editor; remove links that "
+    "lead nowhere",
 )
 LINKED = Rule(
     "linked-caption",
     "warning",
-    "Captions that are links out of the dataset: they are not read, changed, shown or copied",
-    "copy the files into the dataset, if their words are meant",
+    "Captions that are links out of the dataset: lora-train trains them, the other tools neither change, show nor copy "
+    "them",
+    "copy the files into the dataset, if their words are meant, else remove the links",
 )
 TWO_CAPTIONS = Rule(
     "two-captions",
@@ -100,10 +102,11 @@ SHORT = Rule(
 def find_missing(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Pictures without a caption that can be used."""
     for picture in dataset.trained:
-        if picture.outside is not None:
-            continue
         if picture.trouble:
-            yield Finding(UNDECODABLE, picture.trouble, _caption(picture))
+            link = "" if picture.outside is None else "a link out of the dataset, "
+            yield Finding(UNDECODABLE, f"{link}{picture.trouble}", _caption(picture))
+        elif picture.outside is not None:
+            continue
         elif picture.caption_path is None:
             place = picture.place
             # A folder "3_" has a number and no name: an empty caption is trained then.
@@ -128,7 +131,7 @@ def find_several(dataset: Dataset, _options: Options) -> Iterator[Finding]:
 def find_linked(dataset: Dataset, _options: Options) -> Iterator[Finding]:
     """Captions whose words are not the dataset's."""
     for picture in dataset.pictures:
-        if picture.outside is not None:
+        if picture.outside is not None and not picture.trouble:
             yield Finding(LINKED, "a link out of the dataset", _caption(picture))
 
 
