@@ -105,6 +105,45 @@ def test_undo_leaves_what_was_changed_since(tmp_path: Path) -> None:
     assert list((tmp_path / HIDDEN).glob("*.kept"))
 
 
+def test_the_rest_of_a_run_is_taken_back_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"old")
+    change(tmp_path, [Change("a.txt", b"old", b"new")])
+    change(tmp_path, [Change("a.txt", b"new", b"newer")], tool="lora-tag")
+    told: list[str] = []
+    (failure,) = undo([tmp_path], "lora-clean", tell=told.append).failures
+    assert failure.endswith("a.txt: changed since, left alone")
+    last = told[-1]
+    assert "lora-tag --undo --run 2" in last
+    run = last.rpartition("lora-clean --undo --run ")[2].split()[0]
+    with pytest.raises(InputError, match=rf"no run .* but {run} was taken back in part"):
+        undo([tmp_path], "lora-clean")
+    # As long as the later run stands, its name helps no more.
+    assert undo([tmp_path], "lora-clean", run=run).failures
+    assert not undo([tmp_path], "lora-tag").failures
+    assert not undo([tmp_path], "lora-clean", run=run).failures
+    assert snapshot(tmp_path) == {"a.txt": b"old"}
+    assert not (tmp_path / HIDDEN).exists()
+
+
+def test_runs_that_changed_nothing_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"old")
+    change(tmp_path, [Change("a.txt", b"old", b"new")])
+    for _ in range(2):
+        with Journal("lora-clean").folder(tmp_path) as desk:
+            desk.begin([Change("a.txt", b"new", b"newer")])  # and stopped there
+    told: list[str] = []
+    assert undo([tmp_path], "lora-clean", dry_run=True, tell=told.append).restored == [tmp_path / "a.txt"]
+    assert len([line for line in told if line.endswith("had changed nothing")]) == 2
+    assert undo([tmp_path], "lora-clean").restored == [tmp_path / "a.txt"]
+    assert snapshot(tmp_path) == {"a.txt": b"old"}
+    # One whose files somebody has made as they were is none of those.
+    change(tmp_path, [Change("a.txt", b"old", b"new")])
+    change(tmp_path, [Change("a.txt", b"new", b"newer")])
+    (tmp_path / "a.txt").write_bytes(b"new")
+    assert undo([tmp_path], "lora-clean").restored == []
+    assert snapshot(tmp_path) == {"a.txt": b"new"}
+
+
 def test_dry_run_of_undo_changes_nothing(tmp_path: Path) -> None:
     change(tmp_path, [Change("a.txt", None, b"new")])
     before = snapshot(tmp_path)

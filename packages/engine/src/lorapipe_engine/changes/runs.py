@@ -7,12 +7,12 @@ import re
 import stat
 import time
 from calendar import timegm
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorapipe_engine.changes.journal import ENDING, HIDDEN
+from lorapipe_engine.changes.journal import ENDING, HIDDEN, KEPT
 from lorapipe_engine.changes.ledger import Known, remembered
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError
@@ -24,25 +24,37 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """A journal in a folder. ``known``: what the list of the user's runs has of it."""
+    """A journal in a folder. ``known``: what the list of the user's runs has of it; ``file``: its name."""
 
     run: str
     folder: Path
     root: Path
     when: float  # seconds since the epoch
     known: Known | None
+    file: str
+
+    @property
+    def is_rest(self) -> bool:
+        """Whether the journal was put away by an undo that left files alone."""
+        return self.file.endswith(KEPT)
 
 
-def choose(folders: Sequence[Path], tool: str, name: str | None, tell: Say) -> list[Found]:
-    """The journals of one run of ``tool`` in ``folders`` and below: of the run ``name``, else of the user's newest.
+def choose(
+    folders: Sequence[Path], tool: str, name: str | None, tell: Say, passed: Collection[str] = ()
+) -> list[Found]:
+    """The journals of one run of ``tool`` in ``folders`` and below: of the run ``name``, else of the user's newest that
+    is not among ``passed``.
 
     What is passed over is told. Raises InputError where there is nothing to undo.
     """
     runs, odd = _sort(folders, tool)
+    runs = [one for one in runs if one.run not in passed]
     for line in odd:
         tell(f"warning: {printable(line)}")
     if name is not None:
-        return _named(runs, folders[0], name.removesuffix(ENDING), tool)
+        return _named(runs, folders[0], name.removesuffix(KEPT).removesuffix(ENDING), tool)
+    rests = [one for one in runs if one.is_rest]
+    runs = [one for one in runs if not one.is_rest]
     future = [one for one in runs if one.when > time.time() + _AHEAD]
     for one in future:
         tell(f"warning: {_shown(one)}: dated in the future, so it is refused; it is not undone")
@@ -56,6 +68,12 @@ def choose(folders: Sequence[Path], tool: str, name: str | None, tell: Say) -> l
                 f"{_shown(newest)}: this user's {tool} did not write it here (it came with the dataset, or the "
                 f"dataset was moved); to undo it all the same, name it: {tool} --undo --run {newest.run} "
                 f"{printable(str(folders[0]))}"
+            )
+        if rests:
+            run = max(one.run for one in rests)
+            raise InputError(
+                f"{folders[0]}: no run of {tool} to undo there, but {run} was taken back in part; the rest of it: "
+                f"{tool} --undo --run {run} {printable(str(folders[0]))}"
             )
         raise InputError(f"{folders[0]}: no run of {tool} to undo there")
     for run in sorted({one.run for one in strangers if one.run > own[-1].run}):
@@ -77,6 +95,15 @@ def _named(every: Sequence[Found], folder: Path, name: str, tool: str) -> list[F
     return chosen
 
 
+def later_runs(one: Found) -> list[str]:
+    """The runs of any tool that changed files of the folder after ``one``, the last first, as commands that take them
+    back."""
+    names = os.listdir(one.folder / HIDDEN) if (one.folder / HIDDEN).is_dir() else []  # noqa: PTH208
+    runs = sorted((name.removesuffix(ENDING) for name in names if name.endswith(ENDING)), reverse=True)
+    matches = [_NAME.fullmatch(run) for run in runs if run > one.run]
+    return [f"{match[2]} --undo --run {match[0]}" for match in matches if match is not None]
+
+
 def date_of(when: float) -> str:
     """A run's date for people, in UTC."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(when))
@@ -95,16 +122,16 @@ def _sort(folders: Sequence[Path], tool: str) -> tuple[list[Found], list[str]]:
         for folder, names in _hidden_folders(root, odd):
             real = os.path.realpath(folder)
             for name in names:
-                if not name.endswith(ENDING) or f"-{tool}-" not in name:
+                run = name.removesuffix(KEPT).removesuffix(ENDING)
+                if f"{run}{ENDING}" not in (name, name.removesuffix(KEPT)) or f"-{tool}-" not in name:
                     continue
-                run = name.removesuffix(ENDING)
                 when = _when(run, tool)
                 if when is None:
                     odd.append(
                         f"{folder / HIDDEN / name}: not a name that {tool} gives a journal; passed over"
                     )
                 else:
-                    runs[real, run] = Found(run, folder, root, when, known.get((real, run)))
+                    runs[real, run] = Found(run, folder, root, when, known.get((real, run)), name)
     return list(runs.values()), list(dict.fromkeys(odd))
 
 

@@ -8,6 +8,7 @@ the hidden folder and the run's old files are opened without following links, an
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,10 +17,10 @@ from pathlib import Path
 
 from lorapipe_engine.changes.entries import MOST, Entry, read_entries
 from lorapipe_engine.changes.filebytes import digest, write_new
-from lorapipe_engine.changes.journal import ENDING, HIDDEN, KEPT, OLD, clear, leftovers
+from lorapipe_engine.changes.journal import HIDDEN, KEPT, OLD, clear, leftovers
 from lorapipe_engine.changes.ledger import is_own
 from lorapipe_engine.changes.place import LinkRefused, NotRegular, Place, open_place
-from lorapipe_engine.changes.runs import Found, Say, choose, date_of
+from lorapipe_engine.changes.runs import Found, Say, choose, date_of, later_runs
 from lorapipe_engine.changes.swapping import temporary_name
 from lorapipe_engine.command.text import printable
 from lorapipe_engine.errors import InputError, LoraError, OutputError
@@ -30,13 +31,15 @@ from lorapipe_engine.files.writing.locking import locked
 class Undone:
     """What :func:`undo` did: the run, the files that are as before it, and what could not be put back.
 
-    ``steps``: what was moved, deleted and restored, or would be, a line each.
+    ``steps``: what was moved, deleted and restored, or would be, a line each. ``touched``: how many changes of the
+    run may have been made, for their files are not the very ones from before it.
     """
 
     run: str
     restored: list[Path] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
+    touched: int = 0
 
 
 def undo(
@@ -53,27 +56,47 @@ def undo(
     it is and told in ``failures``; the journal is kept then. May be repeated to go further back. Raises InputError
     where there is nothing to take back.
     """
-    chosen = sorted(choose(folders, tool, run, tell), key=lambda one: one.folder)
-    result = Undone(chosen[0].run)
-    verb = "would take back" if dry_run else "taking back"
-    for one in chosen:
-        tell(f"{verb} run {one.run} of {date_of(one.when)} in {printable(str(one.folder))}")
-    for one in chosen:
-        with locked(one.folder):
-            try:
-                _undo_folder(one, result, named=run is not None, dry_run=dry_run)
-            except OSError as error:
-                result.failures.append(f"{one.folder}: cannot be taken back ({error.strerror})")
-            except LoraError as error:
-                result.failures.append(str(error))
-    return result
+    passed: set[str] = set()
+    while True:
+        chosen = sorted(choose(folders, tool, run, tell, passed), key=lambda one: one.folder)
+        result = Undone(chosen[0].run)
+        verb = "would take back" if dry_run else "taking back"
+        for one in chosen:
+            tell(f"{verb} run {one.run} of {date_of(one.when)} in {printable(str(one.folder))}")
+        for one in chosen:
+            with locked(one.folder):
+                try:
+                    _undo_folder(one, result, named=run is not None, dry_run=dry_run)
+                except OSError as error:
+                    result.failures.append(f"{one.folder}: cannot be taken back ({error.strerror})")
+                except LoraError as error:
+                    result.failures.append(str(error))
+        if result.failures and not dry_run:
+            tell(_rest_told(chosen, folders, tool))
+        if run is not None or result.restored or result.failures or result.touched:
+            return result
+        # Stopped or failed before its first change: who takes the last run back means one that did something.
+        tell(f"run {result.run} had changed nothing")
+        passed.add(result.run)
+        try:
+            choose(folders, tool, run, lambda _: None, passed)
+        except InputError:
+            return result
+
+
+def _rest_told(chosen: Sequence[Found], folders: Sequence[Path], tool: str) -> str:
+    """How the rest of a run can be taken back, of which files were left alone."""
+    again = f"{tool} --undo --run {chosen[0].run} {printable(shlex.join(map(str, folders)))}"
+    later = next((runs for one in chosen if (runs := later_runs(one))), [])
+    if later:
+        return f"for the rest take back what came later ({', then '.join(later)}), then {again}"
+    return f"the rest is kept: {again} brings it back once the files are as that run left them"
 
 
 def _undo_folder(one: Found, result: Undone, *, named: bool, dry_run: bool) -> None:
     with open_place(one.folder, one.root) as folder, folder.folder(HIDDEN) as hidden:
-        name = f"{one.run}{ENDING}"
-        path = hidden.show(name)
-        data, inode = _journal(hidden, name)
+        path = hidden.show(one.file)
+        data, inode = _journal(hidden, one.file)
         own = is_own(one.known, data, inode)
         if not own and not named:
             result.failures.append(
@@ -82,11 +105,12 @@ def _undo_folder(one: Found, result: Undone, *, named: bool, dry_run: bool) -> N
             return
         entries = read_entries(data, path)
         with _Desk(folder, hidden, one.run, own=own, dry_run=dry_run) as desk:
-            failures = desk.take_back(entries, path)
+            result.touched += desk.count_touched(entries)
+            failures = desk.take_back(entries)
             result.restored += [one.folder / name for name in desk.restored]
             result.steps += desk.steps
         result.failures += failures
-        result.steps += _finish(hidden, one.run, failed=bool(failures), dry_run=dry_run)
+        result.steps += _finish(hidden, one, failed=bool(failures), dry_run=dry_run)
     if not failures and not dry_run:
         with suppress(OSError, LoraError), open_place(one.folder, one.root) as folder:
             folder.rmdir(HIDDEN)  # not where other runs have journals there
@@ -105,22 +129,23 @@ def _journal(hidden: Place, name: str) -> tuple[bytes, int]:
     return held[0], held[1].st_ino
 
 
-def _finish(hidden: Place, run: str, *, failed: bool, dry_run: bool) -> list[str]:
+def _finish(hidden: Place, one: Found, *, failed: bool, dry_run: bool) -> list[str]:
     """Put the journal away when the files are safe; what goes, a line each."""
-    name = f"{run}{ENDING}"
     if failed:
+        if one.is_rest:
+            return []
         if not dry_run:
-            hidden.replace(name, hidden, f"{name}{KEPT}")
-        return [f"move {hidden.show(name)} -> {hidden.show(name)}{KEPT}"]
-    gone = [name, *leftovers(hidden)]
+            hidden.replace(one.file, hidden, f"{one.file}{KEPT}")
+        return [f"move {hidden.show(one.file)} -> {hidden.show(one.file)}{KEPT}"]
+    gone = [one.file, *leftovers(hidden)]
     if not dry_run:
         if hasattr(os, "sync"):
             os.sync()
-        hidden.unlink(name)
+        hidden.unlink(one.file)
         clear(hidden)
         with suppress(OSError):
-            hidden.rmdir(f"{run}{OLD}")
-    return [f"delete {hidden.show(one)}" for one in gone]
+            hidden.rmdir(f"{one.run}{OLD}")
+    return [f"delete {hidden.show(name)}" for name in gone]
 
 
 class _Desk:
@@ -142,7 +167,15 @@ class _Desk:
         if self._old is not None:
             self._old.close()
 
-    def take_back(self, entries: Sequence[Entry | InputError], journal: str) -> list[str]:
+    def count_touched(self, entries: Sequence[Entry | InputError]) -> int:
+        """How many changes may have been made: all but those whose file is the very one from before them."""
+        return sum(not (isinstance(entry, Entry) and self._is_untouched(entry)) for entry in entries)
+
+    def _is_untouched(self, entry: Entry) -> bool:
+        facts = self._folder.facts(entry.name)
+        return entry.inode is not None and facts is not None and facts.st_ino == entry.inode
+
+    def take_back(self, entries: Sequence[Entry | InputError]) -> list[str]:
         """Undo changes, the last first; returns what could not be."""
         failures: list[str] = []
         for entry in reversed(entries):
@@ -153,7 +186,7 @@ class _Desk:
                 if self._take_back(entry):
                     self.restored.append(entry.name)
             except LoraError as error:
-                failures.append(f"{error}; see {journal}")
+                failures.append(str(error))
             except OSError as error:
                 failures.append(f"{self._folder.show(entry.name)}: cannot be put back ({error.strerror})")
         return failures
