@@ -89,7 +89,7 @@ def test_what_is_lost_is_one_number(write: Write, tmp_path: Path, resize: Any) -
 
 
 @pytest.mark.parametrize(
-    ("top", "precision", "told"), [(1, "fp16", False), (1e-14, "fp16", True), (1e-14, "bf16", False)]
+    ("top", "precision", "told"), [(1, "fp16", False), (1e-8, "fp16", True), (1e-8, "bf16", False)]
 )
 def test_values_that_become_zero_are_counted(
     top: float, precision: str, told: bool, write: Write, tmp_path: Path, resize: Any, extract: Any
@@ -98,7 +98,7 @@ def test_values_that_become_zero_are_counted(
     for tool, whole in ((resize, False), (extract, True)):
         output = tmp_path / f"{whole}.safetensors"
         done = tool(
-            write(0.9, top=top, whole=whole), "-o", output, "--rank", 8, "--save-precision", precision
+            write(0.1, top=top, whole=whole), "-o", output, "--rank", 8, "--save-precision", precision
         )
         assert done.code == 0, done.err
         with open_tensors(output) as file:
@@ -107,3 +107,54 @@ def test_values_that_become_zero_are_counted(
         assert ("too small for fp16" in done.err) is told
         assert (f"note: {zeros:,} of {values:,} values are too small" in done.err) is told
         assert bool(zeros) is told
+
+
+@pytest.mark.parametrize(("precision", "told"), [("fp16", True), ("bf16", False), ("fp32", False)])
+def test_what_half_precision_takes_of_a_change_is_told(
+    precision: str, told: bool, write: Write, tmp_path: Path, resize: Any, extract: Any
+) -> None:
+    for tool, whole in ((resize, False), (extract, True)):
+        words = ("-o", tmp_path / f"{whole}.safetensors", "--rank", 8, "--save-precision", precision)
+        done = tool(write(0.9, top=1e-14, whole=whole), *words)
+        assert done.code == 0, done.err
+        line = "1 module loses more than 1% of its change to numbers too small for fp16"
+        assert (line in done.err) is told
+        assert ("--save-precision bf16 or fp32 keeps it" in done.err) is told
+
+
+def test_a_change_of_which_half_precision_makes_zeros_is_refused(
+    write: Write, tmp_path: Path, resize: Any, extract: Any
+) -> None:
+    output = tmp_path / "out.safetensors"
+    for tool, whole in ((resize, False), (extract, True)):
+        done = tool(write(0.9, top=1e-20, whole=whole), "-o", output, "--rank", 8, "--save-precision", "fp16")
+        assert done.code == 2
+        assert "values are too small for" in done.err
+        assert "--save-precision bf16 or fp32" in done.err
+        assert not output.exists()
+
+
+def test_strength_in_an_alpha_is_strength(write: Write, tmp_path: Path, resize: Any) -> None:
+    """The same change with small factors and a large alpha: the same ranks, and nothing of it is dead."""
+    path, output = write(0.9), tmp_path / "out.safetensors"
+    with open_tensors(path) as file:
+        tensors = {key: file.read(key) for key in file.tensors}
+    up, alpha = (next(key for key in tensors if key.endswith(end)) for end in ("lora_up.weight", "alpha"))
+    told = []
+    for factor in (np.float32(1), np.float32(1e-5), np.float32(1e-7)):
+        same = {**tensors, up: tensors[up] * factor, alpha: tensors[alpha] / factor}
+        write_tensors(path, {key: encode(one, "F32") for key, one in same.items()}, {}, force=True)
+        done = resize(path, "-o", output, "--new-rank", 4, "--force")
+        assert done.code == 0, done.err
+        told.append(done.err.split(" from truncation")[0])
+    assert "rank 40 -> 4" in told[0]
+    assert told[1:] == told[:1] * 2
+    assert "dead" not in done.err
+
+
+def test_an_alpha_of_zero_makes_a_module_dead(write: Write, tmp_path: Path, resize: Any) -> None:
+    path, output = write(0.9), tmp_path / "out.safetensors"
+    with open_tensors(path) as file:
+        tensors = {key: file.read(key) * np.float32(not key.endswith(".alpha")) for key in file.tensors}
+    write_tensors(path, {key: encode(one, "F32") for key, one in tensors.items()}, {}, force=True)
+    assert "1 dead" in resize(path, "-o", output, "--new-rank", 4).err

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorapipe_engine.command.text import counted, printable
 from lorapipe_engine.networks.ranks import error_of_all
-from lorapipe_engine.networks.underflow import Underflow
+from lorapipe_engine.networks.underflow import Loss, Underflow, rounding_notes
 
 DORA = "dora"  # the algorithm of a report whose module has magnitudes
 
@@ -48,7 +48,7 @@ MOST_ERROR = 0.2  # of the change
 
 def loss_advice(modules: Sequence[ModuleReport]) -> list[str]:
     """A line where the ranks are lower than what keeps a sound network sound, one where much of it is lost, and one
-    where half precision makes zeros of many values."""
+    where rounding loses much."""
     smaller = [m for m in modules if m.new_rank is not None and m.new_rank < (m.rank or 0)]
     highest = max((m.new_rank or 0 for m in smaller), default=SAFE_RANK)
     lines = []
@@ -57,8 +57,7 @@ def loss_advice(modules: Sequence[ModuleReport]) -> list[str]:
     error = truncation_of(modules)
     if error > MOST_ERROR:
         lines.append(lost_line(error))
-    underflow = sum((m.underflow for m in modules), Underflow()).line()
-    return [*lines, *([underflow] if underflow else [])]
+    return [*lines, *rounding_notes(Loss(m.name, m.cast, m.underflow) for m in modules)]
 
 
 def truncation_of(modules: Sequence[ModuleReport]) -> float:

@@ -24,7 +24,7 @@ from lorapipe_engine.networks.factors import Balance, Factors, Spectrum, dense_s
 from lorapipe_engine.networks.layers import kernel_in
 from lorapipe_engine.networks.ranks import Candidate, RankRule, is_dead, ranks_for_size
 from lorapipe_engine.networks.read import magnitude_shape, read_module, scale_of
-from lorapipe_engine.networks.underflow import Underflow, underflow_of
+from lorapipe_engine.networks.underflow import Underflow, check_kept, underflow_of
 from lorapipe_resize.report import DORA, ModuleReport
 
 Precision = Literal["keep", "fp16", "bf16", "fp32"]
@@ -128,10 +128,10 @@ def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, se
     decomposed, bad = _decompose(file, module, settings, vectors=rank or settings.rule.largest)
     if decomposed is None:
         return replace(_copied(file, module, settings, "which have NaN or infinite values"), bad=bad)
-    singular, conv = decomposed.spectrum.singular, bool(decomposed.kernel)
+    singular, conv = _singular(decomposed), bool(decomposed.kernel)
     new_rank = rank or settings.rule.choose(singular, limit=decomposed.limit, conv=conv)
     report = _describe(module, decomposed, new_rank, settings)
-    if settings.drop_zero and not np.any(singular):
+    if settings.drop_zero and report.dead:
         return _Piece({}, replace(report, new_rank=None, note="dropped, its change is zero"))
     tensors, cast, underflow = _new_tensors(file, module, decomposed, new_rank, settings)
     wanted = None if rank or report.dead else settings.rule.wanted(singular)
@@ -166,6 +166,12 @@ def _decompose(
     return replace(decomposed, kernel=kernel_in(settings.family, module.name, kernel)), ()
 
 
+def _singular(decomposed: ModuleSpectrum) -> NDArray[Any]:
+    """The singular values of up · down, by which ranks are chosen; zeros where an alpha of 0 makes nothing of them."""
+    singular = decomposed.spectrum.singular
+    return singular if decomposed.scale else np.zeros_like(singular)
+
+
 def _shapes(file: WeightFile, module: NetworkModule) -> dict[str, tuple[int, ...]]:
     return {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
 
@@ -197,7 +203,7 @@ def _describe(
         kept_sum=float(singular[:rank].sum()) / total if total else 1.0,
         norm=abs(decomposed.scale) * norm,
         truncation=lost / norm if norm else 0.0,
-        dead=is_dead(singular),
+        dead=is_dead(_singular(decomposed)),
     )
 
 
@@ -216,6 +222,8 @@ def _new_tensors(
     rounded = Factors(decode(dtype, up.data, up.shape), decode(dtype, down.data, down.shape))
     if not all(np.isfinite(side).all() for side in rounded):
         raise InputError(f"module {module.name}: its values do not fit {dtype}; save as bf16 or fp32")
+    if np.any(exact.up):
+        check_kept(module.name, exact, rounded, dtype)
     tensors = {
         _key(module, "lora_down.weight", settings): Encoded(dtype, decomposed.down_shape(rank), down.data),
         _key(module, "lora_up.weight", settings): Encoded(dtype, decomposed.up_shape(rank), up.data),

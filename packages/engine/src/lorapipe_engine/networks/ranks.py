@@ -15,9 +15,6 @@ from lorapipe_engine.errors import ConfigError
 Method = Literal["sv_ratio", "sv_fro", "sv_cumulative"]
 METHODS: tuple[Method, ...] = ("sv_ratio", "sv_fro", "sv_cumulative")
 
-# At or below this largest singular value a module counts as dead and keeps one rank.
-DEAD = 1e-6
-
 
 @dataclass(frozen=True, kw_only=True)
 class RankRule:
@@ -91,7 +88,8 @@ def error_of_all(modules: Iterable[tuple[float, float]]) -> float:
 
 
 def is_dead(singular: NDArray[Any]) -> bool:
-    return not singular.size or bool(singular[0] <= DEAD)
+    """Whether a change of these singular values is zero; such a module keeps one rank."""
+    return not np.any(singular)
 
 
 def _count(method: Method, param: float, singular: NDArray[Any]) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import Encoded, decode, encode
 from lorapipe_engine.networks.factors import Balance, Factors, rounding_norm
-from lorapipe_engine.networks.underflow import Underflow, underflow_of
+from lorapipe_engine.networks.underflow import Underflow, check_kept, underflow_of
 from lorapipe_resize.extract.rules import ABOVE_FLOOR
 
 Array = NDArray[Any]
@@ -110,6 +110,7 @@ def make_piece(
         raise InputError(
             f"module {name}: its values do not fit {precision}; give --save-precision bf16 or float"
         )
+    check_kept(name, exact, rounded, precision)
     rows, columns = exact.up.shape[0], exact.down.shape[1]
     tensors = {
         f"{name}.lora_down.weight": Encoded(dtype, (rank, columns // math.prod(kernel), *kernel), down.data),

@@ -10,7 +10,7 @@ from typing import Any
 from lorapipe_engine.command.text import counted
 from lorapipe_engine.files.tensorfile import quote
 from lorapipe_engine.models.blocks import order_of
-from lorapipe_engine.networks.underflow import Underflow
+from lorapipe_engine.networks.underflow import Loss, rounding_notes
 from lorapipe_resize.extract.extraction import whole_error
 from lorapipe_resize.extract.modules import ModuleReport
 from lorapipe_resize.extract.pair import LeftOut, record_of
@@ -123,8 +123,7 @@ def loss_advice(modules: Sequence[ModuleReport]) -> list[str]:
     error = whole_error(modules, "truncation")
     lines = [low_rank_line(highest)] if highest < SAFE_RANK else []
     lines += [lost_line(error)] if lacking and error > MOST_ERROR else []
-    underflow = sum((m.underflow for m in modules), Underflow()).line()
-    return [*lines, *([underflow] if underflow else [])]
+    return [*lines, *rounding_notes(Loss(m.name, m.cast, m.underflow) for m in modules)]
 
 
 def summary(report: Report) -> str:
