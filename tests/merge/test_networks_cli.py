@@ -150,3 +150,49 @@ def test_offset_noise_of_two_networks_is_told(data: Path, merge: Run, tmp_path: 
         told = "note: both_A.safetensors, both_B.safetensors were trained with noise_offset" in done.stderr
         assert told is (name == "both")
         assert done.stderr.count("noise_offset") == int(told)
+
+
+def write_full(path: Path, weight: float, bias: float) -> None:
+    rng = np.random.default_rng(5)
+    layer = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    tensors = {"diff": rng.standard_normal((8, 8)) * weight, "diff_b": rng.standard_normal(8) * bias}
+    write_tensors(path, {f"{layer}.{key}": one.astype(np.float32) for key, one in tensors.items()})
+
+
+def test_rounding_of_whole_changes_is_told(merge: Run, tmp_path: Path) -> None:
+    """As its own files show it."""
+    write_full(tmp_path / "in.safetensors", 1, 1)
+    done = merge("--networks", "in.safetensors:0.3", "-o", "o.safetensors", "--precision", "bf16", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    lost = size = 0.0
+    with open_tensors(tmp_path / "in.safetensors") as one, open_tensors(tmp_path / "o.safetensors") as two:
+        for key in one.tensors:
+            exact = one.read(key).astype(np.float64) * 0.3
+            lost += float(np.sum(np.square(exact - two.read(key))))
+            size += float(np.sum(np.square(exact)))
+    assert report["error"] == {"truncation": 0.0, "cast": pytest.approx((lost / size) ** 0.5)}
+    assert 0.0005 < report["error"]["cast"] < 0.004
+    assert not report["notes"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "refused"), [(1e-7, 1, False), (1, 1e-9, False), (1e-9, 1, True), (1e-9, 1e-9, True)]
+)
+def test_what_half_precision_takes(
+    weight: float, bias: float, refused: bool, merge: Run, tmp_path: Path
+) -> None:
+    write_full(tmp_path / "in.safetensors", weight, bias)
+    words = ("--networks", "in.safetensors:0.5", "-o", "o.safetensors", "--verify", "--force")
+    done = merge(*words, "--save-precision", "fp16")
+    assert "--save-precision bf16 or fp32" in done.stderr
+    if refused:
+        assert done.returncode == 2
+        assert "values are too small for fp16, which makes zeros of them all" in done.stderr
+        assert not (tmp_path / "o.safetensors").exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "note: 1 module loses more than 1% of its change to numbers too small for fp16" in done.stderr
+    done = merge(*words, "--save-precision", "bf16")
+    assert done.returncode == 0, done.stderr
+    assert "note:" not in done.stderr

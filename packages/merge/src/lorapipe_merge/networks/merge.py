@@ -28,6 +28,7 @@ from lorapipe_engine.files.writing.dates import date_of_inputs
 from lorapipe_engine.networks.algorithms import is_plain
 from lorapipe_engine.networks.metadata import with_hashes
 from lorapipe_engine.networks.ranks import RankRule, ranks_for_size
+from lorapipe_engine.networks.underflow import rounding_notes
 from lorapipe_merge.blocks import parse_blocks
 from lorapipe_merge.finite import check_networks
 from lorapipe_merge.inputs import open_networks
@@ -364,7 +365,11 @@ class _Description:
             precision=next((name for name, kind in DTYPES.items() if kind == dtype), dtype.lower()),
             bytes=size,
             layers=[summed.report for summed in done],
-            notes=[*self.notes, *notes_on(self.networks)],
+            notes=[
+                *self.notes,
+                *notes_on(self.networks),
+                *rounding_notes(summed.report.loss for summed in done),
+            ],
             checked=checked,
         )
 

@@ -8,13 +8,15 @@ from typing import Any
 
 from lorapipe_engine.command.text import counted
 from lorapipe_engine.networks.ranks import error_of_all
+from lorapipe_engine.networks.underflow import Loss, Underflow
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """One layer. ``networks``: how many change it. ``stacked``: the ranks of all of them together; ``rank``: what the
     result has, None where nothing is a matrix. ``truncation`` and ``cast``: ‖lost‖ / ‖change‖ by dropping ranks and
-    by the number type. ``norm``: the Frobenius norm of the whole change.
+    by the number type. ``norm``: the Frobenius norm of the change that is a product of factors. ``arrays``: norm and
+    cast of each change that is not, of a weight or of a bias. ``underflow``: the values that the type makes zeros of.
     """
 
     name: str
@@ -25,9 +27,18 @@ class LayerReport:
     norm: float = 0.0
     truncation: float = 0.0
     cast: float = 0.0
+    arrays: tuple[tuple[float, float], ...] = ()
+    underflow: Underflow = field(default_factory=Underflow)
+
+    @property
+    def loss(self) -> Loss:
+        """What the number type takes of the layer."""
+        return Loss(self.name, max([self.cast, *(cast for _, cast in self.arrays)]), self.underflow)
 
     def as_record(self) -> dict[str, Any]:
         record: dict[str, Any] = {"module": self.name, "networks": self.networks}
+        if self.arrays:
+            record["arrays"] = [{"norm": norm, "error": {"cast": cast}} for norm, cast in self.arrays]
         if self.rank is None:
             return record
         return record | {
@@ -78,11 +89,16 @@ class NetworksReport:
     @property
     def truncation(self) -> float:
         """√(Σ‖lost‖² / Σ‖change‖²) over all layers."""
-        return error_of_all((layer.norm, layer.truncation) for layer in self.layers)
+        return error_of_all(
+            [(layer.norm, layer.truncation) for layer in self.layers]
+            + [(norm, 0.0) for layer in self.layers for norm, _ in layer.arrays]
+        )
 
     @property
     def cast(self) -> float:
-        return error_of_all((layer.norm, layer.cast) for layer in self.layers)
+        return error_of_all(
+            pair for layer in self.layers for pair in ((layer.norm, layer.cast), *layer.arrays)
+        )
 
     def summary(self) -> str:
         """The line that every run prints on stderr."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorapipe_engine.delta.full import BIAS_SUFFIXES
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.dtypes import DTYPE_BITS, Encoded, decode, encode
 from lorapipe_engine.networks.factors import (
@@ -28,6 +29,7 @@ from lorapipe_engine.networks.factors import (
     stack,
 )
 from lorapipe_engine.networks.ranks import Candidate, RankRule
+from lorapipe_engine.networks.underflow import check_kept, tensor_loss, underflow_of
 from lorapipe_merge.networks.layers import Layer
 from lorapipe_merge.networks.report import LayerReport
 from lorapipe_merge.networks.terms import Term, common_kernel, read_terms, strongest_row, sum_arrays
@@ -110,8 +112,8 @@ def sum_layer(layer: Layer, rank: int | None, settings: Settings) -> Summed:
     """
     terms = read_terms(layer, whole=settings.mode == "concat")
     arrays = sum_arrays(layer.name, terms)
-    tensors = {_array_key(layer, role): _encode(layer, array, settings)[0] for role, array in arrays.items()}
     report = LayerReport(name=layer.name, networks=len(layer.parts))
+    tensors, report = _write_arrays(layer, arrays, report, settings)
     stacked = _stack_terms(layer, terms, settings)
     if stacked is None:
         return Summed(tensors, report)
@@ -119,15 +121,17 @@ def sum_layer(layer: Layer, rank: int | None, settings: Settings) -> Summed:
     exact = _shuffled(exact, layer.name, settings.shuffle)
     new, rounded = _encode_factors(layer, exact, stacked.kernel, settings)
     cast = rounding_norm(exact, rounded)
-    report = LayerReport(
-        name=layer.name,
-        networks=len(layer.parts),
+    if stacked.alive:
+        check_kept(layer.name, exact, rounded, settings.dtype)
+    report = replace(
+        report,
         rank=exact.up.shape[1],
         stacked=stacked.factors.up.shape[1],
         kernel=stacked.kernel,
         norm=norm,
         truncation=lost / norm if norm else 0.0,
         cast=cast / norm if norm else 0.0,
+        underflow=report.underflow + underflow_of(exact, rounded),
     )
     return Summed(tensors | new, report)
 
@@ -253,6 +257,31 @@ def _encode_factors(
         tensors[alpha_key] = encode(np.asarray(settings.alpha), ALPHA_DTYPE)
     # As float64: dividing float32 would round once more, and be told as a loss of the file's.
     return tensors, Factors(rounded[0].astype(np.float64) / strength, rounded[1])
+
+
+def _write_arrays(
+    layer: Layer, arrays: Mapping[str, Array], report: LayerReport, settings: Settings
+) -> tuple[dict[str, Encoded], LayerReport]:
+    """The tensors of what is no product of factors, and the report with their norms and losses.
+
+    Raises InputError where the number type cannot hold them, or makes zeros of the whole change.
+    """
+    tensors = {}
+    for role, array in arrays.items():
+        encoded, rounded = _encode(layer, array, settings)
+        tensors[_array_key(layer, role)] = encoded
+        if role == "weight" or not _changes_weight(layer):
+            check_kept(layer.name, [array], [rounded], settings.dtype)
+        loss = tensor_loss(layer.name, array, rounded)
+        norm = float(np.linalg.norm(array))
+        report = replace(
+            report, arrays=(*report.arrays, (norm, loss.share)), underflow=report.underflow + loss.underflow
+        )
+    return tensors, report
+
+
+def _changes_weight(layer: Layer) -> bool:
+    return any(part.module.keys.keys() - {*BIAS_SUFFIXES, "alpha"} for part in layer.parts)
 
 
 def _array_key(layer: Layer, role: str) -> str:
