@@ -289,6 +289,14 @@ def test_options_that_a_dataset_file_overrides_are_told(tmp_path: Path) -> None:
         ("resolution [128, 64]", "resolution"),
         ("dataset_repeats 5", "num_repeats"),
     ]
+    # What nobody gave is not told, as the base's own size.
+    config.write_text(config.read_text().replace("resolution = 64", "resolution = 96"))
+    plain = ["--base", "demo", "--dataset_config", str(config), "--dry-run"]
+    done = CliRunner().invoke(lora_train, plain)
+    assert (done.exit_code, "is not used" in done.stderr) == (0, False), done.output
+    done = CliRunner().invoke(lora_train, [*plain, "--resolution", "64"])
+    assert "note: " in done.stderr
+    assert f"{config}: resolution [64, 64] is not used: resolution stands in the file" in done.stderr
 
 
 def test_a_metadata_file_beside_a_dataset_file_is_told(tmp_path: Path) -> None:

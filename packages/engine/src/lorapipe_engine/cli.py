@@ -29,6 +29,7 @@ from lorapipe_engine.command.records import write_file_text, write_json, write_p
 from lorapipe_engine.command.tool import LaunchedCommand, say, show, tool_command
 from lorapipe_engine.errors import ConfigError, MissingExtra
 from lorapipe_engine.settings import PARTS
+from lorapipe_engine.settings.data import BaseSize
 from lorapipe_engine.settings.programs import Programs
 from lorapipe_engine.settings.programs.pasted import whole_names
 from lorapipe_engine.settings.refused import FOREIGN
@@ -269,8 +270,8 @@ def sized(parts: list[Any], origin: dict[str, str]) -> tuple[list[Any], dict[str
         return parts, origin
     from lorapipe_engine.sampling.bases import trained_size
 
-    width, height = map(int, trained_size(base).split("x"))
-    parts = [parts[0], replace(data, resolution=(width, height)), *parts[2:]]
+    size = BaseSize(map(int, trained_size(base).split("x")))
+    parts = [parts[0], replace(data, resolution=size), *parts[2:]]
     return parts, {**origin, "resolution": "the base's own"}
 
 

@@ -19,6 +19,7 @@ from lorapipe_engine.datasets.spec import DatasetSpec, Subset, dataset_of, subse
 from lorapipe_engine.errors import ConfigError, InputError
 from lorapipe_engine.pictures.layout import MOST_REPEATS
 from lorapipe_engine.settings import PARTS, DataSettings
+from lorapipe_engine.settings.data import BaseSize
 from lorapipe_engine.settings.programs import easy_scripts
 
 
@@ -150,12 +151,14 @@ def read_dataset_file(path: Path, data: DataSettings) -> tuple[DatasetSpec, ...]
 
 
 def _given_in_vain(data: DataSettings, subsets: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each option of the run of which the file has another value wherever it is trained."""
+    """A line for each option that was given and of which the file has another value wherever it is trained."""
     options = {**DATASET_KEYS, **SHARED_KEYS, "num_repeats": _OPTIONS["dataset_repeats"]}
     for key, option_ in options.items():
         asked = getattr(data, option_.name, None)
         own = [row[key] for row in subsets if key in row]
-        if asked in (None, option_.default) or len(own) < len(subsets) or asked in own:
+        if asked in (None, option_.default) or isinstance(asked, BaseSize):
+            continue
+        if len(own) < len(subsets) or asked in own:
             continue
         sides = list(asked) if isinstance(asked, tuple) else asked
         yield f"{option_.name} {sides} is not used: {key} stands in the file for every subset"

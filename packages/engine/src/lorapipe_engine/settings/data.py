@@ -8,6 +8,10 @@ from pathlib import Path
 from lorapipe_engine.command.options import option
 
 
+class BaseSize(tuple[int, int]):
+    """A training size (width, height) that the base has and nobody gave: the value of ``resolution`` then."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Pictures, buckets and captions."""
