@@ -22,10 +22,11 @@ WORDS = [
     "1girl", "2girls", "solo", "blue hair", "red_hair", "white shirt", "shirt", "Shirt", "long hair", "hair",
     "rem (re:zero)", "rem \\(re:zero\\)", "^_^", "o_o", "_", "(blue hair:1.2)", "((smile))", "[smile]", "{a|b, c}",
     "explicit", "rating:safe", "trigger", "my_trigger", "|||", "caf\u00e9", "cafe\u0301", "a. b", "ＡＢ", "x;y",
-    "{{", "}", "\u200b", "😀", "masterpiece", "best quality",
+    "(smile, (hat:1.1):1.2)", "[v, hat]", ":(", ";)", "(o)_(o)", "{{", "}", "\u200b", "😀", "masterpiece",
+    "best quality",
 ]  # fmt: skip
 KEYS = ["1girl", "shirt", "blue hair", "white shirt", "hair", "smile", "x"]
-tag = st.sampled_from(WORDS) | st.text("ab _(){}|:\\,;.\u0301\u00df\u0130A1", max_size=6)
+tag = st.sampled_from(WORDS) | st.text("ab _(){}[|:\\,;.\u0301\u00df\u0130A1", max_size=6)
 tags = st.lists(st.sampled_from(WORDS), max_size=3)
 caption = st.lists(tag, max_size=8).flatmap(
     lambda found: st.sampled_from([", ", ",", " ,  ", "; ", "\n", " ", ". "]).map(

@@ -17,12 +17,12 @@ from lorapipe_dataset.clean.captions.sentences import text_steps
 from lorapipe_dataset.clean.captions.steps import build_steps
 from lorapipe_dataset.clean.captions.steps.step import Bench
 from lorapipe_dataset.clean.captions.tags import MARK, expression, join_caption, split_caption, split_raw
+from lorapipe_dataset.clean.captions.weights import weight_taker
 from lorapipe_engine.errors import ConfigError, LoraError
 from lorapipe_engine.pictures.captions import caption_lines
 
 MOST_ROUNDS = 12
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
-_GROUP = re.compile(r"(?<!\\)\(([^()]*,[^()]*?)(?<!\\):\s*[+-]?[0-9.]+\)")
 
 
 class NeverSettles(LoraError):
@@ -41,7 +41,7 @@ class Cleaner:
         self.bench = bench or Bench(rules)
         self._separators = rules.separators
         self._steps = build_steps(self.bench)
-        self._changes = _text_changes(rules)
+        self._changes = _text_changes(self.bench)
         self._texts = text_steps(self.bench) if rules.style == "text" else None
         self._prefix = _Affixes(rules)
         self._gentle = _gentle(self.bench) if rules.if_empty else None
@@ -172,12 +172,14 @@ class _Affixes:
         return f"{self._front}{line}{self._back}".strip()
 
 
-def _text_changes(rules: Rules) -> Sequence[Callable[[str], str]]:
+def _text_changes(bench: Bench) -> Sequence[Callable[[str], str]]:
+    rules = bench.rules
     changes: list[Callable[[str], str]] = []
     if rules.expand_wildcards:
         changes.append(lambda line: _expand(line, rules.seed))
     if rules.strip_weights:
-        changes.append(lambda line: _GROUP.sub(r"\1", line) if "(" in line else line)
+        of_text = rules.style == "text"
+        changes.append(weight_taker(rules.separators, bench.own_tags, numbered_only=of_text))
     if rules.phrases:
         changes.append(_phrases(rules.phrases))
     return changes

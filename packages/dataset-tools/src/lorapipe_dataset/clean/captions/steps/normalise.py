@@ -1,4 +1,4 @@
-"""Unicode NFC, single spaces, no control characters; small letters and weights on request."""
+"""Unicode NFC, single spaces, no control characters; small letters on request."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import unicodedata
 
 from lorapipe_dataset.clean.captions.steps.step import Bench, Each, Step
 from lorapipe_dataset.clean.captions.tags import unescape
-from lorapipe_dataset.texts.vocabulary import is_word
 
 # Zero-width and byte-order signs look like nothing and make two tags of one.
 _INVISIBLE = re.compile("[\u200b\u200e\u200f\u2060\ufeff\u00ad]|[\x00-\x08\x0e-\x1b\x7f]")
-_WEIGHT = re.compile(r"\((.+):\s*[+-]?[0-9.]+\)")
-_PAIRS = {"(": ")", "[": "]"}
 
 
 def build(bench: Bench) -> Step | None:
@@ -24,8 +21,6 @@ def build(bench: Bench) -> Step | None:
         if tag in bench.own_tags:
             return [tag]
         tag = tidy(tag)
-        if rules.strip_weights:
-            tag = without_weight(tag)
         if rules.escape is False:
             tag = unescape(tag)
         tag = tag.lower() if rules.lower else tag
@@ -42,24 +37,3 @@ def tidy(text: str) -> str:
     return " ".join(
         unicodedata.normalize("NFC", _INVISIBLE.sub("", unicodedata.normalize("NFC", text))).split()
     )
-
-
-def without_weight(tag: str) -> str:
-    """``(tag:1.2)``, ``((tag))`` and ``[tag]`` as ``tag``; faces and brackets that belong to a name stay."""
-    while is_word(tag) and _is_wrapped(tag):
-        match = _WEIGHT.fullmatch(tag)
-        tag = (match[1] if match else tag[1:-1]).strip()
-    return tag
-
-
-def _is_wrapped(tag: str) -> bool:
-    """Whether the first bracket closes at the very end."""
-    end = _PAIRS.get(tag[0])
-    if end is None or tag[-1] != end or tag[-2:-1] == "\\":
-        return False
-    depth = 0
-    for at, letter in enumerate(tag):
-        depth += (letter == tag[0]) - (letter == end)
-        if depth == 0:
-            return at == len(tag) - 1
-    return False
