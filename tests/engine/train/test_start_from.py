@@ -113,6 +113,117 @@ def test_modules_that_fit_nowhere_are_told(
     assert "--dim_from_weights takes all" in told
 
 
+def told_of(path: Path) -> list[str]:
+    """What a file's metadata say of its network."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    return [metadata[f"ss_network_{name}"] for name in ("module", "dim", "alpha", "args")]
+
+
+FROM_FILE = ["--dim_from_weights", "--network_weights"]
+LYCORIS = ["--network_module", "lycoris.kohya", "--network_args"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--algorithm", "loha"], "is of the algorithm lora, not loha; leave algorithm"),
+        ([*LYCORIS, "algo=lokr", "preset=attn-only", "factor=4"], "not lokr; leave network_module"),
+        ([*LYCORIS, "preset=attn-only"], "preset=attn-only chooses 104 layers, the file has"),
+        (["--network_args", "dora_wd=True", "use_tucker=1"], "are not of dora_wd=True, use_tucker=1; leave"),
+        (["--network_args", "train_norm=True"], "has no norms; leave train_norm out"),
+    ],
+)
+def test_another_network_than_the_file_has_is_refused(
+    more: list[str],
+    told: str,
+    trained: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(data, tmp_path, *FROM_FILE, str(trained), *more) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("lora-train: error: dim_from_weights: ")
+    assert told in error
+    assert error.endswith("out, or leave --dim_from_weights out")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_ranks_that_the_file_has_otherwise_are_noted_and_not_recorded(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["conv_dim=2", "conv_alpha=4", "rs_lora=True", "use_scalar=True", "dora_wd=False"]
+    more = ["--network_dim", "99", "--network_args", *words, *STILL]
+    assert run(data, tmp_path, *FROM_FILE, str(trained), *more) == 0
+    told = capsys.readouterr().err
+    assert "so this does nothing: network_dim 99, conv_alpha 4, rs_lora True; leave it out" in told
+    assert told_of(tmp_path / "net.safetensors") == [
+        "networks.lora",
+        "4",
+        "1.0",
+        json.dumps({"conv_dim": "2", "use_scalar": "True", "dora_wd": "False"}),
+    ]
+    scalars = len(deltas(trained))  # one for each module is trained beside the file's values
+    values = sum(tensor.numel() for key, tensor in load_file(trained).items() if not key.endswith("alpha"))
+    assert f"{scalars} modules, {values + scalars:,} values" in told
+
+
+def test_options_that_agree_with_the_file_are_fine(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = [
+        "--network_dim",
+        "4",
+        "--network_alpha",
+        "1",
+        *LYCORIS,
+        "algo=locon",
+        "conv_dim=2",
+        "conv_alpha=0.5",
+    ]
+    assert run(data, tmp_path, *FROM_FILE, str(trained), *more, *STILL) == 0
+    assert "dim_from_weights" not in capsys.readouterr().err
+    told = told_of(tmp_path / "net.safetensors")
+    assert told[:3] == ["lycoris.kohya", "4", "1.0"]
+
+
+def test_whole_matrices_have_no_rank_to_tell(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--algorithm", "lokr", "--network_args", "factor=4", "preset=attn-only"]
+    assert run(data, tmp_path / "a", *words, "--network_dim", "1000", *STILL) == 0
+    first, bare = tmp_path / "a" / "net.safetensors", tmp_path / "bare.safetensors"
+    save_file(load_file(first), bare)
+    for path, dim in ((first, "1000"), (bare, "None")):
+        assert run(data, tmp_path / path.stem, *FROM_FILE, str(path), *words, *STILL) == 0
+        assert told_of(tmp_path / path.stem / "net.safetensors")[:2] == ["lycoris.kohya", dim]
+    assert "network of LoKr: 104 modules" in capsys.readouterr().err
+    for word in ("factor=8", "full_matrix=True", "decompose_both=True"):
+        more = [*FROM_FILE, str(bare), "--algorithm", "lokr", "--network_args", word]
+        assert run(data, tmp_path / "c", *more, *STILL) == (0 if word.startswith("full") else 2)
+
+
+def test_what_the_new_file_lacks_is_told(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text modules where the UNet alone is trained, a layer that the model has not, a tensor of no module."""
+    tensors = load_file(trained)
+    module = next(key for key in tensors if key.startswith("lora_unet_down")).partition(".")[0]
+    odd = "lora_unet_down_blocks_9_attentions_0_proj_in"
+    tensors |= {f"{odd}.lora_down.weight": torch.ones(2, 32), f"{odd}.lora_up.weight": torch.ones(32, 2)}
+    tensors[f"{module}.strange"] = torch.ones(2)
+    save_file(tensors, tmp_path / "odd.safetensors")
+    start = ["--network_weights", str(tmp_path / "odd.safetensors"), *STILL]
+    for more in (["--dim_from_weights", "--network_train_unet_only"], ["--network_dim", "4"]):
+        assert run(data, tmp_path, *start, *more, "--overwrite") == 0
+        told = capsys.readouterr().err
+        assert f"note: 2 modules or tensors fit nowhere, first '{odd}'" in told
+        is_left = "--dim_from_weights" not in more
+        assert ("--dim_from_weights takes all" in told) == is_left
+        assert ("modules of the file are of a part that is not trained" in told) != is_left
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

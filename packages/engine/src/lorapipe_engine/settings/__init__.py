@@ -55,8 +55,11 @@ def with_base_defaults(
     ``encoder_layer`` is the clip skip that the base's own metadata asks for, if it does.
     """
     clip_skip = settings.model.clip_skip or encoder_layer or family.clip_skip
-    rank = settings.network.network_dim or family.rank
-    alpha = settings.network.network_alpha if settings.network.network_alpha is not None else float(rank)
+    network = settings.network
+    if not network.dim_from_weights:  # else None is of a file in which no rank is in use
+        rank = network.network_dim or family.rank
+        alpha = network.network_alpha if network.network_alpha is not None else float(rank)
+        network = replace(network, network_dim=rank, network_alpha=alpha)
     row = PREDICTIONS[prediction]
     defaults = {name: value for name, value in row.defaults.items() if getattr(settings.loss, name) is None}
     loss = replace(
@@ -68,6 +71,6 @@ def with_base_defaults(
     return replace(
         settings,
         model=replace(settings.model, clip_skip=clip_skip if family.reads_clip_skip else None),
-        network=replace(settings.network, network_dim=rank, network_alpha=alpha),
+        network=network,
         loss=replace(loss, min_snr_gamma=loss.min_snr_gamma or None),
     )

@@ -198,7 +198,7 @@ def check_cheaply(settings: TrainSettings) -> tuple[NetworkArgs, list[str]]:
     objective = objective_class(asked_prediction(settings.loss) or EPSILON.name)
     quantized_form(settings.model)
     network_plan(settings.network, args)
-    check_start(settings.network, args)
+    notes += check_start(settings.network, args)
     if settings.run.resume is not None and not settings.run.resume.exists():
         raise InputError(f"resume: {settings.run.resume}: no such file")
     objective.check_sampler(settings.run.sample_sampler)

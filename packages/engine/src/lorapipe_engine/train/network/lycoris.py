@@ -27,7 +27,7 @@ _OF_SOME = frozenset(
     }
 )
 # Of older versions.
-_RENAMED = {"constrain": "constraint"}
+RENAMED = {"constrain": "constraint"}
 # How the product is computed, not what it is.
 _WITHOUT_MEANING = frozenset({"bypass_mode"})
 # LyCORIS' own defaults that are not ours.
@@ -56,7 +56,7 @@ def read_lycoris(words: Iterable[str], presets: Iterable[str], known: Mapping[st
     unused: list[str] = []
     for word in words:
         name, sign, text = (piece.strip() for piece in word.partition("="))
-        name = _RENAMED.get(name, name)
+        name = RENAMED.get(name, name)
         if name in ("algo", "preset"):
             given[name] = text
         elif name in _WITHOUT_MEANING:

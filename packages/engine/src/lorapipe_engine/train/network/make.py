@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -10,15 +9,13 @@ from importlib.util import find_spec
 import torch
 
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.networks import algorithms
-from lorapipe_engine.networks.algorithms import Algorithm
-from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
-from lorapipe_engine.nn.base import adapter_class
+from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, NetworkSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
-from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan
+from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, read_network_args
 from lorapipe_engine.train.network.choice import choose_layers, every_target
+from lorapipe_engine.train.network.files.decided import check_preset, decide
 from lorapipe_engine.train.network.files.start_from import (
     file_names,
     load_start,
@@ -34,13 +31,14 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Planned:
     """The layers that are trained, what each of them gets, and notes. ``start``: the file that is gone on with, and
-    the names that it may have for a layer."""
+    the names that it may have for a layer. ``within``: the layers and norms of the parts that are trained."""
 
     targets: Sequence[Target]
     plan: NetworkPlan
     notes: tuple[str, ...]
     start: TrainedFile | None
     names: Mapping[str, str]
+    within: frozenset[str] = frozenset()
 
 
 def plan_network(
@@ -53,11 +51,37 @@ def plan_network(
     plan = network_plan(network, args)
     names = file_names(family)
     start = read_start(network.network_weights) if network.network_weights else None
+    every = [target for target in every_target(family) if target.part in parts]
+    within = frozenset(target.name for target in every)
     if start is not None and network.dim_from_weights:
-        targets = [target for target in every_target(family) if target.part in parts]
-        return Planned(targets, with_sizes_of(start, plan, targets, names), (), start, names)
+        if any(word.partition("=")[0].strip() == "preset" for word in network.network_args):
+            _check_preset(
+                network, args, family, parts, {names[n]: k for n, k in start.kinds.items() if n in names}
+            )
+        return Planned(every, with_sizes_of(start, plan, every, names), (), start, names, within)
     choice = choose_layers(plan, args, family, parts)
-    return Planned(choice.targets, choice.plan, choice.notes, start, names)
+    return Planned(choice.targets, choice.plan, choice.notes, start, names, within)
+
+
+def _check_preset(
+    network: NetworkSettings,
+    args: NetworkArgs,
+    family: Family,
+    parts: Collection[str],
+    there: Mapping[str, Kind],
+) -> None:
+    """Raise ConfigError where the preset that was given chooses another network than the file has; ``there``: its
+    modules by the layer's name."""
+    # Whatever rank there is: which layers have one is asked for. Blocks without a rate are left as they are.
+    plan = network_plan(replace(network, network_dim=network.network_dim or 1), args)
+    choice = choose_layers(plan, replace(args, weights={}, train_norm=False), family, parts)
+    sized = [t.name for t in choice.targets if choice.plan.size_of(t.module, t.name) is not None]
+    chosen = {name: choice.plan.kinds.get(name, choice.plan.kind).algorithm for name in sized}
+    own = {target.name for target in every_target(family) if target.part in parts}
+    stored = {
+        name: kind.algorithm for name, kind in there.items() if name in own and kind.algorithm != "norm"
+    }
+    check_preset(args.preset or "", chosen, stored)
 
 
 def make_network(
@@ -80,7 +104,7 @@ def make_network(
         family.parts.values(), planned.targets, planned.plan, rate_of=RateGroups(args, family.name, rates)
     )
     if planned.start is not None:
-        for note in load_start(planned.start, network, planned.names):
+        for note in load_start(planned.start, network, planned.names, planned.within):
             say(note)
     network.train()
     if settings.model.gradient_checkpointing:
@@ -120,32 +144,9 @@ def quantized_form(model: ModelSettings) -> str | None:
 
 def with_file_ranks(settings: TrainSettings) -> TrainSettings:
     """The settings with algorithm, rank and alpha as most modules of ``network_weights`` have them, where they come
-    from there; the metadata tell them."""
+    from there; the metadata tell them. Raises ConfigError for options that ask for another network."""
     chosen = settings.network
     if chosen.network_weights is None or not chosen.dim_from_weights:
         return settings
     start = read_start(chosen.network_weights)
-    name = Counter(kind.algorithm for kind in start.kinds.values()).most_common(1)[0][0]
-    row = algorithms.algorithm_of(name)
-    if row is None or row.has_rank:
-        (rank, alpha), _ = Counter(start.sizes.values()).most_common(1)[0]
-        chosen = replace(chosen, network_dim=rank, network_alpha=alpha)
-    if row is not None and row.algos:
-        chosen = _with_words_of(start, row, chosen)
-    return replace(settings, network=chosen)
-
-
-def _with_words_of(start: TrainedFile, row: Algorithm, network: NetworkSettings) -> NetworkSettings:
-    """The options that ask for what a file has, most of whose modules are of the algorithm of ``row``."""
-    asked = algorithms.asked_algorithm(network.algorithm, network.network_module, network.network_args)
-    words = list(network.network_args)
-    if asked is None or row.name not in (asked.name, asked.form):
-        words = [word for word in words if word.partition("=")[0] not in ("algo", "preset")]
-        words.insert(0, f"algo={row.algos[0]}")
-        network = replace(network, algorithm=None, network_module=algorithms.LYCORIS)
-    given = {word.partition("=")[0] for word in words}
-    options = [kind.options for kind in start.kinds.values() if kind.algorithm == row.name]
-    for name in adapter_class(row.name).arguments:
-        if name not in given and all(one.get(name) is True for one in options):
-            words.append(f"{name}=True")
-    return replace(network, network_args=tuple(words))
+    return replace(settings, network=decide(chosen, read_network_args(chosen), start).network)

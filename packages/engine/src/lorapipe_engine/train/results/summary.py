@@ -24,7 +24,8 @@ def summary(
     length = plan.length
     row = "picture" if dataset.pairs is None else "row of prompts"
     asked = _asked(settings.network)
-    what = f"rank {settings.network.network_dim}" if asked is None or asked.has_rank else asked.title
+    rank = settings.network.network_dim
+    what = asked.title if asked is not None and (rank is None or not asked.has_rank) else f"rank {rank}"
     return [
         *folder_lines(dataset),
         f"{_counted(sum(dataset.repeats), row)} an epoch in {_counted(len(set(dataset.buckets)), 'bucket')}, "

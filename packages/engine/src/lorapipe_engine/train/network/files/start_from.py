@@ -8,7 +8,7 @@ network's scale beside the file's alpha, so that its result says another strengt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import NetworkArgs
+from lorapipe_engine.train.network.files.decided import HOW, decide
 from lorapipe_engine.train.network.files.trained_file import TrainedFile, read_trained
 from lorapipe_engine.train.network.targets import every_layer, every_norm
 
@@ -46,8 +47,9 @@ def read_start(path: Path) -> TrainedFile:
     return read_trained(path, OPTION)
 
 
-def check_start(network: NetworkSettings, args: NetworkArgs) -> None:
-    """Look at the files before anything large is read. Raises ConfigError, InputError."""
+def check_start(network: NetworkSettings, args: NetworkArgs) -> list[str]:
+    """Look at the files before anything large is read; what the user should know. Raises ConfigError, InputError."""
+    notes: list[str] = []
     if network.dim_from_weights and network.network_weights is None:
         raise ConfigError("dim_from_weights: takes the ranks of network_weights, so give that file too")
     multipliers = network.base_weights_multiplier
@@ -60,10 +62,13 @@ def check_start(network: NetworkSettings, args: NetworkArgs) -> None:
             "dim_from_weights: the ranks are those of the file; leave block_dims and the like out"
         )
     if network.network_weights is not None:
-        read_start(network.network_weights)
+        start = read_start(network.network_weights)
+        if network.dim_from_weights:
+            notes += decide(network, args, start).notes
     for path in network.base_weights:
         with naming("base_weights"), open_weights(network_path(path)) as file:
             _read_base_weights(file)
+    return notes
 
 
 # -------------------------------------------------------------------------------- the network
@@ -106,13 +111,18 @@ def with_sizes_of(
 def _kind(asked: Kind, stored: Kind) -> Kind:
     """The kind of a module of a file, trained as it was asked for where that makes the same files."""
     row = algorithms.algorithm_of(asked.algorithm)
-    if row is None or row.form != stored.algorithm or asked.algorithm == stored.algorithm:
-        return stored
-    return Kind(asked.algorithm, {**asked.options, **stored.options})
+    if row is not None and row.form == stored.algorithm:
+        return Kind(asked.algorithm, {**asked.options, **stored.options})
+    how = {name: asked.options[name] for name in HOW & asked.options.keys()}
+    known = adapter_class(stored.algorithm).arguments
+    return Kind(stored.algorithm, {**{n: v for n, v in how.items() if n in known}, **stored.options})
 
 
-def load_start(start: TrainedFile, network: Network, names: Mapping[str, str]) -> list[str]:
-    """Copy the file's values and alphas into a network; what stayed out on either side, in a line each.
+def load_start(
+    start: TrainedFile, network: Network, names: Mapping[str, str], within: Collection[str]
+) -> list[str]:
+    """Copy the file's values and alphas into a network; what stayed out on either side, in a line each. ``within``: the
+    layers of the parts that are trained.
 
     Raises InputError if nothing fits, or a module has another algorithm, rank or shape.
     """
@@ -126,9 +136,20 @@ def load_start(start: TrainedFile, network: Network, names: Mapping[str, str]) -
         _fill(start, name, network.adapters[own_name])
     fresh = [name for name in network.adapters if name not in taken]
     notes = [f"network_weights: {len(taken)} modules from {start.path}"]
-    if spare:
+    nowhere = [name for name in spare if name not in names]
+    nowhere += [name for name in start.others if not name.endswith("position_ids")]
+    untrained = [name for name in spare if name in names and names[name] not in within]
+    left = [name for name in spare if name in names and names[name] in within]
+    if nowhere:
+        notes.append(f"note: {len(nowhere)} modules or tensors fit nowhere, first {quote(nowhere[0])}")
+    if untrained:
         notes.append(
-            f"note: {len(spare)} modules of the file are not in this network, first {quote(spare[0])}; "
+            f"note: {len(untrained)} modules of the file are of a part that is not trained, and the new file lacks "
+            f"them, first {quote(untrained[0])}"
+        )
+    if left:
+        notes.append(
+            f"note: {len(left)} modules of the file are not in this network, first {quote(left[0])}; "
             "--dim_from_weights takes all that fit the model"
         )
     if fresh:

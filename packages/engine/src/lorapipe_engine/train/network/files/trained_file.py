@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,16 @@ CPU = torch.device("cpu")
 class TrainedFile:
     """Of each module, by its name in the file: rank and alpha, the algorithm, and the tensors in float32, by suffix.
 
-    Alphas are on the CPU; the other tensors may be views of one that holds all of them.
+    Alphas are on the CPU; the other tensors may be views of one that holds all of them. ``others``: names of tensors
+    that belong to no module.
     """
 
     path: Path
     sizes: Mapping[str, Size]
     kinds: Mapping[str, Kind]
     tensors: Mapping[str, Mapping[str, Tensor]]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
 
 def read_trained(path: Path, option: str = "") -> TrainedFile:
@@ -181,7 +184,9 @@ class StoredFile:
         modules = self.network.modules.items()
         sizes = {n: Size(m.rank or 0, _alpha(m)) for n, m in modules}
         kinds = {n: _kind(self.where, module, tensors[n]) for n, module in modules}
-        return TrainedFile(self.network.path, sizes, kinds, tensors)
+        return TrainedFile(
+            self.network.path, sizes, kinds, tensors, self.network.metadata, self.network.others
+        )
 
     def _check(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         for suffix, tensor in tensors.items():
