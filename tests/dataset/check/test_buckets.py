@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from lorapipe_engine.cli import lora_train
 from lorapipe_engine.datasets.spec import bucket_rule
 from lorapipe_engine.settings import DataSettings
 
@@ -120,6 +122,10 @@ def test_pictures_that_are_not_trained_are_left_out(check: Any, dataset: Path) -
         (["."], "no pictures found"),
         ([".", "--resolution", "wide"], "resolution: expected a whole number, got 'wide'"),
         (["set", "--bucket-reso-steps", "20"], "20 is not a multiple of 8"),
+        (
+            ["set", "--min-bucket-reso", "512", "--max-bucket-reso", "256"],
+            "min_bucket_reso: 512 is above max_bucket_reso, 256; lower the first or raise the second",
+        ),
         ([".", "--reslution", "64"], "no option --reslution, did you mean --resolution?"),
     ],
 )
@@ -161,3 +167,36 @@ def png_header(width: int, height: int) -> bytes:
         for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.torch
+def test_bounds_that_contradict_each_other_are_refused_everywhere(
+    check: Any, dataset: Path, tmp_path: Path
+) -> None:
+    """In lora-check's report too, and by lora-train with the place where they stand."""
+    words = ("--min-bucket-reso", "512", "--max-bucket-reso", "256")
+    done = check(dataset, *words)
+    assert (done.code, "min_bucket_reso: 512 is above max_bucket_reso, 256" in done.err) == (2, True)
+    # Where no bounds count, none contradict each other; the default lower one gives way.
+    assert check("buckets", dataset, "--resolution", 64, "--max-bucket-reso", 128).code == 0
+    assert check("buckets", dataset, *words, "--bucket-no-upscale", "--bucket-reso-steps", 8).code == 0
+    file = tmp_path / "dataset.toml"
+    file.write_text(
+        "[[datasets]]\nmin_bucket_reso = 512\nmax_bucket_reso = 256\n"
+        f"[[datasets.subsets]]\nimage_dir = '{dataset / '3_maid'}'\n"
+    )
+    train = ["--base", "demo", "--dry_run"]
+    for given, place in (
+        (
+            [
+                "--train_data_dir",
+                str(dataset),
+                *(word.replace("-bucket-reso", "_bucket_reso") for word in words),
+            ],
+            "",
+        ),
+        (["--dataset_config", str(file)], f"{file}: datasets[0]: "),
+    ):
+        told = CliRunner().invoke(lora_train, [*train, *given])
+        assert told.exit_code == 2
+        assert f"{place}min_bucket_reso: 512 is above max_bucket_reso, 256; lower" in told.stderr

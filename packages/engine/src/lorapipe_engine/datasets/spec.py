@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorapipe_engine.datasets.pairs import Pairs
+from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.buckets import FINEST_STEP, BucketRule
 from lorapipe_engine.pictures.captions import CaptionRule
 from lorapipe_engine.settings import DataSettings
@@ -117,7 +118,15 @@ def subset_of(
 
 
 def bucket_rule(data: DataSettings) -> BucketRule:
-    """The bucket rule that the options describe."""
+    """The bucket rule that the options describe. Raises ConfigError for bounds that contradict each other."""
+    is_bounded = data.enable_bucket and not data.bucket_no_upscale
+    # The default lower bound is above a small upper one, and gives way to a resolution as small.
+    is_asked = data.min_bucket_reso != DataSettings.min_bucket_reso
+    if is_bounded and is_asked and data.min_bucket_reso > data.max_bucket_reso:
+        raise ConfigError(
+            f"min_bucket_reso: {data.min_bucket_reso} is above max_bucket_reso, {data.max_bucket_reso}; lower the "
+            "first or raise the second"
+        )
     return BucketRule(
         resolution=data.size,
         # A small training size needs no second option: the bounds give way to it.
