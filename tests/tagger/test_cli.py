@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,20 @@ def test_trigger_from_the_folders_name(tag: Tag, tmp_path: Path) -> None:
     shutil.copy(PICTURES / "rgba.png", tmp_path / "12_shiina mayuri")
     result = tag(tmp_path, "--recursive", "--trigger-from-folder", "--max-tags", 1, "--character", "off")
     assert result.records[0]["caption"] == "shiina mayuri, ;)"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_a_trigger_has_no_mark_of_the_trainer_in_it(tag: Tag, folder: Path, tmp_path: Path) -> None:
+    for words in (("--trigger", "m |||"), ("--trigger", "x|||y"), ("--add", "m, x |||")):
+        result = tag(folder, *words)
+        assert (result.code, list(folder.glob("*.txt"))) == (2, [])
+        assert "||| is training's mark (keep_tokens_separator), no part of a tag" in result.error
+    place = tmp_path / "named" / "12_a ||| b"
+    place.mkdir(parents=True)
+    shutil.copy(PICTURES / "rgba.png", place)
+    result = tag(place, "--trigger-from-folder")
+    assert result.code == 1
+    assert "its folder's name, the trigger, has |||, training's mark; rename it" in result.err
 
 
 def test_aliases_and_implications(tag: Tag, tmp_path: Path) -> None:

@@ -184,6 +184,10 @@ def test_odd_names(clean: Clean, tmp_path: Path) -> None:
         (["--order", "frequency", "--max-tags", "3"], "a run of its own"),
         (["--strip-invariant", "3"], "a share"),
         (["--trigger", "a\nb"], "one line"),
+        (["--trigger", "mayuri |||"], "'mayuri |||': ||| is training's mark (keep_tokens_separator)"),
+        (["--trigger", "x|||y"], "lora-train --keep_tokens 1 keeps the first tag"),
+        (["--add", "x |||"], "--add 'x |||': ||| is training's mark"),
+        (["--trigger", "x ##", "--keep-tokens-separator", "##"], "## is training's mark"),
         (["--tokenizer", "/nowhere", "--max-tokens", "75"], "no tokenizer there"),
         (["--to", "kohya"], "-o FILE is needed"),
         (["--trigge", "x"], "did you mean --trigger?"),
@@ -239,6 +243,12 @@ def test_what_stops_a_folder_is_told_once(clean: Clean, imgs: Path) -> None:
         "lora-clean: 0 of 3 captions changed, 3 failed",
     ]
     assert snapshot(imgs) == before
+
+
+def test_a_mark_behind_the_first_tag_is_a_prefix(clean: Clean, imgs: Path) -> None:
+    for _ in range(2):
+        assert clean(imgs, "--prefix", "mayuri ||| ", "--text").code == 0
+        assert (imgs / "c.txt").read_text(encoding="utf-8") == "mayuri ||| café, naïve"
 
 
 def test_the_mark_of_the_trainer_is_known_by_any_name(clean: Clean, tmp_path: Path) -> None:

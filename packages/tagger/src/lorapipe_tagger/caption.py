@@ -11,6 +11,7 @@ from lorapipe_engine.changes.journal import ChangedMeanwhile
 from lorapipe_engine.command.records import Record
 from lorapipe_engine.command.text import hidden_letter
 from lorapipe_engine.errors import InputError, LoraError
+from lorapipe_engine.pictures.captions import KEEP_MARK
 from lorapipe_engine.pictures.layout import concept_of
 from lorapipe_tagger.captions.explain import explain, table
 from lorapipe_tagger.captions.shape import (
@@ -251,6 +252,8 @@ class Captioner:
             raise InputError(
                 "its folder's name, the trigger, has control or directional characters; rename it"
             )
+        if KEEP_MARK in trigger:
+            raise InputError(f"its folder's name, the trigger, has {KEEP_MARK}, training's mark; rename it")
         return self._shape.with_trigger(trigger)
 
     def _record(self, task: Task, fields: dict[str, Any]) -> Record:

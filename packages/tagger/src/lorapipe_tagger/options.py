@@ -12,6 +12,7 @@ from lorapipe_engine.command.tool import say
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.caption_files import caption_suffix
 from lorapipe_engine.pictures.tag_lists import split_list
+from lorapipe_engine.pictures.triggers import check_no_mark
 from lorapipe_tagger.captions.shape import Shape
 from lorapipe_tagger.captions.texts import (
     AUTO,
@@ -107,6 +108,8 @@ class Options:
         _check_texts(model, shape)
         if "trigger" in chosen.given and not shape.trigger.strip(" ,"):
             raise ConfigError("--trigger: an empty word, which does nothing")
+        check_no_mark([shape.trigger], "--trigger")
+        check_no_mark(shape.add, "--add")
         if chosen[DrySettings].dry_run and captions.no_txt:
             raise ConfigError("--dry-run has no use with --no-txt: no captions are written anyway")
         models = model.models or (DEFAULT,)

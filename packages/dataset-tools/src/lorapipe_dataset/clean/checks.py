@@ -15,6 +15,7 @@ from lorapipe_dataset.sidecars import POST_FORMATS, TEXT_FORMATS
 from lorapipe_engine.command.modes import Chosen
 from lorapipe_engine.errors import ConfigError
 from lorapipe_engine.pictures.tag_lists import split_list
+from lorapipe_engine.pictures.triggers import check_no_mark
 
 _WORDS = (  # options that do nothing where they are empty, as a variable of a script may be
     (TriggerCheckSettings, "check_trigger"),
@@ -35,6 +36,9 @@ def check_options(inputs: Sequence[str], chosen: Chosen) -> None:
         words = [value] if isinstance(value, str) else value
         if words is not None and not split_list(words):
             raise ConfigError(f"--{name.replace('_', '-')}: an empty word, which does nothing")
+    order, mark = chosen[OrderSettings], chosen[InputSettings].keep_tokens_separator
+    check_no_mark([order.trigger], "--trigger", mark)
+    check_no_mark(order.add, "--add", mark)
     write = chosen[WriteSettings]
     if write.no_txt and write.target in ("txt", "caption"):
         raise ConfigError(f"--to {write.target} writes caption files and --no-txt none; give one of them")

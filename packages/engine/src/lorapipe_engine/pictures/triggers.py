@@ -10,9 +10,23 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
-from lorapipe_engine.pictures.captions import split_tags
+from lorapipe_engine.errors import ConfigError
+from lorapipe_engine.pictures.captions import KEEP_MARK, split_tags
 
 _EMPTY = re.compile(r"[\W_]*(:\s*[\d.]+)?[\W_]*")  # what is left of a weighted tag that was the word alone
+
+
+def check_no_mark(texts: Iterable[str], option: str, *marks: str) -> None:
+    """Raise ConfigError for words of an option with ``|||`` or another of ``marks`` in them: training takes a mark for
+    the end of what stays in front, never for a part of a tag.
+    """
+    for text in texts:
+        for mark in (KEEP_MARK, *marks):
+            if mark in text:
+                raise ConfigError(
+                    f"{option} {text!r}: {mark} is training's mark (keep_tokens_separator), no part of a tag; give the "
+                    "words alone: lora-train --keep_tokens 1 keeps the first tag of each caption in front"
+                )
 
 
 def has_word(text: str, word: str) -> bool:
