@@ -188,6 +188,7 @@ def test_odd_names(clean: Clean, tmp_path: Path) -> None:
         (["--trigger", "x|||y"], "lora-train --keep_tokens 1 keeps the first tag"),
         (["--add", "x |||"], "--add 'x |||': ||| is training's mark"),
         (["--trigger", "x ##", "--keep-tokens-separator", "##"], "## is training's mark"),
+        (["--to", "txt", "-o", "caps", "--force"], "--to txt has --existing replace"),
         (["--tokenizer", "/nowhere", "--max-tokens", "75"], "no tokenizer there"),
         (["--to", "kohya"], "-o FILE is needed"),
         (["--trigge", "x"], "did you mean --trigger?"),
@@ -249,6 +250,21 @@ def test_a_mark_behind_the_first_tag_is_a_prefix(clean: Clean, imgs: Path) -> No
     for _ in range(2):
         assert clean(imgs, "--prefix", "mayuri ||| ", "--text").code == 0
         assert (imgs / "c.txt").read_text(encoding="utf-8") == "mayuri ||| café, naïve"
+
+
+def test_captions_in_another_folder_are_replaced_on_request(clean: Clean, imgs: Path, tmp_path: Path) -> None:
+    old, words = tmp_path / "caps" / "b.txt", (imgs, "--to", "txt", "-o", tmp_path / "caps", "--text")
+    assert clean(*words).code == 0
+    old.write_text("old\n")
+    assert "left alone (see --existing)" in clean(*words).err
+    assert clean(*words, "--force").code == 2
+    assert old.read_text() == "old\n"
+    assert clean(*words, "--existing", "replace").code == 0
+    assert old.read_text() == "2girls, blue hair, red hair, smile\n"
+    file = tmp_path / "t.csv"
+    file.write_text("old")
+    assert clean(imgs, "--to", "csv", "-o", file, "--force", "--text").code == 0
+    assert file.read_text().startswith("file_name,text\n")
 
 
 def test_the_mark_of_the_trainer_is_known_by_any_name(clean: Clean, tmp_path: Path) -> None:

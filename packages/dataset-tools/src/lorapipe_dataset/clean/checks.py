@@ -40,6 +40,11 @@ def check_options(inputs: Sequence[str], chosen: Chosen) -> None:
     check_no_mark([order.trigger], "--trigger", mark)
     check_no_mark(order.add, "--add", mark)
     write = chosen[WriteSettings]
+    if write.force and write.target in ("txt", "caption"):
+        raise ConfigError(
+            f"--force replaces a file of many captions; --to {write.target} has --existing replace for caption files "
+            "that are there"
+        )
     if write.no_txt and write.target in ("txt", "caption"):
         raise ConfigError(f"--to {write.target} writes caption files and --no-txt none; give one of them")
     _check_categories(inputs, chosen)

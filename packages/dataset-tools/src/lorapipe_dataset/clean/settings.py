@@ -87,7 +87,7 @@ class WriteSettings:
     output: Path | None = flag(
         None, "Folder for txt and caption, file for the others.", "-o", "--output", metavar="OUT"
     )
-    force: bool = flag(False, "Replace OUT if it exists.", needs="output")
+    force: bool = flag(False, "Replace OUT if it is a file that exists.", needs="output")
     union: Path | None = flag(None, "Add the tags of the captions there.", metavar="DIR", needs=_OF_TAGS)
     intersect: Path | None = flag(
         None, "Keep the tags that the captions there have too.", metavar="DIR", needs=_OF_TAGS
