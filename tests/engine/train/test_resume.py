@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,11 +181,26 @@ def test_another_run_is_not_gone_on_with(
     more: list[str], told: str, stopped: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (stopped / "net.state").read_bytes()
-    assert run(data, stopped, "--max_train_steps", "6", *more) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert told in error
-    assert "--overwrite" in error
+    for dry in ([], ["--dry_run"]):
+        assert run(data, stopped, "--max_train_steps", "6", *more, *dry) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert told in error
+        assert "--overwrite" in error
     assert (stopped / "net.state").read_bytes() == before
+
+
+def test_a_dry_run_tells_whether_the_run_goes_on(
+    stopped: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, stopped, "--max_train_steps", "6", "--dry_run") == 0
+    assert "goes on from its state" in capsys.readouterr().out
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    next(other.rglob("*.txt")).write_text("another caption")
+    assert run(other, stopped, "--max_train_steps", "6", "--dry_run") == 2
+    assert "this run began with other pictures, captions or repeats" in capsys.readouterr().err
+    assert run(other, stopped, "--max_train_steps", "6", "--dry_run", "--overwrite") == 0
+    assert "from the start" in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_with_another_rate_has_it(

@@ -36,7 +36,7 @@ from lorapipe_engine.train.results.ended import (
     write_record,
 )
 from lorapipe_engine.train.results.outputs import check_outputs
-from lorapipe_engine.train.results.state import purpose, state_file
+from lorapipe_engine.train.results.state import check_begun, purpose, state_file
 from lorapipe_engine.train.session import (
     Queued,
     check_cheaply,
@@ -123,6 +123,7 @@ def check_run(run: Run, scanned: dict[tuple[DataSettings, int], Dataset], togeth
             return replace(checked, before=remembered.ended)
         if remembered.ended is None and not state_file(settings.run).exists():
             return replace(checked, is_own=True)
+    check_begun(settings, {**asked, "run.processes": together})
     check_outputs(settings.run)
     return checked
 

@@ -49,6 +49,8 @@ _FREE: Mapping[str, frozenset[str]] = {
 _RUN_NAMES = ("seed", "max_train_epochs", "max_train_steps")
 
 
+# What is known of a run before its base is read, whose defaults fill what is not given.
+_KNOWN_EARLY = ("pictures", "run.", "optimizer.", "network.")
 # What may differ where a state is given with --resume: the length, the rates and their curve.
 _FREE_LATER = re.compile(
     r"run\.max_train_(epochs|steps)|optimizer\.(learning_rate|unet_lr|text_encoder_lr|lr_\w+|max_grad_norm)$"
@@ -278,6 +280,22 @@ def is_of(path: Path, asked: Mapping[str, Any]) -> bool:
     with suppress(LoraError), open_tensors(path) as file:
         return bool(_described(path, file)["asked"] == asked)
     return False
+
+
+def check_begun(settings: TrainSettings, asked: Mapping[str, Any]) -> None:
+    """Raise ConfigError where the run would go on from a state of another one, as far as that is known before the base
+    is read; InputError for a state that cannot be read. ``asked``: its :func:`purpose` then.
+    """
+    path = state_file(settings.run)
+    if settings.run.overwrite or settings.run.resume is not None or not path.exists():
+        return
+    with open_tensors(path) as file:
+        before = _described(path, file)["asked"]
+    parts = [part for part in _KNOWN_EARLY if part != "network." or not settings.network.dim_from_weights]
+    now = {
+        name: value for name, value in asked.items() if value is not None and name.startswith(tuple(parts))
+    }
+    check_same(path, {name: before.get(name) for name in now}, now)
 
 
 def check_same(
