@@ -8,9 +8,11 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image")
 
+from click.testing import CliRunner  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from lorapipe_engine.cli import lora_train  # noqa: E402
 from lorapipe_engine.datasets.described import dataset_notes, folder_lines  # noqa: E402
 from lorapipe_engine.datasets.record import dataset_record  # noqa: E402
 from lorapipe_engine.datasets.scan import _in_turn, scan  # noqa: E402
@@ -123,6 +125,24 @@ def test_masks_are_found_by_name(tmp_path: Path) -> None:
     for masks, home in (("masks", "masks/1_maid"), ("flat", "flat")):
         found = scan(masked(tmp_path / "train", masks=tmp_path / masks)).pictures
         assert [row.mask for row in found] == [tmp_path / home / f"{index}.png" for index in range(2)]
+
+
+@pytest.mark.torch
+def test_a_mask_that_the_concepts_folder_lacks_is_looked_for_beside_it(tmp_path: Path) -> None:
+    draw(tmp_path / "train/1_maid", 2, (100, 60))
+    draw(tmp_path / "masks", 2, (100, 60))
+    draw(tmp_path / "masks/1_maid", 1, (50, 30))
+    places = [tmp_path / "masks/1_maid/0.png", tmp_path / "masks/1.png"]
+    found = scan(masked(tmp_path / "train", masks=tmp_path / "masks")).pictures
+    assert [row.mask for row in found] == places
+    words = ["--base", "demo", "--dry_run", "--masked_loss", "--train_data_dir", str(tmp_path / "train")]
+    words += ["--conditioning_data_dir", str(tmp_path / "masks")]
+    done = CliRunner().invoke(lora_train, words)
+    assert done.exit_code == 0, done.output
+    places[1].unlink()
+    done = CliRunner().invoke(lora_train, words)
+    assert done.exit_code == 2
+    assert f"1.png: has no mask {tmp_path / 'masks/1_maid/1.png'}, nor {places[1]}" in done.stderr
 
 
 def test_masks_that_do_not_fit(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def _subset(source: _Source, data: DataSettings, values: Mapping[str, Any], plac
     return subset_of(
         options,
         _folder(source, values["image_dir"], f"{place}.image_dir"),
-        masks=None if masks is None else _folder(source, masks, f"{place}.conditioning_data_dir"),
+        masks=() if masks is None else (_folder(source, masks, f"{place}.conditioning_data_dir"),),
         repeats=values.get("num_repeats") or data.dataset_repeats or 1,
         class_tokens=values.get("class_tokens"),
         is_reg=values.get("is_reg", False),

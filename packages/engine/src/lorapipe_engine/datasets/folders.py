@@ -49,7 +49,7 @@ def _subsets(data: DataSettings, root: Path, *, is_reg: bool) -> tuple[Subset, .
             class_tokens=row.concept,
             is_reg=is_reg,
             # Regularisation pictures show what stays as it is, all of it.
-            masks=None if is_reg else _masks_of(data, row.path),
+            masks=() if is_reg else _masks_of(data, row.path),
         )
         for row in repeat_folders(root)
     )
@@ -74,13 +74,13 @@ def _listed_subset(data: DataSettings, folder: Path, metadata: Path) -> Subset:
     )
 
 
-def _masks_of(data: DataSettings, folder: Path) -> Path | None:
-    """The masks of a folder: in one of the same name within conditioning_data_dir, else there itself."""
+def _masks_of(data: DataSettings, folder: Path) -> tuple[Path, ...]:
+    """Where the masks of a folder lie: in one of the same name within conditioning_data_dir, then there itself."""
     root = data.conditioning_data_dir
     if root is None:
-        return None
+        return ()
     own = root / folder.name
-    return own if own.is_dir() else root
+    return (own, root) if own.is_dir() else (root,)
 
 
 def _reg_subsets(data: DataSettings, root: Path) -> tuple[Subset, ...]:

@@ -197,7 +197,7 @@ def _scan_subset(
     is_private = subset.metadata is not None and _is_linked_file(subset.metadata, subset.folder)
     # One listing of the folder is far quicker than asking for each file that might be there.
     captions = CaptionNames.in_folder(subset.folder, subset.caption_extension)
-    masks = {} if subset.masks is None else _masks(subset.masks, paths)
+    masks = _masks(subset.masks, paths) if subset.masks else {}
     for path in paths:
         if source.captions is None:
             named = captions.read_for(path.name)
@@ -250,13 +250,15 @@ def _is_linked_file(metadata: Path, folder: Path) -> bool:
     return leads_out(metadata, folder if folder in metadata.parents else metadata.parent) is not None
 
 
-def _masks(folder: Path, pictures: Sequence[Path]) -> dict[str, Path]:
-    """Masks by the pictures' names without suffix. Raises InputError where pictures have none."""
-    masks = {path.stem: path for path in find_images(folder)}
+def _masks(folders: Sequence[Path], pictures: Sequence[Path]) -> dict[str, Path]:
+    """Masks by the pictures' names without suffix, of the first folder that has one. Raises InputError where pictures
+    have none."""
+    masks = {path.stem: path for folder in reversed(folders) for path in find_images(folder)}
     bare = [path for path in pictures if path.stem not in masks]
     if bare:
         more = f" (and {len(bare) - 1} more pictures without one)" if len(bare) > 1 else ""
-        raise InputError(f"{bare[0]}: has no mask {folder / bare[0].stem}.png{more}")
+        place = ", nor ".join(f"{folder / bare[0].stem}.png" for folder in folders)
+        raise InputError(f"{bare[0]}: has no mask {place}{more}")
     return masks
 
 

@@ -20,9 +20,9 @@ class Subset:
     regularisation pictures; ``is_preserved``: the network is held to the base's answer to them, not trained to theirs;
     ``flip``: half of the time mirrored; ``colour``: hue or gamma shifted now and then;
     ``random_crop``: cut elsewhere each time; ``interpolation``: filter of resizing, None for the usual; ``masks``:
-    folder of their masks; ``alpha_mask``: their transparency is the mask of those that have none there; ``metadata``:
-    the JSON file that names the pictures with their captions, in place of text files beside them. ``pairs``: prompts in
-    the place of pictures, of which ``folder`` is the file.
+    folders of their masks, the first looked into first; ``alpha_mask``: their transparency is the mask of those that
+    have none there; ``metadata``: the JSON file that names the pictures with their captions, in place of text files
+    beside them. ``pairs``: prompts in the place of pictures, of which ``folder`` is the file.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class Subset:
     colour: bool = False
     random_crop: bool = False
     interpolation: str | None = None
-    masks: Path | None = None
+    masks: tuple[Path, ...] = ()
     alpha_mask: bool = False
     metadata: Path | None = None
     pairs: Pairs | None = None
@@ -44,7 +44,7 @@ class Subset:
     @property
     def is_masked(self) -> bool:
         """Whether parts of the pictures count less than others."""
-        return self.alpha_mask or self.masks is not None
+        return self.alpha_mask or bool(self.masks)
 
     @property
     def is_redrawn(self) -> bool:
@@ -95,7 +95,7 @@ def subset_of(
     class_tokens: str | None,
     is_reg: bool,
     is_preserved: bool = False,
-    masks: Path | None = None,
+    masks: tuple[Path, ...] = (),
     metadata: Path | None = None,
 ) -> Subset:
     """A folder, trained as the options say."""
@@ -111,7 +111,7 @@ def subset_of(
         colour=data.color_aug,
         random_crop=data.random_crop,
         interpolation=data.resize_interpolation,
-        masks=masks if data.masked_loss else None,
+        masks=masks if data.masked_loss else (),
         alpha_mask=data.alpha_mask,
         metadata=metadata,
     )
