@@ -257,6 +257,19 @@ def test_what_is_added_gives_way_to_what_is_there(draw: Any, repeats: Any, tmp_p
     assert not second.exists()
 
 
+def test_a_picture_that_is_named_twice_is_told(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    path = str(draw("mai", 1)[0])
+    records = [{"path": path, "caption": "first"}, {"path": path, "caption": "first"}, {"path": path}]
+    words = ["-o", tmp_path / "set", "--repeats", 5]
+    done = repeats(*words, "--dry-run", stdin=lines(*records))
+    assert (done.code, "named twice" in done.err) == (0, False)
+    done = repeats(*words, stdin=lines(*records, {"path": path, "caption": "second"}))
+    assert f"warning: {path}: named twice, and its first caption counts" in done.err
+    assert tree(tmp_path / "set/5_mai")["000.txt"] == b"first\n"
+    done = repeats("--repeats", 5, stdin=lines(*records, {"path": path, "concept": "other"}))
+    assert f"warning: {path}: named twice, and belongs to 'mai' as at first" in done.err
+
+
 def test_what_cannot_leave_its_place_is_a_failure(draw: Any, repeats: Any, tmp_path: Path) -> None:
     (picture,) = draw("mai", 1)
     (picture.parent / ".lorapipe").write_text("where the journal would be")

@@ -225,7 +225,9 @@ def _tell_layout(layout: Layout, plan: Plan, output: Path, options: Options) -> 
         )
     if layout.renamed:
         whose = "its name" if layout.renamed == 1 else "their name"
-        say(f"note: {counted(layout.renamed, 'picture', 'get')} a number behind {whose}, to keep captions apart")
+        say(
+            f"note: {counted(layout.renamed, 'picture', 'get')} a number behind {whose}, to keep captions apart"
+        )
     if layout.links:
         names = few_of([str(path) for path in layout.links])
         count = len(layout.links)

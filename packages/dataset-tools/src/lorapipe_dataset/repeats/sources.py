@@ -58,16 +58,20 @@ class Gathered:
     concepts: dict[str, Concept] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _seen: set[str] = field(default_factory=set)
+    _seen: dict[str, tuple[str, Source]] = field(default_factory=dict)
 
     def add(self, name: str, source: Source, weight: float | None = None) -> None:
-        """Put a picture into the concept ``name``; one that is there already is not taken twice, and one that training
-        would stop at is a failure.
+        """Put a picture into the concept ``name``. One that is there already is not taken twice, which is noted where
+        it comes with other words; one that training would stop at is a failure.
         """
         place = os.path.abspath(source.path)  # noqa: PTH100 - links are not to be followed
-        if place in self._seen:
+        first_name, first = self._seen.setdefault(place, (name, source))
+        if first is not source:
+            if source.caption not in (None, first.caption):
+                self.notes.append(f"{source.path}: named twice, and its first caption counts")
+            elif name != first_name:
+                self.notes.append(f"{source.path}: named twice, and belongs to '{first_name}' as at first")
             return
-        self._seen.add(place)
         try:
             image_size(source.path)
         except InputError as error:
