@@ -15,6 +15,7 @@ from lorapipe_engine.nn.attach import attach  # noqa: E402
 from lorapipe_engine.settings import NetworkSettings  # noqa: E402
 from lorapipe_engine.train.network.arguments import network_plan, read_network_args  # noqa: E402
 from lorapipe_engine.train.network.choice import Choice, choose_layers  # noqa: E402
+from lorapipe_engine.train.network.targets import is_large  # noqa: E402
 
 from .test_families import real_family  # noqa: E402
 
@@ -290,6 +291,52 @@ dim = 4
         assert name in note
     assert "blocks[.]77" in note
     assert "SpatialTransformer" not in note
+
+
+def test_patterns_and_classes_that_earlier_ones_hide_are_noted(tmp_path: Path) -> None:
+    text = """
+unet_target_module = ["Attention"]
+[module_algo_map.Attention]
+dim = 2
+[module_algo_map.Transformer2DModel]
+dim = 3
+[name_algo_map.".*attn2.*"]
+dim = 4
+[name_algo_map.".*attn2.to_out.*"]
+dim = 5
+[name_algo_map.".*attn[12].to_q"]
+dim = 6
+[name_algo_map."nothing"]
+dim = 7
+"""
+    _, choice = names_of(tmp_path / "a.toml", text, real_family("sd15"))
+    unfit, hidden = choice.notes
+    assert unfit.endswith("a.toml: nothing fits no layer of this model")
+    assert "a.toml: Transformer2DModel, .*attn2.to_out.* does nothing: an earlier pattern or" in hidden
+
+
+@pytest.mark.parametrize(
+    ("words", "kernels", "noted"),
+    [
+        ({"algorithm": "lokr", "network_args": ("conv_dim=8", "conv_alpha=4")}, 52, False),
+        ({"algorithm": "loha", "network_args": ("conv_dim=0",)}, 0, False),
+        ({"algorithm": "loha", "network_args": ("conv_dim=8", "preset=attn-mlp")}, 0, True),
+        ({"network_module": "lycoris.kohya", "network_args": ("conv_dim=8", "preset=attn-mlp")}, 0, True),
+        ({"network_args": ("conv_dim=8",)}, 50, False),
+    ],
+)
+def test_conv_dim_trains_convolutions_or_says_that_it_does_not(
+    words: dict[str, Any], kernels: int, noted: bool
+) -> None:
+    choice = chosen(real_family("sd15"), **words)
+    sizes = [
+        choice.plan.size_of(target.module, target.name)
+        for target in choice.targets
+        if is_large(target.module)
+    ]
+    assert len([size for size in sizes if size is not None]) == kernels
+    assert ("conv_dim does nothing: no convolution above 1x1" in "".join(choice.notes)) == noted
+    assert ("preset=full has them" in "".join(choice.notes)) == noted
 
 
 @pytest.mark.parametrize(

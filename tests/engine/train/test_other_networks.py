@@ -218,3 +218,21 @@ def test_what_an_algorithm_does_not_know_is_refused(
 ) -> None:
     assert run(data, tmp_path, *words, "--max_train_steps", "1") == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--algorithm", "ia3", "--network_args", "loraplus_lr_ratio=4"], "what is trained has one rate"),
+        (
+            ["--network_train_unet_only", "--network_args", "loraplus_text_encoder_lr_ratio=4"],
+            "no such part is trained",
+        ),
+    ],
+)
+def test_a_ratio_of_lora_plus_without_use_is_noted(
+    words: list[str], told: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(data, tmp_path, *words, *STILL) == 0
+    name = words[-1].partition("=")[0]
+    assert f"note: network_args: {name} does nothing: {told}" in capsys.readouterr().err

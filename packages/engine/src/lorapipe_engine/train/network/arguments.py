@@ -63,8 +63,17 @@ class NetworkArgs:
 
     def plus(self, part: str) -> float | None:
         """LoRA+: how much higher the rate of its roles (``lora_up``) is in a part; None where it is not asked for."""
+        return self.numbers.get(self._ratio(part))
+
+    def _ratio(self, part: str) -> str:
+        """The name of the ratio that counts in a part."""
         own = "loraplus_unet_lr_ratio" if not is_text(part) else "loraplus_text_encoder_lr_ratio"
-        return self.numbers.get(own) or self.numbers.get("loraplus_lr_ratio")
+        return own if self.numbers.get(own) else "loraplus_lr_ratio"
+
+    def idle_ratios(self, parts: Iterable[str]) -> list[str]:
+        """The ratios of LoRA+ that were given and count in none of these parts."""
+        used = {self._ratio(part) for part in parts}
+        return [name for name in _PLUS if name in self.numbers and name not in used]
 
     def weights_of(self, family: str) -> list[float] | None:
         """The factor of the rate for each block of the UNet; None where it is not asked for. Raises ConfigError."""

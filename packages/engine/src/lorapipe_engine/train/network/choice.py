@@ -25,11 +25,13 @@ from lorapipe_engine.train.network.preset_file import (
     is_preset_file,
     read_preset_file,
     spare,
+    unused,
 )
 from lorapipe_engine.train.network.targets import (
     as_targets,
     every_layer,
     every_norm,
+    is_large,
     norms_of,
     targets_of,
     with_kinds,
@@ -63,10 +65,18 @@ def choose_layers(plan: NetworkPlan, args: NetworkArgs, family: Family, parts: C
         layers = as_targets(family, (chosen.row for chosen in rows))
         if missing := spare(preset, family, every_layer(family)):
             notes.append(f"note: preset: {preset.path}: {', '.join(missing)} fits no layer of this model")
+        if idle := [text for text in unused(preset, rows) if text not in missing]:
+            notes.append(
+                f"note: preset: {preset.path}: {', '.join(idle)} does nothing: an earlier pattern or an inner class "
+                "counts for its layers, or they are not chosen"
+            )
     else:
         rows = []
         layers = targets_of(family, conv=conv, preset=args.preset)
     targets = [target for target in layers if target.part in parts]
+    if args.numbers.get("conv_dim") and not any(is_large(target.module) for target in targets):
+        hint = "" if args.preset in (None, "full") else f" by preset={args.preset}; preset=full has them"
+        notes.append(f"note: network_args: conv_dim does nothing: no convolution above 1x1 is trained{hint}")
     plan = with_kinds(plan, args.preset, targets)
     plan = by_block(plan, args, targets, family.name)
     plan = _by_file(plan, rows, layers)

@@ -103,6 +103,10 @@ def make_network(
     network = attach(
         family.parts.values(), planned.targets, planned.plan, rate_of=RateGroups(args, family.name, rates)
     )
+    faster = {network.parts[name] for name, adapter in network.adapters.items() if adapter.faster}
+    if idle := args.idle_ratios(faster):
+        what = "no such part is trained" if faster else "what is trained has one rate for each part"
+        say(f"note: network_args: {', '.join(idle)} does nothing: {what}")
     if planned.start is not None:
         for note in load_start(planned.start, network, planned.names, planned.within):
             say(note)

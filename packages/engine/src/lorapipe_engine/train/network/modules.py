@@ -16,7 +16,7 @@ LOCON, OFT = "locon.locon_kohya", "networks.oft"
 # Algorithms that have a module of their own in sd-scripts; LyCORIS' module asks for the others.
 _OWN = ("lora", "dylora", "lora_fa")
 _PRESETS: Mapping[str, str] = {"locon": "full", "ia3": "ia3"}
-_PRESET = "attn-mlp"
+_PRESET, _WITH_CONVOLUTIONS = "attn-mlp", "full"
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ def plain_words(network: NetworkSettings) -> NetworkSettings:
     if any(word.partition("=")[0].strip() == "algo" for word in network.network_args):
         raise ConfigError("algorithm: algo in network_args says it too; leave one of the two out")
     words = [f"algo={name}"]
-    if not any(word.partition("=")[0].strip() == "preset" for word in network.network_args):
-        words.append(f"preset={_PRESETS.get(name, _PRESET)}")
+    given = {name.strip(): text.strip() for name, _, text in (w.partition("=") for w in network.network_args)}
+    if "preset" not in given:
+        usual = _WITH_CONVOLUTIONS if given.get("conv_dim", "").strip("0.") else _PRESET
+        words.append(f"preset={_PRESETS.get(name, usual)}")
     return replace(
         network,
         algorithm=None,

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,11 @@ class _Place:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A layer, and what a class or a pattern of the file says of it."""
+    """A layer, and what a class or a pattern of the file says of it: ``by``, None where none does."""
 
     row: TargetModule
     changes: Mapping[str, str]
+    by: str | None = None
 
 
 def is_preset_file(preset: str) -> bool:
@@ -124,9 +126,10 @@ def choose(preset: PresetFile, family: Family, layers: Iterable[TargetModule]) -
         large = isinstance(row.module, nn.Conv2d) and max(row.module.kernel_size) > 1
         if not wanted or out or (large and not preset.enable_conv):
             continue
-        named = [changes for p, changes in preset.by_name.items() if _fits(preset, p, place, family)]
-        inner = [preset.by_class[name] for name in reversed(place.classes) if name in preset.by_class]
-        chosen.append(Chosen(row, (*named, *inner, {})[0]))
+        named = ((p, changes) for p, changes in preset.by_name.items() if _fits(preset, p, place, family))
+        inner = ((n, preset.by_class[n]) for n in reversed(place.classes) if n in preset.by_class)
+        by, changes = next(chain(named, inner), (None, {}))
+        chosen.append(Chosen(row, changes, by))
     if not chosen:
         names = ", ".join(text for name in _LISTS[:4] for text in preset.lists.get(name, ()))
         raise ConfigError(
@@ -150,6 +153,12 @@ def spare(preset: PresetFile, family: Family, layers: Iterable[TargetModule]) ->
             if not fits:
                 missing.append(text)
     return list(dict.fromkeys(missing))
+
+
+def unused(preset: PresetFile, rows: Iterable[Chosen]) -> list[str]:
+    """Classes and patterns of the maps that count for no chosen layer, since an earlier one does or none is chosen."""
+    used = {row.by for row in rows}
+    return [text for texts in preset.maps.values() for text in texts if text not in used]
 
 
 def _fits(preset: PresetFile, pattern: str, place: _Place, family: Family) -> bool:

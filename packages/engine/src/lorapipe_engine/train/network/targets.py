@@ -39,7 +39,8 @@ def every_norm(family: Family) -> Iterator[TargetModule]:
                 yield TargetModule(part, keys.canonical(family.name, part, f"{path}.{inner}"), module)
 
 
-def _is_large(module: nn.Module) -> bool:
+def is_large(module: nn.Module) -> bool:
+    """Whether a layer is a convolution with a kernel above 1x1."""
     return isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
 
 
@@ -54,7 +55,7 @@ def _ia3(row: TargetModule) -> bool:
 # Of all layers, those that a preset trains; counts of the published models are in the tests.
 PRESETS: Mapping[str, Callable[[TargetModule], bool]] = {
     "full": lambda _row: True,
-    "full-lin": lambda row: not _is_large(row.module),
+    "full-lin": lambda row: not is_large(row.module),
     "attn-mlp": _attention,
     "attn-only": lambda row: bool(re.search(r"\.(attn1|attn2|self_attn)\.", row.path)),
     "unet-only": lambda row: row.part == "unet",
