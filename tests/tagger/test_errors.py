@@ -138,6 +138,29 @@ def test_a_threshold_above_one_is_off(tag: Tag, folder: Path) -> None:
     assert {record["caption"] for record in result.records} == {""}
 
 
+@pytest.mark.parametrize(
+    ("words", "notes"),
+    [
+        (["--threshold", 2], ["--threshold 2 is above 1, so there will be no general and no character tags"]),
+        (
+            ["--threshold", 2, "--general", 0.2],
+            ["--threshold 2 is above 1, so there will be no character tags"],
+        ),
+        (["--artist", 1.5], ["--artist 1.5 is above 1, so there will be no artist tags"]),
+        (["--threshold", 2, "--general", 0.2, "--character", 0.2], []),
+        (["--threshold", "OFF", "--meta", "Off"], []),
+        (["--threshold", 1], []),
+    ],
+)
+def test_every_threshold_above_one_is_told(
+    tag: Tag, folder: Path, words: list[str], notes: list[str]
+) -> None:
+    result = tag(folder, *words, "--no-txt")
+    assert result.code == 0
+    told = [line.split("note: ")[1] for line in result.err.splitlines() if "above 1" in line]
+    assert told == notes
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder(tag: Tag, folder: Path) -> None:
     folder.chmod(0o555)

@@ -183,17 +183,21 @@ def _work_of(work: WorkSettings, model: ModelSettings) -> Work:
 
 def thresholds_of(select: SelectSettings) -> dict[str, float | str]:
     """Thresholds by category, as far as they were given; ``threshold`` holds for general and character tags."""
-    both = parse_threshold(select.threshold, "--threshold")
+    parse_threshold(select.threshold, "--threshold")
     given: dict[str, float | str] = {}
+    above: dict[str, list[str]] = {}
     for category in CATEGORIES:
-        text = getattr(select, category)
-        value = parse_threshold(text, f"--{category}")
-        if value is None and category in ("general", "character"):
-            value = both
+        option, text = f"--{category}", getattr(select, category)
+        if text is None and category in ("general", "character"):
+            option, text = "--threshold", select.threshold
+        value = parse_threshold(text, option)
         if value is not None:
             given[category] = value
-        if value == OFF and text not in (None, "off"):
-            say(f"lora-tag: note: --{category} {text} is above 1, so there will be no {category} tags")
+        if value == OFF and text is not None and text.lower() != "off":
+            above.setdefault(f"{option} {text}", []).append(category)
+    for asked, categories in above.items():
+        none = " and no ".join(categories)
+        say(f"lora-tag: note: {asked} is above 1, so there will be no {none} tags")
     return given
 
 
