@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lorapipe_engine.delta import Module
 from lorapipe_engine.delta.base import flat
+from lorapipe_engine.delta.full import BIAS_SUFFIXES
 from lorapipe_engine.delta.lokr import lokr_factors
 from lorapipe_engine.delta.lora import lora_factors
 from lorapipe_engine.delta.spectra import kernel_of, module_spectrum, spectral_rule
@@ -61,8 +62,8 @@ def is_exact(strength: float) -> bool:
     return strength != 0 and abs(math.frexp(strength)[0]) == 0.5
 
 
-def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | None:
-    """Why a module cannot be written in a scheme; None if it can."""
+def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile, *, to_lora: bool = False) -> str | None:
+    """Why a module cannot be written in a scheme, as plain factors with ``to_lora``; None if it can."""
     suffixes = set(module.keys)
     if module.algorithm == "unknown":
         return "its tensors are not those of one known algorithm"
@@ -70,6 +71,11 @@ def why_not(scheme: Scheme, module: NetworkModule, file: WeightFile) -> str | No
         # The name of its tensor is that of the layer's own weight there.
         return f"{module.algorithm} has no form there" if "weight" in suffixes and scheme.dotted else None
     row = algorithm_of(module.algorithm)
+    biases = suffixes & set(BIAS_SUFFIXES)
+    if biases and (to_lora or (row is not None and row.refits)):
+        return f"{', '.join(sorted(biases))} has no form there"
+    if to_lora:
+        return None
     if row is not None and row.peft and scheme.config and "dora_scale" not in suffixes:
         return None
     if row is None or not row.plain:
@@ -312,11 +318,16 @@ def _encoded_factors(
         key = form.module.keys["dora_scale"]
         shape = _magnitude_shape(file.tensors[key].shape, kernel, form.module, target.scheme)
         encoded["dora_scale"] = _cast(file, key, shape, 1.0, target)
+    for suffix in form.module.keys.keys() & set(BIAS_SUFFIXES):
+        key = form.module.keys[suffix]
+        encoded[suffix] = _cast(file, key, file.tensors[key].shape, 1.0, target)
     return _with_alpha(encoded, form)
 
 
 def can_be_lora(module: NetworkModule, file: WeightFile) -> bool:
-    """Whether plain factors can say what the module changes."""
+    """Whether plain factors can be made of what the module changes of a weight."""
+    if is_plain(module.algorithm):
+        return False
     shapes = {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
     return "dora_scale" not in shapes and spectral_rule(module.name, shapes) is not None
 

@@ -25,6 +25,7 @@ from lorapipe_engine.networks.describe import Network, NetworkModule, describe_n
 from lorapipe_engine.networks.kohya_names import first_text_encoder, known_layer, text_encoder_alone
 from lorapipe_engine.networks.layers import Layer, layer_of
 from lorapipe_engine.networks.read import BESIDE, is_beside, network_path, require_understood
+from lorapipe_engine.networks.underflow import Loss, lacks_digits, rounding_notes
 from lorapipe_merge.convert.forms import (
     Form,
     Target,
@@ -37,7 +38,7 @@ from lorapipe_merge.convert.forms import (
     write_form,
 )
 from lorapipe_merge.convert.metadata import adapter_config, converted_metadata, why_no_adapter
-from lorapipe_merge.convert.prove import largest_difference
+from lorapipe_merge.convert.prove import largest_difference, rounding_loss
 from lorapipe_merge.convert.schemes import Scheme
 
 SHOWN = 5
@@ -103,7 +104,7 @@ def convert(source: Path, output: Path, scheme: Scheme, wishes: Wishes) -> Repor
             notes += text_encoder_alone(network)
         if not wishes.dry_run:
             target = Target(scheme, family, wishes.precision)
-            _write(file, network, forms, target, output, force=wishes.force)
+            notes += rounding_notes(_write(file, network, forms, target, output, force=wishes.force))
         difference = None
         if wishes.verify and not wishes.dry_run:
             difference = _prove(file, forms, output, scheme)
@@ -148,7 +149,7 @@ def plan(
         layer = known_layer(module.name, family)
         reason = "is no layer of " + get_family(family).title if layer is None else None
         as_lora = wishes.to_lora and can_be_lora(module, file)
-        reason = reason or (None if as_lora else why_not(scheme, module, file))
+        reason = reason or why_not(scheme, module, file, to_lora=as_lora)
         if reason or layer is None:
             refused.append((module.name, reason or ""))
         else:
@@ -194,9 +195,9 @@ def _check_names(network: Network, forms: Sequence[Form], family: str, scheme: S
         name = f"{form.layer.part} {scheme.name_of(family, form.layer, '')}"
         if name in seen:
             raise InputError(
-                f"{network.path}: names one layer twice, as {seen[name]} and as {form.module.name}"
+                f"{network.path}: names one layer twice, as {seen[name]} and as {form.module.path}"
             )
-        seen[name] = form.module.name
+        seen[name] = form.module.path
 
 
 def _one_alpha(network: Network, scheme: Scheme, wishes: Wishes) -> float | None:
@@ -245,32 +246,35 @@ def _per_output(form: Form, file: WeightFile) -> bool:
 
 def _write(
     file: WeightFile, network: Network, forms: Sequence[Form], target: Target, output: Path, *, force: bool
-) -> None:
+) -> list[Loss]:
+    """Write the file or the folder; what its number type takes of the modules."""
+    losses: list[Loss] = []
     if not target.scheme.folder:
         if output.is_dir():
             raise ConfigError(
                 f"{output}: is a folder; name the file, as in -o {output / 'network.safetensors'}"
             )
         metadata = converted_metadata(network, forms, target.family, target.scheme)
-        kinds, make = _planned(file, network, forms, target)
+        kinds, make = _planned(file, network, forms, target, losses)
         write_planned(output, kinds, make, metadata, force=force)
-        return
+        return losses
     with new_folder(output, force=force) as folder:
         for part in dict.fromkeys(form.layer.part for form in forms):
             own = [form for form in forms if form.layer.part == part]
             place = folder / PARTS[part]
             place.mkdir()
-            kinds, make = _planned(file, network, own, target)
+            kinds, make = _planned(file, network, own, target, losses)
             path = place / "adapter_model.safetensors"
             write_planned(path, kinds, make, {"format": "pt"}, force=force)
             config = adapter_config(own, _ranks(own, kinds, target))
             (place / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return losses
 
 
 def _planned(
-    file: WeightFile, network: Network, forms: Sequence[Form], target: Target
+    file: WeightFile, network: Network, forms: Sequence[Form], target: Target, losses: list[Loss]
 ) -> tuple[Kinds, Callable[[str], Encoded]]:
-    """The tensors of one file: the type and the shape of each by name, and what makes each."""
+    """The tensors of one file: the type and the shape of each by name, and what makes each and adds to ``losses``."""
     scheme = target.scheme
     kinds: Kinds = {}
     makers: dict[str, Callable[[], Encoded]] = {}
@@ -279,7 +283,7 @@ def _planned(
         for suffix, tensor in write_form(form, file, target, dry=True).items():
             name = scheme.name_of(target.family, form.layer, suffix)
             kinds[name] = (tensor.dtype, tensor.shape)
-            makers[name] = _maker(form, suffix, file, target, tensor if done else None)
+            makers[name] = _maker(form, suffix, file, target, tensor if done else None, losses)
     if scheme.embeddings:
         for name in network.others:
             if name.startswith(EMBEDDING):
@@ -299,7 +303,12 @@ def _ranks(forms: Sequence[Form], kinds: Kinds, target: Target) -> dict[Layer, i
 
 
 def _maker(
-    form: Form, suffix: str, file: WeightFile, target: Target, done: Encoded | None
+    form: Form,
+    suffix: str,
+    file: WeightFile,
+    target: Target,
+    done: Encoded | None,
+    losses: list[Loss],
 ) -> Callable[[], Encoded]:
     def make() -> Encoded:
         tensor = done or write_form(form, file, target, only=suffix)[suffix]
@@ -308,6 +317,7 @@ def _maker(
                 f"{file.path}: {quote(form.module.name)[1:-1]}: NaN, infinite values, or values too large for "
                 f"{tensor.dtype} in {suffix}"
             )
+        losses.extend(rounding_loss(form, suffix, tensor, file, target))
         return tensor
 
     return make
@@ -340,6 +350,14 @@ def new_folder(output: Path, *, force: bool) -> Iterator[Path]:
 # -------------------------------------------------------------------------------- the proof
 
 
+def _too_small(file: WeightFile, module: NetworkModule) -> str:
+    """What is said of a written module where fp16 has few digits for its numbers; nothing where it has all."""
+    half = [key for key in module.keys.values() if file.tensors[key].dtype == "F16"]
+    if not any(lacks_digits(file.read(key)) for key in half):
+        return ""
+    return ": its numbers are too small for fp16; --save-precision bf16 or fp32 keeps them"
+
+
 def _prove(file: WeightFile, forms: Sequence[Form], output: Path, scheme: Scheme) -> float:
     """The largest relative difference of a module's change. Raises ProblemFound where it is more than rounding."""
     worst = 0.0
@@ -366,7 +384,10 @@ def _prove(file: WeightFile, forms: Sequence[Form], output: Path, scheme: Scheme
             ]
             limit = max(TOLERANCE.get(dtype, 1e-5) for dtype in types)
             if not apart <= limit:
-                raise ProblemFound(f"{output}: {form.layer.path} changes by another {apart:.3g} of itself")
+                why = _too_small(result, module)
+                raise ProblemFound(
+                    f"{output}: {form.layer.path} changes by another {apart:.3g} of itself{why}"
+                )
             worst = max(worst, apart)
     finally:
         for result in opened:
