@@ -129,12 +129,9 @@ LYCORIS = ["--network_module", "lycoris.kohya", "--network_args"]
     [
         (["--algorithm", "loha"], "is of the algorithm lora, not loha; leave algorithm"),
         ([*LYCORIS, "algo=lokr", "preset=attn-only", "factor=4"], "not lokr; leave network_module"),
-        ([*LYCORIS, "preset=attn-only"], "preset=attn-only chooses 104 layers, the file has"),
-        (["--network_args", "dora_wd=True", "use_tucker=1"], "are not of dora_wd=True, use_tucker=1; leave"),
-        (["--network_args", "train_norm=True"], "has no norms; leave train_norm out"),
     ],
 )
-def test_another_network_than_the_file_has_is_refused(
+def test_another_algorithm_than_the_file_has_is_refused(
     more: list[str],
     told: str,
     trained: Path,
@@ -150,19 +147,27 @@ def test_another_network_than_the_file_has_is_refused(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_ranks_that_the_file_has_otherwise_are_noted_and_not_recorded(
+def test_what_the_file_has_otherwise_is_noted_and_not_recorded(
     trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["conv_dim=2", "conv_alpha=4", "rs_lora=True", "use_scalar=True", "dora_wd=False"]
+    words = [
+        "conv_dim=2",
+        "conv_alpha=4",
+        "rs_lora=True",
+        "use_scalar=True",
+        "dora_wd=True",
+        "train_norm=False",
+    ]
     more = ["--network_dim", "99", "--network_args", *words, *STILL]
     assert run(data, tmp_path, *FROM_FILE, str(trained), *more) == 0
     told = capsys.readouterr().err
-    assert "so this does nothing: network_dim 99, conv_alpha 4, rs_lora True; leave it out" in told
+    idle = "conv_alpha=4, rs_lora=True, dora_wd=True, network_dim=99"
+    assert f"alphas, so these do nothing: {idle}; leave them out, or leave --dim_from_weights out" in told
     assert told_of(tmp_path / "net.safetensors") == [
         "networks.lora",
         "4",
         "1.0",
-        json.dumps({"conv_dim": "2", "use_scalar": "True", "dora_wd": "False"}),
+        json.dumps({"use_scalar": "True", "conv_alpha": "0.5", "conv_dim": "2"}),
     ]
     scalars = len(deltas(trained))  # one for each module is trained beside the file's values
     values = sum(tensor.numel() for key, tensor in load_file(trained).items() if not key.endswith("alpha"))
@@ -199,9 +204,10 @@ def test_whole_matrices_have_no_rank_to_tell(
         assert run(data, tmp_path / path.stem, *FROM_FILE, str(path), *words, *STILL) == 0
         assert told_of(tmp_path / path.stem / "net.safetensors")[:2] == ["lycoris.kohya", dim]
     assert "network of LoKr: 104 modules" in capsys.readouterr().err
-    for word in ("factor=8", "full_matrix=True", "decompose_both=True"):
-        more = [*FROM_FILE, str(bare), "--algorithm", "lokr", "--network_args", word]
-        assert run(data, tmp_path / "c", *more, *STILL) == (0 if word.startswith("full") else 2)
+    more = [*FROM_FILE, str(bare), "--algorithm", "lokr", "--network_args", "factor=8"]
+    assert run(data, tmp_path / "c", *more, *STILL) == 0
+    assert "so this does nothing: factor=8; leave it out" in capsys.readouterr().err
+    assert "factor" not in told_of(tmp_path / "c" / "net.safetensors")[3]
 
 
 def test_what_the_new_file_lacks_is_told(

@@ -9,13 +9,13 @@ from importlib.util import find_spec
 import torch
 
 from lorapipe_engine.errors import ConfigError, MissingExtra
-from lorapipe_engine.nn.attach import Kind, Network, NetworkPlan, Target, attach
+from lorapipe_engine.nn.attach import Network, NetworkPlan, Target, attach
 from lorapipe_engine.nn.quantize import quantize
 from lorapipe_engine.settings import ModelSettings, NetworkSettings, TrainSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import NetworkArgs, network_plan, read_network_args
 from lorapipe_engine.train.network.choice import choose_layers, every_target
-from lorapipe_engine.train.network.files.decided import check_preset, decide
+from lorapipe_engine.train.network.files.decided import Decided
 from lorapipe_engine.train.network.files.start_from import (
     file_names,
     load_start,
@@ -54,34 +54,9 @@ def plan_network(
     every = [target for target in every_target(family) if target.part in parts]
     within = frozenset(target.name for target in every)
     if start is not None and network.dim_from_weights:
-        if any(word.partition("=")[0].strip() == "preset" for word in network.network_args):
-            _check_preset(
-                network, args, family, parts, {names[n]: k for n, k in start.kinds.items() if n in names}
-            )
         return Planned(every, with_sizes_of(start, plan, every, names), (), start, names, within)
     choice = choose_layers(plan, args, family, parts)
     return Planned(choice.targets, choice.plan, choice.notes, start, names, within)
-
-
-def _check_preset(
-    network: NetworkSettings,
-    args: NetworkArgs,
-    family: Family,
-    parts: Collection[str],
-    there: Mapping[str, Kind],
-) -> None:
-    """Raise ConfigError where the preset that was given chooses another network than the file has; ``there``: its
-    modules by the layer's name."""
-    # Whatever rank there is: which layers have one is asked for. Blocks without a rate are left as they are.
-    plan = network_plan(replace(network, network_dim=network.network_dim or 1), args)
-    choice = choose_layers(plan, replace(args, weights={}, train_norm=False), family, parts)
-    sized = [t.name for t in choice.targets if choice.plan.size_of(t.module, t.name) is not None]
-    chosen = {name: choice.plan.kinds.get(name, choice.plan.kind).algorithm for name in sized}
-    own = {target.name for target in every_target(family) if target.part in parts}
-    stored = {
-        name: kind.algorithm for name, kind in there.items() if name in own and kind.algorithm != "norm"
-    }
-    check_preset(args.preset or "", chosen, stored)
 
 
 def make_network(
@@ -148,9 +123,9 @@ def quantized_form(model: ModelSettings) -> str | None:
 
 def with_file_ranks(settings: TrainSettings) -> TrainSettings:
     """The settings with algorithm, rank and alpha as most modules of ``network_weights`` have them, where they come
-    from there; the metadata tell them. Raises ConfigError for options that ask for another network."""
+    from there; the metadata tell them."""
     chosen = settings.network
     if chosen.network_weights is None or not chosen.dim_from_weights:
         return settings
     start = read_start(chosen.network_weights)
-    return replace(settings, network=decide(chosen, read_network_args(chosen), start).network)
+    return replace(settings, network=Decided(chosen, read_network_args(chosen), start).as_trained())

@@ -33,7 +33,7 @@ from lorapipe_engine.nn.base import Adapter, adapter_class
 from lorapipe_engine.settings import NetworkSettings
 from lorapipe_engine.train.families.base import Family
 from lorapipe_engine.train.network.arguments import NetworkArgs
-from lorapipe_engine.train.network.files.decided import HOW, decide
+from lorapipe_engine.train.network.files.decided import HOW, Decided
 from lorapipe_engine.train.network.files.trained_file import TrainedFile, read_trained
 from lorapipe_engine.train.network.targets import every_layer, every_norm
 
@@ -64,7 +64,9 @@ def check_start(network: NetworkSettings, args: NetworkArgs) -> list[str]:
     if network.network_weights is not None:
         start = read_start(network.network_weights)
         if network.dim_from_weights:
-            notes += decide(network, args, start).notes
+            decided = Decided(network, args, start)
+            decided.check()
+            notes += decided.notes()
     for path in network.base_weights:
         with naming("base_weights"), open_weights(network_path(path)) as file:
             _read_base_weights(file)
