@@ -129,6 +129,23 @@ def test_sdxl_never_trains_the_last_layer_of_its_first_text_encoder(write: Any, 
 
 
 @pytest.mark.parametrize(
+    ("modules", "skip"), [([*text("lora_te", 0, 1, 2), UNET], "2"), ([*text("lora_te1", 0), SDXL[-1]], "2")]
+)
+def test_layers_are_not_judged_where_their_number_is_not_known(
+    modules: list[str], skip: str, write: Any, inspect: Any
+) -> None:
+    """The dead layers at the end were taken out, and the width is no published one."""
+    record = zeros_of(inspect, write("a.safetensors", modules, [], {"ss_clip_skip": skip}))
+    assert record["dead"]["rule"].startswith("how many layers the text encoder has is not known")
+    assert record["verdict"] == "clean"
+    # The last ones are there, and dead: that tells the number.
+    if dead := [name for name in modules if "_layers_2_" in name]:
+        record = zeros_of(inspect, write("b.safetensors", modules, dead, {"ss_clip_skip": skip}))
+        assert record["dead"]["expected"] == dead
+        assert "before layer 2, which gets no gradient" in record["dead"]["rule"]
+
+
+@pytest.mark.parametrize(
     ("metadata", "why"), [({"ss_text_encoder_lr": "0.0"}, "ss_text_encoder_lr is 0.0"), ({}, "inferred")]
 )
 def test_untrained_text_encoder_is_expected(

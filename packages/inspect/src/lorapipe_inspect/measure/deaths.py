@@ -17,6 +17,7 @@ _LAYER = re.compile(r"encoder[._]layers[._](\d+)[._]")
 # Text layers of the published models, by family and part, and the width that they have there.
 _DEPTHS = {("sd1", "te1"): (12, 768), ("sd2", "te1"): (23, 1024), ("sdxl", "te1"): (12, 768)}
 _TEXT_PARTS = ("te1", "te2")
+_UNKNOWN_DEPTH = "how many layers the text encoder has is not known, so none of them is expected to be zero"
 _TEXT_NAMES = {"te1": "the text encoder", "te2": "the second text encoder"}
 
 
@@ -155,8 +156,16 @@ def _skipped_layers(
     published, width = _DEPTHS.get((network.family or "", "te1"), (0, 0))
     if _text_width(network, layers, file) == width:
         depth = max(depth, published)
+    is_known = depth == published
+
+    def are_plausible(skipped: range) -> bool:
+        """Whether they may be the last layers: of an unknown depth the file's last layers tell it by being dead."""
+        return is_known or all(set(layers.get(layer, ())) <= set(dead) for layer in skipped)
+
     if network.family == "sdxl":
         last = range(depth - 1, depth)
+        if not are_plausible(last):
+            return range(0), _UNKNOWN_DEPTH
         return last, (
             f"SDXL takes the first text encoder's output before its last layer, so layer {depth - 1} gets no gradient; "
             "the second's last layer is trained through its pooled output"
@@ -171,6 +180,8 @@ def _skipped_layers(
     skipped = range(max(0, depth - max(0, skip - 1)), depth)
     if not skipped:
         return skipped, f"clip skip {skip} ({where}) trains every text layer, so nothing should be zero"
+    if not are_plausible(skipped):
+        return range(0), _UNKNOWN_DEPTH
     named = f"layer {skipped[0]}" if len(skipped) == 1 else f"layers {skipped[0]} to {skipped[-1]}"
     verb = "gets" if len(skipped) == 1 else "get"
     return skipped, (
@@ -196,11 +207,15 @@ def _dead_at_the_end(layers: Mapping[int, list[str]], dead: Collection[str]) -> 
 
 
 def _text_width(network: Network, layers: Mapping[int, list[str]], file: WeightFile) -> int | None:
-    """Width of the text encoder, from the input of an attention layer; LoRA only."""
+    """Width of the text encoder, from the input of a layer that takes it as it is; LoRA only."""
     for names in layers.values():
         for name in names:
             down = network.modules[name].keys.get("lora_down.weight")
-            if down and re.search(r"self_attn[._]q_proj$", name) and len(file.tensors[down].shape) >= 2:
+            if (
+                down
+                and re.search(r"(self_attn[._][qkv]_proj|mlp[._]fc1)$", name)
+                and len(file.tensors[down].shape) >= 2
+            ):
                 return file.tensors[down].shape[1]
     return None
 
