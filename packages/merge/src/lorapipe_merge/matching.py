@@ -20,6 +20,7 @@ from lorapipe_merge.blocks import BlockWeights
 
 _WEIGHT_ONLY = frozenset({"w_norm"})
 _BIAS = frozenset({"diff_b", "b_norm", "lora_up.bias"})
+_NO_BIAS = " (its layer has no bias)"
 _NO_CHANGE = frozenset({"alpha"})
 SHOWN = 8
 
@@ -78,8 +79,7 @@ def match(base: Base, networks: Sequence[Applied], blocks: BlockWeights | None) 
                 continue
             check_whole(applied.weights, module)
             if any(kind not in places for kind in wanted):
-                only = "" if "weight" not in places else f" ({', '.join(set(wanted) - places.keys())})"
-                missing.append(f"{module.name}{only}")
+                missing.append(f"{module.name}{_NO_BIAS if 'weight' in places else ''}")
                 continue
             matched.modules += 1
             for kind in wanted:
@@ -125,7 +125,9 @@ def check_match(match: Match, base: Base, networks: Sequence[Applied], *, allow_
     """
     if not match.modules:
         told = ", ".join(applied.name for applied in networks)
-        raise ProblemFound(f"{told}: no module fits {base.path}: {_why(base, networks)}; nothing was written")
+        raise ProblemFound(
+            f"{told}: no module fits {base.path}: {_reason(match, base, networks)}; nothing was written"
+        )
     lines = []
     for name, missing in match.unmatched.items():
         shown = ", ".join(quote(module)[1:-1] for module in missing[:SHOWN])
@@ -135,10 +137,20 @@ def check_match(match: Match, base: Base, networks: Sequence[Applied], *, allow_
     if stranger:
         raise ProblemFound(f"{_why(base, [stranger])}; nothing was written")
     if lines and not allow_unmatched:
+        why = _reason(match, base, networks)
         raise ProblemFound(
-            f"{'; '.join(lines)} ({_why(base, networks)}); nothing was written. --allow-unmatched merges the rest"
+            f"{'; '.join(lines)} ({why}); nothing was written. --allow-unmatched merges the rest"
         )
     return lines
+
+
+def _reason(match: Match, base: Base, networks: Sequence[Applied]) -> str:
+    """Why modules found no place."""
+    missing = [name for names in match.unmatched.values() for name in names]
+    if missing and all(name.endswith(_NO_BIAS) for name in missing):
+        name = quote(missing[0].removesuffix(_NO_BIAS))[1:-1]
+        return f"it has no bias where the network changes one, as of {name}"
+    return _why(base, networks)
 
 
 def _why(base: Base, networks: Sequence[Applied]) -> str:

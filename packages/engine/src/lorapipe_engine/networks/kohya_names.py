@@ -79,9 +79,9 @@ def layer_named_twice(network: Network, family: str | None) -> str | None:
             continue
         name = kohya_name(module.name, family)
         if name in seen:
-            one, two = (quote(word)[1:-1] for word in (seen[name], module.name))
+            one, two = (quote(word)[1:-1] for word in (seen[name], module.path))
             return f"{network.path}: names one layer twice, as {one} and as {two}"
-        seen[name] = module.name
+        seen[name] = module.path
     return None
 
 

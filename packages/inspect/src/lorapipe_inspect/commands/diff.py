@@ -118,7 +118,7 @@ def layers_of(network: Network, networks: Sequence[Network]) -> dict[str, Networ
         name = kohya_name(module.name, family)
         if name in layers:
             raise InputError(
-                f"{network.path}: names one layer twice, as {layers[name].name} and as {module.name}"
+                f"{network.path}: names one layer twice, as {layers[name].path} and as {module.path}"
             )
         layers[name] = module
     return layers

@@ -81,7 +81,7 @@ def write_deltas(
         if dry_run or output is None:
             return sum(1 for _ in changes)
         check_weights_output(output, force=force)
-        names = [name + end for name in network.modules for end in ("", ".bias")]
+        names = [_named(module) + end for module in network.modules.values() for end in ("", ".bias")]
         room = len(build_header(dict.fromkeys(names, (dtype, _DIGITS)))[0])
         with atomic_write(output, force=force) as file:
             file.seek(room)
@@ -113,8 +113,8 @@ def compute(
 ) -> Iterator[tuple[str, Array]]:
     """(name, change) sorted by name, as the header has them: "MODULE" for weights, "MODULE.bias"."""
     with progress(len(network.modules), "delta", "module") as bar:
-        for name in sorted(network.modules, key=str.encode):
-            yield from _module_changes(file, network.modules[name], base, multiplier)
+        for module in sorted(network.modules.values(), key=lambda module: _named(module).encode()):
+            yield from _module_changes(file, module, base, multiplier)
             bar.update()
 
 
@@ -136,9 +136,14 @@ def _module_changes(
             dtype=np.float32 if size > LARGE else np.float64,
         )
     if change.weight is not None:
-        yield module.name, change.weight
+        yield _named(module), change.weight
     if change.bias is not None:
-        yield f"{module.name}.bias", change.bias
+        yield f"{_named(module)}.bias", change.bias
+
+
+def _named(module: NetworkModule) -> str:
+    """What a change is called: its module, under LyCORIS' wrapper as the file spells it, with or without the part."""
+    return module.path if module.name.startswith("lycoris_") and "." not in module.path else module.name
 
 
 def open_base(name: str, stack: ExitStack) -> BaseWeights:

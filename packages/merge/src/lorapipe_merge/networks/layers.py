@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from lorapipe_engine.command.text import counted
 from lorapipe_engine.delta import known_rule, needs_base
-from lorapipe_engine.delta.full import CHANGES
+from lorapipe_engine.delta.full import BIAS_SUFFIXES, CHANGES
 from lorapipe_engine.delta.whole import check_whole
 from lorapipe_engine.errors import InputError
 from lorapipe_engine.files.tensorfile import WeightFile, quote
@@ -196,10 +196,11 @@ def notes_on(networks: Sequence[Applied]) -> list[str]:
 
 
 def _becomes_lora(module: NetworkModule) -> bool:
-    """Whether a module's change is neither stored as plain factors nor as a whole."""
+    """Whether a module changes a weight, neither by plain factors nor as a whole."""
     rule = known_rule(module.keys)
-    is_whole = any(CHANGES.get(suffix) == "weight" for suffix in module.keys)
-    return rule is not None and rule.factors is None and not is_whole
+    is_whole = any(suffix in CHANGES for suffix in module.keys if suffix not in BIAS_SUFFIXES)
+    is_bias = module.keys.keys() <= {*BIAS_SUFFIXES, "alpha"}
+    return rule is not None and rule.factors is None and not is_whole and not is_bias
 
 
 def _shown(name: str) -> str:

@@ -95,9 +95,9 @@ class NetworkSource:
         seen: dict[str, str] = {}
         for job in self.jobs:
             if job.name in seen:
-                one, two = (quote(name)[1:-1] for name in (seen[job.name], job.module.name))
+                one, two = (quote(name)[1:-1] for name in (seen[job.name], job.module.path))
                 raise InputError(f"{self._file.path}: names one layer twice, as {one} and as {two}")
-            seen[job.name] = job.module.name
+            seen[job.name] = job.module.path
 
     def _has_matrix(self, module: NetworkModule) -> bool:
         shapes = {suffix: self._file.tensors[key].shape for suffix, key in module.keys.items()}
