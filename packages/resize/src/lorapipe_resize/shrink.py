@@ -128,7 +128,7 @@ def _shrink_module(file: WeightFile, module: NetworkModule, rank: int | None, se
     decomposed, bad = _decompose(file, module, settings, vectors=rank or settings.rule.largest)
     if decomposed is None:
         return replace(_copied(file, module, settings, "which have NaN or infinite values"), bad=bad)
-    singular, conv = _singular(decomposed), bool(decomposed.kernel)
+    singular, conv = decomposed.spectrum.singular, bool(decomposed.kernel)
     new_rank = rank or settings.rule.choose(singular, limit=decomposed.limit, conv=conv)
     report = _describe(module, decomposed, new_rank, settings)
     if settings.drop_zero and report.dead:
@@ -166,12 +166,6 @@ def _decompose(
     return replace(decomposed, kernel=kernel_in(settings.family, module.name, kernel)), ()
 
 
-def _singular(decomposed: ModuleSpectrum) -> NDArray[Any]:
-    """The singular values of up · down, by which ranks are chosen; zeros where an alpha of 0 makes nothing of them."""
-    singular = decomposed.spectrum.singular
-    return singular if decomposed.scale else np.zeros_like(singular)
-
-
 def _shapes(file: WeightFile, module: NetworkModule) -> dict[str, tuple[int, ...]]:
     return {suffix: file.tensors[key].shape for suffix, key in module.keys.items()}
 
@@ -203,7 +197,7 @@ def _describe(
         kept_sum=float(singular[:rank].sum()) / total if total else 1.0,
         norm=abs(decomposed.scale) * norm,
         truncation=lost / norm if norm else 0.0,
-        dead=is_dead(_singular(decomposed)),
+        dead=is_dead(singular) or not decomposed.scale,
     )
 
 
