@@ -49,10 +49,17 @@ def test_bounds_and_limits_hold() -> None:
     assert rule("sv_fro", 1.0).choose(flat, limit=12, conv=False) == 12
 
 
-@pytest.mark.parametrize("singular", [np.zeros(8), np.full(8, 1e-6), np.zeros(0)])
+@pytest.mark.parametrize("singular", [np.zeros(8), np.zeros(0)])
 @pytest.mark.parametrize("method", [None, "sv_fro"])
 def test_a_dead_module_keeps_one_rank(singular: Array, method: Method | None) -> None:
     assert rule(method, 0.9 if method else None).choose(singular, limit=8, conv=False) == 1
+
+
+def test_small_values_are_no_dead_module() -> None:
+    """The strength may be in the alpha."""
+    singular = np.array([4.0, 3.0, 2.0, 1.0])
+    for scale in (1.0, 1e-9):
+        assert rule("sv_fro", 0.9).choose(scale * singular, limit=4, conv=False) == 2
 
 
 @pytest.mark.parametrize(
