@@ -5,6 +5,7 @@ Another algorithm is refused. What else was asked for is noted, and stands in no
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +25,9 @@ from lorapipe_engine.train.network.preset_file import is_preset_file
 # Arguments that say how a module is trained, not what it is: they count with any file.
 HOW = frozenset({"use_scalar"})
 _LAYERS = ("preset", "conv_dim", "conv_alpha", "train_norm")
+# Those that a file's tensors show, and other names for them.
+_SHOWN = frozenset({"dora_wd", "wd_on_output", "use_tucker", "rescaled"})
+_ALSO = {"use_cp": "use_tucker", "wd_on_out": "wd_on_output"}
 _NORM = "norm"
 _NOTHING = ("", "0", "0.0", "false", "none", "no")
 _MEND = "leave --dim_from_weights out"
@@ -60,9 +64,7 @@ class Decided:
         idle = [
             f"{name}={text}"
             for name, text in _texts(network).items()
-            if name in self._names()
-            and text.lower() not in _NOTHING
-            and str(self._arguments.get(name)).lower() != text.lower()
+            if name in self._names() and not self._agrees(name, text.lower())
         ]
         dim, alpha = self._sizes(size)
         if network.network_dim and network.network_dim != dim:
@@ -77,6 +79,20 @@ class Decided:
             f"{', '.join(idle)}; leave {them} out, or {_MEND}"
         ]
 
+    def _agrees(self, name: str, text: str) -> bool:
+        """Whether the file's modules, or its metadata where these do not show it, are as an argument asks for."""
+        is_off, shown = text in _NOTHING, self._shown(name)
+        if shown is not None:
+            return shown != is_off
+        return is_off or str(self._arguments.get(name)).lower() == text
+
+    def _shown(self, name: str) -> bool | None:
+        """What the tensors show of an argument; None where they do not."""
+        kinds, name = self._start.kinds.values(), _ALSO.get(name, name)
+        if name == "train_norm":
+            return any(kind.algorithm == _NORM for kind in kinds)
+        return any(kind.options.get(name) is True for kind in kinds) if name in _SHOWN else None
+
     def as_trained(self) -> NetworkSettings:
         """The options as they ask for what is trained."""
         network = plain_words(self._network)
@@ -88,11 +104,15 @@ class Decided:
         if "algo" in dropped and row is not None and row.algos:
             words.insert(0, f"algo={row.algos[0]}")
             network = replace(network, network_module=lycoris.MODULE)
-        own = [kind.options for kind in self._start.kinds.values() if kind.algorithm == self._main]
         for name in sorted(dropped - {"algo"}):
-            if all(one.get(name) is True for one in own):
+            shown = self._shown(name)
+            if shown and name not in _ALSO:
                 words.append(f"{name}=True")
-            elif name in self._arguments and (name != "preset" or network.network_module == lycoris.MODULE):
+            elif (
+                shown is None
+                and name in self._arguments
+                and (name != "preset" or network.network_module == lycoris.MODULE)
+            ):
                 words.append(f"{name}={self._arguments[name]}")
         dim, alpha = self._sizes(self._size())
         return replace(network, network_dim=dim, network_alpha=alpha, network_args=tuple(words))
@@ -129,7 +149,9 @@ def _texts(network: NetworkSettings) -> dict[str, str]:
 
 
 def _number(value: object) -> float | None:
+    """A number above 0 from metadata, which may hold anything."""
     try:
-        return float(str(value))
+        number = float(str(value))
     except ValueError:
         return None
+    return number if 0 < number < math.inf else None
