@@ -228,9 +228,13 @@ def test_its_file_trained_on_by_no_name_says_what_it_is(
     with open_tensors(tmp_path / "net.safetensors") as file:
         metadata = parse_metadata(file.metadata)
     module, arguments = SAID[kind]
-    assert (metadata["ss_network_module"], metadata["ss_network_args"]) == (module, arguments)
     with open_tensors(path) as file:
         before = parse_metadata(file.metadata)
+    own = metadata["ss_network_args"]
+    assert (metadata["ss_network_module"], {name: own.get(name) for name in arguments}) == (module, arguments)
+    # What else is said is what the file said.
+    rest = {name: value for name, value in own.items() if name not in arguments}
+    assert rest == {name: before["ss_network_args"][name] for name in rest}
     if algorithm := asked_algorithm(None, module, [f"{name}={value}" for name, value in arguments.items()]):
         assert ("network of rank" in told) is algorithm.has_rank
         if algorithm.scaled:
