@@ -207,6 +207,9 @@ def test_whole_matrices_have_no_rank_to_tell(
     more = [*FROM_FILE, str(bare), "--algorithm", "lokr", "--network_args", "factor=8"]
     assert run(data, tmp_path / "c", *more, *STILL) == 0
     assert "so this does nothing: factor=8; leave it out" in capsys.readouterr().err
+    more = [*FROM_FILE, str(bare), "--network_dropout", "0.1", "--network_args", "module_dropout=0.1"]
+    assert run(data, tmp_path / "d", *more, *STILL) == 0
+    assert "so this does nothing: network_dropout=0.1; leave it out" in capsys.readouterr().err
     assert "factor" not in told_of(tmp_path / "c" / "net.safetensors")[3]
 
 

@@ -37,7 +37,7 @@ class Decided:
     """What the file ``start`` makes of the options ``network``, whose ``network_args`` are ``args``."""
 
     def __init__(self, network: NetworkSettings, args: NetworkArgs, start: TrainedFile) -> None:
-        self._network, self._start = network, start
+        self._network, self._args, self._start = network, args, start
         self._asked = args.kind.algorithm
         self._by_preset_file = args.preset is not None and is_preset_file(args.preset)
         counts = Counter(kind.algorithm for kind in start.kinds.values() if kind.algorithm != _NORM)
@@ -71,12 +71,28 @@ class Decided:
             idle.append(f"network_dim={network.network_dim}")
         if network.network_alpha and network.network_alpha != alpha:
             idle.append(f"network_alpha={network.network_alpha:g}")
+        idle += self._idle_dropouts()
         if not idle:
             return []
         what, them = ("this does nothing", "it") if len(idle) == 1 else ("these do nothing", "them")
         return [
             f"dim_from_weights: the file decides on algorithm, layers, ranks and alphas, so {what}: "
             f"{', '.join(idle)}; leave {them} out, or {_MEND}"
+        ]
+
+    def _idle_dropouts(self) -> list[str]:
+        """Dropouts that no algorithm of the file knows, but for those that the one asked for does not know either."""
+        known = frozenset().union(*(adapter_class(name).drops for name in self._algorithms))
+        numbers = self._args.numbers
+        given = {
+            "network_dropout": ("element", self._args.dropout or self._network.network_dropout),
+            "rank_dropout": ("rank", numbers.get("rank_dropout", 0.0)),
+            "module_dropout": ("module", numbers.get("module_dropout", 0.0)),
+        }
+        return [
+            f"{name}={chance:g}"
+            for name, (kind, chance) in given.items()
+            if chance and kind not in known and name not in self._args.unused
         ]
 
     def _agrees(self, name: str, text: str) -> bool:
