@@ -248,6 +248,13 @@ def test_what_is_added_gives_way_to_what_is_there(draw: Any, repeats: Any, tmp_p
     )
     assert f"captions in {tmp_path / 'set'} have other words and stay as they are" in done.err
     assert "2 files lie in" in done.err
+    # A caption of another suffix is the picture's caption too.
+    (tmp_path / "set/6_mai/000_2.txt").rename(tmp_path / "set/6_mai/000_2.caption")
+    assert repeats(tmp_path / "pictures/b", *words, "--force").code == 0
+    assert tree(tmp_path / "set/6_mai") == {
+        **{k: v for k, v in both.items() if k != "000_2.txt"},
+        "000_2.caption": b"mine",
+    }
     # A picture that was changed there is another one.
     (tmp_path / "set/6_mai/000_2.png").write_bytes(one + b"cropped")
     done = repeats(tmp_path / "pictures/b", *words, "--force", "--move")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lorapipe_dataset.repeats.tree import Item, Layout, free_stem, text_of
 from lorapipe_engine.errors import OutputError
+from lorapipe_engine.pictures.captions import caption_suffixes
 from lorapipe_engine.pictures.layout import concept_of
 
 
@@ -53,12 +54,14 @@ def add_to(output: Path, layout: Layout) -> Layout:
         if caption is None:
             continue
         target = caption.target.with_name(f"{stem}{caption.target.suffix}")
-        if not folder.has(target.name):
+        names = [f"{stem}{suffix}" for suffix in caption_suffixes(caption.target.suffix)]
+        own = next((name for name in names if folder.has(name)), None)
+        if own is None:
             items.append(replace(caption, target=target))
             continue
-        same.append(target)
-        if not folder.holds(target.name, caption):
-            kept.append(output / target)
+        same.append(target.with_name(own))
+        if not folder.holds(own, caption):
+            kept.append(output / same[-1])
     return replace(
         layout, items=tuple(items), renamed=renamed, there=tuple(same), kept=tuple(kept), old_names=old_names
     )

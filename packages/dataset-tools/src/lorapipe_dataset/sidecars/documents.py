@@ -14,9 +14,9 @@ from typing import Any
 from lorapipe_engine.command.json_text import NoJson, parse_json, twice_named
 from lorapipe_engine.command.records import find_files
 from lorapipe_engine.errors import InputError
+from lorapipe_engine.pictures.caption_files import PictureNames
 from lorapipe_engine.pictures.captions import join_tags, split_tags
 from lorapipe_engine.pictures.layout import IMAGE_SUFFIXES, OTHER_PICTURES
-from lorapipe_engine.pictures.picture_names import PictureNames
 
 _KOHYA_FIELDS = ("tags", "caption")
 _TEXT_FIELDS = ("text", "caption", "prompt", "tags")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,9 +25,8 @@ from lorapipe_engine.command.process.launched import process_number
 from lorapipe_engine.command.process.libraries import leave_current_folder
 from lorapipe_engine.command.process.terminating import Terminated, terminated_like_interrupted
 from lorapipe_engine.command.progress import QUIET
-from lorapipe_engine.command.shared import OLD_LETTERS, add_names, shown_names
+from lorapipe_engine.command.shared import OLD_LETTERS, add_names, plain, shown_names
 from lorapipe_engine.command.text import one_line, printable
-from lorapipe_engine.command.words import check_values, expanded
 from lorapipe_engine.errors import ConfigError, LoraError
 
 FIRST_TELLS = 10.0  # seconds in which the first process tells what is wrong, and its launcher ends the others
@@ -38,6 +38,7 @@ EXIT_CODES = """\
 143  terminated (SIGTERM)"""
 INTERRUPTED = 130
 TERMINATED = 143
+_WORD_AT_HOME = re.compile(r"(--[\w-]+=)?(~/.*)", re.DOTALL)
 VERBOSE: ContextVar[bool] = ContextVar("verbose", default=False)
 
 
@@ -63,8 +64,8 @@ class ToolCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the words. Raises UsageError for an option whose value was forgotten."""
-        args = [expanded(word) for word in args]
-        check_values(self.make_parser(ctx), args)
+        args = [_expanded(word) for word in args]
+        _check_values(self.make_parser(ctx), args)
         return super().parse_args(ctx, args)
 
     def make_parser(self, ctx: click.Context) -> Any:
@@ -189,6 +190,35 @@ class _Passing(Exception):
     def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+def _expanded(word: str) -> str:
+    """The word with the home folder for a ``~`` that no shell has expanded, as bash leaves it in ``--output=~/x``."""
+    match = _WORD_AT_HOME.fullmatch(word)
+    return word if match is None else (match[1] or "") + os.path.expanduser(match[2])  # noqa: PTH111
+
+
+def _check_values(parser: Any, words: Sequence[str]) -> None:
+    """Raise UsageError where an option has another option of the command in the place of its value. Click would take
+    that for the value: ``--trigger --dry-run`` would write, with the trigger "--dry-run".
+    """
+    options = {**parser._long_opt, **parser._short_opt}
+    number = 0
+    while number < len(words) and words[number] != "--":
+        name = words[number]
+        number += 1
+        option = options.get(plain(name))
+        if option is None or not option.takes_value or getattr(option.obj, "_flag_needs_value", False):
+            continue
+        values = words[number : number + option.nargs]
+        taken = next((word for word in values if plain(word.partition("=")[0]) in options), None)
+        if taken is not None:
+            meant = f"{name}={taken}" if name.startswith("--") else f"./{taken}"
+            raise click.UsageError(
+                f"{one_line(name)} needs a value, and {one_line(taken)} behind it is an option; "
+                f"{one_line(meant)} means the word itself"
+            )
+        number += option.nargs
 
 
 class LaunchedCommand(ToolCommand):

@@ -17,9 +17,9 @@ from typing import Any
 
 from lorapipe_engine.command.documents import MOST_JSON, parse_json, read_text
 from lorapipe_engine.errors import ConfigError, InputError
+from lorapipe_engine.pictures.caption_files import PictureNames
 from lorapipe_engine.pictures.captions import caption_lines, join_tags
 from lorapipe_engine.pictures.layout import find_images
-from lorapipe_engine.pictures.picture_names import PictureNames
 
 _TEXTS = ("caption", "tags")
 _BESIDE = frozenset(
