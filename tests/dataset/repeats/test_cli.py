@@ -264,6 +264,16 @@ def test_what_is_added_gives_way_to_what_is_there(draw: Any, repeats: Any, tmp_p
     assert not second.exists()
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(draw: Any, repeats: Any, tmp_path: Path) -> None:
+    draw("mai", 1)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/5_mai").write_text("no folder")
+    done = repeats(tmp_path / "pictures", "-o", tmp_path / "set", "--repeats", 5, "--force")
+    assert done.code == 1
+    assert f"{tmp_path / 'set/5_mai'}: is a file, and a folder is to have its name; move it away" in done.err
+    assert tree(tmp_path / "set") == {"5_mai": b"no folder"}
+
+
 def test_a_picture_that_is_named_twice_is_told(draw: Any, repeats: Any, tmp_path: Path) -> None:
     path = str(draw("mai", 1)[0])
     records = [{"path": path, "caption": "first"}, {"path": path, "caption": "first"}, {"path": path}]

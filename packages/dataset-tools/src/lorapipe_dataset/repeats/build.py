@@ -216,9 +216,14 @@ def _install(parent: Place, staging: Place, name: str, layout: Layout, *, force:
 
 def _merge(staging: Place, output: Place, layout: Layout) -> list[str]:
     """Put each new file into the tree that is there. A folder of the same concept gets the new number first."""
-    for name in layout.folders:
-        if output.facts(name) is not None:
-            output.folder(name).close()  # raises for a link, before anything is changed
+    for name in layout.folders:  # before anything is changed
+        facts = output.facts(name)
+        if facts is not None and stat.S_ISREG(facts.st_mode):
+            raise OutputError(
+                f"{output.show(name)}: is a file, and a folder is to have its name; move it away"
+            )
+        if facts is not None:
+            output.folder(name).close()  # raises for a link
     there = [name for name in output.names() if _is_folder(output, name)]
     for old, new in folders_to_rename(layout.folders, there).items():
         output.replace(old, output, new)
