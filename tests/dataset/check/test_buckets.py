@@ -174,6 +174,7 @@ def test_bounds_that_contradict_each_other_are_refused_everywhere(
     check: Any, dataset: Path, tmp_path: Path
 ) -> None:
     """In lora-check's report too, and by lora-train with the place where they stand."""
+    pytest.importorskip("torch")
     words = ("--min-bucket-reso", "512", "--max-bucket-reso", "256")
     done = check(dataset, *words)
     assert (done.code, "min_bucket_reso: 512 is above max_bucket_reso, 256" in done.err) == (2, True)

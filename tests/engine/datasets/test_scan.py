@@ -129,6 +129,7 @@ def test_masks_are_found_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.torch
 def test_a_mask_that_the_concepts_folder_lacks_is_looked_for_beside_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     draw(tmp_path / "train/1_maid", 2, (100, 60))
     draw(tmp_path / "masks", 2, (100, 60))
     draw(tmp_path / "masks/1_maid", 1, (50, 30))
